@@ -1,0 +1,205 @@
+"""Hugging Face checkpoint folders, read shard by shard without torch.
+
+A checkpoint is `config.json`, one or more `*.safetensors`, and tokenizer files. A *sparse* checkpoint is the same folder with
+zeros in its pruned weights, plus `masks.safetensors` and `learn.json`. Tensors are mapped, never loaded as a whole model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401 (teaches numpy the names bfloat16 and float8_*)
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from maskpro_deploy.errors import FormatError, InputError
+from maskpro_deploy.files import copy_file, new_folder, read_json, write_json
+from maskpro_deploy.masks import MASKS_FILE, MaskSet
+from maskpro_deploy.progress import SILENT, Progress
+
+LEARN_FILE = "learn.json"
+_INDEX_FILE = "model.safetensors.index.json"
+# what goes along with the weights into every folder made from a checkpoint
+SIDE_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "LICENSE",
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint folder.
+
+    Attributes:
+        folder: where it is.
+        config: the content of `config.json`.
+        shard_of: tensor name -> file that holds it.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    shard_of: Mapping[str, Path]
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkpoint:
+        """Open a folder and read the headers of its shards.
+
+        Raises:
+            InputError: the folder does not exist or is no checkpoint.
+            FormatError: a file is truncated or damaged.
+        """
+        if not folder.is_dir():
+            raise InputError(f"{folder} does not exist or is no folder.\nGive a Hugging Face checkpoint folder.")
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{folder} is no Hugging Face checkpoint: it has no config.json.")
+        config = read_json(folder / "config.json")
+        return cls(folder=folder, config=config, shard_of=_shards(folder))
+
+    @property
+    def shards(self) -> list[Path]:
+        """The weight files, in name order."""
+        return sorted(set(self.shard_of.values()))
+
+    @property
+    def names(self) -> list[str]:
+        """All tensor names, sorted."""
+        return sorted(self.shard_of)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name -> shape, from the headers alone."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for shard in self.shards:
+            with _open(shard) as file:
+                for name in file.keys():  # noqa: SIM118 (no mapping)
+                    shapes[name] = tuple(file.get_slice(name).get_shape())
+        return shapes
+
+    def tensor(self, name: str) -> npt.NDArray[Any]:
+        """One tensor, in its own dtype (bf16 as `ml_dtypes.bfloat16`).
+
+        Raises:
+            FormatError: there is no such tensor.
+        """
+        if name not in self.shard_of:
+            raise FormatError(f"{self.folder} has no tensor {name!r}.")
+        with _open(self.shard_of[name]) as file:
+            tensor: npt.NDArray[Any] = file.get_tensor(name)
+        return tensor
+
+    @cached_property
+    def masks(self) -> MaskSet | None:
+        """The checkpoint's own masks, if it is a sparse one."""
+        path = self.folder / MASKS_FILE
+        return MaskSet.load(path) if path.is_file() else None
+
+    def dense_sha256(self, names: Iterable[str]) -> str:
+        """Hash of the named weights: name, dtype, shape and bytes, in name order."""
+        digest = hashlib.sha256()
+        for name in sorted(names):
+            tensor = np.ascontiguousarray(self.tensor(name))
+            digest.update(f"\0{name}\0{tensor.dtype.name}\0{tensor.shape}\0".encode())
+            digest.update(tensor.view(np.uint8).data)
+        return digest.hexdigest()
+
+
+def _shards(folder: Path) -> dict[str, Path]:
+    if (folder / _INDEX_FILE).is_file():
+        weight_map = read_json(folder / _INDEX_FILE).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise FormatError(f"{folder / _INDEX_FILE} has no weight_map.")
+        files = sorted({str(f) for f in weight_map.values()})
+    else:
+        files = sorted(p.name for p in folder.glob("*.safetensors") if p.name != MASKS_FILE)
+    if not files:
+        raise InputError(f"{folder} has no *.safetensors file: weights in other formats are not read.")
+    shard_of: dict[str, Path] = {}
+    for name in files:
+        if Path(name).name != name:
+            raise FormatError(f"{folder / _INDEX_FILE} names a file outside the folder: {name!r}.")
+        with _open(folder / name) as file:
+            shard_of.update(dict.fromkeys(file.keys(), folder / name))
+    return shard_of
+
+
+def _open(path: Path) -> Any:
+    """`safe_open` with errors that say what is wrong with which file."""
+    try:
+        return safe_open(path, "np")
+    except FileNotFoundError:
+        raise FormatError(f"{path} is missing: the checkpoint is incomplete.") from None
+    except (SafetensorError, OSError) as e:
+        raise FormatError(f"{path} is no whole safetensors file: {e}.\nFetch or write it again.") from e
+
+
+def apply_mask(weight: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+    """The weight with +0.0 wherever the mask does not keep it (never -0.0: some sparse kernels take it for a value)."""
+    return np.where(mask, weight, np.zeros((), dtype=weight.dtype))
+
+
+def save_sparse(
+    dense: Checkpoint,
+    masks: MaskSet,
+    out: Path,
+    learn: Mapping[str, Any],
+    *,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> None:
+    """Write a sparse checkpoint: the dense one with its masks applied, shard by shard, as a whole or not at all.
+
+    Args:
+        dense: where the weights come from.
+        masks: one mask for each weight to prune.
+        out: the folder to make.
+        learn: how the masks came about; becomes `learn.json`.
+        force: replace `out` if it exists.
+        progress: told after each shard.
+
+    Raises:
+        InputError: a mask names a weight that the checkpoint lacks or that has another shape, or `out` exists.
+    """
+    for name in masks:
+        if dense.shapes.get(name) != masks.shapes[name]:
+            raise InputError(
+                f"the masks do not belong to {dense.folder}: {name} has shape {masks.shapes[name]} in the masks, "
+                f"{dense.shapes.get(name, 'none')} in the checkpoint."
+            )
+    with new_folder(out, force=force) as folder:
+        copy_side_files(dense.folder, folder)
+        for done, shard in enumerate(dense.shards, start=1):
+            with _open(shard) as file:
+                metadata = file.metadata() or {"format": "pt"}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            for name in tensors.keys() & masks.packed.keys():
+                tensors[name] = apply_mask(tensors[name], masks.mask(name))
+            save_file(tensors, folder / shard.name, metadata=metadata)
+            progress.update(done, len(dense.shards))
+        if (dense.folder / _INDEX_FILE).is_file():
+            copy_file(dense.folder / _INDEX_FILE, folder / _INDEX_FILE)
+        masks.save(folder / MASKS_FILE)
+        write_json(folder / LEARN_FILE, json.loads(json.dumps(learn)))
+
+
+def copy_side_files(source: Path, target: Path) -> None:
+    """Copy config, tokenizer and licence files, as far as they exist."""
+    for name in SIDE_FILES:
+        if (source / name).is_file():
+            copy_file(source / name, target / name)

@@ -1,0 +1,96 @@
+"""The `maskpro-deploy` command: a group that imports a command's module only when that command runs.
+
+`maskpro-deploy --help` must answer at once, so the short texts below stand here and not in the modules they describe.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from importlib import import_module
+from types import FrameType
+
+import click
+
+from maskpro_deploy import __version__
+from maskpro_deploy.errors import MaskProError
+
+# command -> (module in maskpro_deploy.commands, one line for --help), in the order of a first reading
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("demo", "Run the whole path on a small real model and show the results."),
+    "learn": ("learn", "Learn a strict N:M mask for a language model."),
+    "validate": ("validate", "Prove that a file or folder holds the N:M pattern."),
+    "export": ("export", "Turn a checkpoint into an ONNX bundle."),
+    "build-engine": ("build_engine", "Build a TensorRT engine from a bundle."),
+    "serve": ("serve", "Serve a bundle over an OpenAI-compatible HTTP API."),
+    "benchmark": ("benchmark", "Measure latency and throughput, sparse beside dense."),
+    "eval": ("eval", "Measure quality, sparse beside dense."),
+    "doctor": ("doctor", "Say what this machine can do, and how to get what is missing."),
+}
+INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are found in `COMMANDS` and imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(f"maskpro_deploy.commands.{COMMANDS[cmd_name][0]}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="maskpro-deploy")
+@click.option("-v", "--verbose", is_flag=True, help="Log what happens inside, on stderr.")
+def cli(verbose: bool) -> None:
+    r"""Take a language model to strict N:M sparsity and into production.
+
+    \b
+    Start here:
+      maskpro-deploy demo
+    The steps one by one:
+      maskpro-deploy learn --model demo --sparsity 2:4 --out sparse
+      maskpro-deploy validate sparse
+      maskpro-deploy export sparse --out bundle
+      maskpro-deploy serve bundle
+    """
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run the command line; errors of the user's end as plain lines on stderr and the error's exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)  # so that `finally` blocks run and nothing is left half-written
+    try:
+        code = cli.main(standalone_mode=False)
+    except MaskProError as e:
+        click.echo(f"error: {e}", err=True)
+        code = e.exit_code
+    except click.exceptions.Exit as e:
+        code = e.exit_code
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        click.echo("interrupted", err=True)
+        code = INTERRUPTED
+    except click.ClickException as e:
+        e.show()
+        code = e.exit_code
+    except BrokenPipeError:  # the reader of stdout went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)

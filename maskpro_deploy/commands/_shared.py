@@ -1,0 +1,81 @@
+"""What the commands share: options that mean the same everywhere, and how results are printed.
+
+Results go to stdout, as text or, with `--json`, as exactly one object. Everything else goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.pattern import NMPattern
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class PatternType(click.ParamType[NMPattern]):
+    """An N:M pattern on the command line."""
+
+    name = "N:M"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> NMPattern:
+        return value if isinstance(value, NMPattern) else NMPattern.parse(value)
+
+
+class DurationType(click.ParamType[float]):
+    """A length of time such as 90s, 5m or 1.5h, as seconds."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, (int, float)):
+            return float(value)
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h)?", str(value).strip())
+        if match is None or float(match[1]) <= 0:
+            flag = f"--{param.name}" if param is not None else "the time"
+            raise ConfigError(
+                f"{flag} {value!r} is no length of time.\nGive a number above 0 and a unit, for example 90s, 5m or 1.5h."
+            )
+        return float(match[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[match[2] or "s"]
+
+
+PATTERN = PatternType()
+DURATION = DurationType()
+PATH = click.Path(path_type=Path)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+force_option = click.option("--force", is_flag=True, help="Replace the output if it exists.")
+seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all randomness.")
+threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads to use; all cores by default.")
+
+
+def emit(as_json: bool, value: dict[str, Any], text: str) -> None:
+    """Print a result: `value` as one JSON object, or `text`."""
+    click.echo(json.dumps(value, allow_nan=False) if as_json else text)
+
+
+def table(rows: Sequence[Sequence[object]], header: Sequence[str] | None = None) -> str:
+    """Rows as aligned columns; numbers to the right."""
+    cells = [[str(c) for c in row] for row in rows]
+    lines = [list(header), *cells] if header else cells
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    right = [all(_is_number(row[i]) for row in cells) for i in range(len(widths))]
+
+    def render(line: list[str]) -> str:
+        parts = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)]
+        return "  ".join(parts).rstrip()
+
+    rendered = [render(line) for line in lines]
+    if header:
+        rendered.insert(1, "  ".join("-" * w for w in widths))
+    return "\n".join(rendered)
+
+
+def _is_number(cell: str) -> bool:
+    return re.fullmatch(r"[-+]?[\d.,]+(e[-+]?\d+)?( ?[%x])?|-|", cell) is not None

@@ -1,0 +1,177 @@
+"""Text for learning and measuring: documents, tokens, windows.
+
+A text source is named on the command line:
+
+    builtin             original English prose in eight genres that ships with the package, learning part
+    builtin:heldout     its held-out part: every eighth document of each genre, fixed for good
+    FILE.txt            plain text, one document; documents may be separated by a line `%%`
+    FILE.jsonl          one JSON object a line, the text under "text"
+    FILE.parquet        a column "text" (needs the `eval` extra)
+    hub:NAME[:SPLIT]    a dataset of the Hugging Face Hub with a column "text" (needs the `eval` extra)
+
+Shapes: `W` windows, `T` tokens in a window.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from maskpro_deploy.errors import ConfigError, DownloadError, FormatError, InputError
+from maskpro_deploy.extras import require
+
+BUILTIN = "builtin"
+HELD_OUT = "builtin:heldout"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """Documents and where they came from.
+
+    Attributes:
+        name: the source as the user named it.
+        documents: the texts, in order.
+    """
+
+    name: str
+    documents: tuple[str, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the documents in order, whatever file held them."""
+        digest = hashlib.sha256()
+        for document in self.documents:
+            digest.update(document.encode("utf-8", "surrogatepass") + b"\0")
+        return digest.hexdigest()
+
+
+def load_text(source: str) -> Text:
+    """Read a text source (see the module's table).
+
+    Raises:
+        InputError: there is no such file, or it holds no text.
+        FormatError: it is damaged, or has no column "text".
+        MissingExtraError: it needs an extra that is not installed.
+    """
+    if source in (BUILTIN, HELD_OUT):
+        documents = _builtin("learn" if source == BUILTIN else "heldout")
+    elif source.startswith("hub:"):
+        documents = _hub(source)
+    else:
+        documents = _file(Path(source))
+    kept = tuple(d for d in documents if d.strip())
+    if not kept:
+        raise InputError(f"{source} holds no text.")
+    return Text(name=source, documents=kept)
+
+
+def _builtin(split: str) -> list[str]:
+    raw = resources.files("maskpro_deploy.text").joinpath("corpus.jsonl.xz").read_bytes()
+    rows = [json.loads(line) for line in lzma.decompress(raw).decode().splitlines()]
+    return [row["text"] for row in rows if row["split"] == split]
+
+
+def _file(path: Path) -> list[str]:
+    if not path.is_file():
+        raise InputError(f"{path} does not exist or is no file.\nGive a .txt, .jsonl or .parquet file, `builtin`, or hub:NAME.")
+    if path.suffix == ".parquet":
+        return _parquet(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise FormatError(f"{path} is not UTF-8 text: {e}") from e
+    if path.suffix in (".jsonl", ".ndjson"):
+        return _jsonl(path, text)
+    return text.split("\n%%\n")
+
+
+def _jsonl(path: Path, text: str) -> list[str]:
+    documents = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            documents.append(json.loads(line)["text"])
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise FormatError(f'{path}, line {number}: expected a JSON object with a "text".') from None
+        if not isinstance(documents[-1], str):
+            raise FormatError(f'{path}, line {number}: "text" is no string.')
+    return documents
+
+
+def _parquet(path: Path) -> list[str]:
+    require("eval", "reading Parquet files")
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        column = pyarrow.parquet.read_table(path, columns=["text"]).column("text")
+    except (pyarrow.ArrowException, KeyError) as e:
+        raise FormatError(f'{path} is no Parquet file with a column "text": {e}') from e
+    return [str(value) for value in column.to_pylist() if value is not None]
+
+
+def _hub(source: str) -> list[str]:
+    require("eval", "reading a dataset of the Hub")
+    import datasets
+
+    _, name, *rest = source.split(":")
+    try:
+        rows = datasets.load_dataset(name, split=rest[0] if rest else "train", trust_remote_code=False)
+        return [str(value) for value in rows["text"]]
+    except KeyError:
+        raise FormatError(f'{source} has no column "text".') from None
+    except Exception as e:  # the library raises many kinds; all mean that there is no such data here
+        raise DownloadError(f"{source} could not be loaded: {e}") from e
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint or bundle.
+
+    Raises:
+        InputError: the folder has no `tokenizer.json`.
+        FormatError: the file is damaged.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise InputError(f"{folder} has no tokenizer.json.\nSave the model's fast tokenizer there with transformers.")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as e:  # the binding raises bare Exception
+        raise FormatError(f"{path} is damaged: {e}") from e
+
+
+def token_stream(documents: Sequence[str], tokenizer: Tokenizer, separator: int | None) -> npt.NDArray[np.int32]:
+    """All documents as one stream of tokens, `separator` (the end-of-text token) after each.
+
+    Special tokens are not added: packed windows begin anywhere in a document.
+    """
+    pieces: list[int] = []
+    for encoding in tokenizer.encode_batch(list(documents), add_special_tokens=False):
+        pieces.extend(encoding.ids)
+        if separator is not None:
+            pieces.append(separator)
+    return np.asarray(pieces, dtype=np.int32)
+
+
+def windows(stream: npt.NDArray[np.int32], length: int, name: str) -> npt.NDArray[np.int32]:
+    """Cut a stream into windows that do not overlap; the rest is dropped.  # (tokens,) -> (W, T)
+
+    Raises:
+        ConfigError: the stream is shorter than one window.
+    """
+    count = len(stream) // length
+    if count == 0:
+        raise ConfigError(
+            f"{name} has {len(stream)} tokens, less than one window of {length}.\nGive more text, or a shorter --window."
+        )
+    return stream[: count * length].reshape(count, length)

@@ -1,0 +1,44 @@
+"""Optional dependencies: which extra brings which module, and the one line that says how to get it.
+
+The table repeats pyproject's extras by *import* name; a test keeps the two in step.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from maskpro_deploy.errors import MissingExtraError
+
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "learn": ("torch", "transformers", "gguf", "accelerate"),
+    "cpu": ("onnxruntime",),
+    "gpu": ("onnxruntime",),
+    "tensorrt": ("tensorrt",),
+    "tensorrt-rtx": ("tensorrt_rtx",),
+    "serve": ("starlette", "uvicorn", "pydantic", "jinja2", "prometheus_client"),
+    "report": ("matplotlib", "jinja2"),
+    "eval": ("datasets",),
+    "ray": ("ray",),
+}
+
+
+def missing(extra: str) -> list[str]:
+    """The modules of `extra` that cannot be imported here (nothing is imported to find out)."""
+    return [module for module in EXTRAS[extra] if find_spec(module) is None]
+
+
+def require(extra: str, purpose: str) -> None:
+    """Check that `extra` is installed.
+
+    Args:
+        extra: name of an extra in pyproject.
+        purpose: what needs it, as the start of a sentence: "learning a mask".
+
+    Raises:
+        MissingExtraError: with the command that installs it.
+    """
+    if absent := missing(extra):
+        raise MissingExtraError(
+            f"{purpose} needs {', '.join(absent)}, which is not installed here.\n"
+            f"Install it with: pip install 'maskpro-deploy[{extra}]'"
+        )

@@ -1,0 +1,163 @@
+"""Files that appear whole or not at all, and their hashes.
+
+Whatever is written goes to a temporary name beside its final place, is fsynced, and then renamed: a crash, an interrupt or a
+full disk leaves the old state. The same holds for folders (`new_folder`).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from maskpro_deploy.errors import DiskFullError, FormatError, InputError
+
+_CHUNK_BYTES = 1 << 20
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's write errors into ones that say where and what to do."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(
+                f"no space left while writing {path}; nothing was kept.\nFree some space or choose another place."
+            ) from e
+        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise InputError(f"cannot write {path}: {e.strerror}.\nChoose a place that you may write to.") from e
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the entries of `folder` durable (a rename is only safe once its folder is synced)."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is fsynced and takes the name `path`.
+
+    Raises:
+        DiskFullError: no space left. The old file, if any, stays as it was.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            yield temporary
+            with temporary.open("rb") as f:
+                os.fsync(f.fileno())
+            temporary.replace(path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `path` on success and vanishes on failure.
+
+    Args:
+        path: the folder to make; an empty one may exist.
+        force: replace what is there.
+
+    Raises:
+        InputError: `path` exists, is not empty, and `force` is off.
+        DiskFullError: no space left.
+    """
+    check_free(path, force=force)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        try:
+            temporary.chmod(0o777 & ~_umask())
+            yield temporary
+            for file in sorted(p for p in temporary.rglob("*") if p.is_file() and not p.is_symlink()):
+                with file.open("rb") as f:
+                    os.fsync(f.fileno())
+            _swap_in(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap_in(temporary: Path, path: Path) -> None:
+    """Rename `temporary` to `path`; what was there moves aside first and is removed last."""
+    old = None
+    if path.exists():
+        old = path.with_name(f".{path.name}.{os.getpid()}.old")
+        path.rename(old)
+    temporary.rename(path)
+    sync_folder(path.parent)
+    if old is not None:
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def check_free(path: Path, *, force: bool) -> None:
+    """Refuse an output folder that holds something, unless `force`.
+
+    Raises:
+        InputError: naming the folder and the flag.
+    """
+    occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    if occupied and not force:
+        raise InputError(f"{path} exists already.\nChoose another --out, or replace it with --force.")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON with sorted keys, atomically; NaN and infinity are refused."""
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InputError: there is no such file.
+        FormatError: it is no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise FormatError(f"{path} is not valid JSON: {e}") from e
+    if not isinstance(value, dict):
+        raise FormatError(f"{path} holds no JSON object.")
+    return value
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while chunk := f.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's bytes (symlinks are followed, so that the copy stands alone)."""
+    with suppress(FileExistsError):
+        target.parent.mkdir(parents=True)
+    shutil.copyfile(source, target)

@@ -1,0 +1,225 @@
+"""The contract of a bundle: `manifest.json`, written by the exporters and read by the runtime.
+
+A bundle is a folder that needs nothing outside itself:
+
+    manifest.json      this contract
+    model.onnx         the graph; its weights lie in model.onnx.data
+    model.onnx.data
+    tokenizer.json     and, where the model has one, chat_template.jinja
+    config.json        the model's own description, for other tools
+    engines/           TensorRT engines, once built
+
+The graph's inputs and outputs have one form, whatever the model. `B` batch, `S` new tokens, `P` past tokens, `T = P + S`,
+`H` key/value heads, `D` head size, `V` vocabulary, `N` layer number:
+
+    input_ids                int64 (B, S)
+    attention_mask           int64 (B, T)    1 where a token counts, 0 at padding (on the left)
+    position_ids             int64 (B, S)
+    past_key_values.N.key    float (B, H, P, D), and .value
+    logits                   float (B, S, V)
+    present.N.key            float (B, H, T, D), and .value
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
+
+from maskpro_deploy import __version__
+from maskpro_deploy.errors import FormatError, InputError
+from maskpro_deploy.files import read_json, sha256_file, write_json
+
+SCHEMA = "maskpro-deploy/bundle"
+VERSION = 1
+MANIFEST_FILE = "manifest.json"
+
+
+class _Record:
+    """Shared JSON reading: unknown fields are dropped (a newer writer), missing ones named."""
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        if not isinstance(value, dict):
+            raise FormatError(f"{MANIFEST_FILE}: expected an object for {cls.__name__}, found {type(value).__name__}.")
+        fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        try:
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in fields})
+        except TypeError as e:
+            raise FormatError(f"{MANIFEST_FILE}: {cls.__name__} is incomplete: {e}") from e
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape(_Record):
+    """What the runtime must know of the model: sizes and special tokens."""
+
+    name: str
+    architecture: str
+    vocab_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    max_length: int
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graph(_Record):
+    """The ONNX graph: which file, in which key/value-cache form, opset and float type ("fp32", "fp16", "bf16")."""
+
+    file: str
+    form: str
+    opset: int
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SparseWeight(_Record):
+    """One weight that holds the pattern: its initializer in the graph, its name in the checkpoint, shape, reduction axis."""
+
+    initializer: str
+    source: str
+    shape: tuple[int, ...]
+    axis: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFile(_Record):
+    """One engine built from the graph.
+
+    Attributes:
+        file: path in the bundle.
+        library: "tensorrt-rtx" or "tensorrt", with `library_version`.
+        target: the compute capabilities it runs on, such as "sm89".
+        sparse_kernels: what is known about sparse kernels in it, in words.
+        settings: builder flags and profiles.
+    """
+
+    file: str
+    library: str
+    library_version: str
+    target: str
+    dtype: str
+    sparse_kernels: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry(_Record):
+    """One file of the bundle: path relative to the folder with forward slashes, size and SHA-256."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Everything the runtime may rely on. Paths never leave the folder.
+
+    Attributes:
+        sparsity: the pattern, such as "2:4", or None for a dense model.
+        sparse_weights: the weights that hold it.
+        source: where the weights came from: names and hashes, free-form.
+        verification: figures of the comparison with the source model; empty if none was made.
+    """
+
+    model: ModelShape
+    graph: Graph
+    files: tuple[FileEntry, ...]
+    sparsity: str | None = None
+    sparse_weights: tuple[SparseWeight, ...] = ()
+    engines: tuple[EngineFile, ...] = ()
+    source: dict[str, Any] = dataclasses.field(default_factory=dict)
+    verification: dict[str, Any] = dataclasses.field(default_factory=dict)
+    tool_version: str = __version__
+
+    def save(self, folder: Path) -> None:
+        """Write `manifest.json` into `folder`, atomically."""
+        write_json(folder / MANIFEST_FILE, {"schema": SCHEMA, "version": VERSION, **dataclasses.asdict(self)})
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read a bundle's manifest and check that its files are there in their full size.
+
+        Raises:
+            InputError: `folder` is no bundle.
+            FormatError: the manifest is damaged or of another version, or a file is missing or truncated.
+        """
+        if not folder.is_dir():
+            raise InputError(f"{folder} does not exist or is no folder.\nA bundle is what `maskpro-deploy export` writes.")
+        if not (folder / MANIFEST_FILE).is_file():
+            raise InputError(f"{folder} is no bundle: it has no {MANIFEST_FILE}.\nMake one with `maskpro-deploy export`.")
+        value = read_json(folder / MANIFEST_FILE)
+        if value.get("schema") != SCHEMA or value.get("version") != VERSION:
+            raise FormatError(
+                f"{folder / MANIFEST_FILE} is {value.get('schema')!r} version {value.get('version')!r}; "
+                f"this tool reads {SCHEMA!r} version {VERSION}."
+            )
+        manifest = cls._parse(value)
+        manifest.check_sizes(folder)
+        return manifest
+
+    @classmethod
+    def _parse(cls, value: dict[str, Any]) -> Manifest:
+        try:
+            return cls(
+                model=ModelShape.from_json(value["model"]),
+                graph=Graph.from_json(value["graph"]),
+                files=tuple(FileEntry.from_json(f) for f in value["files"]),
+                sparsity=value["sparsity"],
+                sparse_weights=tuple(SparseWeight.from_json(w) for w in value["sparse_weights"]),
+                engines=tuple(EngineFile.from_json(e) for e in value["engines"]),
+                source=value["source"],
+                verification=value["verification"],
+                tool_version=value["tool_version"],
+            )
+        except (KeyError, TypeError) as e:
+            raise FormatError(f"{MANIFEST_FILE} is incomplete: {e}") from e
+
+    def check_sizes(self, folder: Path) -> None:
+        """Check that every listed file is present in full (fast; `check_hashes` reads them).
+
+        Raises:
+            FormatError: naming the file.
+        """
+        for entry in self.files:
+            path = safe_path(folder, entry.path)
+            if not path.is_file():
+                raise FormatError(f"{folder} is incomplete: {entry.path} is missing.\nExport the bundle again.")
+            if (size := path.stat().st_size) != entry.bytes:
+                raise FormatError(
+                    f"{path} has {size} bytes, the manifest says {entry.bytes}.\nThe file is damaged: export the bundle again."
+                )
+
+    def check_hashes(self, folder: Path) -> None:
+        """Check the SHA-256 of every listed file.
+
+        Raises:
+            FormatError: naming the first file that differs.
+        """
+        for entry in self.files:
+            if sha256_file(safe_path(folder, entry.path)) != entry.sha256:
+                raise FormatError(f"{folder / entry.path} differs from its SHA-256 in the manifest: it was changed or damaged.")
+
+
+def safe_path(folder: Path, relative: str) -> Path:
+    """The path of a file named in a manifest.
+
+    Raises:
+        FormatError: the name is absolute or leaves the folder.
+    """
+    pure = PurePosixPath(relative)
+    if pure.is_absolute() or ".." in pure.parts or not pure.parts:
+        raise FormatError(f"{folder / MANIFEST_FILE} names a path outside the bundle: {relative!r}.")
+    return folder / pure
+
+
+def file_entry(folder: Path, path: Path) -> FileEntry:
+    """Describe one file of the bundle in `folder`."""
+    return FileEntry(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=sha256_file(path))

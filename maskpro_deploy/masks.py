@@ -1,0 +1,160 @@
+"""Masks of a model: one bit a weight, in one safetensors file.
+
+`masks.safetensors` holds, per pruned weight, a `uint8` tensor under the weight's own name: the mask in row-major order packed
+eight to a byte, first weight in the highest bit (`numpy.packbits`). Its metadata:
+
+    format        "maskpro-deploy/masks"
+    version       "1"
+    n, m          the pattern
+    axis          the reduction axis of every weight, here always "1": groups lie along the input dimension
+    shapes        JSON: weight name -> [out, in]
+    dense_sha256  hash of the dense weights the masks were made for (see `checkpoint.dense_sha256`)
+    tool          "maskpro-deploy 0.1.0"
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from maskpro_deploy import __version__
+from maskpro_deploy.errors import FormatError, InputError, PatternError
+from maskpro_deploy.files import atomic_file
+from maskpro_deploy.pattern import NMPattern
+
+FORMAT = "maskpro-deploy/masks"
+VERSION = "1"
+MASKS_FILE = "masks.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskSet:
+    """The masks of one model.
+
+    Attributes:
+        pattern: the N:M pattern that every mask holds.
+        packed: weight name -> packed bits (ceil(out * in / 8),).
+        shapes: weight name -> (out, in).
+        dense_sha256: hash of the dense weights, "" if unknown.
+    """
+
+    pattern: NMPattern
+    packed: Mapping[str, npt.NDArray[np.uint8]]
+    shapes: Mapping[str, tuple[int, int]]
+    dense_sha256: str = ""
+    _order: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_order", tuple(sorted(self.packed)))
+
+    @classmethod
+    def from_arrays(cls, pattern: NMPattern, masks: Mapping[str, npt.NDArray[np.bool_]], dense_sha256: str = "") -> MaskSet:
+        """Pack boolean masks of shape (out, in).
+
+        Raises:
+            PatternError: a mask does not keep exactly N of every M along its last axis.
+        """
+        for name, mask in masks.items():
+            pattern.check_divides(mask.shape[-1], name)
+            if not pattern.holds(mask):
+                raise PatternError(f"the mask of {name} does not keep exactly {pattern.n} of every {pattern.m}.")
+        return cls(
+            pattern=pattern,
+            packed={name: np.packbits(mask) for name, mask in masks.items()},
+            shapes={name: (int(mask.shape[0]), int(mask.shape[1])) for name, mask in masks.items()},
+            dense_sha256=dense_sha256,
+        )
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._order)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.packed
+
+    def mask(self, name: str) -> npt.NDArray[np.bool_]:
+        """The mask of one weight.  # (out, in)"""
+        shape = self.shapes[name]
+        return np.unpackbits(self.packed[name], count=shape[0] * shape[1]).reshape(shape).astype(np.bool_)
+
+    @property
+    def num_weights(self) -> int:
+        """Weights covered, kept or not."""
+        return sum(rows * columns for rows, columns in self.shapes.values())
+
+    def sha256(self) -> str:
+        """Hash of pattern, names, shapes and bits: equal for equal masks, whatever file they came from."""
+        digest = hashlib.sha256(str(self.pattern).encode())
+        for name in self:
+            digest.update(f"\0{name}\0{self.shapes[name]}\0".encode())
+            digest.update(np.ascontiguousarray(self.packed[name]).tobytes())
+        return digest.hexdigest()
+
+    def flips(self, other: MaskSet) -> float:
+        """Share of groups that differ from `other`, which must cover the same weights."""
+        changed = total = 0
+        for name in self:
+            differs = (self.mask(name) ^ other.mask(name)).reshape(-1, self.pattern.m).any(axis=-1)
+            changed, total = changed + int(differs.sum()), total + differs.size
+        return changed / total if total else 0.0
+
+    def save(self, path: Path) -> None:
+        """Write the mask file, atomically."""
+        metadata = {
+            "format": FORMAT,
+            "version": VERSION,
+            "n": str(self.pattern.n),
+            "m": str(self.pattern.m),
+            "axis": "1",
+            "shapes": json.dumps({name: list(self.shapes[name]) for name in self}),
+            "dense_sha256": self.dense_sha256,
+            "tool": f"maskpro-deploy {__version__}",
+        }
+        with atomic_file(path) as temporary:
+            save_file({name: np.ascontiguousarray(self.packed[name]) for name in self}, temporary, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> MaskSet:
+        """Read a mask file.
+
+        Raises:
+            InputError: there is no such file.
+            FormatError: it is no mask file, or a damaged one.
+        """
+        try:
+            with safe_open(path, "np") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise FormatError(f"{path} is no mask file: its metadata has no format {FORMAT!r}.")
+                if metadata.get("version") != VERSION:
+                    raise FormatError(f"{path} has mask version {metadata.get('version')!r}; this tool reads {VERSION!r}.")
+                packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        except FileNotFoundError:
+            raise InputError(f"{path} does not exist.") from None
+        except SafetensorError as e:
+            raise FormatError(f"{path} is no whole safetensors file: {e}") from e
+        return cls._checked(path, metadata, packed)
+
+    @classmethod
+    def _checked(cls, path: Path, metadata: dict[str, str], packed: dict[str, npt.NDArray[np.uint8]]) -> MaskSet:
+        try:
+            pattern = NMPattern(int(metadata["n"]), int(metadata["m"]))
+            shapes = {str(k): (int(v[0]), int(v[1])) for k, v in json.loads(metadata["shapes"]).items()}
+        except (KeyError, ValueError, IndexError, TypeError, AttributeError, PatternError) as e:
+            raise FormatError(f"{path} is a mask file with damaged metadata: {e}") from e
+        if shapes.keys() != packed.keys():
+            raise FormatError(f"{path} is a damaged mask file: its shapes and its tensors name different weights.")
+        for name, bits in packed.items():
+            if bits.dtype != np.uint8 or bits.shape != (-(-shapes[name][0] * shapes[name][1] // 8),):
+                raise FormatError(f"{path} is a damaged mask file: {name} has the wrong size for shape {shapes[name]}.")
+        return cls(pattern=pattern, packed=packed, shapes=shapes, dense_sha256=metadata.get("dense_sha256", ""))

@@ -1,0 +1,102 @@
+"""Progress of long work: a line on stderr with rate and time left.
+
+Library functions take a `Progress` and call `update`; the command line passes a `Meter`, tests and callers pass nothing
+(`SILENT`). On a terminal the line is rewritten in place; elsewhere a line is printed every few seconds, so that logs stay short.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Protocol, TextIO
+
+
+class Progress(Protocol):
+    """What a library function needs in order to say how far it is."""
+
+    def update(self, done: float, total: float, note: str = "") -> None:
+        """Say that `done` of `total` units are finished; `note` is free text such as "loss 3.21"."""
+
+    def close(self) -> None:
+        """The work is over: finish the line."""
+
+
+class _Silent:
+    def update(self, done: float, total: float, note: str = "") -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+SILENT: Progress = _Silent()
+
+
+class Meter:
+    """Progress on a stream, with rate and time left.
+
+    Args:
+        label: what is going on: "learning".
+        unit: what is counted: "tokens", "bytes", "s".
+        stream: where to print; stderr by default.
+        every_s: seconds between lines; by default 0.2 on a terminal, 10 elsewhere.
+    """
+
+    def __init__(self, label: str, unit: str, stream: TextIO | None = None, every_s: float | None = None) -> None:
+        self._label, self._unit = label, unit
+        self._stream = stream if stream is not None else sys.stderr
+        self._terminal = self._stream.isatty()
+        self._every_s = every_s if every_s is not None else (0.2 if self._terminal else 10.0)
+        self._started = time.monotonic()
+        self._first: float | None = None
+        self._printed = -float("inf")
+        self._last = ""
+
+    def update(self, done: float, total: float, note: str = "") -> None:
+        now = time.monotonic()
+        if self._first is None:  # work resumed from a checkpoint does not count as done by this run
+            self._first = done
+        self._last = self._line(done, total, note, now - self._started)
+        if now - self._printed >= self._every_s or done >= total:
+            self._printed = now
+            self._print(self._last)
+
+    def close(self) -> None:
+        if self._terminal and self._last:
+            self._stream.write("\n")
+            self._stream.flush()
+
+    def _line(self, done: float, total: float, note: str, elapsed_s: float) -> str:
+        fresh = done - (self._first or 0.0)
+        rate = fresh / elapsed_s if elapsed_s > 0 else 0.0
+        percent = 100.0 * done / total if total > 0 else 100.0
+        parts = [f"{self._label}: {percent:3.0f} %"]
+        if self._unit != "s":
+            parts.append(f"{_short(done)}/{_short(total)} {self._unit}")
+            if fresh > 0:
+                parts.append(f"{_short(rate)} {self._unit}/s")
+        if fresh > 0 and done < total:
+            parts.append(f"{clock((total - done) / rate)} left")
+        else:
+            parts.append(f"{clock(elapsed_s)}")
+        return "  ".join([*parts, note]).rstrip()
+
+    def _print(self, line: str) -> None:
+        self._stream.write(f"\r\x1b[2K{line}" if self._terminal else f"{line}\n")
+        self._stream.flush()
+
+
+def _short(value: float) -> str:
+    """A number of at most four digits with its SI letter: 1234567 -> 1.23M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as people read them: 75 -> 1m15s."""
+    whole = max(0, round(seconds))
+    if whole >= 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
