@@ -28,6 +28,7 @@ from tokenizers import Tokenizer
 
 from maskpro_deploy.errors import ConfigError, DownloadError, FormatError, InputError
 from maskpro_deploy.extras import require
+from maskpro_deploy.files import read_json
 
 BUILTIN = "builtin"
 HELD_OUT = "builtin:heldout"
@@ -175,3 +176,15 @@ def windows(stream: npt.NDArray[np.int32], length: int, name: str) -> npt.NDArra
             f"{name} has {len(stream)} tokens, less than one window of {length}.\nGive more text, or a shorter --window."
         )
     return stream[: count * length].reshape(count, length)
+
+
+def separator_token(folder: Path, tokenizer: Tokenizer) -> int | None:
+    """The token that ends a document: `<|endoftext|>` where the vocabulary has it, else the model's end-of-text token."""
+    token = tokenizer.token_to_id("<|endoftext|>")
+    if token is not None:
+        return int(token)
+    config = folder / "config.json"
+    eos = read_json(config).get("eos_token_id") if config.is_file() else None
+    if isinstance(eos, list):
+        eos = eos[0] if eos else None
+    return int(eos) if eos is not None else None

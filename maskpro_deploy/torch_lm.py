@@ -1,0 +1,81 @@
+"""A checkpoint running in torch: the reference that every other form of the model is compared with.
+
+Shapes: `B` batch, `T` tokens, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from maskpro_deploy.checkpoint import Checkpoint
+from maskpro_deploy.errors import FormatError
+
+
+def load_causal_lm(folder: Path, dtype: torch.dtype) -> Any:
+    """The transformers model of a checkpoint folder, frozen, in evaluation mode.
+
+    Raises:
+        InputError: the folder is no checkpoint.
+        FormatError: transformers cannot build the model from it.
+    """
+    Checkpoint.open(folder)  # plain errors for missing, foreign and truncated files come from here
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            )
+    except (ValueError, OSError, KeyError, RuntimeError, ImportError) as e:
+        raise FormatError(f"{folder} could not be opened as a causal language model: {e}") from e
+    model.requires_grad_(False)
+    return model.eval()
+
+
+class TorchLM:
+    """Logits and greedy tokens of a checkpoint, computed by transformers in torch.
+
+    Args:
+        model: a transformers causal language model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    @classmethod
+    def open(cls, folder: Path, dtype: torch.dtype = torch.float32) -> TorchLM:
+        """Load a checkpoint folder (see `load_causal_lm` for what can go wrong)."""
+        return cls(load_causal_lm(folder, dtype))
+
+    @property
+    def vocab_size(self) -> int:
+        """`V`."""
+        return int(self._model.config.vocab_size)
+
+    @torch.inference_mode()
+    def logits(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Logits at every position.  # (B, T) -> (B, T, V)"""
+        out = self._model(torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64)), use_cache=False)
+        logits: npt.NDArray[np.float32] = out.logits.float().numpy()
+        return logits
+
+    @torch.inference_mode()
+    def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
+        """The `count` most likely next tokens, one after another; end-of-text does not stop it."""
+        step, cache, tokens = torch.tensor([list(prompt)]), None, []
+        for _ in range(count):
+            out = self._model(step, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            tokens.append(int(out.logits[0, -1].argmax()))
+            step = torch.tensor([[tokens[-1]]])
+        return tokens
