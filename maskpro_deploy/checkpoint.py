@@ -104,6 +104,17 @@ class Checkpoint:
             tensor: npt.NDArray[Any] = file.get_tensor(name)
         return tensor
 
+    def slices(self, name: str) -> Any:
+        """One tensor to read in parts: `slices(name)[a:b, c:d]` reads only these, whatever the tensor's size.
+
+        Raises:
+            FormatError: there is no such tensor.
+        """
+        if name not in self.shard_of:
+            raise FormatError(f"{self.folder} has no tensor {name!r}.")
+        with _open(self.shard_of[name]) as file:
+            return file.get_slice(name)
+
     @cached_property
     def masks(self) -> MaskSet | None:
         """The checkpoint's own masks, if it is a sparse one."""

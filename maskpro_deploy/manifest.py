@@ -15,9 +15,9 @@ The graph's inputs and outputs have one form, whatever the model. `B` batch, `S`
     input_ids                int64 (B, S)
     attention_mask           int64 (B, T)    1 where a token counts, 0 at padding (on the left)
     position_ids             int64 (B, S)
-    past_key_values.N.key    float (B, H, P, D), and .value
-    logits                   float (B, S, V)
-    present.N.key            float (B, H, T, D), and .value
+    past_key_values.N.key    graph's dtype (B, H, P, D), and .value
+    logits                   float32 (B, S, V), whatever the graph's dtype
+    present.N.key            graph's dtype (B, H, T, D), and .value
 """
 
 from __future__ import annotations

@@ -1,0 +1,26 @@
+"""Exporters: sparse checkpoint -> ONNX bundle -> TensorRT engine.
+
+    from maskpro_deploy.exporters import ExportConfig, export
+
+    export(Path("sparse"), Path("bundle"), ExportConfig(dtype="fp16"))
+
+Nothing here needs torch: graphs are built from `config.json` and the weights alone.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from maskpro_deploy.exporters.bundle import export as export
+    from maskpro_deploy.exporters.settings import ExportConfig as ExportConfig
+
+_WHERE = {"export": "bundle", "ExportConfig": "settings"}
+__all__ = ["ExportConfig", "export"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(f"maskpro_deploy.exporters.{_WHERE[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
