@@ -1,0 +1,234 @@
+"""How the next token is chosen from the logits.
+
+The order is fixed: logit bias and banned tokens, penalties, temperature, then the filters top-k, min-p and top-p, then one draw.
+Each choice of each request owns a generator, and a draw takes exactly one number from it, over the candidates in token order:
+the answer depends on the seed and the logits alone, never on who else is in the batch. Log-probabilities are those of the model
+itself, before any of this.
+
+Shapes: `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from maskpro_deploy.errors import ConfigError, MaskProError
+
+Floats = npt.NDArray[np.float32]
+
+GREEDY_BELOW = 1e-5  # a temperature this low is greedy
+MAX_LOGPROBS = 20
+MAX_STOPS = 16
+
+
+class SamplingError(ConfigError):
+    """A sampling setting is out of its range; `field` names it as a request would."""
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        super().__init__(f"{field} is {value!r}; allowed: {allowed}.")
+        self.field = field
+
+
+class NumericError(MaskProError):
+    """The model gave no usable numbers (NaN logits)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How to continue a prompt.
+
+    Attributes:
+        max_tokens: how many tokens at most; 0 only reads the prompt.
+        min_tokens: end-of-text and stop tokens are banned, and stop texts ignored, before this many.
+        temperature: 0 is greedy.
+        top_k: keep the k likeliest tokens; 0 keeps all.
+        top_p: keep the likeliest tokens that together reach this probability.
+        min_p: keep tokens at least this likely relative to the likeliest.
+        repetition_penalty: divides positive and multiplies negative logits of tokens seen in the prompt or the answer.
+        presence_penalty: taken from the logit of each token that the answer holds.
+        frequency_penalty: the same, times how often the answer holds it.
+        logit_bias: added to single logits, by token.
+        logprobs: how many of the likeliest tokens to report beside the chosen one; None reports nothing.
+        prompt_logprobs: the same for the tokens of the prompt.
+        seed: makes the draws repeatable; None takes fresh randomness.
+        stop: texts that end the answer; they are not part of it.
+        stop_token_ids: tokens that end the answer, beside the model's own end-of-text tokens.
+        ignore_eos: go on after end-of-text tokens (for measurements of fixed length).
+        skip_special_tokens: leave special tokens out of the text.
+    """
+
+    max_tokens: int = 16
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        _range(self, "max_tokens", 0, math.inf)
+        _range(self, "min_tokens", 0, self.max_tokens)
+        _range(self, "temperature", 0, 2)
+        _range(self, "top_k", 0, math.inf)
+        _range(self, "top_p", 0, 1, open_low=True)
+        _range(self, "min_p", 0, 1)
+        _range(self, "repetition_penalty", 0, 10, open_low=True)
+        _range(self, "presence_penalty", -2, 2)
+        _range(self, "frequency_penalty", -2, 2)
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                _range(self, name, 0, MAX_LOGPROBS)
+        for token, bias in self.logit_bias.items():
+            if token < 0 or not -100 <= bias <= 100:
+                raise SamplingError("logit_bias", {token: bias}, "token ids from 0 up, with values from -100 to 100")
+        if len(self.stop) > MAX_STOPS or not all(self.stop):
+            raise SamplingError("stop", list(self.stop), f"up to {MAX_STOPS} texts, none empty")
+
+
+def _range(params: SamplingParams, name: str, low: float, high: float, *, open_low: bool = False) -> None:
+    value = getattr(params, name)
+    if not low <= value <= high or (open_low and value == low):  # NaN fails the first comparison
+        bound = "above" if open_low else "from"
+        raise SamplingError(name, value, f"{bound} {low}" + ("" if high == math.inf else f" to {high}"))
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A token, its log-probability under the model, and the likeliest tokens in its place, best first."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Sampler:
+    """Chooses the tokens of one answer; remembers them for the penalties.
+
+    Args:
+        params: the settings.
+        prompt: the prompt's tokens.
+        vocab_size: V.
+        end_tokens: the tokens that end an answer; banned before `min_tokens`.
+        choice: which of several answers to one prompt this is; each draws its own numbers from one seed.
+    """
+
+    def __init__(
+        self, params: SamplingParams, prompt: Sequence[int], vocab_size: int, end_tokens: Collection[int] = (), choice: int = 0
+    ) -> None:
+        self._params = params
+        self._rng = np.random.default_rng(None if params.seed is None else [params.seed % 2**64, choice])
+        self._counts = np.zeros(vocab_size, np.int32)  # (V,)
+        self._seen = np.zeros(vocab_size, np.bool_)  # (V,)
+        self._seen[list(prompt)] = True
+        self._bias = np.array(list(params.logit_bias.items()), np.float64).reshape(-1, 2)
+        self._end_tokens = sorted(end_tokens)
+        self._drawn = 0
+
+    def sample(self, logits: Floats) -> Score:
+        """Choose the next token.
+
+        Args:
+            logits: of the model. `# (V,)`
+
+        Raises:
+            NumericError: a logit is NaN.
+        """
+        if np.isnan(logits).any():
+            raise NumericError("the model gave NaN logits: its weights or its float type are at fault.")
+        scores = self._penalised(logits)
+        params = self._params
+        if params.temperature < GREEDY_BELOW:
+            token = int(np.argmax(scores))
+        else:
+            token = draw(scores, params.temperature, params.top_k, params.top_p, params.min_p, float(self._rng.random()))
+        self._counts[token] += 1
+        self._seen[token] = True
+        self._drawn += 1
+        return score(logits, token, params.logprobs)
+
+    def _penalised(self, logits: Floats) -> Floats:
+        params = self._params
+        scores = logits.astype(np.float32, copy=True)
+        if len(self._bias):
+            scores[self._bias[:, 0].astype(np.intp)] += self._bias[:, 1].astype(np.float32)
+        if self._drawn < params.min_tokens:
+            scores[self._end_tokens] = -np.inf
+        if params.repetition_penalty != 1.0:
+            seen = scores[self._seen]
+            scores[self._seen] = np.where(seen > 0, seen / params.repetition_penalty, seen * params.repetition_penalty)
+        if params.presence_penalty or params.frequency_penalty:
+            scores -= params.presence_penalty * (self._counts > 0) + params.frequency_penalty * self._counts
+        return scores
+
+
+def draw(scores: Floats, temperature: float, top_k: int, top_p: float, min_p: float, u: float) -> int:
+    """Draw a token from softmax(scores / temperature) after the filters.
+
+    Args:
+        scores: logits after bias and penalties. `# (V,)`
+        temperature: above 0.
+        top_k: see `SamplingParams`; likewise `top_p` and `min_p`.
+        top_p: see there.
+        min_p: see there.
+        u: a uniform number in [0, 1).
+    """
+    scaled = (scores.astype(np.float64) - scores.max()) / temperature  # (V,), largest 0
+    tokens = np.flatnonzero(top_k_mask(scaled, top_k) & (scaled > -np.inf))
+    probabilities = np.exp(scaled[tokens])  # relative to the likeliest
+    if min_p > 0:
+        keep = probabilities >= min_p
+        tokens, probabilities = tokens[keep], probabilities[keep]
+    if top_p < 1:
+        keep = top_p_mask(probabilities / probabilities.sum(), top_p)
+        tokens, probabilities = tokens[keep], probabilities[keep]
+    cumulative = np.cumsum(probabilities)
+    at = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
+    return int(tokens[min(at, len(tokens) - 1)])
+
+
+def top_k_mask(scores: npt.NDArray[np.float64], k: int) -> npt.NDArray[np.bool_]:
+    """True at the k largest; of equal ones at the edge the lower tokens stay. k = 0 keeps all. `# (V,)`."""
+    if k == 0 or k >= len(scores):
+        return np.ones(len(scores), np.bool_)
+    edge = np.partition(scores, -k)[-k]
+    keep: npt.NDArray[np.bool_] = scores > edge
+    keep[np.flatnonzero(scores == edge)[: k - int(keep.sum())]] = True
+    return keep
+
+
+def top_p_mask(probabilities: npt.NDArray[np.float64], p: float) -> npt.NDArray[np.bool_]:
+    """True at the smallest set of likeliest tokens whose probabilities reach p; never empty."""
+    order = np.argsort(-probabilities, kind="stable")
+    count = int(np.searchsorted(np.cumsum(probabilities[order]), p)) + 1
+    keep = np.zeros(len(probabilities), np.bool_)
+    keep[order[:count]] = True
+    return keep
+
+
+def score(logits: Floats, token: int, top: int | None) -> Score:
+    """The log-probability of `token` under the model and of the `top` likeliest; nothing for None. `logits (V,)`."""
+    if top is None:
+        return Score(token)
+    wide = logits.astype(np.float64)
+    shifted = wide - wide.max()
+    log_sum = float(np.log(np.exp(shifted).sum()))
+    best: list[int] = []
+    if top:
+        best = np.flatnonzero(top_k_mask(shifted, top)).tolist()
+        best.sort(key=lambda t: (-shifted[t], t))
+    return Score(token, float(shifted[token]) - log_sum, tuple((t, float(shifted[t]) - log_sum) for t in best))

@@ -1,0 +1,227 @@
+"""Running a bundle's graph with onnxruntime.
+
+A `Session` is what the rest of the runtime needs of it: read new tokens on top of a cache, get logits and the longer cache.
+Inputs and outputs are bound by reference, so that in a decode step no key or value passes through numpy. An execution provider
+that was asked for and is not in use is an error: a silent fall-back to the CPU would make every figure meaningless.
+
+Shapes: `B` rows, `S` new tokens, `P` past tokens, `T = P + S`, `V` vocabulary, `H` key/value heads, `D` head size.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from maskpro_deploy.errors import ConfigError, FormatError, InputError, MachineError
+from maskpro_deploy.extras import require
+from maskpro_deploy.manifest import Manifest, ModelShape, safe_path
+from maskpro_deploy.runtime.kv_cache import Floats, Ints, KvCache, positions
+
+log = logging.getLogger(__name__)
+
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+# what --provider means: the onnxruntime providers in order of preference (later ones take what earlier ones cannot run)
+PROVIDERS: dict[str, tuple[str, ...]] = {"cpu": (CPU,), "cuda": (CUDA, CPU), "tensorrt": (TENSORRT, CUDA, CPU)}
+FORM = "cat"
+_NUMPY_TYPES: dict[str, type[np.generic]] = {"fp32": np.float32, "fp16": np.float16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionConfig:
+    """Where the graph runs.
+
+    Attributes:
+        provider: "cpu", "cuda", "tensorrt", or "auto": cuda where onnxruntime has it, else cpu.
+        threads: CPU threads; None uses all cores.
+    """
+
+    provider: str = "auto"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.provider != "auto" and self.provider not in PROVIDERS:
+            raise ConfigError(
+                f"--provider {self.provider}: there is no such provider.\nGive one of: auto, {', '.join(PROVIDERS)}."
+            )
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"--threads is {self.threads}; allowed: 1 and more.")
+
+
+class Session(Protocol):
+    """A model that reads tokens."""
+
+    @property
+    def shape(self) -> ModelShape:
+        """Sizes and special tokens."""
+
+    def forward(self, tokens: Ints, cache: KvCache | None = None, attention_mask: Ints | None = None) -> tuple[Floats, KvCache]:
+        """Read tokens on top of a cache.
+
+        Args:
+            tokens: `# (B, S)`
+            cache: what was read before; None for nothing.
+            attention_mask: 1 where a token counts, 0 at padding on the left; None if all count. `# (B, T)`
+
+        Returns:
+            Logits after each token `# (B, S, V)`, and the longer cache. The old cache stays valid.
+        """
+
+
+class OrtSession:
+    """A bundle's graph in onnxruntime; made by `open_session`. Not to be called from two threads at once.
+
+    Attributes:
+        manifest: the bundle's manifest.
+        shape: the model's sizes and special tokens.
+        providers: the onnxruntime providers in use.
+    """
+
+    def __init__(self, manifest: Manifest, session: Any) -> None:
+        import onnxruntime
+
+        self.manifest = manifest
+        self.shape = manifest.model
+        self.providers: tuple[str, ...] = tuple(session.get_providers())
+        self._session = session
+        self._from_numpy = onnxruntime.OrtValue.ortvalue_from_numpy
+        self._device = "cpu" if self.providers[0] == CPU else "cuda"
+        layers = range(self.shape.num_layers)
+        self._past = [f"past_key_values.{i}.{side}" for i in layers for side in ("key", "value")]
+        self._present = [f"present.{i}.{side}" for i in layers for side in ("key", "value")]
+        self._inputs = {i.name for i in session.get_inputs()}
+        self._check_names({o.name for o in session.get_outputs()})
+
+    def forward(self, tokens: Ints, cache: KvCache | None = None, attention_mask: Ints | None = None) -> tuple[Floats, KvCache]:
+        """See `Session.forward`."""
+        batch, new = tokens.shape
+        cache = cache or self._empty(batch)
+        total = cache.length + new
+        mask: Ints = np.ones((batch, total), np.int64) if attention_mask is None else attention_mask
+        if cache.batch != batch or mask.shape != (batch, total):
+            raise ValueError(f"tokens {tokens.shape} and mask {mask.shape} do not fit a cache of {cache.batch} x {cache.length}")
+        binding = self._session.io_binding()
+        inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions(mask, new)}
+        # the OrtValues share the arrays' memory: they have to live until the run is over
+        alive = {name: self._value(array) for name, array in inputs.items() if name in self._inputs}
+        alive |= {name: self._value(v) for name, v in zip(self._past, cache.values, strict=True)}
+        for name, value in alive.items():
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_output("logits", "cpu")
+        for name in self._present:
+            binding.bind_output(name, self._device)
+        self._session.run_with_iobinding(binding)
+        logits, *present = binding.get_outputs()
+        return logits.numpy().astype(np.float32, copy=False), KvCache(tuple(present), batch, total)
+
+    def logits(self, tokens: Ints) -> Floats:
+        """Logits after each token of whole rows, `tokens (B, T)`, result `(B, T, V)`."""
+        return self.forward(tokens)[0]
+
+    def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
+        """The `count` likeliest next tokens, one after the other; end-of-text does not end it."""
+        out: list[int] = []
+        cache: KvCache | None = None
+        tokens: Ints = np.array([list(prompt)], np.int64)
+        while len(out) < count:
+            logits, cache = self.forward(tokens, cache)
+            out.append(int(np.argmax(logits[0, -1])))
+            tokens = np.array([out[-1:]], np.int64)
+        return out
+
+    def _value(self, value: Any) -> Any:
+        """An OrtValue on the session's device."""
+        if not isinstance(value, np.ndarray):
+            return value
+        return self._from_numpy(np.ascontiguousarray(value), self._device, 0)
+
+    def _empty(self, batch: int) -> KvCache:
+        dtype = _NUMPY_TYPES[self.manifest.graph.dtype]
+        zero: npt.NDArray[Any] = np.zeros((batch, self.shape.num_kv_heads, 0, self.shape.head_dim), dtype)
+        return KvCache((zero,) * len(self._past), batch, 0)
+
+    def _check_names(self, outputs: set[str]) -> None:
+        if missing := [*({"input_ids", *self._past} - self._inputs), *({"logits", *self._present} - outputs)]:
+            raise FormatError(
+                f"{self.manifest.graph.file} does not have the inputs and outputs that a bundle's graph has: "
+                f"{sorted(missing)[0]} is missing.\nExport the bundle again."
+            )
+
+
+def open_session(bundle: Path, config: SessionConfig | None = None) -> OrtSession:
+    """Load a bundle's graph.
+
+    Args:
+        bundle: folder written by `maskpro-deploy export`.
+        config: provider and threads.
+
+    Raises:
+        InputError: no bundle, or one that this provider cannot run.
+        FormatError: a file is damaged.
+        MachineError: the provider is not available here.
+        MissingExtraError: onnxruntime is not installed.
+    """
+    config = config or SessionConfig()
+    manifest = Manifest.load(bundle)
+    require("cpu", "running a bundle")
+    import onnxruntime
+
+    wanted = resolve_provider(config.provider, onnxruntime.get_available_providers())
+    _check_runnable(manifest, wanted)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # its warnings are about its own graph rewriting
+    if config.threads is not None:
+        options.intra_op_num_threads = config.threads
+        options.inter_op_num_threads = 1
+    path = safe_path(bundle, manifest.graph.file)
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=list(PROVIDERS[wanted]))
+    except Exception as e:  # onnxruntime raises many types of its own; its first line says what failed
+        raise FormatError(f"onnxruntime cannot load {path}: {_first_line(e)}\nExport the bundle again.") from e
+    _check_provider(wanted, session.get_providers())
+    log.info("%s runs on %s", path, ", ".join(session.get_providers()))
+    return OrtSession(manifest, session)
+
+
+def resolve_provider(wanted: str, available: Sequence[str]) -> str:
+    """What "auto" means here, and whether what is asked for exists at all.
+
+    Raises:
+        MachineError: saying what to install.
+    """
+    if wanted == "auto":
+        return "cuda" if CUDA in available else "cpu"
+    _check_provider(wanted, available)
+    return wanted
+
+
+def _check_provider(wanted: str, present: Sequence[str]) -> None:
+    first = PROVIDERS[wanted][0]
+    if first not in present:
+        raise MachineError(
+            f"--provider {wanted} needs onnxruntime's {first}, which is not available here (there is: {', '.join(present)}).\n"
+            f"On a machine with an NVIDIA GPU: pip uninstall onnxruntime && pip install 'maskpro-deploy[gpu]'. "
+            f"Or run on the CPU: --provider cpu."
+        )
+
+
+def _check_runnable(manifest: Manifest, provider: str) -> None:
+    graph = manifest.graph
+    if graph.form != FORM:
+        raise InputError(f"the bundle's graph has the {graph.form!r} cache form; this runtime runs the {FORM!r} form.")
+    if graph.dtype == "bf16" and provider == "cpu":
+        raise InputError(
+            "the bundle is bf16, and onnxruntime has no bf16 kernels for most operators on a CPU.\n"
+            "Export it with --dtype fp32 for a CPU."
+        )
+    if graph.dtype not in _NUMPY_TYPES:
+        raise InputError(f"this runtime cannot run a {graph.dtype} bundle.\nExport it with --dtype fp32 or fp16.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
