@@ -14,10 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maskpro_deploy.exporters.bundle import export as export
+    from maskpro_deploy.exporters.parity import Reference as Reference
+    from maskpro_deploy.exporters.parity import Verification as Verification
+    from maskpro_deploy.exporters.parity import verification_prompts as verification_prompts
+    from maskpro_deploy.exporters.parity import verify as verify
     from maskpro_deploy.exporters.settings import ExportConfig as ExportConfig
 
-_WHERE = {"export": "bundle", "ExportConfig": "settings"}
-__all__ = ["ExportConfig", "export"]
+_WHERE = {
+    "ExportConfig": "settings",
+    "Reference": "parity",
+    "Verification": "parity",
+    "export": "bundle",
+    "verification_prompts": "parity",
+    "verify": "parity",
+}
+__all__ = ["ExportConfig", "Reference", "Verification", "export", "verification_prompts", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,12 +15,13 @@ import onnx
 from maskpro_deploy import __version__
 from maskpro_deploy.checkpoint import Checkpoint, copy_side_files
 from maskpro_deploy.data import load_tokenizer
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import CheckFailed, ConfigError, InputError
 from maskpro_deploy.exporters import llama
 from maskpro_deploy.exporters.blob import Blob, check_weights, write_weights
 from maskpro_deploy.exporters.graph import Graph as OnnxGraph
 from maskpro_deploy.exporters.kv_forms import FORMS
 from maskpro_deploy.exporters.model_config import DecoderConfig
+from maskpro_deploy.exporters.parity import Reference, verification_prompts, verify
 from maskpro_deploy.exporters.proof import claim, prove, prunable
 from maskpro_deploy.exporters.settings import ExportConfig
 from maskpro_deploy.exporters.special_tokens import end_tokens, token_id
@@ -42,6 +43,8 @@ def export(
     out: Path,
     config: ExportConfig | None = None,
     *,
+    reference: Reference | None = None,
+    unverified: str = "not asked for",
     force: bool = False,
     progress: Progress = SILENT,
 ) -> Manifest:
@@ -53,6 +56,8 @@ def export(
         checkpoint: a Hugging Face folder, dense or sparse.
         out: the bundle folder to make.
         config: dtype, length, required pattern.
+        reference: the model to compare the bundle with (`parity.verify`); the figures go into the manifest.
+        unverified: why there is no reference, for the manifest.
         force: replace `out` if it exists.
         progress: told the bytes of weights written.
 
@@ -62,11 +67,13 @@ def export(
     Raises:
         InputError: the checkpoint cannot be read or is of a kind without a template, or `out` exists.
         ConfigError: a setting does not fit the model.
-        CheckFailed: the weights do not hold the pattern.
+        CheckFailed: the weights do not hold the pattern, or the bundle does not agree with `reference`; nothing is kept.
     """
     config = config if config is not None else ExportConfig()
     check_free(out, force=force)
     source = Checkpoint.open(checkpoint)
+    if source.folder.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"--out {out} would replace the checkpoint {checkpoint} itself.\nChoose another --out.")
     decoder = _with_length(DecoderConfig.parse(source.config), config.max_length)
     graph = TEMPLATES[decoder.model_type](decoder, FORMS[config.form](), config.dtype)
     check_weights(graph.weights.values(), source, _ignored(source, decoder))
@@ -89,9 +96,26 @@ def export(
             sparsity=pattern,
             sparse_weights=proven,
             source=origin,
+            verification={"status": "not verified", "reason": unverified},
         )
         manifest.save(folder)
+        if reference is not None:
+            manifest = dataclasses.replace(manifest, verification=_verified(folder, reference, shape.max_length))
+            manifest.save(folder)
     return manifest
+
+
+def _verified(folder: Path, reference: Reference, max_length: int) -> dict[str, Any]:
+    """The figures of a comparison that passed.
+
+    Raises:
+        CheckFailed: it did not pass; the message has the figures.
+    """
+    prompts, greedy = verification_prompts(folder, max_length)
+    result = verify(folder, reference, prompts, greedy)
+    if not result.passed:
+        raise CheckFailed(f"the exported graph does not agree with the checkpoint; nothing was kept.\n{result.summary()}.")
+    return result.to_json()
 
 
 def _with_length(decoder: DecoderConfig, length: int | None) -> DecoderConfig:

@@ -9,6 +9,8 @@ from maskpro_deploy.exporters.graph import DTYPES
 from maskpro_deploy.exporters.kv_forms import FORMS
 from maskpro_deploy.pattern import NMPattern
 
+_SHORTEST = 16
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportConfig:
@@ -34,5 +36,5 @@ class ExportConfig:
             raise ConfigError(f"--dtype {self.dtype} is not known. Known: {', '.join(DTYPES)}.")
         if self.form not in FORMS:
             raise ConfigError(f"the cache form {self.form!r} is not known. Known: {', '.join(FORMS)}.")
-        if self.max_length is not None and self.max_length < 1:
-            raise ConfigError(f"--max-length {self.max_length} must be at least 1.")
+        if self.max_length is not None and self.max_length < _SHORTEST:
+            raise ConfigError(f"--max-length {self.max_length} is too short: give at least {_SHORTEST}.")
