@@ -1,0 +1,119 @@
+"""`maskpro-deploy validate`: prove that a file or folder holds the N:M pattern."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from maskpro_deploy.commands._shared import PATH, PATTERN, emit, json_option, table
+from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.progress import Meter
+
+if TYPE_CHECKING:
+    from maskpro_deploy.validation import TensorReport, ValidationReport
+
+_SHOWN = 20
+
+
+@click.command("validate", short_help="Prove that a file or folder holds the N:M pattern.")
+@click.argument("path", type=PATH)
+@click.option("--sparsity", type=PATTERN, help="The pattern to prove; taken from masks or manifest, or found, if not given.")
+@click.option("--at-most", is_flag=True, help="Allow fewer than N nonzeros in a group (all that sparse hardware needs).")
+@click.option(
+    "--require",
+    type=click.Choice(["listed", "all"]),
+    default="listed",
+    show_default=True,
+    help="Judge the weights that masks or manifest list, or all linear layers.",
+)
+@json_option
+def command(path: Path, sparsity: NMPattern | None, at_most: bool, require: str, as_json: bool) -> None:
+    r"""Prove that PATH holds the N:M pattern: a checkpoint, a safetensors or mask file, an ONNX file, or a bundle.
+
+    Every group of M consecutive weights along the reduction axis must have exactly N nonzeros, and every value must be
+    finite. Where masks are known, weights must be zero wherever the mask is. Exit code: 0 it holds, 1 it does not, or nothing
+    could be checked, 2 PATH cannot be read.
+
+    \b
+    Examples:
+      maskpro-deploy validate sparse
+      maskpro-deploy validate bundle --json
+      maskpro-deploy validate model.onnx --sparsity 2:4 --at-most
+    """
+    from maskpro_deploy.models import DEMO, resolve
+    from maskpro_deploy.validation import validate
+
+    meter = Meter("validating", "weights")
+    try:
+        report = validate(
+            resolve(DEMO) if str(path) == DEMO and not path.exists() else path,
+            sparsity,
+            at_most=at_most,
+            require="all" if require == "all" else "listed",
+            progress=meter,
+        )
+    finally:
+        meter.close()
+    emit(as_json, report.to_json(), render(report))
+    if not report.holds:
+        click.get_current_context().exit(1)
+
+
+def render(report: ValidationReport) -> str:
+    """The report as text: one line a kind of layer, then every tensor that fails, then the verdict."""
+    blocks = [f"{report.path} ({report.kind})"]
+    if report.tensors:
+        header = ["layers", "tensors", "shape", "dtype", "axis", "pattern", "groups", "violations", "short", "density", "cores"]
+        blocks.append(table(_rows(report), header))
+    failed = report.failed if report.pattern is not None else ()
+    blocks.extend(_lines("fails", [(t.name, t.why()) for t in failed]))
+    blocks.extend(_lines("not checked", [(u.name, u.reason) for u in report.unchecked]))
+    blocks.extend(_lines("contradiction", [("", p) for p in report.problems]))
+    if signed := sum(t.negative_zeros for t in report.required):
+        blocks.append(f"note: {signed} zeros are -0.0, which some sparse kernels take for values")
+    if any(t.tensor_cores == "fits" for t in report.required):
+        blocks.append("cores: whether shape and dtype suit sparse tensor cores; that a kernel is chosen or faster is not said")
+    blocks.append(report.verdict)
+    return "\n".join(blocks)
+
+
+def _lines(label: str, items: list[tuple[str, str]]) -> list[str]:
+    lines = [f"{label}: {name}: {why}" if name else f"{label}: {why}" for name, why in items[:_SHOWN]]
+    if len(items) > _SHOWN:
+        lines.append(f"{label}: {len(items) - _SHOWN} more (--json lists all)")
+    return lines
+
+
+def _kind(name: str) -> str:
+    """The name without its layer number: model.layers.3.mlp.up_proj.weight -> model.layers.*.mlp.up_proj.weight."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+def _rows(report: ValidationReport) -> list[list[str]]:
+    kinds: dict[tuple[object, ...], list[TensorReport]] = defaultdict(list)
+    for t in report.tensors:
+        kinds[(_kind(t.name), t.shape, t.dtype, t.axis, t.required)].append(t)
+    rows = []
+    for (kind, shape, dtype, axis, required), tensors in kinds.items():
+        size = sum(t.size for t in tensors)
+        held = sum(t.holds for t in tensors)
+        pattern = str(report.pattern) if report.pattern and held == len(tensors) else f"{held} of {len(tensors)}"
+        rows.append(
+            [
+                f"{kind}" if required else f"{kind} (not required)",
+                str(len(tensors)),
+                "x".join(map(str, shape)) if isinstance(shape, tuple) else "",
+                str(dtype),
+                str(axis),
+                pattern if report.pattern else "none",
+                f"{sum(t.groups for t in tensors):,}",
+                f"{sum(t.violations for t in tensors):,}",
+                f"{sum(t.short for t in tensors):,}",
+                f"{sum(t.nonzeros for t in tensors) / size:.4f}" if size else "-",
+                tensors[0].tensor_cores,
+            ]
+        )
+    return rows

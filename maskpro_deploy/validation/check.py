@@ -1,0 +1,138 @@
+"""`validate`: read a path, count its groups, judge.
+
+Without a pattern, the one that masks or manifest claim is taken; where nothing is claimed, the usual patterns are looked for, and
+the one that most tensors hold becomes the one that all must hold.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.progress import SILENT, Progress
+from maskpro_deploy.validation.law import Scan, Tally, scan
+from maskpro_deploy.validation.readers import open_source
+from maskpro_deploy.validation.report import TensorReport, ValidationReport, alignment, tensor_core_class
+from maskpro_deploy.validation.source import Source, Unchecked, Weight
+
+Require = Literal["listed", "all"]
+# finest first: what holds 2:4 holds 4:8 as well, and 2:4 is the better answer
+DETECTED = (NMPattern(1, 4), NMPattern(1, 2), NMPattern(2, 4), NMPattern(4, 8), NMPattern(8, 16))
+
+
+def validate(
+    path: Path,
+    pattern: NMPattern | None = None,
+    *,
+    at_most: bool = False,
+    require: Require = "listed",
+    progress: Progress = SILENT,
+) -> ValidationReport:
+    """Prove or refute that a file or folder holds an N:M pattern.
+
+    Args:
+        path: a checkpoint folder, a safetensors or mask file, an ONNX file, or a bundle.
+        pattern: what it has to hold; None takes what it claims, or finds out.
+        at_most: allow groups with fewer than N nonzeros (what sparse hardware needs) instead of exactly N.
+        require: "listed": the verdict is about the weights that masks or manifest name, or about all linear layers where
+            nothing is named. "all": about all linear layers in any case. Embeddings, norms and the output head never count
+            unless they are listed.
+        progress: told in weights.
+
+    Returns:
+        The report; `report.holds` is the answer. It never holds where nothing was checked.
+
+    Raises:
+        InputError: the path does not exist or is of no known kind.
+        FormatError: it is damaged, or it names files outside itself.
+    """
+    path = Path(path)
+    source = open_source(path, progress)
+    required = [_counts(w, source, require) for w in source.weights]
+    given = pattern or source.pattern
+    patterns = (given,) if given else DETECTED
+    scans = _scan_all(source, patterns, at_most, progress)
+    chosen = given or _common([s for s, needed in zip(scans, required, strict=True) if needed])
+    reports = [
+        _tensor_report(w, s, chosen, at_most, needed) for w, s, needed in zip(source.weights, scans, required, strict=True)
+    ]
+    return ValidationReport(
+        path=str(path),
+        kind=source.kind,
+        pattern=chosen,
+        detected=given is None and chosen is not None,
+        at_most=at_most,
+        require=require,
+        tensors=tuple(reports),
+        unchecked=source.unchecked,
+        unchecked_required=tuple(u for u in source.unchecked if _counts(u, source, require)),
+        problems=source.problems,
+        num_parameters=source.num_parameters,
+    )
+
+
+def _counts(weight: Weight | Unchecked, source: Source, require: Require) -> bool:
+    if source.has_list and require == "listed":
+        return weight.listed
+    return weight.linear or weight.listed
+
+
+def _scan_all(source: Source, patterns: tuple[NMPattern, ...], at_most: bool, progress: Progress) -> list[Scan]:
+    total, done = sum(w.size for w in source.weights), 0
+    scans = []
+
+    def advance(elements: int) -> None:
+        nonlocal done
+        done += elements
+        progress.update(done, total)
+
+    for w in source.weights:
+        scans.append(scan(w.data, w.shape, w.axis, patterns, mask=w.mask, at_most=at_most, done=advance))
+    return scans
+
+
+def _lawful(tally: Tally) -> bool:
+    return tally.groups > 0 and tally.violations == 0
+
+
+def _common(scans: list[Scan]) -> NMPattern | None:
+    """The pattern that most tensors hold; of several, the finest."""
+    votes = Counter(t.pattern for s in scans for t in s.tallies if _lawful(t))
+    return max(DETECTED, key=lambda p: votes[p]) if votes else None
+
+
+def _tensor_report(weight: Weight, found: Scan, pattern: NMPattern | None, at_most: bool, required: bool) -> TensorReport:
+    tally = next((t for t in found.tallies if t.pattern == pattern), Tally(NMPattern(1, 2)))
+    lenient = at_most or weight.mask is not None
+    k, n = weight.shape[weight.axis], weight.size // max(1, weight.shape[weight.axis])
+    return TensorReport(
+        name=weight.name,
+        shape=weight.shape,
+        dtype=weight.dtype,
+        axis=weight.axis,
+        pattern=pattern,
+        satisfies=tuple(t.pattern for t in found.tallies if _lawful(t)),
+        groups=tally.groups,
+        violations=tally.violations,
+        over=tally.over,
+        under=tally.under,
+        outside=tally.outside,
+        bad_masks=tally.bad_masks,
+        short=tally.under if lenient else 0,
+        first=tuple(tuple(int(i) for i in np.unravel_index(at, weight.shape)) for at in tally.first),
+        partial=pattern is not None and k % pattern.m != 0,
+        nonzeros=found.nonzeros,
+        negative_zeros=found.negative_zeros,
+        not_finite=found.not_finite,
+        mask_known=weight.mask is not None,
+        required=required,
+        alignment=alignment(k, n),
+        tensor_cores=tensor_core_class(k, n, _BYTES.get(weight.dtype, 1)),
+    )
+
+
+_BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2}

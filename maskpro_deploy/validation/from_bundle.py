@@ -1,0 +1,109 @@
+"""A bundle: its manifest, its files, its graph and its masks, if it has them, have to tell the same story."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from maskpro_deploy.errors import FormatError, PatternError
+from maskpro_deploy.files import sha256_file
+from maskpro_deploy.manifest import MANIFEST_FILE, Manifest, SparseWeight, safe_path
+from maskpro_deploy.masks import MASKS_FILE, MaskSet
+from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.progress import Progress
+from maskpro_deploy.validation.arrays import FlatArray, MemoryArray
+from maskpro_deploy.validation.from_masks import mask_array
+from maskpro_deploy.validation.from_onnx import read_graph
+from maskpro_deploy.validation.source import Source, Unchecked, Weight
+
+
+class BundleReader:
+    """Reader of bundle folders."""
+
+    def accepts(self, path: Path) -> bool:
+        return path.is_dir() and (path / MANIFEST_FILE).is_file()
+
+    def read(self, path: Path, progress: Progress) -> Source:
+        manifest = Manifest.load(path)
+        graph = read_graph(safe_path(path, manifest.graph.file))
+        masks = MaskSet.load(path / MASKS_FILE) if (path / MASKS_FILE).is_file() else None
+        listed = {w.initializer: w for w in manifest.sparse_weights}
+        problems = [*_file_problems(path, manifest, graph.files, progress), *_list_problems(manifest, graph, masks)]
+        return Source(
+            kind="bundle",
+            weights=tuple(_listed(w, listed.get(w.name), masks) for w in graph.weights),
+            unchecked=tuple(_mark(u, listed) for u in graph.unchecked),
+            problems=tuple(problems),
+            num_parameters=graph.num_parameters,
+            pattern=_pattern(path, manifest),
+            has_list=bool(manifest.sparse_weights),
+        )
+
+
+def _pattern(path: Path, manifest: Manifest) -> NMPattern | None:
+    if manifest.sparsity is None:
+        return None
+    try:
+        return NMPattern.parse(manifest.sparsity)
+    except (PatternError, TypeError) as e:
+        raise FormatError(f"{path / MANIFEST_FILE} has no valid sparsity: {manifest.sparsity!r}.") from e
+
+
+def _file_problems(path: Path, manifest: Manifest, data_files: tuple[str, ...], progress: Progress) -> list[str]:
+    """Files that differ from their hash, and files that the graph needs but the manifest does not list."""
+    total, done = sum(e.bytes for e in manifest.files), 0
+    problems = []
+    for entry in manifest.files:
+        if sha256_file(safe_path(path, entry.path)) != entry.sha256:
+            problems.append(f"{entry.path} differs from its SHA-256 in {MANIFEST_FILE}")
+        done += entry.bytes
+        progress.update(done, total, "hashing")
+    entries = {entry.path for entry in manifest.files}
+    beside = PurePosixPath(manifest.graph.file).parent
+    needed = [manifest.graph.file, *(str(beside / name) for name in data_files)]
+    return problems + [f"the graph needs {name}, which {MANIFEST_FILE} does not list" for name in needed if name not in entries]
+
+
+def _list_problems(manifest: Manifest, graph: Source, masks: MaskSet | None) -> list[str]:
+    weights = {w.name: w for w in graph.weights}
+    unchecked = {u.name for u in graph.unchecked}
+    problems = []
+    if manifest.sparse_weights and manifest.sparsity is None:
+        problems.append(f"{MANIFEST_FILE} lists sparse weights but no pattern")
+    for entry in manifest.sparse_weights:
+        weight = weights.get(entry.initializer)
+        if weight is None:
+            if entry.initializer not in unchecked:
+                problems.append(f"{MANIFEST_FILE} lists {entry.initializer}, which no product of the graph uses")
+        elif weight.shape != entry.shape or weight.axis != entry.axis % max(1, len(entry.shape)):
+            problems.append(
+                f"{MANIFEST_FILE} gives {entry.initializer} shape {list(entry.shape)} and axis {entry.axis}, "
+                f"the graph {list(weight.shape)} and {weight.axis}"
+            )
+    if masks is not None:
+        sources = {w.source for w in manifest.sparse_weights}
+        problems += [f"{MASKS_FILE} names {n}, which {MANIFEST_FILE} does not list" for n in masks if n not in sources]
+    return problems
+
+
+def _listed(weight: Weight, entry: SparseWeight | None, masks: MaskSet | None) -> Weight:
+    if entry is None:
+        return weight
+    mask = _mask(weight, masks, entry.source) if masks is not None and entry.source in masks else None
+    return dataclasses.replace(weight, listed=True, mask=mask)
+
+
+def _mask(weight: Weight, masks: MaskSet, source: str) -> FlatArray | None:
+    """A weight's mask in the graph's own order: masks are (out, in), products mostly (in, out)."""
+    shape = masks.shapes[source]
+    if weight.shape == shape and weight.axis == 1:
+        return mask_array(masks, source)
+    if weight.shape == shape[::-1] and weight.axis == 0:
+        return MemoryArray(np.ascontiguousarray(masks.mask(source).T))
+    return None
+
+
+def _mark(item: Unchecked, listed: dict[str, SparseWeight]) -> Unchecked:
+    return dataclasses.replace(item, listed=item.name in listed)

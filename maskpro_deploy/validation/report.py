@@ -1,0 +1,216 @@
+"""The answer of a validation: per tensor what was counted, in all whether the law holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.validation.source import Unchecked
+
+# sparse tensor cores take rows and columns in multiples of 16 (16-bit types) or 32 (8-bit types); below 256 nothing is gained
+_NEEDED = {1: 32, 2: 16, 4: 16, 8: 16}
+_SMALL = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorReport:
+    """What was counted in one tensor.
+
+    Attributes:
+        axis: the reduction axis.
+        pattern: the pattern it was held against; None if none was given and none was found.
+        satisfies: all patterns looked for that it holds.
+        groups: groups of M along the axis.
+        violations: groups that break the law; `first` has the coordinates of the first weight of the first few.
+        over: groups with more than N nonzeros; `under`: with fewer.
+        outside: groups with a value where the mask has none; `bad_masks`: whose mask does not keep exactly N.
+        short: lawful groups with fewer than N nonzeros (a kept weight is itself zero, or fewer are allowed).
+        partial: the axis is no multiple of M: the last group is not whole.
+        negative_zeros: zeros with a sign, which some sparse kernels take for values.
+        not_finite: NaN and infinite values.
+        mask_known: whether it was compared with its mask.
+        required: whether the verdict depends on it.
+        alignment: largest of 64, 32, 16, 8, 4, 2, 1 that divides both K and N.
+        tensor_cores: "fits", "small" (K or N at most 256) or "misaligned", by shape and dtype alone.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    axis: int
+    pattern: NMPattern | None
+    satisfies: tuple[NMPattern, ...]
+    groups: int
+    violations: int
+    over: int
+    under: int
+    outside: int
+    bad_masks: int
+    short: int
+    first: tuple[tuple[int, ...], ...]
+    partial: bool
+    nonzeros: int
+    negative_zeros: int
+    not_finite: int
+    mask_known: bool
+    required: bool
+    alignment: int
+    tensor_cores: str
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def density(self) -> float:
+        """Share of weights that are not zero."""
+        return self.nonzeros / self.size if self.size else 0.0
+
+    @property
+    def holds(self) -> bool:
+        """Whether every group obeys the law and every value is finite."""
+        return self.pattern is not None and self.groups > 0 and not (self.violations or self.partial or self.not_finite)
+
+    def why(self) -> str:
+        """What is wrong with it, in words; "" if nothing is."""
+        parts = []
+        if self.partial and self.pattern is not None:
+            parts.append(f"its reduction dimension {self.shape[self.axis]} is no multiple of {self.pattern.m}")
+        if self.not_finite:
+            parts.append(f"{self.not_finite} NaN or infinite values")
+        if self.pattern is None:
+            parts.append("holds no N:M pattern")
+        elif self.violations:
+            n = self.pattern.n
+            kinds = [
+                (self.over, f"more than {n} nonzeros"),
+                (self.under if not self.mask_known else 0, f"fewer than {n}"),
+                (self.outside, "values where the mask has none"),
+                (self.bad_masks, "a mask of another pattern"),
+            ]
+            words = ", ".join(f"{count} with {what}" for count, what in kinds if count)
+            places = ", ".join(str(list(at)) for at in self.first)
+            parts.append(f"{self.violations} of {self.groups} groups break it ({words}), first at {places}")
+        elif not self.groups and not self.partial:
+            parts.append("it has no groups")
+        return "; ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, patterns as text."""
+        value = dataclasses.asdict(self)
+        value["pattern"] = str(self.pattern) if self.pattern else None
+        value["satisfies"] = [str(p) for p in self.satisfies]
+        return value | {"density": self.density, "holds": self.holds}
+
+
+def alignment(k: int, n: int) -> int:
+    """Largest of 64, 32, 16, 8, 4, 2, 1 that divides both."""
+    return next(a for a in (64, 32, 16, 8, 4, 2, 1) if k % a == 0 and n % a == 0)
+
+
+def tensor_core_class(k: int, n: int, bytes_per_weight: int) -> str:
+    """Whether a shape suits sparse tensor cores: "fits", "small" or "misaligned"."""
+    if alignment(k, n) < _NEEDED.get(bytes_per_weight, 32):
+        return "misaligned"
+    return "small" if min(k, n) <= _SMALL else "fits"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationReport:
+    """The whole answer.
+
+    Attributes:
+        kind: what the path is: "checkpoint", "safetensors", "masks", "onnx", "bundle".
+        pattern: the pattern that was proved or refuted; None if none was given and none was found.
+        detected: the pattern was found, not given.
+        at_most: fewer than N nonzeros in a group are allowed.
+        require: which tensors the verdict depends on, "listed" or "all".
+        problems: contradictions, such as a hash that differs.
+        unchecked: weights that could not be looked at.
+        num_parameters: elements of all tensors at the path.
+    """
+
+    path: str
+    kind: str
+    pattern: NMPattern | None
+    detected: bool
+    at_most: bool
+    require: str
+    tensors: tuple[TensorReport, ...]
+    unchecked: tuple[Unchecked, ...]
+    unchecked_required: tuple[Unchecked, ...]
+    problems: tuple[str, ...]
+    num_parameters: int
+
+    @property
+    def required(self) -> tuple[TensorReport, ...]:
+        """The tensors that the verdict depends on."""
+        return tuple(t for t in self.tensors if t.required)
+
+    @property
+    def failed(self) -> tuple[TensorReport, ...]:
+        """Those of them that do not hold the pattern."""
+        return tuple(t for t in self.required if not t.holds)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the pattern is proved: something was checked, and nothing speaks against it."""
+        return bool(self.required) and not (self.failed or self.unchecked_required or self.problems)
+
+    @property
+    def share(self) -> float:
+        """Share of all parameters that lie in tensors proved to hold the pattern."""
+        return sum(t.size for t in self.required if t.holds) / self.num_parameters if self.num_parameters else 0.0
+
+    @property
+    def verdict(self) -> str:
+        """One line, or two."""
+        required, failed = len(self.required), len(self.failed)
+        law = f"at most {self.pattern.n} of every {self.pattern.m}" if self.pattern and self.at_most else str(self.pattern)
+        if self.holds:
+            line = f"holds: {law} in all {required} required tensors, {100 * self.share:.1f} % of the parameters"
+            return line + (" (detected)" if self.detected else "")
+        if not required and not self.unchecked_required and not self.problems:
+            return "not proved: nothing here could be checked"
+        reasons = []
+        if failed and self.pattern is None:
+            reasons.append(f"no N:M pattern in any of {required} required tensors")
+        elif failed:
+            reasons.append(f"{failed} of {required} required tensors break {law}")
+        if self.unchecked_required:
+            reasons.append(f"{len(self.unchecked_required)} required tensors could not be checked")
+        reasons.extend(
+            self.problems[:1] if len(self.problems) == 1 else [f"{len(self.problems)} contradictions"] * bool(self.problems)
+        )
+        line = "does not hold: " + "; ".join(reasons)
+        if failed and self.pattern and all(t.violations == t.under and not (t.partial or t.not_finite) for t in self.failed):
+            line += "\nevery violation is a group with fewer nonzeros, which sparse hardware accepts: --at-most allows them"
+        return line
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON values."""
+        return {
+            "path": self.path,
+            "kind": self.kind,
+            "holds": self.holds,
+            "verdict": self.verdict,
+            "pattern": str(self.pattern) if self.pattern else None,
+            "detected": self.detected,
+            "at_most": self.at_most,
+            "require": self.require,
+            "required_tensors": len(self.required),
+            "failed_tensors": [t.name for t in self.failed],
+            "groups": sum(t.groups for t in self.required),
+            "violations": sum(t.violations for t in self.required),
+            "short_groups": sum(t.short for t in self.required),
+            "negative_zeros": sum(t.negative_zeros for t in self.required),
+            "num_parameters": self.num_parameters,
+            "share_of_parameters": self.share,
+            "problems": list(self.problems),
+            "unchecked": [dataclasses.asdict(u) for u in self.unchecked],
+            "tensors": [t.to_json() for t in self.tensors],
+        }
