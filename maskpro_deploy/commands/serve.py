@@ -1,0 +1,97 @@
+"""`maskpro-deploy serve`: a bundle over HTTP."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from maskpro_deploy.commands._shared import DURATION, PATH, threads_option
+from maskpro_deploy.extras import require
+
+INTERRUPTED = 130
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@click.command("serve")
+@click.argument("bundle", type=PATH)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all of this machine's.")
+@click.option("--port", type=int, default=8000, show_default=True, help="Port to listen on; 0 takes a free one.")
+@click.option(
+    "--provider",
+    type=click.Choice(["auto", "cpu", "cuda", "tensorrt"]),
+    default="auto",
+    show_default=True,
+    help="Where the model runs; auto takes the GPU if onnxruntime can.",
+)
+@threads_option
+@click.option("--max-num-seqs", type=int, default=16, show_default=True, help="Answers generated at the same time.")
+@click.option(
+    "--max-num-queued-reqs", type=int, default=64, show_default=True, help="Further answers that may wait; more get 503."
+)
+@click.option("--max-model-len", type=int, help="Longest prompt and answer together, in tokens; the model's own by default.")
+@click.option(
+    "--api-key", envvar="MASKPRO_API_KEY", help="Clients have to send it. Better set MASKPRO_API_KEY: others see options."
+)
+@click.option("--served-model-name", help="What clients call the model; the bundle's own name by default.")
+@click.option(
+    "--shutdown-timeout", type=DURATION, default="30s", show_default=True, help="Time for running answers after a signal to stop."
+)
+@click.option(
+    "--allowed-origins", multiple=True, help="Web page that may call the server from a browser (repeatable; '*' for all)."
+)
+@click.option("--check-hashes", is_flag=True, help="Read all files of the bundle and compare their SHA-256 first.")
+def command(
+    bundle: Path,
+    host: str,
+    port: int,
+    provider: str,
+    threads: int | None,
+    max_num_seqs: int,
+    max_num_queued_reqs: int,
+    max_model_len: int | None,
+    api_key: str | None,
+    served_model_name: str | None,
+    shutdown_timeout: float,
+    allowed_origins: tuple[str, ...],
+    check_hashes: bool,
+) -> None:
+    r"""Serve BUNDLE over an OpenAI-compatible HTTP API.
+
+    SIGTERM or Ctrl-C finishes the running answers and exits with 0; if some had to be cut off, with 130.
+
+    \b
+    Examples:
+      maskpro-deploy serve bundle
+      MASKPRO_API_KEY=secret maskpro-deploy serve bundle --host 0.0.0.0 --port 8080
+      curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \
+        -d '{"prompt": "Once upon a time", "max_tokens": 32}'
+    """
+    require("serve", "the server")
+    require("cpu", "running a bundle")
+    from maskpro_deploy.runtime import RuntimeConfig
+    from maskpro_deploy.runtime.server import ServeConfig
+    from maskpro_deploy.runtime.serving import serve
+
+    config = ServeConfig(
+        host=host,
+        port=port,
+        runtime=RuntimeConfig(
+            provider=provider,
+            threads=threads,
+            max_num_seqs=max_num_seqs,
+            max_num_queued_reqs=max_num_queued_reqs,
+            max_model_len=max_model_len,
+            check_hashes=check_hashes,
+        ),
+        api_key=api_key,
+        served_model_name=served_model_name,
+        shutdown_timeout_s=shutdown_timeout,
+        allowed_origins=allowed_origins,
+    )
+    if api_key is None and host not in LOOPBACK:
+        click.echo("warning: everybody who can reach this machine can use the model; set MASKPRO_API_KEY to ask for a key", err=True)
+    if not serve(bundle, config, lambda url, name: click.echo(f"serving {name} at {url}/v1 (stop with Ctrl-C)", err=True)):
+        click.echo("stopped before all answers were finished", err=True)
+        sys.exit(INTERRUPTED)
