@@ -14,21 +14,37 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maskpro_deploy.exporters.bundle import export as export
+    from maskpro_deploy.exporters.engine import build_engine as build_engine
+    from maskpro_deploy.exporters.engine_report import EngineReport as EngineReport
     from maskpro_deploy.exporters.parity import Reference as Reference
     from maskpro_deploy.exporters.parity import Verification as Verification
     from maskpro_deploy.exporters.parity import verification_prompts as verification_prompts
     from maskpro_deploy.exporters.parity import verify as verify
+    from maskpro_deploy.exporters.settings import EngineConfig as EngineConfig
     from maskpro_deploy.exporters.settings import ExportConfig as ExportConfig
 
 _WHERE = {
+    "EngineConfig": "settings",
+    "EngineReport": "engine_report",
     "ExportConfig": "settings",
     "Reference": "parity",
     "Verification": "parity",
+    "build_engine": "engine",
     "export": "bundle",
     "verification_prompts": "parity",
     "verify": "parity",
 }
-__all__ = ["ExportConfig", "Reference", "Verification", "export", "verification_prompts", "verify"]
+__all__ = [
+    "EngineConfig",
+    "EngineReport",
+    "ExportConfig",
+    "Reference",
+    "Verification",
+    "build_engine",
+    "export",
+    "verification_prompts",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

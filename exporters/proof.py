@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -75,7 +76,7 @@ def prove(blob: Blob, promised: Claim, checkpoint: Checkpoint) -> tuple[tuple[Sp
     proven, under = [], 0
     for name in promised.names:
         region = blob.regions[name]
-        count = count_groups(blob, region, promised.pattern)
+        count = count_groups(blob.path, name, region, promised.pattern)
         if count.over:
             hint = (
                 "Its weights and its masks disagree: learn or apply the masks again."
@@ -91,14 +92,14 @@ def prove(blob: Blob, promised: Claim, checkpoint: Checkpoint) -> tuple[tuple[Sp
     return tuple(proven), under
 
 
-def count_groups(blob: Blob, region: Region, pattern: NMPattern) -> GroupCount:
+def count_groups(path: Path, name: str, region: Region, pattern: NMPattern) -> GroupCount:
     """Count the groups of one [K, N] weight in the data file, some rows at a time.
 
     Raises:
         PatternError: K does not consist of whole groups.
     """
-    pattern.check_divides(region.shape[0], "a weight of the checkpoint")
-    values = np.memmap(blob.path, dtype=region.dtype, mode="r", offset=region.offset, shape=region.shape)
+    pattern.check_divides(region.shape[0], name)
+    values = np.memmap(path, dtype=region.dtype, mode="r", offset=region.offset, shape=region.shape)
     groups = over = under = 0
     for start, stop in row_tiles(region.shape, region.dtype.itemsize, multiple=pattern.m):
         filled = bits(np.asarray(values[start:stop])) != 0
