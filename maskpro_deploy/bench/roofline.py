@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maskpro_deploy.bench.environment import last_level_cache_bytes
+from maskpro_deploy.bench.environment import affinity, last_level_cache_bytes
 from maskpro_deploy.errors import FormatError
 
 _MIN_BUFFER_BYTES = 256 << 20
@@ -46,7 +46,7 @@ def measure_bandwidth(threads: int | None = None, buffer_bytes: int | None = Non
         threads: cores that work at once; all by default.
         buffer_bytes: size of each of two buffers; by default four times the last-level cache, 256 MiB at least.
     """
-    count = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count() or 1
+    count = threads or len(affinity() or ()) or os.cpu_count() or 1
     size = buffer_bytes or max(_MIN_BUFFER_BYTES, 4 * (last_level_cache_bytes() or 0))
     method = (
         f"numpy on {count} thread{'s' if count > 1 else ''} over buffers of {size >> 20} MiB, best of {_REPEATS}: "

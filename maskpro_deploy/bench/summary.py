@@ -1,0 +1,202 @@
+"""A benchmark result in words: the table, the verdict sentences, the caveats; plain text and Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from maskpro_deploy.bench import stats
+from maskpro_deploy.bench.model import DECODE, GENERATE, PREFILL, ModelArm
+from maskpro_deploy.bench.result import BenchResult, CaseResult
+
+COLUMNS = ("case", "model", "median ms", "MAD ms", "p90 ms", "tokens/s", "memory floor ms", "samples")
+_METRIC_WORDS = {
+    PREFILL: "time to first token",
+    DECODE: "time per output token",
+    GENERATE: "time for the whole batch",
+}
+UNKNOWN = "-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """One comparison in words.
+
+    Attributes:
+        sentence: such as "decode, batch 1, context 128: sparse is 1.02x as fast as dense [0.98, 1.06]: no difference seen at this n".
+        ratio: the figures, or None where there were too few blocks.
+    """
+
+    case: str
+    candidate: str
+    baseline: str
+    sentence: str
+    ratio: stats.Ratio | None
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A figure with so many significant digits, or `UNKNOWN`."""
+    if value is None:
+        return UNKNOWN
+    if value == 0 or 10 ** (digits - 1) <= abs(value):
+        return f"{value:.0f}"
+    text = f"{value:.{digits}g}"
+    return f"{value:.6f}".rstrip("0") if "e" in text else text
+
+
+def row(result: BenchResult, case: CaseResult, arm: ModelArm[Any]) -> list[str]:
+    """One line of the table; see `COLUMNS`."""
+    summary = case.summary(arm.name)
+    return [
+        case.case.label,
+        arm.name,
+        number(summary.median if summary else None),
+        number(summary.mad if summary else None, 2),
+        number(summary.p90 if summary else None),
+        number(case.tokens_per_s(arm.name)),
+        number(result.floor_ms(case, arm)),
+        str(summary.count if summary else 0),
+    ]
+
+
+def rows(result: BenchResult) -> list[list[str]]:
+    """The table of all cases and arms."""
+    return [row(result, case, arm) for case in result.cases for arm in result.arms]
+
+
+def verdicts(result: BenchResult) -> list[Verdict]:
+    """The first arm against each other one, case by case; empty for an invalid run."""
+    found = []
+    for case in result.cases:
+        for baseline, ratio in result.comparisons(case).items():
+            sentence = f"{case.case.label}: {_sentence(result.arms[0].name, baseline, ratio)}"
+            found.append(
+                Verdict(case=case.case.label, candidate=result.arms[0].name, baseline=baseline, sentence=sentence, ratio=ratio)
+            )
+    return found
+
+
+def _sentence(candidate: str, baseline: str, ratio: stats.Ratio | None) -> str:
+    if ratio is None:
+        return f"too few samples to compare {candidate} with {baseline} ({2 * stats.MIN_BLOCKS} are needed)."
+    speed = f"{candidate} runs at {ratio.speedup:.3f}x the speed of {baseline}"
+    interval = f"[{ratio.low:.3f}, {ratio.high:.3f}]"
+    return f"{speed}, 95 % interval {interval}: {ratio.verdict}."
+
+
+def headline(result: BenchResult) -> str:
+    """The one sentence of the report."""
+    if not result.valid:
+        return f"Invalid: {result.invalid_reasons[0]}"
+    found = verdicts(result)
+    if not found:
+        case, name = result.cases[0], result.arms[0].name
+        summary = case.summary(name)
+        return f"{name}: {number(summary.median if summary else None)} ms {_METRIC_WORDS[case.case.phase]} ({case.case.label})."
+    compared = [v.ratio for v in found if v.ratio is not None]
+    counts = {word: sum(r.verdict == word for r in compared) for word in (stats.FASTER, stats.SLOWER, stats.NO_DIFFERENCE)}
+    if len(found) == 1:
+        return found[0].sentence
+    name, others = found[0].candidate, " and ".join(dict.fromkeys(v.baseline for v in found))
+    return (
+        f"{name} beside {others}: faster in {counts[stats.FASTER]}, slower in {counts[stats.SLOWER]}, "
+        f"no difference seen in {counts[stats.NO_DIFFERENCE]} of {len(found)} comparisons."
+    )
+
+
+def best_batches(result: BenchResult) -> list[str]:
+    """For a throughput run: each arm's best batch size, in words."""
+    if result.kind != "throughput" or not result.valid:
+        return []
+    bound_ms = result.config.get("latency_bound_ms")
+    within = f" with a median of {number(bound_ms)} ms or less per token" if bound_ms is not None else ""
+    lines = []
+    for arm in result.arms:
+        best = result.best_batch(arm.name)
+        if best is None:
+            lines.append(f"{arm.name}: no batch size tried stays{within or ' measurable'}.")
+        else:
+            rate = number(best.tokens_per_s(arm.name))
+            lines.append(f"{arm.name}: most tokens per second{within} at batch {best.case.batch_size}: {rate} tokens/s.")
+    return lines
+
+
+def self_test_line(result: BenchResult) -> str:
+    """The A/A self-test in words."""
+    test = result.self_test
+    if test.invalid is not None:
+        return f"Self-test: not made: {test.invalid}"
+    if test.passed is None:
+        return "Self-test: too few samples for one."
+    last = test.attempts[-1]
+    found = f"{result.arms[0].name} against itself gave {last.speedup:.3f}x [{last.low:.3f}, {last.high:.3f}]"
+    if test.passed:
+        again = " at the second attempt (one in twenty misses by chance)" if len(test.attempts) > 1 else ""
+        return f"Self-test: {found}, no difference seen{again}, as it should be."
+    return f"Self-test: {found}: a difference twice in a row where there is none. The timing here cannot be trusted."
+
+
+def caveats(result: BenchResult) -> list[str]:
+    """What the reader has to know beside the figures."""
+    lines = [self_test_line(result)]
+    bandwidth = result.bandwidth
+    if bandwidth.bytes_per_s is not None:
+        lines.append(
+            f"Memory bandwidth measured in this run: {bandwidth.bytes_per_s / 1e9:.1f} GB/s ({bandwidth.method}). "
+            f"The memory floor is the bytes of weights and cache that a decode step reads over this bandwidth."
+        )
+        cache = result.environment.get("cpu_last_level_cache_bytes")
+        if isinstance(cache, int) and any(a.weight_bytes is not None and a.weight_bytes < cache for a in result.arms):
+            lines.append("The weights fit in the processor's cache, so the floor from memory bandwidth does not bind here.")
+    else:
+        lines.append(f"Memory bandwidth: {bandwidth.method}.")
+    cold = [case.case.label for case in result.cases if not case.measurement.warm and case.measurement.invalid is None]
+    if cold:
+        lines.append(f"Times were still changing when the warm-up ended in: {'; '.join(cold)}.")
+    cores, load = result.environment.get("cpu_count"), result.environment.get("load_average_1min")
+    if isinstance(cores, int) and isinstance(load, (int, float)) and load > 0.5 * cores:
+        lines.append(f"The machine was busy when the run began: load average {load} on {cores} cores.")
+    return [*lines, *result.notes]
+
+
+def machine_line(result: BenchResult) -> str:
+    """Where it ran, in a line."""
+    e = result.environment
+    parts = [e.get("cpu_model"), f"{e.get('cpu_count')} cores", e.get("platform")]
+    runtime = (e.get("packages") or {}).get("onnxruntime")
+    if runtime:
+        parts.append(f"onnxruntime {runtime}")
+    parts += [f"{arm.name}: {arm.facts['threads']} threads" for arm in result.arms[:1] if arm.facts.get("threads")]
+    return ", ".join(str(p) for p in parts if p)
+
+
+def markdown(result: BenchResult) -> str:
+    """`report.md`."""
+    lines = [f"# Benchmark: {result.kind}", "", f"**{_escape(headline(result))}**", ""]
+    if not result.valid:
+        lines += ["Why this run is invalid:", "", *[f"- {_escape(reason)}" for reason in result.invalid_reasons], ""]
+    lines += [_markdown_table(COLUMNS, rows(result)), ""]
+    if found := [*(v.sentence for v in verdicts(result)), *best_batches(result)]:
+        lines += ["## Verdicts", "", *[f"- {_escape(line)}" for line in found], ""]
+    lines += ["## How to read this", "", *[f"- {_escape(line)}" for line in caveats(result)], ""]
+    lines += [
+        "## Where and how",
+        "",
+        f"{_escape(machine_line(result))}",
+        "",
+        "```",
+        str(result.environment["command_line"]),
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
+
+
+def _markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "|".join(" --- " for _ in header) + "|"]
+    lines += ["| " + " | ".join(_escape(cell) for cell in line) + " |" for line in body]
+    return "\n".join(lines)
