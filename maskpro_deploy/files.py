@@ -58,8 +58,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             yield temporary
-            with temporary.open("rb") as f:
-                os.fsync(f.fileno())
+            _publish(temporary)
             temporary.replace(path)
             sync_folder(path.parent)
         finally:
@@ -86,11 +85,17 @@ def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
             temporary.chmod(0o777 & ~_umask())
             yield temporary
             for file in sorted(p for p in temporary.rglob("*") if p.is_file() and not p.is_symlink()):
-                with file.open("rb") as f:
-                    os.fsync(f.fileno())
+                _publish(file)
             _swap_in(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _publish(file: Path) -> None:
+    """Make a finished file durable, and readable as the user's umask says (some writers make theirs private)."""
+    with file.open("rb") as f:
+        os.fsync(f.fileno())
+    file.chmod(0o666 & ~_umask() | file.stat().st_mode & 0o111)
 
 
 def _swap_in(temporary: Path, path: Path) -> None:

@@ -65,10 +65,15 @@ def resolve(model: str) -> Path:
     raise InputError(f"{model} does not exist.\nGive a checkpoint folder, a .gguf file, a Hub id (owner/name), or `demo`.")
 
 
+def demo_is_cached() -> bool:
+    """Whether the demo model is here already, so that using it needs no network."""
+    return (cache_folder() / _DEMO_FOLDER / "config.json").is_file()
+
+
 def demo_model() -> Path:
     """The built-in demo model's folder; fetched and converted on first use."""
     target = cache_folder() / _DEMO_FOLDER
-    if (target / "config.json").is_file():
+    if demo_is_cached():
         return target
     require("learn", "converting the demo model")
     log.info("fetching the demo model (93 MB, once)")

@@ -123,6 +123,8 @@ def dequantised(
         zero_point: of the scale's shape.
         block: elements of a block along `axis`; 0 if not blocked.
     """
+    if zero_point is not None and zero_point.size == scale.size == 1:  # () and (1,) are both in use
+        zero_point = zero_point.reshape(scale.shape)
     if zero_point is not None and zero_point.shape != scale.shape:
         return None
     place = _scale_index(shape, axis, scale.shape, block)
