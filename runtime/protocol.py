@@ -290,7 +290,7 @@ def _validation_error(error: ValidationError) -> ApiError:
 
 
 def _is_union_label(part: object) -> bool:
-    return isinstance(part, str) and (part in ("str", "int") or part.startswith("list["))
+    return isinstance(part, str) and (part in ("str", "int", "[key]") or part.startswith("list["))
 
 
 def _log_unknown(fields: Mapping[str, object]) -> None:

@@ -181,8 +181,11 @@ class ChatFormat(_Answer):
 
     def _logprobs(self, scores: Sequence[Score]) -> Json:
         def entry(token: int, logprob: float | None) -> Json:
-            piece = self.tokenizer.piece(token)
-            return {"token": piece, "logprob": logprob, "bytes": list(piece.encode())}
+            return {
+                "token": self.tokenizer.piece(token),
+                "logprob": logprob,
+                "bytes": list(self.tokenizer.token_bytes(token)),
+            }
 
         return {
             "content": [entry(s.token, s.logprob) | {"top_logprobs": [entry(t, lp) for t, lp in s.top]} for s in scores],

@@ -8,6 +8,7 @@ character may be spread over several tokens, and a stop text over several pieces
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +22,18 @@ from maskpro_deploy.files import read_json
 from maskpro_deploy.manifest import ModelShape
 
 UNDECODED = "\N{REPLACEMENT CHARACTER}"
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # how SentencePiece vocabularies spell a single byte
 _MAX_HELD_TOKENS = 64  # garbage bytes could otherwise be held back without end
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """How byte-level vocabularies spell bytes: printable Latin-1 as itself, the others from U+0100 up."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
+
+
+_BYTE_OF_CHAR = _byte_alphabet()
 
 
 class TextTokenizer:
@@ -83,8 +95,21 @@ class TextTokenizer:
         return text
 
     def piece(self, token: int) -> str:
-        """Text of one token by itself, special tokens by name."""
-        return self.decode([token], skip_special_tokens=False)
+        r"""Text of one token by itself, special tokens by name; of a part of a character its bytes, as `bytes:\xe2\x82`."""
+        text = self.decode([token], skip_special_tokens=False)
+        return "bytes:" + "".join(f"\\x{b:02x}" for b in self.token_bytes(token)) if UNDECODED in text else text
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for, also where they are only a part of a character."""
+        text = self.decode([token], skip_special_tokens=False)
+        if UNDECODED not in text:
+            return text.encode()
+        name = self._tokenizer.id_to_token(token) or ""
+        if match := _BYTE_TOKEN.fullmatch(name):
+            return bytes([int(match[1], 16)])
+        if all(c in _BYTE_OF_CHAR for c in name):
+            return bytes(_BYTE_OF_CHAR[c] for c in name)
+        return text.encode()
 
     def render(self, messages: Sequence[Mapping[str, object]], variables: Mapping[str, object] | None = None) -> str:
         """Messages as the model's own prompt, ready for its answer.

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gated_session import GatedSession
 
 from maskpro_deploy.exporters import ExportConfig, export
 from maskpro_deploy.runtime import Engine, OrtSession, RuntimeConfig, SessionConfig, load, open_session
@@ -37,3 +38,18 @@ def engine(tiny_bundle: Path) -> Iterator[Engine]:
     """An engine with four places in its batch, and prompts read in small chunks."""
     with load(tiny_bundle, RuntimeConfig(provider="cpu", threads=1, max_num_seqs=4, chunk_tokens=24)) as made:
         yield made
+
+
+@pytest.fixture
+def gated(session: OrtSession) -> GatedSession:
+    """The tiny bundle's graph behind a gate."""
+    return GatedSession(session)
+
+
+@pytest.fixture
+def gated_engine(gated: GatedSession, text_tokenizer: TextTokenizer) -> Iterator[Engine]:
+    """An engine behind a gate: two places in the batch, two in the queue."""
+    engine = Engine(gated, text_tokenizer, RuntimeConfig(max_num_seqs=2, max_num_queued_reqs=2))
+    yield engine
+    gated.open()
+    engine.close()

@@ -1,0 +1,94 @@
+"""Opening bundles: providers, refusals, and the model that comes out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from maskpro_deploy.errors import ConfigError, FormatError, InputError, MachineError
+from maskpro_deploy.exporters import ExportConfig, export
+from maskpro_deploy.runtime.session import OrtSession, SessionConfig, open_session, resolve_provider
+
+
+def test_greedy_is_the_likeliest_token_each_time(session: OrtSession) -> None:
+    tokens = [10, 20, 30]
+    for _ in range(6):
+        tokens.append(int(np.argmax(session.logits(np.array([tokens]))[0, -1])))
+    assert session.greedy([10, 20, 30], 6) == tokens[3:]
+    assert session.greedy([1], 0) == []
+
+
+def test_logits_are_single_floats_for_every_token(session: OrtSession) -> None:
+    logits = session.logits(np.array([[1, 2, 3], [4, 5, 6]]))
+    assert logits.shape == (2, 3, session.shape.vocab_size)
+    assert logits.dtype == np.float32
+
+
+def test_providers_in_use_are_told(session: OrtSession) -> None:
+    assert session.providers == ("CPUExecutionProvider",)
+
+
+def test_auto_takes_the_gpu_where_there_is_one() -> None:
+    assert resolve_provider("auto", ["CPUExecutionProvider"]) == "cpu"
+    assert resolve_provider("auto", ["CUDAExecutionProvider", "CPUExecutionProvider"]) == "cuda"
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_provider_that_is_not_here_is_an_error_and_no_silent_fall_back(tiny_bundle: Path, provider: str) -> None:
+    import onnxruntime
+
+    if len(onnxruntime.get_available_providers()) > 2:
+        pytest.skip("this onnxruntime has GPU providers")
+    with pytest.raises(MachineError, match="maskpro-deploy\\[gpu\\]"):
+        open_session(tiny_bundle, SessionConfig(provider=provider))
+
+
+def test_a_half_precision_bundle_runs_and_agrees(tiny_sparse: Path, tmp_path: Path, session: OrtSession) -> None:
+    export(tiny_sparse, tmp_path / "fp16", ExportConfig(dtype="fp16"))
+    half = open_session(tmp_path / "fp16", SessionConfig(provider="cpu", threads=1))
+    tokens = np.array([[3, 4, 5, 6]])
+    assert half.logits(tokens).dtype == np.float32
+    np.testing.assert_allclose(half.logits(tokens), session.logits(tokens), atol=0.1)
+    assert half.greedy([3, 4, 5, 6], 3) == session.greedy([3, 4, 5, 6], 3)
+
+
+def test_bf16_on_a_cpu_is_refused_with_the_reason(tiny_sparse: Path, tmp_path: Path) -> None:
+    export(tiny_sparse, tmp_path / "bf16", ExportConfig(dtype="bf16"))
+    with pytest.raises(InputError, match="bf16 kernels"):
+        open_session(tmp_path / "bf16", SessionConfig(provider="cpu"))
+
+
+def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(InputError, match="bundle"):
+            open_session(folder)
+
+
+def changed(source: Path, target: Path, **graph: str) -> Path:
+    """A copy of a bundle with another `graph` entry in its manifest."""
+    shutil.copytree(source, target)
+    manifest = json.loads((target / "manifest.json").read_text())
+    manifest["graph"].update(graph)
+    (target / "manifest.json").write_text(json.dumps(manifest))
+    return target
+
+
+def test_another_cache_form_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'static' cache form"):
+        open_session(changed(tiny_bundle, tmp_path / "b", form="static"))
+
+
+def test_a_damaged_graph_is_named(tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="onnxruntime cannot load"):
+        open_session(changed(tiny_bundle, tmp_path / "b", file="tokenizer.json"), SessionConfig(provider="cpu"))
+
+
+def test_settings_out_of_range_are_named() -> None:
+    with pytest.raises(ConfigError, match="--provider quantum"):
+        SessionConfig(provider="quantum")
+    with pytest.raises(ConfigError, match="--threads"):
+        SessionConfig(threads=0)
