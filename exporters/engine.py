@@ -1,7 +1,8 @@
 """From bundle to engine: check what goes in, build in a process of its own, describe what came out.
 
 The engine lands in `engines/` of the bundle under a name that holds its cache key (hash of graph, weights, settings, library
-version and target); its report lies beside it. The manifest learns of both last: an interrupted build leaves the bundle as it was.
+version and target); its report lies beside it. The manifest learns of both last: an interrupted build
+leaves the bundle as it was.
 """
 
 from __future__ import annotations

@@ -101,12 +101,18 @@ class DecoderConfig:
 def _rope(config: Mapping[str, Any]) -> RopeConfig:
     """RoPE from `rope_parameters`, or from `rope_theta` and `rope_scaling`."""
     fields: dict[str, Any] = {"rope_theta": config.get("rope_theta", 10000.0)}
+    kinds = []
     for place in ("rope_scaling", "rope_parameters"):
         value = config.get(place)
-        if value is not None and not isinstance(value, dict):
+        if value is None:
+            continue
+        if not isinstance(value, dict):
             raise FormatError(f"config.json: {place} must be an object, found {value!r}.")
-        fields |= value or {}
-    kind = fields.get("rope_type", fields.get("type", "default"))
+        fields |= value
+        kinds.append(value.get("rope_type", value.get("type", "default")))
+    if len(set(kinds)) > 1:
+        raise FormatError(f"config.json: rope_scaling says {kinds[0]!r}, rope_parameters says {kinds[1]!r}. Remove one of them.")
+    kind = kinds[0] if kinds else "default"
     _supported("rope_type", kind, ROPE_KINDS)
     if fields.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) not in (None, 1, 1.0):
         raise InputError("config.json: partial_rotary_factor other than 1 is not supported: whole heads are rotated.")

@@ -62,7 +62,7 @@ def command(
         max_prefill=max_prefill,
         timing_cache=timing_cache,
     )
-    meter = Meter("building", "%")
+    meter = Meter("building", "s")
     report = build_engine(bundle, config, meter)
     meter.close()
     emit(as_json, report.to_json(), _text(bundle, report))

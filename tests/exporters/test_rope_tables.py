@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy_llama import inverse_frequencies
+
+from maskpro_deploy.exporters.model_config import RopeConfig
+from maskpro_deploy.exporters.rope import frequencies, tables
+
+
+@given(st.sampled_from(["default", "linear", "llama3"]), st.floats(10, 1e6), st.integers(1, 64), st.floats(1, 32))
+def test_frequencies_agree_with_the_case_by_case_definition(kind, theta, half, factor):
+    bands = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope = RopeConfig(kind=kind, theta=theta, factor=factor, original_length=512, **bands)
+    scaling = {"rope_type": kind, "factor": factor, "original_max_position_embeddings": 512, **bands}
+    expected = inverse_frequencies({"rope_theta": theta, "rope_scaling": scaling}, 2 * half)
+    np.testing.assert_allclose(frequencies(rope, 2 * half), expected, rtol=1e-12)
+
+
+def test_tables_hold_one_row_a_position():
+    cos, sin = tables(RopeConfig(kind="default", theta=1e4), 8, 5)
+    assert cos.shape == sin.shape == (5, 4)
+    assert (cos[0] == 1).all()
+    assert (sin[0] == 0).all()
+    assert sin[3, 0] == pytest.approx(np.sin(3.0))
