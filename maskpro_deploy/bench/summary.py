@@ -10,7 +10,8 @@ from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.model import DECODE, GENERATE, PREFILL, ModelArm
 from maskpro_deploy.bench.result import BenchResult, CaseResult
 
-COLUMNS = ("case", "model", "median ms", "MAD ms", "p90 ms", "tokens/s", "memory floor ms", "samples")
+_LATENCY_COLUMNS = ("case", "model", "median ms", "MAD ms", "p90 ms", "tokens/s", "memory floor ms", "samples")
+_THROUGHPUT_COLUMNS = ("case", "model", "whole ms", "MAD ms", "first token ms", "per token ms", "tokens/s", "samples")
 _METRIC_WORDS = {
     PREFILL: "time to first token",
     DECODE: "time per output token",
@@ -24,7 +25,7 @@ class Verdict:
     """One comparison in words.
 
     Attributes:
-        sentence: such as "decode, batch 1, context 128: sparse is 1.02x as fast as dense [0.98, 1.06]: no difference seen at this n".
+        sentence: such as "decode, batch 1, context 128: sparse runs at 1.02x the speed of dense, ...: no difference seen."
         ratio: the figures, or None where there were too few blocks.
     """
 
@@ -45,19 +46,26 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:.6f}".rstrip("0") if "e" in text else text
 
 
+def columns(result: BenchResult) -> tuple[str, ...]:
+    """The header of the table."""
+    return _THROUGHPUT_COLUMNS if result.kind == "throughput" else _LATENCY_COLUMNS
+
+
 def row(result: BenchResult, case: CaseResult, arm: ModelArm[Any]) -> list[str]:
-    """One line of the table; see `COLUMNS`."""
-    summary = case.summary(arm.name)
-    return [
-        case.case.label,
-        arm.name,
-        number(summary.median if summary else None),
-        number(summary.mad if summary else None, 2),
-        number(summary.p90 if summary else None),
-        number(case.tokens_per_s(arm.name)),
-        number(result.floor_ms(case, arm)),
-        str(summary.count if summary else 0),
-    ]
+    """One line of the table; see `columns`."""
+    values = case.values_ms(arm.name)
+    found = case.summary(arm.name)
+    cells = [case.case.label, arm.name]
+    cells += [number(found.median if found else None), number(found.mad if found else None, 2)]
+    if result.kind == "throughput":
+        cells += [number(_median(values.get("ttft"))), number(_median(values.get("tpot"))), number(case.tokens_per_s(arm.name))]
+    else:
+        cells += [number(found.p90 if found else None), number(case.tokens_per_s(arm.name)), number(result.floor_ms(case, arm))]
+    return [*cells, str(found.count if found else 0)]
+
+
+def _median(values: Sequence[float] | None) -> float | None:
+    return stats.summarise(values).median if values else None
 
 
 def rows(result: BenchResult) -> list[list[str]]:
@@ -99,10 +107,12 @@ def headline(result: BenchResult) -> str:
     if len(found) == 1:
         return found[0].sentence
     name, others = found[0].candidate, " and ".join(dict.fromkeys(v.baseline for v in found))
-    return (
-        f"{name} beside {others}: faster in {counts[stats.FASTER]}, slower in {counts[stats.SLOWER]}, "
-        f"no difference seen in {counts[stats.NO_DIFFERENCE]} of {len(found)} comparisons."
-    )
+    parts = [f"{word} in {counts[word]}" for word in (stats.FASTER, stats.SLOWER) if counts[word]]
+    if counts[stats.NO_DIFFERENCE]:
+        parts.append(f"no difference seen in {counts[stats.NO_DIFFERENCE]}")
+    if len(compared) < len(found):
+        parts.append(f"too few samples in {len(found) - len(compared)}")
+    return f"{name} beside {others}: {', '.join(parts)} of {len(found)} comparisons."
 
 
 def best_batches(result: BenchResult) -> list[str]:
@@ -115,7 +125,7 @@ def best_batches(result: BenchResult) -> list[str]:
     for arm in result.arms:
         best = result.best_batch(arm.name)
         if best is None:
-            lines.append(f"{arm.name}: no batch size tried stays{within or ' measurable'}.")
+            lines.append(f"{arm.name}: none of the batch sizes tried has{within.removeprefix(' with') or ' been measured'}.")
         else:
             rate = number(best.tokens_per_s(arm.name))
             lines.append(f"{arm.name}: most tokens per second{within} at batch {best.case.batch_size}: {rate} tokens/s.")
@@ -141,10 +151,11 @@ def caveats(result: BenchResult) -> list[str]:
     """What the reader has to know beside the figures."""
     lines = [self_test_line(result)]
     bandwidth = result.bandwidth
+    floor = " The memory floor is the bytes of weights and cache that a decode step reads, over this bandwidth."
     if bandwidth.bytes_per_s is not None:
         lines.append(
-            f"Memory bandwidth measured in this run: {bandwidth.bytes_per_s / 1e9:.1f} GB/s ({bandwidth.method}). "
-            f"The memory floor is the bytes of weights and cache that a decode step reads over this bandwidth."
+            f"Memory bandwidth measured in this run: {bandwidth.bytes_per_s / 1e9:.1f} GB/s ({bandwidth.method})."
+            + (floor if any(case.case.phase == DECODE for case in result.cases) else "")
         )
         cache = result.environment.get("cpu_last_level_cache_bytes")
         if isinstance(cache, int) and any(a.weight_bytes is not None and a.weight_bytes < cache for a in result.arms):
@@ -154,6 +165,8 @@ def caveats(result: BenchResult) -> list[str]:
     cold = [case.case.label for case in result.cases if not case.measurement.warm and case.measurement.invalid is None]
     if cold:
         lines.append(f"Times were still changing when the warm-up ended in: {'; '.join(cold)}.")
+    if (count := len(verdicts(result))) > 1:
+        lines.append(f"One comparison in twenty shows a difference by chance; this run made {count}.")
     cores, load = result.environment.get("cpu_count"), result.environment.get("load_average_1min")
     if isinstance(cores, int) and isinstance(load, (int, float)) and load > 0.5 * cores:
         lines.append(f"The machine was busy when the run began: load average {load} on {cores} cores.")
@@ -167,7 +180,8 @@ def machine_line(result: BenchResult) -> str:
     runtime = (e.get("packages") or {}).get("onnxruntime")
     if runtime:
         parts.append(f"onnxruntime {runtime}")
-    parts += [f"{arm.name}: {arm.facts['threads']} threads" for arm in result.arms[:1] if arm.facts.get("threads")]
+    threads = result.arms[0].facts.get("threads")
+    parts.append("threads: " + (str(threads) if threads else "all cores"))
     return ", ".join(str(p) for p in parts if p)
 
 
@@ -176,7 +190,7 @@ def markdown(result: BenchResult) -> str:
     lines = [f"# Benchmark: {result.kind}", "", f"**{_escape(headline(result))}**", ""]
     if not result.valid:
         lines += ["Why this run is invalid:", "", *[f"- {_escape(reason)}" for reason in result.invalid_reasons], ""]
-    lines += [_markdown_table(COLUMNS, rows(result)), ""]
+    lines += [_markdown_table(columns(result), rows(result)), ""]
     if found := [*(v.sentence for v in verdicts(result)), *best_batches(result)]:
         lines += ["## Verdicts", "", *[f"- {_escape(line)}" for line in found], ""]
     lines += ["## How to read this", "", *[f"- {_escape(line)}" for line in caveats(result)], ""]

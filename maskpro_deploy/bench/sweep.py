@@ -100,7 +100,8 @@ def run_sweep(
 
     def share(index: int, label: str) -> tuple[MeasureConfig, Progress]:
         left_s = None if config.budget_s is None else max(1e-3, started + config.budget_s - clock()) / (parts - index)
-        settings = MeasureConfig(blocks=config.samples // 2, budget_s=left_s, same_model=config.same_model)
+        blocks = max(1, config.samples // 4 * 2)  # both orders the same number of times
+        settings = MeasureConfig(blocks=blocks, budget_s=left_s, same_model=config.same_model)
         return settings, _Part(progress, index, parts, label)
 
     bandwidth = measure_bandwidth(config.threads)
