@@ -200,6 +200,7 @@ def _settings(manifest: Manifest, config: EngineConfig, library: str, target: st
     }
     files = {path: hashes[path] for path in sorted(hashes) if path.startswith(manifest.graph.file)}
     depends = [settings, files, library, _installed_version(library), target, _driver_part(library)]
+    settings = json.loads(json.dumps(settings))  # as the manifest gives it back
     settings["key"] = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
     return settings
 

@@ -1,0 +1,313 @@
+"""Engines are built for real with TensorRT-RTX, which needs no GPU; what needs one is refused in plain words."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, MachineError, MissingExtraError
+from maskpro_deploy.exporters import EngineConfig, ExportConfig, build_engine, export
+from maskpro_deploy.exporters import engine as engine_module
+from maskpro_deploy.exporters.cuda_driver import compute_capability
+from maskpro_deploy.exporters.engine import choose, profiles
+from maskpro_deploy.extras import missing
+from maskpro_deploy.manifest import Manifest, file_entry
+from maskpro_deploy.pattern import NMPattern
+
+rtx = pytest.mark.skipif(bool(missing("tensorrt-rtx")), reason="tensorrt-rtx is not installed")
+RTX = EngineConfig(backend="tensorrt-rtx")
+
+
+@pytest.fixture
+def bundle(half_bundle: Path, tmp_path: Path) -> Path:
+    """A copy to build in."""
+    return Path(shutil.copytree(half_bundle, tmp_path / "bundle"))
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# -- building -------------------------------------------------------------------------------------------------------------
+
+
+@rtx
+def test_a_built_engine_is_in_the_manifest_and_is_reused(bundle):
+    report = build_engine(bundle, RTX)
+    manifest = Manifest.load(bundle)
+    manifest.check_hashes(bundle)
+    assert manifest.engines == (report.engine,)
+    engine = bundle / report.engine.file
+    assert engine.read_bytes()[:4] in (b"vtrt", b"ftrt")
+    assert engine.stat().st_size == report.bytes > 100_000
+    assert report.engine.library == "tensorrt-rtx"
+    assert report.engine.settings["sparse_weights"] is True
+    assert "ahead of time" in report.engine.sparse_kernels
+    assert len(report.layers) == 14
+    assert all(row.eligible for row in report.layers)
+    json.dumps(report.to_json(), allow_nan=False)
+
+    before = contents(bundle)
+    again = build_engine(bundle, RTX)
+    assert again == dataclasses.replace(report, reused=True)
+    assert contents(bundle) == before
+
+
+@rtx
+def test_other_settings_build_again_and_take_the_old_engines_place(bundle):
+    first = build_engine(bundle, RTX)
+    second = build_engine(bundle, dataclasses.replace(RTX, max_batch=2, max_length=64))
+    assert not second.reused
+    assert second.engine.file != first.engine.file
+    manifest = Manifest.load(bundle)
+    assert [e.file for e in manifest.engines] == [second.engine.file]
+    assert {p.name for p in (bundle / "engines").iterdir()} == {
+        Path(second.engine.file).name,
+        Path(second.engine.file).with_suffix(".json").name,
+    }
+    assert second.engine.settings["profiles"]["decode"]["past_key_values.0.key"][2] == [2, 2, 63, 8]
+
+
+@rtx
+def test_engines_for_other_targets_and_dense_ones_stand_side_by_side(bundle):
+    build_engine(bundle, dataclasses.replace(RTX, targets=("sm89",)))
+    build_engine(bundle, dataclasses.replace(RTX, targets=("sm89",), dense=True))
+    manifest = Manifest.load(bundle)
+    assert [(e.target, e.settings["sparse_weights"]) for e in manifest.engines] == [("sm89", True), ("sm89", False)]
+    manifest.check_hashes(bundle)
+
+
+@rtx
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_other_dtypes_build_too(tiny_sparse, tmp_path, dtype):
+    export(tiny_sparse, tmp_path / "b", ExportConfig(dtype=dtype))
+    report = build_engine(tmp_path / "b", RTX)
+    assert report.engine.dtype == dtype
+    assert {row.eligible for row in report.layers} == {dtype == "bf16"}  # sparse tensor cores take no fp32
+
+
+# -- pre-flight -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_dense_bundle_is_refused_without_dense(tiny_checkpoint, tmp_path):
+    export(tiny_checkpoint, tmp_path / "b", ExportConfig(dtype="fp16"))
+    with pytest.raises(CheckFailed, match="--dense"):
+        build_engine(tmp_path / "b", RTX)
+    assert not (tmp_path / "b" / "engines").exists()
+
+
+def test_weights_changed_behind_the_manifest_are_found(bundle):
+    data = bundle / "model.onnx.data"
+    raw = bytearray(data.read_bytes())
+    raw[-2:] = b"\x00\x3c"
+    data.write_bytes(raw)
+    with pytest.raises(FormatError, match="SHA-256"):
+        build_engine(bundle, RTX)
+
+
+def test_weights_without_the_pattern_are_found_whatever_the_manifest_says(bundle):
+    model = onnx.load(bundle / "model.onnx", load_external_data=False)
+    tensor = next(t for t in model.graph.initializer if t.name == "model.layers.1.mlp.down_proj.weight")
+    offset = int(next(e.value for e in tensor.external_data if e.key == "offset"))
+    raw = np.fromfile(bundle / "model.onnx.data", np.uint8)
+    column = raw[offset:].view(np.float16)[: 64 * 32].reshape(64, 32)
+    column[:4, 0] = 1.0
+    raw.tofile(bundle / "model.onnx.data")
+    manifest = Manifest.load(bundle)
+    files = tuple(file_entry(bundle, bundle / f.path) for f in manifest.files)
+    dataclasses.replace(manifest, files=files).save(bundle)
+    with pytest.raises(CheckFailed, match=r"layers.1.mlp.down_proj.weight has 1 of 512 groups"):
+        build_engine(bundle, RTX)
+
+
+def test_a_bundle_of_another_pattern_needs_dense(bundle):
+    dataclasses.replace(Manifest.load(bundle), sparsity="1:4").save(bundle)
+    with pytest.raises(ConfigError, match="only 2:4 has sparse tensor cores"):
+        build_engine(bundle, RTX)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sparsity": NMPattern(1, 4)}, "only 2:4 has sparse tensor cores"),
+        ({"backend": "tvm"}, "--backend tvm"),
+        ({"targets": ("ampere",)}, "--target ampere"),
+        ({"max_batch": 0}, "--max-batch 0"),
+        ({"max_length": 1}, "--max-length 1"),
+        ({"max_prefill": 0}, "--max-prefill 0"),
+    ],
+)
+def test_settings_out_of_range_name_the_flag(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        EngineConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"max_length": 257}, "--max-length 257"), ({"max_length": 64, "max_prefill": 65}, "--max-prefill 65")],
+)
+def test_bounds_beyond_the_model_are_refused(half_bundle, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        profiles(Manifest.load(half_bundle), EngineConfig(**settings))
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_length": 2}, {"max_length": 100, "max_prefill": 7, "max_batch": 3}])
+def test_profiles_are_ordered_and_consistent(half_bundle, settings):
+    for profile in profiles(Manifest.load(half_bundle), EngineConfig(**settings)):
+        for at in range(3):
+            (batch, new), (_, total) = profile["input_ids"][at], profile["attention_mask"][at]
+            assert profile["past_key_values.1.value"][at] == (batch, 2, total - new, 8)
+            assert total <= settings.get("max_length", 256)
+        for least, best, most in profile.values():
+            assert all(a <= b <= c for a, b, c in zip(least, best, most, strict=True))
+
+
+# -- which library --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(compute_capability() is not None, reason="there is a GPU")
+def test_tensorrt_without_a_gpu_names_the_other_lane():
+    with pytest.raises(MachineError, match="tensorrt-rtx"):
+        choose(EngineConfig(backend="tensorrt"))
+
+
+@pytest.mark.parametrize(
+    ("installed", "gpu", "targets", "expected"),
+    [
+        ({"tensorrt", "tensorrt-rtx"}, "sm90", (), ("tensorrt", "sm90")),
+        ({"tensorrt", "tensorrt-rtx"}, None, (), ("tensorrt-rtx", "default")),
+        ({"tensorrt", "tensorrt-rtx"}, "sm90", ("sm89", "sm120"), ("tensorrt-rtx", "sm89,sm120")),
+        ({"tensorrt-rtx"}, "sm90", (), ("tensorrt-rtx", "default")),
+        ({"tensorrt"}, None, (), MissingExtraError),
+        (set(), "sm90", (), MissingExtraError),
+    ],
+)
+def test_auto_takes_what_this_machine_can_do(monkeypatch, installed, gpu, targets, expected):
+    monkeypatch.setattr(engine_module, "missing", lambda extra: [] if extra in installed else [extra])
+    monkeypatch.setattr(engine_module, "compute_capability", lambda: gpu)
+    config = EngineConfig(targets=targets)
+    if isinstance(expected, tuple):
+        assert choose(config) == expected
+    else:
+        with pytest.raises(expected, match="pip install"):
+            choose(config)
+
+
+@rtx
+def test_a_target_that_the_library_lacks_is_named_with_those_it_has(bundle):
+    before = contents(bundle)
+    with pytest.raises(ConfigError, match=r"--target sm11.*Known: .*sm89"):
+        build_engine(bundle, dataclasses.replace(RTX, targets=("sm11",)))
+    assert contents(bundle) == before
+
+
+# -- when it goes wrong ---------------------------------------------------------------------------------------------------
+
+
+def test_a_crash_of_the_library_is_one_error_and_leaves_the_bundle_as_it_was(bundle, tmp_path, monkeypatch):
+    crashing = tmp_path / "python"
+    crashing.write_text("#!/bin/sh\necho 'the last words' >&2\nkill -SEGV $$\n")
+    crashing.chmod(0o755)
+    monkeypatch.setattr(engine_module, "choose", lambda config: ("tensorrt-rtx", "default"))
+    monkeypatch.setattr(sys, "executable", str(crashing))
+    before = contents(bundle)
+    with pytest.raises(MachineError, match=r"signal 11[\s\S]*the last words") as caught:
+        build_engine(bundle, RTX)
+    assert len(str(caught.value).splitlines()) == 2
+    assert contents(bundle) == before
+
+
+def test_an_interrupt_ends_the_building_process_and_leaves_the_bundle_as_it_was(bundle, tmp_path, monkeypatch):
+    endless = tmp_path / "python"
+    endless.write_text(f'#!/bin/sh\necho $$ > {tmp_path}/pid\necho \'{{"percent": 1, "phase": "x"}}\'\nexec sleep 60\n')
+    endless.chmod(0o755)
+    monkeypatch.setattr(engine_module, "choose", lambda config: ("tensorrt-rtx", "default"))
+    monkeypatch.setattr(sys, "executable", str(endless))
+
+    class Interrupting:
+        def update(self, done, total, note=""):
+            raise KeyboardInterrupt
+
+        def close(self):
+            pass
+
+    before = contents(bundle)
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(bundle, RTX, Interrupting())
+    assert contents(bundle) == before
+    pid = int((tmp_path / "pid").read_text())
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.01)
+    pytest.fail("the process lives on")
+
+
+def attention_graph(path, opset, **attributes):
+    """One Attention node named /bad/attention."""
+    length = attributes.pop("length", None)
+    shape, half = ["b", 2, "s", 64], TensorProto.FLOAT16
+    inputs = [helper.make_tensor_value_info(n, half, shape) for n in ("q", "k", "v")]
+    names = ["q", "k", "v"]
+    if length:
+        inputs.append(helper.make_tensor_value_info("len", TensorProto.INT64, ["b"]))
+        names += ["", "", "", "len"]
+    node = helper.make_node("Attention", names, ["y"], name="/bad/attention", **attributes)
+    graph = helper.make_graph([node], "g", inputs, [helper.make_tensor_value_info("y", half, shape)])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=11), path)
+    return [v.name for v in inputs]
+
+
+def work(tmp_path, inputs):
+    """Run the worker on a graph as `build_engine` does."""
+    at = {name: [[1], [1], [2]] if name == "len" else [[1, 2, 1, 64], [1, 2, 8, 64], [2, 2, 16, 64]] for name in inputs}
+    job = {
+        "library": "tensorrt-rtx",
+        "graph": str(tmp_path / "g.onnx"),
+        "engine": str(tmp_path / "engine"),
+        "result": str(tmp_path / "result.json"),
+        "profiles": [at],
+        "sparse": False,
+        "targets": ["sm89"],
+        "timing_cache": None,
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    command = [sys.executable, "-m", "maskpro_deploy.exporters.engine_worker", str(tmp_path / "job.json")]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    return json.loads((tmp_path / "result.json").read_text())
+
+
+@rtx
+def test_a_sound_graph_passes_the_worker(tmp_path):
+    facts = work(tmp_path, attention_graph(tmp_path / "g.onnx", 23))
+    assert facts["build_s"] > 0
+    assert (tmp_path / "engine").stat().st_size > 1000
+
+
+@rtx
+def test_a_node_that_the_parser_refuses_is_named(tmp_path):
+    facts = work(tmp_path, attention_graph(tmp_path / "g.onnx", 23, softcap=5.0))
+    assert facts["kind"] == "CheckFailed"
+    assert "node /bad/attention" in facts["error"]
+    assert not (tmp_path / "engine").exists()
+
+
+@rtx
+def test_an_input_that_the_library_would_drop_is_an_error(tmp_path):
+    facts = work(tmp_path, attention_graph(tmp_path / "g.onnx", 24, length=True))
+    assert facts["kind"] == "CheckFailed"
+    assert "leave out" in facts["error"]
+    assert "len" in facts["error"]
