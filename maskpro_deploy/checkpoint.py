@@ -101,8 +101,7 @@ class Checkpoint:
         if name not in self.shard_of:
             raise FormatError(f"{self.folder} has no tensor {name!r}.")
         with _open(self.shard_of[name]) as file:
-            tensor: npt.NDArray[Any] = file.get_tensor(name)
-        return tensor
+            return _tensor(file, name, self.shard_of[name])
 
     def slices(self, name: str) -> Any:
         """One tensor to read in parts: `slices(name)[a:b, c:d]` reads only these, whatever the tensor's size.
@@ -138,6 +137,7 @@ def _shards(folder: Path) -> dict[str, Path]:
             raise FormatError(f"{folder / _INDEX_FILE} has no weight_map.")
         files = sorted({str(f) for f in weight_map.values()})
     else:
+        weight_map = {}
         files = sorted(p.name for p in folder.glob("*.safetensors") if p.name != MASKS_FILE)
     if not files:
         raise InputError(f"{folder} has no *.safetensors file: weights in other formats are not read.")
@@ -147,6 +147,8 @@ def _shards(folder: Path) -> dict[str, Path]:
             raise FormatError(f"{folder / _INDEX_FILE} names a file outside the folder: {name!r}.")
         with _open(folder / name) as file:
             shard_of.update(dict.fromkeys(file.keys(), folder / name))
+    if absent := sorted(weight_map.keys() - shard_of.keys()):
+        raise FormatError(f"{folder / _INDEX_FILE} names {absent[0]}, which is in none of its files.")
     return shard_of
 
 
@@ -158,6 +160,15 @@ def _open(path: Path) -> Any:
         raise FormatError(f"{path} is missing: the checkpoint is incomplete.") from None
     except (SafetensorError, OSError) as e:
         raise FormatError(f"{path} is no whole safetensors file: {e}.\nFetch or write it again.") from e
+
+
+def _tensor(file: Any, name: str, path: Path) -> npt.NDArray[Any]:
+    """A tensor of an opened file, in its own dtype."""
+    try:
+        tensor: npt.NDArray[Any] = file.get_tensor(name)
+    except (AttributeError, TypeError) as e:  # the library has no numpy dtype for it
+        raise FormatError(f"{path}: {name} has a dtype that is not read here (fp8 or packed): {e}") from e
+    return tensor
 
 
 def apply_mask(weight: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
@@ -198,7 +209,7 @@ def save_sparse(
         for done, shard in enumerate(dense.shards, start=1):
             with _open(shard) as file:
                 metadata = file.metadata() or {"format": "pt"}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+                tensors = {name: _tensor(file, name, shard) for name in file.keys()}  # noqa: SIM118 (no mapping)
             for name in tensors.keys() & masks.packed.keys():
                 tensors[name] = apply_mask(tensors[name], masks.mask(name))
             save_file(tensors, folder / shard.name, metadata=metadata)

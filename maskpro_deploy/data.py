@@ -20,6 +20,7 @@ import lzma
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +111,8 @@ def _jsonl(path: Path, text: str) -> list[str]:
 
 
 def _parquet(path: Path) -> list[str]:
-    require("eval", "reading Parquet files")
+    if find_spec("pyarrow") is None:
+        require("eval", "reading Parquet files")
     import pyarrow
     import pyarrow.parquet
 

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -27,14 +28,23 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's write errors into ones that say where and what to do."""
     try:
         yield
-    except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as e:
+        code = _system_code(e)
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise DiskFullError(
                 f"no space left while writing {path}; nothing was kept.\nFree some space or choose another place."
             ) from e
-        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise InputError(f"cannot write {path}: {e.strerror}.\nChoose a place that you may write to.") from e
+        if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise InputError(f"cannot write {path}: {os.strerror(code)}.\nChoose a place that you may write to.") from e
         raise
+
+
+def _system_code(error: Exception) -> int | None:
+    """The system's number of a write error; libraries written in Rust (safetensors) have it only in their text."""
+    if isinstance(error, OSError):
+        return error.errno
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return int(match[1]) if match else None
 
 
 def sync_folder(folder: Path) -> None:
@@ -95,7 +105,8 @@ def _publish(file: Path) -> None:
     """Make a finished file durable, and readable as the user's umask says (some writers make theirs private)."""
     with file.open("rb") as f:
         os.fsync(f.fileno())
-    file.chmod(0o666 & ~_umask() | file.stat().st_mode & 0o111)
+    program = file.stat().st_mode & 0o111
+    file.chmod((0o777 if program else 0o666) & ~_umask())
 
 
 def _swap_in(temporary: Path, path: Path) -> None:
@@ -138,14 +149,16 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        InputError: there is no such file.
+        InputError: there is no such file, or it cannot be read.
         FormatError: it is no JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+    except OSError as e:
+        raise InputError(f"{path} cannot be read: {e.strerror}.") from e
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
         raise FormatError(f"{path} is not valid JSON: {e}") from e
     if not isinstance(value, dict):
         raise FormatError(f"{path} holds no JSON object.")

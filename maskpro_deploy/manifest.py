@@ -212,10 +212,11 @@ def safe_path(folder: Path, relative: str) -> Path:
     """The path of a file named in a manifest.
 
     Raises:
-        FormatError: the name is absolute or leaves the folder.
+        FormatError: the name is no path, is absolute, or leaves the folder.
     """
-    pure = PurePosixPath(relative)
-    if pure.is_absolute() or ".." in pure.parts or not pure.parts:
+    pure = PurePosixPath(relative) if isinstance(relative, str) else PurePosixPath()
+    foreign = any(c in str(relative) for c in "\\:\0")  # what other systems, or no system, take in a path
+    if pure.is_absolute() or ".." in pure.parts or not pure.parts or foreign:
         raise FormatError(f"{folder / MANIFEST_FILE} names a path outside the bundle: {relative!r}.")
     return folder / pure
 

@@ -128,7 +128,7 @@ class MaskSet:
         """Read a mask file.
 
         Raises:
-            InputError: there is no such file.
+            InputError: there is no such file, or it cannot be read.
             FormatError: it is no mask file, or a damaged one.
         """
         try:
@@ -141,6 +141,8 @@ class MaskSet:
                 packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         except FileNotFoundError:
             raise InputError(f"{path} does not exist.") from None
+        except OSError as e:
+            raise InputError(f"{path} cannot be read: {e}.") from e
         except SafetensorError as e:
             raise FormatError(f"{path} is no whole safetensors file: {e}") from e
         return cls._checked(path, metadata, packed)
@@ -152,9 +154,11 @@ class MaskSet:
             shapes = {str(k): (int(v[0]), int(v[1])) for k, v in json.loads(metadata["shapes"]).items()}
         except (KeyError, ValueError, IndexError, TypeError, AttributeError, PatternError) as e:
             raise FormatError(f"{path} is a mask file with damaged metadata: {e}") from e
+        if metadata.get("axis") != "1":
+            raise FormatError(f"{path} has masks along axis {metadata.get('axis')!r}; this tool reads those along '1'.")
         if shapes.keys() != packed.keys():
             raise FormatError(f"{path} is a damaged mask file: its shapes and its tensors name different weights.")
         for name, bits in packed.items():
-            if bits.dtype != np.uint8 or bits.shape != (-(-shapes[name][0] * shapes[name][1] // 8),):
+            if min(shapes[name]) < 1 or bits.dtype != np.uint8 or bits.shape != (-(-shapes[name][0] * shapes[name][1] // 8),):
                 raise FormatError(f"{path} is a damaged mask file: {name} has the wrong size for shape {shapes[name]}.")
         return cls(pattern=pattern, packed=packed, shapes=shapes, dense_sha256=metadata.get("dense_sha256", ""))

@@ -54,7 +54,7 @@ def resolve(model: str) -> Path:
     path = Path(model)
     if model == DEMO:
         return demo_model()
-    if path.is_dir():
+    if model and path.is_dir():
         return path
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -62,7 +62,9 @@ def resolve(model: str) -> Path:
         return convert_gguf(path, cache_folder() / f"gguf-{sha256_file(path)[:16]}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith((".", "/")) and not path.exists():
         return _hub(model)
-    raise InputError(f"{model} does not exist.\nGive a checkpoint folder, a .gguf file, a Hub id (owner/name), or `demo`.")
+    raise InputError(
+        f"{model or 'the empty name'} does not exist.\nGive a checkpoint folder, a .gguf file, a Hub id (owner/name), or `demo`."
+    )
 
 
 def demo_is_cached() -> bool:

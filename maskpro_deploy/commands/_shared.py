@@ -6,7 +6,9 @@ Results go to stdout, as text or, with `--json`, as exactly one object. Everythi
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,8 +58,11 @@ threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU
 
 
 def emit(as_json: bool, value: dict[str, Any], text: str) -> None:
-    """Print a result: `value` as one JSON object, or `text`."""
-    click.echo(json.dumps(value, allow_nan=False) if as_json else text)
+    """Print a result: `value` as one JSON object, or `text`. A reader that went away does not change the exit code."""
+    try:
+        click.echo(json.dumps(value, allow_nan=False) if as_json else text)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str] | None = None) -> str:

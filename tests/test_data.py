@@ -1,0 +1,125 @@
+"""Text sources: each format, each kind of damage, and the built-in split, which never changes."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maskpro_deploy.data import BUILTIN, HELD_OUT, Text, load_text, load_tokenizer, token_stream, windows
+from maskpro_deploy.errors import ConfigError, FormatError, InputError, MissingExtraError
+
+
+class TestBuiltin:
+    def test_the_split_is_fixed(self):
+        learn, held_out = load_text(BUILTIN), load_text(HELD_OUT)
+        assert (len(learn.documents), len(held_out.documents)) == (272, 41)
+        assert held_out.sha256 == "f3fe94a9f6bffe80d6289413184722ceeaf6044bb41fe0759c285eff69ebe85d"
+        assert learn.sha256 == "3ccde96d86ef8c5bda57f1a7f99ce39ab5984752f3a088e4269405871dc72268"
+
+    def test_no_document_is_in_both_parts_or_twice(self):
+        documents = load_text(BUILTIN).documents + load_text(HELD_OUT).documents
+        assert len(set(documents)) == len(documents)
+
+    def test_it_is_real_text(self):
+        for document in load_text(HELD_OUT).documents:
+            assert len(document.split()) > 100
+            assert document == document.strip()
+
+
+class TestFiles:
+    @settings(max_examples=30, deadline=None)
+    @given(st.data())
+    def test_jsonl_keeps_any_text(self, tmp_path_factory, data):
+        documents = data.draw(
+            st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), min_size=1)
+        )
+        path = tmp_path_factory.mktemp("data") / "x.jsonl"
+        path.write_text("\n\n".join(json.dumps({"text": d, "n": 1}) for d in documents), encoding="utf-8")
+        assert load_text(str(path)).documents == tuple(documents)
+
+    def test_plain_text_is_split_at_its_separator_lines(self, tmp_path):
+        (tmp_path / "x.txt").write_text("one\ntwo\n%%\nthree %% four\n%%\n  \n%%\nfive", encoding="utf-8")
+        assert load_text(str(tmp_path / "x.txt")).documents == ("one\ntwo", "three %% four", "five")
+
+    def test_parquet(self, tmp_path):
+        pyarrow = pytest.importorskip("pyarrow")
+        import pyarrow.parquet as parquet
+
+        parquet.write_table(pyarrow.table({"id": [1, 2, 3], "text": ["one", None, "zwei ä"]}), tmp_path / "x.parquet")
+        assert load_text(str(tmp_path / "x.parquet")).documents == ("one", "zwei ä")
+        parquet.write_table(pyarrow.table({"body": ["one"]}), tmp_path / "y.parquet")
+        with pytest.raises(FormatError, match='column "text"'):
+            load_text(str(tmp_path / "y.parquet"))
+        whole = (tmp_path / "x.parquet").read_bytes()
+        (tmp_path / "z.parquet").write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(FormatError, match=r"z\.parquet"):
+            load_text(str(tmp_path / "z.parquet"))
+
+    @pytest.mark.parametrize("line", ["{", "[]", "5", "{}", '{"text": 5}', '{"text": null}', '"text"'])
+    def test_a_bad_line_is_named(self, tmp_path, line):
+        (tmp_path / "x.jsonl").write_text('{"text": "good"}\n' + line)
+        with pytest.raises(FormatError, match=r"x\.jsonl, line 2"):
+            load_text(str(tmp_path / "x.jsonl"))
+
+    @pytest.mark.parametrize("name", ["x.txt", "x.jsonl"])
+    def test_bytes_that_are_no_text_are_refused(self, tmp_path, name):
+        (tmp_path / name).write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(FormatError, match="UTF-8"):
+            load_text(str(tmp_path / name))
+
+    @pytest.mark.parametrize("content", ["", " \n\t", "\n%%\n\n%%\n"])
+    def test_a_file_without_text_is_refused(self, tmp_path, content):
+        (tmp_path / "x.txt").write_text(content)
+        with pytest.raises(InputError, match="holds no text"):
+            load_text(str(tmp_path / "x.txt"))
+
+    @pytest.mark.parametrize("name", ["nope.txt", "", "."])
+    def test_a_missing_file_or_a_folder_is_refused(self, tmp_path, name):
+        with pytest.raises(InputError, match="does not exist or is no file"):
+            load_text(str(tmp_path / name))
+
+    @pytest.mark.skipif(find_spec("datasets") is not None, reason="the eval extra is installed")
+    def test_a_hub_dataset_needs_its_extra(self):
+        with pytest.raises(MissingExtraError, match=r"maskpro-deploy\[eval\]"):
+            load_text("hub:owner/name")
+
+
+def test_the_hash_depends_on_documents_and_their_borders():
+    texts = [("a", "b"), ("ab",), ("b", "a"), ("a", "b", "c")]
+    assert len({Text(name="x", documents=t).sha256 for t in texts}) == 4
+    assert Text(name="x", documents=("a",)).sha256 == Text(name="y", documents=("a",)).sha256
+
+
+def test_a_stream_is_every_document_with_a_separator(tiny_checkpoint):
+    tokenizer = load_tokenizer(tiny_checkpoint)
+    stream = token_stream(["Hello there.", "General."], tokenizer, 2)
+    assert stream.dtype == np.int32
+    assert np.flatnonzero(stream == 2).tolist()[-1] == len(stream) - 1
+    parts = np.split(stream, np.flatnonzero(stream == 2) + 1)[:2]
+    assert [tokenizer.decode(p[:-1].tolist()) for p in parts] == ["Hello there.", "General."]
+    assert len(token_stream(["Hello there.", "General."], tokenizer, None)) == len(stream) - 2
+
+
+@given(count=st.integers(1, 200), length=st.integers(1, 50))
+def test_windows_are_consecutive_and_do_not_overlap(count, length):
+    stream = np.arange(count, dtype=np.int32)
+    if count < length:
+        with pytest.raises(ConfigError, match="--window"):
+            windows(stream, length, "x")
+        return
+    cut = windows(stream, length, "x")
+    assert cut.shape == (count // length, length)
+    assert (cut.reshape(-1) == stream[: cut.size]).all()
+
+
+def test_a_missing_or_damaged_tokenizer_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"no tokenizer\.json"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
+    with pytest.raises(FormatError, match="damaged"):
+        load_tokenizer(tmp_path)

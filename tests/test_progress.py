@@ -1,0 +1,83 @@
+"""The progress line: rate, time left, and how often it is printed."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from maskpro_deploy import progress
+from maskpro_deploy.progress import SILENT, Meter, clock
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def now(monkeypatch):
+    """A clock that a test sets."""
+    time = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: time[0])
+    return time
+
+
+def test_a_log_gets_a_line_every_ten_seconds_and_the_last_one(now):
+    stream = io.StringIO()
+    meter = Meter("learning", "tokens", stream)
+    for step in range(1, 26):
+        now[0] += 1
+        meter.update(step * 1000, 25_000, "loss 3.2")
+    meter.close()
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 4
+    assert lines[-1].startswith("learning: 100 %  25k/25k tokens")
+    assert all("loss 3.2" in line for line in lines)
+    assert "\r" not in stream.getvalue()
+
+
+def test_a_terminal_gets_one_line_that_is_rewritten(now):
+    stream = Terminal()
+    meter = Meter("learning", "tokens", stream)
+    for step in range(1, 6):
+        now[0] += 1
+        meter.update(step, 5)
+    meter.close()
+    assert stream.getvalue().count("\n") == 1
+    assert stream.getvalue().count("\r") == 5
+
+
+def test_rate_and_time_left_count_only_what_this_run_did(now):
+    stream = io.StringIO()
+    meter = Meter("learning", "tokens", stream, every_s=0)
+    meter.update(5000, 10_000)
+    now[0] += 10
+    meter.update(6000, 10_000)
+    line = stream.getvalue().splitlines()[-1]
+    assert "100 tokens/s" in line
+    assert "40s left" in line
+
+
+def test_nothing_to_do_is_done():
+    stream = io.StringIO()
+    Meter("x", "s", stream).update(0, 0)
+    assert "100 %" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0s"), (-5, "0s"), (59.4, "59s"), (60, "1m00s"), (75, "1m15s"), (3599.6, "1h00m"), (7384, "2h03m")]
+)
+def test_clock(seconds, text):
+    assert clock(seconds) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0, "0"), (999, "999"), (1234567, "1.23M"), (25_000, "25k"), (3.2e9, "3.2G")])
+def test_short_numbers(value, text):
+    assert progress._short(value) == text
+
+
+def test_silence_says_nothing(capsys):
+    SILENT.update(1, 2, "note")
+    SILENT.close()
+    assert capsys.readouterr() == ("", "")
