@@ -9,10 +9,11 @@ what to do. Anything else is a bug and shows its traceback.
     │   ├── ConfigError         2   a setting is out of its range (the message names the flag)
     │   ├── PatternError        2   an N:M pattern is malformed or does not divide a dimension
     │   └── FormatError         2   a file is not what it has to be: truncated, corrupt, another version
-    └── MachineError            3   this machine lacks something
-        ├── MissingExtraError   3   an optional dependency is not installed
-        ├── DownloadError       3   a fetch failed, or what came has the wrong checksum
-        └── DiskFullError       3   no space left
+    ├── MachineError            3   this machine lacks something
+    │   ├── MissingExtraError   3   an optional dependency is not installed
+    │   ├── DownloadError       3   a fetch failed, or what came has the wrong checksum
+    │   └── DiskFullError       3   no space left
+    └── Interrupted             130 the user stopped it; the message says how to go on
 """
 
 from __future__ import annotations
@@ -62,3 +63,9 @@ class DownloadError(MachineError):
 
 class DiskFullError(MachineError):
     """No space left where the result has to go."""
+
+
+class Interrupted(MaskProError):
+    """The user stopped the work; what was done so far is saved."""
+
+    exit_code = 130

@@ -17,6 +17,7 @@ import torch
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import FormatError
+from maskpro_deploy.masks import MaskSet
 
 
 def load_causal_lm(folder: Path, dtype: torch.dtype) -> Any:
@@ -56,6 +57,13 @@ class TorchLM:
     def open(cls, folder: Path, dtype: torch.dtype = torch.float32) -> TorchLM:
         """Load a checkpoint folder (see `load_causal_lm` for what can go wrong)."""
         return cls(load_causal_lm(folder, dtype))
+
+    @torch.inference_mode()
+    def apply(self, masks: MaskSet) -> None:
+        """Multiply the weights with their masks, in place."""
+        for name in masks:
+            weight = self._model.get_parameter(name)
+            weight.mul_(torch.from_numpy(masks.mask(name)))
 
     @property
     def vocab_size(self) -> int:

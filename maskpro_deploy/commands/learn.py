@@ -1,0 +1,86 @@
+"""`maskpro-deploy learn`: a strict N:M mask for a language model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from maskpro_deploy.commands._shared import DURATION, PATH, PATTERN, emit, force_option, json_option, seed_option, table
+from maskpro_deploy.extras import require
+from maskpro_deploy.pattern import NMPattern
+
+
+@click.command()
+@click.option("--model", required=True, help="Checkpoint folder, .gguf file, Hub id, or `demo`.")
+@click.option("--sparsity", "pattern", type=PATTERN, default="2:4", show_default=True, help="N kept of every M weights.")
+@click.option("--out", type=PATH, required=True, help="Folder to write the sparse checkpoint to.")
+@click.option("--budget", "budget_s", type=DURATION, help="Time to learn: 90s, 5m, 2h.  [default: 5m]")
+@click.option("--steps", type=int, help="Optimiser steps instead of a time.")
+@click.option("--tokens", type=int, help="Tokens to see instead of a time.")
+@click.option("--data", default="builtin", show_default=True, help="Text: builtin, a .txt, .jsonl or .parquet file, hub:NAME.")
+@click.option("--heldout", default="builtin:heldout", show_default=True, help="Text to measure on while learning.")
+@click.option("--prior", default="wanda", show_default=True, help="One-shot mask to start from: wanda or magnitude.")
+@click.option("--include", metavar="REGEX", help="Prune only layers whose name matches.")
+@click.option("--exclude", metavar="REGEX", help="Leave layers dense whose name matches.")
+@click.option("--window", type=int, default=256, show_default=True, help="Tokens in a sequence.")
+@click.option("--batch-tokens", type=int, default=2048, show_default=True, help="Tokens in a step.")
+@click.option("--learning-rate", type=float, default=0.1, show_default=True, help="Step of the logits.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--dtype", default="auto", show_default=True, help="Of the weights while learning: float32, bfloat16, auto.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run (repeat its options).")
+@seed_option
+@force_option
+@json_option
+def command(
+    model: str,
+    out: Path,
+    data: str,
+    heldout: str,
+    device: str,
+    resume: bool,
+    force: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    r"""Learn a strict N:M mask and write a sparse checkpoint.
+
+    \b
+    Example:
+      maskpro-deploy learn --model demo --sparsity 2:4 --out sparse --budget 5m
+    Real work wants text like your own:
+      maskpro-deploy learn --model ./my-model --data my-texts.jsonl --out sparse --budget 2h
+    """
+    require("learn", "learning a mask")
+    from maskpro_deploy.data import load_text
+    from maskpro_deploy.files import check_free
+    from maskpro_deploy.learn import LearnConfig, learn_checkpoint
+    from maskpro_deploy.models import resolve
+    from maskpro_deploy.progress import Meter
+
+    config = LearnConfig(**settings)
+    check_free(out, force=force)
+    text, held = load_text(data), load_text(heldout)
+    unit = "s" if config.budget_s is not None else "tokens"
+    result = learn_checkpoint(
+        resolve(model), out, text, held, config,
+        device=device, resume=resume, force=force, progress=Meter("learning", unit),
+    )  # fmt: skip
+    figures = result.summary()
+    emit(as_json, {"out": str(out), "sparsity": str(config.pattern), **figures}, _text(out, config.pattern, figures))
+
+
+def _text(out: Path, pattern: NMPattern, figures: dict[str, Any]) -> str:
+    perplexity = figures["heldout_perplexity"]
+    rows = [
+        ("layers with a strict " + str(pattern) + " mask", figures["layers"]),
+        ("weights covered", f"{figures['weights']:,}"),
+        ("tokens seen", f"{figures['tokens']:,}"),
+        ("time", f"{figures['seconds']:.0f} s"),
+        ("groups changed against the prior", f"{100 * figures['groups_changed']:.1f} %"),
+        ("held-out perplexity, dense", f"{perplexity['dense']:.2f}"),
+        ("held-out perplexity, one-shot prior", f"{perplexity['prior']:.2f}"),
+        ("held-out perplexity, learned", f"{perplexity['learned']:.2f}"),
+    ]
+    return f"{table(rows)}\nwritten to {out}"

@@ -1,0 +1,235 @@
+"""From a checkpoint and a text to a sparse checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import platform
+import shutil
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskpro_deploy import __version__
+from maskpro_deploy.checkpoint import Checkpoint, save_sparse
+from maskpro_deploy.data import HELD_OUT, Text, load_text, load_tokenizer, separator_token, token_stream, windows
+from maskpro_deploy.errors import ConfigError, InputError, Interrupted, MachineError
+from maskpro_deploy.files import check_free
+from maskpro_deploy.learn.config import LearnConfig
+from maskpro_deploy.learn.memory import tune_process
+from maskpro_deploy.learn.model import LearningModel, faster_dtype
+from maskpro_deploy.learn.state import StateStore
+from maskpro_deploy.learn.trainer import Point, Trainer, Windows
+from maskpro_deploy.masks import MaskSet
+from maskpro_deploy.models import resolve
+from maskpro_deploy.progress import SILENT, Progress
+from maskpro_deploy.torch_lm import load_causal_lm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnResult:
+    """What a run gave.
+
+    Attributes:
+        masks: the learned masks.
+        prior_masks: the one-shot masks they started from.
+        curve: held-out loss and more, from the prior to the end.
+        dense_loss: held-out loss of the dense model, nats a token.
+        seconds: of learning, calibration included.
+        tokens: seen while learning.
+        dtype: of the weights while learning.
+    """
+
+    masks: MaskSet
+    prior_masks: MaskSet
+    curve: tuple[Point, ...]
+    dense_loss: float
+    seconds: float
+    tokens: int
+    dtype: str
+
+    def summary(self) -> dict[str, Any]:
+        """The figures, as they go into `learn.json`."""
+        first, last = self.curve[0], self.curve[-1]
+        return {
+            "heldout_perplexity": {
+                "dense": math.exp(self.dense_loss),
+                "prior": math.exp(first.heldout_loss),
+                "learned": math.exp(last.heldout_loss),
+            },
+            "groups_changed": last.flips,
+            "steps": last.step,
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 1),
+            "layers": len(self.masks),
+            "weights": self.masks.num_weights,
+            "curve": [asdict(p) for p in self.curve],
+        }
+
+
+def learn_masks(
+    model: str | Path, data: str | Text, config: LearnConfig, *, heldout: str | Text = HELD_OUT, progress: Progress = SILENT
+) -> MaskSet:
+    """Learn the masks of a model and return them.
+
+    Args:
+        model: whatever `models.resolve` takes: a checkpoint folder, `demo`, a `.gguf` file or a Hub id.
+        data: the text to learn from (see `data.load_text`).
+        config: the settings.
+        heldout: the text to measure on.
+        progress: told after every step.
+
+    Raises:
+        InputError, ConfigError, PatternError, FormatError: something given cannot be used; the message says what.
+    """
+    checkpoint = Checkpoint.open(resolve(str(model)))
+    text, held = (load_text(t) if isinstance(t, str) else t for t in (data, heldout))
+    trainer, _ = _trainer(checkpoint, text, held, config, None, progress, "auto")
+    trainer.prepare()
+    if not trainer.run():
+        raise Interrupted("learning was stopped before its end.")
+    return trainer.masks(checkpoint.dense_sha256(s.name for s in trainer.sites))
+
+
+def learn_checkpoint(
+    folder: Path,
+    out: Path,
+    text: Text,
+    heldout: Text,
+    config: LearnConfig,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> LearnResult:
+    """Learn the masks of a checkpoint and write a sparse checkpoint.
+
+    Args:
+        folder: the dense checkpoint.
+        out: the folder to make.
+        text: what to learn from.
+        heldout: what to measure on.
+        config: the settings.
+        device: "cpu", "cuda" or "auto".
+        resume: go on with the saved state of an interrupted run.
+        force: replace `out`, and discard the state of an interrupted run.
+        progress: told after every step.
+
+    Raises:
+        Interrupted: the user stopped it; the state is saved.
+        InputError, ConfigError, PatternError, FormatError: something given cannot be used; the message says what.
+    """
+    check_free(out, force=force)
+    checkpoint = Checkpoint.open(folder)
+    if checkpoint.masks is not None:
+        raise InputError(f"{folder} is a sparse checkpoint already.\nLearn from the dense one.")
+    _check_space(checkpoint, out)
+    store = _store(checkpoint, out, text, config, resume=resume, force=force)
+    trainer, dtype = _trainer(checkpoint, text, heldout, config, store, progress, device)
+    trainer.prepare()
+    if resume:
+        trainer.restore()
+    if not trainer.run():
+        raise Interrupted(
+            f"stopped after step {trainer.counters.step}; the state is saved.\nGo on with the same command and --resume."
+        )
+    dense_sha256 = checkpoint.dense_sha256(s.name for s in trainer.sites)
+    result = LearnResult(
+        masks=trainer.masks(dense_sha256),
+        prior_masks=trainer.prior_masks(dense_sha256),
+        curve=tuple(trainer.counters.curve),
+        dense_loss=trainer.dense_loss,
+        seconds=trainer.counters.seconds,
+        tokens=trainer.counters.tokens,
+        dtype=dtype,
+    )
+    save_sparse(checkpoint, result.masks, out, _provenance(checkpoint, text, heldout, config, result), force=force)
+    store.discard()
+    return result
+
+
+def _trainer(
+    checkpoint: Checkpoint,
+    text: Text,
+    heldout: Text,
+    config: LearnConfig,
+    store: StateStore | None,
+    progress: Progress,
+    device: str,
+) -> tuple[Trainer, str]:
+    """Load everything that a run needs; also the dtype that was chosen."""
+    place = _device(device)
+    learn_windows = _windows(checkpoint, text, config.window)
+    heldout_windows = _windows(checkpoint, heldout, config.window)
+    count = max(1, config.heldout_tokens // config.window)
+    # windows spread over the whole text, so that every genre counts
+    chosen = [i * len(heldout_windows) // count for i in range(count)] if count < len(heldout_windows) else slice(None)
+    tune_process()
+    dtype = faster_dtype(place) if config.dtype == "auto" else getattr(torch, config.dtype)
+    model = LearningModel(load_causal_lm(checkpoint.folder, dtype).to(place))
+    name = str(dtype).removeprefix("torch.")
+    return Trainer(model, learn_windows, heldout_windows[chosen], config, store, progress), name
+
+
+def _device(name: str) -> str:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise MachineError("--device cuda: torch finds no GPU here.\nUse --device cpu, or a torch built for this GPU's driver.")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def _windows(checkpoint: Checkpoint, text: Text, length: int) -> Windows:
+    tokenizer = load_tokenizer(checkpoint.folder)
+    vocabulary = checkpoint.config.get("vocab_size")
+    stream = token_stream(text.documents, tokenizer, separator_token(checkpoint.folder, tokenizer))
+    if isinstance(vocabulary, int) and len(stream) and int(stream.max()) >= vocabulary:
+        raise ConfigError(
+            f"the tokenizer of {checkpoint.folder} gives token {int(stream.max())}, the model has {vocabulary}.\n"
+            f"The tokenizer belongs to another model."
+        )
+    return windows(stream, length, text.name)
+
+
+def _check_space(checkpoint: Checkpoint, out: Path) -> None:
+    """Refuse at once what would fail after hours: the result is as large as the dense checkpoint."""
+    needed = sum(s.stat().st_size for s in checkpoint.shards)
+    existing = next(p for p in (out, *out.resolve().parents) if p.exists())
+    if (free := shutil.disk_usage(existing).free) < needed:
+        raise MachineError(
+            f"{out} needs {needed / 1e9:.2f} GB, {existing} has {free / 1e9:.2f} GB free.\nFree some space, or choose another --out."
+        )
+
+
+def _store(checkpoint: Checkpoint, out: Path, text: Text, config: LearnConfig, *, resume: bool, force: bool) -> StateStore:
+    weights = checkpoint.dense_sha256(checkpoint.names)
+    fingerprint = hashlib.sha256(f"{config.fingerprint()} {weights} {text.sha256}".encode()).hexdigest()
+    store = StateStore(StateStore.folder_for(out), fingerprint)
+    if resume:
+        store.check()
+    elif store.path.exists() and not force:
+        raise InputError(
+            f"{store.folder} holds the state of an interrupted run.\nGo on with it by --resume, or start anew with --force."
+        )
+    else:
+        store.discard()
+    return store
+
+
+def _provenance(checkpoint: Checkpoint, text: Text, heldout: Text, config: LearnConfig, result: LearnResult) -> dict[str, Any]:
+    return {
+        "tool": f"maskpro-deploy {__version__}",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": checkpoint.folder.name,
+        "dense_sha256": result.masks.dense_sha256,
+        "masks_sha256": result.masks.sha256(),
+        "estimator": "pathwise",
+        "settings": config.to_json(),
+        "dtype": result.dtype,
+        "text": {"name": Path(text.name).name, "sha256": text.sha256, "documents": len(text.documents)},
+        "heldout": {"name": Path(heldout.name).name, "sha256": heldout.sha256, "documents": len(heldout.documents)},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        **result.summary(),
+    }

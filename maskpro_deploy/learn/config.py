@@ -1,0 +1,103 @@
+"""Settings of a learning run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.pattern import NMPattern
+
+PRIORS = ("wanda", "magnitude")
+DTYPES = ("auto", "float32", "bfloat16")
+DEFAULT_BUDGET_S = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnConfig:
+    """How to learn a mask.
+
+    Attributes:
+        pattern: the N:M pattern.
+        budget_s: seconds of learning, calibration of the prior included; exactly one of the three limits is set.
+        steps: optimiser steps instead.
+        tokens: tokens to see instead.
+        prior: the one-shot mask to start from.
+        prior_strength: inverse temperature of the first samples: the logits are this times log(score / mean score of the group).
+        learning_rate: step of the logits relative to their spread; it decays linearly to 0.
+        window: tokens in a sequence.
+        batch_tokens: tokens in a step.
+        calibration_tokens: tokens that the prior sees.
+        heldout_tokens: tokens on which the argmax mask is measured during learning.
+        evaluations: how often it is measured on the way.
+        checkpoint_every_s: seconds between saved states; what an interruption can cost.
+        include: regular expression of layers to prune (all linear layers but the output embedding by default).
+        exclude: regular expression of layers to leave dense.
+        dtype: of the weights while learning; "auto" takes the faster of fp32 and bf16 on this machine.
+        seed: of data order and samples.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    pattern: NMPattern
+    budget_s: float | None = None
+    steps: int | None = None
+    tokens: int | None = None
+    prior: str = "wanda"
+    prior_strength: float = 6.0
+    learning_rate: float = 0.1
+    window: int = 256
+    batch_tokens: int = 2048
+    calibration_tokens: int = 16384
+    heldout_tokens: int = 8192
+    evaluations: int = 8
+    checkpoint_every_s: float = 60.0
+    include: str | None = None
+    exclude: str | None = None
+    dtype: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        limits = [x for x in (self.budget_s, self.steps, self.tokens) if x is not None]
+        if len(limits) > 1:
+            raise ConfigError("give only one of --budget, --steps and --tokens.")
+        if not limits:
+            object.__setattr__(self, "budget_s", DEFAULT_BUDGET_S)
+        for name in ("budget_s", "steps", "tokens", "prior_strength", "learning_rate", "checkpoint_every_s", "evaluations"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"--{name.removesuffix('_s').replace('_', '-')} {value} has to be above 0.")
+        if self.window < 2:
+            raise ConfigError(f"--window {self.window} has to be at least 2 tokens.")
+        for name in ("batch_tokens", "calibration_tokens", "heldout_tokens"):
+            if getattr(self, name) < self.window:
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--{flag} {getattr(self, name)} has to be at least one --window ({self.window}).")
+        for name, choices in (("prior", PRIORS), ("dtype", DTYPES)):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"--{name} {getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}.")
+        for name in ("include", "exclude"):
+            try:
+                re.compile(getattr(self, name) or "")
+            except re.error as e:
+                raise ConfigError(f"--{name} {getattr(self, name)!r} is no regular expression: {e}.") from e
+
+    @property
+    def sequences(self) -> int:
+        """Windows in a step."""
+        return max(1, self.batch_tokens // self.window)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every setting, with the pattern as text."""
+        return {**dataclasses.asdict(self), "pattern": str(self.pattern)}
+
+    def fingerprint(self) -> str:
+        """Hash of all settings that change the result; the limits are left out, so that a run can be extended."""
+        free = {"budget_s", "steps", "tokens", "checkpoint_every_s", "evaluations"}
+        fixed = {k: v for k, v in self.to_json().items() if k not in free}
+        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,101 @@
+"""The model while it learns: which layers carry masks, hidden states, and the loss on a batch.
+
+Shapes: `B` sequences, `T` tokens in a sequence, `D` hidden size, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from maskpro_deploy.errors import ConfigError, InputError
+from maskpro_deploy.learn.objective import cross_entropy
+from maskpro_deploy.pattern import NMPattern
+
+_PROBE = 512  # side of the matrices that are multiplied to compare dtypes
+
+
+def faster_dtype(device: str = "cpu") -> torch.dtype:
+    """bf16 where this machine multiplies it faster than fp32, else fp32 (a CPU without bf16 instructions emulates it)."""
+    if device != "cpu":
+        return torch.bfloat16
+    seconds = {dtype: _multiply_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    return min(seconds, key=lambda d: seconds[d])
+
+
+def _multiply_seconds(dtype: torch.dtype) -> float:
+    a = torch.ones(_PROBE, _PROBE, dtype=dtype)
+    best = float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def prunable_layers(model: Any, pattern: NMPattern, include: str | None, exclude: str | None) -> dict[str, nn.Linear]:
+    """The linear layers that get a mask: all but the output embedding, or those that `include` names, less `exclude`.
+
+    Returns:
+        Weight name in the checkpoint (`model.layers.0.mlp.up_proj.weight`) -> layer.
+
+    Raises:
+        ConfigError: nothing is left.
+        PatternError: a layer's input dimension is no multiple of M.
+    """
+    head = model.get_output_embeddings()
+    layers: dict[str, nn.Linear] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear) or module is head:
+            continue
+        if (include and not re.search(include, name)) or (exclude and re.search(exclude, name)):
+            continue
+        pattern.check_divides(module.in_features, f"layer {name}")
+        layers[f"{name}.weight"] = module
+    if not layers:
+        raise ConfigError("no linear layer is left to prune.\nCheck --include and --exclude against the model's layer names.")
+    return layers
+
+
+class LearningModel:
+    """A frozen transformers model whose linear layers can be exchanged.
+
+    Args:
+        model: a causal language model with input and output embeddings and a base model of its own.
+
+    Raises:
+        InputError: the model is built otherwise.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        model.requires_grad_(False)
+        head = model.get_output_embeddings()
+        if not isinstance(head, nn.Linear) or head.bias is not None or not hasattr(model, "base_model"):
+            raise InputError(f"{type(model).__name__} cannot be learned on: it has no plain linear output embedding.")
+        self.head: Tensor = head.weight
+
+    def replace(self, weight_name: str, module: nn.Module) -> None:
+        """Put `module` where the layer of `weight_name` is."""
+        *path, leaf = weight_name.removesuffix(".weight").split(".")
+        setattr(self.model.get_submodule(".".join(path)), leaf, module)
+
+    def hidden(self, tokens: Tensor, *, differentiable: bool) -> Tensor:
+        """Last hidden states.  # (B, T) -> (B, T, D)"""
+        embedded = self.model.get_input_embeddings()(tokens)
+        if differentiable:  # else autograd would never reach the first layers: nothing below them needs a gradient
+            embedded = embedded.detach().requires_grad_()
+        states: Tensor = self.model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        return states
+
+    def loss(self, windows: npt.NDArray[np.int32], *, differentiable: bool) -> Tensor:
+        """Mean cross-entropy of every window's tokens but its first.  # (B, T) -> scalar, nats a token"""
+        tokens = torch.from_numpy(np.ascontiguousarray(windows, dtype=np.int64)).to(self.head.device)
+        hidden = self.hidden(tokens, differentiable=differentiable)
+        return cross_entropy(hidden[:, :-1].flatten(0, 1), self.head, tokens[:, 1:].flatten())

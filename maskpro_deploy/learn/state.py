@@ -1,0 +1,131 @@
+"""The saved state of a learning run, so that an interruption costs at most one interval.
+
+One file, `state.safetensors`, in a folder beside the output (`OUT.learning`): the tensors of every site, and as metadata the
+counters and the curve. It is written to a temporary name, fsynced and renamed: at any moment there is one whole state.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from maskpro_deploy.errors import FormatError, InputError
+from maskpro_deploy.files import atomic_file
+
+FORMAT = "maskpro-deploy/learning-state"
+VERSION = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class StateStore:
+    """Where a run keeps its state.
+
+    Attributes:
+        folder: `OUT.learning`.
+        fingerprint: of settings, model and text; a state with another one is refused.
+    """
+
+    folder: Path
+    fingerprint: str
+
+    @staticmethod
+    def folder_for(out: Path) -> Path:
+        """The state folder that belongs to the output `out`."""
+        return out.with_name(f"{out.name}.learning")
+
+    @property
+    def path(self) -> Path:
+        """The state file."""
+        return self.folder / "state.safetensors"
+
+    def save(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
+        """Replace the saved state."""
+        metadata = {
+            "format": FORMAT,
+            "version": VERSION,
+            "fingerprint": self.fingerprint,
+            "counters": json.dumps(dict(counters)),
+        }
+        with atomic_file(self.path) as temporary:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
+
+    def check(self) -> None:
+        """Check that there is a state, and that it belongs to this run.
+
+        Raises:
+            InputError: there is no state, or it is of a run with other settings, model or text.
+            FormatError: the file is damaged or of another version.
+        """
+        self._read(with_tensors=False)
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The saved tensors and counters (see `check` for what can go wrong)."""
+        return self._read(with_tensors=True)
+
+    def _read(self, *, with_tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        if not self.path.is_file():
+            raise InputError(f"there is nothing to resume: {self.path} does not exist.\nStart without --resume.")
+        try:
+            with safe_open(self.path, "pt") as file:
+                metadata = file.metadata() or {}
+                names = list(file.keys()) if with_tensors else []
+                tensors = {name: file.get_tensor(name) for name in names}
+        except SafetensorError as e:
+            raise FormatError(f"{self.path} is damaged: {e}.\nStart anew with --force.") from e
+        if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
+            raise FormatError(f"{self.path} is no learning state of version {VERSION}.\nStart anew with --force.")
+        if metadata.get("fingerprint") != self.fingerprint:
+            raise InputError(
+                f"{self.path} belongs to a run with other settings, another model or other text.\n"
+                f"Repeat that run's options to resume it, or start anew with --force."
+            )
+        return tensors, json.loads(metadata["counters"])
+
+    def discard(self) -> None:
+        """Remove the state: the run is done, or starts anew."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class StopRequest:
+    """Whether the user asked to stop: a step is finished first, because half a step is no state."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Turn the first SIGINT or SIGTERM into a request; the second one interrupts at once.
+
+    Outside the main thread, where signals cannot be caught, the request simply never comes.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        request.asked = True
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+    for s in before:
+        signal.signal(s, ask)
+    try:
+        yield request
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)

@@ -1,0 +1,284 @@
+"""The learning loop: sample masks, one forward and backward pass, move the logits, and now and then look at the argmax mask.
+
+Pathwise estimator: the forward pass runs with one hard sample m ~ p_θ per group, the backward pass takes ∂L/∂m from the weight's
+gradient and carries it to the logits through ∂E[m]/∂θ = Cov(m) (see `distribution`). The learning rate decays to 0 over the
+limit, be it time, steps or tokens; the result is the argmax mask of the last logits.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from maskpro_deploy.errors import CheckFailed
+from maskpro_deploy.learn.config import LearnConfig
+from maskpro_deploy.learn.distribution import ConditionalBernoulli
+from maskpro_deploy.learn.model import LearningModel, prunable_layers
+from maskpro_deploy.learn.optimizer import LogitOptimizer
+from maskpro_deploy.learn.priors import initial_logits, input_norms, scores
+from maskpro_deploy.learn.sites import Mode, Site
+from maskpro_deploy.learn.state import StateStore, stop_requests
+from maskpro_deploy.masks import MaskSet
+from maskpro_deploy.progress import SILENT, Progress
+
+log = logging.getLogger(__name__)
+
+Windows = npt.NDArray[np.int32]  # (W, T)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One point of the learning curve.
+
+    Attributes:
+        sample_loss: mean loss of the samples since the last point, None at the start; nats a token.
+        heldout_loss: loss of the argmax mask on held-out text; nats a token.
+        flips: share of groups whose argmax mask differs from the prior's.
+    """
+
+    step: int
+    tokens: int
+    seconds: float
+    sample_loss: float | None
+    heldout_loss: float
+    flips: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Counters:
+    """Where a run is."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    curve: list[Point] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+
+class Trainer:
+    """One learning run on one model.
+
+    Args:
+        model: the frozen model; its linear layers are replaced.
+        text: windows to learn from (W, T).
+        heldout: windows to measure on (W, T).
+        config: the settings.
+        store: where to keep the state; None for nowhere.
+        progress: told after every step.
+    """
+
+    def __init__(
+        self,
+        model: LearningModel,
+        text: Windows,
+        heldout: Windows,
+        config: LearnConfig,
+        store: StateStore | None = None,
+        progress: Progress = SILENT,
+    ) -> None:
+        self.model, self.text, self.heldout, self.config = model, text, heldout, config
+        self.store, self.progress = store, progress
+        self.counters = Counters()
+        self.optimizer = LogitOptimizer()
+        self.sites: list[Site] = []
+        self.dense_loss = math.nan
+        self._prior_states: dict[str, torch.Tensor] = {}
+        self._started = time.monotonic()
+
+    # -- setting up
+
+    def prepare(self) -> None:
+        """Measure the dense model, compute the prior, and put a site in the place of every layer to prune.
+
+        Raises:
+            ConfigError, PatternError: see `prunable_layers`.
+        """
+        config = self.config
+        layers = prunable_layers(self.model.model, config.pattern, config.include, config.exclude)
+        family = ConditionalBernoulli(config.pattern, self.model.head.device)
+        self.dense_loss = self.heldout_loss()
+        norms = input_norms(layers, self._calibrate) if config.prior == "wanda" else {}
+        for name, layer in layers.items():
+            logits = initial_logits(scores(layer.weight, norms.get(name)), config.pattern, config.prior_strength)
+            site = Site(name, layer, family, logits)
+            site.on_gradient = lambda site, grad: self.optimizer.update(site.name, site.logits, grad)
+            self._prior_states[name] = family.mode(logits).to(torch.uint8)
+            self.model.replace(name, site)
+            self.sites.append(site)
+
+    def _calibrate(self) -> None:
+        count = max(1, self.config.calibration_tokens // self.config.window)
+        chosen = self._order(epoch=0)[-count:]  # the end of the first epoch: learning begins with other windows
+        for start in range(0, len(chosen), self.config.sequences):
+            windows = self.text[chosen[start : start + self.config.sequences]]
+            self.model.hidden(torch.from_numpy(windows.astype(np.int64)).to(self.model.head.device), differentiable=False)
+
+    # -- one step
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        return np.random.default_rng((self.config.seed, epoch)).permutation(len(self.text))
+
+    def _batch(self, step: int) -> Windows:
+        """The windows of a step: every epoch shuffles anew, and the step alone says where it is."""
+        places = np.arange(step * self.config.sequences, (step + 1) * self.config.sequences)
+        epochs, within = np.divmod(places, len(self.text))
+        orders = {int(e): self._order(int(e)) for e in np.unique(epochs)}
+        return self.text[[orders[int(e)][w] for e, w in zip(epochs, within, strict=True)]]
+
+    def _step(self) -> None:
+        counters = self.counters
+        self.optimizer.begin(self.config.learning_rate * (1.0 - self._fraction()))
+        for site in self.sites:
+            site.mode = Mode.SAMPLE
+            site.seed(self.config.seed, counters.step)
+        windows = self._batch(counters.step)
+        loss = self.model.loss(windows, differentiable=True)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise CheckFailed(
+                f"the loss became {value} at step {counters.step}: nothing after the last saved state was kept.\n"
+                f"Try a smaller --learning-rate, or --dtype float32."
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        counters.losses.append(value)
+        counters.step += 1
+        counters.tokens += windows.size
+
+    # -- the loop
+
+    def run(self) -> bool:
+        """Learn until the limit is reached.
+
+        Returns:
+            True if it was; False if the user asked to stop (the state is saved then).
+        """
+        config, counters = self.config, self.counters
+        saved = time.monotonic()
+        if not counters.curve:
+            self._measure()
+        with stop_requests() as stop:
+            while not self._done() and not stop.asked:
+                self._step()
+                self._tick()
+                if self._fraction() >= len(counters.curve) / config.evaluations and not self._done():
+                    self._measure()
+                if time.monotonic() - saved >= config.checkpoint_every_s:
+                    self.save()
+                    saved = time.monotonic()
+            if stop.asked:
+                self.save()
+                return False
+        self._measure()
+        self.progress.close()
+        return True
+
+    def _tick(self) -> None:
+        counters, config = self.counters, self.config
+        counters.seconds += time.monotonic() - self._started
+        self._started = time.monotonic()
+        note = f"loss {counters.losses[-1]:.3f}"
+        if counters.curve:
+            note += f"  held out {counters.curve[-1].heldout_loss:.3f}"
+        if config.budget_s is not None:
+            rate = counters.tokens / counters.seconds
+            note = f"step {counters.step}  {rate:.0f} tokens/s  {note}"
+            self.progress.update(min(counters.seconds, config.budget_s), config.budget_s, note)
+        else:
+            total = config.tokens or (config.steps or 0) * config.sequences * config.window
+            self.progress.update(counters.tokens, total, note)
+
+    def _fraction(self) -> float:
+        """How much of the limit is used up, 0 to 1."""
+        c, config = self.counters, self.config
+        if config.steps is not None:
+            return min(1.0, c.step / config.steps)
+        if config.tokens is not None:
+            return min(1.0, c.tokens / config.tokens)
+        return min(1.0, c.seconds / (config.budget_s or 1.0))
+
+    def _done(self) -> bool:
+        c, config = self.counters, self.config
+        if config.budget_s is None or c.step == 0:
+            return self._fraction() >= 1.0
+        return c.seconds + 0.5 * c.seconds / c.step >= config.budget_s  # stop where the end is nearest to the budget
+
+    # -- looking at the result
+
+    def heldout_loss(self) -> float:
+        """Loss on the held-out windows with the sites' current mode; nats a token."""
+        with torch.inference_mode():
+            losses = [
+                float(self.model.loss(self.heldout[i : i + self.config.sequences], differentiable=False))
+                * len(self.heldout[i : i + self.config.sequences])
+                for i in range(0, len(self.heldout), self.config.sequences)
+            ]
+        return sum(losses) / len(self.heldout)
+
+    def _measure(self) -> None:
+        for site in self.sites:
+            site.mode = Mode.ARGMAX
+        c = self.counters
+        point = Point(
+            step=c.step,
+            tokens=c.tokens,
+            seconds=round(c.seconds, 3),
+            sample_loss=sum(c.losses) / len(c.losses) if c.losses else None,
+            heldout_loss=self.heldout_loss(),
+            flips=self.flips(),
+        )
+        c.losses.clear()
+        c.curve.append(point)
+        log.info("%s", point)
+
+    def flips(self) -> float:
+        """Share of groups whose argmax mask differs from the prior's."""
+        changed = sum(int((s.family.mode(s.logits) != self._prior_states[s.name]).sum()) for s in self.sites)
+        return changed / sum(len(states) for states in self._prior_states.values())
+
+    def masks(self, dense_sha256: str = "") -> MaskSet:
+        """The argmax mask of every site."""
+        return MaskSet.from_arrays(self.config.pattern, {s.name: s.mask() for s in self.sites}, dense_sha256)
+
+    def prior_masks(self, dense_sha256: str = "") -> MaskSet:
+        """The one-shot masks that learning started from."""
+        masks = {s.name: s.mask(self._prior_states[s.name].int()) for s in self.sites}
+        return MaskSet.from_arrays(self.config.pattern, masks, dense_sha256)
+
+    # -- state
+
+    def save(self) -> None:
+        """Save the state, if there is a store."""
+        if self.store is None:
+            return
+        tensors = {f"logits/{s.name}": s.logits for s in self.sites}
+        tensors |= {f"first/{k}": v for k, v in self.optimizer.first.items()}
+        tensors |= {f"second/{k}": v for k, v in self.optimizer.second.items()}
+        c = self.counters
+        counters: dict[str, Any] = {**asdict(c), "optimizer_step": self.optimizer.step, "dense_loss": self.dense_loss}
+        self.store.save(tensors, counters)
+
+    def restore(self) -> None:
+        """Go on from the saved state (after `prepare`).
+
+        Raises:
+            InputError, FormatError: see `StateStore.load`.
+        """
+        assert self.store is not None
+        tensors, counters = self.store.load()
+        for site in self.sites:
+            site.logits.copy_(tensors[f"logits/{site.name}"])
+            for moment, values in (("first", self.optimizer.first), ("second", self.optimizer.second)):
+                if (key := f"{moment}/{site.name}") in tensors:
+                    values[site.name] = tensors[key].to(site.logits.device)
+        self.optimizer.step = counters.pop("optimizer_step")
+        counters.pop("dense_loss")
+        counters["curve"] = [Point(**p) for p in counters["curve"]]
+        self.counters = Counters(**counters)
+        self._started = time.monotonic()

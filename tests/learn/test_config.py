@@ -1,0 +1,45 @@
+"""Settings refuse what makes no sense, and say which flag it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.learn.config import DEFAULT_BUDGET_S, LearnConfig
+from maskpro_deploy.pattern import NMPattern
+
+P = NMPattern(2, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "flag"),
+    [
+        ({"budget_s": 1.0, "steps": 3}, "--budget, --steps and --tokens"),
+        ({"steps": 0}, "--steps 0"),
+        ({"budget_s": -1.0}, "--budget -1.0"),
+        ({"learning_rate": 0.0}, "--learning-rate"),
+        ({"learning_rate": float("nan")}, "--learning-rate"),
+        ({"window": 1}, "--window 1"),
+        ({"batch_tokens": 10}, "--batch-tokens 10"),
+        ({"prior": "guess"}, "--prior 'guess'"),
+        ({"dtype": "int8"}, "--dtype 'int8'"),
+        ({"include": "("}, "--include '('"),
+    ],
+)
+def test_bad_settings_are_refused_with_their_flag(settings: dict[str, Any], flag: str) -> None:
+    with pytest.raises(ConfigError, match=flag.replace("(", r"\(")):
+        LearnConfig(pattern=P, **settings)
+
+
+def test_without_a_limit_the_default_budget_holds() -> None:
+    assert LearnConfig(pattern=P).budget_s == DEFAULT_BUDGET_S
+    assert LearnConfig(pattern=P, steps=5).budget_s is None
+
+
+def test_the_fingerprint_changes_with_what_changes_the_result_and_not_with_the_limit() -> None:
+    base = LearnConfig(pattern=P, steps=5)
+    assert base.fingerprint() == LearnConfig(pattern=P, steps=9).fingerprint()
+    assert base.fingerprint() != LearnConfig(pattern=P, steps=5, seed=1).fingerprint()
+    assert base.fingerprint() != LearnConfig(pattern=NMPattern(1, 4), steps=5).fingerprint()

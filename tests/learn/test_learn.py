@@ -1,0 +1,213 @@
+"""Learning end to end on a tiny model: strict masks, a falling loss, resume to the same bits, plain errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from maskpro_deploy import learn_masks
+from maskpro_deploy.checkpoint import Checkpoint
+from maskpro_deploy.data import Text
+from maskpro_deploy.errors import CheckFailed, ConfigError, InputError, Interrupted, PatternError
+from maskpro_deploy.learn import LearnConfig, LearnResult, learn_checkpoint
+from maskpro_deploy.learn import trainer as trainer_module
+from maskpro_deploy.pattern import NMPattern
+
+PATTERN = NMPattern(2, 4)
+CONFIG = LearnConfig(
+    pattern=PATTERN,
+    steps=12,
+    window=32,
+    batch_tokens=128,
+    calibration_tokens=128,
+    heldout_tokens=512,
+    evaluations=3,
+    dtype="float32",
+)
+
+
+class Stopper:
+    """Progress that interrupts the process at a given step, as Ctrl-C does."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.calls = at, 0
+
+    def update(self, done: float, total: float, note: str = "") -> None:
+        self.calls += 1
+        if self.calls == self.at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def close(self) -> None:
+        pass
+
+
+def run(dense: Checkpoint, out: Path, text: Text, heldout: Text, config: LearnConfig = CONFIG, **kwargs: object) -> LearnResult:
+    return learn_checkpoint(dense.folder, out, text, heldout, config, device="cpu", **kwargs)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def learned(dense: Checkpoint, text: Text, heldout: Text, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LearnResult]:
+    out = tmp_path_factory.mktemp("learned") / "sparse"
+    return out, run(dense, out, text, heldout, replace(CONFIG, steps=60))
+
+
+def test_every_weight_of_the_result_holds_the_pattern_and_has_no_negative_zero(learned: tuple[Path, LearnResult]) -> None:
+    out, result = learned
+    weights = load_file(out / "model.safetensors")
+    assert len(result.masks) == 14
+    for name in result.masks:
+        assert PATTERN.holds(weights[name] != 0)
+        assert not np.signbit(weights[name][weights[name] == 0]).any()
+
+
+def test_kept_weights_are_the_dense_ones_bit_for_bit(learned: tuple[Path, LearnResult], dense: Checkpoint) -> None:
+    out, result = learned
+    for name, weight in load_file(out / "model.safetensors").items():
+        original = dense.tensor(name)
+        expected = np.where(result.masks.mask(name), original, 0) if name in result.masks else original
+        assert np.array_equal(weight, expected)
+
+
+def test_the_learned_mask_is_better_than_its_prior_on_held_out_text(learned: tuple[Path, LearnResult]) -> None:
+    _, result = learned
+    assert result.curve[-1].heldout_loss < result.curve[0].heldout_loss - 0.05
+    assert result.curve[0].flips == 0.0
+    assert 0.0 < result.curve[-1].flips < 1.0
+    assert result.masks.flips(result.prior_masks) == pytest.approx(result.curve[-1].flips)
+
+
+def test_provenance_says_how_the_mask_was_made(learned: tuple[Path, LearnResult], dense: Checkpoint, text: Text) -> None:
+    out, result = learned
+    record = json.loads((out / "learn.json").read_text())
+    assert record["settings"]["steps"] == 60
+    assert record["text"]["sha256"] == text.sha256
+    assert record["dense_sha256"] == dense.dense_sha256(result.masks) == Checkpoint.open(out).masks.dense_sha256  # type: ignore[union-attr]
+    assert record["heldout_perplexity"]["learned"] < record["heldout_perplexity"]["prior"]
+    assert len(record["curve"]) >= 3
+
+
+def test_transformers_opens_the_result(learned: tuple[Path, LearnResult]) -> None:
+    import torch
+
+    from maskpro_deploy.torch_lm import TorchLM
+
+    out, _ = learned
+    logits = TorchLM.open(out, torch.float32).logits(np.arange(8)[None])
+    assert np.isfinite(logits).all()
+
+
+def test_the_same_seed_gives_the_same_masks_and_another_seed_others(
+    dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path
+) -> None:
+    hashes = [
+        run(dense, tmp_path / str(i), text, heldout, replace(CONFIG, seed=seed)).masks.sha256() for i, seed in enumerate((0, 0, 1))
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_an_interrupted_run_resumes_to_the_same_bits(dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path) -> None:
+    whole = run(dense, tmp_path / "whole", text, heldout)
+    out = tmp_path / "parts"
+    with pytest.raises(Interrupted, match="--resume"):
+        run(dense, out, text, heldout, progress=Stopper(5))
+    assert not out.exists()
+    with pytest.raises(InputError, match="interrupted run"):
+        run(dense, out, text, heldout)
+    with pytest.raises(InputError, match="other settings"):
+        run(dense, out, text, heldout, replace(CONFIG, learning_rate=0.2), resume=True)
+    resumed = run(dense, out, text, heldout, resume=True)
+    assert resumed.masks.sha256() == whole.masks.sha256()
+    assert [p.heldout_loss for p in resumed.curve] == [p.heldout_loss for p in whole.curve]
+    assert not (tmp_path / "parts.learning").exists()
+
+
+def test_a_state_is_saved_at_every_interval(
+    dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # power loss between two steps: whatever the last interval saved is enough to go on to the same bits
+    whole = run(dense, tmp_path / "whole", text, heldout)
+    out, step = tmp_path / "cut", trainer_module.Trainer._step
+
+    def fail_at_seven(self: trainer_module.Trainer) -> None:
+        if self.counters.step == 7:
+            raise RuntimeError("power loss")
+        step(self)
+
+    monkeypatch.setattr(trainer_module.Trainer, "_step", fail_at_seven)
+    with pytest.raises(RuntimeError, match="power loss"):
+        run(dense, out, text, heldout, replace(CONFIG, checkpoint_every_s=1e-9))
+    monkeypatch.setattr(trainer_module.Trainer, "_step", step)
+    assert run(dense, out, text, heldout, resume=True).masks.sha256() == whole.masks.sha256()
+
+
+def test_there_is_nothing_to_resume(dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing to resume"):
+        run(dense, tmp_path / "out", text, heldout, resume=True)
+
+
+def test_layers_can_be_chosen_by_name(dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path) -> None:
+    result = run(dense, tmp_path / "out", text, heldout, replace(CONFIG, steps=1, include=r"mlp\.", exclude="down_proj"))
+    assert sorted(n.split(".")[-2] for n in result.masks) == ["gate_proj", "gate_proj", "up_proj", "up_proj"]
+
+
+def test_nothing_left_to_prune_is_an_error(dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no linear layer"):
+        run(dense, tmp_path / "out", text, heldout, replace(CONFIG, include="nothing"))
+
+
+def test_a_pattern_that_does_not_divide_names_the_layer(dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path) -> None:
+    with pytest.raises(PatternError, match="2:3 does not fit layer model.layers.0.self_attn.q_proj"):
+        run(dense, tmp_path / "out", text, heldout, replace(CONFIG, pattern=NMPattern(2, 3)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_text_shorter_than_a_window_is_an_error(dense: Checkpoint, heldout: Text, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="less than one window"):
+        run(dense, tmp_path / "out", Text(name="short", documents=("one two",)), heldout)
+
+
+def test_an_existing_output_is_kept(dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="--force"):
+        run(dense, tmp_path / "out", text, heldout)
+    assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+
+
+def test_a_sparse_checkpoint_is_not_learned_on_again(tiny_sparse: Path, text: Text, heldout: Text, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="sparse checkpoint already"):
+        learn_checkpoint(tiny_sparse, tmp_path / "out", text, heldout, CONFIG)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(
+    dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    real = trainer_module.LearningModel.loss
+
+    def broken(self: trainer_module.LearningModel, windows: trainer_module.Windows, *, differentiable: bool) -> torch.Tensor:
+        return real(self, windows, differentiable=differentiable) * (float("nan") if differentiable else 1.0)
+
+    monkeypatch.setattr(trainer_module.LearningModel, "loss", broken)
+    with pytest.raises(CheckFailed, match="loss became nan at step 0"):
+        run(dense, tmp_path / "out", text, heldout)
+    assert not (tmp_path / "out").exists()
+
+
+def test_learn_masks_returns_what_the_checkpoint_would_hold(dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path) -> None:
+    masks = learn_masks(dense.folder, text, CONFIG, heldout=heldout)
+    assert masks.sha256() == run(dense, tmp_path / "out", text, heldout).masks.sha256()
+
+
+def test_other_patterns_and_the_magnitude_prior_work_too(dense: Checkpoint, text: Text, heldout: Text) -> None:
+    for pattern in (NMPattern(1, 4), NMPattern(4, 8)):
+        masks = learn_masks(dense.folder, text, replace(CONFIG, pattern=pattern, steps=2, prior="magnitude"), heldout=heldout)
+        assert all(pattern.holds(masks.mask(name)) for name in masks)

@@ -1,0 +1,23 @@
+"""The blockwise loss equals the plain one, and so does its gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from maskpro_deploy.learn.objective import cross_entropy
+
+
+def test_loss_and_gradient_equal_those_of_torch_over_several_blocks() -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(1100, 16, requires_grad=True)  # three blocks, the last one partial
+    head = torch.randn(50, 16)
+    targets = torch.randint(0, 50, (1100,))
+    plain_hidden = hidden.detach().clone().requires_grad_()
+    plain = nn.functional.cross_entropy(plain_hidden @ head.t(), targets)
+    plain.backward()
+    loss = cross_entropy(hidden, head, targets)
+    (3.0 * loss).backward()
+    torch.testing.assert_close(loss, plain.detach())
+    assert plain_hidden.grad is not None
+    torch.testing.assert_close(hidden.grad, 3.0 * plain_hidden.grad, atol=1e-7, rtol=1e-4)
