@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,11 @@ def export(
     out: Path,
     config: ExportConfig | None = None,
     *,
-    reference: Reference | None = None,
+    reference: Callable[[], Reference] | None = None,
     unverified: str = "not asked for",
     force: bool = False,
     progress: Progress = SILENT,
+    verifying: Progress = SILENT,
 ) -> Manifest:
     """Turn a checkpoint folder into an ONNX bundle.
 
@@ -56,10 +58,12 @@ def export(
         checkpoint: a Hugging Face folder, dense or sparse.
         out: the bundle folder to make.
         config: dtype, length, required pattern.
-        reference: the model to compare the bundle with (`parity.verify`); the figures go into the manifest.
+        reference: opens the model to compare the bundle with (`parity.verify`), once the bundle is written; the figures go into
+            the manifest.
         unverified: why there is no reference, for the manifest.
         force: replace `out` if it exists.
         progress: told the bytes of weights written.
+        verifying: told the steps of the comparison.
 
     Returns:
         the bundle's manifest.
@@ -100,19 +104,19 @@ def export(
         )
         manifest.save(folder)
         if reference is not None:
-            manifest = dataclasses.replace(manifest, verification=_verified(folder, reference, shape.max_length))
+            manifest = dataclasses.replace(manifest, verification=_verified(folder, reference(), shape.max_length, verifying))
             manifest.save(folder)
     return manifest
 
 
-def _verified(folder: Path, reference: Reference, max_length: int) -> dict[str, Any]:
+def _verified(folder: Path, reference: Reference, max_length: int, progress: Progress) -> dict[str, Any]:
     """The figures of a comparison that passed.
 
     Raises:
         CheckFailed: it did not pass; the message has the figures.
     """
     prompts, greedy = verification_prompts(folder, max_length)
-    result = verify(folder, reference, prompts, greedy)
+    result = verify(folder, reference, prompts, greedy, progress)
     if not result.passed:
         raise CheckFailed(f"the exported graph does not agree with the checkpoint; nothing was kept.\n{result.summary()}.")
     return result.to_json()
@@ -194,6 +198,7 @@ def _open_session(path: Path) -> None:
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
     options.add_session_config_entry("session.disable_prepacking", "1")
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 

@@ -101,7 +101,7 @@ class DecoderConfig:
 def _rope(config: Mapping[str, Any]) -> RopeConfig:
     """RoPE from `rope_parameters`, or from `rope_theta` and `rope_scaling`."""
     fields: dict[str, Any] = {"rope_theta": config.get("rope_theta", 10000.0)}
-    kinds = []
+    kinds: list[str] = []
     for place in ("rope_scaling", "rope_parameters"):
         value = config.get(place)
         if value is None:
@@ -109,7 +109,7 @@ def _rope(config: Mapping[str, Any]) -> RopeConfig:
         if not isinstance(value, dict):
             raise FormatError(f"config.json: {place} must be an object, found {value!r}.")
         fields |= value
-        kinds.append(value.get("rope_type", value.get("type", "default")))
+        kinds.append(str(value.get("rope_type", value.get("type", "default"))))
     if len(set(kinds)) > 1:
         raise FormatError(f"config.json: rope_scaling says {kinds[0]!r}, rope_parameters says {kinds[1]!r}. Remove one of them.")
     kind = kinds[0] if kinds else "default"

@@ -37,7 +37,10 @@ class OrtModel:
 
         self._shape, self._dtype = manifest.model, DTYPES[manifest.graph.dtype][1]
         path = safe_path(bundle, manifest.graph.file)
-        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        # waiting threads sleep: a comparison shares the machine with the reference model
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def start(self, batch: int) -> State:

@@ -55,26 +55,41 @@ def command(
     config = ExportConfig(dtype=dtype, max_length=max_length, require_sparsity=require_sparsity)
     check_free(out, force=force)
     folder = resolve(checkpoint)
-    reference, reason = _reference(folder, dtype) if verify else (None, "--no-verify")
-    if verify and reference is None:
+    reason = _cannot_verify(dtype) if verify else "--no-verify"
+    if verify and reason:
         click.echo(f"not verified: {reason}", err=True)
-    meter = Meter("exporting", "bytes")
-    manifest = export(folder, out, config, reference=reference, unverified=reason, force=force, progress=meter)
-    meter.close()
+    writing, verifying = Meter("exporting", "bytes"), Meter("verifying", "steps")
+    manifest = export(
+        folder,
+        out,
+        config,
+        reference=None if reason else lambda: _reference(folder),
+        unverified=reason,
+        force=force,
+        progress=writing,
+        verifying=verifying,
+    )
+    writing.close()
+    verifying.close()
     emit(as_json, {"bundle": str(out), **dataclasses.asdict(manifest)}, _text(out, manifest))
 
 
-def _reference(folder: Path, dtype: str) -> tuple[Reference | None, str]:
-    """The checkpoint in torch, or why it cannot be had."""
+def _cannot_verify(dtype: str) -> str:
+    """Why the bundle cannot be compared with the checkpoint here; "" if it can."""
     from maskpro_deploy.extras import missing
 
     if dtype == "bf16":
-        return None, "onnxruntime has no bf16 kernels for CPUs"
+        return "onnxruntime has no bf16 kernels for CPUs"
     if absent := sorted({*missing("learn"), *missing("cpu")}):
-        return None, f"{', '.join(absent)} not installed; pip install 'maskpro-deploy[learn,cpu]'"
+        return f"{', '.join(absent)} not installed; pip install 'maskpro-deploy[learn,cpu]'"
+    return ""
+
+
+def _reference(folder: Path) -> Reference:
+    """The checkpoint in torch."""
     from maskpro_deploy.torch_lm import TorchLM
 
-    return TorchLM.open(folder), ""
+    return TorchLM.open(folder)
 
 
 def _text(out: Path, manifest: Manifest) -> str:

@@ -77,12 +77,12 @@ def test_a_bundle_of_other_weights_fails(sparse_bundle, tiny_checkpoint):
 
 def test_export_keeps_nothing_when_the_comparison_fails(tiny_sparse, tiny_checkpoint, tmp_path):
     with pytest.raises(CheckFailed, match="largest logit difference"):
-        export(tiny_sparse, tmp_path / "out", reference=NumpyLlama(tiny_checkpoint))
+        export(tiny_sparse, tmp_path / "out", reference=lambda: NumpyLlama(tiny_checkpoint))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_export_writes_the_figures_into_the_manifest(tiny_sparse, tmp_path):
-    export(tiny_sparse, tmp_path / "out", ExportConfig(max_length=32), reference=NumpyLlama(tiny_sparse))
+    export(tiny_sparse, tmp_path / "out", ExportConfig(max_length=32), reference=lambda: NumpyLlama(tiny_sparse))
     verification = Manifest.load(tmp_path / "out").verification
     assert verification["status"] == "passed"
     assert verification["greedy_equal"] == verification["greedy_tokens"] == 16
