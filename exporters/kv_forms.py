@@ -48,8 +48,8 @@ class Cat:
     def _mask(self, graph: Graph) -> None:
         """Who sees whom, as bool (B, 1, S, T): the new token in slot s sees slot t if t <= s and t is no padding.
 
-        A token always sees itself, padding too: a row without any visible slot would make Attention yield NaN, which
-        would reach the real tokens through the cache.
+        A token always sees itself, padding too: what Attention yields for a row without any visible slot is not defined
+        (NaN in some runtimes), and it would reach the real tokens through the cache.
         """
         new = graph.op("Shape", "input_ids", name="/mask/new", start=1, end=2)  # [S]
         total = graph.op("Shape", "attention_mask", name="/mask/total", start=1, end=2)  # [T]

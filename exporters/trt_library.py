@@ -96,7 +96,10 @@ class Library:
             MachineError: the build needs what this machine lacks.
         """
         trt = self._trt
-        builder = trt.Builder(self._logger)
+        try:
+            builder = trt.Builder(self._logger)
+        except TypeError as e:  # how the bindings say that the library gave them nothing
+            raise MachineError(f"{self.name} {self.version} cannot start on this machine: {self._last_error()}") from e
         network = builder.create_network(self._network_flags())
         self._parse(network, graph)
         config = builder.create_builder_config()
