@@ -162,7 +162,7 @@ def measure(
             result.invalid = _run_block(tasks, result, block, clock)
             progress.update(block + 1, config.blocks)
     if result.invalid is not None:
-        log.warning("the measurement is invalid: %s", result.invalid)
+        log.info("the measurement is invalid: %s", result.invalid)
     return result
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from maskpro_deploy.bench.arms import Clock
 from maskpro_deploy.bench.model import DECODE, PREFILL, Case, ModelArm
 from maskpro_deploy.bench.result import BenchResult
+from maskpro_deploy.bench.roofline import Bandwidth
 from maskpro_deploy.bench.sweep import SweepConfig, check_sizes, run_sweep
 from maskpro_deploy.progress import SILENT, Progress
 
@@ -59,6 +60,7 @@ def run_latency(
     config: LatencyConfig,
     *,
     notes: Sequence[str] = (),
+    bandwidth: Bandwidth | None = None,
     clock: Clock = time.perf_counter,
     progress: Progress = SILENT,
 ) -> BenchResult:

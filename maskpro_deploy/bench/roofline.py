@@ -18,7 +18,7 @@ import numpy as np
 from maskpro_deploy.bench.environment import affinity, last_level_cache_bytes
 from maskpro_deploy.errors import FormatError
 
-_MIN_BUFFER_BYTES = 256 << 20
+_MIN_BUFFER_BYTES = 64 << 20
 _REPEATS = 5
 
 
@@ -44,7 +44,7 @@ def measure_bandwidth(threads: int | None = None, buffer_bytes: int | None = Non
 
     Args:
         threads: cores that work at once; all by default.
-        buffer_bytes: size of each of two buffers; by default four times the last-level cache, 256 MiB at least.
+        buffer_bytes: size of each of two buffers; by default four times the last-level cache, 64 MiB at least.
     """
     count = threads or len(affinity() or ()) or os.cpu_count() or 1
     size = buffer_bytes or max(_MIN_BUFFER_BYTES, 4 * (last_level_cache_bytes() or 0))

@@ -201,10 +201,11 @@ def _interval(draws: Array, estimate: float, blocks: int, confidence: float) -> 
 
 
 def student_t(z: float, degrees: int) -> float:
-    """The t quantile that belongs to the normal quantile `z` (Cornish-Fisher; 0.5 % off at 7 degrees of freedom)."""
+    """The t quantile that belongs to the normal quantile `z` (Cornish-Fisher; 0.001 off at 9 degrees of freedom)."""
     first = (z**3 + z) / (4 * degrees)
     second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-    return z + first + second
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
+    return z + first + second + third
 
 
 def median_interval(samples: npt.ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float] | None:

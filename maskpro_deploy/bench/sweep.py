@@ -12,7 +12,7 @@ from maskpro_deploy.bench import environment
 from maskpro_deploy.bench.arms import Clock, MeasureConfig, Measurement, SelfTest, measure, self_test
 from maskpro_deploy.bench.model import Case, ModelArm, check_arms, make_task
 from maskpro_deploy.bench.result import BenchResult, CaseResult
-from maskpro_deploy.bench.roofline import measure_bandwidth
+from maskpro_deploy.bench.roofline import Bandwidth, measure_bandwidth
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.progress import SILENT, Progress
 
@@ -74,6 +74,7 @@ def run_sweep(
     *,
     settings: Mapping[str, Any],
     notes: Sequence[str] = (),
+    bandwidth: Bandwidth | None = None,
     clock: Clock = time.perf_counter,
     progress: Progress = SILENT,
 ) -> BenchResult:
@@ -86,6 +87,7 @@ def run_sweep(
         config: how long.
         settings: what the result should repeat of the configuration.
         notes: remarks for the report.
+        bandwidth: of the memory, if it was measured a moment ago; None measures it.
         clock: seconds, monotonic.
         progress: told after each block.
 
@@ -104,7 +106,7 @@ def run_sweep(
         settings = MeasureConfig(blocks=blocks, budget_s=left_s, same_model=config.same_model)
         return settings, _Part(progress, index, parts, label)
 
-    bandwidth = measure_bandwidth(config.threads)
+    bandwidth = bandwidth or measure_bandwidth(config.threads)
     test = _self_test(arms[0], cases[0], config.seed, clock, *share(0, "self-test"))
     results = []
     for index, case in enumerate(cases, start=1):

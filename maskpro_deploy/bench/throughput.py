@@ -16,6 +16,7 @@ from typing import Any
 from maskpro_deploy.bench.arms import Clock
 from maskpro_deploy.bench.model import GENERATE, Case, ModelArm
 from maskpro_deploy.bench.result import BenchResult
+from maskpro_deploy.bench.roofline import Bandwidth
 from maskpro_deploy.bench.sweep import SweepConfig, check_sizes, run_sweep
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.progress import SILENT, Progress
@@ -58,11 +59,20 @@ def run_throughput(
     config: ThroughputConfig,
     *,
     notes: Sequence[str] = (),
+    bandwidth: Bandwidth | None = None,
     clock: Clock = time.perf_counter,
     progress: Progress = SILENT,
 ) -> BenchResult:
     """Measure tokens per second of all arms in one run; see `run_sweep` for arguments and errors."""
     settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "sweep"}
     return run_sweep(
-        "throughput", arms, config.cases, config.sweep, settings=settings, notes=notes, clock=clock, progress=progress
+        "throughput",
+        arms,
+        config.cases,
+        config.sweep,
+        settings=settings,
+        notes=notes,
+        bandwidth=bandwidth,
+        clock=clock,
+        progress=progress,
     )

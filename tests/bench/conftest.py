@@ -1,0 +1,44 @@
+"""Bundles of the tiny models, and a result measured on a simulated clock."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from simulated import BANDWIDTH, ManualClock, simulated_arm
+
+from maskpro_deploy.bench.latency import LatencyConfig, run_latency
+from maskpro_deploy.bench.result import BenchResult
+from maskpro_deploy.bench.sweep import SweepConfig
+from maskpro_deploy.bench.throughput import ThroughputConfig, run_throughput
+from maskpro_deploy.exporters import ExportConfig, export
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny dense model as a bundle (read only)."""
+    out = tmp_path_factory.mktemp("bench") / "dense"
+    export(tiny_checkpoint, out, ExportConfig())
+    return out
+
+
+@pytest.fixture(scope="session")
+def latency_result() -> BenchResult:
+    """Two simulated models, the second 10 % slower, with 2 % noise."""
+    clock, rng = ManualClock(), np.random.default_rng(0)
+    arms = [
+        simulated_arm("sparse", clock, jitter=lambda: float(np.exp(rng.normal(0, 0.02)))),
+        simulated_arm("dense", clock, jitter=lambda: 1.1 * float(np.exp(rng.normal(0, 0.02)))),
+    ]
+    config = LatencyConfig(batches=(1, 2), prompts=(16,), contexts=(16,), sweep=SweepConfig(samples=40, threads=1))
+    return run_latency(arms, config, notes=["A note."], bandwidth=BANDWIDTH, clock=clock)
+
+
+@pytest.fixture(scope="session")
+def throughput_result() -> BenchResult:
+    """Two simulated models of the same speed over three batch sizes."""
+    clock, rng = ManualClock(), np.random.default_rng(1)
+    arms = [simulated_arm(name, clock, jitter=lambda: float(np.exp(rng.normal(0, 0.02)))) for name in ("sparse", "dense")]
+    config = ThroughputConfig(batches=(1, 2, 4), prompt=16, output=8, latency_bound_ms=1.3, sweep=SweepConfig(threads=1))
+    return run_throughput(arms, config, bandwidth=BANDWIDTH, clock=clock)

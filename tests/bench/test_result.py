@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from simulated import BROKEN_SELF_TEST
+
+from maskpro_deploy.bench import stats
+from maskpro_deploy.bench.arms import SelfTest
+from maskpro_deploy.bench.result import SCHEMA, VERSION, BenchResult
+
+
+def test_the_result_is_json_without_nan_and_says_its_schema(latency_result: BenchResult, throughput_result: BenchResult) -> None:
+    for result in (latency_result, throughput_result):
+        value = json.loads(json.dumps(result.to_json(), allow_nan=False))
+        assert (value["schema"], value["version"], value["kind"]) == (SCHEMA, VERSION, result.kind)
+        assert value["valid"] is True
+        assert value["invalid_reasons"] == []
+        assert value["environment"]["cpu_count"] >= 1
+        assert value["memory_bandwidth"]["bytes_per_s"] > 0
+
+
+def test_the_figures_can_be_computed_again_from_the_raw_samples(latency_result: BenchResult) -> None:
+    for case in latency_result.to_json()["cases"]:
+        metric = case["metric"]
+        blocks = {}
+        for arm in case["arms"]:
+            values = arm["samples"][f"{metric}_ms"]
+            assert arm["completed"] == len(values) == len(arm["samples"]["block"]) == 40
+            assert arm[f"median_{metric}_ms"] == pytest.approx(np.median(values))
+            assert arm[f"p99_{metric}_ms"] is None  # 40 samples do not show it
+            blocks[arm["name"]] = np.asarray(values).reshape(-1, 2)
+        (stated,) = case["comparisons"]
+        again = stats.compare(blocks["sparse"], blocks["dense"])
+        assert again is not None
+        assert (stated["candidate"], stated["baseline"], stated["verdict"]) == ("sparse", "dense", again.verdict)
+        assert stated["low"] == pytest.approx(again.low)
+
+
+def test_tokens_are_counted(throughput_result: BenchResult) -> None:
+    case = throughput_result.to_json()["cases"][2]
+    arm = case["arms"][0]
+    assert (case["batch_size"], case["input_len"], case["output_len"]) == (4, 16, 8)
+    assert arm["total_input_tokens"] == arm["completed"] * 4 * 16
+    assert arm["total_output_tokens"] == arm["completed"] * 4 * 8
+    assert arm["output_throughput"] == pytest.approx(4 * 8 / (arm["median_e2el_ms"] / 1e3))
+
+
+def test_a_decode_step_has_a_floor_from_weights_and_cache(latency_result: BenchResult) -> None:
+    prefill, _, decode, _ = latency_result.cases
+    arm = latency_result.arms[0]
+    rate = latency_result.bandwidth.bytes_per_s
+    assert rate is not None
+    assert latency_result.floor_ms(decode, arm) == pytest.approx(1e3 * (1_000_000 + 16 * 100) / rate)
+    assert latency_result.floor_ms(prefill, arm) is None
+    unknown = dataclasses.replace(arm, weight_bytes=None)
+    assert latency_result.floor_ms(decode, unknown) is None
+
+
+@pytest.mark.parametrize(
+    ("test", "reason"),
+    [
+        (BROKEN_SELF_TEST, "looked different twice in a row"),
+        (SelfTest(attempts=(), passed=False, invalid="A failed: broken"), "self-test: A failed: broken"),
+    ],
+)
+def test_a_broken_self_test_leaves_no_comparison(test: SelfTest, reason: str, throughput_result: BenchResult) -> None:
+    broken = dataclasses.replace(throughput_result, self_test=test)
+    assert not broken.valid
+    assert reason in broken.invalid_reasons[0]
+    value = broken.to_json()
+    assert value["valid"] is False
+    assert all(case["comparisons"] == [] for case in value["cases"])
+    assert value["best_batch"] is None
+
+
+def test_a_self_test_that_could_not_tell_leaves_the_run_valid(latency_result: BenchResult) -> None:
+    assert dataclasses.replace(latency_result, self_test=SelfTest(attempts=(), passed=None)).valid

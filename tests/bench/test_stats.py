@@ -1,0 +1,161 @@
+"""Laws of the statistics; distributions are simulated and seeded, no clock is involved."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maskpro_deploy.bench import stats
+from maskpro_deploy.errors import ConfigError
+
+Array = npt.NDArray[np.float64]
+times = st.lists(st.floats(1e-4, 1e3), min_size=1, max_size=60)
+
+
+def noisy(rng: np.random.Generator, blocks: int, slowdown: float = 1.0, drift: float = 0.02) -> tuple[Array, Array]:
+    """Times of two arms in ABBA and BAAB blocks: shared drift, skewed noise, spikes; the second is slower by `slowdown`."""
+    walk = np.cumsum(rng.normal(0, drift, blocks * 4)).reshape(blocks, 4)
+    spikes = (rng.random((blocks, 4)) < 0.05) * rng.exponential(0.5, (blocks, 4))
+    slots = np.exp(walk + rng.normal(0, 0.04, (blocks, 4))) * (1 + spikes)
+    outer, inner = slots[:, [0, 3]], slots[:, [1, 2]]
+    even = (np.arange(blocks) % 2 == 0)[:, None]
+    return np.where(even, outer, inner), np.where(even, inner, outer) * slowdown
+
+
+@given(times)
+def test_a_summary_agrees_with_the_definitions(values: list[float]) -> None:
+    found = stats.summarise(values)
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    median = ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+    assert found.median == pytest.approx(median)
+    assert found.minimum == ordered[0]
+    assert found.maximum == ordered[-1]
+    assert found.count == len(values)
+    distances = sorted(abs(v - median) for v in values)
+    assert ordered[0] - 1e-9 <= found.median <= ordered[-1] + 1e-9
+    assert distances[0] - 1e-9 <= found.mad <= distances[-1] + 1e-9
+    if found.std is not None:
+        assert found.std == pytest.approx(
+            np.sqrt(sum((v - found.mean) ** 2 for v in values) / (len(values) - 1)), rel=1e-6, abs=1e-9
+        )
+        assert found.cv == pytest.approx(found.std / found.mean)
+    else:
+        assert len(values) == 1
+
+
+@pytest.mark.parametrize(("p", "needed"), [(0.5, 20), (0.9, 100), (0.95, 200), (0.99, 1000)])
+def test_a_percentile_needs_ten_samples_beyond_it(p: float, needed: int) -> None:
+    assert stats.percentile(list(range(needed - 1)), p) is None
+    assert stats.percentile(list(range(needed)), p) == pytest.approx(p * (needed - 1))
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0, -0.1, 1.5])
+def test_a_percentile_out_of_range_is_refused(p: float) -> None:
+    with pytest.raises(ConfigError, match="out of range"):
+        stats.percentile([1.0], p)
+
+
+@pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")]])
+def test_a_summary_needs_finite_samples(values: list[float]) -> None:
+    with pytest.raises(ConfigError, match="finite"):
+        stats.summarise(values)
+
+
+def test_an_arm_against_its_like_is_called_different_in_about_one_run_of_twenty() -> None:
+    rng = np.random.default_rng(7)
+    runs = 200
+    verdicts = [_compare(*noisy(rng, 30), seed=i).verdict for i in range(runs)]
+    different = sum(verdict != stats.NO_DIFFERENCE for verdict in verdicts)
+    assert different <= 0.10 * runs
+    assert different >= 1  # an interval that never misses is too wide to be a 95 % one
+
+
+@pytest.mark.parametrize("slowdown", [1.05, 1.10])
+def test_a_planted_slowdown_is_found_in_noise_and_drift(slowdown: float) -> None:
+    rng = np.random.default_rng(11)
+    runs = 60
+    verdicts = [_compare(*noisy(rng, 40, slowdown), seed=i).verdict for i in range(runs)]
+    assert verdicts.count(stats.FASTER) >= 0.9 * runs  # the first arm is the faster one
+    assert stats.SLOWER not in verdicts
+
+
+def test_the_interval_covers_the_planted_ratio() -> None:
+    rng = np.random.default_rng(3)
+    found = [_compare(*noisy(rng, 30, 1.07), seed=i) for i in range(100)]
+    assert sum(r.low <= 1.07 <= r.high for r in found) >= 90
+
+
+@given(st.integers(0, 2**31), st.integers(stats.MIN_BLOCKS, 30))
+def test_swapping_the_arms_inverts_the_ratio(seed: int, blocks: int) -> None:
+    a, b = noisy(np.random.default_rng(seed), blocks)
+    there, back = _compare(a, b, resamples=50), _compare(b, a, resamples=50)
+    assert there.speedup * back.speedup == pytest.approx(1.0)
+    assert there.low == pytest.approx(1 / back.high)
+    assert there.low <= there.speedup <= there.high
+
+
+@given(st.integers(0, 2**31), st.floats(1e-3, 1e3))
+def test_drift_that_both_arms_share_changes_nothing(seed: int, unit: float) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = noisy(rng, 12)
+    level = unit * np.exp(rng.normal(0, 1, (12, 1)))
+    plain, drifted = _compare(a, b, resamples=50), _compare(a * level, b * level, resamples=50)
+    assert drifted.speedup == pytest.approx(plain.speedup)
+    assert drifted.low == pytest.approx(plain.low)
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    a, b = noisy(np.random.default_rng(0), 20)
+    assert _compare(a, b, seed=5) == _compare(a, b, seed=5)
+    assert _compare(a, b, seed=5) != _compare(a, b, seed=6)
+
+
+def test_arms_without_noise_have_an_interval_of_no_width() -> None:
+    found = _compare(np.full((10, 2), 2.0), np.full((10, 2), 3.0))
+    assert (found.speedup, found.low, found.high) == pytest.approx((1.5, 1.5, 1.5))
+    assert found.verdict == stats.FASTER
+    assert found.blocks == 10
+
+
+def test_too_few_blocks_give_no_verdict() -> None:
+    short = np.ones((stats.MIN_BLOCKS - 1, 2))
+    assert stats.compare(short, short) is None
+    assert stats.median_interval(short) is None
+
+
+def test_arms_that_did_not_run_in_the_same_blocks_are_refused() -> None:
+    with pytest.raises(ConfigError, match="same blocks"):
+        stats.compare(np.ones((12, 2)), np.ones((11, 2)))
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
+def test_times_that_are_none_are_refused(bad: float) -> None:
+    times = np.ones((12, 2))
+    times[3, 1] = bad
+    with pytest.raises(ConfigError, match="positive finite"):
+        stats.compare(times, np.ones((12, 2)))
+
+
+def test_the_interval_of_a_median_covers_it() -> None:
+    rng = np.random.default_rng(2)
+    hits = 0
+    for i in range(100):
+        interval = stats.median_interval(np.exp(rng.normal(0, 0.1, (20, 2))), resamples=400, seed=i)
+        assert interval is not None
+        hits += interval[0] <= 1.0 <= interval[1]
+    assert hits >= 88
+
+
+@pytest.mark.parametrize(("degrees", "tabulated"), [(9, 2.262), (14, 2.145), (29, 2.045), (99, 1.984)])
+def test_student_t_agrees_with_the_table(degrees: int, tabulated: float) -> None:
+    assert stats.student_t(1.959964, degrees) == pytest.approx(tabulated, abs=2e-3)
+
+
+def _compare(a: Array, b: Array, *, seed: int = 0, resamples: int = 800) -> stats.Ratio:
+    found = stats.compare(a, b, seed=seed, resamples=resamples)
+    assert found is not None
+    return found
