@@ -199,7 +199,8 @@ def _check_space(checkpoint: Checkpoint, out: Path) -> None:
     existing = next(p for p in (out, *out.resolve().parents) if p.exists())
     if (free := shutil.disk_usage(existing).free) < needed:
         raise MachineError(
-            f"{out} needs {needed / 1e9:.2f} GB, {existing} has {free / 1e9:.2f} GB free.\nFree some space, or choose another --out."
+            f"{out} needs {needed / 1e9:.2f} GB, {existing} has {free / 1e9:.2f} GB free.\n"
+            f"Free some space, or choose another --out."
         )
 
 

@@ -77,7 +77,8 @@ class LearningModel:
         self.model = model
         model.requires_grad_(False)
         head = model.get_output_embeddings()
-        if not isinstance(head, nn.Linear) or head.bias is not None or not hasattr(model, "base_model"):
+        biased = getattr(head, "bias", None) is not None
+        if not isinstance(head, nn.Linear) or biased or not hasattr(model, "base_model"):
             raise InputError(f"{type(model).__name__} cannot be learned on: it has no plain linear output embedding.")
         self.head: Tensor = head.weight
 

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from maskpro_deploy.learn.distribution import ConditionalBernoulli
 
-
 _NEVER = -1e30  # a logit below all others, of which some can still be added up
 
 
