@@ -11,10 +11,11 @@ Admission is decided before anything is queued: a full engine says so at once in
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -58,6 +59,7 @@ class RuntimeConfig:
         max_num_queued_reqs: further sequences that may wait.
         max_model_len: longest prompt and answer together, in tokens; None takes the model's own.
         chunk_tokens: see `SchedulerConfig`.
+        max_cache_tokens: see `SchedulerConfig`; None lets `load` take as many as fit an eighth of this machine's memory.
         check_hashes: read every file of the bundle and compare its SHA-256 before use.
     """
 
@@ -67,6 +69,7 @@ class RuntimeConfig:
     max_num_queued_reqs: int = 64
     max_model_len: int | None = None
     chunk_tokens: int = 256
+    max_cache_tokens: int | None = None
     check_hashes: bool = False
 
     def __post_init__(self) -> None:
@@ -84,7 +87,9 @@ class RuntimeConfig:
     @property
     def scheduler(self) -> SchedulerConfig:
         """The scheduler's part."""
-        return SchedulerConfig(max_num_seqs=self.max_num_seqs, chunk_tokens=self.chunk_tokens)
+        return SchedulerConfig(
+            max_num_seqs=self.max_num_seqs, chunk_tokens=self.chunk_tokens, max_cache_tokens=self.max_cache_tokens
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,7 +332,7 @@ class Engine:
             running=scheduler.num_running,
             waiting=len(scheduler.waiting),
             cached_tokens=scheduler.cached_tokens,
-            capacity_tokens=self.config.max_num_seqs * self.max_model_len,
+            capacity_tokens=self.config.max_cache_tokens or self.config.max_num_seqs * self.max_model_len,
         )
 
 
@@ -377,6 +382,13 @@ def _context_length(shape: ModelShape, wanted: int | None) -> int:
     return wanted or shape.max_length
 
 
+def _tokens_in_memory(manifest: Manifest) -> int:
+    """Tokens whose keys and values fill an eighth of the memory: a step holds the old and the new cache, a join a third."""
+    shape = manifest.model
+    token_bytes = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * (4 if manifest.graph.dtype == "fp32" else 2)
+    return max(1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8 // token_bytes)
+
+
 def load(bundle: Path, config: RuntimeConfig | None = None) -> Engine:
     """Open a bundle and start an engine on it.
 
@@ -394,5 +406,7 @@ def load(bundle: Path, config: RuntimeConfig | None = None) -> Engine:
     _context_length(manifest.model, config.max_model_len)
     if config.check_hashes:
         manifest.check_hashes(bundle)
+    if config.max_cache_tokens is None:
+        config = replace(config, max_cache_tokens=_tokens_in_memory(manifest))
     tokenizer = TextTokenizer.load(bundle, manifest.model)
     return Engine(open_session(bundle, config.session), tokenizer, config)

@@ -78,7 +78,9 @@ class ApiError(Exception):
 
     def body(self) -> dict[str, object]:
         """The JSON body."""
-        return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
+        message = str(self).encode(errors="replace").decode()  # what a client sent may hold halves of surrogate pairs
+        param = self.param and self.param.encode(errors="replace").decode()
+        return {"error": {"message": message, "type": self.kind, "param": param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
         """The headers that belong to this status."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -187,21 +188,21 @@ def draw(scores: Floats, temperature: float, top_k: int, top_p: float, min_p: fl
         min_p: see there.
         u: a uniform number in [0, 1).
     """
-    scaled = (scores.astype(np.float64) - scores.max()) / temperature  # (V,), largest 0
-    tokens = np.flatnonzero(top_k_mask(scaled, top_k) & (scaled > -np.inf))
-    probabilities = np.exp(scaled[tokens])  # relative to the likeliest
-    if min_p > 0:
-        keep = probabilities >= min_p
-        tokens, probabilities = tokens[keep], probabilities[keep]
+    scaled = (scores - scores.max()) / np.float32(temperature)  # (V,), largest 0
+    keep = scaled >= (math.log(min_p) if min_p > 0 else np.finfo(np.float32).min)  # drops banned tokens too
+    if top_k:
+        keep &= top_k_mask(scaled, top_k)
+    tokens = np.flatnonzero(keep)
+    probabilities = np.exp(scaled[tokens])  # relative to the likeliest; single floats do, only their sums want more
     if top_p < 1:
-        keep = top_p_mask(probabilities / probabilities.sum(), top_p)
-        tokens, probabilities = tokens[keep], probabilities[keep]
-    cumulative = np.cumsum(probabilities)
+        nucleus = top_p_mask(probabilities / probabilities.sum(dtype=np.float64), top_p)
+        tokens, probabilities = tokens[nucleus], probabilities[nucleus]
+    cumulative = np.cumsum(probabilities, dtype=np.float64)
     at = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
     return int(tokens[min(at, len(tokens) - 1)])
 
 
-def top_k_mask(scores: npt.NDArray[np.float64], k: int) -> npt.NDArray[np.bool_]:
+def top_k_mask(scores: npt.NDArray[np.floating[Any]], k: int) -> npt.NDArray[np.bool_]:
     """True at the k largest; of equal ones at the edge the lower tokens stay. k = 0 keeps all. `# (V,)`."""
     if k == 0 or k >= len(scores):
         return np.ones(len(scores), np.bool_)
@@ -213,7 +214,10 @@ def top_k_mask(scores: npt.NDArray[np.float64], k: int) -> npt.NDArray[np.bool_]
 
 def top_p_mask(probabilities: npt.NDArray[np.float64], p: float) -> npt.NDArray[np.bool_]:
     """True at the smallest set of likeliest tokens whose probabilities reach p; never empty."""
-    order = np.argsort(-probabilities, kind="stable")
+    # all tokens below this share together hold less than 1 - p: the set is complete without them, and sorting few is fast
+    share = min((1 - p) / len(probabilities), probabilities.max())
+    tokens = np.flatnonzero(probabilities >= share)
+    order = tokens[np.argsort(-probabilities[tokens], kind="stable")]
     count = int(np.searchsorted(np.cumsum(probabilities[order]), p)) + 1
     keep = np.zeros(len(probabilities), np.bool_)
     keep[order[:count]] = True
@@ -224,9 +228,8 @@ def score(logits: Floats, token: int, top: int | None) -> Score:
     """The log-probability of `token` under the model and of the `top` likeliest; nothing for None. `logits (V,)`."""
     if top is None:
         return Score(token)
-    wide = logits.astype(np.float64)
-    shifted = wide - wide.max()
-    log_sum = float(np.log(np.exp(shifted).sum()))
+    shifted = logits - logits.max()
+    log_sum = math.log(np.exp(shifted).sum(dtype=np.float64))
     best: list[int] = []
     if top:
         best = np.flatnonzero(top_k_mask(shifted, top)).tolist()

@@ -33,14 +33,17 @@ class SchedulerConfig:
         max_num_seqs: sequences in the batch.
         chunk_tokens: tokens of prompts read in one step, padding included (bounds the delay of running sequences, and the
             memory of the logits: that many times the vocabulary).
+        max_cache_tokens: tokens that the cache may hold once all running sequences have reached their full length, padding
+            included; None for no limit. A sequence that needs more runs alone.
     """
 
     max_num_seqs: int = 16
     chunk_tokens: int = 256
+    max_cache_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "chunk_tokens"):
-            if getattr(self, name) < 1:
+        for name in ("max_num_seqs", "chunk_tokens", "max_cache_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; allowed: 1 and more.")
 
 
@@ -127,7 +130,8 @@ class Scheduler:
         room = self.config.max_num_seqs - len(self.running)
         rows: dict[tuple[int, ...], list[GenerationSequence]] = {}
         width = 0
-        while self.waiting and room:
+        taken = list(self.running)
+        while self.waiting and room and self._fits([*taken, self.waiting[0]]):
             prompt = self.waiting[0].prompt
             wider, more = max(width, len(prompt)), len(rows) + (prompt not in rows)
             if rows and wider * more > self.config.chunk_tokens and more > len(rows):
@@ -135,8 +139,16 @@ class Scheduler:
             sequence = self.waiting.popleft()
             sequence.times.started = time.perf_counter()
             rows.setdefault(prompt, []).append(sequence)
+            taken.append(sequence)
             width, room = wider, room - 1
         return _Reading(Prefill(list(rows)), list(rows.values())) if rows else None
+
+    def _fits(self, sequences: list[GenerationSequence]) -> bool:
+        """Whether the cache can hold these at their full lengths; one alone always may."""
+        limit = self.config.max_cache_tokens
+        if limit is None or len(sequences) == 1:
+            return True
+        return len(sequences) * max(len(s.prompt) + s.params.max_tokens for s in sequences) <= limit
 
     def _read(self, reading: _Reading) -> int:
         """Read a chunk; after the last one choose first tokens and join the batch. Returns the tokens read."""

@@ -222,13 +222,7 @@ class Api:
         asked = parse(TokenizeRequest, await self._body(request))
         self._check_model(asked.model)
         engine = self._slot.get()
-        if asked.messages is not None:
-            messages = [m.for_template() for m in asked.messages]
-            text = engine.tokenizer.render(messages, {"add_generation_prompt": asked.add_generation_prompt})
-        else:
-            text = asked.prompt or ""
-        special = asked.add_special_tokens if asked.add_special_tokens is not None else asked.messages is None
-        tokens = await asyncio.to_thread(engine.tokenizer.encode, text, add_special_tokens=special)
+        tokens = await asyncio.to_thread(_tokenized, engine, asked)
         return JSONResponse({"count": len(tokens), "max_model_len": engine.max_model_len, "tokens": tokens})
 
     async def detokenize(self, request: Request) -> Response:
@@ -346,6 +340,16 @@ def _chat_prompt(engine: Engine, asked: ChatRequest) -> list[int]:
     variables = {"add_generation_prompt": asked.add_generation_prompt, **(asked.chat_template_kwargs or {})}
     text = engine.tokenizer.render([m.for_template() for m in asked.messages], variables)
     return engine.tokenizer.encode(text, add_special_tokens=asked.add_special_tokens)
+
+
+def _tokenized(engine: Engine, asked: TokenizeRequest) -> list[int]:
+    text = asked.prompt or ""
+    if asked.messages is not None:
+        messages = [m.for_template() for m in asked.messages]
+        text = engine.tokenizer.render(messages, {"add_generation_prompt": asked.add_generation_prompt})
+    # a template writes its own special tokens
+    special = asked.add_special_tokens if asked.add_special_tokens is not None else asked.messages is None
+    return engine.tokenizer.encode(text, add_special_tokens=special)
 
 
 async def _collect(stream: TokenStream, choices: int, prompts: Sequence[Sequence[int]], n: int) -> list[Completion]:

@@ -85,8 +85,15 @@ class TextTokenizer:
         return self._template_source is not None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Tokens of a text."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        """Tokens of a text.
+
+        Raises:
+            InputError: the text holds half of a surrogate pair, which is no character.
+        """
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        except (TypeError, UnicodeEncodeError) as e:
+            raise InputError(f"the text cannot be turned into tokens: {e}") from e
         return ids
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:

@@ -51,13 +51,14 @@ def command(
     max_num_seqs: int,
     max_num_queued_reqs: int,
     max_model_len: int | None,
+    max_cache_tokens: int | None,
     api_key: str | None,
     served_model_name: str | None,
     shutdown_timeout: float,
     allowed_origins: tuple[str, ...],
     check_hashes: bool,
 ) -> None:
-    r"""Serve BUNDLE over an OpenAI-compatible HTTP API.
+    """Serve BUNDLE over an OpenAI-compatible HTTP API.
 
     SIGTERM or Ctrl-C finishes the running answers and exits with 0; if some had to be cut off, with 130.
 
@@ -65,9 +66,9 @@ def command(
     Examples:
       maskpro-deploy serve bundle
       MASKPRO_API_KEY=secret maskpro-deploy serve bundle --host 0.0.0.0 --port 8080
-      curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \
+      curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
         -d '{"prompt": "Once upon a time", "max_tokens": 32}'
-    """
+    """  # noqa: D301 (click's sign for lines to keep is the backspace character itself)
     require("serve", "the server")
     require("cpu", "running a bundle")
     from maskpro_deploy.runtime import RuntimeConfig
@@ -83,6 +84,7 @@ def command(
             max_num_seqs=max_num_seqs,
             max_num_queued_reqs=max_num_queued_reqs,
             max_model_len=max_model_len,
+            max_cache_tokens=max_cache_tokens,
             check_hashes=check_hashes,
         ),
         api_key=api_key,
@@ -91,7 +93,7 @@ def command(
         allowed_origins=allowed_origins,
     )
     if api_key is None and host not in LOOPBACK:
-        click.echo("warning: everybody who can reach this machine can use the model; set MASKPRO_API_KEY to ask for a key", err=True)
+        click.echo("warning: whoever reaches this machine can use the model; set MASKPRO_API_KEY to ask for a key", err=True)
     if not serve(bundle, config, lambda url, name: click.echo(f"serving {name} at {url}/v1 (stop with Ctrl-C)", err=True)):
         click.echo("stopped before all answers were finished", err=True)
         sys.exit(INTERRUPTED)

@@ -39,28 +39,28 @@ def test_temperature_zero_takes_the_likeliest_token(logits: np.ndarray) -> None:
 @given(logits_arrays, uniform, st.integers(1, V))
 def test_a_draw_stays_among_the_k_likeliest(logits: np.ndarray, u: float, k: int) -> None:
     token = draw(logits, 1.0, k, 1.0, 0.0, u)
-    assert (logits > logits[token]).sum() < k
+    assert (logits > logits[token] + 1e-5).sum() < k, "closer ones are equal in single floats"
 
 
 @given(logits_arrays, uniform, st.floats(0.01, 1))
 def test_a_draw_stays_in_the_nucleus(logits: np.ndarray, u: float, p: float) -> None:
     token = draw(logits, 1.0, 0, p, 0.0, u)
     probabilities = softmax(logits)
-    assert probabilities[probabilities > probabilities[token]].sum() < p + 1e-9
+    assert probabilities[probabilities > probabilities[token] * (1 + 1e-5)].sum() < p + 1e-6
 
 
 @given(logits_arrays, uniform, st.floats(0, 1))
 def test_min_p_is_relative_to_the_likeliest(logits: np.ndarray, u: float, p: float) -> None:
     probabilities = softmax(logits)
-    assert probabilities[draw(logits, 1.0, 0, 1.0, p, u)] >= p * probabilities.max() - 1e-12
+    assert probabilities[draw(logits, 1.0, 0, 1.0, p, u)] >= p * probabilities.max() * (1 - 1e-5)
 
 
 @given(logits_arrays, uniform)
 def test_without_filters_a_draw_is_the_inverse_of_the_distribution(logits: np.ndarray, u: float) -> None:
     token = draw(logits, 1.0, 0, 1.0, 0.0, u)
     cumulative = np.cumsum(softmax(logits))
-    assert (cumulative[token - 1] if token else 0.0) <= u + 1e-9
-    assert cumulative[token] >= u - 1e-9
+    assert (cumulative[token - 1] if token else 0.0) <= u + 1e-6
+    assert cumulative[token] >= u - 1e-6
 
 
 @given(hnp.arrays(np.float64, V, elements=st.floats(-3, 3).map(round)), st.integers(0, V + 3))
@@ -76,15 +76,20 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(logits: np.ndarray, p: floa
     probabilities = softmax(logits)
     kept = probabilities[top_p_mask(probabilities, p)]
     assert kept.sum() >= p - 1e-9
-    assert kept.sum() - kept.min() < p
+    assert kept.sum() - kept.min() < p + 1e-9
+
+
+@pytest.mark.parametrize("size", [3, 10, 49, 1000])
+def test_a_tiny_nucleus_still_holds_a_token(size: int) -> None:
+    assert top_p_mask(np.full(size, 1 / size) * (1 - 1e-15), 1e-12).sum() == 1
 
 
 @given(logits_arrays, st.integers(0, V - 1), st.integers(0, V))
 def test_log_probabilities_are_those_of_the_softmax(logits: np.ndarray, token: int, top: int) -> None:
     scored = score(logits, token, top)
     expected = np.log(softmax(logits))
-    assert scored.logprob == pytest.approx(expected[token], abs=1e-9)
-    assert [lp for _, lp in scored.top] == pytest.approx(np.sort(expected)[::-1][:top], abs=1e-9)
+    assert scored.logprob == pytest.approx(expected[token], abs=1e-5)
+    assert [lp for _, lp in scored.top] == pytest.approx(np.sort(expected)[::-1][:top], abs=1e-5)
 
 
 def test_frequencies_follow_the_distribution() -> None:

@@ -117,6 +117,19 @@ def test_aborts_wherever_the_sequence_is(bench: Bench) -> None:
     assert not reading.tokens
 
 
+def test_the_cache_is_never_promised_to_more_than_fit(session: OrtSession, text_tokenizer: TextTokenizer) -> None:
+    bench = Bench(session, text_tokenizer, max_num_seqs=8, max_cache_tokens=40)
+    big = bench.add([1] * 30, max_tokens=30)
+    small = [bench.add([2] * 4, max_tokens=6) for _ in range(6)]
+    most = 0
+    while not bench.scheduler.idle:
+        bench.scheduler.step()
+        assert big.finished or bench.scheduler.num_running <= 1, "what needs more than there is runs alone"
+        most = max(most, bench.scheduler.num_running)
+    assert most == 4
+    assert all(len(s.tokens) == 6 for s in small)
+
+
 def test_settings_out_of_range_are_named() -> None:
     with pytest.raises(ConfigError, match="--max-num-seqs"):
         SchedulerConfig(max_num_seqs=0)

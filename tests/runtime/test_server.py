@@ -312,6 +312,24 @@ def test_a_body_that_is_no_json_object_is_refused(http: httpx2.Client, body: str
     assert error_of(http, 400, body)["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", '{"prompt": "\\ud800"}'),
+        ("/v1/completions", '{"prompt": "x", "stop": "\\ud800"}'),
+        ("/v1/completions", '{"prompt": "x", "model": "\\ud800"}'),
+        ("/v1/completions", '{"prompt": "x", "logit_bias": {"\\ud800": 1}}'),
+        ("/v1/chat/completions", '{"messages": [{"role": "user", "content": "\\ud800"}]}'),
+        ("/tokenize", '{"prompt": "\\ud800"}'),
+        ("/v1/completions", '{"prompt": [1000000000000000000000000000000]}'),
+        ("/v1/completions", '{"prompt": "x", "max_tokens": 1000000000000000000000000000000}'),
+        ("/v1/completions", '{"prompt": "x", "temperature": 1e999}'),
+    ],
+)
+def test_hostile_values_are_the_clients_error(http: httpx2.Client, path: str, body: str) -> None:
+    assert error_of(http, 400, body, path)["type"] == "invalid_request_error"
+
+
 def test_errors_are_the_clients_own_classes(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as context:
         client.completions.create(model=MODEL, prompt=[1] * 200, max_tokens=100)
