@@ -32,6 +32,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 )
 @click.option("--max-model-len", type=int, help="Longest prompt and answer together, in tokens; the model's own by default.")
 @click.option(
+    "--max-cache-tokens", type=int, help="Tokens that the key/value cache may hold; by default an eighth of the memory."
+)
+@click.option(
     "--api-key", envvar="MASKPRO_API_KEY", help="Clients have to send it. Better set MASKPRO_API_KEY: others see options."
 )
 @click.option("--served-model-name", help="What clients call the model; the bundle's own name by default.")

@@ -316,8 +316,6 @@ def test_a_body_that_is_no_json_object_is_refused(http: httpx2.Client, body: str
     ("path", "body"),
     [
         ("/v1/completions", '{"prompt": "\\ud800"}'),
-        ("/v1/completions", '{"prompt": "x", "stop": "\\ud800"}'),
-        ("/v1/completions", '{"prompt": "x", "model": "\\ud800"}'),
         ("/v1/completions", '{"prompt": "x", "logit_bias": {"\\ud800": 1}}'),
         ("/v1/chat/completions", '{"messages": [{"role": "user", "content": "\\ud800"}]}'),
         ("/tokenize", '{"prompt": "\\ud800"}'),
@@ -328,6 +326,11 @@ def test_a_body_that_is_no_json_object_is_refused(http: httpx2.Client, body: str
 )
 def test_hostile_values_are_the_clients_error(http: httpx2.Client, path: str, body: str) -> None:
     assert error_of(http, 400, body, path)["type"] == "invalid_request_error"
+
+
+def test_half_a_surrogate_pair_in_a_name_or_stop_does_no_harm(http: httpx2.Client) -> None:
+    assert error_of(http, 404, '{"prompt": "x", "model": "\\ud800"}')["code"] == "model_not_found"
+    assert http.post("/v1/completions", content='{"prompt": "x", "max_tokens": 2, "stop": "\\ud800"}').status_code == 200
 
 
 def test_errors_are_the_clients_own_classes(client: openai.OpenAI) -> None:
