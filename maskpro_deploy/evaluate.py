@@ -214,6 +214,7 @@ def _run(
     """All models over all windows, one window at a time; distances to `reference` (the first model) where there is one."""
     if windows.ndim != 2 or windows.shape[0] == 0 or windows.shape[1] < 2:
         raise ConfigError(f"perplexity needs windows of 2 tokens or more, found shape {windows.shape}.")
+    _check_vocabularies(lms, reference, int(windows.max()))
     nll: dict[str, list[float]] = {name: [] for name in lms}
     distances = {name: _Distance([]) for name in lms if name != reference}
     for w, window in enumerate(windows.astype(np.int64)):
@@ -224,10 +225,25 @@ def _run(
             if name == reference:
                 kept = logits
             elif kept is not None:
-                _add_distance(distances[name], kept, logits, name)
+                _add_distance(distances[name], kept, logits)
             progress.update(w * len(lms) + i + 1, len(windows) * len(lms))
     tokens = windows.shape[1] - 1
     return {name: _perplexity(values, tokens) for name, values in nll.items()}, distances
+
+
+def _check_vocabularies(lms: Mapping[str, CausalLM], reference: str | None, largest: int) -> None:
+    """Ask each model for two tokens' logits, so that a wrong vocabulary shows before anything long has run."""
+    sizes = {name: lm.logits(np.zeros((1, 2), dtype=np.int64)).shape[-1] for name, lm in lms.items()}
+    for name, size in sizes.items():
+        if largest >= size:
+            raise InputError(
+                f"token {largest} is not in the vocabulary of {name}, which has {size}.\n"
+                "The tokenizer does not belong to this model."
+            )
+        if reference is not None and size != sizes[reference]:
+            raise InputError(
+                f"{name} has a vocabulary of {size}, the reference one of {sizes[reference]}: they cannot be compared."
+            )
 
 
 def _logits(lm: CausalLM, name: str, window: Ints, number: int) -> Logits:
@@ -235,11 +251,6 @@ def _logits(lm: CausalLM, name: str, window: Ints, number: int) -> Logits:
     logits = lm.logits(window[None])[0, :-1]
     if logits.shape[0] != len(window) - 1:
         raise CheckFailed(f"{name} gave {logits.shape[0] + 1} logits for {len(window)} tokens.")
-    if window.max() >= logits.shape[1]:
-        raise InputError(
-            f"token {window.max()} is not in the vocabulary of {name}, which has {logits.shape[1]}.\n"
-            "The tokenizer does not belong to this model."
-        )
     if np.isnan(logits).any() or np.isposinf(logits).any():
         raise CheckFailed(f"{name} gave logits that are not numbers in window {number}.\nIts weights or its graph are broken.")
     return logits
@@ -256,12 +267,8 @@ def _mean_nll(logits: Logits, targets: Ints, name: str, number: int) -> float:
     return total / len(targets)
 
 
-def _add_distance(distance: _Distance, reference: Logits, logits: Logits, name: str) -> None:
+def _add_distance(distance: _Distance, reference: Logits, logits: Logits) -> None:
     """Add one window's KL and agreement.  # both (P, V)"""
-    if reference.shape != logits.shape:
-        raise InputError(
-            f"{name} has a vocabulary of {logits.shape[1]}, the reference one of {reference.shape[1]}: they cannot be compared."
-        )
     total = 0.0
     for start in range(0, len(logits), _ROWS):
         p = log_probabilities(reference[start : start + _ROWS])

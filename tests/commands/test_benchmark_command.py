@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+from bundle_cases import fail, run, run_json
+from click.testing import CliRunner
+
+from maskpro_deploy.bench.arms import SelfTest
+from maskpro_deploy.bench.roofline import measure_bandwidth
+from maskpro_deploy.bench.stats import FASTER, Ratio
+from maskpro_deploy.cli import cli
+from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, InputError
+from maskpro_deploy.exporters import ExportConfig, export
+from maskpro_deploy.runtime import OrtSession
+
+QUICK = ("--samples", 4, "--threads", 1)
+SMALL = ("--batch", 1, "--prompt", 8, *QUICK)
+
+
+@pytest.fixture(autouse=True)
+def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure the bandwidth for real, over less memory."""
+    monkeypatch.setattr("maskpro_deploy.bench.sweep.measure_bandwidth", partial(measure_bandwidth, buffer_bytes=4 << 20))
+
+
+def test_latency_of_two_bundles_is_one_json_object(sparse_bundle: Path, dense_bundle: Path) -> None:
+    value = run_json("benchmark", "latency", sparse_bundle, "--against", dense_bundle, "--context", "8,16", *SMALL)
+    assert value["valid"] is True
+    assert [(c["phase"], c["input_len"]) for c in value["cases"]] == [("prefill", 8), ("decode", 8), ("decode", 16)]
+    first, second = value["arms"]
+    assert (first["name"], first["sparsity"], first["sparse_weights"]) == ("sparse-bundle", "2:4", 14)
+    assert (second["name"], second["sparsity"]) == ("dense-bundle", None)
+    assert first["provider"] == "CPUExecutionProvider"
+    assert first["kv_bytes_per_token"] == 2 * 2 * 2 * 8 * 4
+    assert any("no 2:4 kernels on a CPU" in note for note in value["notes"])
+    for case in value["cases"]:
+        assert [arm["completed"] for arm in case["arms"]] == [4, 4]
+        assert case["comparisons"][0]["verdict"] is None  # four samples do not make one
+
+
+def test_throughput_writes_the_three_files(sparse_bundle: Path, tmp_path: Path) -> None:
+    arguments = ("benchmark", "throughput", sparse_bundle, "--batch", "1,2", "--prompt", 8, "--output", 4, *QUICK)
+    out = run(*arguments, "--out", tmp_path / "report").stdout
+    assert sorted(p.name for p in (tmp_path / "report").iterdir()) == ["report.html", "report.md", "result.json"]
+    value = json.loads((tmp_path / "report/result.json").read_text())
+    assert value["kind"] == "throughput"
+    assert value["best_batch"]["sparse-bundle"]["batch_size"] in (1, 2)
+    assert "Throughput over batch size" in (tmp_path / "report/report.html").read_text()
+    assert "most tokens per second" in out
+    assert str(tmp_path / "report/report.html") in out
+    error, _ = fail(*arguments, "--out", tmp_path / "report")
+    assert "--force" in str(error)
+    run(*arguments, "--out", tmp_path / "report", "--force")
+
+
+def test_the_text_has_the_table_the_verdicts_and_the_remark(sparse_bundle: Path, dense_bundle: Path) -> None:
+    out = run(
+        *("benchmark", "latency", sparse_bundle, "--against", dense_bundle, "--prompt", 8, "--context", 8),
+        *("--samples", 20, "--threads", 1, "--decode-steps", 2),
+    ).stdout
+    assert "median ms" in out
+    assert out.count("sparse-bundle runs at ") == 2
+    assert "95 % interval [" in out
+    assert "Self-test: sparse-bundle against itself" in out
+    assert "no 2:4 kernels on a CPU" in out
+
+
+def test_a_bundle_can_be_measured_against_itself_as_the_same_model(dense_bundle: Path) -> None:
+    value = run_json("benchmark", "latency", dense_bundle, "--against", dense_bundle, "--same-model", "--context", 8, *SMALL)
+    assert value["valid"] is True
+    assert [arm["name"] for arm in value["arms"]] == [f"{dense_bundle} (1)", f"{dense_bundle} (2)"]
+
+
+def test_models_that_are_not_the_same_make_the_run_invalid(sparse_bundle: Path, dense_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    error, result = fail(
+        *("benchmark", "latency", sparse_bundle, "--against", dense_bundle, "--same-model", "--context", 8, *SMALL, "--out", out)
+    )
+    assert isinstance(error, CheckFailed)
+    assert error.exit_code == 1
+    assert "chose different tokens" in str(error)
+    assert "INVALID: " in result.stdout
+    assert "the speed of" not in result.stdout
+    assert json.loads((out / "result.json").read_text())["valid"] is False
+
+
+def test_a_model_that_fails_while_timed_makes_the_run_invalid(dense_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, calls = OrtSession.forward, iter(range(10_000))
+
+    def forward(self: OrtSession, *arguments: object) -> object:
+        if next(calls) == 60:
+            raise RuntimeError("the device went away")
+        return whole(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(OrtSession, "forward", forward)
+    result = CliRunner().invoke(cli, [str(a) for a in ("benchmark", "latency", dense_bundle, "--context", 8, *SMALL, "--json")])
+    assert isinstance(result.exception, CheckFailed)
+    assert "the device went away" in str(result.exception)
+    assert json.loads(result.stdout)["valid"] is False
+
+
+def test_a_self_test_that_fails_twice_makes_the_run_invalid(dense_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Ratio(speedup=1.2, speedup_of_medians=1.2, low=1.1, high=1.3, confidence=0.95, blocks=20, verdict=FASTER)
+    broken = SelfTest(attempts=(seen, seen), passed=False)
+    monkeypatch.setattr("maskpro_deploy.bench.sweep.self_test", lambda *_, **__: broken)
+    error, _ = fail("benchmark", "latency", dense_bundle, "--context", 8, *SMALL, "--json")
+    assert isinstance(error, CheckFailed)
+    assert "looked different twice in a row" in str(error)
+
+
+def test_bundles_with_different_vocabularies_are_an_error(dense_bundle: Path, other_tokenizer: Path, tmp_path: Path) -> None:
+    export(other_tokenizer, tmp_path / "other", ExportConfig())
+    error, _ = fail("benchmark", "latency", tmp_path / "other", "--against", dense_bundle)
+    assert isinstance(error, InputError)
+    assert "different vocabularies" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--batch", "1,x"), "--batch '1,x'"),
+        (("--batch", "0"), "--batch 0"),
+        (("--context", "100000"), "takes 256 at most"),
+        (("--samples", "1"), "--samples 1"),
+        (("--budget", "soon"), "--budget"),
+        (("--provider", "abacus"), "--provider abacus"),
+    ],
+)
+def test_wrong_settings_name_the_flag(arguments: tuple[str, ...], said: str, dense_bundle: Path) -> None:
+    error, _ = fail("benchmark", "latency", dense_bundle, *arguments)
+    assert isinstance(error, ConfigError)
+    assert said in str(error)
+
+
+def test_a_folder_that_is_no_bundle_is_an_error(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    for path in (tiny_checkpoint, tmp_path / "nothing"):
+        error, _ = fail("benchmark", "throughput", path)
+        assert isinstance(error, InputError)
+
+
+def test_a_damaged_bundle_is_an_error_and_leaves_no_report(dense_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(dense_bundle, tmp_path / "bundle")
+    with (tmp_path / "bundle/model.onnx.data").open("r+b") as f:
+        f.truncate(100)
+    error, _ = fail("benchmark", "latency", tmp_path / "bundle", "--out", tmp_path / "report")
+    assert isinstance(error, FormatError)
+    assert not (tmp_path / "report").exists()
+
+
+def test_help_shows_examples() -> None:
+    assert "benchmark latency bundle --against dense-bundle" in run("benchmark", "--help").output
+    assert "--context 128,512" in run("benchmark", "latency", "--help").output
+    assert "--latency-bound 100" in run("benchmark", "throughput", "--help").output
