@@ -12,7 +12,7 @@ Shapes: `E` elements of a tile, `M` group size, `I` inner, `G` groups along the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -23,8 +23,12 @@ import numpy.typing as npt
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.validation.arrays import Array, FlatArray
 
-_TILE_BYTES = 1 << 20  # fits a core's second-level cache together with what is made of it
+_TILE = 1 << 18  # elements: enough to make calls cheap, few enough for the processor's caches
+_LARGE_BLOCK = 30 << 20  # bytes
 _SHOWN = 3  # offending groups whose place is kept
+
+
+Counts = npt.NDArray[np.unsignedinteger]
 
 
 class _Bits(NamedTuple):
@@ -43,6 +47,8 @@ _BITS: dict[np.dtype[np.generic], _Bits] = {
     np.dtype(ml_dtypes.float8_e5m2): _Bits(np.uint8, 0x7F, 0x7C),
     np.dtype(ml_dtypes.float8_e4m3fn): _Bits(np.uint8, 0x7F, 0x7F),
 }
+_FAST_COMPARE = (np.dtype(np.float32), np.dtype(np.float64))
+_WORDS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 # one NaN where others have -0.0, and no infinity
 _FNUZ = (np.dtype(ml_dtypes.float8_e4m3fnuz), np.dtype(ml_dtypes.float8_e5m2fnuz))
 _INTEGERS = tuple(np.dtype(t) for t in (np.bool_, np.int8, np.uint8, np.int16, np.uint16, np.int32, np.int64))
@@ -63,26 +69,52 @@ def look(tile: Array) -> Values:
         integer, magnitude_mask, limit = _BITS[tile.dtype]
         bits = tile.view(integer)
         magnitude = bits & integer(magnitude_mask)
-        nonzero = magnitude != 0
-        negative_zeros = int(np.count_nonzero(bits)) - int(np.count_nonzero(nonzero))
+        # numpy compares single and double precision at full speed, and knows that -0.0 == 0
+        nonzero = tile != 0 if tile.dtype in _FAST_COMPARE else magnitude != 0
         bad = int(np.count_nonzero(magnitude >= limit)) if tile.size and magnitude.max() >= limit else 0
-        return Values(nonzero, negative_zeros, bad)
+        return Values(nonzero, _negative_zeros(bits), bad)
     if tile.dtype in _FNUZ:
         bits = tile.view(np.uint8)
         return Values(bits != 0, 0, int(np.count_nonzero(bits == 0x80)))
     return Values(tile != 0, 0, 0)
 
 
-def group_counts(flags: npt.NDArray[np.bool_], m: int, inner: int) -> npt.NDArray[np.uint8]:
-    """How many flags are set in each group.  # (E,) -> (G * I,)"""
-    if inner == 1 and m in (2, 4, 8):  # a group's flags are the bytes of one integer: its set bits are the count
-        word = {2: np.uint16, 4: np.uint32, 8: np.uint64}[m]
-        counts: npt.NDArray[np.uint8] = np.bitwise_count(np.ascontiguousarray(flags).view(word))
-        return counts
-    grouped = flags.view(np.uint8).reshape(-1, m, inner)  # (G, M, I)
-    total = grouped[:, 0] + grouped[:, 1]  # M adds of whole rows are faster than one sum over a short axis
-    for i in range(2, m):
-        total += grouped[:, i]
+def _negative_zeros(bits: npt.NDArray[np.unsignedinteger]) -> int:
+    """How many values are the sign alone: as a signed integer, the least of all, so that one pass says whether there is any."""
+    signed = bits.view(f"i{bits.itemsize}")
+    least = np.iinfo(signed.dtype).min
+    return int(np.count_nonzero(signed == least)) if signed.size and signed.min() == least else 0
+
+
+def group_counts(flags: npt.NDArray[np.bool_], sizes: Iterable[int], inner: int) -> dict[int, Counts]:
+    """How many flags are set in each group, for every group size M.  # (E,) -> M: (G * I,)"""
+    counts: dict[int, Counts] = {}
+    for m in sorted(set(sizes)):
+        if inner == 1 and m in _WORDS:  # a group's flags are the bytes of one integer
+            counts[m] = _sum_bytes(np.ascontiguousarray(flags).view(_WORDS[m]))
+        else:  # add up groups that are counted already, or single flags
+            part = max((k for k in counts if m % k == 0), default=1)
+            parts = counts[part] if part > 1 else flags.view(np.uint8)
+            counts[m] = _add_up(parts.reshape(-1, m // part, inner))
+    return counts
+
+
+def _sum_bytes(words: npt.NDArray[np.unsignedinteger]) -> Counts:
+    """The sum of the bytes of each integer: each is 0 or 1, so the product's highest byte holds it."""
+    if words.itemsize == 8:  # no fast product of this width
+        bits: Counts = np.bitwise_count(words)
+        return bits
+    ones = np.array(sum(1 << 8 * i for i in range(words.itemsize)), dtype=words.dtype)
+    sums: Counts = words * ones
+    sums >>= 8 * (words.itemsize - 1)
+    return sums
+
+
+def _add_up(parts: Counts) -> Counts:
+    """Sums along the middle axis: a few adds of whole rows are faster than one sum over a short axis.  # (G, R, I) -> (G * I,)"""
+    total = parts[:, 0] + parts[:, 1] if parts.shape[1] > 1 else parts[:, 0].copy()
+    for i in range(2, parts.shape[1]):
+        total += parts[:, i]
     return total.reshape(-1)
 
 
@@ -109,32 +141,38 @@ class Tally:
     violations: int = 0
     first: list[int] = field(default_factory=list)
 
-    def add(
-        self, nonzero: npt.NDArray[np.bool_], mask: npt.NDArray[np.bool_] | None, start: int, inner: int, at_most: bool
-    ) -> None:
-        """Count one tile that begins at flat index `start`."""
-        n, m = self.pattern.n, self.pattern.m
-        counts = group_counts(nonzero, m, inner)
+    def add(self, counts: Counts, start: int, inner: int, at_most: bool) -> None:
+        """Count one tile that begins at flat index `start`; `counts` are nonzeros in a group."""
         self.groups += counts.size
-        differs = counts != n
-        if mask is None and not differs.any():
-            return
-        over = counts > n
-        self.over += int(np.count_nonzero(over))
-        self.under += int(np.count_nonzero(differs)) - int(np.count_nonzero(over))
-        wrong = over if at_most else differs
-        if mask is not None:  # a kept weight may itself be zero: then the mask is what has to hold the pattern
-            wrong = self._against(mask, nonzero, inner, at_most) | over
-        self._note(wrong, start, inner)
+        differs = counts != self.pattern.n
+        if differs.any():
+            over = self._over(counts, differs)
+            self._note(over if at_most else differs, start, inner)
 
-    def _against(self, mask: Array, nonzero: Array, inner: int, at_most: bool) -> npt.NDArray[np.bool_]:
-        n, m = self.pattern.n, self.pattern.m
-        kept = group_counts(mask, m, inner)
-        bad: npt.NDArray[np.bool_] = kept > n if at_most else kept != n
-        outside: npt.NDArray[np.bool_] = group_counts(nonzero > mask, m, inner) != 0
+    def add_masked(self, counts: Counts, kept: Counts, outside: Counts, start: int, inner: int, at_most: bool) -> None:
+        """Count one tile whose mask is known: then it is the mask that has to hold the pattern, and be kept to.
+
+        Args:
+            counts: nonzeros in each group.
+            kept: weights that the mask keeps in each group.
+            outside: nonzeros in each group where the mask has none.
+            start: flat index of the tile.
+            inner: elements between neighbours along the axis.
+            at_most: let masks keep fewer than N.
+        """
+        self.groups += counts.size
+        self._over(counts, counts != self.pattern.n)
+        bad, leaks = kept > self.pattern.n if at_most else kept != self.pattern.n, outside != 0
         self.bad_masks += int(np.count_nonzero(bad))
-        self.outside += int(np.count_nonzero(outside))
-        return bad | outside
+        self.outside += int(np.count_nonzero(leaks))
+        self._note(bad | leaks, start, inner)
+
+    def _over(self, counts: Counts, differs: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        over = counts > self.pattern.n
+        number = int(np.count_nonzero(over))
+        self.over += number
+        self.under += int(np.count_nonzero(differs)) - number
+        return over
 
     def _note(self, wrong: npt.NDArray[np.bool_], start: int, inner: int) -> None:
         number = int(np.count_nonzero(wrong))
@@ -179,15 +217,26 @@ def scan(
     result = Scan([Tally(p) for p in patterns])
     whole = [t for t in result.tallies if shape[axis] % t.pattern.m == 0]
     run = math.lcm(*(t.pattern.m for t in whole)) * inner
-    step = max(1, _TILE_BYTES // 4 // run) * run
+    step = max(1, _TILE // run) * run
+    # Having seen a large block freed, glibc keeps the memory of tiles for the next ones. Otherwise it is given back and faulted
+    # in anew for every array, which makes all of this six times slower.
+    np.empty(_LARGE_BLOCK, dtype=np.uint8)
     for start in range(0, data.size, step):
         stop = min(start + step, data.size)
         values = look(data.read(start, stop))
-        kept = mask.read(start, stop) if mask is not None else None
         result.nonzeros += int(np.count_nonzero(values.nonzero))
         result.negative_zeros += values.negative_zeros
         result.not_finite += values.not_finite
-        for tally in whole:
-            tally.add(values.nonzero, kept, start, inner, at_most)
+        sizes = [t.pattern.m for t in whole]
+        counts = group_counts(values.nonzero, sizes, inner)
+        if mask is None:
+            for tally in whole:
+                tally.add(counts[tally.pattern.m], start, inner, at_most)
+        else:
+            keep = mask.read(start, stop)
+            kept, outside = group_counts(keep, sizes, inner), group_counts(values.nonzero > keep, sizes, inner)
+            for tally in whole:
+                m = tally.pattern.m
+                tally.add_masked(counts[m], kept[m], outside[m], start, inner, at_most)
         done(stop - start)
     return result

@@ -34,7 +34,7 @@ def judge(array, axis, pattern, at_most=False, mask=None):
 
 @pytest.fixture(params=[1, 1 << 20], ids=["smallest tiles", "one tile"])
 def tiles(request, monkeypatch):
-    monkeypatch.setattr(law, "_TILE_BYTES", request.param)
+    monkeypatch.setattr(law, "_TILE", request.param)
 
 
 @pytest.mark.usefixtures("tiles")
@@ -140,7 +140,17 @@ def test_every_value_of_a_type_is_told_apart_as_numpy_does(dtype):
 @given(seed=seeds, m=st.integers(2, 40), groups=st.integers(1, 5), inner=st.integers(1, 5))
 def test_group_counts_are_sums(seed, m, groups, inner):
     flags = np.random.default_rng(seed).random(groups * m * inner) < 0.5
-    assert (group_counts(flags, m, inner) == flags.reshape(groups, m, inner).sum(axis=1).reshape(-1)).all()
+    assert (group_counts(flags, [m], inner)[m] == flags.reshape(groups, m, inner).sum(axis=1).reshape(-1)).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds, sizes=st.sets(st.sampled_from([2, 3, 4, 6, 8, 12, 16, 24])), inner=st.integers(1, 3))
+def test_counts_of_several_group_sizes_are_those_of_each(seed, sizes, inner):
+    flags = np.random.default_rng(seed).random(48 * 2 * inner) < 0.6
+    found = group_counts(flags, sizes, inner)
+    assert found.keys() == sizes
+    for m, counts in found.items():
+        assert (counts == flags.reshape(-1, m, inner).sum(axis=1).reshape(-1)).all()
 
 
 @settings(max_examples=50, deadline=None)
