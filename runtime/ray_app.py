@@ -1,0 +1,83 @@
+"""Several replicas of the server, on one machine or many, with Ray Serve.
+
+Ray Serve does what a cluster needs: it places replicas, spreads requests over them, replaces dead ones, and scales. Each
+replica is the same app around an engine of its own:
+
+    from ray import serve
+    from maskpro_deploy.runtime.ray_app import application
+
+    serve.start(http_options={"host": "127.0.0.1", "port": 8000})
+    serve.run(application(Path("bundle"), replicas=2), route_prefix="/")
+
+The bundle has to lie at the same path on every machine. `/metrics` answers for one replica at a time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.extras import require
+from maskpro_deploy.manifest import Manifest
+from maskpro_deploy.runtime.engine import DEAD, Engine, load
+from maskpro_deploy.runtime.server import ServeConfig, create_app
+
+_engine: Engine | None = None  # the one engine of this replica's process
+
+
+class _Replica:
+    """What Ray asks of a replica beside its app."""
+
+    def check_health(self) -> None:
+        """Called now and then by Ray; an error makes it replace the replica."""
+        if _engine is not None and _engine.status == DEAD:
+            raise RuntimeError("the engine broke down")
+
+    def __del__(self) -> None:
+        """Ray has drained the replica and lets it go."""
+        if _engine is not None:
+            _engine.close()
+
+
+def application(
+    bundle: Path, config: ServeConfig | None = None, *, replicas: int = 1, cpus: float = 1.0, gpus: float = 0.0
+) -> Any:
+    """A bundle as a Ray Serve application (host and port are Ray's business and not taken from `config`).
+
+    Args:
+        bundle: folder written by `maskpro-deploy export`.
+        config: key, names and limits of each replica.
+        replicas: how many.
+        cpus: CPUs that Ray reserves for each.
+        gpus: GPUs that Ray reserves for each.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        InputError: `bundle` is no bundle.
+    """
+    require("ray", "running several replicas")
+    from ray import serve
+
+    config = config or ServeConfig()
+    if replicas < 1:
+        raise ConfigError(f"replicas is {replicas}; allowed: 1 and more.")
+    Manifest.load(bundle)
+    folder = bundle.resolve()
+
+    def build() -> Any:
+        """Runs in each replica: engines cannot travel between processes."""
+        global _engine
+        _engine = load(folder, config.runtime)
+        return create_app(_engine, config)
+
+    deployment = serve.deployment(
+        serve.ingress(build)(_Replica),
+        name="maskpro-deploy",
+        num_replicas=replicas,
+        # Ray must not hold back what the engine could batch; the engine's own limit answers 503
+        max_ongoing_requests=2 * (config.runtime.max_num_seqs + config.runtime.max_num_queued_reqs),
+        graceful_shutdown_timeout_s=config.shutdown_timeout_s,
+        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
+    )
+    return deployment.bind()
