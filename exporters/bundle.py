@@ -27,8 +27,9 @@ from maskpro_deploy.exporters.proof import claim, prove, prunable
 from maskpro_deploy.exporters.settings import ExportConfig
 from maskpro_deploy.exporters.special_tokens import end_tokens, token_id
 from maskpro_deploy.extras import missing
-from maskpro_deploy.files import check_free, new_folder
+from maskpro_deploy.files import check_free, copy_file, new_folder
 from maskpro_deploy.manifest import FileEntry, Graph, Manifest, ModelShape, SparseWeight, file_entry
+from maskpro_deploy.masks import MASKS_FILE
 from maskpro_deploy.progress import SILENT, Progress
 
 log = logging.getLogger(__name__)
@@ -93,6 +94,8 @@ def export(
         pattern = str(promised.pattern) if promised is not None else None
         _write_graph(folder, graph, blob, config, pattern, origin)
         copy_side_files(source.folder, folder)
+        if source.masks is not None:  # tells a kept weight that is itself zero from a violation
+            copy_file(source.folder / MASKS_FILE, folder / MASKS_FILE)
         manifest = Manifest(
             model=shape,
             graph=Graph(file=GRAPH_FILE, form=config.form, opset=graph.opset, dtype=config.dtype),

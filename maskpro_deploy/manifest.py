@@ -6,6 +6,7 @@ A bundle is a folder that needs nothing outside itself:
     model.onnx         the graph; its weights lie in model.onnx.data
     model.onnx.data
     tokenizer.json     and, where the model has one, chat_template.jinja
+    masks.safetensors  the masks, where the checkpoint was sparse
     config.json        the model's own description, for other tools
     engines/           TensorRT engines, once built
 

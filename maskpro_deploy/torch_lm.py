@@ -80,10 +80,9 @@ class TorchLM:
     @torch.inference_mode()
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
         """The `count` most likely next tokens, one after another; end-of-text does not stop it."""
-        step, cache, tokens = torch.tensor([list(prompt)]), None, []
-        for _ in range(count):
-            out = self._model(step, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
-            tokens.append(int(out.logits[0, -1].argmax()))
-            step = torch.tensor([[tokens[-1]]])
-        return tokens
+        from transformers import GenerationConfig
+
+        ids = torch.tensor([list(prompt)])
+        settings = GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=0)
+        out = self._model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        return [int(token) for token in out[0, len(prompt) :]]
