@@ -263,6 +263,7 @@ def _build(
     facts = json.loads(result.read_text(encoding="utf-8"))
     if "error" in facts:
         raise ERRORS[facts["kind"]](facts["error"])
+    progress.update(100, 100)
     return scratch / "engine", facts
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,7 @@ from maskpro_deploy.progress import SILENT, Progress
 
 LEARN_FILE = "learn.json"
 _INDEX_FILE = "model.safetensors.index.json"
+_BLOCK_VALUES = 1 << 21
 # what goes along with the weights into every folder made from a checkpoint
 SIDE_FILES = (
     "config.json",
@@ -124,10 +126,21 @@ class Checkpoint:
         """Hash of the named weights: name, dtype, shape and bytes, in name order."""
         digest = hashlib.sha256()
         for name in sorted(names):
-            tensor = np.ascontiguousarray(self.tensor(name))
-            digest.update(f"\0{name}\0{tensor.dtype.name}\0{tensor.shape}\0".encode())
-            digest.update(tensor.view(np.uint8).data)
+            for i, block in enumerate(self._blocks(name)):
+                if i == 0:
+                    digest.update(f"\0{name}\0{block.dtype.name}\0{self.shapes[name]}\0".encode())
+                digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
+
+    def _blocks(self, name: str) -> Iterator[npt.NDArray[Any]]:
+        """One tensor as runs of rows of some megabytes, so that a large one is never whole in memory."""
+        parts = self.slices(name)
+        rows, *others = self.shapes[name] or (0,)
+        if not rows:
+            yield self.tensor(name)
+        step = max(1, _BLOCK_VALUES // max(1, math.prod(others)))
+        for start in range(0, rows, step):
+            yield parts[start : min(start + step, rows)]
 
 
 def _shards(folder: Path) -> dict[str, Path]:
