@@ -83,6 +83,9 @@ def _list_problems(manifest: Manifest, graph: Source, masks: MaskSet | None) -> 
                 f"the graph {list(weight.shape)} and {weight.axis}"
             )
     if masks is not None:
+        promised = manifest.source.get("masks_sha256")
+        if promised is not None and promised != masks.sha256():
+            problems.append(f"{MASKS_FILE} holds other masks than those that {MANIFEST_FILE} gives the hash of")
         sources = {w.source for w in manifest.sparse_weights}
         problems += [f"{MASKS_FILE} names {n}, which {MANIFEST_FILE} does not list" for n in masks if n not in sources]
     return problems

@@ -122,16 +122,42 @@ def test_masks_in_a_bundle_tell_short_groups_from_violations(bundle, tiny_sparse
     entry = next(w for w in manifest["sparse_weights"] if w["shape"][0] != w["shape"][1])
     mask = MaskSet.load(tiny_sparse / MASKS_FILE).mask(entry["source"]).T
     kept, free = np.argwhere(mask)[7], np.argwhere(~mask)[7]
+    shutil.copy(tiny_sparse / MASKS_FILE, bundle / MASKS_FILE)
     poke(bundle, entry["initializer"], tuple(kept), 0.0)
     write(bundle, manifest)
-    assert not validate(bundle).holds
-    shutil.copy(tiny_sparse / MASKS_FILE, bundle / MASKS_FILE)
     report = validate(bundle)
-    assert report.holds
+    assert report.holds, report.problems
     assert sum(t.short for t in report.required) == 1
     poke(bundle, entry["initializer"], tuple(free), 1.0)
     write(bundle, manifest)
     assert validate(bundle).failed[0].outside == 1
+
+
+def test_without_masks_a_short_group_is_a_violation(bundle):
+    manifest = manifest_of(bundle)
+    entry = manifest["sparse_weights"][0]
+    (bundle / MASKS_FILE).unlink(missing_ok=True)
+    manifest["files"] = [f for f in manifest["files"] if f["path"] != MASKS_FILE]
+    write(bundle, manifest)
+    assert validate(bundle).holds
+    poke(bundle, entry["initializer"], slice(0, 4), 0.0)
+    write(bundle, manifest)
+    report = validate(bundle)
+    assert not report.holds
+    assert "--at-most" in report.verdict
+    assert validate(bundle, at_most=True).holds
+
+
+def test_masks_of_another_model_in_a_bundle_are_a_contradiction(bundle, tiny_sparse):
+    manifest = manifest_of(bundle)
+    masks = MaskSet.load(tiny_sparse / MASKS_FILE)
+    other = {n: masks.pattern.top(np.random.default_rng(0).random(masks.shapes[n])) for n in masks}
+    MaskSet.from_arrays(masks.pattern, other).save(bundle / MASKS_FILE)
+    write(bundle, manifest)
+    report = validate(bundle)
+    assert not report.holds
+    assert any("other masks" in p for p in report.problems)
+    assert all(t.outside for t in report.failed)
 
 
 def test_a_dense_bundle_holds_nothing(tiny_checkpoint, tmp_path):
