@@ -6,15 +6,10 @@
 Nothing here needs torch or transformers. The server's own modules need the `serve` extra and are imported by name.
 """
 
-from maskpro_deploy.runtime.engine import (
-    Completion,
-    ContextLengthError,
-    Engine,
-    EngineDeadError,
-    OverloadedError,
-    RuntimeConfig,
-    load,
-)
+from maskpro_deploy.runtime.completion import Completion
+from maskpro_deploy.runtime.config import RuntimeConfig, ServeConfig
+from maskpro_deploy.runtime.engine import Engine, load
+from maskpro_deploy.runtime.refusals import ContextLengthError, EngineDeadError, OverloadedError
 from maskpro_deploy.runtime.sampling import SamplingParams, Score
 from maskpro_deploy.runtime.session import OrtSession, Session, SessionConfig, open_session
 
@@ -28,6 +23,7 @@ __all__ = [
     "RuntimeConfig",
     "SamplingParams",
     "Score",
+    "ServeConfig",
     "Session",
     "SessionConfig",
     "load",

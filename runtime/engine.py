@@ -19,98 +19,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from maskpro_deploy.errors import ConfigError, InputError, MachineError, MaskProError
+from maskpro_deploy.errors import ConfigError, InputError
 from maskpro_deploy.manifest import Manifest, ModelShape
-from maskpro_deploy.runtime.sampling import SamplingError, SamplingParams, Score
-from maskpro_deploy.runtime.scheduler import Scheduler, SchedulerConfig, StepCount
-from maskpro_deploy.runtime.sequence import ABORT, Event, FailureEvent, GenerationSequence, PromptEvent, Sink
-from maskpro_deploy.runtime.session import Session, SessionConfig, open_session
+from maskpro_deploy.runtime.completion import Collector, Completion
+from maskpro_deploy.runtime.config import RuntimeConfig
+from maskpro_deploy.runtime.refusals import ContextLengthError, EngineDeadError, OverloadedError
+from maskpro_deploy.runtime.sampling import SamplingError, SamplingParams
+from maskpro_deploy.runtime.scheduler import Scheduler, StepCount
+from maskpro_deploy.runtime.sequence import Event, GenerationSequence, Sink
+from maskpro_deploy.runtime.session import Session, open_session
 from maskpro_deploy.runtime.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
 
 READY, DRAINING, STOPPED, DEAD = "ready", "draining", "stopped", "dead"
-
-
-class OverloadedError(MachineError):
-    """No room for another request now; `reason` is "queue_full", "loading" or "shutting_down"."""
-
-    def __init__(self, message: str, reason: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-class EngineDeadError(MaskProError):
-    """The engine broke down; it does not come back."""
-
-
-class ContextLengthError(InputError):
-    """Prompt and answer together are longer than the model's context."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RuntimeConfig:
-    """How a bundle is run.
-
-    Attributes:
-        provider: see `SessionConfig`.
-        threads: see `SessionConfig`.
-        max_num_seqs: sequences that run at once.
-        max_num_queued_reqs: further sequences that may wait.
-        max_model_len: longest prompt and answer together, in tokens; None takes the model's own.
-        chunk_tokens: see `SchedulerConfig`.
-        max_cache_tokens: see `SchedulerConfig`; None lets `load` take as many as fit an eighth of this machine's memory.
-        check_hashes: read every file of the bundle and compare its SHA-256 before use.
-    """
-
-    provider: str = "auto"
-    threads: int | None = None
-    max_num_seqs: int = 16
-    max_num_queued_reqs: int = 64
-    max_model_len: int | None = None
-    chunk_tokens: int = 256
-    max_cache_tokens: int | None = None
-    check_hashes: bool = False
-
-    def __post_init__(self) -> None:
-        if self.max_num_queued_reqs < 0:
-            raise ConfigError(f"--max-num-queued-reqs is {self.max_num_queued_reqs}; allowed: 0 and more.")
-        if self.max_model_len is not None and self.max_model_len < 2:
-            raise ConfigError(f"--max-model-len is {self.max_model_len}; allowed: 2 and more.")
-        self.session, self.scheduler  # noqa: B018 (their own checks)
-
-    @property
-    def session(self) -> SessionConfig:
-        """The session's part."""
-        return SessionConfig(provider=self.provider, threads=self.threads)
-
-    @property
-    def scheduler(self) -> SchedulerConfig:
-        """The scheduler's part."""
-        return SchedulerConfig(
-            max_num_seqs=self.max_num_seqs, chunk_tokens=self.chunk_tokens, max_cache_tokens=self.max_cache_tokens
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
-    """A finished answer.
-
-    Attributes:
-        text: the answer.
-        tokens: its tokens, with the one that ended it.
-        finish_reason: "stop", "length" or "abort".
-        prompt_tokens: length of the prompt.
-        scores: log-probabilities of `tokens`, if asked for.
-        prompt_scores: the same of the prompt, if asked for.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    finish_reason: str
-    prompt_tokens: int
-    scores: tuple[Score, ...]
-    prompt_scores: tuple[Score, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -333,46 +255,6 @@ class Engine:
             waiting=len(scheduler.waiting),
             cached_tokens=scheduler.cached_tokens,
             capacity_tokens=self.config.max_cache_tokens or self.config.max_num_seqs * self.max_model_len,
-        )
-
-
-class Collector:
-    """Puts the events of one answer together."""
-
-    def __init__(self, prompt_tokens: int) -> None:
-        self._prompt_tokens = prompt_tokens
-        self._text: list[str] = []
-        self._scores: list[Score] = []
-        self._prompt_scores: tuple[Score, ...] = ()
-        self._finish_reason = ABORT
-
-    def add(self, event: Event) -> bool:
-        """Take an event; whether it was the last.
-
-        Raises:
-            MaskProError: the answer failed.
-        """
-        if isinstance(event, FailureEvent):
-            raise event.error
-        if isinstance(event, PromptEvent):
-            self._prompt_scores = event.scores
-            return False
-        self._text.append(event.text)
-        if event.score is not None:
-            self._scores.append(event.score)
-        if event.finish_reason is not None:
-            self._finish_reason = event.finish_reason
-        return event.finish_reason is not None
-
-    def completion(self) -> Completion:
-        """The answer as far as it came."""
-        return Completion(
-            text="".join(self._text),
-            tokens=tuple(s.token for s in self._scores),
-            finish_reason=self._finish_reason,
-            prompt_tokens=self._prompt_tokens,
-            scores=tuple(self._scores),
-            prompt_scores=self._prompt_scores,
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from maskpro_deploy.errors import InputError, MaskProError
-from maskpro_deploy.runtime.engine import ContextLengthError, OverloadedError
+from maskpro_deploy.runtime.refusals import ContextLengthError, OverloadedError
 from maskpro_deploy.runtime.sampling import MAX_LOGPROBS, SamplingError, SamplingParams
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from maskpro_deploy.runtime.engine import Completion
+from maskpro_deploy.runtime.completion import Completion
 from maskpro_deploy.runtime.sampling import Score
 from maskpro_deploy.runtime.sequence import Event, PromptEvent, TokenEvent
 from maskpro_deploy.runtime.tokenizer import TextTokenizer

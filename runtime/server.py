@@ -14,24 +14,21 @@ not.
 from __future__ import annotations
 
 import asyncio
-import json
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from maskpro_deploy import __version__
-from maskpro_deploy.errors import ConfigError, MaskProError
-from maskpro_deploy.runtime.engine import DEAD, READY, Collector, Completion, Engine, Load, OverloadedError, RuntimeConfig
-from maskpro_deploy.runtime.metrics import Metrics
+from maskpro_deploy.errors import MaskProError
+from maskpro_deploy.runtime.answering import EventStream, chunks, collect, unless_disconnected
+from maskpro_deploy.runtime.config import ServeConfig
+from maskpro_deploy.runtime.engine import DEAD, READY, Engine
 from maskpro_deploy.runtime.middleware import REQUEST_ID, Gate
 from maskpro_deploy.runtime.protocol import (
     ApiError,
@@ -43,82 +40,13 @@ from maskpro_deploy.runtime.protocol import (
     api_error,
     parse,
 )
+from maskpro_deploy.runtime.refusals import OverloadedError
 from maskpro_deploy.runtime.responses import ChatFormat, CompletionFormat, Format, usage
 from maskpro_deploy.runtime.sampling import SamplingParams
-from maskpro_deploy.runtime.sequence import ABORT, TokenEvent
+from maskpro_deploy.runtime.slot import EngineSlot
 from maskpro_deploy.runtime.streams import TokenStream
 
 _CLIENT_CLOSED = 499  # nobody reads it; it only shows in logs
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServeConfig:
-    """How a bundle is served.
-
-    Attributes:
-        host: address to listen on.
-        port: 0 takes a free one.
-        runtime: how the bundle is run.
-        api_key: clients have to send it as a bearer token; None lets everybody in.
-        served_model_name: what clients call the model; None takes the bundle's own name.
-        shutdown_timeout_s: how long running requests may go on after a signal to stop.
-        max_body_bytes: longest request.
-        allowed_origins: web pages that may call the server from a browser; "*" for all.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    api_key: str | None = field(default=None, repr=False)
-    served_model_name: str | None = None
-    shutdown_timeout_s: float = 30.0
-    max_body_bytes: int = 32 << 20
-    allowed_origins: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise ConfigError(f"--port is {self.port}; allowed: 0 to 65535.")
-        if not 0 <= self.shutdown_timeout_s < float("inf"):
-            raise ConfigError(f"--shutdown-timeout is {self.shutdown_timeout_s}; allowed: 0 seconds and more.")
-        if self.api_key is not None and not self.api_key.strip():
-            raise ConfigError("--api-key is empty.\nGive a key, or leave the option (and MASKPRO_API_KEY) away.")
-        if self.max_body_bytes < 1:
-            raise ConfigError(f"--max-body-bytes is {self.max_body_bytes}; allowed: 1 and more.")
-
-
-class EngineSlot:
-    """The place of an engine that may still be loading."""
-
-    def __init__(self, model_name: str, engine: Engine | None = None) -> None:
-        self.model_name = model_name
-        self.metrics = Metrics(model_name, self._load)
-        self._engine: Engine | None = None
-        self.created = int(time.time())
-        if engine is not None:
-            self.fill(engine)
-
-    def fill(self, engine: Engine) -> None:
-        """The engine is there."""
-        engine.observer = self.metrics
-        self._engine = engine
-
-    def get(self) -> Engine:
-        """The engine.
-
-        Raises:
-            OverloadedError: it is still loading.
-        """
-        if self._engine is None:
-            raise OverloadedError("the model is loading.", "loading")
-        return self._engine
-
-    @property
-    def status(self) -> str:
-        """The engine's status, or "loading"."""  # fmt: skip
-        return self._engine.status if self._engine is not None else "loading"
-
-    def _load(self) -> Load:
-        return self._engine.load if self._engine is not None else Load()
 
 
 def create_app(engine: Engine | EngineSlot, config: ServeConfig | None = None) -> Starlette:
@@ -308,9 +236,9 @@ class Api:
             raise
         self._slot.metrics.accepted(params, asked.n)
         if asked.stream:
-            return EventStream(stream, _chunks(stream, shape, include_usage=asked.include_usage))
+            return EventStream(stream, chunks(stream, shape, include_usage=asked.include_usage))
         try:
-            answers = await _unless_disconnected(request, _collect(stream, len(prompts) * asked.n, prompts, asked.n))
+            answers = await unless_disconnected(request, collect(stream, len(prompts) * asked.n, prompts, asked.n))
         finally:
             stream.close()
         completed = sum(len(a.tokens) for a in answers)
@@ -350,80 +278,6 @@ def _tokenized(engine: Engine, asked: TokenizeRequest) -> list[int]:
     # a template writes its own special tokens
     special = asked.add_special_tokens if asked.add_special_tokens is not None else asked.messages is None
     return engine.tokenizer.encode(text, add_special_tokens=special)
-
-
-async def _collect(stream: TokenStream, choices: int, prompts: Sequence[Sequence[int]], n: int) -> list[Completion]:
-    """All answers of a request, whole."""
-    collectors = [Collector(len(prompts[choice // n])) for choice in range(choices)]
-    async for event in stream:
-        if isinstance(event, TokenEvent) and event.finish_reason == ABORT:
-            raise OverloadedError("the server is shutting down; the answer was not finished.", "shutting_down")
-        collectors[event.choice].add(event)
-    return [c.completion() for c in collectors]
-
-
-async def _unless_disconnected(request: Request, work: Awaitable[list[Completion]]) -> list[Completion]:
-    """The result of `work`, unless the client goes away first.
-
-    Raises:
-        ClientDisconnect: it went away.
-    """
-    task = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(_disconnected(request.receive))
-    try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        for pending in (task, watcher):
-            pending.cancel()
-        await asyncio.gather(task, watcher, return_exceptions=True)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _chunks(stream: TokenStream, shape: Format, *, include_usage: bool) -> AsyncIterator[str]:
-    """Server-sent events: one for each token, the token counts if asked for, `[DONE]`; or an error as the last one."""
-    generated = 0
-    try:
-        async for event in stream:
-            if isinstance(event, TokenEvent):
-                generated += event.score is not None
-                if event.finish_reason == ABORT:
-                    raise OverloadedError("the server is shutting down; the answer was not finished.", "shutting_down")
-            if (chunk := shape.chunk(event)) is not None:
-                yield _sse(chunk)
-    except MaskProError as e:
-        yield _sse(api_error(e).body())
-        return
-    if include_usage:
-        yield _sse(shape.usage_chunk(usage(stream.prompt_tokens, generated)))
-    yield "data: [DONE]\n\n"
-
-
-def _sse(value: dict[str, object]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
-
-
-class EventStream(StreamingResponse):
-    """Server-sent events of one request; however the sending ends, the request's generation ends with it."""
-
-    media_type = "text/event-stream"
-
-    def __init__(self, stream: TokenStream, chunks: AsyncIterator[str]) -> None:
-        super().__init__(chunks, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        self._stream = stream
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See the ASGI specification."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._stream.close()
 
 
 def _render(error: ApiError) -> Response:

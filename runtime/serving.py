@@ -21,8 +21,10 @@ import uvicorn
 
 from maskpro_deploy.errors import InputError, MaskProError
 from maskpro_deploy.manifest import Manifest
+from maskpro_deploy.runtime.config import ServeConfig
 from maskpro_deploy.runtime.engine import Engine, load
-from maskpro_deploy.runtime.server import EngineSlot, ServeConfig, create_app
+from maskpro_deploy.runtime.server import create_app
+from maskpro_deploy.runtime.slot import EngineSlot
 
 log = logging.getLogger(__name__)
 

@@ -74,8 +74,7 @@ def command(
     """  # noqa: D301 (click's sign for lines to keep is the backspace character itself)
     require("serve", "the server")
     require("cpu", "running a bundle")
-    from maskpro_deploy.runtime import RuntimeConfig
-    from maskpro_deploy.runtime.server import ServeConfig
+    from maskpro_deploy.runtime import RuntimeConfig, ServeConfig
     from maskpro_deploy.runtime.serving import serve
 
     config = ServeConfig(

@@ -10,8 +10,8 @@ import pytest
 
 from maskpro_deploy.errors import ConfigError, InputError
 from maskpro_deploy.runtime import RuntimeConfig
+from maskpro_deploy.runtime.config import ServeConfig
 from maskpro_deploy.runtime.ray_app import application
-from maskpro_deploy.runtime.server import ServeConfig
 from maskpro_deploy.runtime.serving import listen, running_server
 
 ray = pytest.importorskip("ray")

@@ -22,7 +22,8 @@ from gated_session import GatedSession
 
 from maskpro_deploy import __version__
 from maskpro_deploy.runtime import Engine, RuntimeConfig, SamplingParams
-from maskpro_deploy.runtime.server import ServeConfig, create_app
+from maskpro_deploy.runtime.config import ServeConfig
+from maskpro_deploy.runtime.server import create_app
 from maskpro_deploy.runtime.serving import base_url, listen, running_server
 from maskpro_deploy.runtime.tokenizer import TextTokenizer
 

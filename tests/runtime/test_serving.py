@@ -16,7 +16,7 @@ from gated_session import GatedSession
 
 from maskpro_deploy.errors import ConfigError, InputError
 from maskpro_deploy.runtime import Engine, RuntimeConfig, serving
-from maskpro_deploy.runtime.server import ServeConfig
+from maskpro_deploy.runtime.config import ServeConfig
 from maskpro_deploy.runtime.serving import listen, running_server, serve
 from maskpro_deploy.runtime.tokenizer import TextTokenizer
 
