@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from maskpro_deploy.exporters.bundle import export as export
     from maskpro_deploy.exporters.engine import build_engine as build_engine
     from maskpro_deploy.exporters.engine_report import EngineReport as EngineReport
+    from maskpro_deploy.exporters.logit_figures import Verification as Verification
     from maskpro_deploy.exporters.parity import Reference as Reference
-    from maskpro_deploy.exporters.parity import Verification as Verification
     from maskpro_deploy.exporters.parity import verification_prompts as verification_prompts
     from maskpro_deploy.exporters.parity import verify as verify
     from maskpro_deploy.exporters.settings import EngineConfig as EngineConfig
@@ -28,7 +28,7 @@ _WHERE = {
     "EngineReport": "engine_report",
     "ExportConfig": "settings",
     "Reference": "parity",
-    "Verification": "parity",
+    "Verification": "logit_figures",
     "build_engine": "engine",
     "export": "bundle",
     "verification_prompts": "parity",

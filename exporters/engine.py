@@ -1,20 +1,14 @@
 """From bundle to engine: check what goes in, build in a process of its own, describe what came out.
 
 The engine lands in `engines/` of the bundle under a name that holds its cache key (hash of graph, weights, settings, library
-version and target); its report lies beside it. The manifest learns of both last: an interrupted build
-leaves the bundle as it was.
+version and target); its report lies beside it. The manifest learns of both last: an interrupted build leaves the bundle
+as it was.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import logging
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,22 +18,19 @@ from typing import Any
 
 from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError, MissingExtraError
 from maskpro_deploy.exporters.cuda_driver import compute_capability
-from maskpro_deploy.exporters.engine_report import EngineReport, LayerRow, layer_rows, sentence
-from maskpro_deploy.exporters.engine_worker import ERRORS
+from maskpro_deploy.exporters.engine_process import build_in_process
+from maskpro_deploy.exporters.engine_report import EngineReport, layer_rows, sentence
+from maskpro_deploy.exporters.engine_store import ENGINES, install, reusable
 from maskpro_deploy.exporters.graph_weights import MatMulWeight, matmul_weights
 from maskpro_deploy.exporters.proof import count_groups
 from maskpro_deploy.exporters.settings import EngineConfig
 from maskpro_deploy.exporters.trt_library import Profile
 from maskpro_deploy.extras import missing
-from maskpro_deploy.files import atomic_file, disk_errors, read_json, write_json
-from maskpro_deploy.manifest import EngineFile, FileEntry, Manifest, file_entry, safe_path
+from maskpro_deploy.files import disk_errors
+from maskpro_deploy.manifest import EngineFile, Manifest, safe_path
 from maskpro_deploy.progress import SILENT, Progress
 
-log = logging.getLogger(__name__)
-
-ENGINES = "engines"
 _DEFAULT_LENGTH, _DEFAULT_PREFILL = 2048, 512
-_STDERR_TAIL = 300
 
 
 def build_engine(bundle: Path, config: EngineConfig | None = None, progress: Progress = SILENT) -> EngineReport:
@@ -72,10 +63,10 @@ def build_engine(bundle: Path, config: EngineConfig | None = None, progress: Pro
     settings = _settings(manifest, config, library, target, shapes)
     kind = "dense" if config.dense else "sparse"
     name = "-".join((library, target.replace(",", "-"), manifest.graph.dtype, kind, settings["key"][:12]))
-    if (found := _reusable(bundle, manifest, name)) is not None:
+    if (found := reusable(bundle, manifest, name)) is not None:
         return found
     with disk_errors(bundle / ENGINES), tempfile.TemporaryDirectory(prefix=".build-", dir=bundle) as scratch:
-        engine, facts = _build(Path(scratch), graph, library, config, shapes, progress)
+        engine, facts = build_in_process(Path(scratch), graph, library, config, shapes, progress)
         rows = layer_rows(weights, manifest.graph.dtype, dense=config.dense, facts=facts)
         entry = EngineFile(
             file=f"{ENGINES}/{name}.engine",
@@ -95,7 +86,7 @@ def build_engine(bundle: Path, config: EngineConfig | None = None, progress: Pro
             warnings=tuple(dict.fromkeys(facts["warnings"])),
             layers=rows,
         )
-        _install(bundle, manifest, engine, report)
+        install(bundle, manifest, engine, report)
     return report
 
 
@@ -216,106 +207,3 @@ def _installed_version(library: str) -> str:
 def _driver_part(library: str) -> str:
     """TensorRT builds for the very GPU it finds; TensorRT-RTX does not look for one."""
     return compute_capability() or "" if library == "tensorrt" else ""
-
-
-def _reusable(bundle: Path, manifest: Manifest, name: str) -> EngineReport | None:
-    """The report of an engine of that name, if it is there whole (its hash was checked with the bundle's other files)."""
-    if not any(e.file == f"{ENGINES}/{name}.engine" for e in manifest.engines):
-        return None
-    value = read_json(bundle / ENGINES / f"{name}.json")
-    log.info("the engine is up to date: same graph, settings and library")
-    return EngineReport(
-        engine=EngineFile.from_json(value["engine"]),
-        bytes=value["bytes"],
-        reused=True,
-        build_s=value["build_s"],
-        peak_rss_bytes=value["peak_rss_bytes"],
-        warnings=tuple(value["warnings"]),
-        layers=tuple(LayerRow(**{**row, "shape": tuple(row["shape"])}) for row in value["layers"]),
-    )
-
-
-def _build(
-    scratch: Path, graph: Path, library: str, config: EngineConfig, shapes: Sequence[Profile], progress: Progress
-) -> tuple[Path, dict[str, Any]]:
-    """Run the worker process and read its result.
-
-    Raises:
-        MaskProError: what the worker reports; MachineError if it died.
-    """
-    job = {
-        "library": library,
-        "graph": str(graph.resolve()),
-        "engine": str((scratch / "engine").resolve()),
-        "result": str((scratch / "result.json").resolve()),
-        "profiles": shapes,
-        "sparse": not config.dense,
-        "targets": config.targets,
-        "timing_cache": str(config.timing_cache.resolve()) if config.timing_cache is not None else None,
-    }
-    (scratch / "job.json").write_text(json.dumps(job), encoding="utf-8")
-    code, stderr = _run_worker(scratch, progress)
-    result = scratch / "result.json"
-    if code != 0 or not result.is_file():
-        ended = f"was ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with exit code {code}"
-        last = (stderr.strip().splitlines() or ["it left no message"])[-1][-_STDERR_TAIL:]
-        raise MachineError(f"the process that runs {library} {ended}; the bundle is unchanged.\nIts last words: {last}")
-    facts = json.loads(result.read_text(encoding="utf-8"))
-    if "error" in facts:
-        raise ERRORS[facts["kind"]](facts["error"])
-    progress.update(100, 100)
-    return scratch / "engine", facts
-
-
-def _run_worker(scratch: Path, progress: Progress) -> tuple[int, str]:
-    """Run the worker in a process group of its own, which dies with this call. Returns exit code and stderr."""
-    command = [sys.executable, "-m", "maskpro_deploy.exporters.engine_worker", str(scratch / "job.json")]
-    with (scratch / "stderr").open("w+", encoding="utf-8", errors="replace") as stderr:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True)
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                _tell(progress, line)
-            code = process.wait()
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
-        stderr.seek(0)
-        return code, stderr.read()
-
-
-def _tell(progress: Progress, line: str) -> None:
-    """Pass one line of the worker on; the libraries print to stdout as well, so other lines are skipped."""
-    with suppress(json.JSONDecodeError, KeyError, TypeError):
-        step = json.loads(line)
-        progress.update(step["percent"], 100, step["phase"])
-
-
-def _install(bundle: Path, manifest: Manifest, engine: Path, report: EngineReport) -> None:
-    """Move the engine and its report into the bundle; the manifest learns of them last, what they replace goes after that."""
-    entry = report.engine
-    target = safe_path(bundle, entry.file)
-    target.parent.mkdir(exist_ok=True)
-    with atomic_file(target) as temporary:
-        engine.replace(temporary)
-    described = target.with_suffix(".json")
-    write_json(described, report.to_json())
-    same = [e for e in manifest.engines if _purpose(e) == _purpose(entry)]
-    gone = {path for e in same for path in (e.file, e.file.removesuffix(".engine") + ".json")}
-    added: tuple[FileEntry, ...] = (file_entry(bundle, target), file_entry(bundle, described))
-    gone |= {f.path for f in added}
-    dataclasses.replace(
-        manifest,
-        engines=(*(e for e in manifest.engines if e not in same), entry),
-        files=tuple(sorted((*(f for f in manifest.files if f.path not in gone), *added), key=lambda f: f.path)),
-    ).save(bundle)
-    for path in gone - {f.path for f in added}:
-        safe_path(bundle, path).unlink(missing_ok=True)
-
-
-def _purpose(engine: EngineFile) -> tuple[str, str, str, bool]:
-    """Engines that agree in this replace one another."""
-    return engine.library, engine.target, engine.dtype, bool(engine.settings.get("sparse_weights"))

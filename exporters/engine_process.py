@@ -1,0 +1,83 @@
+"""The builder library in a process of its own: start it, follow it, end it with this call.
+
+A crash of the library is an error message here, and an interrupt here leaves no process behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from maskpro_deploy.errors import MachineError
+from maskpro_deploy.exporters.engine_worker import ERRORS
+from maskpro_deploy.exporters.settings import EngineConfig
+from maskpro_deploy.exporters.trt_library import Profile
+from maskpro_deploy.progress import Progress
+
+_STDERR_TAIL = 300
+
+
+def build_in_process(
+    scratch: Path, graph: Path, library: str, config: EngineConfig, shapes: Sequence[Profile], progress: Progress
+) -> tuple[Path, dict[str, Any]]:
+    """Run the worker process and read its result.
+
+    Raises:
+        MaskProError: what the worker reports; MachineError if it died.
+    """
+    job = {
+        "library": library,
+        "graph": str(graph.resolve()),
+        "engine": str((scratch / "engine").resolve()),
+        "result": str((scratch / "result.json").resolve()),
+        "profiles": shapes,
+        "sparse": not config.dense,
+        "targets": config.targets,
+        "timing_cache": str(config.timing_cache.resolve()) if config.timing_cache is not None else None,
+    }
+    (scratch / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    code, stderr = _run_worker(scratch, progress)
+    result = scratch / "result.json"
+    if code != 0 or not result.is_file():
+        ended = f"was ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with exit code {code}"
+        last = (stderr.strip().splitlines() or ["it left no message"])[-1][-_STDERR_TAIL:]
+        raise MachineError(f"the process that runs {library} {ended}; the bundle is unchanged.\nIts last words: {last}")
+    facts = json.loads(result.read_text(encoding="utf-8"))
+    if "error" in facts:
+        raise ERRORS[facts["kind"]](facts["error"])
+    progress.update(100, 100)
+    return scratch / "engine", facts
+
+
+def _run_worker(scratch: Path, progress: Progress) -> tuple[int, str]:
+    """Run the worker in a process group of its own, which dies with this call. Returns exit code and stderr."""
+    command = [sys.executable, "-m", "maskpro_deploy.exporters.engine_worker", str(scratch / "job.json")]
+    with (scratch / "stderr").open("w+", encoding="utf-8", errors="replace") as stderr:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True)
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                _tell(progress, line)
+            code = process.wait()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+        stderr.seek(0)
+        return code, stderr.read()
+
+
+def _tell(progress: Progress, line: str) -> None:
+    """Pass one line of the worker on; the libraries print to stdout as well, so other lines are skipped."""
+    with suppress(json.JSONDecodeError, KeyError, TypeError):
+        step = json.loads(line)
+        progress.update(step["percent"], 100, step["phase"])
