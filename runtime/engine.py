@@ -291,4 +291,6 @@ def load(bundle: Path, config: RuntimeConfig | None = None) -> Engine:
     if config.max_cache_tokens is None:
         config = replace(config, max_cache_tokens=_tokens_in_memory(manifest))
     tokenizer = TextTokenizer.load(bundle, manifest.model)
-    return Engine(open_session(bundle, config.session), tokenizer, config)
+    session = open_session(bundle, config.session)
+    session.greedy([0], 2)  # the first runs are slow: memory is allocated and weights are paged in
+    return Engine(session, tokenizer, config)

@@ -42,6 +42,7 @@ class Metrics:
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens read.")
         self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self._success = self._open_counter("request_success", "Sequences that ended, by reason.", "finished_reason")
+        self._preemptions = self._counter("num_preemptions", "Times that a sequence gave up its place for want of cache.")
         self._failure = self._counter("request_failure", "Sequences that ended with an error.")
         self._rejections = self._open_counter("admission_rejections", "Requests refused for want of room.", "reason")
         self._ttft = self._histogram("time_to_first_token_seconds", "From arrival to the first token.", _REQUEST_S)
@@ -76,6 +77,7 @@ class Metrics:
         """See `Observer.step`."""
         self._iteration.observe(count.prompt_tokens + count.generated_tokens)
         self._prompt_tokens.inc(count.prompt_tokens)
+        self._preemptions.inc(count.preempted)
 
     def event(self, sequence: GenerationSequence, event: Event) -> None:
         """See `Observer.event`."""

@@ -2,7 +2,8 @@
 
 Every step reads one chunk of waiting prompts, if there are any and there is room, and then takes one decode step for all
 running sequences. So a long prompt delays the others by a chunk at most, and a finished sequence makes room at once. Prompts
-that wait together are read together; equal prompts (several answers to one) are read once.
+that wait together are read together; equal prompts (several answers to one) are read once. When the cache would grow over its
+limit, the youngest sequence gives up its place and is read again later: its answer is the same, only late.
 
 The scheduler is plain and single-threaded: `engine.py` gives it its thread.
 """
@@ -24,6 +25,8 @@ from maskpro_deploy.runtime.session import Session
 
 Emit = Callable[[GenerationSequence, Event], None]
 
+_HEADROOM = 64  # tokens that a sequence may count on when it is given a place
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
@@ -33,8 +36,8 @@ class SchedulerConfig:
         max_num_seqs: sequences in the batch.
         chunk_tokens: tokens of prompts read in one step, padding included (bounds the delay of running sequences, and the
             memory of the logits: that many times the vocabulary).
-        max_cache_tokens: tokens that the cache may hold once all running sequences have reached their full length, padding
-            included; None for no limit. A sequence that needs more runs alone.
+        max_cache_tokens: tokens that the cache may hold, padding included; None for no limit. A sequence that needs more runs
+            alone.
     """
 
     max_num_seqs: int = 16
@@ -60,10 +63,11 @@ class _Reading:
 
 @dataclass(slots=True)
 class StepCount:
-    """What one step did: tokens read of prompts (without padding) and tokens generated."""
+    """What one step did: tokens read (without padding), tokens generated, sequences that gave up their places."""
 
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    preempted: int = 0
 
 
 @dataclass(slots=True)
@@ -120,6 +124,7 @@ class Scheduler:
             self._reading = self._next_reading()
         if self._reading is not None:
             count.prompt_tokens = self._read(self._reading)
+        count.preempted = self._make_room()
         if self.running:
             count.generated_tokens = len(self.running)
             self._decode()
@@ -132,23 +137,36 @@ class Scheduler:
         width = 0
         taken = list(self.running)
         while self.waiting and room and self._fits([*taken, self.waiting[0]]):
-            prompt = self.waiting[0].prompt
+            prompt = self.waiting[0].context
             wider, more = max(width, len(prompt)), len(rows) + (prompt not in rows)
             if rows and wider * more > self.config.chunk_tokens and more > len(rows):
                 break
             sequence = self.waiting.popleft()
-            sequence.times.started = time.perf_counter()
+            sequence.times.started = sequence.times.started or time.perf_counter()
             rows.setdefault(prompt, []).append(sequence)
             taken.append(sequence)
             width, room = wider, room - 1
         return _Reading(Prefill(list(rows)), list(rows.values())) if rows else None
 
     def _fits(self, sequences: list[GenerationSequence]) -> bool:
-        """Whether the cache can hold these at their full lengths; one alone always may."""
+        """Whether the cache can hold these for a while; one alone always may run."""
         limit = self.config.max_cache_tokens
         if limit is None or len(sequences) == 1:
             return True
-        return len(sequences) * max(len(s.prompt) + s.params.max_tokens for s in sequences) <= limit
+        width = max(s.length + min(_HEADROOM, s.params.max_tokens - len(s.tokens)) for s in sequences)
+        return len(sequences) * width <= limit
+
+    def _make_room(self) -> int:
+        """Send the youngest sequences back to the queue until the next step fits the cache. Returns how many."""
+        limit = self.config.max_cache_tokens
+        preempted = 0
+        while limit is not None and self._batch is not None and len(self.running) > 1:
+            if len(self.running) * (self._batch.cache.length + 1) <= limit:
+                break
+            self.waiting.appendleft(self.running.pop())
+            self._batch = self._batch.keep(range(len(self.running)))
+            preempted += 1
+        return preempted
 
     def _read(self, reading: _Reading) -> int:
         """Read a chunk; after the last one choose first tokens and join the batch. Returns the tokens read."""
@@ -158,7 +176,7 @@ class Scheduler:
         padding = prefill.width - prefill.lengths  # (B,)
         for members, row, pad in zip(reading.members, logits, padding.tolist(), strict=True):
             for sequence in members:
-                if sequence.params.prompt_logprobs is not None:
+                if sequence.params.prompt_logprobs is not None and not sequence.tokens:
                     sequence.score_prompt(row[max(0, pad - start) :], max(0, start - pad))
         if prefill.finished:
             self._reading = None
@@ -166,14 +184,14 @@ class Scheduler:
         return int(np.maximum(prefill.done - np.maximum(padding, start), 0).sum())
 
     def _start(self, reading: _Reading, logits: Floats) -> None:
-        """First tokens of sequences whose prompts have been read. `logits (B, V)`."""
+        """Next tokens of sequences whose prompts have been read. `logits (B, V)`."""
         rows: list[int] = []
         started: list[GenerationSequence] = []
         for row, members in enumerate(reading.members):
             for sequence in members:
                 if sequence.finished:
                     continue
-                if sequence.params.prompt_logprobs is not None:
+                if sequence.params.prompt_logprobs is not None and not sequence.tokens:
                     self.emit(sequence, PromptEvent(choice=sequence.choice, scores=tuple(sequence.prompt_scores)))
                 if sequence.params.max_tokens == 0:
                     self.emit(sequence, sequence.read_only())

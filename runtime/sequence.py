@@ -108,6 +108,16 @@ class GenerationSequence:
         """Whether no token will follow."""
         return self.finish_reason is not None
 
+    @property
+    def context(self) -> tuple[int, ...]:
+        """Everything that the model has to have read before the next token."""
+        return (*self.prompt, *self.tokens)
+
+    @property
+    def length(self) -> int:
+        """Length of the context."""
+        return len(self.prompt) + len(self.tokens)
+
     def extend(self, logits: Floats) -> TokenEvent:
         """Choose the next token from `logits (V,)` and say what became of it.
 

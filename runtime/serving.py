@@ -98,7 +98,6 @@ class _Lifetime:
             slot.fill(engine)
             self._on_ready(base_url(self._listener), slot.model_name)
             await self._stop.wait()
-            engine.drain(0)  # new requests are refused from now on
             draining = asyncio.create_task(asyncio.to_thread(engine.drain, self._config.shutdown_timeout_s))
             hurry = asyncio.create_task(self._hurry.wait())
             await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)

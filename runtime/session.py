@@ -10,6 +10,7 @@ Shapes: `B` rows, `S` new tokens, `P` past tokens, `T = P + S`, `V` vocabulary, 
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,19 +174,31 @@ def open_session(bundle: Path, config: SessionConfig | None = None) -> OrtSessio
 
     wanted = resolve_provider(config.provider, onnxruntime.get_available_providers())
     _check_runnable(manifest, wanted)
+    session = _create(safe_path(bundle, manifest.graph.file), PROVIDERS[wanted], config.threads)
+    if config.provider == "auto" and PROVIDERS[wanted][0] not in session.get_providers():
+        log.warning("onnxruntime cannot use the GPU of this machine: running on the CPU")
+        wanted = "cpu"
+        _check_runnable(manifest, wanted)
+    _check_provider(wanted, session.get_providers())
+    log.info("%s runs on %s", bundle, ", ".join(session.get_providers()))
+    return OrtSession(manifest, session)
+
+
+def _create(graph: Path, providers: Sequence[str], threads: int | None) -> Any:
+    """An onnxruntime session on `providers`, as far as it can use them."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # its warnings are about its own graph rewriting
-    if config.threads is not None:
-        options.intra_op_num_threads = config.threads
+    if threads is not None:
+        options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-    path = safe_path(bundle, manifest.graph.file)
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=list(PROVIDERS[wanted]))
-    except Exception as e:  # onnxruntime raises many types of its own; its first line says what failed
-        raise FormatError(f"onnxruntime cannot load {path}: {_first_line(e)}\nExport the bundle again.") from e
-    _check_provider(wanted, session.get_providers())
-    log.info("%s runs on %s", path, ", ".join(session.get_providers()))
-    return OrtSession(manifest, session)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # what it cannot use is checked afterwards
+            return onnxruntime.InferenceSession(str(graph), options, providers=list(providers))
+    except Exception as e:  # onnxruntime raises many types of its own; the first line says what failed
+        raise FormatError(f"onnxruntime cannot load {graph}: {_first_line(e)}\nExport the bundle again.") from e
 
 
 def resolve_provider(wanted: str, available: Sequence[str]) -> str:

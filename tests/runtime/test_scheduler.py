@@ -117,14 +117,33 @@ def test_aborts_wherever_the_sequence_is(bench: Bench) -> None:
     assert not reading.tokens
 
 
-def test_the_cache_is_never_promised_to_more_than_fit(session: OrtSession, text_tokenizer: TextTokenizer) -> None:
+def test_the_cache_stays_in_its_limit_and_answers_stay_the_same(session: OrtSession, text_tokenizer: TextTokenizer) -> None:
+    """Sequences that outgrow the cache together give way to each other; nobody's answer changes."""
+    bench = Bench(session, text_tokenizer, max_num_seqs=8, max_cache_tokens=160)
+    settings = [{"max_tokens": 70}, {"max_tokens": 90, "temperature": 1.0, "seed": 3}, {"max_tokens": 100, "logprobs": 1}]
+    sequences = [bench.add([i + 1, 5, 6], **params) for i, params in enumerate(settings * 2)]
+    preempted = 0
+    while not bench.scheduler.idle:
+        preempted += bench.scheduler.step().preempted
+        batch = bench.scheduler._batch
+        assert batch is None or len(bench.scheduler.running) == 1 or batch.cache.batch * batch.cache.length <= 160
+    assert preempted > 0
+    for sequence, params in zip(sequences, settings * 2, strict=True):
+        alone = Bench(session, text_tokenizer)
+        expected = alone.add(list(sequence.prompt), **params)
+        alone.finish()
+        assert sequence.tokens == expected.tokens
+    assert [sum(s is t for t, e in bench.events) for s in sequences] == [len(s.tokens) for s in sequences]
+
+
+def test_what_needs_more_cache_than_there_is_runs_alone(session: OrtSession, text_tokenizer: TextTokenizer) -> None:
     bench = Bench(session, text_tokenizer, max_num_seqs=8, max_cache_tokens=40)
-    big = bench.add([1] * 30, max_tokens=30)
+    big = bench.add([1] * 50, max_tokens=30)
     small = [bench.add([2] * 4, max_tokens=6) for _ in range(6)]
     most = 0
     while not bench.scheduler.idle:
         bench.scheduler.step()
-        assert big.finished or bench.scheduler.num_running <= 1, "what needs more than there is runs alone"
+        assert big.finished or bench.scheduler.num_running <= 1
         most = max(most, bench.scheduler.num_running)
     assert most == 4
     assert all(len(s.tokens) == 6 for s in small)

@@ -47,6 +47,21 @@ def test_a_provider_that_is_not_here_is_an_error_and_no_silent_fall_back(tiny_bu
         open_session(tiny_bundle, SessionConfig(provider=provider))
 
 
+def test_a_provider_that_fails_to_start_is_an_error_when_asked_for_and_a_warning_else(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """onnxruntime may list a provider and then go on without it, as with a GPU build on a machine without a GPU."""
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has a GPU provider")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    with pytest.raises(MachineError, match="CUDAExecutionProvider"):
+        open_session(tiny_bundle, SessionConfig(provider="cuda"))
+    assert open_session(tiny_bundle, SessionConfig(threads=1)).providers == ("CPUExecutionProvider",)
+    assert "running on the CPU" in caplog.text
+
+
 def test_a_half_precision_bundle_runs_and_agrees(tiny_sparse: Path, tmp_path: Path, session: OrtSession) -> None:
     export(tiny_sparse, tmp_path / "fp16", ExportConfig(dtype="fp16"))
     half = open_session(tmp_path / "fp16", SessionConfig(provider="cpu", threads=1))
