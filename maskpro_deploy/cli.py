@@ -45,6 +45,13 @@ def reader_may_leave() -> Iterator[None]:
         raise click.exceptions.Exit(0) from None
 
 
+def keep_lines(command: click.Command) -> None:
+    r"""Let `\b` in a raw docstring mean what it means to click: the lines of the next paragraph stay as they are."""
+    command.help = (command.help or "").replace("\\b\n", "\b\n")
+    for inner in getattr(command, "commands", {}).values():
+        keep_lines(inner)
+
+
 class LazyGroup(click.Group):
     """A group whose commands are found in `COMMANDS` and imported on use."""
 
@@ -56,6 +63,7 @@ class LazyGroup(click.Group):
             return None
         command = import_module(f"maskpro_deploy.commands.{COMMANDS[cmd_name][0]}").command
         assert isinstance(command, click.Command)
+        keep_lines(command)
         return command
 
     def make_context(
@@ -91,6 +99,9 @@ def cli(verbose: bool) -> None:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )
+
+
+keep_lines(cli)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

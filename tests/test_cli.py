@@ -64,6 +64,14 @@ def test_help_of_every_command_shows_an_example(name):
         assert f"maskpro-deploy {' '.join(words)}" in done.output.split("Options:")[0].split("\n", 2)[2]
 
 
+@pytest.mark.parametrize("name", [None, *COMMANDS])
+def test_the_lines_of_an_example_stay_lines(name):
+    for words in [()] if name is None else leaves(cli.get_command(click.Context(cli), name), (name,)):
+        lines = CliRunner().invoke(cli, [*words, "--help"]).output.splitlines()
+        assert not [line for line in lines if "\\b" in line or "\b" in line]
+        assert any(line.strip().startswith("maskpro-deploy ") for line in lines)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_every_group_and_command_answers_to_both_flags(name):
     runner = CliRunner()
