@@ -16,7 +16,7 @@ import onnx
 from maskpro_deploy import __version__
 from maskpro_deploy.checkpoint import Checkpoint, copy_side_files
 from maskpro_deploy.data import load_tokenizer
-from maskpro_deploy.errors import CheckFailed, ConfigError, InputError
+from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, InputError
 from maskpro_deploy.exporters import llama
 from maskpro_deploy.exporters.blob import Blob, check_weights, write_weights
 from maskpro_deploy.exporters.graph import Graph as OnnxGraph
@@ -140,7 +140,12 @@ def _ignored(source: Checkpoint, decoder: DecoderConfig) -> set[str]:
 
 
 def _model_shape(source: Checkpoint, decoder: DecoderConfig) -> ModelShape:
-    config = source.config
+    config, tokenizer = source.config, load_tokenizer(source.folder)
+    if (tokens := tokenizer.get_vocab_size()) > decoder.vocab_size:
+        raise FormatError(
+            f"{source.folder}: tokenizer.json has {tokens} tokens, the model knows {decoder.vocab_size}.\n"
+            f"They belong to different models."
+        )
     return ModelShape(
         name=source.folder.resolve().name,
         architecture=decoder.model_type,
@@ -151,7 +156,7 @@ def _model_shape(source: Checkpoint, decoder: DecoderConfig) -> ModelShape:
         head_dim=decoder.head_dim,
         hidden_size=decoder.hidden_size,
         max_length=decoder.max_length,
-        eos_token_ids=end_tokens(source.folder, config, load_tokenizer(source.folder)),
+        eos_token_ids=end_tokens(source.folder, config, tokenizer),
         bos_token_id=token_id(config, "bos_token_id"),
         pad_token_id=token_id(config, "pad_token_id"),
     )

@@ -111,19 +111,7 @@ def test_agrees_with_transformers(sparse_bundle, tiny_sparse):
     pytest.importorskip("transformers")
     from maskpro_deploy.torch_lm import TorchLM
 
-    class Plain:
-        """Greedy without a cache: only the logits of transformers are of interest here."""
-
-        def __init__(self):
-            self.logits = TorchLM.open(tiny_sparse).logits
-
-        def greedy(self, prompt, count):
-            tokens = list(prompt)
-            for _ in range(count):
-                tokens.append(int(self.logits(np.asarray([tokens]))[0, -1].argmax()))
-            return tokens[len(prompt) :]
-
-    result = verify(sparse_bundle, Plain(), PROMPTS, greedy_tokens=16)
+    result = verify(sparse_bundle, TorchLM.open(tiny_sparse), PROMPTS, greedy_tokens=16)
     assert result.max_logit_difference < 1e-4
     assert result.greedy_equal == 16
 
@@ -291,6 +279,11 @@ def extra_tensor(config, weights):
     weights["model.layers.0.self_attn.q_norm.weight"] = np.ones(8, np.float32)
 
 
+def smaller_vocabulary(config, weights):
+    config["vocab_size"] = 300
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:300]
+
+
 def nan(config, weights):
     weights[Q0][0, 0] = np.nan
 
@@ -317,6 +310,7 @@ BAD = {
     "wrong shape": (wrong_shape, FormatError, r"q_proj.weight has shape \(24, 32\)"),
     "missing tensor": (missing_tensor, FormatError, "no tensor 'model.norm.weight'"),
     "extra tensor": (extra_tensor, InputError, "q_norm.weight"),
+    "smaller vocabulary": (smaller_vocabulary, FormatError, "320 tokens, the model knows 300"),
     "nan": (nan, FormatError, "q_proj.weight has values"),
     "quantised": (quantised, FormatError, "of type I8"),
 }
