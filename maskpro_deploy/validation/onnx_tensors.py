@@ -152,13 +152,17 @@ def _transparent(scale: Array, zero_point: Array | None, number: np.dtype[Any]) 
     if scale.dtype not in _WIDE:
         return False
     size = np.abs(scale.astype(np.float64))
-    limits = ml_dtypes.finfo(scale.dtype)
-    reach = 2.0**16  # largest stored value, and inverse of the smallest, of all 8-bit and 4-bit types
-    if number.itemsize > 1:
-        return False
-    return bool(
-        np.all(np.isfinite(size)) and np.all(size >= float(limits.tiny) * reach) and np.all(size <= float(limits.max) / reach)
-    )
+    limits, (smallest, largest) = ml_dtypes.finfo(scale.dtype), _reach(number)
+    # no product underflows to zero, none overflows; the bounds also refuse scales that are zero, NaN or infinite
+    return bool(np.all(size * smallest >= float(limits.tiny)) and np.all(size * largest <= float(limits.max)))
+
+
+def _reach(number: np.dtype[Any]) -> tuple[float, float]:
+    """Smallest and largest magnitude, zero aside, of a stored type."""
+    if number.kind in "iu":
+        return 1.0, float(np.iinfo(number).max) + 1.0
+    limits = ml_dtypes.finfo(number)
+    return float(limits.smallest_subnormal), float(limits.max)
 
 
 def _scale_index(shape: tuple[int, ...], axis: int, scale_shape: tuple[int, ...], block: int) -> Any:

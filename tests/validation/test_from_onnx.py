@@ -136,15 +136,28 @@ def test_quantised_weights(chain, external, form, bits, zero_point, scale_type):
         check(folder, orientation, nodes_of(transposes, "c", steps), constants, kind, axis, external)
 
 
-@settings(max_examples=60, deadline=None)
-@given(seed=seeds, at_most=st.booleans(), block=st.sampled_from([0, 2, 4]), axis=st.sampled_from([0, 1]), flip=st.booleans())
-def test_dequantised_zeros_and_overflows_are_judged_by_the_value_they_become(seed, at_most, block, axis, flip):
-    """Scales that are zero, tiny or huge, and zero points: the oracle runs the graph."""
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=seeds,
+    at_most=st.booleans(),
+    block=st.sampled_from([0, 2, 4]),
+    axis=st.sampled_from([0, 1]),
+    flip=st.booleans(),
+    symmetric=st.booleans(),
+    scale_type=st.sampled_from([np.float16, np.float32]),
+    special=st.sampled_from(["none", "zero", "tiny", "huge", "nan"]),
+)
+def test_dequantised_zeros_and_overflows_are_judged_by_the_value_they_become(
+    seed, at_most, block, axis, flip, symmetric, scale_type, special
+):
+    """Scales that are zero, tiny or huge, and zero points: every group is counted as its real values say."""
     rng = np.random.default_rng(seed)
-    q = rng.integers(-1, 2, (8, 8)).astype(np.int8)
+    q = rng.integers(-2, 3, (8, 8)).astype(np.int8)
     scale_shape = tuple(8 // block if i == axis else 8 for i in range(2)) if block else (8,)
-    scale = rng.choice([0.0, 1e-8, 1e-4, 1.0, 60000.0], scale_shape, p=[0.2, 0.1, 0.1, 0.5, 0.1]).astype(np.float16)
-    zero = rng.integers(-1, 2, scale_shape).astype(np.int8)
+    tiny, huge = (1e-8, 6e4) if scale_type == np.float16 else (1e-45, 3e38)
+    odd = {"none": 1.0, "zero": 0.0, "tiny": tiny, "huge": huge, "nan": np.nan}[special]
+    scale = np.where(rng.random(scale_shape) < 0.2, odd, rng.choice([0.01, 1.0], scale_shape)).astype(scale_type)
+    zero = rng.integers(-1, 2, scale_shape).astype(np.int8) * (not symmetric)
     nodes = [
         *([node("Transpose", ["q"], ["qt"])] if flip else []),
         node("DequantizeLinear", ["qt" if flip else "q", "scale", "zero"], ["d"], axis=axis, block_size=block),
@@ -152,13 +165,17 @@ def test_dequantised_zeros_and_overflows_are_judged_by_the_value_they_become(see
         node("MatMul", ["x", "w"], ["y"]),
     ]
     with tempfile.TemporaryDirectory() as folder:
-        path = save_model(folder, nodes, {"q": q, "scale": scale, "zero": zero})
+        path = save_model(folder, nodes, {"q": q, "scale": scale, "zero": zero.astype(np.int8)})
         report = validate(path, TWO_FOUR, at_most=at_most)
         wide = np.repeat(scale, block, axis=axis) if block else np.expand_dims(scale, 1 - axis)
         shift = np.repeat(zero, block, axis=axis) if block else np.expand_dims(zero, 1 - axis)
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             real = ((q.T if flip else q).astype(np.float64) - shift) * wide.astype(np.float64)
-            real = real.astype(np.float16)
+            real = real.astype(scale_type)
+    counts = (real.reshape(2, 4, 8) != 0).sum(axis=1)
+    found = report.tensors[0]
+    assert (found.over, found.under) == ((counts > 2).sum(), (counts < 2).sum())
+    assert found.not_finite == (~np.isfinite(real)).sum()
     assert report.holds == holds_by_hand(real, 0, TWO_FOUR, at_most=at_most)
 
 
