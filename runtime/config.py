@@ -16,6 +16,7 @@ class RuntimeConfig:
     Attributes:
         provider: see `SessionConfig`.
         threads: see `SessionConfig`.
+        spin: see `SessionConfig`; off here, because a server shares its machine at least with its own network thread.
         max_num_seqs: sequences that run at once.
         max_num_queued_reqs: further sequences that may wait.
         max_model_len: longest prompt and answer together, in tokens; None takes the model's own.
@@ -26,6 +27,7 @@ class RuntimeConfig:
 
     provider: str = "auto"
     threads: int | None = None
+    spin: bool = False
     max_num_seqs: int = 16
     max_num_queued_reqs: int = 64
     max_model_len: int | None = None
@@ -43,7 +45,7 @@ class RuntimeConfig:
     @property
     def session(self) -> SessionConfig:
         """The session's part."""
-        return SessionConfig(provider=self.provider, threads=self.threads)
+        return SessionConfig(provider=self.provider, threads=self.threads, spin=self.spin)
 
     @property
     def scheduler(self) -> SchedulerConfig:

@@ -40,10 +40,13 @@ class SessionConfig:
     Attributes:
         provider: "cpu", "cuda", "tensorrt", or "auto": cuda where onnxruntime has it, else cpu.
         threads: CPU threads; None uses all cores.
+        spin: let threads that wait for each other spin (onnxruntime's own default): faster on an idle machine, far slower on one
+            that others use too.
     """
 
     provider: str = "auto"
     threads: int | None = None
+    spin: bool = True
 
     def __post_init__(self) -> None:
         if self.provider != "auto" and self.provider not in PROVIDERS:
@@ -174,7 +177,7 @@ def open_session(bundle: Path, config: SessionConfig | None = None) -> OrtSessio
 
     wanted = resolve_provider(config.provider, onnxruntime.get_available_providers())
     _check_runnable(manifest, wanted)
-    session = _create(safe_path(bundle, manifest.graph.file), PROVIDERS[wanted], config.threads)
+    session = _create(safe_path(bundle, manifest.graph.file), PROVIDERS[wanted], config)
     if config.provider == "auto" and PROVIDERS[wanted][0] not in session.get_providers():
         log.warning("onnxruntime cannot use the GPU of this machine: running on the CPU")
         wanted = "cpu"
@@ -184,14 +187,15 @@ def open_session(bundle: Path, config: SessionConfig | None = None) -> OrtSessio
     return OrtSession(manifest, session)
 
 
-def _create(graph: Path, providers: Sequence[str], threads: int | None) -> Any:
+def _create(graph: Path, providers: Sequence[str], config: SessionConfig) -> Any:
     """An onnxruntime session on `providers`, as far as it can use them."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # its warnings are about its own graph rewriting
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if config.spin else "0")
+    if config.threads is not None:
+        options.intra_op_num_threads = config.threads
         options.inter_op_num_threads = 1
     try:
         with warnings.catch_warnings():

@@ -26,6 +26,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
     help="Where the model runs; auto takes the GPU if onnxruntime can.",
 )
 @threads_option
+@click.option("--spin", is_flag=True, help="Let waiting threads spin: faster on an idle machine, far slower on a shared one.")
 @click.option("--max-num-seqs", type=int, default=16, show_default=True, help="Answers generated at the same time.")
 @click.option(
     "--max-num-queued-reqs", type=int, default=64, show_default=True, help="Further answers that may wait; more get 503."
@@ -51,6 +52,7 @@ def command(
     port: int,
     provider: str,
     threads: int | None,
+    spin: bool,
     max_num_seqs: int,
     max_num_queued_reqs: int,
     max_model_len: int | None,
@@ -83,6 +85,7 @@ def command(
         runtime=RuntimeConfig(
             provider=provider,
             threads=threads,
+            spin=spin,
             max_num_seqs=max_num_seqs,
             max_num_queued_reqs=max_num_queued_reqs,
             max_model_len=max_model_len,
