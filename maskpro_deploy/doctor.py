@@ -281,9 +281,10 @@ def main_steps(lanes: tuple[Ability, ...]) -> tuple[Ability, ...]:
     """Which steps of the path can run here."""
     engine = any(lane.ready for lane in lanes)
     return (
+        _step("demo", ("learn", "cpu", "serve", "report")),
         _step("learn", ("learn",)),
         _step("validate", ()),
-        _step("export", ()),
+        _step("export", (), "" if not (missing("learn") or missing("cpu")) else "unverified: comparing needs learn and cpu"),
         Ability(
             name="build-engine",
             ready=engine,
@@ -293,11 +294,12 @@ def main_steps(lanes: tuple[Ability, ...]) -> tuple[Ability, ...]:
         ),
         _step("serve", ("serve", "cpu")),
         _step("benchmark", ("cpu",)),
-        _step("eval", ("cpu",)),
+        _step("eval", ("cpu",), "" if not missing("learn") else "bundles only: checkpoints need learn"),
     )
 
 
-def _step(name: str, extras: tuple[str, ...]) -> Ability:
+def _step(name: str, extras: tuple[str, ...], detail: str = "") -> Ability:
     lacks = tuple(module for extra in extras for module in missing(extra))
     needed = ",".join(extra for extra in extras if missing(extra))
-    return Ability(name=name, ready=not lacks, lacks=lacks, install=f"pip install 'maskpro-deploy[{needed}]'" if lacks else "")
+    install = f"pip install 'maskpro-deploy[{needed}]'" if lacks else ""
+    return Ability(name=name, ready=not lacks, detail="" if lacks else detail, lacks=lacks, install=install)

@@ -21,7 +21,7 @@ def test_this_machine_is_healthy_enough_to_run_the_tests():
     assert {b.name for b in found.base} == set(BASE.values())
     assert all(b.detail[0].isdigit() for b in found.base)
     assert {e.name for e in found.extras} == set(EXTRAS)
-    assert [s.name for s in found.steps] == ["learn", "validate", "export", "build-engine", "serve", "benchmark", "eval"]
+    assert [s.name for s in found.steps] == ["demo", "learn", "validate", "export", "build-engine", "serve", "benchmark", "eval"]
     assert found.cores >= 1
     assert found.cache_free_bytes > 0
 

@@ -13,7 +13,7 @@ CLASSES = [value for value in vars(errors).values() if isinstance(value, type) a
 
 @pytest.mark.parametrize("error", CLASSES)
 def test_every_error_is_drawn_in_the_tree_with_its_exit_code(error):
-    drawn = dict(re.findall(r"(\w+) +(\d)", errors.__doc__))
+    drawn = dict(re.findall(r"(\w+) +(\d+)", errors.__doc__))
     assert drawn[error.__name__] == str(error.exit_code)
 
 

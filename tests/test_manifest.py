@@ -107,7 +107,7 @@ def places(value, prefix=()):
         yield from places(inner, (*prefix, key))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(data=st.data())
 def test_a_damaged_manifest_loads_or_is_a_plain_error(data):
     with tempfile.TemporaryDirectory() as name:
