@@ -144,7 +144,7 @@ class TextTokenizer:
 
 
 def _environment() -> Any:
-    """The sandbox with the few helpers that templates expect."""
+    """The sandbox with the few functions that templates expect."""
     from jinja2.exceptions import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
