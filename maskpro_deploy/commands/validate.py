@@ -74,8 +74,11 @@ def render(report: ValidationReport) -> str:
     blocks.extend(_lines("contradiction", [("", p) for p in report.problems]))
     if signed := sum(t.negative_zeros for t in report.required):
         blocks.append(f"note: {signed} zeros are -0.0, which some sparse kernels take for values")
+    if short := sum(t.short for t in report.required):
+        why = "fewer nonzeros, as --at-most allows" if report.at_most else "a kept weight that is itself zero"
+        blocks.append(f"note: {short:,} groups are short: {why}")
     if any(t.tensor_cores == "fits" for t in report.required):
-        blocks.append("cores: whether shape and dtype suit sparse tensor cores; that a kernel is chosen or faster is not said")
+        blocks.append("note: cores says whether the shape suits sparse tensor cores (f32: once it is 16 bit), not what is faster")
     blocks.append(report.verdict)
     return "\n".join(blocks)
 

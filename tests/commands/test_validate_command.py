@@ -65,6 +65,16 @@ def test_options_reach_the_check(tiny_sparse):
     assert invoke(tiny_sparse, "--require", "all").exit_code == 0
 
 
+def test_short_groups_are_explained(tiny_sparse, tmp_path):
+    folder = shutil.copytree(tiny_sparse, tmp_path / "short")
+    tensors = load_file(folder / "model.safetensors")
+    tensors[UP][5, 8:12] = 0.0
+    save_file(tensors, folder / "model.safetensors")
+    done = invoke(folder)
+    assert done.exit_code == 0
+    assert "1 groups are short: a kept weight that is itself zero" in done.stdout
+
+
 def test_detection_names_what_it_found(tiny_sparse):
     assert invoke(tiny_sparse / "model.safetensors").stdout.rstrip().endswith("(detected)")
 
