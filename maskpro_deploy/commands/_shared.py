@@ -40,7 +40,7 @@ class DurationType(click.ParamType[float]):
             return float(value)
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h)?", str(value).strip())
         if match is None or float(match[1]) <= 0:
-            flag = f"--{param.name}" if param is not None else "the time"
+            flag = param.opts[0] if param is not None and param.opts else "the time"
             raise ConfigError(
                 f"{flag} {value!r} is no length of time.\nGive a number above 0 and a unit, for example 90s, 5m or 1.5h."
             )
