@@ -181,7 +181,9 @@ def machine_line(result: BenchResult) -> str:
     if runtime:
         parts.append(f"onnxruntime {runtime}")
     threads = result.arms[0].facts.get("threads")
-    parts.append("threads: " + (str(threads) if threads else "all cores"))
+    spin = result.arms[0].facts.get("threads_spin")
+    waiting = "" if spin is None else " that spin" if spin else " that sleep while they wait"
+    parts.append(f"threads: {threads or 'all cores'}{waiting}")
     return ", ".join(str(p) for p in parts if p)
 
 

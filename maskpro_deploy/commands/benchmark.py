@@ -54,6 +54,7 @@ def _common(function: F) -> F:
         click.option("--same-model", is_flag=True, help="The bundles are the same model: they have to choose the same tokens."),
         click.option("--provider", default="cpu", show_default=True, metavar="cpu|cuda|tensorrt|auto", help="Where it runs."),
         threads_option,
+        click.option("--spin", is_flag=True, help="Let waiting threads spin (as in `serve --spin`); off, they sleep."),
         seed_option,
         click.option("--out", type=PATH, help="Folder for result.json, report.md and report.html."),
         force_option,
@@ -95,6 +96,7 @@ def latency(
     against: Path | None,
     provider: str,
     threads: int | None,
+    spin: bool,
     out: Path | None,
     force: bool,
     as_json: bool,
@@ -116,7 +118,8 @@ def latency(
     def run(arms: list[ModelArm[Any]], notes: list[str], progress: Progress) -> BenchResult:
         return run_latency(arms, config, notes=notes, progress=progress)
 
-    _run(run, bundle, against, provider, threads, out, force=force, as_json=as_json)
+    bundles = [bundle, *([against] if against is not None else [])]
+    _run(run, lambda: open_arms(bundles, provider, threads, spin=spin), out, force=force, as_json=as_json)
 
 
 @command.command("throughput")
@@ -136,6 +139,7 @@ def throughput(
     against: Path | None,
     provider: str,
     threads: int | None,
+    spin: bool,
     out: Path | None,
     force: bool,
     as_json: bool,
@@ -156,7 +160,8 @@ def throughput(
     def run(arms: list[ModelArm[Any]], notes: list[str], progress: Progress) -> BenchResult:
         return run_throughput(arms, config, notes=notes, progress=progress)
 
-    _run(run, bundle, against, provider, threads, out, force=force, as_json=as_json)
+    bundles = [bundle, *([against] if against is not None else [])]
+    _run(run, lambda: open_arms(bundles, provider, threads, spin=spin), out, force=force, as_json=as_json)
 
 
 def _sweep(samples: int, threads: int | None, options: dict[str, Any]) -> SweepConfig:
@@ -169,10 +174,7 @@ def _sweep(samples: int, threads: int | None, options: dict[str, Any]) -> SweepC
 
 def _run(
     run: Callable[[list[ModelArm[Any]], list[str], Progress], BenchResult],
-    bundle: Path,
-    against: Path | None,
-    provider: str,
-    threads: int | None,
+    open_all: Callable[[], list[ModelArm[Any]]],
     out: Path | None,
     *,
     force: bool,
@@ -187,7 +189,7 @@ def _run(
     if out is not None:
         check_free(out, force=force)
         require("report", "writing report.html")
-    arms = open_arms([bundle, *([against] if against is not None else [])], provider, threads)
+    arms = open_all()
     notes = [CPU_NOTE] if all(arm.facts["provider"] == "CPUExecutionProvider" for arm in arms) else []
     meter = Meter("benchmark", "cases")
     result = run(arms, notes, meter)
@@ -199,8 +201,10 @@ def _run(
         raise CheckFailed(f"the run is invalid: {headline(result).removeprefix('Invalid: ')}\nNo comparison was made.")
 
 
-def open_arms(bundles: list[Path], provider: str, threads: int | None) -> list[ModelArm[Any]]:
+def open_arms(bundles: list[Path], provider: str, threads: int | None, *, spin: bool = False) -> list[ModelArm[Any]]:
     """Open bundles as arms, named after their folders.
+
+    Two sessions share the process, and the spinning threads of one would take time from the other: hence no spinning by default.
 
     Raises:
         InputError: a path is no bundle, or two bundles have different tokenizers.
@@ -210,7 +214,7 @@ def open_arms(bundles: list[Path], provider: str, threads: int | None) -> list[M
     from maskpro_deploy.manifest import Manifest, safe_path
     from maskpro_deploy.runtime import SessionConfig, open_session
 
-    config = SessionConfig(provider=provider, threads=threads)
+    config = SessionConfig(provider=provider, threads=threads, spin=spin)
     manifests = [Manifest.load(bundle) for bundle in bundles]
     _check_tokenizers(bundles)
     arms = []
@@ -235,6 +239,7 @@ def open_arms(bundles: list[Path], provider: str, threads: int | None) -> list[M
                     "sparse_weights": len(manifest.sparse_weights),
                     "provider": session.providers[0],
                     "threads": threads,
+                    "threads_spin": spin,
                     "files_sha256": _digest(manifest),
                 },
             )

@@ -112,7 +112,7 @@ def _open(folder: Path, threads: int | None) -> CausalLM:
         require("cpu", "running a bundle")
         from maskpro_deploy.runtime import SessionConfig, open_session
 
-        return open_session(folder, SessionConfig(threads=threads))
+        return open_session(folder, SessionConfig(threads=threads, spin=False))
     require("learn", "running a checkpoint")
     import torch
 
@@ -215,7 +215,7 @@ def _text(
         row = _figures(name, value)
         if name in comparisons:
             c = comparisons[name]
-            row += [f"{c.ratio:.4f}", _error(c.ratio_stderr), f"{c.kl:.4f}", f"{100 * c.top1_agreement:.1f} %"]
+            row += [f"{c.ratio:.4f}", _error(c.ratio_stderr), f"{c.kl:.3g}", f"{100 * c.top1_agreement:.1f} %"]
         rows.append(row)
     some = next(iter(found.values()))
     joining = "end-of-text after each document" if protocol.joining == "separator" else "documents joined by blank lines"

@@ -35,6 +35,7 @@ def test_latency_of_two_bundles_is_one_json_object(sparse_bundle: Path, dense_bu
     assert (first["name"], first["sparsity"], first["sparse_weights"]) == ("sparse-bundle", "2:4", 14)
     assert (second["name"], second["sparsity"]) == ("dense-bundle", None)
     assert first["provider"] == "CPUExecutionProvider"
+    assert first["threads_spin"] is False
     assert first["kv_bytes_per_token"] == 2 * 2 * 2 * 8 * 4
     assert any("no 2:4 kernels on a CPU" in note for note in value["notes"])
     for case in value["cases"]:
