@@ -180,7 +180,7 @@ def learning_curve(
     held_out: Sequence[tuple[float, float]] = (),
     references: Mapping[str, float] | None = None,
 ) -> Svg:
-    """Loss over tokens seen: training (as measured, and smoothed), held-out points, reference lines such as dense and one-shot.
+    """Loss over tokens seen: training (a running mean), held-out points, reference lines such as dense and one-shot.
 
     Args:
         tokens: tokens seen at each training point.
