@@ -39,7 +39,7 @@ def test_what_is_no_model_is_one_plain_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no config\.json"):
         TorchLM.open(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "no such thing"}')
-    with pytest.raises(InputError, match="no \\*.safetensors"):
+    with pytest.raises(InputError, match=r"no \*\.safetensors"):
         TorchLM.open(tmp_path)
 
 

@@ -107,7 +107,8 @@ def test_the_same_seed_gives_the_same_masks_and_another_seed_others(
     dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path
 ) -> None:
     hashes = [
-        run(dense, tmp_path / str(i), text, heldout, replace(CONFIG, seed=seed)).masks.sha256() for i, seed in enumerate((0, 0, 1))
+        run(dense, tmp_path / str(i), text, heldout, replace(CONFIG, seed=seed)).masks.sha256()
+        for i, seed in enumerate((0, 0, 1))
     ]
     assert hashes[0] == hashes[1] != hashes[2]
 
@@ -163,7 +164,7 @@ def test_nothing_left_to_prune_is_an_error(dense: Checkpoint, text: Text, heldou
 
 
 def test_a_pattern_that_does_not_divide_names_the_layer(dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path) -> None:
-    with pytest.raises(PatternError, match="2:3 does not fit layer model.layers.0.self_attn.q_proj"):
+    with pytest.raises(PatternError, match=r"2:3 does not fit layer model\.layers\.0\.self_attn\.q_proj"):
         run(dense, tmp_path / "out", text, heldout, replace(CONFIG, pattern=NMPattern(2, 3)))
     assert list(tmp_path.iterdir()) == []
 
