@@ -53,9 +53,9 @@ class LearnConfig:
     learning_rate: float = 0.1
     window: int = 256
     batch_tokens: int = 2048
-    calibration_tokens: int = 16384
-    heldout_tokens: int = 8192
-    evaluations: int = 8
+    calibration_tokens: int = 8192
+    heldout_tokens: int = 4096
+    evaluations: int = 5
     checkpoint_every_s: float = 60.0
     include: str | None = None
     exclude: str | None = None
