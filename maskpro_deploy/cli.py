@@ -108,11 +108,12 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def main() -> None:
-    """Run the command line; errors of the user's end as plain lines on stderr and the error's exit code."""
+def main(command: click.Command = cli) -> None:
+    """Run a command line; errors of the user's end as plain lines on stderr and the error's exit code."""
+    keep_lines(command)
     signal.signal(signal.SIGTERM, _interrupt)  # so that `finally` blocks run and nothing is left half-written
     try:
-        code = cli.main(standalone_mode=False)
+        code = command.main(standalone_mode=False)
     except MaskProError as e:
         click.echo(f"error: {e}", err=True)
         code = e.exit_code

@@ -22,9 +22,9 @@ _PROBE = 512  # side of the matrices that are multiplied to compare dtypes
 
 
 def faster_dtype(device: str = "cpu") -> torch.dtype:
-    """bf16 where this machine multiplies it faster than fp32, else fp32 (a CPU without bf16 instructions emulates it)."""
+    """bf16 where this machine multiplies it faster than fp32, else fp32 (processors without bf16 instructions emulate it)."""
     if device != "cpu":
-        return torch.bfloat16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     seconds = {dtype: _multiply_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
     return min(seconds, key=lambda d: seconds[d])
 

@@ -1,0 +1,143 @@
+"""Items: engines with sparse kernels, and onnxruntime on the GPU, both on a random sparse model exported to fp16."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from maskpro_deploy.commands._gpu_items import Record, Settings
+from maskpro_deploy.commands._gpu_models import SMOL, TINY, LlamaShape, write_checkpoint, write_sparse
+from maskpro_deploy.errors import CheckFailed, MachineError
+from maskpro_deploy.extras import missing
+
+_FILES_PER_WEIGHT = 6  # fp16 copies of the model on disk: two checkpoints, two bundles, two engines
+_SPARE_BYTES = 1 << 30
+_NOT_TIMED = "not run: no native session"
+_DTYPE = "fp16"
+
+
+def bundles(shape: LlamaShape, scratch: Path) -> tuple[Path, Path]:
+    """The sparse bundle of a random model and its dense twin; made by the item that first needs them.
+
+    Raises:
+        MachineError: there is not enough space.
+    """
+    from maskpro_deploy.exporters import ExportConfig, export
+
+    folder = scratch / shape.name
+    sparse, dense = folder / "sparse-bundle", folder / "dense-bundle"
+    if dense.is_dir():  # the last to be made
+        return sparse, dense
+    if folder.exists():  # an item was ended while it made them
+        shutil.rmtree(folder)
+    needed, free = _FILES_PER_WEIGHT * 2 * shape.weights + _SPARE_BYTES, shutil.disk_usage(scratch).free
+    if free < needed:
+        raise MachineError(f"{scratch} needs {needed / 1e9:.1f} GB for a {shape.name} model, {free / 1e9:.1f} GB are free")
+    checkpoint = write_checkpoint(shape, folder / "dense")
+    config = ExportConfig(dtype=_DTYPE)
+    reason = "a random model for the GPU check"
+    export(write_sparse(checkpoint, folder / "sparse"), sparse, config, unverified=reason)
+    export(checkpoint, dense, config, unverified=reason)
+    return sparse, dense
+
+
+def tensorrt(settings: Settings, record: Record) -> str:
+    """Build engines with tensorrt, sparse and dense, and tell for how many layers it chose sparse kernels.
+
+    Raises:
+        MachineError: tensorrt or the GPU is missing.
+    """
+    return _engines("tensorrt", settings, record)
+
+
+def tensorrt_rtx(settings: Settings, record: Record) -> str:
+    """The same with tensorrt-rtx, which builds ahead of time and knows dense kernels only.
+
+    Raises:
+        MachineError: tensorrt-rtx is missing.
+    """
+    return _engines("tensorrt-rtx", settings, record)
+
+
+def _engines(library: str, settings: Settings, record: Record) -> str:
+    from maskpro_deploy.exporters import EngineConfig, build_engine
+
+    if absent := missing(library):
+        raise MachineError(f"{', '.join(absent)} is not installed: pip install 'maskpro-deploy[{library}]'")
+    record.put(speed=_NOT_TIMED)
+    engines: dict[str, Any] = {}
+    line = ""
+    for shape in (TINY,) if settings.rehearse else (TINY, SMOL):
+        bundle, _ = bundles(shape, settings.scratch)
+        for dense in (False, True):
+            # both engines of a model choose among the same measured kernel times
+            config = EngineConfig(backend=library, dense=dense, timing_cache=settings.scratch / f"{shape.name}.{library}.cache")
+            report = build_engine(bundle, config)
+            engines[f"{shape.name} {'dense' if dense else 'sparse'}"] = report.to_json()
+            record.put(engines=engines)
+            if not dense:
+                line = f"{shape.name}: {report.engine.sparse_kernels}; built in {report.build_s:.0f} s; speed {_NOT_TIMED}"
+    return line
+
+
+def onnxruntime(settings: Settings, record: Record) -> str:
+    """Compare onnxruntime on the GPU with the CPU, and time prefill and decode, sparse beside dense.
+
+    Raises:
+        MachineError: onnxruntime has no CUDA here.
+        CheckFailed: the GPU computes something else than the CPU.
+    """
+    from maskpro_deploy.exporters import verification_prompts, verify
+    from maskpro_deploy.runtime import SessionConfig, open_session
+
+    provider, shape = ("cpu", TINY) if settings.rehearse else ("cuda", SMOL)
+    _check_provider(provider)
+    sparse, dense = bundles(shape, settings.scratch)
+    session = open_session(sparse, SessionConfig(provider=provider))
+    record.put(model=shape.name, dtype=_DTYPE, providers=list(session.providers))
+    prompts, count = verification_prompts(sparse, session.shape.max_length)
+    # the comparison runs the bundle on the CPU; the GPU's session is what it is compared with
+    found = verify(sparse, session, prompts, count)
+    del session
+    record.put(gpu_against_cpu=found.to_json())
+    line = _latency(provider, sparse, dense, settings, record)
+    tokens = f"greedy tokens equal to the CPU's: {found.greedy_equal} of {found.greedy_tokens}"
+    if not found.passed:
+        raise CheckFailed(f"{provider} differs from the CPU by up to {found.max_logit_difference:.2g} in logits; {tokens}")
+    return f"{line}; {tokens}"
+
+
+def _check_provider(provider: str) -> None:
+    if absent := missing("cpu"):
+        raise MachineError(f"{', '.join(absent)} is not installed: pip install 'maskpro-deploy[gpu]'")
+    import onnxruntime as ort
+
+    available = ort.get_available_providers()
+    if provider == "cuda" and "CUDAExecutionProvider" not in available:
+        raise MachineError(f"onnxruntime has no CUDA (it has {', '.join(available)}): install onnxruntime-gpu in its place")
+
+
+def _latency(provider: str, sparse: Path, dense: Path, settings: Settings, record: Record) -> str:
+    """Prefill and decode at batch 1 and 8. A run that proves nothing says so."""
+    from maskpro_deploy.bench.latency import LatencyConfig, run_latency
+    from maskpro_deploy.bench.sweep import SweepConfig
+    from maskpro_deploy.commands.benchmark import open_arms
+
+    lengths = (32,) if settings.rehearse else (512,)
+    config = LatencyConfig(
+        batches=(1,) if settings.rehearse else (1, 8),
+        prompts=lengths,
+        contexts=lengths,
+        sweep=SweepConfig(budget_s=max(1.0, record.left_s), samples=20),
+    )
+    result = run_latency(open_arms([sparse, dense], provider, None), config)
+    record.put(latency=result.to_json())
+    if not result.valid:
+        return f"latency not measured: {result.invalid_reasons[0]}"
+    parts = []
+    for case in result.cases:
+        sparse_ms, dense_ms = (s.median if (s := case.summary(arm.name)) is not None else None for arm in result.arms)
+        if sparse_ms is not None and dense_ms is not None:
+            parts.append(f"{case.case.phase} x{case.case.batch_size} {sparse_ms:.2f} (dense {dense_ms:.2f}) ms")
+    return ", ".join(parts)

@@ -1,0 +1,110 @@
+"""The process of one item of the GPU check, so that a crash, a hang or lost memory ends that item and no other.
+
+    python -m maskpro_deploy.commands._gpu_worker ITEM FOLDER
+
+FOLDER holds `settings.json`; `figures.json` grows there while the item works, `outcome.json` comes last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import sys
+import time
+import traceback
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from maskpro_deploy.commands import _gpu_deploy, _gpu_learning, _gpu_products
+from maskpro_deploy.commands._gpu_items import FAILED, MEASURED, NOT_RUN, Item, Outcome, Record, Settings, torch_on
+from maskpro_deploy.commands._gpu_models import ONE_B, SMOL
+from maskpro_deploy.errors import MachineError, MaskProError
+from maskpro_deploy.files import read_json, write_json
+
+SETTINGS, FIGURES, OUTCOME = "settings.json", "figures.json", "outcome.json"
+
+
+def environment(settings: Settings, record: Record) -> str:
+    """Tell the GPU, its driver, and the versions of everything that uses it."""
+    from maskpro_deploy.bench.environment import capture
+    from maskpro_deploy.doctor import find_gpus, onnxruntime_providers, tensorrt_lanes
+    from maskpro_deploy.exporters.cuda_driver import compute_capability
+
+    gpus, providers = find_gpus(), onnxruntime_providers()
+    lanes = {lane.name: lane.detail or f"lacks {', '.join(lane.lacks)}" for lane in tensorrt_lanes(gpus, providers)}
+    record.put(
+        gpus=[dataclasses.asdict(g) | {"sparse_tensor_cores": g.sparse_tensor_cores} for g in gpus],
+        compute_capability=compute_capability(),
+        onnxruntime_providers=providers,
+        tensorrt_lanes=lanes,
+        environment=capture(),
+    )
+    names = ", ".join(f"{g.name}, compute capability {g.compute_capability}, driver {g.driver}" for g in gpus)
+    try:
+        record.put(torch=_torch_facts(torch_on(settings.device), settings.device))
+    except MachineError as e:
+        record.put(torch={"lacks": str(e)})
+    return names or f"nvidia-smi knows no GPU; the driver: {compute_capability() or 'none'}"
+
+
+def _torch_facts(torch: Any, device: str) -> dict[str, Any]:
+    facts = {"version": torch.__version__, "cuda": torch.version.cuda}
+    if device == "cpu":
+        return facts
+    properties = torch.cuda.get_device_properties(0)
+    return facts | {
+        "device": properties.name,
+        "memory_bytes": properties.total_memory,
+        "multiprocessors": properties.multi_processor_count,
+        "cudnn": torch.backends.cudnn.version(),
+        "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
+    }
+
+
+ITEMS: dict[str, Item] = {
+    "environment": environment,
+    "learn-135m": partial(_gpu_learning.learn, SMOL),
+    "learn-1b": partial(_gpu_learning.learn, ONE_B),
+    "products": _gpu_products.products,
+    "tensorrt": _gpu_deploy.tensorrt,
+    "tensorrt-rtx": _gpu_deploy.tensorrt_rtx,
+    "onnxruntime": _gpu_deploy.onnxruntime,
+}
+
+
+def run(name: str, settings: Settings, record: Record) -> Outcome:
+    """Run one item; whatever it raises becomes its outcome."""
+    started = time.monotonic()
+    trace = ""
+    try:
+        status, detail = MEASURED, ITEMS[name](settings, record)
+    except MachineError as e:
+        status, detail = NOT_RUN, _line(e)
+    except Exception as e:  # an item may stumble over anything of the libraries it tries
+        status, detail = FAILED, _line(e) if isinstance(e, MaskProError) else f"{type(e).__name__}: {_line(e)}"
+        trace = traceback.format_exc()
+    seconds = round(time.monotonic() - started, 1)
+    return Outcome(name=name, status=status, detail=detail, seconds=seconds, figures=record.figures, trace=trace)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def main() -> None:
+    """Run the item named on the command line."""
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    signal.signal(signal.SIGTERM, _interrupt)  # so that what the item started ends with it
+    settings = Settings.from_json(read_json(folder / SETTINGS))
+    outcome = run(name, settings, Record(folder / FIGURES, settings.budget_s))
+    write_json(folder / OUTCOME, dataclasses.asdict(outcome))
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()
