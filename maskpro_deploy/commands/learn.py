@@ -27,6 +27,9 @@ from maskpro_deploy.pattern import NMPattern
 @click.option("--window", type=int, default=256, show_default=True, help="Tokens in a sequence.")
 @click.option("--batch-tokens", type=int, default=2048, show_default=True, help="Tokens in a step.")
 @click.option("--learning-rate", type=float, default=0.1, show_default=True, help="Step of the logits.")
+@click.option(
+    "--temperature", type=float, default=0.0, show_default=True, help="Of the sampled masks at the start; 0: no sampling."
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--dtype", default="auto", show_default=True, help="Of the weights while learning: float32, bfloat16, auto.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run (repeat its options).")

@@ -29,6 +29,8 @@ class LearnConfig:
         prior: the one-shot mask to start from.
         prior_strength: inverse temperature of the first samples: the logits are this times log(score / mean score of the group).
         learning_rate: step of the logits relative to their spread; it decays linearly to 0.
+        temperature: of the samples at the start, decaying linearly to 0; 0 runs every step with the argmax mask, which measured
+            best for short budgets (samples stray into masks that are worse, and their gradients say less about the best one).
         window: tokens in a sequence.
         batch_tokens: tokens in a step.
         calibration_tokens: tokens that the prior sees.
@@ -51,6 +53,7 @@ class LearnConfig:
     prior: str = "wanda"
     prior_strength: float = 6.0
     learning_rate: float = 0.1
+    temperature: float = 0.0
     window: int = 256
     batch_tokens: int = 2048
     calibration_tokens: int = 8192
@@ -72,6 +75,8 @@ class LearnConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"--{name.removesuffix('_s').replace('_', '-')} {value} has to be above 0.")
+        if not self.temperature >= 0:
+            raise ConfigError(f"--temperature {self.temperature} has to be 0 or more.")
         if self.window < 2:
             raise ConfigError(f"--window {self.window} has to be at least 2 tokens.")
         for name in ("batch_tokens", "calibration_tokens", "heldout_tokens"):

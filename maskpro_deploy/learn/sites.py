@@ -55,7 +55,7 @@ class Site(nn.Module):
         self.family = family
         self.logits = logits
         self.mode = Mode.ARGMAX
-        self.inverse_temperature = 1.0
+        self.temperature = 1.0
         self.on_gradient: Callable[[Site, Tensor], None] | None = None
         # one row of M weights-worth of zeros and ones per mask, in the weight's own dtype: sampling ends in one row gather
         self._rows = family.masks.to(self.weight.dtype)
@@ -78,7 +78,7 @@ class Site(nn.Module):
         if self.mode is Mode.ARGMAX:
             return self.family.mode(self.logits)
         uniform = torch.rand(self.logits.shape[1], generator=self._generator, device=self.logits.device)
-        return self.family.sample(self.logits * self.inverse_temperature, uniform)
+        return self.family.sample(self.logits / self.temperature, uniform)
 
     def mask(self, state: Tensor | None = None) -> npt.NDArray[np.bool_]:
         """The argmax mask, or the one of the given states.  # (G,) -> (O, C)
@@ -97,7 +97,7 @@ class Site(nn.Module):
         if self.on_gradient is None:
             return
         grad_mask = to_planes(grad_weight * self.weight, self.family.pattern.m)
-        self.on_gradient(self, self.family.pathwise(self.logits * self.inverse_temperature, grad_mask))
+        self.on_gradient(self, self.family.pathwise(self.logits, grad_mask))
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = _MaskedLinear.apply(x, self)  # type: ignore[no-untyped-call]

@@ -1,8 +1,10 @@
 """The learning loop: sample masks, one forward and backward pass, move the logits, and now and then look at the argmax mask.
 
-Pathwise estimator: the forward pass runs with one hard sample m ~ p_θ per group, the backward pass takes ∂L/∂m from the weight's
-gradient and carries it to the logits through ∂E[m]/∂θ = Cov(m) (see `distribution`). The learning rate decays to 0 over the
-limit, be it time, steps or tokens; the result is the argmax mask of the last logits.
+Pathwise estimator: the forward pass runs with one hard mask per group, the backward pass takes ∂L/∂m from the weight's gradient
+and carries it to the logits through ∂E[m]/∂θ = Cov(m) (see `distribution`). The hard mask is a sample m ~ p_{θ/τ} whose
+temperature
+τ decays to 0; at τ = 0, the default, it is the argmax mask, and the estimator a straight-through one. The learning rate decays to
+0 over the limit, be it time, steps or tokens; the result is the argmax mask of the last logits.
 """
 
 from __future__ import annotations
@@ -134,9 +136,12 @@ class Trainer:
 
     def _step(self) -> None:
         counters = self.counters
-        self.optimizer.begin(self.config.learning_rate * (1.0 - self._fraction()))
+        left = 1.0 - self._fraction()
+        self.optimizer.begin(self.config.learning_rate * left)
+        temperature = self.config.temperature * left
         for site in self.sites:
-            site.mode = Mode.SAMPLE
+            site.mode = Mode.SAMPLE if temperature > 0 else Mode.ARGMAX
+            site.temperature = temperature
             site.seed(self.config.seed, counters.step)
         windows = self._batch(counters.step)
         loss = self.model.loss(windows, differentiable=True)

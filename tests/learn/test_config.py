@@ -21,6 +21,7 @@ P = NMPattern(2, 4)
         ({"budget_s": -1.0}, "--budget -1.0"),
         ({"learning_rate": 0.0}, "--learning-rate"),
         ({"learning_rate": float("nan")}, "--learning-rate"),
+        ({"temperature": -0.1}, "--temperature -0.1"),
         ({"window": 1}, "--window 1"),
         ({"batch_tokens": 10}, "--batch-tokens 10"),
         ({"prior": "guess"}, "--prior 'guess'"),

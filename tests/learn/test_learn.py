@@ -52,10 +52,12 @@ def run(dense: Checkpoint, out: Path, text: Text, heldout: Text, config: LearnCo
     return learn_checkpoint(dense.folder, out, text, heldout, config, device="cpu", **kwargs)  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="module")
-def learned(dense: Checkpoint, text: Text, heldout: Text, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LearnResult]:
+@pytest.fixture(scope="module", params=[0.0, 0.5], ids=["argmax", "sampled"])
+def learned(
+    request: pytest.FixtureRequest, dense: Checkpoint, text: Text, heldout: Text, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, LearnResult]:
     out = tmp_path_factory.mktemp("learned") / "sparse"
-    return out, run(dense, out, text, heldout, replace(CONFIG, steps=60))
+    return out, run(dense, out, text, heldout, replace(CONFIG, steps=60, temperature=request.param))
 
 
 def test_every_weight_of_the_result_holds_the_pattern_and_has_no_negative_zero(learned: tuple[Path, LearnResult]) -> None:
@@ -113,17 +115,21 @@ def test_the_same_seed_gives_the_same_masks_and_another_seed_others(
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_an_interrupted_run_resumes_to_the_same_bits(dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path) -> None:
-    whole = run(dense, tmp_path / "whole", text, heldout)
+@pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["argmax", "sampled"])
+def test_an_interrupted_run_resumes_to_the_same_bits(
+    dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path, temperature: float
+) -> None:
+    config = replace(CONFIG, temperature=temperature)
+    whole = run(dense, tmp_path / "whole", text, heldout, config)
     out = tmp_path / "parts"
     with pytest.raises(Interrupted, match="--resume"):
-        run(dense, out, text, heldout, progress=Stopper(5))
+        run(dense, out, text, heldout, config, progress=Stopper(5))
     assert not out.exists()
     with pytest.raises(InputError, match="interrupted run"):
-        run(dense, out, text, heldout)
+        run(dense, out, text, heldout, config)
     with pytest.raises(InputError, match="other settings"):
-        run(dense, out, text, heldout, replace(CONFIG, learning_rate=0.2), resume=True)
-    resumed = run(dense, out, text, heldout, resume=True)
+        run(dense, out, text, heldout, replace(config, learning_rate=0.2), resume=True)
+    resumed = run(dense, out, text, heldout, config, resume=True)
     assert resumed.masks.sha256() == whole.masks.sha256()
     assert [p.heldout_loss for p in resumed.curve] == [p.heldout_loss for p in whole.curve]
     assert not (tmp_path / "parts.learning").exists()
