@@ -2,9 +2,8 @@
 
 Pathwise estimator: the forward pass runs with one hard mask per group, the backward pass takes ∂L/∂m from the weight's gradient
 and carries it to the logits through ∂E[m]/∂θ = Cov(m) (see `distribution`). The hard mask is a sample m ~ p_{θ/τ} whose
-temperature
-τ decays to 0; at τ = 0, the default, it is the argmax mask, and the estimator a straight-through one. The learning rate decays to
-0 over the limit, be it time, steps or tokens; the result is the argmax mask of the last logits.
+temperature τ decays to 0; at τ = 0, the default, it is the argmax mask, and the estimator a straight-through one. The learning
+rate decays to 0 over the limit, be it time, steps or tokens; the result is the argmax mask of the last logits.
 """
 
 from __future__ import annotations
