@@ -18,13 +18,12 @@ from pathlib import Path
 import click
 
 from maskpro_deploy.commands._gpu_items import END_FACTOR, FAILED, NOT_RUN, Outcome, Settings
-from maskpro_deploy.commands._gpu_worker import FIGURES, ITEMS, OUTCOME, SETTINGS
+from maskpro_deploy.commands._gpu_worker import FIGURES, ITEMS, LEAST_S, OUTCOME, SETTINGS
 from maskpro_deploy.commands._shared import DURATION, PATH, emit, json_option, table
 from maskpro_deploy.errors import CheckFailed, ConfigError, InputError, MachineError
 from maskpro_deploy.files import disk_errors, read_json, write_json
 
 FORMAT, VERSION = "maskpro-deploy/gpu-check", 1
-_LEAST_TIME_S = 60.0  # for an item with a small budget: imports and loading take time as well
 _GRACE_S = 10.0
 _LAST_WORDS = 300
 
@@ -39,8 +38,8 @@ _LAST_WORDS = 300
 def command(out: Path, budget: float, only: str, scratch: Path | None, rehearse: bool, as_json: bool) -> None:
     r"""Measure what this machine's NVIDIA GPU does for sparse models, and tell what cannot be measured and why.
 
-    An item that takes three times its budget is ended; what it measured until then is kept. Exit code: 0, 1 if an item failed,
-    3 without a GPU.
+    An item that takes three times its budget (and at least a minute, tensorrt five) is ended; what it measured until then is
+    kept. Exit code: 0, 1 if an item failed, 3 without a GPU.
 
     \b
     Example:
@@ -110,14 +109,10 @@ def run_all(names: Sequence[str], settings: Settings) -> list[Outcome]:
     """Run the items one after another, each announced on stderr."""
     outcomes = []
     for number, name in enumerate(names, start=1):
-        click.echo(f"[{number}/{len(names)}] {name} (at most {limit_s(settings):.0f} s)", err=True)
-        outcomes.append(run_item(name, settings, limit_s(settings)))
+        limit = max(LEAST_S[name], END_FACTOR * settings.budget_s)
+        click.echo(f"[{number}/{len(names)}] {name} (at most {limit:.0f} s)", err=True)
+        outcomes.append(run_item(name, settings, limit))
     return outcomes
-
-
-def limit_s(settings: Settings) -> float:
-    """When an item is ended."""
-    return max(_LEAST_TIME_S, END_FACTOR * settings.budget_s)
 
 
 def run_item(name: str, settings: Settings, limit: float) -> Outcome:

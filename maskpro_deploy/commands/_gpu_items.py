@@ -122,3 +122,9 @@ def torch_on(device: str) -> Any:
         reason = "is built without CUDA" if torch.version.cuda is None else "finds no GPU that its CUDA can use"
         raise MachineError(f"torch {torch.__version__} {reason}")
     return torch
+
+
+def finish(torch: Any, device: str) -> None:
+    """Wait until the device has done all that was launched."""
+    if device != CPU:
+        torch.cuda.synchronize()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskpro_deploy.commands._gpu_items import CPU, CUDA, Record, Settings, torch_on
+from maskpro_deploy.commands._gpu_items import CUDA, Record, Settings, finish, torch_on
 from maskpro_deploy.commands._gpu_models import PATTERN, TINY, LlamaShape
 from maskpro_deploy.errors import MachineError
 
@@ -71,7 +71,7 @@ def learn(shape: LlamaShape, settings: Settings, record: Record) -> str:
     trainer = _trainer(torch, shape, settings, ticks)
     started = time.perf_counter()
     trainer.prepare()
-    _finish(torch, settings.device)
+    finish(torch, settings.device)
     record.put(
         model=shape.name,
         pruned_weights=shape.pruned_weights,
@@ -172,11 +172,11 @@ def _time(torch: Any, name: str, part: Callable[[], None], device: str, record: 
     """Median milliseconds of `part`; what Python and the device took goes into the record."""
     launched, done = [], []
     for i in range(rounds + 2):
-        _finish(torch, device)
+        finish(torch, device)
         started = time.perf_counter()
         part()
         returned = time.perf_counter()
-        _finish(torch, device)
+        finish(torch, device)
         if i >= 2:  # the first two warm up
             launched.append(1e3 * (returned - started))
             done.append(1e3 * (time.perf_counter() - started))
@@ -184,8 +184,3 @@ def _time(torch: Any, name: str, part: Callable[[], None], device: str, record: 
             break
     record.put(**{f"{name}_ms": statistics.median(done), f"{name}_launch_ms": statistics.median(launched)})
     return statistics.median(done)
-
-
-def _finish(torch: Any, device: str) -> None:
-    if device != CPU:
-        torch.cuda.synchronize()

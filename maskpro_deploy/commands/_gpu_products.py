@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.arms import SAMPLES_PER_BLOCK, block_order
-from maskpro_deploy.commands._gpu_items import CUDA, Record, Settings, torch_on
+from maskpro_deploy.commands._gpu_items import CPU, CUDA, Record, Settings, finish, torch_on
 from maskpro_deploy.commands._gpu_models import ONE_B, SEVEN_B, SMOL, LlamaShape
 from maskpro_deploy.errors import CheckFailed, MachineError
 
@@ -34,7 +34,16 @@ _TOLERANCE = 0.02  # largest difference of a product, as a part of its largest v
 
 
 class Stopwatch(Protocol):
-    """Times one call; the answer can be had once the device is done."""
+    """Times one call; the answer can be had once the device is done.
+
+    Attributes:
+        device: where the work runs.
+    """
+
+    device: str
+
+    def cover(self, launch_ms: float) -> None:
+        """See to it that a launch of this length is not measured, if it can be kept apart."""
 
     def time(self, work: Callable[[], object]) -> Callable[[], float]:
         """Run `work`; the result gives its milliseconds."""
@@ -42,6 +51,11 @@ class Stopwatch(Protocol):
 
 class WallClock:
     """For work that is done when the call returns."""
+
+    device = CPU
+
+    def cover(self, launch_ms: float) -> None:
+        """The launch is all there is."""
 
     def time(self, work: Callable[[], object]) -> Callable[[], float]:
         started = time.perf_counter()
@@ -56,6 +70,8 @@ class EventClock:
     Args:
         torch: the module.
     """
+
+    device = CUDA
 
     def __init__(self, torch: Any) -> None:
         self._torch = torch
@@ -153,7 +169,8 @@ def products(settings: Settings, record: Record) -> str:
     for dtype, m, (n, k) in planned:
         if record.left_s < 0:
             break
-        figures = _cell(torch, getattr(torch, dtype), (m, n, k), backends, watch)
+        with torch.no_grad():
+            figures = measure(torch, getattr(torch, dtype), (m, n, k), backends, watch)
         cells.append({"dtype": dtype, "m": m, "n": n, "k": k, "models": shapes[n, k], **figures})
         record.put(cells=cells, planned=len(planned), break_even=break_evens(cells))
     faster = sum(any(r["verdict"] == stats.FASTER for r in c["against_dense"].values()) for c in cells)
@@ -181,7 +198,7 @@ def _working_backends(torch: Any) -> tuple[dict[str, Any], dict[str, str]]:
     for name, class_name in BACKENDS.items():
         try:
             kind = getattr(torch.sparse, class_name)
-            sparse = kind.from_dense(_two_of_four(torch, (64, 64), torch.float16))
+            sparse = kind.from_dense(_two_of_four(torch, (64, 64), torch.float16, CUDA))
             torch.nn.functional.linear(torch.ones(64, 64, dtype=torch.float16, device=CUDA), sparse)
             torch.cuda.synchronize()
             working[name] = kind
@@ -190,19 +207,27 @@ def _working_backends(torch: Any) -> tuple[dict[str, Any], dict[str, str]]:
     return working, refused
 
 
-def _two_of_four(torch: Any, shape: tuple[int, int], dtype: Any) -> Any:
+def _two_of_four(torch: Any, shape: tuple[int, int], dtype: Any, device: str) -> Any:
     """A random weight with the largest two of every four kept.  # (N, K)"""
-    groups = torch.randn(shape[0] * shape[1] // 4, 4, device=CUDA)
+    groups = torch.randn(shape[0] * shape[1] // 4, 4, device=device)
     kept = torch.zeros_like(groups).scatter_(1, groups.abs().topk(2, dim=1).indices, 1.0)
     return (groups * kept).view(shape).to(dtype)
 
 
-def _cell(torch: Any, dtype: Any, sizes: tuple[int, int, int], backends: Mapping[str, Any], watch: EventClock) -> dict[str, Any]:
-    """One product on all arms: checked, warmed up, timed."""
+def measure(torch: Any, dtype: Any, sizes: tuple[int, int, int], backends: Mapping[str, Any], watch: Stopwatch) -> dict[str, Any]:
+    """One product, (M, N, K), on all arms: checked, warmed up, timed.
+
+    Args:
+        torch: the module.
+        dtype: of weight and input.
+        sizes: M, N and K.
+        backends: name -> tensor class with `from_dense`.
+        watch: times it.
+    """
     m, n, k = sizes
     linear = torch.nn.functional.linear
-    dense = _two_of_four(torch, (n, k), dtype)
-    x = torch.randn(m, k, device=CUDA, dtype=dtype)
+    dense = _two_of_four(torch, (n, k), dtype, watch.device)
+    x = torch.randn(m, k, device=watch.device, dtype=dtype)
 
     def arm(weight: Any) -> Callable[[], object]:
         return lambda: linear(x, weight)
@@ -222,19 +247,19 @@ def _cell(torch: Any, dtype: Any, sizes: tuple[int, int, int], backends: Mapping
         if not difference < _TOLERANCE:
             wrong = wrong or f"{name} {m} x {k} x {n}: off by {difference:.3f} of the largest value"
         arms[name] = arm(weight)
-    launch_ms = {name: _launch_ms(torch, work) for name, work in arms.items()}
+    launch_ms = {name: _launch_ms(torch, work, watch.device) for name, work in arms.items()}
     watch.cover(max(launch_ms.values()))
     race(arms, watch, 2)  # warm-up
     return {**judge(race(arms, watch, _BLOCKS)), "launch_ms": launch_ms, "refused": failed, "wrong": wrong}
 
 
-def _launch_ms(torch: Any, work: Callable[[], object]) -> float:
+def _launch_ms(torch: Any, work: Callable[[], object], device: str) -> float:
     """The shortest time that Python needs to launch a product."""
     best = math.inf
     for _ in range(5):
-        torch.cuda.synchronize()
+        finish(torch, device)
         started = time.perf_counter()
         work()
         best = min(best, 1e3 * (time.perf_counter() - started))
-    torch.cuda.synchronize()
+    finish(torch, device)
     return best

@@ -74,6 +74,10 @@ ITEMS: dict[str, Item] = {
 }
 
 
+# least seconds before an item is ended: imports and loading take time as well, and a builder that times kernels takes minutes
+LEAST_S = dict.fromkeys(ITEMS, 60.0) | {"tensorrt": 300.0}
+
+
 def run(name: str, settings: Settings, record: Record) -> Outcome:
     """Run one item; whatever it raises becomes its outcome."""
     started = time.monotonic()

@@ -289,6 +289,51 @@ def test_shapes_are_those_of_the_three_models_each_once():
     assert len(shapes) == 11
 
 
+class Same:
+    """A way to multiply that changes nothing."""
+
+    from_dense = staticmethod(lambda weight: weight)
+
+
+class Wrong:
+    from_dense = staticmethod(lambda weight: 1.1 * weight)
+
+
+class Refusing:
+    @staticmethod
+    def from_dense(weight):
+        raise RuntimeError("not this shape\nand more")
+
+
+@pytest.mark.skipif(bool(missing("learn")), reason="torch is not installed")
+@pytest.mark.parametrize("dtype", _gpu_products.DTYPES)
+def test_a_product_is_checked_and_timed_on_every_arm_that_takes_it(dtype):
+    torch = pytest.importorskip("torch")
+    arms = {"same": Same, "refusing": Refusing}
+    found = _gpu_products.measure(torch, getattr(torch, dtype), (8, 32, 64), arms, _gpu_products.WallClock())
+    assert set(found["median_ms"]) == set(found["launch_ms"]) == {"dense", "same"}
+    assert set(found["against_dense"]) == {"same"}
+    assert found["refused"] == {"refusing": "not this shape"}
+    assert found["wrong"] == ""
+
+
+@pytest.mark.skipif(bool(missing("learn")), reason="torch is not installed")
+def test_a_wrong_product_is_found():
+    torch = pytest.importorskip("torch")
+    found = _gpu_products.measure(torch, torch.float32, (8, 32, 64), {"wrong": Wrong}, _gpu_products.WallClock())
+    assert "wrong 8 x 64 x 32: off by 0.1" in found["wrong"]
+
+
+@pytest.mark.skipif(bool(missing("learn")), reason="torch is not installed")
+def test_torch_has_the_names_that_are_used_on_a_gpu_only():
+    torch = pytest.importorskip("torch")
+    for name in _gpu_products.BACKENDS.values():
+        assert callable(getattr(torch.sparse, name).from_dense)
+    assert torch.cuda.is_bf16_supported(including_emulation=False) in (True, False)
+    for name in ("mem_get_info", "max_memory_allocated", "reset_peak_memory_stats", "synchronize", "Event"):
+        assert hasattr(torch.cuda, name)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not _gpu_check.gpu_is_here(), reason="no GPU")
 def test_products_are_measured_on_a_gpu(tmp_path):
