@@ -48,15 +48,15 @@ class Meter:
         self._terminal = self._stream.isatty()
         self._every_s = every_s if every_s is not None else (0.2 if self._terminal else 10.0)
         self._started = time.monotonic()
-        self._first: float | None = None
+        self._first: tuple[float, float] | None = None  # done and time at the first update
         self._printed = -float("inf")
         self._last = ""
 
     def update(self, done: float, total: float, note: str = "") -> None:
         now = time.monotonic()
-        if self._first is None:  # work resumed from a checkpoint does not count as done by this run
-            self._first = done
-        self._last = self._line(done, total, note, now - self._started)
+        if self._first is None:  # neither resumed work nor the time of preparing counts towards the rate
+            self._first = (done, now)
+        self._last = self._line(done, total, note, now)
         if now - self._printed >= self._every_s or done >= total:
             self._printed = now
             self._print(self._last)
@@ -66,19 +66,19 @@ class Meter:
             self._stream.write("\n")
             self._stream.flush()
 
-    def _line(self, done: float, total: float, note: str, elapsed_s: float) -> str:
-        fresh = done - (self._first or 0.0)
-        rate = fresh / elapsed_s if elapsed_s > 0 else 0.0
+    def _line(self, done: float, total: float, note: str, now: float) -> str:
+        before, since = self._first or (done, now)
+        rate = (done - before) / (now - since) if now > since else 0.0
         percent = 100.0 * done / total if total > 0 else 100.0
         parts = [f"{self._label}: {percent:3.0f} %"]
         if self._unit != "s":
             parts.append(f"{_short(done)}/{_short(total)} {self._unit}")
-            if fresh > 0:
+            if rate > 0:
                 parts.append(f"{_short(rate)} {self._unit}/s")
-        if fresh > 0 and done < total:
+        if rate > 0 and done < total:
             parts.append(f"{clock((total - done) / rate)} left")
         else:
-            parts.append(f"{clock(elapsed_s)}")
+            parts.append(clock(now - self._started))
         return "  ".join([*parts, note]).rstrip()
 
     def _print(self, line: str) -> None:

@@ -59,6 +59,17 @@ def test_rate_and_time_left_count_only_what_this_run_did(now):
     assert "40s left" in line
 
 
+def test_the_time_before_the_first_unit_is_not_taken_for_work(now):
+    stream = io.StringIO()
+    meter = Meter("learning", "tokens", stream, every_s=0)
+    now[0] += 60  # loading and calibrating
+    meter.update(100, 1000)
+    now[0] += 10
+    meter.update(200, 1000)
+    assert "10 tokens/s" in stream.getvalue()
+    assert "1m20s left" in stream.getvalue()
+
+
 def test_nothing_to_do_is_done():
     stream = io.StringIO()
     Meter("x", "s", stream).update(0, 0)
