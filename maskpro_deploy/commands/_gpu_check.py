@@ -38,8 +38,8 @@ _LAST_WORDS = 300
 def command(out: Path, budget: float, only: str, scratch: Path | None, rehearse: bool, as_json: bool) -> None:
     r"""Measure what this machine's NVIDIA GPU does for sparse models, and tell what cannot be measured and why.
 
-    An item that takes three times its budget (and at least a minute, tensorrt five) is ended; what it measured until then is
-    kept. Exit code: 0, 1 if an item failed, 3 without a GPU.
+    An item is ended after three times its budget, or the minutes that loading and building need; what it measured until then
+    is kept. Exit code: 0, 1 if an item failed, 3 without a GPU.
 
     \b
     Example:

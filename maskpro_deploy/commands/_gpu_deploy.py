@@ -129,7 +129,7 @@ def _latency(provider: str, sparse: Path, dense: Path, settings: Settings, recor
         batches=(1,) if settings.rehearse else (1, 8),
         prompts=lengths,
         contexts=lengths,
-        sweep=SweepConfig(budget_s=max(1.0, record.left_s), samples=20),
+        sweep=SweepConfig(budget_s=settings.budget_s, samples=20),
     )
     result = run_latency(open_arms([sparse, dense], provider, None), config)
     record.put(latency=result.to_json())

@@ -74,8 +74,8 @@ ITEMS: dict[str, Item] = {
 }
 
 
-# least seconds before an item is ended: imports and loading take time as well, and a builder that times kernels takes minutes
-LEAST_S = dict.fromkeys(ITEMS, 60.0) | {"tensorrt": 300.0}
+# least seconds before an item is ended: imports, making a model and building take their time whatever the budget
+LEAST_S = dict.fromkeys(ITEMS, 60.0) | {"tensorrt": 300.0, "tensorrt-rtx": 180.0, "onnxruntime": 180.0}
 
 
 def run(name: str, settings: Settings, record: Record) -> Outcome:
