@@ -2,25 +2,29 @@
 
 `model.onnx.data` holds the raw little-endian values of each initializer, one after another. Tensors of 1 MB and more begin at
 multiples of 64 KiB, so that a runtime can map them; small ones are packed at 64 bytes. A (N, K) tensor of the checkpoint is
-transposed to [K, N] in tiles read from the mapped file: memory is bounded by one tile, not by the model or a tensor.
-Equal checkpoints give equal bytes. -0.0 becomes +0.0: some sparse kernels take -0.0 for a value.
+transposed to [K, N] in tiles read from the mapped file: memory is bounded by one tile, not by the model or a tensor. A quantised
+weight is read twice, first for its scales, which lie before it. Equal checkpoints give equal bytes. -0.0 becomes +0.0: some
+sparse kernels take -0.0 for a value.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
+from onnx import TensorProto
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.exporters.graph import DTYPES, Weight
+from maskpro_deploy.exporters.quantization import Quantization, pack_nibbles
 from maskpro_deploy.progress import SILENT, Progress
 
 _LARGE_BYTES = 1 << 20
@@ -29,12 +33,25 @@ _SMALL_ALIGNMENT = 64
 _TILE_BYTES = 8 << 20
 _TILE_ROWS_MULTIPLE = 16  # columns of the source are read in runs of at least this many elements
 _SOURCE_DTYPES = ("F64", "F32", "F16", "BF16")
-_BITS: dict[int, np.dtype[np.unsignedinteger[Any]]] = {2: np.dtype(np.uint16), 4: np.dtype(np.uint32), 8: np.dtype(np.uint64)}
+INT4 = np.dtype(ml_dtypes.int4)
+_BITS: dict[int, np.dtype[np.unsignedinteger[Any]]] = {
+    1: np.dtype(np.uint8),
+    2: np.dtype(np.uint16),
+    4: np.dtype(np.uint32),
+    8: np.dtype(np.uint64),
+}
+
+
+# numpy dtype of what is stored -> ONNX element type
+ELEMENT_TYPES = {dtype: element for element, dtype in DTYPES.values()} | {
+    np.dtype(np.int8): TensorProto.INT8,
+    INT4: TensorProto.INT4,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Region:
-    """Where a weight lies in the data file."""
+    """Where a weight lies in the data file; 4-bit integers lie there two a byte."""
 
     offset: int
     shape: tuple[int, ...]
@@ -42,7 +59,21 @@ class Region:
 
     @property
     def bytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        values = int(np.prod(self.shape, dtype=np.int64))
+        return -(-values // 2) if self.dtype == INT4 else values * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantised:
+    """A weight quantised beforehand, by a method that needs more than the weight.
+
+    Attributes:
+        integers: [K, N], perhaps mapped from a file.
+        scales: as `Quantization.scales` gives them.
+    """
+
+    integers: npt.NDArray[np.int8]
+    scales: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,11 +85,11 @@ class Blob:
     bytes: int
     sha256: str
 
-    def tensors(self, dtype: str) -> list[onnx.TensorProto]:
+    def tensors(self) -> list[onnx.TensorProto]:
         """Initializers that point into the file."""
         protos = []
         for name, region in self.regions.items():
-            proto = onnx.TensorProto(name=name, data_type=DTYPES[dtype][0], dims=region.shape)
+            proto = onnx.TensorProto(name=name, data_type=ELEMENT_TYPES[region.dtype], dims=region.shape)
             proto.data_location = onnx.TensorProto.EXTERNAL
             for key, value in (("location", self.path.name), ("offset", region.offset), ("length", region.bytes)):
                 proto.external_data.add(key=key, value=str(value))
@@ -86,10 +117,10 @@ def check_weights(weights: Iterable[Weight], checkpoint: Checkpoint, ignored: It
     used = set()
     for weight in (w for w in weights if w.source):
         used.add(weight.source)
-        expected = weight.shape[::-1] if weight.transposed else weight.shape
+        expected = weight.source_shape
         if (found := checkpoint.shapes.get(weight.source)) is None:
             raise FormatError(f"{checkpoint.folder} has no tensor {weight.source!r}, which its config.json calls for.")
-        if found != expected:
+        if found != expected and not (weight.longer and found[0] > expected[0] and found[1:] == expected[1:]):
             raise FormatError(
                 f"{checkpoint.folder}: {weight.source} has shape {found}, its config.json calls for {expected}.\n"
                 f"Weights and config.json belong to different models."
@@ -105,7 +136,14 @@ def check_weights(weights: Iterable[Weight], checkpoint: Checkpoint, ignored: It
         )
 
 
-def write_weights(weights: Iterable[Weight], checkpoint: Checkpoint, path: Path, dtype: str, progress: Progress = SILENT) -> Blob:
+def write_weights(
+    weights: Iterable[Weight],
+    checkpoint: Checkpoint,
+    path: Path,
+    dtype: str,
+    progress: Progress = SILENT,
+    quantised: Mapping[str, Quantised] | None = None,
+) -> Blob:
     """Write the data file.
 
     Args:
@@ -114,6 +152,7 @@ def write_weights(weights: Iterable[Weight], checkpoint: Checkpoint, path: Path,
         path: the file to make.
         dtype: "fp32", "fp16" or "bf16".
         progress: told the bytes written.
+        quantised: weights that were quantised beforehand; others with a `quantization` are rounded to nearest here.
 
     Raises:
         FormatError: a weight holds NaN, infinity or, after the cast, values beyond the range of `dtype`.
@@ -124,10 +163,10 @@ def write_weights(weights: Iterable[Weight], checkpoint: Checkpoint, path: Path,
     digest, position = hashlib.sha256(), 0
     with path.open("wb") as file:
         for weight in weights:
-            gap = regions[weight.name].offset - position
-            position += _put(file, digest, b"\0" * gap)
-            for tile in _tiles(weight, checkpoint, target):
-                position += _put(file, digest, tile.data if dtype != "bf16" else bits(tile).data)
+            for name, data in _pieces(weight, checkpoint, target, (quantised or {}).get(weight.name)):
+                if name:  # the first piece of an initializer
+                    position += _put(file, digest, b"\0" * (regions[name].offset - position))
+                position += _put(file, digest, data)
                 progress.update(position, total)
     return Blob(path=path, regions=regions, bytes=position, sha256=digest.hexdigest())
 
@@ -139,35 +178,117 @@ def _put(file: BinaryIO, digest: Any, data: bytes | memoryview) -> int:
 
 
 def _layout(weights: Iterable[Weight], dtype: np.dtype[np.generic]) -> dict[str, Region]:
-    regions, end = {}, 0
+    regions: dict[str, Region] = {}
+    end = 0
+
+    def place(name: str, shape: tuple[int, ...], stored: np.dtype[np.generic]) -> None:
+        nonlocal end
+        size = Region(offset=0, shape=shape, dtype=stored).bytes
+        alignment = _LARGE_ALIGNMENT if size >= _LARGE_BYTES else _SMALL_ALIGNMENT
+        regions[name] = Region(offset=-(-end // alignment) * alignment, shape=shape, dtype=stored)
+        end = regions[name].offset + size
+
     for weight in weights:
-        region = Region(offset=0, shape=weight.shape, dtype=dtype)
-        alignment = _LARGE_ALIGNMENT if region.bytes >= _LARGE_BYTES else _SMALL_ALIGNMENT
-        region = Region(offset=-(-end // alignment) * alignment, shape=weight.shape, dtype=dtype)
-        regions[weight.name], end = region, region.offset + region.bytes
+        if weight.quantization is None:
+            place(weight.name, weight.shape, dtype)
+        else:
+            k, n = weight.shape
+            block = weight.quantization.block_for(k)
+            place(weight.scale_name, (k // block, n) if block else (n,), dtype)
+            place(weight.name, weight.shape, weight.quantization.dtype)
     return regions
 
 
-def _tiles(weight: Weight, checkpoint: Checkpoint, dtype: np.dtype[np.generic]) -> Iterator[npt.NDArray[Any]]:
+def _pieces(
+    weight: Weight, checkpoint: Checkpoint, dtype: np.dtype[np.generic], quantised: Quantised | None
+) -> Iterator[tuple[str, memoryview]]:
+    """The bytes of a weight and its scales, in file order; each initializer's name comes with its first piece."""
+    if weight.quantization is None:
+        name = weight.name
+        for tile in tiles(weight, checkpoint, dtype):
+            yield name, bits(tile).data
+            name = ""
+        return
+    scales = quantised.scales if quantised is not None else _nearest_scales(weight, weight.quantization, checkpoint, dtype)
+    stored = np.ascontiguousarray(scales, dtype)
+    yield weight.scale_name, bits(stored).data
+    name = weight.name
+    for integers in _integer_tiles(weight, weight.quantization, checkpoint, stored.astype(np.float32), quantised):
+        packed = pack_nibbles(integers) if weight.quantization.kind == "int4" else integers.view(np.uint8)
+        yield name, np.ascontiguousarray(packed).data
+        name = ""
+
+
+def _nearest_scales(
+    weight: Weight, quantization: Quantization, checkpoint: Checkpoint, dtype: np.dtype[np.generic]
+) -> npt.NDArray[np.float32]:
+    """Scales of a weight, read some whole columns at a time."""
+    k, n = weight.shape
+    step = max(1, _TILE_BYTES // (4 * k))
+    found = [quantization.scales(columns(weight, checkpoint, at, min(at + step, n)), dtype) for at in range(0, n, step)]
+    return np.concatenate(found, axis=-1)
+
+
+def columns(weight: Weight, checkpoint: Checkpoint, start: int, stop: int) -> npt.NDArray[np.float32]:
+    """Some columns of a weight, each contiguous.  # [K, N] -> (stop - start, K)"""
+    at = slice(weight.start + start, weight.start + stop)
+    parts = checkpoint.slices(weight.source)
+    found = parts[at] if weight.transposed else parts[:, at].T
+    result = np.ascontiguousarray(found, np.float32)
+    _check_finite(result, weight, checkpoint)
+    return result
+
+
+def _integer_tiles(
+    weight: Weight,
+    quantization: Quantization,
+    checkpoint: Checkpoint,
+    scales: npt.NDArray[np.float32],
+    quantised: Quantised | None,
+) -> Iterator[npt.NDArray[np.int8]]:
+    """The integers, some rows at a time."""
+    if quantised is not None:
+        # an even number of rows ends at a whole byte
+        for start, stop in row_tiles(weight.shape, 1):
+            yield np.ascontiguousarray(quantised.integers[start:stop])
+        return
+    row, block = 0, quantization.block_for(weight.shape[0])
+    for tile in tiles(weight, checkpoint, np.dtype(np.float32)):
+        yield quantization.integers(tile, scales, row, block)
+        row += len(tile)
+
+
+def tiles(weight: Weight, checkpoint: Checkpoint, dtype: np.dtype[np.generic]) -> Iterator[npt.NDArray[Any]]:
     """The weight in its final form, some rows of the graph's shape at a time."""
+    outputs = slice(weight.start, weight.start + weight.shape[-1]) if weight.whole else slice(None)
     for start, stop in row_tiles(weight.shape, dtype.itemsize):
         if weight.values is not None:
             tile: npt.NDArray[Any] = weight.values[start:stop]
         elif weight.transposed:
-            tile = checkpoint.slices(weight.source)[:, start:stop].T
+            tile = checkpoint.slices(weight.source)[outputs, start:stop].T
+        elif len(weight.shape) == 1 and weight.whole:
+            tile = checkpoint.slices(weight.source)[weight.start + start : weight.start + stop]
+        elif weight.whole:
+            tile = checkpoint.slices(weight.source)[start:stop, outputs]
         else:
             tile = checkpoint.slices(weight.source)[start:stop]
+        if weight.plus:
+            tile = tile.astype(np.float64) + weight.plus
         with np.errstate(over="ignore", invalid="ignore"):
             # a copy with rows along memory, in the target's byte order
             tile = np.array(tile, dtype=dtype, order="C")
-        if not np.isfinite(tile).all():
-            raise FormatError(
-                f"{checkpoint.folder}: {weight.name} has values that {dtype.name} cannot hold (too large, NaN or infinite).\n"
-                f"If the checkpoint itself is sound, export it with --dtype fp32."
-            )
+        _check_finite(tile, weight, checkpoint)
         plain = bits(tile)
         plain[plain == 1 << (8 * dtype.itemsize - 1)] = 0  # -0.0
         yield tile
+
+
+def _check_finite(tile: npt.NDArray[Any], weight: Weight, checkpoint: Checkpoint) -> None:
+    if not np.isfinite(tile).all():
+        raise FormatError(
+            f"{checkpoint.folder}: {weight.name} has values that {tile.dtype.name} cannot hold (too large, NaN or infinite).\n"
+            f"If the checkpoint itself is sound, export it with --dtype fp32."
+        )
 
 
 def row_tiles(shape: tuple[int, ...], itemsize: int, multiple: int = _TILE_ROWS_MULTIPLE) -> Iterator[tuple[int, int]]:

@@ -6,38 +6,35 @@ Everything happens in a temporary folder that takes its final name last: a bundl
 from __future__ import annotations
 
 import dataclasses
-import logging
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import onnx
-
-from maskpro_deploy import __version__
 from maskpro_deploy.checkpoint import Checkpoint, copy_side_files
 from maskpro_deploy.data import load_tokenizer
 from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, InputError
-from maskpro_deploy.exporters import llama
-from maskpro_deploy.exporters.blob import Blob, check_weights, write_weights
+from maskpro_deploy.exporters.blob import Blob, Quantised, check_weights, write_weights
+from maskpro_deploy.exporters.gptq import calibrate
 from maskpro_deploy.exporters.graph import Graph as OnnxGraph
+from maskpro_deploy.exporters.graph import Weight
+from maskpro_deploy.exporters.graph_file import metadata, write_graph
 from maskpro_deploy.exporters.kv_forms import FORMS
+from maskpro_deploy.exporters.layers import Layers
+from maskpro_deploy.exporters.layouts import data_path, graph_path, write_genai
 from maskpro_deploy.exporters.model_config import DecoderConfig
-from maskpro_deploy.exporters.parity import Reference, verification_prompts, verify
+from maskpro_deploy.exporters.parity import Reference, verification_prompts, verify, verify_siblings
 from maskpro_deploy.exporters.proof import claim, prove, prunable
 from maskpro_deploy.exporters.settings import ExportConfig
 from maskpro_deploy.exporters.special_tokens import end_tokens, token_id
-from maskpro_deploy.extras import missing
+from maskpro_deploy.exporters.templates import TEMPLATES as TEMPLATES
+from maskpro_deploy.exporters.templates import Template, template_for
 from maskpro_deploy.files import check_free, copy_file, new_folder
 from maskpro_deploy.manifest import FileEntry, Graph, Manifest, ModelShape, SparseWeight, file_entry
 from maskpro_deploy.masks import MASKS_FILE
 from maskpro_deploy.progress import SILENT, Progress
 
-log = logging.getLogger(__name__)
-
-GRAPH_FILE = "model.onnx"
-DATA_FILE = "model.onnx.data"
-# model_type -> the function that builds its graph
-TEMPLATES = {"llama": llama.build, "mistral": llama.build}
+_STATIC_LENGTH = 2048  # slots of a `static` cache, unless --max-length says; attention runs over all of them
 
 
 def export(
@@ -47,8 +44,10 @@ def export(
     *,
     reference: Callable[[], Reference] | None = None,
     unverified: str = "not asked for",
+    compare: bool = True,
     force: bool = False,
     progress: Progress = SILENT,
+    calibrating: Progress = SILENT,
     verifying: Progress = SILENT,
 ) -> Manifest:
     """Turn a checkpoint folder into an ONNX bundle.
@@ -58,12 +57,14 @@ def export(
     Args:
         checkpoint: a Hugging Face folder, dense or sparse.
         out: the bundle folder to make.
-        config: dtype, length, required pattern.
+        config: dtype, forms, quantisation, length, required pattern.
         reference: opens the model to compare the bundle with (`parity.verify`), once the bundle is written; the figures go into
             the manifest.
         unverified: why there is no reference, for the manifest.
+        compare: compare several forms with each other, where onnxruntime can run them.
         force: replace `out` if it exists.
         progress: told the bytes of weights written.
+        calibrating: told the projections that are calibrated.
         verifying: told the steps of the comparison.
 
     Returns:
@@ -79,26 +80,46 @@ def export(
     source = Checkpoint.open(checkpoint)
     if source.folder.resolve().is_relative_to(out.resolve()):
         raise InputError(f"--out {out} would replace the checkpoint {checkpoint} itself.\nChoose another --out.")
-    decoder = _with_length(DecoderConfig.parse(source.config), config.max_length)
-    graph = TEMPLATES[decoder.model_type](decoder, FORMS[config.form](), config.dtype)
+    template = template_for(source.config)
+    decoder = _with_length(template.read(source.config), config.max_length)
+    graphs = build_graphs(template, decoder, config, source)
+    graph = graphs[config.forms[0]]
     check_weights(graph.weights.values(), source, _ignored(source, decoder))
     promised = claim(source, graph.weights, config.require_sparsity)
     shape = _model_shape(source, decoder)
     origin = _origin(source, graph)
     with new_folder(out, force=force) as folder:
-        blob = write_weights(graph.weights.values(), source, folder / DATA_FILE, config.dtype, progress)
+        data = folder / data_path(config.layout, config.quantize, config.dtype)
+        data.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".calibration-", dir=folder) as scratch:
+            quantised = _calibrated(source, template, decoder, graph, config, Path(scratch), calibrating)
+            blob = write_weights(graph.weights.values(), source, data, config.dtype, progress, quantised)
         proven: tuple[SparseWeight, ...] = ()
         if promised is not None:
-            proven, short = prove(blob, promised, source)
+            proven, short = prove(blob, promised, source, graph.weights)
             origin["groups_below_n"] = short
         pattern = str(promised.pattern) if promised is not None else None
-        _write_graph(folder, graph, blob, config, pattern, origin)
+        entries = [_entry(config, form, graphs[form], decoder) for form in config.forms]
+        for entry in entries:
+            facts = metadata(
+                graphs[entry.form],
+                entry.form,
+                blob,
+                origin=origin,
+                pattern=pattern,
+                proven=proven,
+                quantization=entry.quantization,
+            )
+            write_graph(folder / entry.file, graphs[entry.form], blob, facts)
         copy_side_files(source.folder, folder)
         if source.masks is not None:  # tells a kept weight that is itself zero from a violation
             copy_file(source.folder / MASKS_FILE, folder / MASKS_FILE)
+        if config.layout == "genai":
+            write_genai(folder, shape, entries[0])
         manifest = Manifest(
             model=shape,
-            graph=Graph(file=GRAPH_FILE, form=config.form, opset=graph.opset, dtype=config.dtype),
+            graph=entries[0],
+            siblings=tuple(entries[1:]),
             files=_files(folder, blob),
             sparsity=pattern,
             sparse_weights=proven,
@@ -106,10 +127,69 @@ def export(
             verification={"status": "not verified", "reason": unverified},
         )
         manifest.save(folder)
+        figures = dict(manifest.verification)
         if reference is not None:
-            manifest = dataclasses.replace(manifest, verification=_verified(folder, reference(), shape.max_length, verifying))
+            figures = _verified(folder, reference(), shape.max_length, verifying)
+        if compare and len(entries) > 1:
+            figures["forms"] = _compared(folder, manifest)
+        if figures != manifest.verification:
+            manifest = dataclasses.replace(manifest, verification=figures)
             manifest.save(folder)
     return manifest
+
+
+def build_graphs(template: Template, decoder: DecoderConfig, config: ExportConfig, source: Checkpoint) -> dict[str, OnnxGraph]:
+    """The graph of every form that is asked for; all name the same weights."""
+    graphs = {}
+    for form in config.forms:
+        made = FORMS[form](_cache_length(decoder, config))
+        graph = template.build(Layers(decoder, made, config.dtype, config.quantization))
+        graph.weights = {name: _named_as_stored(weight, source, template.prefix) for name, weight in graph.weights.items()}
+        graphs[form] = graph
+    return graphs
+
+
+def _cache_length(decoder: DecoderConfig, config: ExportConfig) -> int:
+    """Slots of a cache of fixed length."""
+    return decoder.max_length if config.max_length is not None else min(decoder.max_length, _STATIC_LENGTH)
+
+
+def _named_as_stored(weight: Weight, source: Checkpoint, prefix: str) -> Weight:
+    """Some checkpoints leave out the first part of all names."""
+    short = weight.source.removeprefix(prefix)
+    if weight.source in source.shard_of or short not in source.shard_of:
+        return weight
+    return dataclasses.replace(weight, source=short)
+
+
+def _entry(config: ExportConfig, form: str, graph: OnnxGraph, decoder: DecoderConfig) -> Graph:
+    """A graph's entry in the manifest."""
+    stored = config.quantization
+    return Graph(
+        file=graph_path(config.layout, form, config.forms[0], config.quantize, config.dtype),
+        form=form,
+        opset=graph.opset,
+        dtype=config.dtype,
+        quantization=f"{stored.describe()}, {config.method}" if stored is not None else None,
+        length=_cache_length(decoder, config) if form == "static" else None,
+    )
+
+
+def _calibrated(
+    source: Checkpoint,
+    template: Template,
+    decoder: DecoderConfig,
+    graph: OnnxGraph,
+    config: ExportConfig,
+    scratch: Path,
+    progress: Progress,
+) -> Mapping[str, Quantised] | None:
+    """The projections, quantised with what the model computes on text; None where rounding to nearest will do."""
+    if config.method == "nearest":
+        return None
+    plain = ExportConfig(max_length=config.max_length)
+    same = build_graphs(template, decoder, plain, source)["cat"]
+    return calibrate(same, graph.weights, source, scratch, config.dtype, progress)
 
 
 def _verified(folder: Path, reference: Reference, max_length: int, progress: Progress) -> dict[str, Any]:
@@ -125,17 +205,37 @@ def _verified(folder: Path, reference: Reference, max_length: int, progress: Pro
     return result.to_json()
 
 
+def _compared(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """How the further forms agree with the first.
+
+    Raises:
+        CheckFailed: one does not; the message has the figures.
+    """
+    figures: dict[str, Any] = {}
+    for form, result in verify_siblings(folder, manifest).items():
+        if isinstance(result, str):
+            figures[form] = {"status": "not verified", "reason": result}
+            continue
+        if not result.passed:
+            raise CheckFailed(
+                f"the form {form!r} does not agree with {manifest.graph.form!r}; nothing was kept.\n{result.summary()}."
+            )
+        figures[form] = result.to_json()
+    return figures
+
+
 def _with_length(decoder: DecoderConfig, length: int | None) -> DecoderConfig:
     if length is None:
         return decoder
     if length > decoder.max_length:
         raise ConfigError(f"--max-length {length} is more than the model was made for: {decoder.max_length}.")
-    return dataclasses.replace(decoder, max_length=length)
+    return decoder.with_length(length)
 
 
 def _ignored(source: Checkpoint, decoder: DecoderConfig) -> set[str]:
-    """Tensors without meaning for the graph: frequencies that it computes itself, a copy of a tied head."""
-    ignored = {name for name in source.names if name.endswith("rotary_emb.inv_freq")}
+    """Tensors without meaning for the graph: frequencies and masks that it computes itself, a copy of a tied head."""
+    buffers = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+    ignored = {name for name in source.names if name.endswith(buffers)}
     return ignored | ({"lm_head.weight"} if decoder.tied else set())
 
 
@@ -173,46 +273,8 @@ def _origin(source: Checkpoint, graph: OnnxGraph) -> dict[str, Any]:
     }
 
 
-def _write_graph(
-    folder: Path, graph: OnnxGraph, blob: Blob, config: ExportConfig, pattern: str | None, origin: dict[str, Any]
-) -> None:
-    """Write and check `model.onnx`: the checker's full check, then a session, because a checked graph need not load."""
-    metadata = {
-        "maskpro.tool": f"maskpro-deploy {__version__}",
-        "maskpro.checkpoint": origin["checkpoint"],
-        "maskpro.dense_sha256": origin["dense_sha256"],
-        "maskpro.data_sha256": blob.sha256,
-        "maskpro.dtype": config.dtype,
-        "maskpro.kv_form": config.form,
-    }
-    if pattern is not None:
-        metadata |= {"maskpro.sparsity": pattern, "maskpro.sparsity_axis": "0"}
-    if origin["masks_sha256"]:
-        metadata["maskpro.masks_sha256"] = origin["masks_sha256"]
-    path = folder / GRAPH_FILE
-    path.write_bytes(graph.model(blob.tensors(config.dtype), metadata).SerializeToString(deterministic=True))
-    onnx.checker.check_model(str(path), full_check=True)
-    if config.dtype == "bf16":
-        log.info("onnxruntime's CPU kernels have no bf16: the graph was checked, but not opened")
-    elif missing("cpu"):
-        log.info("onnxruntime is not installed: the graph was checked, but not opened")
-    else:
-        _open_session(path)
-
-
-def _open_session(path: Path) -> None:
-    """Open the graph in onnxruntime without preparing weights: cheap, and every operator must find its kernel."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
 def _files(folder: Path, blob: Blob) -> tuple[FileEntry, ...]:
     """Every file of the bundle with its hash; the data file was hashed as it was written."""
-    data = FileEntry(path=blob.path.name, bytes=blob.bytes, sha256=blob.sha256)
-    others = (file_entry(folder, path) for path in sorted(folder.iterdir()) if path != blob.path)
+    data = FileEntry(path=blob.path.relative_to(folder).as_posix(), bytes=blob.bytes, sha256=blob.sha256)
+    others = (file_entry(folder, path) for path in sorted(folder.rglob("*")) if path.is_file() and path != blob.path)
     return tuple(sorted((data, *others), key=lambda entry: entry.path))

@@ -11,11 +11,10 @@ from pathlib import Path
 import onnx
 
 from maskpro_deploy.errors import FormatError
-from maskpro_deploy.exporters.blob import Region
-from maskpro_deploy.exporters.graph import DTYPES
+from maskpro_deploy.exporters.blob import ELEMENT_TYPES, Region
 from maskpro_deploy.manifest import safe_path
 
-_DTYPE_OF = dict(DTYPES.values())
+_DTYPE_OF = {element: dtype for dtype, element in ELEMENT_TYPES.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +35,7 @@ class MatMulWeight:
 
 
 def matmul_weights(graph: Path) -> list[MatMulWeight]:
-    """All MatMuls whose right side is a constant matrix in a data file, in graph order.
+    """All MatMuls whose right side is a constant matrix in a data file, dequantised or not, in graph order.
 
     Raises:
         FormatError: the file is no ONNX model, or names data outside its folder.
@@ -46,6 +45,9 @@ def matmul_weights(graph: Path) -> list[MatMulWeight]:
     except Exception as e:  # protobuf has several kinds; all mean the same
         raise FormatError(f"{graph} is no ONNX model: {e}") from e
     constants = {t.name: t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL and len(t.dims) == 2}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants and len(node.input) == 2:
+            constants[node.output[0]] = constants[node.input[0]]
     return [
         _weight(node.name, constants[node.input[1]], graph.parent)
         for node in model.graph.node
@@ -56,6 +58,8 @@ def matmul_weights(graph: Path) -> list[MatMulWeight]:
 def _weight(node: str, tensor: onnx.TensorProto, folder: Path) -> MatMulWeight:
     place = {entry.key: entry.value for entry in tensor.external_data}
     if tensor.data_type not in _DTYPE_OF:
-        raise FormatError(f"{folder}: {tensor.name} is of a type that is not read here; known are {', '.join(DTYPES)}.")
+        raise FormatError(
+            f"{folder}: {tensor.name} is of a type that is not read here; known are {', '.join(d.name for d in ELEMENT_TYPES)}."
+        )
     region = Region(offset=int(place.get("offset", 0)), shape=tuple(tensor.dims), dtype=_DTYPE_OF[tensor.data_type])
     return MatMulWeight(node=node, initializer=tensor.name, file=safe_path(folder, place["location"]), region=region)

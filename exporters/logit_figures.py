@@ -18,14 +18,29 @@ Logits = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tolerance:
-    """What passes: the largest difference of any logit, and the mean KL divergence in nats."""
+    """What passes.
 
-    logits: float
+    Attributes:
+        logits: the largest difference of any logit; None: any, as for quantised weights, which are other weights.
+        kl: the mean KL divergence in nats.
+        perplexity: of the bundle's, over the reference's; None: any.
+    """
+
+    logits: float | None
     kl: float
+    perplexity: float | None = None
 
 
-# per float type of the graph; half precision moves single logits of a large vocabulary far more than it moves distributions
-TOLERANCES = {"fp32": Tolerance(logits=1e-3, kl=1e-6), "fp16": Tolerance(logits=0.5, kl=1e-4)}
+# per float type of the graph, or per quantisation; half precision moves single logits of a large vocabulary far more than it
+# moves distributions. Those of quantised weights tell a wrong graph from a coarse one, no more: the figures are there to be read.
+TOLERANCES = {
+    "fp32": Tolerance(logits=1e-3, kl=1e-6),
+    "fp16": Tolerance(logits=0.5, kl=1e-4),
+    "int8": Tolerance(logits=None, kl=0.1, perplexity=1.1),
+    "int4": Tolerance(logits=None, kl=1.5, perplexity=2.5),
+}
+# two forms over the same quantised weights: onnxruntime rounds activations too, and turns last bits into whole steps
+QUANTISED_SIBLINGS = Tolerance(logits=None, kl=0.02, perplexity=1.02)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +49,8 @@ class Verification:
 
     Attributes:
         passed: every difference of logits is within `tolerance`, the mean KL within `kl_tolerance`, and greedy tokens differ at
-            ties only.
-        tolerance, kl_tolerance: the largest logit difference and mean KL that pass.
+            ties only; for quantised weights, which change logits, the mean KL and the perplexity are within bounds.
+        tolerance, kl_tolerance: the largest logit difference (None: any) and mean KL that pass.
         tokens: positions compared.
         max_logit_difference, mean_logit_difference: absolute, over all positions and the vocabulary.
         max_kl, mean_kl: KL divergence of the bundle's next-token distribution from the reference's, in nats.
@@ -48,7 +63,7 @@ class Verification:
     """
 
     passed: bool
-    tolerance: float
+    tolerance: float | None
     kl_tolerance: float
     tokens: int
     max_logit_difference: float
@@ -70,9 +85,10 @@ class Verification:
 
     def summary(self) -> str:
         """The figures in one line."""
+        bound = "" if self.tolerance is None else f" (tolerance {self.tolerance:g})"
         return (
-            f"largest logit difference {self.max_logit_difference:.2g} over {self.tokens} positions "
-            f"(tolerance {self.tolerance:g}), step by step {self.step_difference:.2g}, padded {self.padding_difference:.2g}, "
+            f"largest logit difference {self.max_logit_difference:.2g} over {self.tokens} positions{bound}, "
+            f"step by step {self.step_difference:.2g}, padded {self.padding_difference:.2g}, "
             f"mean KL {self.mean_kl:.2g} ({self.kl_tolerance:g}), same top token {self.top1_agreement:.1%}, "
             f"perplexity {self.perplexity:.3f} against {self.reference_perplexity:.3f}, "
             f"greedy tokens equal {self.greedy_equal} of {self.greedy_tokens}"
@@ -125,9 +141,17 @@ def verdict(
     predicted = positions - len(pairs)
     largest = float(np.max([p.max_difference for p in pairs]))
     mean_kl = sum(p.sum_kl for p in pairs) / positions
-    # two logits may each be off by the tolerance before a preference turns over; a NaN fails every comparison
-    limits = ((largest, 1), (steps, 1), (padding, 1), (margin, 2))
-    passed = all(value <= factor * tolerance.logits for value, factor in limits) and mean_kl <= tolerance.kl
+    perplexity, reference = (
+        float(np.exp(sum(nll) / predicted)) for nll in zip(*((p.nll, p.reference_nll) for p in pairs), strict=True)
+    )
+    # a NaN fails every comparison
+    passed = mean_kl <= tolerance.kl
+    if tolerance.logits is not None:
+        # two logits may each be off by the tolerance before a preference turns over
+        limits = ((largest, 1), (steps, 1), (padding, 1), (margin, 2))
+        passed = passed and all(value <= factor * tolerance.logits for value, factor in limits)
+    if tolerance.perplexity is not None:
+        passed = passed and perplexity <= tolerance.perplexity * reference
     return Verification(
         passed=passed,
         tolerance=tolerance.logits,
@@ -138,8 +162,8 @@ def verdict(
         max_kl=float(np.max([p.max_kl for p in pairs])),
         mean_kl=mean_kl,
         top1_agreement=sum(p.same_top for p in pairs) / positions,
-        perplexity=float(np.exp(sum(p.nll for p in pairs) / predicted)),
-        reference_perplexity=float(np.exp(sum(p.reference_nll for p in pairs) / predicted)),
+        perplexity=perplexity,
+        reference_perplexity=reference,
         greedy_tokens=greedy,
         greedy_equal=equal,
         greedy_margin=margin,

@@ -1,6 +1,8 @@
-"""A bundle run by onnxruntime in the plainest way, to check it: no batching, no buffers kept, no sampling.
+"""A bundle's graph run by onnxruntime in the plainest way, to check it: no batching, no buffers kept, no sampling.
 
-Shapes: `B` batch, `S` new tokens, `T` all tokens, `V` vocabulary.
+Each form of the cache wants its own inputs; `open_model` gives the class that feeds them.
+
+Shapes: `B` batch, `S` new tokens, `T` all tokens, `L` slots of a cache of fixed length, `V` vocabulary.
 """
 
 from __future__ import annotations
@@ -8,51 +10,53 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from maskpro_deploy.exporters.graph import DTYPES
-from maskpro_deploy.manifest import Manifest, safe_path
+from maskpro_deploy.manifest import Graph, Manifest, ModelShape, safe_path
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(slots=True)
 class State:
-    """What a sequence in progress remembers: the attention mask and the keys and values so far."""
+    """What sequences in progress remember.
 
-    mask: npt.NDArray[np.int64]
+    Attributes:
+        mask: 1 where a token so far counts.  # (B, T)
+        cache: the cache inputs of the next call.
+    """
+
+    mask: Ints
     cache: dict[str, npt.NDArray[np.generic]]
 
 
 class OrtModel:
-    """A bundle's graph in an onnxruntime session on the CPU.
+    """A graph with a growing cache and padding on the left (`cat`), in an onnxruntime session on the CPU.
 
     Args:
-        bundle: the bundle's folder.
-        manifest: its manifest.
+        session: the session.
+        shape: the model's sizes.
+        graph: the graph's entry in the manifest.
     """
 
-    def __init__(self, bundle: Path, manifest: Manifest) -> None:
-        import onnxruntime
-
-        self._shape, self._dtype = manifest.model, DTYPES[manifest.graph.dtype][1]
-        path = safe_path(bundle, manifest.graph.file)
-        options = onnxruntime.SessionOptions()
-        # waiting threads sleep: a comparison shares the machine with the reference model
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self._outputs = [output.name for output in self._session.get_outputs()]
+    def __init__(self, session: Any, shape: ModelShape, graph: Graph) -> None:
+        self._session, self._shape, self._graph = session, shape, graph
+        self._dtype = DTYPES[graph.dtype][1]
+        self._outputs = [output.name for output in session.get_outputs()]
 
     def start(self, batch: int) -> State:
         """An empty cache for `batch` sequences."""
-        shape = (batch, self._shape.num_kv_heads, 0, self._shape.head_dim)
+        shape = (batch, self._shape.num_kv_heads, self._graph.length or 0, self._shape.head_dim)
         layers = range(self._shape.num_layers)
         cache = {f"past_key_values.{i}.{kind}": np.zeros(shape, self._dtype) for i in layers for kind in ("key", "value")}
         return State(mask=np.zeros((batch, 0), np.int64), cache=cache)
 
-    def run(
-        self, tokens: npt.NDArray[np.int64], state: State, mask: npt.NDArray[np.int64] | None = None
-    ) -> npt.NDArray[np.float32]:
+    def run(self, tokens: Ints, state: State, mask: Ints | None = None) -> Floats:
         """Feed new tokens and advance `state`.  # (B, S) -> (B, S, V)
 
         Args:
@@ -61,16 +65,33 @@ class OrtModel:
             mask: (B, T) over past and new tokens; by default all new ones count.
         """
         state.mask = mask if mask is not None else np.concatenate([state.mask, np.ones_like(tokens)], axis=1)
-        positions = np.maximum(state.mask.cumsum(axis=1) - 1, 0)[:, -tokens.shape[1] :]
-        feeds = {"input_ids": tokens, "attention_mask": state.mask, "position_ids": positions, **state.cache}
+        return self._call({"input_ids": tokens, **self._inputs(tokens.shape[1], state), **state.cache}, state)
+
+    def _inputs(self, new: int, state: State) -> dict[str, Ints]:
+        """What the form wants beside tokens and cache."""
+        positions = np.maximum(state.mask.cumsum(axis=1) - 1, 0)[:, -new:]
+        return {"attention_mask": state.mask, "position_ids": positions}
+
+    def _call(self, feeds: dict[str, npt.NDArray[Any]], state: State) -> Floats:
         results = dict(zip(self._outputs, self._session.run(None, feeds), strict=True))
-        logits: npt.NDArray[np.float32] = results.pop("logits")
+        logits: Floats = results.pop("logits")
         state.cache = {name.replace("present.", "past_key_values."): value for name, value in results.items()}
         return logits
 
-    def logits(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def logits(self, tokens: Ints) -> Floats:
         """Logits of whole sequences.  # (B, T) -> (B, T, V)"""
         return self.run(tokens, self.start(len(tokens)))
+
+    def pair(self, longer: Sequence[int], shorter: Sequence[int]) -> tuple[Floats, Floats]:
+        """Logits of two sequences in one padded batch, their last tokens in a second call.  # (T1, V), (T2, V)"""
+        pad = len(longer) - len(shorter)
+        tokens = np.asarray([list(longer), [0] * pad + list(shorter)], dtype=np.int64)
+        mask = np.ones_like(tokens)
+        mask[1, :pad] = 0
+        state = self.start(2)
+        first = self.run(tokens[:, :-1], state, mask[:, :-1])
+        both = np.concatenate([first, self.run(tokens[:, -1:], state, mask)], axis=1)
+        return both[0], both[1, pad:]
 
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
         """The `count` most likely next tokens, one after another."""
@@ -79,3 +100,56 @@ class OrtModel:
             tokens.append(int(self.run(step, state)[0, -1].argmax()))
             step = np.asarray([[tokens[-1]]], dtype=np.int64)
         return tokens
+
+
+class RightPadded(OrtModel):
+    """A graph whose rows begin at slot 0 and are padded on the right (`gqa`)."""
+
+    def _inputs(self, new: int, state: State) -> dict[str, Ints]:
+        counted = state.mask.sum(axis=1, keepdims=True)  # (B, 1)
+        fresh = state.mask.shape[1] == new
+        positions = np.arange(new)[None] + (np.zeros_like(counted) if fresh else counted - new)
+        return {"attention_mask": state.mask, "position_ids": positions}
+
+    def pair(self, longer: Sequence[int], shorter: Sequence[int]) -> tuple[Floats, Floats]:
+        pad = len(longer) - len(shorter)
+        head = np.asarray([list(longer[:-1]), list(shorter[:-1]) + [0] * pad], dtype=np.int64)
+        mask = np.ones((2, len(longer)), np.int64)
+        mask[1, len(shorter) :] = 0
+        prompt_mask = np.ones_like(head)
+        prompt_mask[1, len(shorter) - 1 :] = 0
+        state = self.start(2)
+        first = self.run(head, state, prompt_mask)
+        last = self.run(np.asarray([[longer[-1]], [shorter[-1]]], dtype=np.int64), state, mask)
+        return np.concatenate([first[0], last[0]]), np.concatenate([first[1, : len(shorter) - 1], last[1]])
+
+
+class FixedCache(RightPadded):
+    """A graph with a cache of fixed length that is written at given slots (`static`)."""
+
+    def _inputs(self, new: int, state: State) -> dict[str, Ints]:
+        positions = super()._inputs(new, state)["position_ids"]
+        return {"position_ids": positions, "write_indices": np.ascontiguousarray(positions[:, 0])}
+
+
+_CLASSES = {"cat": OrtModel, "gqa": RightPadded, "static": FixedCache}
+
+
+def open_model(bundle: Path, manifest: Manifest, graph: Graph | None = None) -> OrtModel:
+    """Open a graph of a bundle.
+
+    Args:
+        bundle: the bundle's folder.
+        manifest: its manifest.
+        graph: one of its graphs; by default its own.
+    """
+    import onnxruntime
+
+    graph = graph if graph is not None else manifest.graph
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # its warnings are about its own graph rewriting
+    # waiting threads sleep: a comparison shares the machine with the reference model
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    path = safe_path(bundle, graph.file)
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return _CLASSES[graph.form](session, manifest.model, graph)

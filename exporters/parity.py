@@ -18,10 +18,18 @@ import numpy.typing as npt
 
 from maskpro_deploy.data import HELD_OUT, load_text, load_tokenizer
 from maskpro_deploy.errors import ConfigError, MachineError
-from maskpro_deploy.exporters.logit_figures import TOLERANCES, Logits, Verification, compare, verdict
-from maskpro_deploy.exporters.ort_model import OrtModel
-from maskpro_deploy.extras import require
-from maskpro_deploy.manifest import Manifest
+from maskpro_deploy.exporters.logit_figures import (
+    QUANTISED_SIBLINGS,
+    TOLERANCES,
+    Logits,
+    Tolerance,
+    Verification,
+    compare,
+    verdict,
+)
+from maskpro_deploy.exporters.ort_model import OrtModel, open_model
+from maskpro_deploy.extras import missing, require
+from maskpro_deploy.manifest import Graph, Manifest
 from maskpro_deploy.progress import SILENT, Progress
 
 _PROMPTS, _PROMPT_TOKENS, _GREEDY_TOKENS = 4, 96, 64
@@ -77,9 +85,53 @@ def verify(
     require("cpu", "checking a bundle")
     manifest = Manifest.load(bundle)
     _check_prompts(prompts, greedy_tokens, manifest.model.max_length)
-    if manifest.graph.dtype not in TOLERANCES:
-        raise MachineError(f"onnxruntime has no {manifest.graph.dtype} kernels for CPUs: this bundle cannot be checked here.")
-    model = OrtModel(bundle, manifest)
+    tolerance = _tolerance(manifest.graph)
+    return _compare_models(open_model(bundle, manifest), reference, prompts, greedy_tokens, tolerance, progress)
+
+
+def verify_siblings(bundle: Path, manifest: Manifest) -> dict[str, Verification | str]:
+    """Compare the further graphs of a bundle with its own, on the same texts.
+
+    Returns:
+        form -> the figures, or in words why there are none.
+    """
+    unable = ""
+    if absent := missing("cpu"):
+        unable = f"{absent[0]} is not installed"
+    elif manifest.graph.dtype not in TOLERANCES:
+        unable = f"onnxruntime has no {manifest.graph.dtype} kernels for CPUs"
+    figures: dict[str, Verification | str] = {}
+    for graph in manifest.siblings:
+        if unable:
+            figures[graph.form] = unable
+            continue
+        prompts, greedy = verification_prompts(bundle, graph.length or manifest.model.max_length)
+        own = open_model(bundle, manifest)
+        tolerance = QUANTISED_SIBLINGS if graph.quantization else _tolerance(graph)
+        figures[graph.form] = _compare_models(open_model(bundle, manifest, graph), own, prompts, greedy, tolerance, SILENT)
+    return figures
+
+
+def _tolerance(graph: Graph) -> Tolerance:
+    """What passes for a graph.
+
+    Raises:
+        MachineError: it cannot run here.
+    """
+    if graph.dtype not in TOLERANCES:
+        raise MachineError(f"onnxruntime has no {graph.dtype} kernels for CPUs: this bundle cannot be checked here.")
+    return TOLERANCES[graph.quantization.split()[0] if graph.quantization else graph.dtype]
+
+
+def _compare_models(
+    model: OrtModel,
+    reference: Reference,
+    prompts: Sequence[Sequence[int]],
+    greedy_tokens: int,
+    tolerance: Tolerance,
+    progress: Progress,
+) -> Verification:
+    """All figures of one comparison."""
     stages = len(prompts) + 3
     pairs = []
     for done, prompt in enumerate(prompts, start=1):
@@ -92,7 +144,6 @@ def verify(
     progress.update(stages - 1, stages)
     equal, margin = _greedy(model, reference, prompts[0], greedy_tokens)
     progress.update(stages, stages)
-    tolerance = TOLERANCES[manifest.graph.dtype]
     return verdict(tolerance, pairs, steps=steps, padding=padding, greedy=greedy_tokens, equal=equal, margin=margin)
 
 
@@ -115,17 +166,11 @@ def _step_difference(model: OrtModel, prompt: Sequence[int]) -> float:
 
 
 def _padding_difference(model: OrtModel, reference: Reference, prompts: Sequence[Sequence[int]]) -> float:
-    """Two prompts of different length in one batch, the shorter padded on the left, with one cached step behind them."""
-    longer, shorter = list(prompts[0]), list(prompts[-1])[: max(1, len(prompts[0]) // 2)]
-    pad = len(longer) - len(shorter)
-    tokens = np.asarray([longer, [0] * pad + shorter], dtype=np.int64)
-    mask = np.ones_like(tokens)
-    mask[1, :pad] = 0
-    state = model.start(2)
-    ours = np.concatenate([model.run(tokens[:, :-1], state, mask[:, :-1]), model.run(tokens[:, -1:], state, mask)], axis=1)
+    """Two prompts of different length in one batch, the shorter padded, with one cached step behind them."""
+    longer, shorter = list(prompts[0]), list(prompts[-1])[: max(2, len(prompts[0]) // 2)]
     differences = [
-        np.abs(ours[row, -len(prompt) :] - reference.logits(np.asarray([prompt], dtype=np.int64))[0]).max()
-        for row, prompt in enumerate((longer, shorter))
+        np.abs(ours - reference.logits(np.asarray([prompt], dtype=np.int64))[0]).max()
+        for ours, prompt in zip(model.pair(longer, shorter), (longer, shorter), strict=True)
     ]
     return float(np.max(differences))  # unlike max(), np.max never hides a NaN
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import CheckFailed
-from maskpro_deploy.exporters.blob import Blob, Region, bits, row_tiles
+from maskpro_deploy.exporters.blob import INT4, Blob, Region, bits, row_tiles
 from maskpro_deploy.exporters.graph import Weight
+from maskpro_deploy.exporters.quantization import unpack_nibbles
 from maskpro_deploy.manifest import SparseWeight
 from maskpro_deploy.pattern import NMPattern
 
@@ -39,8 +40,8 @@ class Claim:
 
 
 def prunable(weights: Mapping[str, Weight]) -> list[str]:
-    """The projections inside the layers: every transposed weight but the output head."""
-    return [w.source for w in weights.values() if w.transposed and ".layers." in w.source]
+    """The checkpoint's names of the projections inside the layers."""
+    return list(dict.fromkeys(w.source for w in weights.values() if w.projection))
 
 
 def claim(checkpoint: Checkpoint, weights: Mapping[str, Weight], required: NMPattern | None) -> Claim | None:
@@ -59,12 +60,15 @@ def claim(checkpoint: Checkpoint, weights: Mapping[str, Weight], required: NMPat
         raise CheckFailed(
             f"{checkpoint.folder} has masks of the pattern {masks.pattern}; --require-sparsity asks for {required}."
         )
-    if strange := [name for name in masks if name not in weights or not weights[name].transposed]:
+    projections = set(prunable(weights))
+    if strange := [name for name in masks if name not in projections]:
         raise CheckFailed(f"{checkpoint.folder}: its masks cover {strange[0]!r}, which is no projection of this model.")
     return Claim(pattern=masks.pattern, names=tuple(masks))
 
 
-def prove(blob: Blob, promised: Claim, checkpoint: Checkpoint) -> tuple[tuple[SparseWeight, ...], int]:
+def prove(
+    blob: Blob, promised: Claim, checkpoint: Checkpoint, weights: Mapping[str, Weight]
+) -> tuple[tuple[SparseWeight, ...], int]:
     """Count every group of every promised weight in the written file.
 
     Returns:
@@ -74,21 +78,25 @@ def prove(blob: Blob, promised: Claim, checkpoint: Checkpoint) -> tuple[tuple[Sp
         CheckFailed: a group has more than N non-zeros; the message names the weight.
     """
     proven, under = [], 0
-    for name in promised.names:
-        region = blob.regions[name]
-        count = count_groups(blob.path, name, region, promised.pattern)
-        if count.over:
-            hint = (
-                "Its weights and its masks disagree: learn or apply the masks again."
-                if checkpoint.masks is not None
-                else "Make it sparse first with `maskpro-deploy learn`, or export it without --require-sparsity."
-            )
-            raise CheckFailed(
-                f"{checkpoint.folder} does not hold {promised.pattern}: {name} has {count.over} of {count.groups} groups "
-                f"with more than {promised.pattern.n} non-zeros.\n{hint}"
-            )
-        under += count.under
-        proven.append(SparseWeight(initializer=name, source=name, shape=region.shape, axis=0))
+    made_from: dict[str, list[Weight]] = {}
+    for weight in weights.values():
+        made_from.setdefault(weight.source, []).append(weight)
+    for source in promised.names:
+        for weight in made_from[source]:
+            region = blob.regions[weight.name]
+            count = count_groups(blob.path, weight.name, region, promised.pattern)
+            if count.over:
+                hint = (
+                    "Its weights and its masks disagree: learn or apply the masks again."
+                    if checkpoint.masks is not None
+                    else "Make it sparse first with `maskpro-deploy learn`, or export it without --require-sparsity."
+                )
+                raise CheckFailed(
+                    f"{checkpoint.folder} does not hold {promised.pattern}: {weight.name} has {count.over} of {count.groups} "
+                    f"groups with more than {promised.pattern.n} non-zeros.\n{hint}"
+                )
+            under += count.under
+            proven.append(SparseWeight(initializer=weight.name, source=source, shape=region.shape, axis=0))
     return tuple(proven), under
 
 
@@ -99,10 +107,17 @@ def count_groups(path: Path, name: str, region: Region, pattern: NMPattern) -> G
         PatternError: K does not consist of whole groups.
     """
     pattern.check_divides(region.shape[0], name)
-    values = np.memmap(path, dtype=region.dtype, mode="r", offset=region.offset, shape=region.shape)
+    nibbles = region.dtype == INT4
+    kind, shape = (np.dtype(np.uint8), (region.bytes,)) if nibbles else (region.dtype, region.shape)
+    values = np.memmap(path, dtype=kind, mode="r", offset=region.offset, shape=shape)
     groups = over = under = 0
-    for start, stop in row_tiles(region.shape, region.dtype.itemsize, multiple=pattern.m):
-        filled = bits(np.asarray(values[start:stop])) != 0
+    # 4-bit integers: an even number of rows begins and ends at a whole byte
+    for start, stop in row_tiles(region.shape, region.dtype.itemsize, multiple=pattern.m * 2):
+        if nibbles:
+            ends = [-(-row * region.shape[1] // 2) for row in (start, stop)]
+            filled = unpack_nibbles(np.asarray(values[ends[0] : ends[1]]), (stop - start) * region.shape[1]) != 0
+        else:
+            filled = bits(np.asarray(values[start:stop])) != 0
         counts = filled.reshape(-1, pattern.m, region.shape[1]).sum(axis=1, dtype=np.uint8)  # (K / M, N)
         groups, over, under = (
             groups + counts.size,

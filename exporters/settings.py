@@ -9,6 +9,8 @@ from pathlib import Path
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.exporters.graph import DTYPES
 from maskpro_deploy.exporters.kv_forms import FORMS
+from maskpro_deploy.exporters.layouts import LAYOUTS, check_genai
+from maskpro_deploy.exporters.quantization import METHODS, Quantization
 from maskpro_deploy.pattern import NMPattern
 
 _SHORTEST = 16
@@ -22,7 +24,11 @@ class ExportConfig:
         dtype: float type of weights and activations: "fp32" (CPU), "fp16" (GPU) or "bf16" (GPU only). Logits are always fp32.
         max_length: longest sequence the graph can run; the model's own limit by default.
         require_sparsity: refuse a checkpoint that does not hold this pattern.
-        form: form of the key/value cache (`kv_forms.FORMS`).
+        forms: forms of the key/value cache (`kv_forms.FORMS`), one graph each; the first is the bundle's own graph.
+        quantize: store projections as "int8" or "int4"; None for `dtype`.
+        block_size: rows of a weight that share a scale, 0 for all; by default 32 for int4 and all for int8.
+        method: how weights are rounded: "nearest", or "gptq", which runs the model on text to see which errors matter.
+        layout: which other tool's conventions the folder follows: none ("bundle"), "hub" or "genai".
 
     Raises:
         ConfigError: a setting is out of its range.
@@ -31,15 +37,36 @@ class ExportConfig:
     dtype: str = "fp32"
     max_length: int | None = None
     require_sparsity: NMPattern | None = None
-    form: str = "cat"
+    forms: tuple[str, ...] = ("cat",)
+    quantize: str | None = None
+    block_size: int | None = None
+    method: str = "nearest"
+    layout: str = "bundle"
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ConfigError(f"--dtype {self.dtype} is not known. Known: {', '.join(DTYPES)}.")
-        if self.form not in FORMS:
-            raise ConfigError(f"the cache form {self.form!r} is not known. Known: {', '.join(FORMS)}.")
+        for form in self.forms:
+            if form not in FORMS:
+                raise ConfigError(f"--forms {form}: this cache form is not known. Known: {', '.join(FORMS)}.")
+        if not self.forms or len(set(self.forms)) < len(self.forms):
+            raise ConfigError(f"--forms {','.join(self.forms) or 'is empty'}: name each form once, such as cat,static.")
+        if self.layout not in LAYOUTS:
+            raise ConfigError(f"--layout {self.layout} is not known. Known: {', '.join(LAYOUTS)}.")
+        if self.layout == "genai":
+            check_genai(self.forms)
+        if self.method not in METHODS:
+            raise ConfigError(f"--method {self.method} is not known. Known: {', '.join(METHODS)}.")
+        if self.quantize is None and (self.block_size is not None or self.method != METHODS[0]):
+            raise ConfigError("--block-size and --method say how to quantise: give --quantize int8 or int4 with them.")
+        self.quantization  # noqa: B018 (checks the block size)
         if self.max_length is not None and self.max_length < _SHORTEST:
             raise ConfigError(f"--max-length {self.max_length} is too short: give at least {_SHORTEST}.")
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """How projections are stored."""
+        return None if self.quantize is None else Quantization.make(self.quantize, self.block_size)
 
 
 SPARSE_TENSOR_CORES = NMPattern(2, 4)

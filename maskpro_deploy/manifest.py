@@ -10,6 +10,7 @@ A bundle is a folder that needs nothing outside itself:
     config.json        the model's own description, for other tools
     engines/           TensorRT engines, once built
 
+A bundle may hold siblings of its graph: other forms of the key/value cache over the same data file (`Manifest.siblings`).
 The graph's inputs and outputs have one form, whatever the model. `B` batch, `S` new tokens, `P` past tokens, `T = P + S`,
 `H` key/value heads, `D` head size, `V` vocabulary, `N` layer number:
 
@@ -19,6 +20,10 @@ The graph's inputs and outputs have one form, whatever the model. `B` batch, `S`
     past_key_values.N.key    graph's dtype (B, H, P, D), and .value
     logits                   float32 (B, S, V), whatever the graph's dtype
     present.N.key            graph's dtype (B, H, T, D), and .value
+
+A `gqa` sibling has the same names, with padding on the right. A `static` sibling has a cache of a fixed length L (`Graph.length`):
+past_key_values and present are (B, H, L, D), `write_indices` int64 (B,) says where each row's new tokens go, and there is no
+attention_mask.
 """
 
 from __future__ import annotations
@@ -71,12 +76,23 @@ class ModelShape(_Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graph(_Record):
-    """The ONNX graph: which file, in which key/value-cache form, opset and float type ("fp32", "fp16", "bf16")."""
+    """The ONNX graph.
+
+    Attributes:
+        file: its path in the bundle.
+        form: form of its key/value cache.
+        opset: version of the standard operators.
+        dtype: float type of activations and cache ("fp32", "fp16", "bf16").
+        quantization: how the projections are stored, such as "int4 block 32", or None for `dtype`.
+        length: slots of the cache, where the form fixes them.
+    """
 
     file: str
     form: str
     opset: int
     dtype: str
+    quantization: str | None = None
+    length: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +140,7 @@ class Manifest:
     """Everything the runtime may rely on. Paths never leave the folder.
 
     Attributes:
+        siblings: further graphs over the same data file.
         sparsity: the pattern, such as "2:4", or None for a dense model.
         sparse_weights: the weights that hold it.
         source: where the weights came from: names and hashes, free-form.
@@ -136,6 +153,7 @@ class Manifest:
     sparsity: str | None = None
     sparse_weights: tuple[SparseWeight, ...] = ()
     engines: tuple[EngineFile, ...] = ()
+    siblings: tuple[Graph, ...] = ()
     source: dict[str, Any] = dataclasses.field(default_factory=dict)
     verification: dict[str, Any] = dataclasses.field(default_factory=dict)
     tool_version: str = __version__
@@ -176,6 +194,7 @@ class Manifest:
                 sparsity=value["sparsity"],
                 sparse_weights=tuple(SparseWeight.from_json(w) for w in value["sparse_weights"]),
                 engines=tuple(EngineFile.from_json(e) for e in value["engines"]),
+                siblings=tuple(Graph.from_json(g) for g in value.get("siblings", ())),
                 source=value["source"],
                 verification=value["verification"],
                 tool_version=value["tool_version"],

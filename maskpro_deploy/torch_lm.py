@@ -82,6 +82,8 @@ class TorchLM:
         """The `count` most likely next tokens, one after another; end-of-text does not stop it."""
         from transformers import GenerationConfig
 
+        # what the checkpoint says of sampling and of ends would fill in whatever is left open below
+        self._model.generation_config = GenerationConfig()
         ids = torch.tensor([list(prompt)])
         settings = GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=0)
         out = self._model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,13 +16,51 @@ if TYPE_CHECKING:
     from maskpro_deploy.manifest import Manifest
 
 
+class FormsType(click.ParamType[tuple[str, ...]]):
+    """Names with commas between them."""
+
+    name = "FORMS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        return value if isinstance(value, tuple) else tuple(part.strip() for part in str(value).split(",") if part.strip())
+
+
+FORMS = FormsType()
+
+
 @click.command("export")
 @click.argument("checkpoint")
 @click.option("--out", type=PATH, required=True, help="The bundle folder to make.")
 @click.option(
     "--dtype", default="fp32", show_default=True, metavar="fp32|fp16|bf16", help="fp32 for CPUs, fp16 or bf16 for GPUs."
 )
+@click.option(
+    "--forms",
+    type=FORMS,
+    default="cat",
+    show_default=True,
+    metavar="cat,static,gqa",
+    help="Forms of the key/value cache, one graph each over the same weights.",
+)
+@click.option("--quantize", metavar="int8|int4", help="Store projections and output head as integers; --dtype for the rest.")
+@click.option(
+    "--block-size", type=int, help="Rows of a weight that share a scale, 0 for all: 32 for int4, 0 for int8 by default."
+)
+@click.option(
+    "--method",
+    default="nearest",
+    show_default=True,
+    metavar="nearest|gptq",
+    help="How weights become integers: each by itself, or with the errors that matter on built-in text.",
+)
 @click.option("--max-length", type=int, help="Longest sequence in tokens; the model's own limit by default.")
+@click.option(
+    "--layout",
+    default="bundle",
+    show_default=True,
+    metavar="bundle|hub|genai",
+    help="hub: names for optimum and transformers.js. genai: also a genai_config.json.",
+)
 @click.option("--require-sparsity", type=PATTERN, help="Refuse a checkpoint that does not hold this pattern.")
 @click.option("--verify/--no-verify", default=True, help="Compare the bundle with the checkpoint in torch. On by default.")
 @force_option
@@ -31,7 +69,12 @@ def command(
     checkpoint: str,
     out: Path,
     dtype: str,
+    forms: tuple[str, ...],
+    quantize: str | None,
+    block_size: int | None,
+    method: str,
     max_length: int | None,
+    layout: str,
     require_sparsity: NMPattern | None,
     verify: bool,
     force: bool,
@@ -46,31 +89,43 @@ def command(
     Example:
       maskpro-deploy export sparse --out bundle --require-sparsity 2:4
       maskpro-deploy export demo --out dense-fp16 --dtype fp16
+      maskpro-deploy export sparse --out small --quantize int4 --method gptq --forms cat,gqa
     """
     from maskpro_deploy.exporters import ExportConfig, export
     from maskpro_deploy.files import check_free
     from maskpro_deploy.models import resolve
     from maskpro_deploy.progress import Meter
 
-    config = ExportConfig(dtype=dtype, max_length=max_length, require_sparsity=require_sparsity)
+    config = ExportConfig(
+        dtype=dtype,
+        forms=forms,
+        quantize=quantize,
+        block_size=block_size,
+        method=method,
+        max_length=max_length,
+        layout=layout,
+        require_sparsity=require_sparsity,
+    )
     check_free(out, force=force)
     folder = resolve(checkpoint)
     reason = _cannot_verify(dtype) if verify else "--no-verify"
     if verify and reason:
         click.echo(f"not verified: {reason}", err=True)
-    writing, verifying = Meter("exporting", "bytes"), Meter("verifying", "steps")
+    writing, verifying, calibrating = Meter("exporting", "bytes"), Meter("verifying", "steps"), Meter("calibrating", "weights")
     manifest = export(
         folder,
         out,
         config,
         reference=None if reason else lambda: _reference(folder),
         unverified=reason,
+        compare=verify,
         force=force,
         progress=writing,
+        calibrating=calibrating,
         verifying=verifying,
     )
-    writing.close()
-    verifying.close()
+    for meter in (calibrating, writing, verifying):
+        meter.close()
     emit(as_json, {"bundle": str(out), **dataclasses.asdict(manifest)}, _text(out, manifest))
 
 
@@ -96,17 +151,29 @@ def _text(out: Path, manifest: Manifest) -> str:
     size = sum(entry.bytes for entry in manifest.files)
     graph = manifest.graph
     sparsity = f"{manifest.sparsity} proven on {len(manifest.sparse_weights)} weights" if manifest.sparsity else "dense"
+    kind = f"{graph.dtype}, {graph.quantization}" if graph.quantization else graph.dtype
     lines = [
-        f"{out}: {manifest.model.name}, {graph.dtype}, opset {graph.opset}, {len(manifest.files)} files, {size / 1e6:.1f} MB",
+        f"{out}: {manifest.model.name}, {kind}, opset {graph.opset}, {len(manifest.files)} files, {size / 1e6:.1f} MB",
         f"sparsity: {sparsity}",
+        "forms: " + ", ".join(f"{g.form} ({g.file})" for g in (graph, *manifest.siblings)),
     ]
     v = manifest.verification
     if v["status"] == "passed":
+        bound = "" if v["tolerance"] is None else f" (tolerance {v['tolerance']:g})"
         lines.append(
-            f"verified against torch: largest logit difference {v['max_logit_difference']:.2g} over {v['tokens']} positions "
-            f"(tolerance {v['tolerance']:g}), greedy tokens equal {v['greedy_equal']} of {v['greedy_tokens']}, "
+            f"verified against torch: largest logit difference {v['max_logit_difference']:.2g} "
+            f"over {v['tokens']} positions{bound}, "
+            f"mean KL {v['mean_kl']:.2g}, greedy tokens equal {v['greedy_equal']} of {v['greedy_tokens']}, "
             f"perplexity {v['perplexity']:.3f} against {v['reference_perplexity']:.3f}"
         )
     else:
         lines.append(f"not verified: {v['reason']}")
+    for form, f in v.get("forms", {}).items():
+        if f["status"] == "passed":
+            lines.append(
+                f"{form} against {graph.form}: largest logit difference {f['max_logit_difference']:.2g}, "
+                f"greedy tokens equal {f['greedy_equal']} of {f['greedy_tokens']}"
+            )
+        else:
+            lines.append(f"{form} not compared: {f['reason']}")
     return "\n".join(lines)

@@ -295,13 +295,17 @@ def quantised(config, weights):
 BAD = {
     "no vocab_size": (drop("vocab_size"), FormatError, "vocab_size"),
     "no rms_norm_eps": (drop("rms_norm_eps"), FormatError, "rms_norm_eps"),
-    "architecture": (put("model_type", "mamba"), InputError, r"'mamba' is not supported. Supported: llama, mistral"),
-    "activation": (put("hidden_act", "gelu"), InputError, r"'gelu' is not supported. Supported: silu"),
-    "rope kind": (put("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4}), InputError, r"rope_type 'yarn' is not"),
+    "architecture": (put("model_type", "mamba"), InputError, r"'mamba' is not supported. Supported: llama, mistral, qwen2"),
+    "activation": (put("hidden_act", "mish"), InputError, r"'mish' is not supported. Supported: silu"),
+    "rope kind": (put("rope_parameters", {"rope_type": "spiral", "rope_theta": 1e4}), InputError, r"rope_type 'spiral' is not"),
+    "yarn without a length": (
+        put("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2}),
+        FormatError,
+        "original_max_position_embeddings",
+    ),
     "two rope kinds": (put("rope_scaling", {"rope_type": "linear", "factor": 2}), FormatError, "Remove one"),
     "rope field": (put("rope_parameters", {"rope_type": "linear", "rope_theta": 1e4}), FormatError, "factor"),
     "rope object": (put("rope_scaling", "linear"), FormatError, "rope_scaling must be an object"),
-    "sliding window": (put("sliding_window", 4096), InputError, "sliding_window 4096"),
     "heads": (put("num_key_value_heads", 3), FormatError, "no multiple"),
     "not a number": (put("hidden_size", "32"), FormatError, "whole number"),
     "odd head": (put("head_dim", 7), FormatError, "odd"),
@@ -364,7 +368,7 @@ def test_the_checkpoint_itself_is_never_replaced(variant):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"dtype": "fp8"}, "--dtype fp8"), ({"max_length": 3}, "--max-length 3"), ({"form": "static"}, "cache form")],
+    [({"dtype": "fp8"}, "--dtype fp8"), ({"max_length": 3}, "--max-length 3"), ({"forms": ("cat", "paged")}, "--forms paged")],
 )
 def test_settings_out_of_range_name_the_flag(settings, message):
     with pytest.raises(ConfigError, match=message):

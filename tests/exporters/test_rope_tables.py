@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy_llama import inverse_frequencies
 
-from maskpro_deploy.exporters.model_config import RopeConfig
 from maskpro_deploy.exporters.rope import frequencies, tables
+from maskpro_deploy.exporters.rope_config import RopeConfig
 
 
 @given(st.sampled_from(["default", "linear", "llama3"]), st.floats(10, 1e6), st.integers(1, 64), st.floats(1, 32))

@@ -1,0 +1,202 @@
+"""GPTQ: rounding with the errors that matter, found by running the model on text. The mask is kept.
+
+The error of a rounded projection on its inputs x is  e^T H e  with H = sum of x x^T over the tokens seen. Rows of a [K, N]
+weight are rounded one after another; the error of each is made up for, as well as H allows, by the rows still to come:
+
+    w[j] = w[j] - (w[i] - q[i]) * U[i, j] / U[i, i]        for j > i,   U^T U = H^-1 (U upper triangular)
+
+Only kept weights are changed: a pruned weight is 0 before and after. The inputs are those of the fp32 graph itself, run in
+onnxruntime on built-in text; weights that share an input share its H. The rounded weights go to a file as they are made.
+
+After Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers".
+
+Shapes: `K` inputs of a projection, `N` outputs, `T` tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from maskpro_deploy.checkpoint import Checkpoint
+from maskpro_deploy.data import BUILTIN, load_text, load_tokenizer
+from maskpro_deploy.exporters.blob import Quantised, columns, write_weights
+from maskpro_deploy.exporters.graph import DTYPES, Graph, Weight
+from maskpro_deploy.exporters.quantization import Quantization
+from maskpro_deploy.extras import require
+from maskpro_deploy.progress import SILENT, Progress
+
+Floats = npt.NDArray[np.float32]
+
+_SEQUENCES, _TOKENS = 32, 256
+_DAMPING = 0.01  # of the mean of H's diagonal, added to it
+_ROWS = 64  # rows rounded before their errors go to all that follow
+_SECTION_BYTES = 512 << 20  # of sums of outer products held at a time
+
+
+def calibrate(
+    graph: Graph,
+    weights: Mapping[str, Weight],
+    checkpoint: Checkpoint,
+    folder: Path,
+    dtype: str,
+    progress: Progress = SILENT,
+) -> dict[str, Quantised]:
+    """Round every projection that is to be quantised.
+
+    Args:
+        graph: the same model in fp32, not quantised, in the `cat` form.
+        weights: the weights of the graph to be written, by name.
+        checkpoint: where they come from.
+        folder: an empty folder for the fp32 model and the rounded weights; it may go once the weights are written.
+        dtype: float type of the graph to be written, in which the scales will lie.
+        progress: told the projections done.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+    """
+    require("cpu", "calibrating on text")
+    path, texts = folder / "model.onnx", _texts(checkpoint, graph)
+    blob = write_weights(graph.weights.values(), checkpoint, folder / "model.onnx.data", "fp32")
+    model = graph.model(blob.tensors(), {})
+    todo = {w.name: w for w in weights.values() if w.quantization is not None and w.projection}
+    result: dict[str, Quantised] = {}
+    for inputs in _sections(_inputs(model, set(todo)), todo):
+        for value, hessian in _hessians(model, path, list(inputs), texts).items():
+            factor = _factor(hessian)
+            for name in inputs[value]:
+                result[name] = _rounded(todo[name], checkpoint, factor, folder, DTYPES[dtype][1])
+                progress.update(len(result), len(todo))
+    return result
+
+
+def _texts(checkpoint: Checkpoint, graph: Graph) -> list[npt.NDArray[np.int64]]:
+    """Token sequences of the built-in text that masks are learned on; the held-out part stays unseen."""
+    tokenizer = load_tokenizer(checkpoint.folder)
+    length = min(_TOKENS, graph.weights["rope.cos"].shape[0] if "rope.cos" in graph.weights else _TOKENS)
+    documents = load_text(BUILTIN).documents
+    found = []
+    for text in documents[:: max(1, len(documents) // _SEQUENCES)][:_SEQUENCES]:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids[:length]
+        if len(ids) > 1:
+            found.append(np.asarray([ids], dtype=np.int64))
+    return found
+
+
+def _inputs(model: onnx.ModelProto, names: set[str]) -> dict[str, list[str]]:
+    """The value that goes into each projection -> the projections, in graph order."""
+    users: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and node.input[1] in names:
+            users.setdefault(node.input[0], []).append(node.input[1])
+    return users
+
+
+def _sections(users: Mapping[str, list[str]], weights: Mapping[str, Weight]) -> Iterator[dict[str, list[str]]]:
+    """As many inputs at a time as their sums of outer products may take memory."""
+    section: dict[str, list[str]] = {}
+    held = 0
+    for value, names in users.items():
+        size = 4 * weights[names[0]].shape[0] ** 2
+        if section and held + size > _SECTION_BYTES:
+            yield section
+            section, held = {}, 0
+        section[value] = names
+        held += size
+    if section:
+        yield section
+
+
+def _hessians(
+    model: onnx.ModelProto, path: Path, values: Sequence[str], texts: Sequence[npt.NDArray[np.int64]]
+) -> dict[str, Floats]:
+    """The sum of outer products of each value over all tokens.  # (K, K) each"""
+    import onnxruntime
+
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    del probe.graph.output[:]
+    probe.graph.output.extend(onnx.ValueInfoProto(name=value) for value in values)
+    path.write_bytes(probe.SerializeToString())
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    sums: dict[str, Floats] = {}
+    for tokens in texts:
+        for value, x in zip(values, session.run(list(values), _feeds(session, tokens)), strict=True):
+            flat = x.reshape(-1, x.shape[-1])
+            sums[value] = sums[value] + flat.T @ flat if value in sums else flat.T @ flat
+    return sums
+
+
+def _feeds(session: Any, tokens: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
+    """Inputs of the `cat` form without a past."""
+    feeds: dict[str, npt.NDArray[Any]] = {
+        "input_ids": tokens,
+        "attention_mask": np.ones_like(tokens),
+        "position_ids": np.arange(tokens.shape[1])[None],
+    }
+    for value in session.get_inputs():
+        if value.name.startswith("past_key_values"):
+            feeds[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+    return {value.name: feeds[value.name] for value in session.get_inputs()}
+
+
+def _factor(hessian: Floats) -> Floats:
+    """U, upper triangular, with U^T U the inverse of the damped H."""
+    h = hessian.astype(np.float64)
+    diagonal = np.einsum("ii->i", h)  # a view
+    diagonal[diagonal == 0] = 1  # an input that is always zero
+    diagonal += _DAMPING * diagonal.mean()
+    inverse = np.linalg.inv(h)
+    return np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)
+
+
+def _rounded(weight: Weight, checkpoint: Checkpoint, factor: Floats, folder: Path, scale_type: np.dtype[np.generic]) -> Quantised:
+    """One projection; its integers are mapped from a file."""
+    quantization = weight.quantization
+    assert quantization is not None
+    k, n = weight.shape
+    w = np.ascontiguousarray(columns(weight, checkpoint, 0, n).T)  # (K, N)
+    integers, scales = round_rows(w, factor, quantization, scale_type)
+    path = folder / f"{weight.name}.int8"
+    integers.tofile(path)
+    return Quantised(integers=np.memmap(path, np.int8, "r", shape=(k, n)), scales=scales)
+
+
+def round_rows(
+    w: Floats, factor: Floats, quantization: Quantization, scale_type: np.dtype[np.generic]
+) -> tuple[npt.NDArray[np.int8], Floats]:
+    """Round the rows of a weight one after another.  # (K, N), (K, K) -> (K, N), (G, N) or (N,)
+
+    Args:
+        w: the weight; changed in place.
+        factor: U of its inputs.
+        quantization: kind and block.
+        scale_type: the float type in which the scales will be stored.
+    """
+    k, n = w.shape
+    kept = w != 0
+    block = quantization.block_for(k)
+    integers = np.empty((k, n), np.int8)
+    scales = np.empty((k // block, n) if block else (n,), np.float32)
+    if not block:
+        scales[:] = quantization.scales(np.ascontiguousarray(w.T), scale_type)
+    step = min(block, _ROWS) if block else _ROWS
+    for start in range(0, k, step):
+        stop = min(start + step, k)
+        if block and start % block == 0:  # scales fit the rows as the errors so far have left them
+            part = np.ascontiguousarray(w[start : start + block].T)
+            scales[start // block] = quantization.scales(part, scale_type).reshape(n)
+        scale = scales[start // block] if block else scales
+        errors = np.empty((stop - start, n), np.float32)
+        for i in range(start, stop):
+            q = np.clip(np.rint(w[i] / scale), -quantization.largest, quantization.largest)
+            integers[i] = q
+            errors[i - start] = (w[i] - q * scale) / factor[i, i]
+            w[i + 1 : stop] -= np.outer(factor[i, i + 1 : stop], errors[i - start]) * kept[i + 1 : stop]
+        w[stop:] -= (factor[start:stop, stop:].T @ errors) * kept[stop:]
+    return integers, scales

@@ -1,0 +1,135 @@
+"""Weight-only quantisation: symmetric integers and one scale per column or per block of rows.
+
+    w[k, n]  ~  q[k, n] * scale[k // block, n]        q in -7..7 (int4) or -127..127 (int8)
+
+Zero is stored as 0 and comes back as 0: a pattern of zeros survives. Runtimes see DequantizeLinear and MatMul, both standard;
+onnxruntime fuses them to one kernel. The scale is the one of a few candidates that loses least, measured in squared error
+over the block, not the one that its largest value asks for: an outlier may be clipped for the good of the others.
+
+Shapes: `K` inputs, `N` outputs, `G = K / block` blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from maskpro_deploy.errors import ConfigError
+
+METHODS = ("nearest", "gptq")
+_LARGEST = {"int8": 127, "int4": 7}
+_DEFAULT_BLOCK = {"int8": 0, "int4": 32}
+_SHORTEST_BLOCK = 16
+# shares of the largest value tried as the end of the range; int8 has steps so fine that clipping never pays
+_SHARES = {"int8": (1.0,), "int4": tuple(float(s) for s in np.linspace(1.0, 0.6, 17))}
+_ROWS = 64  # columns whose candidates are compared at a time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantization:
+    """How weights are stored.
+
+    Attributes:
+        kind: "int8" or "int4".
+        block: rows that share a scale; 0: all of a column.
+    """
+
+    kind: str
+    block: int
+
+    @classmethod
+    def make(cls, kind: str, block: int | None) -> Quantization:
+        """From flags.
+
+        Raises:
+            ConfigError: an unknown kind or a block that runtimes do not take.
+        """
+        if kind not in _LARGEST:
+            raise ConfigError(f"--quantize {kind} is not known. Known: {', '.join(_LARGEST)}.")
+        block = _DEFAULT_BLOCK[kind] if block is None else block
+        if block and (block < _SHORTEST_BLOCK or block & (block - 1)):
+            raise ConfigError(f"--block-size {block}: give 0 (one scale a column) or a power of two, at least {_SHORTEST_BLOCK}.")
+        return cls(kind=kind, block=block)
+
+    @property
+    def largest(self) -> int:
+        """The largest integer; its negative is the smallest."""
+        return _LARGEST[self.kind]
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """The type of the integers."""
+        return np.dtype(np.int8) if self.kind == "int8" else np.dtype(ml_dtypes.int4)
+
+    def describe(self) -> str:
+        """For people."""
+        return f"{self.kind} block {self.block}" if self.block else f"{self.kind} per column"
+
+    def block_for(self, k: int) -> int:
+        """The block of a weight of `k` rows: 0 where `k` is no multiple of it."""
+        return self.block if self.block and k % self.block == 0 else 0
+
+    def scales(self, columns: npt.NDArray[np.float32], dtype: np.dtype[np.generic]) -> npt.NDArray[np.float32]:
+        """The best scales of some columns.  # (n, K) -> (G, n), or (n,) without blocks
+
+        Args:
+            columns: whole columns, one after the other in memory (the checkpoint's own layout).
+            dtype: the type in which the scales will be stored; they are rounded to it.
+        """
+        n, k = columns.shape
+        block = self.block_for(k)
+        grouped = columns.reshape(n, -1, block or k)  # (n, G, block)
+        best = np.empty(grouped.shape[:2], np.float32)
+        for start in range(0, n, _ROWS):
+            best[start : start + _ROWS] = self._best(grouped[start : start + _ROWS], dtype)
+        return np.ascontiguousarray(best.T) if block else best[:, 0]
+
+    def _best(self, groups: npt.NDArray[np.float32], dtype: np.dtype[np.generic]) -> npt.NDArray[np.float32]:
+        """(n, G, block) -> (n, G)"""
+        top = np.abs(groups).max(axis=-1)
+        best, least = np.ones(top.shape, np.float32), np.full(top.shape, np.inf, np.float32)
+        for share in _SHARES[self.kind]:
+            with np.errstate(over="ignore"):
+                scale = np.asarray(top * np.float32(share / self.largest), dtype).astype(np.float32)
+            scale[scale == 0] = 1  # all zeros, or too small for the type
+            steps = np.clip(np.rint(groups / scale[..., None]), -self.largest, self.largest)
+            steps *= scale[..., None]
+            steps -= groups
+            error = np.einsum("ngb,ngb->ng", steps, steps)
+            better = error < least
+            best[better], least[better] = scale[better], error[better]
+        return best
+
+    def integers(
+        self, rows: npt.NDArray[np.float32], scales: npt.NDArray[np.float32], first: int, block: int
+    ) -> npt.NDArray[np.int8]:
+        """Some rows as integers.  # (k, N) -> (k, N)
+
+        Args:
+            rows: rows `first` and following of a [K, N] weight.
+            scales: of the whole weight, as `scales` gives them.
+            first: the number of the first row.
+            block: `block_for(K)`.
+        """
+        scale = scales[np.arange(first, first + len(rows)) // block] if block else scales
+        result: npt.NDArray[np.int8] = np.clip(np.rint(rows / scale), -self.largest, self.largest).astype(np.int8)
+        return result
+
+
+def pack_nibbles(values: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    """Two 4-bit integers a byte, the first in the low half.  # (n,) -> (ceil(n / 2),)"""
+    flat: npt.NDArray[np.uint8] = np.bitwise_and(values.reshape(-1).view(np.uint8), 0xF, dtype=np.uint8)
+    if len(flat) % 2:
+        flat = np.append(flat, np.uint8(0))
+    return np.bitwise_or(flat[0::2], np.left_shift(flat[1::2], 4, dtype=np.uint8), dtype=np.uint8)
+
+
+def unpack_nibbles(packed: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.int8]:
+    """The inverse of `pack_nibbles`.  # -> (count,)"""
+    halves = np.empty(2 * len(packed), np.uint8)
+    halves[0::2], halves[1::2] = packed & 0xF, packed >> 4
+    signed: npt.NDArray[np.int8] = ((halves ^ 8).astype(np.int8) - np.int8(8))[:count]
+    return signed
