@@ -134,10 +134,7 @@ class MaskSet:
         try:
             with safe_open(path, "np") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise FormatError(f"{path} is no mask file: its metadata has no format {FORMAT!r}.")
-                if metadata.get("version") != VERSION:
-                    raise FormatError(f"{path} has mask version {metadata.get('version')!r}; this tool reads {VERSION!r}.")
+                check_kind(path, metadata)
                 packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         except FileNotFoundError:
             raise InputError(f"{path} does not exist.") from None
@@ -145,20 +142,46 @@ class MaskSet:
             raise InputError(f"{path} cannot be read: {e}.") from e
         except SafetensorError as e:
             raise FormatError(f"{path} is no whole safetensors file: {e}") from e
-        return cls._checked(path, metadata, packed)
-
-    @classmethod
-    def _checked(cls, path: Path, metadata: dict[str, str], packed: dict[str, npt.NDArray[np.uint8]]) -> MaskSet:
-        try:
-            pattern = NMPattern(int(metadata["n"]), int(metadata["m"]))
-            shapes = {str(k): (int(v[0]), int(v[1])) for k, v in json.loads(metadata["shapes"]).items()}
-        except (KeyError, ValueError, IndexError, TypeError, AttributeError, PatternError) as e:
-            raise FormatError(f"{path} is a mask file with damaged metadata: {e}") from e
-        if metadata.get("axis") != "1":
-            raise FormatError(f"{path} has masks along axis {metadata.get('axis')!r}; this tool reads those along '1'.")
-        if shapes.keys() != packed.keys():
-            raise FormatError(f"{path} is a damaged mask file: its shapes and its tensors name different weights.")
-        for name, bits in packed.items():
-            if min(shapes[name]) < 1 or bits.dtype != np.uint8 or bits.shape != (-(-shapes[name][0] * shapes[name][1] // 8),):
-                raise FormatError(f"{path} is a damaged mask file: {name} has the wrong size for shape {shapes[name]}.")
+        pattern, shapes = read_layout(path, metadata, {name: (str(bits.dtype), bits.shape) for name, bits in packed.items()})
         return cls(pattern=pattern, packed=packed, shapes=shapes, dense_sha256=metadata.get("dense_sha256", ""))
+
+
+def read_layout(
+    path: Path, metadata: Mapping[str, str], stored: Mapping[str, tuple[str, tuple[int, ...]]]
+) -> tuple[NMPattern, dict[str, tuple[int, int]]]:
+    """The pattern of a mask file, and the shape of every weight that it masks.
+
+    Args:
+        path: the file, for messages.
+        metadata: of the file.
+        stored: numpy dtype and shape of every tensor in it.
+
+    Raises:
+        FormatError: it is no mask file, one of another version, or a damaged one.
+    """
+    check_kind(path, metadata)
+    try:
+        pattern = NMPattern(int(metadata["n"]), int(metadata["m"]))
+        shapes = {str(k): (int(v[0]), int(v[1])) for k, v in json.loads(metadata["shapes"]).items()}
+    except (KeyError, ValueError, IndexError, TypeError, AttributeError, OverflowError, RecursionError, PatternError) as e:
+        raise FormatError(f"{path} is a mask file with damaged metadata: {e}") from e
+    if metadata.get("axis") != "1":
+        raise FormatError(f"{path} has masks along axis {metadata.get('axis')!r}; this tool reads those along '1'.")
+    if shapes.keys() != stored.keys():
+        raise FormatError(f"{path} is a damaged mask file: its shapes and its tensors name different weights.")
+    for name, (dtype, shape) in stored.items():
+        if min(shapes[name]) < 1 or dtype != "uint8" or shape != (-(-shapes[name][0] * shapes[name][1] // 8),):
+            raise FormatError(f"{path} is a damaged mask file: {name} has the wrong size for shape {shapes[name]}.")
+    return pattern, shapes
+
+
+def check_kind(path: Path, metadata: Mapping[str, str]) -> None:
+    """Check that a safetensors file is a mask file of this version.
+
+    Raises:
+        FormatError: it is something else.
+    """
+    if metadata.get("format") != FORMAT:
+        raise FormatError(f"{path} is no mask file: its metadata has no format {FORMAT!r}.")
+    if metadata.get("version") != VERSION:
+        raise FormatError(f"{path} has mask version {metadata.get('version')!r}; this tool reads {VERSION!r}.")

@@ -1,20 +1,19 @@
 """Arrays that are read in pieces: what a weight's values are to the checker, whatever file they lie in.
 
-Every array is seen flat, in row-major order, so that a piece is one contiguous run of elements. Files are read, not mapped:
-a file that is truncated while it is being checked then gives an error instead of killing the process.
+Every array is seen flat, in row-major order, so that a piece is one contiguous run of elements. One thread reads a tensor from
+the front to the back; a class that has to unpack or reorder may keep up to one packed tensor until `release`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from maskpro_deploy.errors import FormatError
+from maskpro_deploy.validation.inputs import InputFile
 
 Array = npt.NDArray[Any]
 
@@ -27,6 +26,9 @@ class FlatArray(Protocol):
 
     def read(self, start: int, stop: int) -> Array:
         """The elements [start, stop), contiguous."""
+
+    def release(self) -> None:
+        """Give back what is kept between pieces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,63 +44,75 @@ class MemoryArray:
     def read(self, start: int, stop: int) -> Array:
         return self.values.reshape(-1)[start:stop]
 
-
-def read_bytes(path: Path, offset: int, count: int) -> npt.NDArray[np.uint8]:
-    """`count` bytes of a file.
-
-    Raises:
-        FormatError: the file ends before.
-    """
-    with path.open("rb", buffering=0) as file:
-        found = np.fromfile(file, dtype=np.uint8, count=count, offset=offset)
-    if found.size != count:
-        raise FormatError(f"{path} ends early: it was truncated, perhaps while it was being read.")
-    return found
+    def release(self) -> None:
+        pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileArray:
     """Elements of one dtype that lie in a file from `offset` on."""
 
-    path: Path
+    file: InputFile
     offset: int
     dtype: np.dtype[Any]
     size: int
 
     def read(self, start: int, stop: int) -> Array:
         width = self.dtype.itemsize
-        return read_bytes(self.path, self.offset + start * width, (stop - start) * width).view(self.dtype)
+        return self.file.read(self.offset + start * width, (stop - start) * width).view(self.dtype)
+
+    def release(self) -> None:
+        pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NibbleArray:
     """4-bit integers, two to a byte, the first in the low half (ONNX's layout); read as int8 or uint8."""
 
-    path: Path
-    offset: int
+    base: FlatArray
     size: int
     signed: bool
 
     def read(self, start: int, stop: int) -> Array:
         first, last = start // 2, -(-stop // 2)
-        packed = read_bytes(self.path, self.offset + first, last - first)
+        packed = self.base.read(first, last)
         nibbles = np.empty(packed.size * 2, dtype=np.uint8)
         nibbles[0::2], nibbles[1::2] = packed & 0x0F, packed >> 4
         nibbles = nibbles[start - 2 * first : stop - 2 * first]
         return (nibbles << 4).view(np.int8) >> 4 if self.signed else nibbles
 
+    def release(self) -> None:
+        self.base.release()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BitArray:
-    """Booleans, eight to a byte, the first in the highest bit (the layout of mask files)."""
+    """Booleans, eight to a byte, each row of `columns` padded to whole bytes.
 
-    packed: npt.NDArray[np.uint8]
+    Attributes:
+        packed: the bytes.
+        size: number of booleans.
+        columns: of a row; `size` where all of them are packed as one.
+        order: "big": the first in the highest bit (mask files), "little": in the lowest (compressed-tensors).
+    """
+
+    packed: FlatArray
     size: int
+    columns: int
+    order: Literal["big", "little"] = "big"
 
     def read(self, start: int, stop: int) -> Array:
-        first = start // 8
-        bits = np.unpackbits(self.packed[first : -(-stop // 8)])
-        return bits[start - 8 * first : stop - 8 * first].view(np.bool_)
+        if self.columns % 8 == 0 or self.columns == self.size:
+            first = start // 8
+            bits = np.unpackbits(self.packed.read(first, -(-stop // 8)), bitorder=self.order)
+            return bits[start - 8 * first : stop - 8 * first].view(np.bool_)
+        stride, row, last = -(-self.columns // 8), start // self.columns, -(-stop // self.columns)
+        rows = self.packed.read(row * stride, last * stride).reshape(-1, stride)
+        flat = np.unpackbits(rows, axis=1, count=self.columns, bitorder=self.order).reshape(-1)
+        return flat[start - row * self.columns : stop - row * self.columns].view(np.bool_)
+
+    def release(self) -> None:
+        self.packed.release()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,3 +128,83 @@ class MappedArray:
 
     def read(self, start: int, stop: int) -> Array:
         return np.ascontiguousarray(self.function(self.base.read(start, stop), start))
+
+    def release(self) -> None:
+        self.base.release()
+
+
+class LoadedArray:
+    """An array that comes whole when its first piece is read, and goes with `release`.
+
+    Args:
+        load: makes the array.
+        size: its number of elements.
+    """
+
+    def __init__(self, load: Callable[[], Array], size: int) -> None:
+        self._load, self._size = load, size
+        self._held: Array | None = None
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def read(self, start: int, stop: int) -> Array:
+        held = self._held
+        if held is None:  # two threads at once load twice, and both are right
+            self._held = held = self._load().reshape(-1)
+        return held[start:stop]
+
+    def release(self) -> None:
+        self._held = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransposedArray:
+    """The transpose of a stored matrix of (rows, columns) bits packed as one run: element (c, r) comes from (r, c)."""
+
+    packed: FlatArray
+    rows: int
+    columns: int
+
+    @property
+    def size(self) -> int:
+        return self.rows * self.columns
+
+    def read(self, start: int, stop: int) -> Array:
+        first, last = start // self.rows, -(-stop // self.rows)  # columns of the stored matrix
+        packed = self.packed.read(0, self.packed.size)
+        if self.columns % 8 == 0:
+            byte = first // 8
+            part = packed.reshape(self.rows, -1)[:, byte : -(-last // 8)]
+            bits = np.unpackbits(part, axis=1)[:, first - 8 * byte : last - 8 * byte]
+        else:
+            at = np.arange(self.rows)[:, None] * self.columns + np.arange(first, last)
+            bits = packed[at >> 3] >> (7 - (at & 7)).astype(np.uint8) & 1
+        flat = np.ascontiguousarray(bits.T).reshape(-1)
+        return flat[start - first * self.rows : stop - first * self.rows].view(np.bool_)
+
+    def release(self) -> None:
+        self.packed.release()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PanelArray:
+    """Columns [left, left + width) of an array seen as rows of `inner` elements; pieces are whole rows."""
+
+    base: FlatArray
+    inner: int
+    left: int
+    width: int
+
+    @property
+    def size(self) -> int:
+        return self.base.size // self.inner * self.width
+
+    def read(self, start: int, stop: int) -> Array:
+        rows = range(start // self.width, stop // self.width)
+        pieces = [self.base.read(r * self.inner + self.left, r * self.inner + self.left + self.width) for r in rows]
+        return np.concatenate(pieces)
+
+    def release(self) -> None:
+        pass

@@ -6,7 +6,10 @@ the one that most tensors hold becomes the one that all must hold.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections import Counter
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +26,9 @@ Require = Literal["listed", "all"]
 # finest first: what holds 2:4 holds 4:8 as well, and 2:4 is the better answer
 DETECTED = (NMPattern(1, 4), NMPattern(1, 2), NMPattern(2, 4), NMPattern(4, 8), NMPattern(8, 16))
 
+_MOST_THREADS = 8
+_WORTH_THREADS = 1 << 22  # weights
+
 
 def validate(
     path: Path,
@@ -30,17 +36,19 @@ def validate(
     *,
     at_most: bool = False,
     require: Require = "listed",
+    threads: int | None = None,
     progress: Progress = SILENT,
 ) -> ValidationReport:
     """Prove or refute that a file or folder holds an N:M pattern.
 
     Args:
-        path: a checkpoint folder, a safetensors or mask file, an ONNX file, or a bundle.
+        path: a checkpoint folder, a safetensors, mask or ONNX file, or a bundle.
         pattern: what it has to hold; None takes what it claims, or finds out.
         at_most: allow groups with fewer than N nonzeros (what sparse hardware needs) instead of exactly N.
         require: "listed": the verdict is about the weights that masks or manifest name, or about all linear layers where
             nothing is named. "all": about all linear layers in any case. Embeddings, norms and the output head never count
             unless they are listed.
+        threads: that count; by default as many as there are cores, at most 8.
         progress: told in weights.
 
     Returns:
@@ -48,14 +56,16 @@ def validate(
 
     Raises:
         InputError: the path does not exist or is of no known kind.
-        FormatError: it is damaged, or it names files outside itself.
+        FormatError: it is damaged, names files outside itself, or was changed while it was being read.
     """
     path = Path(path)
     source = open_source(path, progress)
     required = [_counts(w, source, require) for w in source.weights]
     given = pattern or source.pattern
     patterns = (given,) if given else DETECTED
-    scans = _scan_all(source, patterns, at_most, progress)
+    scans = _scan_all(source, patterns, at_most, threads or _cores(), progress)
+    for file in source.inputs:
+        file.check_unchanged()
     chosen = given or _common([s for s, needed in zip(scans, required, strict=True) if needed])
     reports = [
         _tensor_report(w, s, chosen, at_most, needed) for w, s, needed in zip(source.weights, scans, required, strict=True)
@@ -71,7 +81,9 @@ def validate(
         unchecked=source.unchecked,
         unchecked_required=tuple(u for u in source.unchecked if _counts(u, source, require)),
         problems=source.problems,
+        notes=source.notes,
         num_parameters=source.num_parameters,
+        multiply_adds=source.multiply_adds,
     )
 
 
@@ -81,18 +93,45 @@ def _counts(weight: Weight | Unchecked, source: Source, require: Require) -> boo
     return weight.linear or weight.listed
 
 
-def _scan_all(source: Source, patterns: tuple[NMPattern, ...], at_most: bool, progress: Progress) -> list[Scan]:
+def _cores() -> int:
+    return min(_MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _scan_all(source: Source, patterns: tuple[NMPattern, ...], at_most: bool, threads: int, progress: Progress) -> list[Scan]:
+    """Count all weights, one thread a weight, large ones first."""
     total, done = sum(w.size for w in source.weights), 0
-    scans = []
+    lock, failed = threading.Lock(), threading.Event()
 
     def advance(elements: int) -> None:
         nonlocal done
-        done += elements
-        progress.update(done, total)
+        with lock:
+            if failed.is_set():
+                raise _Stopped
+            done += elements
+            progress.update(done, total)
 
-    for w in source.weights:
-        scans.append(scan(w.data, w.shape, w.axis, patterns, mask=w.mask, at_most=at_most, done=advance))
-    return scans
+    def one(w: Weight) -> Scan:
+        return scan(w.data, w.shape, w.axis, patterns, mask=w.mask, at_most=at_most, done=advance)
+
+    if threads == 1 or total < _WORTH_THREADS:
+        return [one(w) for w in source.weights]
+    order = sorted(range(len(source.weights)), key=lambda i: -source.weights[i].size)
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        futures = {i: pool.submit(one, source.weights[i]) for i in order}
+        try:
+            wait(futures.values(), return_when=FIRST_EXCEPTION)
+            broken = [e for f in futures.values() if f.done() and (e := f.exception()) is not None]
+            if broken:
+                raise next((e for e in broken if not isinstance(e, _Stopped)), broken[0])
+            return [futures[i].result() for i in range(len(futures))]
+        except BaseException:  # an interrupt, too: let the other threads end at their next tile
+            failed.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+class _Stopped(Exception):
+    """Another weight could not be read: stop counting this one."""
 
 
 def _lawful(tally: Tally) -> bool:
@@ -132,6 +171,7 @@ def _tensor_report(weight: Weight, found: Scan, pattern: NMPattern | None, at_mo
         required=required,
         alignment=alignment(k, n),
         tensor_cores=tensor_core_class(k, n, _BYTES.get(weight.dtype, 1)),
+        uses=weight.uses,
     )
 
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
 from maskpro_deploy.errors import FormatError, PatternError
 from maskpro_deploy.files import sha256_file
 from maskpro_deploy.manifest import MANIFEST_FILE, Manifest, SparseWeight, safe_path
-from maskpro_deploy.masks import MASKS_FILE, MaskSet
+from maskpro_deploy.masks import MASKS_FILE
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.progress import Progress
-from maskpro_deploy.validation.arrays import FlatArray, MemoryArray
-from maskpro_deploy.validation.from_masks import mask_array
+from maskpro_deploy.validation.arrays import FlatArray
+from maskpro_deploy.validation.from_masks import MaskFile
 from maskpro_deploy.validation.from_onnx import read_graph
+from maskpro_deploy.validation.inputs import InputFile
 from maskpro_deploy.validation.source import Source, Unchecked, Weight
 
 
@@ -27,8 +26,9 @@ class BundleReader:
 
     def read(self, path: Path, progress: Progress) -> Source:
         manifest = Manifest.load(path)
-        graph = read_graph(safe_path(path, manifest.graph.file))
-        masks = MaskSet.load(path / MASKS_FILE) if (path / MASKS_FILE).is_file() else None
+        files = [InputFile(_inside(path, entry.path)) for entry in manifest.files]
+        graph = read_graph(_inside(path, manifest.graph.file))
+        masks = MaskFile.open(_inside(path, MASKS_FILE)) if (path / MASKS_FILE).is_file() else None
         listed = {w.initializer: w for w in manifest.sparse_weights}
         problems = [*_file_problems(path, manifest, graph.files, progress), *_list_problems(manifest, graph, masks)]
         return Source(
@@ -39,7 +39,21 @@ class BundleReader:
             num_parameters=graph.num_parameters,
             pattern=_pattern(path, manifest),
             has_list=bool(manifest.sparse_weights),
+            inputs=(*files, *graph.inputs, *([masks.file] if masks is not None else [])),
+            multiply_adds=graph.multiply_adds,
         )
+
+
+def _inside(folder: Path, relative: str) -> Path:
+    """The path of a file of the bundle, links followed.
+
+    Raises:
+        FormatError: it leaves the folder, by its name or through a link.
+    """
+    path = safe_path(folder, relative)
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise FormatError(f"{path} is a link out of the bundle: it is not read.\nA bundle holds all that it needs.")
+    return path
 
 
 def _pattern(path: Path, manifest: Manifest) -> NMPattern | None:
@@ -66,7 +80,7 @@ def _file_problems(path: Path, manifest: Manifest, data_files: tuple[str, ...], 
     return problems + [f"the graph needs {name}, which {MANIFEST_FILE} does not list" for name in needed if name not in entries]
 
 
-def _list_problems(manifest: Manifest, graph: Source, masks: MaskSet | None) -> list[str]:
+def _list_problems(manifest: Manifest, graph: Source, masks: MaskFile | None) -> list[str]:
     weights = {w.name: w for w in graph.weights}
     unchecked = {u.name for u in graph.unchecked}
     problems = []
@@ -87,24 +101,26 @@ def _list_problems(manifest: Manifest, graph: Source, masks: MaskSet | None) -> 
         if promised is not None and promised != masks.sha256():
             problems.append(f"{MASKS_FILE} holds other masks than those that {MANIFEST_FILE} gives the hash of")
         sources = {w.source for w in manifest.sparse_weights}
-        problems += [f"{MASKS_FILE} names {n}, which {MANIFEST_FILE} does not list" for n in masks if n not in sources]
+        problems += [
+            f"{MASKS_FILE} names {n}, which {MANIFEST_FILE} does not list" for n in sorted(masks.shapes) if n not in sources
+        ]
     return problems
 
 
-def _listed(weight: Weight, entry: SparseWeight | None, masks: MaskSet | None) -> Weight:
+def _listed(weight: Weight, entry: SparseWeight | None, masks: MaskFile | None) -> Weight:
     if entry is None:
         return weight
-    mask = _mask(weight, masks, entry.source) if masks is not None and entry.source in masks else None
+    mask = _mask(weight, masks, entry.source) if masks is not None and entry.source in masks.shapes else None
     return dataclasses.replace(weight, listed=True, mask=mask)
 
 
-def _mask(weight: Weight, masks: MaskSet, source: str) -> FlatArray | None:
+def _mask(weight: Weight, masks: MaskFile, source: str) -> FlatArray | None:
     """A weight's mask in the graph's own order: masks are (out, in), products mostly (in, out)."""
     shape = masks.shapes[source]
     if weight.shape == shape and weight.axis == 1:
-        return mask_array(masks, source)
+        return masks.array(source)
     if weight.shape == shape[::-1] and weight.axis == 0:
-        return MemoryArray(np.ascontiguousarray(masks.mask(source).T))
+        return masks.transposed(source)
     return None
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 
 from maskpro_deploy.checkpoint import Checkpoint
-from maskpro_deploy.masks import MASKS_FILE, MaskSet
+from maskpro_deploy.errors import FormatError
+from maskpro_deploy.masks import MASKS_FILE
 from maskpro_deploy.progress import Progress
-from maskpro_deploy.validation.from_masks import mask_array
-from maskpro_deploy.validation.from_safetensors import Entry, find, linear_axis, read_header
+from maskpro_deploy.validation.bitmask24 import Entries, Entry
+from maskpro_deploy.validation.from_masks import MaskFile
+from maskpro_deploy.validation.from_safetensors import collect, linear_axis, matrices, num_parameters, read_header
+from maskpro_deploy.validation.inputs import InputFile
 from maskpro_deploy.validation.source import Source, Unchecked, Weight
 
 
@@ -21,39 +23,53 @@ class CheckpointReader:
         return path.is_dir()
 
     def read(self, path: Path, progress: Progress) -> Source:
+        _refuse_pipes(path)
         checkpoint = Checkpoint.open(path)
-        masks = checkpoint.masks
-        entries: dict[str, tuple[Path, Entry]] = {}
-        for shard in checkpoint.shards:
-            entries |= {name: (shard, entry) for name, entry in read_header(shard).items()}
-        axis = linear_axis(checkpoint.config)
-        found = []
-        for name in sorted(entries):
-            file, entry = entries[name]
-            item = find(file, name, entry, axis, listed=masks is not None and name in masks)
-            if item is not None and (item.linear or item.listed):
-                found.append(_with_mask(item, masks) if masks is not None else item)
+        masks = MaskFile.open(path / MASKS_FILE) if (path / MASKS_FILE).is_file() else None
+        files = [InputFile(shard) for shard in checkpoint.shards]
+        entries: dict[str, tuple[InputFile, Entry]] = {}
+        problems = []
+        for file in files:
+            for name, entry in read_header(file).entries.items():
+                if name in entries:
+                    problems.append(f"{name} is in two files, {entries[name][0].path.name} and {file.path.name}")
+                entries[name] = (file, entry)
+        found = list(collect(entries, linear_axis(checkpoint.config), masks.shapes if masks is not None else {}))
+        kept = [f for f in found if f.linear or f.listed]
+        if masks is not None:
+            kept = [_with_mask(item, masks) for item in kept]
+            problems += _mask_problems(masks, entries, found)
         return Source(
             kind="checkpoint",
-            weights=tuple(f for f in found if isinstance(f, Weight)),
-            unchecked=tuple(f for f in found if isinstance(f, Unchecked)),
-            problems=tuple(_problems(masks, entries)) if masks is not None else (),
-            num_parameters=sum(math.prod(e.shape) for _, e in entries.values()),
+            weights=tuple(f for f in kept if isinstance(f, Weight)),
+            unchecked=tuple(f for f in kept if isinstance(f, Unchecked)),
+            problems=tuple(problems),
+            num_parameters=num_parameters(entries, found),
             pattern=masks.pattern if masks is not None else None,
             has_list=masks is not None,
+            inputs=(*files, *([masks.file] if masks is not None else [])),
+            multiply_adds=matrices(found, checkpoint.config),
         )
 
 
-def _with_mask(item: Weight | Unchecked, masks: MaskSet) -> Weight | Unchecked:
+def _refuse_pipes(folder: Path) -> None:
+    """Opening a pipe would wait for its writer."""
+    for path in folder.iterdir():
+        if path.is_fifo() or path.is_socket() or path.is_block_device() or path.is_char_device():
+            raise FormatError(f"{path} is no regular file: it is not read.")
+
+
+def _with_mask(item: Weight | Unchecked, masks: MaskFile) -> Weight | Unchecked:
     if not isinstance(item, Weight) or not item.listed or masks.shapes[item.name] != item.shape:
         return item
-    return dataclasses.replace(item, mask=mask_array(masks, item.name), axis=1)
+    return dataclasses.replace(item, mask=masks.array(item.name), axis=1)
 
 
-def _problems(masks: MaskSet, entries: dict[str, tuple[Path, Entry]]) -> list[str]:
-    problems = [f"{MASKS_FILE} names {name}, which the checkpoint lacks" for name in masks if name not in entries]
-    for name in masks:
-        if name in entries and entries[name][1].shape != masks.shapes[name]:
-            shape = list(entries[name][1].shape)
-            problems.append(f"{MASKS_FILE} has shape {list(masks.shapes[name])} for {name}, the checkpoint {shape}")
+def _mask_problems(masks: MaskFile, entries: Entries, found: list[Weight | Unchecked]) -> list[str]:
+    shapes = {name: entry.shape for name, (_, entry) in entries.items()} | {f.name: f.shape for f in found}
+    problems = [f"{MASKS_FILE} names {name}, which the checkpoint lacks" for name in sorted(masks.shapes) if name not in shapes]
+    for name in sorted(masks.shapes):
+        if name in shapes and shapes[name] != masks.shapes[name]:
+            own, other = list(masks.shapes[name]), list(shapes[name])
+            problems.append(f"{MASKS_FILE} has shape {own} for {name}, the checkpoint {other}")
     return problems

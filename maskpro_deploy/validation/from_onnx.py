@@ -6,7 +6,10 @@ from pathlib import Path
 
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.progress import Progress
+from maskpro_deploy.validation.inputs import InputFile
 from maskpro_deploy.validation.source import Source
+
+_LARGEST = 1 << 31  # bytes of a protobuf message
 
 
 def read_graph(path: Path) -> Source:
@@ -20,9 +23,12 @@ def read_graph(path: Path) -> Source:
 
     from maskpro_deploy.validation.onnx_trace import Tracer
 
+    file = InputFile(path)
+    if file.size >= _LARGEST:
+        raise FormatError(f"{path} has {file.size} bytes; an ONNX file has less than 2 GiB (its weights lie in other files).")
     try:
-        model = onnx.load(path, load_external_data=False)
-    except (DecodeError, ValueError, RuntimeError) as e:
+        model = onnx.load_model_from_string(file.read(0, file.size).tobytes())
+    except (DecodeError, ValueError, RuntimeError, TypeError) as e:
         raise FormatError(f"{path} is no whole ONNX file: {e}") from e
     if not model.HasField("graph") or not model.opset_import:
         raise FormatError(f"{path} is no ONNX model: it has no graph or no operator set.")
@@ -33,6 +39,8 @@ def read_graph(path: Path) -> Source:
         unchecked=tuple(trace.unchecked),
         num_parameters=trace.num_parameters,
         files=tuple(sorted(trace.files)),
+        inputs=(file, *trace.inputs),
+        multiply_adds=trace.multiply_adds,
     )
 
 

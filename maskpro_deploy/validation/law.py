@@ -21,9 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from maskpro_deploy.pattern import NMPattern
-from maskpro_deploy.validation.arrays import Array, FlatArray
+from maskpro_deploy.validation.arrays import Array, FlatArray, PanelArray
 
-_TILE = 1 << 18  # elements: enough to make calls cheap, few enough for the processor's caches
+_TILE = 1 << 17  # elements: enough to make calls cheap, few enough for the processor's caches
+_LONGEST_RUN = 1 << 21  # elements of M rows side by side: longer ones are cut into panels of columns
 _LARGE_BLOCK = 30 << 20  # bytes
 _SHOWN = 3  # offending groups whose place is kept
 
@@ -49,10 +50,16 @@ _BITS: dict[np.dtype[np.generic], _Bits] = {
 }
 _FAST_COMPARE = (np.dtype(np.float32), np.dtype(np.float64))
 _WORDS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
+# numbers without NaN and infinity, one to a byte
+_SMALL: dict[np.dtype[np.generic], _Bits] = {
+    np.dtype(ml_dtypes.float4_e2m1fn): _Bits(np.uint8, 0x07, 0xFF),
+    np.dtype(ml_dtypes.float6_e2m3fn): _Bits(np.uint8, 0x1F, 0xFF),
+    np.dtype(ml_dtypes.float6_e3m2fn): _Bits(np.uint8, 0x1F, 0xFF),
+}
 # one NaN where others have -0.0, and no infinity
 _FNUZ = (np.dtype(ml_dtypes.float8_e4m3fnuz), np.dtype(ml_dtypes.float8_e5m2fnuz))
 _INTEGERS = tuple(np.dtype(t) for t in (np.bool_, np.int8, np.uint8, np.int16, np.uint16, np.int32, np.int64))
-CHECKED_DTYPES = (*_BITS, *_FNUZ, *_INTEGERS)
+CHECKED_DTYPES = (*_BITS, *_SMALL, *_FNUZ, *_INTEGERS)
 
 
 class Values(NamedTuple):
@@ -73,6 +80,12 @@ def look(tile: Array) -> Values:
         nonzero = tile != 0 if tile.dtype in _FAST_COMPARE else magnitude != 0
         bad = int(np.count_nonzero(magnitude >= limit)) if tile.size and magnitude.max() >= limit else 0
         return Values(nonzero, _negative_zeros(bits), bad)
+    if tile.dtype in _SMALL:
+        _, magnitude_mask, _ = _SMALL[tile.dtype]
+        bits = tile.view(np.uint8)
+        nonzero = bits & np.uint8(magnitude_mask) != 0
+        sign = np.uint8(magnitude_mask + 1)
+        return Values(nonzero, int(np.count_nonzero(bits & np.uint8(magnitude_mask | sign) == sign)), 0)
     if tile.dtype in _FNUZ:
         bits = tile.view(np.uint8)
         return Values(bits != 0, 0, int(np.count_nonzero(bits == 0x80)))
@@ -141,13 +154,15 @@ class Tally:
     violations: int = 0
     first: list[int] = field(default_factory=list)
 
-    def add(self, counts: Counts, start: int, inner: int, at_most: bool) -> None:
-        """Count one tile that begins at flat index `start`; `counts` are nonzeros in a group."""
+    def add(self, counts: Counts, start: int, inner: int, at_most: bool) -> bool:
+        """Count one tile that begins at flat index `start`; `counts` are nonzeros in a group. Says whether all are exactly N."""
         self.groups += counts.size
         differs = counts != self.pattern.n
-        if differs.any():
-            over = self._over(counts, differs)
-            self._note(over if at_most else differs, start, inner)
+        if not differs.any():
+            return True
+        over = self._over(counts, differs)
+        self._note(over if at_most else differs, start, inner)
+        return False
 
     def add_masked(self, counts: Counts, kept: Counts, outside: Counts, start: int, inner: int, at_most: bool) -> None:
         """Count one tile whose mask is known: then it is the mask that has to hold the pattern, and be kept to.
@@ -216,27 +231,74 @@ def scan(
     inner = math.prod(shape[axis + 1 :])
     result = Scan([Tally(p) for p in patterns])
     whole = [t for t in result.tallies if shape[axis] % t.pattern.m == 0]
-    run = math.lcm(*(t.pattern.m for t in whole)) * inner
-    step = max(1, _TILE // run) * run
+    longest = math.lcm(*(t.pattern.m for t in whole))
     # Having seen a large block freed, glibc keeps the memory of tiles for the next ones. Otherwise it is given back and faulted
     # in anew for every array, which makes all of this six times slower.
     np.empty(_LARGE_BLOCK, dtype=np.uint8)
+    try:
+        if longest * inner <= _LONGEST_RUN:
+            _scan_runs(result, whole, data, mask, longest, inner, at_most, done)
+        else:
+            _scan_panels(result, whole, data, mask, longest, inner, at_most, done)
+    finally:
+        data.release()
+        if mask is not None:
+            mask.release()
+    return result
+
+
+def _scan_panels(
+    result: Scan,
+    whole: Sequence[Tally],
+    data: FlatArray,
+    mask: FlatArray | None,
+    longest: int,
+    inner: int,
+    at_most: bool,
+    done: Callable[[int], None],
+) -> None:
+    """As `_scan_runs`, a few columns at a time, so that a tile stays small however long the rows are."""
+    width = max(1, _LONGEST_RUN // longest)
+    for left in range(0, inner, width):
+        part = min(width, inner - left)
+        panel = PanelArray(base=data, inner=inner, left=left, width=part)
+        panel_mask = PanelArray(base=mask, inner=inner, left=left, width=part) if mask is not None else None
+        known = [len(t.first) for t in whole]
+        _scan_runs(result, whole, panel, panel_mask, longest, part, at_most, done)
+        for tally, count in zip(whole, known, strict=True):
+            tally.first[count:] = [at // part * inner + left + at % part for at in tally.first[count:]]
+
+
+def _scan_runs(
+    result: Scan,
+    whole: Sequence[Tally],
+    data: FlatArray,
+    mask: FlatArray | None,
+    longest: int,
+    inner: int,
+    at_most: bool,
+    done: Callable[[int], None],
+) -> None:
+    """Count tiles of whole runs; `longest` is a multiple of every M."""
+    run = max(1, longest * inner)
+    step = max(1, _TILE // run) * run
+    sizes = [t.pattern.m for t in whole]
     for start in range(0, data.size, step):
         stop = min(start + step, data.size)
         values = look(data.read(start, stop))
-        result.nonzeros += int(np.count_nonzero(values.nonzero))
         result.negative_zeros += values.negative_zeros
         result.not_finite += values.not_finite
-        sizes = [t.pattern.m for t in whole]
         counts = group_counts(values.nonzero, sizes, inner)
+        exact = None  # a tally whose groups all have N: then nonzeros need not be counted again
         if mask is None:
             for tally in whole:
-                tally.add(counts[tally.pattern.m], start, inner, at_most)
+                if tally.add(counts[tally.pattern.m], start, inner, at_most):
+                    exact = tally.pattern
         else:
             keep = mask.read(start, stop)
             kept, outside = group_counts(keep, sizes, inner), group_counts(values.nonzero > keep, sizes, inner)
             for tally in whole:
                 m = tally.pattern.m
                 tally.add_masked(counts[m], kept[m], outside[m], start, inner, at_most)
+        result.nonzeros += (stop - start) // exact.m * exact.n if exact else int(np.count_nonzero(values.nonzero))
         done(stop - start)
-    return result

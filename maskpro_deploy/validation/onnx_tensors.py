@@ -8,11 +8,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 from onnx import TensorProto, numpy_helper
 
 from maskpro_deploy.errors import FormatError
-from maskpro_deploy.validation.arrays import Array, FileArray, FlatArray, MappedArray, MemoryArray, NibbleArray
+from maskpro_deploy.validation.arrays import Array, FileArray, FlatArray, LoadedArray, MappedArray, MemoryArray, NibbleArray
+from maskpro_deploy.validation.inputs import InputFile
 
 _DTYPES: dict[int, tuple[str, np.dtype[Any]]] = {
     TensorProto.DOUBLE: ("f64", np.dtype(np.float64)),
@@ -30,7 +30,9 @@ _DTYPES: dict[int, tuple[str, np.dtype[Any]]] = {
     TensorProto.INT32: ("i32", np.dtype(np.int32)),
     TensorProto.INT64: ("i64", np.dtype(np.int64)),
 }
-_NIBBLES = {TensorProto.INT4: ("int4", True), TensorProto.UINT4: ("uint4", False)}
+_NIBBLES = {TensorProto.INT4: ("int4", True), TensorProto.UINT4: ("uint4", False), TensorProto.FLOAT4E2M1: ("f4", False)}
+_FP4 = np.dtype(ml_dtypes.float4_e2m1fn)
+_EAGER = 1 << 16  # elements
 _WIDE = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
 
 
@@ -58,6 +60,21 @@ def shape_of(tensor: TensorProto, path: Path) -> tuple[int, ...]:
     return tuple(tensor.dims)
 
 
+def values_of(tensor: TensorProto, path: Path) -> Array:
+    """The values of a tensor that lies in the ONNX file itself, 4-bit integers as int8 or uint8.
+
+    Raises:
+        FormatError: they are damaged or of another size than the shape says.
+    """
+    try:
+        values: Array = numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError, NotImplementedError, AttributeError) as e:
+        raise FormatError(f"{path}: the data of {tensor.name!r} does not fit its shape and type: {e}") from e
+    if tensor.data_type not in _NIBBLES or tensor.data_type == TensorProto.FLOAT4E2M1:
+        return values
+    return values.astype(np.int8 if _NIBBLES[tensor.data_type][1] else np.uint8)
+
+
 def external_file(path: Path, location: str) -> Path:
     """The file that an external tensor of the model at `path` lies in.
 
@@ -74,111 +91,60 @@ def external_file(path: Path, location: str) -> Path:
     return target
 
 
-def flat_array(tensor: TensorProto, path: Path) -> FlatArray:
+class ExternalFiles:
+    """The files of external data that the model at `path` names, each opened once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._opened: dict[str, InputFile] = {}
+
+    def __getitem__(self, location: str) -> InputFile:
+        if location not in self._opened:
+            self._opened[location] = InputFile(external_file(self._path, location))
+        return self._opened[location]
+
+    @property
+    def opened(self) -> tuple[InputFile, ...]:
+        return tuple(self._opened.values())
+
+
+def flat_array(tensor: TensorProto, path: Path, files: ExternalFiles) -> FlatArray:
     """The values of a tensor whose dtype has a name.
 
     Raises:
         FormatError: its data is damaged, missing, or of another size than its shape says.
     """
     size = math.prod(shape_of(tensor, path))
-    if tensor.data_location != TensorProto.EXTERNAL:
-        try:
-            values = numpy_helper.to_array(tensor)
-        except (ValueError, TypeError, KeyError) as e:
-            raise FormatError(f"{path}: the data of {tensor.name!r} does not fit its shape and type: {e}") from e
-        return MemoryArray(values.astype(np.int8) if tensor.data_type in _NIBBLES else values)
     nibbles = tensor.data_type in _NIBBLES
     width = np.dtype(np.uint8) if nibbles else _DTYPES[tensor.data_type][1]
     need = -(-size // 2) if nibbles else size * width.itemsize
-    file, offset = _external_span(tensor, path, need)
-    if nibbles:
-        return NibbleArray(path=file, offset=offset, size=size, signed=_NIBBLES[tensor.data_type][1])
-    return FileArray(path=file, offset=offset, dtype=width, size=size)
+    if tensor.data_location != TensorProto.EXTERNAL:
+        if size > max(len(tensor.raw_data), tensor.ByteSize()) * 2:
+            raise FormatError(f"{path}: the data of {tensor.name!r} does not fit its shape and type: {size} values are missing.")
+        if size < _EAGER:  # checked at once; larger ones when they are counted
+            return MemoryArray(values_of(tensor, path))
+        return LoadedArray(lambda: values_of(tensor, path), size)
+    file, offset = _external_span(tensor, path, need, files)
+    stored = FileArray(file=file, offset=offset, dtype=width, size=-(-size // 2) if nibbles else size)
+    if not nibbles:
+        return stored
+    unpacked = NibbleArray(base=stored, size=size, signed=_NIBBLES[tensor.data_type][1])
+    return MappedArray(base=unpacked, function=_as_fp4) if tensor.data_type == TensorProto.FLOAT4E2M1 else unpacked
 
 
-def _external_span(tensor: TensorProto, path: Path, need: int) -> tuple[Path, int]:
+def _as_fp4(piece: Array, start: int) -> Array:
+    return piece.view(_FP4)
+
+
+def _external_span(tensor: TensorProto, path: Path, need: int, files: ExternalFiles) -> tuple[InputFile, int]:
     entries = {e.key: e.value for e in tensor.external_data}
     try:
         offset, length = int(entries.get("offset", "0")), int(entries.get("length", str(need)))
     except ValueError:
         raise FormatError(f"{path}: the external data of {tensor.name!r} has no valid offset or length.") from None
-    file = external_file(path, entries.get("location", ""))
+    file = files[entries.get("location", "")]
     if length != need:
         raise FormatError(f"{path}: {tensor.name!r} needs {need} bytes, its external data has {length}.")
-    if offset < 0 or offset + need > file.stat().st_size:
-        raise FormatError(f"{file} is truncated: {tensor.name!r} should end at byte {offset + need}, beyond its end.")
+    if offset < 0 or offset + need > file.size:
+        raise FormatError(f"{file.path} is truncated: {tensor.name!r} should end at byte {offset + need}, beyond its end.")
     return file, offset
-
-
-def dequantised(
-    data: FlatArray, shape: tuple[int, ...], axis: int, scale: Array, zero_point: Array | None, block: int
-) -> FlatArray | None:
-    """What DequantizeLinear makes of `data`, as far as zero and finite are concerned; None if the shapes contradict.
-
-    Args:
-        data: the quantised values.
-        shape: the tensor's shape.
-        axis: the axis that `scale` runs along (per-channel or blocked).
-        scale: a scalar, one value per index of `axis`, or one per block along `axis` (then of the rank of `shape`).
-        zero_point: of the scale's shape.
-        block: elements of a block along `axis`; 0 if not blocked.
-    """
-    if zero_point is not None and zero_point.size == scale.size == 1:  # () and (1,) are both in use
-        zero_point = zero_point.reshape(scale.shape)
-    if zero_point is not None and zero_point.shape != scale.shape:
-        return None
-    place = _scale_index(shape, axis, scale.shape, block)
-    if place is None:
-        return None
-    number = data.read(0, min(1, data.size)).dtype
-    if _transparent(scale, zero_point, number):
-        return data
-    scales = scale.astype(np.float64).reshape(-1)
-    zeros = zero_point.astype(np.float64).reshape(-1) if zero_point is not None else np.zeros_like(scales)
-
-    def apply(piece: Array, start: int) -> Array:
-        at = place(np.arange(start, start + piece.size))
-        with np.errstate(all="ignore"):
-            result: Array = ((piece.astype(np.float64) - zeros[at]) * scales[at]).astype(scale.dtype)
-        return result
-
-    return MappedArray(base=data, function=apply)
-
-
-def _transparent(scale: Array, zero_point: Array | None, number: np.dtype[Any]) -> bool:
-    """Whether dequantised values are zero exactly where the stored ones are, and all finite: the usual, symmetric case."""
-    if zero_point is not None and np.any(zero_point.astype(np.float32) != 0):
-        return False
-    if scale.dtype not in _WIDE:
-        return False
-    size = np.abs(scale.astype(np.float64))
-    limits, (smallest, largest) = ml_dtypes.finfo(scale.dtype), _reach(number)
-    # no product underflows to zero, none overflows; the bounds also refuse scales that are zero, NaN or infinite
-    return bool(np.all(size * smallest >= float(limits.tiny)) and np.all(size * largest <= float(limits.max)))
-
-
-def _reach(number: np.dtype[Any]) -> tuple[float, float]:
-    """Smallest and largest magnitude, zero aside, of a stored type."""
-    if number.kind in "iu":
-        return 1.0, float(np.iinfo(number).max) + 1.0
-    limits = ml_dtypes.finfo(number)
-    return float(limits.smallest_subnormal), float(limits.max)
-
-
-def _scale_index(shape: tuple[int, ...], axis: int, scale_shape: tuple[int, ...], block: int) -> Any:
-    """A function from flat indices of the tensor to flat indices of its scale; None if the shapes contradict."""
-    if math.prod(scale_shape) == 1 and len(scale_shape) <= 1:
-        return lambda flat: np.zeros_like(flat)
-    if not 0 <= axis < len(shape):
-        return None
-    inner, length = math.prod(shape[axis + 1 :]), shape[axis]
-    if block == 0:
-        return (lambda flat: flat // inner % length) if scale_shape == (length,) else None
-    blocks = -(-length // block)
-    if scale_shape != (*shape[:axis], blocks, *shape[axis + 1 :]):
-        return None
-
-    def blocked(flat: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return (flat // (inner * length) * blocks + flat // inner % length // block) * inner + flat % inner
-
-    return blocked

@@ -1,24 +1,24 @@
 """From every MatMul, Gemm and Conv of an ONNX graph back to the constant it multiplies with, and to its reduction axis.
 
 One pass over the nodes in their order carries, for each value that does not depend on the graph's inputs, which tensor it is and
-how its axes were permuted. Transpose, Cast, Identity and DequantizeLinear are followed; through anything else a constant becomes
-`Opaque`, and a weight that arrives so is reported as not checked. Nothing recurses along the graph, so cycles cannot hang it: a
-value used before it was made is an error.
+how its axes were permuted. `onnx_steps` has what is followed: Transpose, Cast, Identity, Reshape and its kin, QuantizeLinear and
+DequantizeLinear. Through anything else a constant becomes `Opaque`, and a weight that arrives so is reported as not checked.
+Nothing recurses along the graph, so cycles cannot hang it: a value used before it was made is an error.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from maskpro_deploy.errors import FormatError
-from maskpro_deploy.validation.arrays import Array, FlatArray, MappedArray
-from maskpro_deploy.validation.onnx_tensors import cast_target, dequantised, dtype_name, flat_array, shape_of
+from maskpro_deploy.validation.inputs import InputFile
+from maskpro_deploy.validation.onnx_steps import STEPS, Constant, Opaque, Value, constant_value, integer
+from maskpro_deploy.validation.onnx_tensors import ExternalFiles, dtype_name, flat_array, shape_of
 from maskpro_deploy.validation.source import Unchecked, Weight, is_linear
 
 # operators that multiply by a constant in a way that is not followed yet
@@ -29,32 +29,9 @@ _NOT_FOLLOWED = frozenset(
         *("MoE", "QMoE", "QAttention", "QLinearConv", "QLinearMatMul", "TransposeMatMul"),
     )
 )
+_WEIGHT_SECOND = frozenset({"MatMulBnb4", "MatMulFpQ4", "MatMulNBits"})  # beside it come scales and zero points
 # between the last product and the output `logits`
 _AFTER_HEAD = frozenset({"Add", "Cast", "Div", "Identity", "Mul", "Tanh"})
-_EAGER_LIMIT = 1 << 26  # elements of a scale that are read at once
-
-
-@dataclass(frozen=True, slots=True)
-class Constant:
-    """A value that is a stored tensor with permuted axes: axis `i` of the value is axis `perm[i]` of the tensor."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    data: FlatArray
-    perm: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Opaque:
-    """A constant value that is not followed, from the tensor `name`, for `reason`."""
-
-    name: str
-    shape: tuple[int, ...]
-    reason: str
-
-
-Value = Constant | Opaque | None  # None: depends on the graph's inputs
 
 
 class Tracer:
@@ -65,16 +42,23 @@ class Tracer:
         self.unchecked: list[Unchecked] = []
         self.num_parameters = 0
         self.files: set[str] = set()
+        self.multiply_adds = 0
         self._path = path
+        self._external = ExternalFiles(path)
         self._functions = {(f.domain, f.name) for f in model.functions}
         self._embeddings: set[str] = set()
         self._heads = _head_products(model.graph)
-        self._seen: set[tuple[str, int, int]] = set()
+        self._seen: dict[tuple[str, int, int], int] = {}  # to its place in `weights`
         self._graph(model.graph, {})
         for function in model.functions:
             self._nodes(function.node, dict.fromkeys(function.input))
         # a tied embedding serves as the output head: it is looked up, and multiplied with
         self.weights = [replace(w, linear=w.linear and w.name not in self._embeddings) for w in self.weights]
+
+    @property
+    def inputs(self) -> tuple[InputFile, ...]:
+        """The files of external data that were opened."""
+        return self._external.opened
 
     def _graph(self, graph: GraphProto, outer: Mapping[str, Value]) -> None:
         values: dict[str, Value] = {**outer, **{i.name: None for i in graph.input}}
@@ -95,7 +79,7 @@ class Tracer:
         if dtype is None:
             type_name = TensorProto.DataType.Name(tensor.data_type) if tensor.data_type in TensorProto.DataType.values() else "?"
             return Opaque(name, shape, f"its dtype is {type_name}")
-        return Constant(name, shape, dtype, flat_array(tensor, self._path), tuple(range(len(shape))))
+        return Constant(name, shape, dtype, flat_array(tensor, self._path, self._external), tuple(range(len(shape))))
 
     def _nodes(self, nodes: Iterable[NodeProto], values: dict[str, Value]) -> None:
         for node in nodes:
@@ -123,16 +107,15 @@ class Tracer:
 
     def _constant_node(self, node: NodeProto) -> Value:
         for attribute in node.attribute:
-            if attribute.name == "value":
+            if attribute.name == "value" and attribute.HasField("t"):
                 return self._stored(attribute.t, node.output[0])
-        return Opaque(node.output[0], (), "it is a constant without a tensor")
+        values = constant_value(node)
+        return values or Opaque(node.output[0], (), "it is a constant without a tensor")
 
     def _followed(self, node: NodeProto, inputs: list[Value]) -> Value:
         source = next(v for v in inputs if v is not None)
         if isinstance(source, Constant) and source is inputs[0] and not node.domain:
-            step = {"Transpose": _transpose, "Identity": _identity, "Cast": _cast, "DequantizeLinear": _dequantize}.get(
-                node.op_type
-            )
+            step = STEPS.get(node.op_type)
             followed = step(node, source, inputs) if step is not None else None
             if followed is not None:
                 return followed
@@ -144,7 +127,7 @@ class Tracer:
         if node.op_type == "Gather" and inputs and isinstance(inputs[0], Constant):
             self._embeddings.add(inputs[0].name)
         if (node.domain, node.op_type) in self._functions or node.op_type in _NOT_FOLLOWED:
-            for value in inputs:
+            for value in inputs[1:2] if node.op_type in _WEIGHT_SECOND else inputs:
                 if value is not None and len(value.shape) >= 2:
                     self._skip(value.name, value.shape, f"{node.op_type} is not followed", node)
             return
@@ -165,14 +148,19 @@ class Tracer:
         if value.shape[at] == 1 or math.prod(value.shape) == value.shape[at]:
             self._skip(value.name, value.shape, "it is a vector, not a matrix", node, linear=False)
             return
+        self.multiply_adds += math.prod(value.shape)
         if (key := (value.name, at, id(value.data))) in self._seen:
+            place = self._seen[key]
+            self.weights[place] = replace(self.weights[place], uses=self.weights[place].uses + 1)
             return
-        self._seen.add(key)
+        self._seen[key] = len(self.weights)
         linear = is_linear(value.name) and not self._is_head(node)
         weight = Weight(name=value.name, shape=value.shape, dtype=value.dtype, axis=at, data=value.data, linear=linear)
         self.weights.append(weight)
 
     def _skip(self, name: str, shape: tuple[int, ...], reason: str, node: NodeProto, *, linear: bool = True) -> None:
+        if linear:
+            self.multiply_adds += math.prod(shape)
         linear = linear and is_linear(name) and not self._is_head(node)
         self.unchecked.append(Unchecked(name=name, shape=shape, reason=reason, linear=linear))
 
@@ -185,65 +173,10 @@ def _reduction_axes(node: NodeProto) -> list[tuple[int, int]]:
     if node.op_type == "MatMul":
         return [(0, -1), (1, -2)]
     if node.op_type == "Gemm":
-        return [(0, 0 if _integer(node, "transA", 0) else 1), (1, 1 if _integer(node, "transB", 0) else 0)]
+        return [(0, 0 if integer(node, "transA", 0) else 1), (1, 1 if integer(node, "transB", 0) else 0)]
     if node.op_type == "Conv":
         return [(1, 1)]
     return []
-
-
-def _identity(node: NodeProto, value: Constant, inputs: list[Value]) -> Constant | None:
-    return value
-
-
-def _transpose(node: NodeProto, value: Constant, inputs: list[Value]) -> Constant | None:
-    order = next((list(a.ints) for a in node.attribute if a.name == "perm"), list(reversed(range(len(value.perm)))))
-    if sorted(order) != list(range(len(value.perm))):
-        return None
-    return replace(value, perm=tuple(value.perm[i] for i in order))
-
-
-def _cast(node: NodeProto, value: Constant, inputs: list[Value]) -> Constant | None:
-    target = cast_target(_integer(node, "to", 0))
-    if target is None:
-        return None
-    if np.can_cast(value.data.read(0, min(1, value.data.size)).dtype, target, "safe"):
-        return value
-
-    def narrow(piece: Array, start: int) -> Array:
-        with np.errstate(all="ignore"):
-            return piece.astype(target)
-
-    return replace(value, data=MappedArray(base=value.data, function=narrow))
-
-
-def _dequantize(node: NodeProto, value: Constant, inputs: list[Value]) -> Constant | None:
-    small = [_whole(v) for v in inputs[1:]]
-    if not small or small[0] is None or (len(small) > 1 and node.input[2] and small[1] is None):
-        return None
-    scale, zero_point = small[0], small[1] if len(small) > 1 else None
-    rank, axis = len(value.perm), _integer(node, "axis", 1)
-    axis += rank if axis < 0 else 0
-    block = _integer(node, "block_size", 0)
-    if block:  # the scale's axes are those of the value: bring them into the stored order
-        if scale.ndim != rank:
-            return None
-        stored_order = np.argsort(value.perm)
-        scale = scale.transpose(stored_order)
-        zero_point = zero_point.transpose(stored_order) if zero_point is not None and zero_point.ndim == rank else zero_point
-    at = value.perm[axis] if 0 <= axis < rank else -1
-    data = dequantised(value.data, value.shape, at, scale, zero_point, block)
-    return replace(value, data=data) if data is not None else None
-
-
-def _whole(value: Value) -> Array | None:
-    """The values of a small constant."""
-    if not isinstance(value, Constant) or value.data.size > _EAGER_LIMIT or value.perm != tuple(range(len(value.perm))):
-        return None
-    return value.data.read(0, value.data.size).reshape(value.shape)
-
-
-def _integer(node: NodeProto, name: str, default: int) -> int:
-    return next((int(a.i) for a in node.attribute if a.name == name), default)
 
 
 def _subgraphs(node: NodeProto) -> Iterator[GraphProto]:

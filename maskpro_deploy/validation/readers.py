@@ -9,13 +9,21 @@ from maskpro_deploy.progress import SILENT, Progress
 from maskpro_deploy.validation.from_bundle import BundleReader
 from maskpro_deploy.validation.from_checkpoint import CheckpointReader
 from maskpro_deploy.validation.from_masks import MasksReader
+from maskpro_deploy.validation.from_npz import NpzReader
 from maskpro_deploy.validation.from_onnx import OnnxReader
 from maskpro_deploy.validation.from_safetensors import SafetensorsReader
 from maskpro_deploy.validation.source import Reader, Source
 
-READERS: tuple[Reader, ...] = (BundleReader(), CheckpointReader(), MasksReader(), SafetensorsReader(), OnnxReader())
+READERS: tuple[Reader, ...] = (
+    BundleReader(),
+    CheckpointReader(),
+    MasksReader(),
+    SafetensorsReader(),
+    NpzReader(),
+    OnnxReader(),
+)
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
-_KINDS = "Give a checkpoint folder, a .safetensors file, an .onnx file or a bundle."
+_KINDS = "Give a checkpoint folder, a .safetensors, .npz or .onnx file, or a bundle."
 
 
 def open_source(path: Path, progress: Progress = SILENT) -> Source:

@@ -35,6 +35,7 @@ class TensorReport:
         required: whether the verdict depends on it.
         alignment: largest of 64, 32, 16, 8, 4, 2, 1 that divides both K and N.
         tensor_cores: "fits", "small" (K or N at most 256) or "misaligned", by shape and dtype alone.
+        uses: how many products multiply with it.
     """
 
     name: str
@@ -59,6 +60,7 @@ class TensorReport:
     required: bool
     alignment: int
     tensor_cores: str
+    uses: int = 1
 
     @property
     def size(self) -> int:
@@ -131,7 +133,10 @@ class ValidationReport:
         require: which tensors the verdict depends on, "listed" or "all".
         problems: contradictions, such as a hash that differs.
         unchecked: weights that could not be looked at.
+        notes: what has to be known to read the answer rightly.
         num_parameters: elements of all tensors at the path.
+        multiply_adds: of all products with stored weights, for one token (or one output position of a convolution), embedding
+            lookups and attention scores aside; 0 if the path does not say.
     """
 
     path: str
@@ -145,6 +150,8 @@ class ValidationReport:
     unchecked_required: tuple[Unchecked, ...]
     problems: tuple[str, ...]
     num_parameters: int
+    multiply_adds: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def required(self) -> tuple[TensorReport, ...]:
@@ -167,12 +174,20 @@ class ValidationReport:
         return sum(t.size for t in self.required if t.holds) / self.num_parameters if self.num_parameters else 0.0
 
     @property
+    def share_of_multiply_adds(self) -> float | None:
+        """Share of the multiply-adds with stored weights that lie in tensors proved to hold the pattern; None if not known."""
+        held = sum(t.size * t.uses for t in self.required if t.holds)
+        return min(1.0, held / self.multiply_adds) if self.multiply_adds else None
+
+    @property
     def verdict(self) -> str:
         """One line, or two."""
         required, failed = len(self.required), len(self.failed)
         law = f"at most {self.pattern.n} of every {self.pattern.m}" if self.pattern and self.at_most else str(self.pattern)
         if self.holds:
             line = f"holds: {law} in all {required} required tensors, {100 * self.share:.1f} % of the parameters"
+            if self.share_of_multiply_adds is not None:
+                line += f", {100 * self.share_of_multiply_adds:.1f} % of the multiply-adds"
             return line + (" (detected)" if self.detected else "")
         if not required and not self.unchecked_required and not self.problems:
             return "not proved: nothing here could be checked"
@@ -210,6 +225,9 @@ class ValidationReport:
             "negative_zeros": sum(t.negative_zeros for t in self.required),
             "num_parameters": self.num_parameters,
             "share_of_parameters": self.share,
+            "multiply_adds": self.multiply_adds,
+            "share_of_multiply_adds": self.share_of_multiply_adds,
+            "notes": list(self.notes),
             "problems": list(self.problems),
             "unchecked": [dataclasses.asdict(u) for u in self.unchecked],
             "tensors": [t.to_json() for t in self.tensors],

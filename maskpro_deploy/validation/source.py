@@ -15,6 +15,7 @@ from typing import Protocol
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.progress import Progress
 from maskpro_deploy.validation.arrays import FlatArray
+from maskpro_deploy.validation.inputs import InputFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,7 @@ class Weight:
         mask: what it was pruned with, in the same order, if known.
         listed: whether masks or manifest say that it holds the pattern.
         linear: whether it is the weight of a linear layer by the default rule (no embedding, norm or output head).
+        uses: how many products multiply with it.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Weight:
     mask: FlatArray | None = None
     listed: bool = False
     linear: bool = True
+    uses: int = 1
 
     @property
     def size(self) -> int:
@@ -63,7 +66,7 @@ class Source:
     """All that was found at a path.
 
     Attributes:
-        kind: what it is: "checkpoint", "safetensors", "masks", "onnx", "bundle".
+        kind: what it is: "checkpoint", "safetensors", "masks", "maskllm masks", "onnx", "bundle".
         pattern: the pattern it claims to hold, if it does.
         has_list: whether it says which weights hold it.
         weights: those that can be checked.
@@ -71,6 +74,10 @@ class Source:
         problems: contradictions within it, each a sentence.
         num_parameters: elements of all its tensors.
         files: other files that the tensors lie in, relative to the path's folder.
+        inputs: every file that was opened, to see at the end that none was changed.
+        multiply_adds: of all products with stored weights, for one token (or one output position of a convolution); 0 if the
+            path does not say.
+        notes: what a reader of the report has to know.
     """
 
     kind: str
@@ -81,6 +88,9 @@ class Source:
     unchecked: tuple[Unchecked, ...] = ()
     problems: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    inputs: tuple[InputFile, ...] = ()
+    multiply_adds: int = 0
+    notes: tuple[str, ...] = ()
 
 
 class Reader(Protocol):

@@ -213,9 +213,15 @@ class TestNotFollowed:
         assert not report.holds
         assert reason in report.unchecked[0].reason
 
-    def test_reshape(self, tmp_path):
+    def test_a_reshape_by_a_computed_shape(self, tmp_path):
+        nodes = [node("Abs", ["s"], ["shape"]), node("Reshape", ["w", "shape"], ["r"]), node("MatMul", ["x", "r"], ["y"])]
+        path = save_model(tmp_path, nodes, {"w": np.zeros((4, 8), np.float32), "s": np.array([8, 4])})
+        self.expect_unchecked(path, "Reshape")
+
+    @pytest.mark.parametrize("shape", [[5, 7], [-1, -1], [-1, 5], [0, 0, 0], [-2, 16]])
+    def test_a_reshape_to_a_shape_of_another_size(self, tmp_path, shape):
         nodes = [node("Reshape", ["w", "shape"], ["r"]), node("MatMul", ["x", "r"], ["y"])]
-        path = save_model(tmp_path, nodes, {"w": np.zeros((4, 8), np.float32), "shape": np.array([8, 4])})
+        path = save_model(tmp_path, nodes, {"w": np.zeros((4, 8), np.float32), "shape": np.array(shape)})
         self.expect_unchecked(path, "Reshape")
 
     @pytest.mark.parametrize("op", ["MatMulNBits", "FusedMatMul"])

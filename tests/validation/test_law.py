@@ -13,7 +13,7 @@ from sparse_cases import FLOATS, PATTERNS, STORED, damaged, holds_by_hand, lawfu
 
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.validation import law
-from maskpro_deploy.validation.arrays import BitArray, MemoryArray
+from maskpro_deploy.validation.arrays import BitArray, MemoryArray, TransposedArray
 from maskpro_deploy.validation.law import group_counts, look, scan
 
 
@@ -32,9 +32,10 @@ def judge(array, axis, pattern, at_most=False, mask=None):
     return found, found.tallies[0]
 
 
-@pytest.fixture(params=[1, 1 << 20], ids=["smallest tiles", "one tile"])
+@pytest.fixture(params=[(1, 1 << 21), (1 << 20, 1 << 21), (8, 1)], ids=["smallest tiles", "one tile", "narrow panels"])
 def tiles(request, monkeypatch):
-    monkeypatch.setattr(law, "_TILE", request.param)
+    monkeypatch.setattr(law, "_TILE", request.param[0])
+    monkeypatch.setattr(law, "_LONGEST_RUN", request.param[1])
 
 
 @pytest.mark.usefixtures("tiles")
@@ -159,7 +160,29 @@ def test_any_run_of_packed_bits_unpacks(seed, size, data):
     bits = np.random.default_rng(seed).random(size) < 0.5
     start = data.draw(st.integers(0, size))
     stop = data.draw(st.integers(start, size))
-    assert BitArray(packed=np.packbits(bits), size=size).read(start, stop).tolist() == bits[start:stop].tolist()
+    array = BitArray(packed=MemoryArray(np.packbits(bits)), size=size, columns=size)
+    assert array.read(start, stop).tolist() == bits[start:stop].tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds, rows=st.integers(1, 6), columns=st.integers(1, 30), order=st.sampled_from(["big", "little"]), data=st.data())
+def test_any_run_of_bits_in_padded_rows_unpacks(seed, rows, columns, order, data):
+    bits = np.random.default_rng(seed).random((rows, columns)) < 0.5
+    packed = MemoryArray(np.packbits(bits, axis=1, bitorder=order))
+    start = data.draw(st.integers(0, bits.size))
+    stop = data.draw(st.integers(start, bits.size))
+    array = BitArray(packed=packed, size=bits.size, columns=columns, order=order)
+    assert array.read(start, stop).tolist() == bits.reshape(-1)[start:stop].tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds, rows=st.integers(1, 20), columns=st.integers(1, 20), data=st.data())
+def test_any_run_of_a_transposed_mask_is_that_of_the_transpose(seed, rows, columns, data):
+    bits = np.random.default_rng(seed).random((rows, columns)) < 0.5
+    array = TransposedArray(packed=MemoryArray(np.packbits(bits)), rows=rows, columns=columns)
+    start = data.draw(st.integers(0, bits.size))
+    stop = data.draw(st.integers(start, bits.size))
+    assert array.read(start, stop).tolist() == bits.T.reshape(-1)[start:stop].tolist()
 
 
 def test_integers_have_no_negative_zero():

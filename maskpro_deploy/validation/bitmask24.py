@@ -1,0 +1,129 @@
+"""Weights in the form `sparse-24-bitmask` of the compressed-tensors library, which holds 2:4 by its layout or not at all.
+
+A weight (rows, columns) is three tensors: `<layer>.shape`, `<layer>.bitmask` (one bit a weight, rows padded to whole bytes, the
+first weight in the lowest bit) and `<layer>.compressed` (rows, columns / 2), the kept values in row-major order. The bitmask is
+the mask that the law is about; a stored value that is zero makes its group short.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from maskpro_deploy.validation.arrays import Array, BitArray, FileArray
+from maskpro_deploy.validation.inputs import InputFile
+from maskpro_deploy.validation.source import Unchecked, Weight, is_linear
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "I8": np.dtype(np.int8),
+}
+VALUES, _BITS, _SHAPE = ".compressed", ".bitmask", ".shape"
+
+
+class Entry(NamedTuple):
+    """One tensor of a safetensors file: dtype as the header names it, shape, where its bytes begin."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+Entries = Mapping[str, tuple[InputFile, Entry]]
+
+
+def prefix_of(name: str) -> str:
+    """The layer that a tensor belongs to, by its name."""
+    return name.rpartition(".")[0]
+
+
+def prefixes(entries: Iterable[str]) -> set[str]:
+    """The layers that are stored in this form."""
+    names = set(entries)
+    return {n.removesuffix(VALUES) for n in names if n.endswith(VALUES) and n.removesuffix(VALUES) + _BITS in names}
+
+
+def weight_name(prefix: str) -> str:
+    """The name that the weight has when it is not compressed."""
+    return prefix if prefix.endswith(".weight") else f"{prefix}.weight"
+
+
+def weight(prefix: str, entries: Entries, listed: Container[str]) -> Weight | Unchecked:
+    """One compressed weight, its bitmask as its mask."""
+    name = weight_name(prefix)
+    linear, named = is_linear(name), name in listed
+    value_file, values = entries[prefix + VALUES]
+    bit_file, bits = entries[prefix + _BITS]
+    shape = _shape(entries.get(prefix + _SHAPE))
+
+    def unchecked(reason: str) -> Unchecked:
+        return Unchecked(name=name, shape=shape or values.shape, reason=reason, listed=named, linear=linear)
+
+    if shape is None:
+        return unchecked("its compressed form has no valid shape")
+    rows, columns = shape
+    if values.dtype not in DTYPES:
+        return unchecked(f"dtype {values.dtype} packs or encodes its weights")
+    if bits.dtype != "U8" or bits.shape != (rows, -(-columns // 8)):
+        return unchecked(f"its bitmask has shape {list(bits.shape)} for a weight of {list(shape)}")
+    if 2 * math.prod(values.shape) != rows * columns:
+        return unchecked(f"it has {math.prod(values.shape)} values for a weight of {list(shape)}")
+    packed = FileArray(file=bit_file, offset=bits.offset, dtype=np.dtype(np.uint8), size=math.prod(bits.shape))
+    mask = BitArray(packed=packed, size=rows * columns, columns=columns, order="little")
+    kept = FileArray(file=value_file, offset=values.offset, dtype=DTYPES[values.dtype], size=math.prod(values.shape))
+    data = ExpandedArray(mask, kept)
+    return Weight(name=name, shape=shape, dtype=values.dtype.lower(), axis=1, data=data, mask=mask, listed=named, linear=linear)
+
+
+def _shape(found: tuple[InputFile, Entry] | None) -> tuple[int, int] | None:
+    if found is None or found[1].dtype not in ("I64", "I32") or math.prod(found[1].shape) != 2:
+        return None
+    file, entry = found
+    dtype = np.dtype(np.int64 if entry.dtype == "I64" else np.int32)
+    rows, columns = file.read(entry.offset, 2 * dtype.itemsize).view(dtype).tolist()
+    return (rows, columns) if rows > 0 and columns > 0 else None
+
+
+class ExpandedArray:
+    """The dense values: those that were kept where the mask has a bit, zeros elsewhere.
+
+    Where the mask has more bits than there are values, the rest becomes ones: the mask itself breaks the law then.
+    """
+
+    def __init__(self, mask: BitArray, values: FileArray) -> None:
+        self._mask, self._values = mask, values
+        self._position, self._taken = 0, 0
+
+    @property
+    def size(self) -> int:
+        return self._mask.size
+
+    def read(self, start: int, stop: int) -> Array:
+        if start != self._position:  # pieces come in order; from the front otherwise
+            self._taken = 0
+            for at in range(0, start, 1 << 20):
+                self._taken += int(np.count_nonzero(self._mask.read(at, min(at + (1 << 20), start))))
+        keep = self._mask.read(start, stop)
+        count = int(np.count_nonzero(keep))
+        there = max(0, min(count, self._values.size - self._taken))
+        found = np.zeros(stop - start, dtype=self._values.dtype)
+        kept = np.ones(count, dtype=self._values.dtype)
+        if there:
+            kept[:there] = self._values.read(self._taken, self._taken + there)
+        found[keep] = kept
+        self._position, self._taken = stop, self._taken + count
+        return found
+
+    def release(self) -> None:
+        self._position, self._taken = 0, 0
