@@ -15,7 +15,7 @@ from maskpro_deploy.checkpoint import Checkpoint, copy_side_files
 from maskpro_deploy.data import load_tokenizer
 from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, InputError
 from maskpro_deploy.exporters.blob import Blob, Quantised, check_weights, write_weights
-from maskpro_deploy.exporters.gptq import calibrate
+from maskpro_deploy.exporters.calibration import calibrate
 from maskpro_deploy.exporters.graph import Graph as OnnxGraph
 from maskpro_deploy.exporters.graph import Weight
 from maskpro_deploy.exporters.graph_file import metadata, write_graph

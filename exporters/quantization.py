@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from maskpro_deploy.errors import ConfigError
 
-METHODS = ("nearest", "gptq")
+METHODS = ("nearest", "calibrated")
 _LARGEST = {"int8": 127, "int4": 7}
 _DEFAULT_BLOCK = {"int8": 0, "int4": 32}
 _SHORTEST_BLOCK = 16

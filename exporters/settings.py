@@ -27,7 +27,7 @@ class ExportConfig:
         forms: forms of the key/value cache (`kv_forms.FORMS`), one graph each; the first is the bundle's own graph.
         quantize: store projections as "int8" or "int4"; None for `dtype`.
         block_size: rows of a weight that share a scale, 0 for all; by default 32 for int4 and all for int8.
-        method: how weights are rounded: "nearest", or "gptq", which runs the model on text to see which errors matter.
+        method: how weights are rounded: "nearest", or "calibrated", which runs the model on text to see which errors matter.
         layout: which other tool's conventions the folder follows: none ("bundle"), "hub" or "genai".
 
     Raises:

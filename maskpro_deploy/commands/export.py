@@ -50,7 +50,7 @@ FORMS = FormsType()
     "--method",
     default="nearest",
     show_default=True,
-    metavar="nearest|gptq",
+    metavar="nearest|calibrated",
     help="How weights become integers: each by itself, or with the errors that matter on built-in text.",
 )
 @click.option("--max-length", type=int, help="Longest sequence in tokens; the model's own limit by default.")
@@ -89,7 +89,7 @@ def command(
     Example:
       maskpro-deploy export sparse --out bundle --require-sparsity 2:4
       maskpro-deploy export demo --out dense-fp16 --dtype fp16
-      maskpro-deploy export sparse --out small --quantize int4 --method gptq --forms cat,gqa
+      maskpro-deploy export sparse --out small --quantize int4 --method calibrated --forms cat,gqa
     """
     from maskpro_deploy.exporters import ExportConfig, export
     from maskpro_deploy.files import check_free

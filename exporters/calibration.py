@@ -1,14 +1,7 @@
-"""GPTQ: rounding with the errors that matter, found by running the model on text. The mask is kept.
+"""Calibration: weights become integers with the errors that matter, found by running the model on text.
 
-The error of a rounded projection on its inputs x is  e^T H e  with H = sum of x x^T over the tokens seen. Rows of a [K, N]
-weight are rounded one after another; the error of each is made up for, as well as H allows, by the rows still to come:
-
-    w[j] = w[j] - (w[i] - q[i]) * U[i, j] / U[i, i]        for j > i,   U^T U = H^-1 (U upper triangular)
-
-Only kept weights are changed: a pruned weight is 0 before and after. The inputs are those of the fp32 graph itself, run in
-onnxruntime on built-in text; weights that share an input share its H. The rounded weights go to a file as they are made.
-
-After Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers".
+The inputs of every projection are collected from the fp32 graph itself, run in onnxruntime on built-in text; projections that
+share an input share its sum of outer products. `descent.py` does the rounding. The rounded weights go to a file as they are made.
 
 Shapes: `K` inputs of a projection, `N` outputs, `T` tokens.
 """
@@ -26,16 +19,14 @@ import onnx
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import BUILTIN, load_text, load_tokenizer
 from maskpro_deploy.exporters.blob import Quantised, columns, write_weights
+from maskpro_deploy.exporters.descent import damped, descend
 from maskpro_deploy.exporters.graph import DTYPES, Graph, Weight
-from maskpro_deploy.exporters.quantization import Quantization
 from maskpro_deploy.extras import require
 from maskpro_deploy.progress import SILENT, Progress
 
 Floats = npt.NDArray[np.float32]
 
 _SEQUENCES, _TOKENS = 32, 256
-_DAMPING = 0.01  # of the mean of H's diagonal, added to it
-_ROWS = 64  # rows rounded before their errors go to all that follow
 _SECTION_BYTES = 512 << 20  # of sums of outer products held at a time
 
 
@@ -68,9 +59,9 @@ def calibrate(
     result: dict[str, Quantised] = {}
     for inputs in _sections(_inputs(model, set(todo)), todo):
         for value, hessian in _hessians(model, path, list(inputs), texts).items():
-            factor = _factor(hessian)
+            damped(hessian)
             for name in inputs[value]:
-                result[name] = _rounded(todo[name], checkpoint, factor, folder, DTYPES[dtype][1])
+                result[name] = _rounded(todo[name], checkpoint, hessian, folder, DTYPES[dtype][1])
                 progress.update(len(result), len(todo))
     return result
 
@@ -145,58 +136,15 @@ def _feeds(session: Any, tokens: npt.NDArray[np.int64]) -> dict[str, npt.NDArray
     return {value.name: feeds[value.name] for value in session.get_inputs()}
 
 
-def _factor(hessian: Floats) -> Floats:
-    """U, upper triangular, with U^T U the inverse of the damped H."""
-    h = hessian.astype(np.float64)
-    diagonal = np.einsum("ii->i", h)  # a view
-    diagonal[diagonal == 0] = 1  # an input that is always zero
-    diagonal += _DAMPING * diagonal.mean()
-    inverse = np.linalg.inv(h)
-    return np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)
-
-
-def _rounded(weight: Weight, checkpoint: Checkpoint, factor: Floats, folder: Path, scale_type: np.dtype[np.generic]) -> Quantised:
+def _rounded(
+    weight: Weight, checkpoint: Checkpoint, hessian: Floats, folder: Path, scale_type: np.dtype[np.generic]
+) -> Quantised:
     """One projection; its integers are mapped from a file."""
     quantization = weight.quantization
     assert quantization is not None
     k, n = weight.shape
     w = np.ascontiguousarray(columns(weight, checkpoint, 0, n).T)  # (K, N)
-    integers, scales = round_rows(w, factor, quantization, scale_type)
+    integers, scales = descend(w, hessian, quantization, scale_type)
     path = folder / f"{weight.name}.int8"
     integers.tofile(path)
     return Quantised(integers=np.memmap(path, np.int8, "r", shape=(k, n)), scales=scales)
-
-
-def round_rows(
-    w: Floats, factor: Floats, quantization: Quantization, scale_type: np.dtype[np.generic]
-) -> tuple[npt.NDArray[np.int8], Floats]:
-    """Round the rows of a weight one after another.  # (K, N), (K, K) -> (K, N), (G, N) or (N,)
-
-    Args:
-        w: the weight; changed in place.
-        factor: U of its inputs.
-        quantization: kind and block.
-        scale_type: the float type in which the scales will be stored.
-    """
-    k, n = w.shape
-    kept = w != 0
-    block = quantization.block_for(k)
-    integers = np.empty((k, n), np.int8)
-    scales = np.empty((k // block, n) if block else (n,), np.float32)
-    if not block:
-        scales[:] = quantization.scales(np.ascontiguousarray(w.T), scale_type)
-    step = min(block, _ROWS) if block else _ROWS
-    for start in range(0, k, step):
-        stop = min(start + step, k)
-        if block and start % block == 0:  # scales fit the rows as the errors so far have left them
-            part = np.ascontiguousarray(w[start : start + block].T)
-            scales[start // block] = quantization.scales(part, scale_type).reshape(n)
-        scale = scales[start // block] if block else scales
-        errors = np.empty((stop - start, n), np.float32)
-        for i in range(start, stop):
-            q = np.clip(np.rint(w[i] / scale), -quantization.largest, quantization.largest)
-            integers[i] = q
-            errors[i - start] = (w[i] - q * scale) / factor[i, i]
-            w[i + 1 : stop] -= np.outer(factor[i, i + 1 : stop], errors[i - start]) * kept[i + 1 : stop]
-        w[stop:] -= (factor[start:stop, stop:].T @ errors) * kept[stop:]
-    return integers, scales
