@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from maskpro_deploy.bench import page, plots, summary
@@ -50,13 +51,14 @@ def _learning_curve(demo: Demo) -> PlotSection:
     return PlotSection(
         title="Learning curve",
         plot=plot,
-        caption="Training: mean loss of the sampled masks since the last point. Held out: loss of the argmax mask.",
+        caption="Training: mean loss on the learning text since the last point. Held out: loss of the mask as it would be written.",
     )
 
 
 def _sparsity(demo: Demo) -> PlotSection:
     assert demo.validation is not None
-    layers = {t.name: 1.0 - t.density for t in demo.validation.required}
+    in_order = sorted(demo.validation.required, key=lambda t: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", t.name)])
+    layers = {t.name: 1.0 - t.density for t in in_order}
     return PlotSection(
         title="Sparsity per layer",
         plot=plots.sparsity_per_layer(layers, target=1.0 - demo.pattern.density),

@@ -183,7 +183,7 @@ def export_bundles(demo: Demo) -> None:
 
 def build(demo: Demo) -> None:
     """An engine ahead of time, where the library for it is installed."""
-    demo.not_measured.append("speed of sparse kernels: it needs an NVIDIA GPU with TensorRT (`maskpro-deploy doctor`)")
+    demo.not_measured.append("speed of sparse kernels: it needs an NVIDIA GPU and TensorRT (maskpro-deploy doctor tells more)")
     if missing("tensorrt-rtx"):
         demo.rows.append(("TensorRT-RTX engine", "not built: pip install 'maskpro-deploy[tensorrt-rtx]'"))
         demo.not_measured.append("whether TensorRT-RTX builds the graph: it is not installed here")
