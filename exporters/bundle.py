@@ -20,6 +20,7 @@ from maskpro_deploy.exporters.graph import Graph as OnnxGraph
 from maskpro_deploy.exporters.graph import Weight
 from maskpro_deploy.exporters.graph_file import metadata, write_graph
 from maskpro_deploy.exporters.kv_forms import FORMS
+from maskpro_deploy.exporters.layer_check import LayerReference, first_difference, layer_differences
 from maskpro_deploy.exporters.layers import Layers
 from maskpro_deploy.exporters.layouts import data_path, graph_path, write_genai
 from maskpro_deploy.exporters.model_config import DecoderConfig
@@ -201,7 +202,10 @@ def _verified(folder: Path, reference: Reference, max_length: int, progress: Pro
     prompts, greedy = verification_prompts(folder, max_length)
     result = verify(folder, reference, prompts, greedy, progress)
     if not result.passed:
-        raise CheckFailed(f"the exported graph does not agree with the checkpoint; nothing was kept.\n{result.summary()}.")
+        where = ""
+        if isinstance(reference, LayerReference):
+            where = "\n" + first_difference(layer_differences(folder, Manifest.load(folder), reference, prompts[0]))
+        raise CheckFailed(f"the exported graph does not agree with the checkpoint; nothing was kept.\n{result.summary()}.{where}")
     return result.to_json()
 
 

@@ -78,6 +78,14 @@ class OrtModel:
         state.cache = {name.replace("present.", "past_key_values."): value for name, value in results.items()}
         return logits
 
+    def values(self, tokens: Ints, names: Sequence[str]) -> list[npt.NDArray[Any]]:
+        """Further outputs of the graph for whole sequences.  # (B, T) -> (B, T, ...) each"""
+        state = self.start(len(tokens))
+        state.mask = np.ones_like(tokens)
+        feeds = {"input_ids": tokens, **self._inputs(tokens.shape[1], state), **state.cache}
+        found: list[npt.NDArray[Any]] = self._session.run(list(names), feeds)
+        return found
+
     def logits(self, tokens: Ints) -> Floats:
         """Logits of whole sequences.  # (B, T) -> (B, T, V)"""
         return self.run(tokens, self.start(len(tokens)))
@@ -143,13 +151,28 @@ def open_model(bundle: Path, manifest: Manifest, graph: Graph | None = None) -> 
         manifest: its manifest.
         graph: one of its graphs; by default its own.
     """
+    graph = graph if graph is not None else manifest.graph
+    path = safe_path(bundle, graph.file)
+    return model_of(str(path), path.parent, manifest, graph)
+
+
+def model_of(model: str | bytes, folder: Path, manifest: Manifest, graph: Graph | None = None) -> OrtModel:
+    """Open a graph given as a path or as bytes.
+
+    Args:
+        model: path or content of the ONNX file.
+        folder: where the data file lies.
+        manifest: the bundle's manifest.
+        graph: the graph's entry in it; by default the bundle's own.
+    """
     import onnxruntime
 
     graph = graph if graph is not None else manifest.graph
     options = onnxruntime.SessionOptions()
+    if isinstance(model, bytes):
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     options.log_severity_level = 3  # its warnings are about its own graph rewriting
     # waiting threads sleep: a comparison shares the machine with the reference model
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    path = safe_path(bundle, graph.file)
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return _CLASSES[graph.form](session, manifest.model, graph)

@@ -78,6 +78,13 @@ class TorchLM:
         return logits
 
     @torch.inference_mode()
+    def hidden_states(self, tokens: npt.NDArray[np.int64]) -> list[npt.NDArray[np.float32]]:
+        """What goes into layer 0, 1, ... and, after the last norm, into the output head.  # (B, T) -> (B, T, E) each"""
+        ids = torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64))
+        out = self._model(ids, use_cache=False, output_hidden_states=True)
+        return [state.float().numpy() for state in out.hidden_states]
+
+    @torch.inference_mode()
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
         """The `count` most likely next tokens, one after another; end-of-text does not stop it."""
         from transformers import GenerationConfig
