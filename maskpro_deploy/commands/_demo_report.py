@@ -51,7 +51,7 @@ def _learning_curve(demo: Demo) -> PlotSection:
     return PlotSection(
         title="Learning curve",
         plot=plot,
-        caption="Training: mean loss on the learning text since the last point. Held out: loss of the mask as it would be written.",
+        caption="Training: mean loss on the learning text since the last point. Held out: loss of the mask if written then.",
     )
 
 

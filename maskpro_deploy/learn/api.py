@@ -6,6 +6,8 @@ import hashlib
 import math
 import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +43,7 @@ class LearnResult:
         seconds: of learning, calibration included.
         tokens: seen while learning.
         dtype: of the weights while learning.
+        device: "cpu" or "cuda".
     """
 
     masks: MaskSet
@@ -50,6 +53,7 @@ class LearnResult:
     seconds: float
     tokens: int
     dtype: str
+    device: str
 
     def summary(self) -> dict[str, Any]:
         """The figures, as they go into `learn.json`."""
@@ -87,9 +91,12 @@ def learn_masks(
     """
     checkpoint = Checkpoint.open(resolve(str(model)))
     text, held = (load_text(t) if isinstance(t, str) else t for t in (data, heldout))
-    trainer, _ = _trainer(checkpoint, text, held, config, None, progress, "auto")
-    trainer.prepare()
-    if not trainer.run():
+    place = _device("auto")
+    trainer = _trainer(checkpoint, text, held, config, None, progress, place, _dtype(config, place))
+    with _memory_errors(place):
+        trainer.prepare()
+        finished = trainer.run()
+    if not finished:
         raise Interrupted("learning was stopped before its end.")
     return trainer.masks(checkpoint.dense_sha256(s.name for s in trainer.sites))
 
@@ -128,12 +135,16 @@ def learn_checkpoint(
     if checkpoint.masks is not None:
         raise InputError(f"{folder} is a sparse checkpoint already.\nLearn from the dense one.")
     _check_space(checkpoint, out)
-    store = _store(checkpoint, out, text, config, resume=resume, force=force)
-    trainer, dtype = _trainer(checkpoint, text, heldout, config, store, progress, device)
-    trainer.prepare()
-    if resume:
-        trainer.restore()
-    if not trainer.run():
+    place = _device(device)
+    dtype = _dtype(config, place)
+    store = _store(checkpoint, out, text, f"{config.fingerprint()} {place} {dtype}", resume=resume, force=force)
+    trainer = _trainer(checkpoint, text, heldout, config, store, progress, place, dtype)
+    with _memory_errors(place):
+        trainer.prepare()
+        if resume:
+            trainer.restore()
+        finished = trainer.run()
+    if not finished:
         raise Interrupted(
             f"stopped after step {trainer.counters.step}; the state is saved.\nGo on with the same command and --resume."
         )
@@ -145,7 +156,8 @@ def learn_checkpoint(
         dense_loss=trainer.dense_loss,
         seconds=trainer.counters.seconds,
         tokens=trainer.counters.tokens,
-        dtype=dtype,
+        dtype=str(dtype).removeprefix("torch."),
+        device=place,
     )
     save_sparse(checkpoint, result.masks, out, _provenance(checkpoint, text, heldout, config, result), force=force)
     store.discard()
@@ -159,20 +171,35 @@ def _trainer(
     config: LearnConfig,
     store: StateStore | None,
     progress: Progress,
-    device: str,
-) -> tuple[Trainer, str]:
-    """Load everything that a run needs; also the dtype that was chosen."""
-    place = _device(device)
+    place: str,
+    dtype: torch.dtype,
+) -> Trainer:
+    """Load everything that a run needs."""
     learn_windows = _windows(checkpoint, text, config.window)
     heldout_windows = _windows(checkpoint, heldout, config.window)
     count = max(1, config.heldout_tokens // config.window)
     # windows spread over the whole text, so that every genre counts
     chosen = [i * len(heldout_windows) // count for i in range(count)] if count < len(heldout_windows) else slice(None)
     tune_process()
-    dtype = faster_dtype(place) if config.dtype == "auto" else getattr(torch, config.dtype)
     model = LearningModel(load_causal_lm(checkpoint.folder, dtype).to(place))
-    name = str(dtype).removeprefix("torch.")
-    return Trainer(model, learn_windows, heldout_windows[chosen], config, store, progress), name
+    return Trainer(model, learn_windows, heldout_windows[chosen], config, store, progress)
+
+
+@contextmanager
+def _memory_errors(place: str) -> Iterator[None]:
+    """Say what to do when the device's memory does not suffice."""
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        raise MachineError(
+            f"the memory of {place} does not suffice for this model and batch.\n"
+            f"Try a smaller --batch-tokens or --window, or --device cpu."
+        ) from e
+
+
+def _dtype(config: LearnConfig, place: str) -> torch.dtype:
+    chosen: torch.dtype = faster_dtype(place) if config.dtype == "auto" else getattr(torch, config.dtype)
+    return chosen
 
 
 def _device(name: str) -> str:
@@ -204,9 +231,9 @@ def _check_space(checkpoint: Checkpoint, out: Path) -> None:
         )
 
 
-def _store(checkpoint: Checkpoint, out: Path, text: Text, config: LearnConfig, *, resume: bool, force: bool) -> StateStore:
+def _store(checkpoint: Checkpoint, out: Path, text: Text, run: str, *, resume: bool, force: bool) -> StateStore:
     weights = checkpoint.dense_sha256(checkpoint.names)
-    fingerprint = hashlib.sha256(f"{config.fingerprint()} {weights} {text.sha256}".encode()).hexdigest()
+    fingerprint = hashlib.sha256(f"{run} {weights} {text.sha256}".encode()).hexdigest()
     store = StateStore(StateStore.folder_for(out), fingerprint)
     if resume:
         store.check()
@@ -229,6 +256,7 @@ def _provenance(checkpoint: Checkpoint, text: Text, heldout: Text, config: Learn
         "estimator": "pathwise",
         "settings": config.to_json(),
         "dtype": result.dtype,
+        "device": result.device,
         "text": {"name": Path(text.name).name, "sha256": text.sha256, "documents": len(text.documents)},
         "heldout": {"name": Path(heldout.name).name, "sha256": heldout.sha256, "documents": len(heldout.documents)},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},

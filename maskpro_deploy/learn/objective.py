@@ -19,13 +19,16 @@ _BLOCK_TOKENS = 512
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-        grad = torch.empty_like(hidden)
+        wanted = ctx.needs_input_grad[0]
+        grad = torch.empty_like(hidden) if wanted else hidden.new_empty(0)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         for start in range(0, len(targets), _BLOCK_TOKENS):
             block = slice(start, start + _BLOCK_TOKENS)
             picked = targets[block, None]
             log_p = torch.log_softmax((hidden[block] @ head.t()).float(), dim=-1)  # (t, V)
             total -= log_p.gather(1, picked).sum(dtype=torch.float64)
+            if not wanted:
+                continue
             slope = log_p.exp_()  # ∂CE/∂logits = p - onehot
             slope.scatter_add_(1, picked, torch.full_like(picked, -1, dtype=slope.dtype))
             grad[block] = (slope.to(hidden.dtype) @ head) / len(targets)

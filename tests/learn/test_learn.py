@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from maskpro_deploy import learn_masks
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import Text
-from maskpro_deploy.errors import CheckFailed, ConfigError, InputError, Interrupted, PatternError
+from maskpro_deploy.errors import CheckFailed, ConfigError, InputError, Interrupted, MachineError, PatternError
 from maskpro_deploy.learn import LearnConfig, LearnResult, learn_checkpoint
 from maskpro_deploy.learn import trainer as trainer_module
 from maskpro_deploy.pattern import NMPattern
@@ -89,6 +89,7 @@ def test_provenance_says_how_the_mask_was_made(learned: tuple[Path, LearnResult]
     out, result = learned
     record = json.loads((out / "learn.json").read_text())
     assert record["settings"]["steps"] == 60
+    assert (record["device"], record["dtype"]) == ("cpu", "float32")
     assert record["text"]["sha256"] == text.sha256
     assert record["dense_sha256"] == dense.dense_sha256(result.masks) == Checkpoint.open(out).masks.dense_sha256  # type: ignore[union-attr]
     assert record["heldout_perplexity"]["learned"] < record["heldout_perplexity"]["prior"]
@@ -207,6 +208,27 @@ def test_a_loss_that_is_no_number_stops_the_run(
     with pytest.raises(CheckFailed, match="loss became nan at step 0"):
         run(dense, tmp_path / "out", text, heldout)
     assert not (tmp_path / "out").exists()
+
+
+def test_memory_that_does_not_suffice_is_one_plain_error(
+    dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def full(self: trainer_module.Trainer) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(trainer_module.Trainer, "_step", full)
+    with pytest.raises(MachineError, match="memory of cpu does not suffice"):
+        run(dense, tmp_path / "out", text, heldout)
+
+
+def test_a_state_of_another_dtype_is_not_resumed(dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(Interrupted):
+        run(dense, out, text, heldout, progress=Stopper(2))
+    with pytest.raises(InputError, match="other settings"):
+        run(dense, out, text, heldout, replace(CONFIG, dtype="bfloat16"), resume=True)
 
 
 def test_learn_masks_returns_what_the_checkpoint_would_hold(dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path) -> None:

@@ -21,3 +21,11 @@ def test_loss_and_gradient_equal_those_of_torch_over_several_blocks() -> None:
     torch.testing.assert_close(loss, plain.detach())
     assert plain_hidden.grad is not None
     torch.testing.assert_close(hidden.grad, 3.0 * plain_hidden.grad, atol=1e-7, rtol=1e-4)
+
+
+def test_without_a_gradient_to_give_only_the_loss_is_computed() -> None:
+    torch.manual_seed(0)
+    hidden, head, targets = torch.randn(700, 16), torch.randn(50, 16), torch.randint(0, 50, (700,))
+    with torch.inference_mode():
+        loss = cross_entropy(hidden, head, targets)
+    torch.testing.assert_close(loss, nn.functional.cross_entropy(hidden @ head.t(), targets))
