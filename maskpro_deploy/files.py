@@ -21,6 +21,7 @@ from typing import Any
 from maskpro_deploy.errors import DiskFullError, FormatError, InputError
 
 _CHUNK_BYTES = 1 << 20
+_LARGEST_JSON = 1 << 28  # bytes; an index of a million tensors has half of that
 
 
 @contextmanager
@@ -150,9 +151,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         InputError: there is no such file, or it cannot be read.
-        FormatError: it is no JSON object.
+        FormatError: it is no JSON object, or is so large that it cannot be meant as one.
     """
     try:
+        if path.stat().st_size > _LARGEST_JSON:
+            raise FormatError(f"{path} has {path.stat().st_size} bytes: no file of its kind is that large.")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist.") from None

@@ -21,17 +21,19 @@ The graph's inputs and outputs have one form, whatever the model. `B` batch, `S`
     logits                   float32 (B, S, V), whatever the graph's dtype
     present.N.key            graph's dtype (B, H, T, D), and .value
 
-A `gqa` sibling has the same names, with padding on the right. A `static` sibling has a cache of a fixed length L (`Graph.length`):
-past_key_values and present are (B, H, L, D), `write_indices` int64 (B,) says where each row's new tokens go, and there is no
-attention_mask.
+A `gqa` sibling has the same names, with padding on the right. A `static` sibling has a cache of a fixed length L
+(`Graph.length`): past_key_values and present are (B, H, L, D), `write_indices` int64 (B,) says where each row's new tokens go,
+and there is no attention_mask.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from types import UnionType
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from maskpro_deploy import __version__
 from maskpro_deploy.errors import FormatError, InputError
@@ -43,17 +45,38 @@ MANIFEST_FILE = "manifest.json"
 
 
 class _Record:
-    """Shared JSON reading: unknown fields are dropped (a newer writer), missing ones named."""
+    """Shared JSON reading: unknown fields are dropped (a newer writer), missing ones and ones of another type named."""
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
         if not isinstance(value, dict):
             raise FormatError(f"{MANIFEST_FILE}: expected an object for {cls.__name__}, found {type(value).__name__}.")
-        fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        kinds = get_type_hints(cls)
+        known = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in kinds}
+        for name, found in known.items():
+            _check_kind(f"{cls.__name__}.{name}", found, kinds[name])
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in fields})
+            return cls(**known)
         except TypeError as e:
             raise FormatError(f"{MANIFEST_FILE}: {cls.__name__} is incomplete: {e}") from e
+
+
+def _check_kind(where: str, value: Any, kind: Any) -> None:
+    """Refuse a value that is not of the declared type: str, int, dict, a tuple of these, or one of these or None."""
+    if not _is_kind(value, kind):
+        name = kind.__name__ if isinstance(kind, type) else str(kind)
+        raise FormatError(f"{MANIFEST_FILE}: {where} is {reprlib.repr(value)}, which is no {name.replace('tuple', 'list')}.")
+
+
+def _is_kind(value: Any, kind: Any) -> bool:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return any(_is_kind(value, k) for k in inner)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_is_kind(v, inner[0]) for v in value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)  # a bool is an int to Python, not to the format
+    return isinstance(value, origin or kind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +209,10 @@ class Manifest:
 
     @classmethod
     def _parse(cls, value: dict[str, Any]) -> Manifest:
+        kinds = get_type_hints(cls)
         try:
+            for name in ("sparsity", "source", "verification", "tool_version"):
+                _check_kind(name, value[name], kinds[name])
             return cls(
                 model=ModelShape.from_json(value["model"]),
                 graph=Graph.from_json(value["graph"]),

@@ -153,6 +153,43 @@ def test_every_missing_field_is_named(tmp_path, field):
         Manifest.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("way", "wrong"),
+    [
+        (("model", "vocab_size"), "8"),
+        (("model", "vocab_size"), 8.0),
+        (("model", "num_layers"), True),
+        (("model", "name"), 5),
+        (("model", "name"), None),
+        (("model", "eos_token_ids"), 2),
+        (("model", "eos_token_ids"), ["2"]),
+        (("model", "bos_token_id"), "1"),
+        (("graph", "opset"), None),
+        (("graph", "file"), ["model.onnx"]),
+        (("graph", "length"), "64"),
+        (("files", 0, "bytes"), "5"),
+        (("files", 0, "sha256"), 0),
+        (("sparse_weights", 0, "shape"), [4, None]),
+        (("sparse_weights", 0, "axis"), [0]),
+        (("sparse_weights", 0, "source"), {}),
+        (("sparsity",), 24),
+        (("source",), []),
+        (("verification",), None),
+        (("tool_version",), 1),
+    ],
+)
+def test_a_value_of_another_type_is_named(tmp_path, way, wrong):
+    example(tmp_path).save(tmp_path)
+    value = json.loads((tmp_path / "manifest.json").read_text())
+    parent = value
+    for key in way[:-1]:
+        parent = parent[key]
+    parent[way[-1]] = wrong
+    (tmp_path / "manifest.json").write_text(json.dumps(value))
+    with pytest.raises(FormatError, match=str(way[-1])):
+        Manifest.load(tmp_path)
+
+
 @pytest.mark.parametrize("change", [{"version": 2}, {"schema": "other"}, {"version": "1"}])
 def test_another_version_is_refused(tmp_path, change):
     example(tmp_path).save(tmp_path)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from maskpro_deploy.commands._shared import PATH, PATTERN, emit, json_option, table
+from maskpro_deploy.commands._shared import PATH, PATTERN, emit, json_option, table, threads_option
+from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.progress import Meter
 
@@ -29,9 +30,19 @@ _SHOWN = 20
     show_default=True,
     help="Judge the weights that masks or manifest list, or all linear layers.",
 )
+@click.option("--html", type=PATH, metavar="FILE", help="Write a report page with one row a tensor.")
+@threads_option
 @json_option
-def command(path: Path, sparsity: NMPattern | None, at_most: bool, require: str, as_json: bool) -> None:
-    r"""Prove that PATH holds the N:M pattern: a checkpoint, a safetensors or mask file, an ONNX file, or a bundle.
+def command(
+    path: Path,
+    sparsity: NMPattern | None,
+    at_most: bool,
+    require: str,
+    html: Path | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    r"""Prove that PATH holds the N:M pattern: a checkpoint, a safetensors, mask or ONNX file, or a bundle.
 
     Every group of M consecutive weights along the reduction axis must have exactly N nonzeros, and every value must be
     finite. Where masks are known, weights must be zero wherever the mask is. Exit code: 0 it holds, 1 it does not, or nothing
@@ -42,10 +53,16 @@ def command(path: Path, sparsity: NMPattern | None, at_most: bool, require: str,
       maskpro-deploy validate sparse
       maskpro-deploy validate bundle --json
       maskpro-deploy validate model.onnx --sparsity 2:4 --at-most
+      maskpro-deploy validate mask_compressed.npz --html report.html
     """
+    from maskpro_deploy.extras import require as require_extra
     from maskpro_deploy.models import DEMO, resolve
     from maskpro_deploy.validation import validate
 
+    if html is not None:
+        require_extra("report", "writing an HTML report")
+        if html.is_dir():
+            raise ConfigError(f"--html {html} is a folder.\nName the file to write.")
     meter = Meter("validating", "weights")
     try:
         report = validate(
@@ -53,10 +70,16 @@ def command(path: Path, sparsity: NMPattern | None, at_most: bool, require: str,
             sparsity,
             at_most=at_most,
             require="all" if require == "all" else "listed",
+            threads=threads,
             progress=meter,
         )
     finally:
         meter.close()
+    if html is not None:
+        from maskpro_deploy.bench.report import write
+        from maskpro_deploy.commands._validate_page import build
+
+        write(build(report), html)
     emit(as_json, report.to_json(), render(report))
     if not report.holds:
         click.get_current_context().exit(1)
@@ -77,6 +100,7 @@ def render(report: ValidationReport) -> str:
     if short := sum(t.short for t in report.required):
         why = "fewer nonzeros, as --at-most allows" if report.at_most else "a kept weight that is itself zero"
         blocks.append(f"note: {short:,} groups are short: {why}")
+    blocks.extend(f"note: {note}" for note in report.notes)
     if any(t.tensor_cores == "fits" for t in report.required):
         blocks.append("note: cores says whether the shape suits sparse tensor cores (f32: once it is 16 bit), not what is faster")
     blocks.append(report.verdict)
@@ -104,6 +128,9 @@ def _rows(report: ValidationReport) -> list[list[str]]:
         size = sum(t.size for t in tensors)
         held = sum(t.holds for t in tensors)
         pattern = str(report.pattern) if report.pattern and held == len(tensors) else f"{held} of {len(tensors)}"
+        if report.detected and not held:  # say what they hold instead
+            others = {str(t.satisfies[0]) if t.satisfies else "none" for t in tensors}
+            pattern = ", ".join(sorted(others))
         rows.append(
             [
                 f"{kind}" if required else f"{kind} (not required)",

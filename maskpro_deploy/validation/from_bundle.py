@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Container
 from pathlib import Path, PurePosixPath
 
 from maskpro_deploy.errors import FormatError, PatternError
@@ -11,7 +12,7 @@ from maskpro_deploy.manifest import MANIFEST_FILE, Manifest, SparseWeight, safe_
 from maskpro_deploy.masks import MASKS_FILE
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.progress import Progress
-from maskpro_deploy.validation.arrays import FlatArray
+from maskpro_deploy.validation.arrays import FileArray, FlatArray, MappedArray, NibbleArray
 from maskpro_deploy.validation.from_masks import MaskFile
 from maskpro_deploy.validation.from_onnx import read_graph
 from maskpro_deploy.validation.inputs import InputFile
@@ -31,6 +32,11 @@ class BundleReader:
         masks = MaskFile.open(_inside(path, MASKS_FILE)) if (path / MASKS_FILE).is_file() else None
         listed = {w.initializer: w for w in manifest.sparse_weights}
         problems = [*_file_problems(path, manifest, graph.files, progress), *_list_problems(manifest, graph, masks)]
+        siblings = [(g.file, read_graph(_inside(path, g.file))) for g in manifest.siblings]
+        opened = [*files, *graph.inputs, *([masks.file] if masks is not None else [])]
+        for file, sibling in siblings:
+            opened += sibling.inputs
+            problems += _sibling_problems(file, sibling, graph, listed)
         return Source(
             kind="bundle",
             weights=tuple(_listed(w, listed.get(w.name), masks) for w in graph.weights),
@@ -39,7 +45,12 @@ class BundleReader:
             num_parameters=graph.num_parameters,
             pattern=_pattern(path, manifest),
             has_list=bool(manifest.sparse_weights),
-            inputs=(*files, *graph.inputs, *([masks.file] if masks is not None else [])),
+            inputs=(
+                *files,
+                *graph.inputs,
+                *(f for _, s in siblings for f in s.inputs),
+                *([masks.file] if masks is not None else []),
+            ),
             multiply_adds=graph.multiply_adds,
         )
 
@@ -78,6 +89,22 @@ def _file_problems(path: Path, manifest: Manifest, data_files: tuple[str, ...], 
     beside = PurePosixPath(manifest.graph.file).parent
     needed = [manifest.graph.file, *(str(beside / name) for name in data_files)]
     return problems + [f"the graph needs {name}, which {MANIFEST_FILE} does not list" for name in needed if name not in entries]
+
+
+def _sibling_problems(file: str, sibling: Source, graph: Source, listed: Container[str]) -> list[str]:
+    """Listed weights that another graph of the bundle takes from other bytes, or multiplies with along another axis."""
+    found = {w.name: _use(w) for w in sibling.weights}
+    wrong = [w.name for w in graph.weights if w.name in listed and (_use(w)[-1] is None or found.get(w.name) != _use(w))]
+    return [f"{file} does not use {name} as the graph does" for name in wrong]
+
+
+def _use(weight: Weight) -> tuple[object, ...]:
+    """What two graphs have to agree on: shape, type, axis, and the bytes of the data file."""
+    data: object = weight.data
+    while isinstance(data, (MappedArray, NibbleArray)):
+        data = data.base
+    place = (data.file.path, data.offset, data.size) if isinstance(data, FileArray) else None
+    return (weight.shape, weight.dtype, weight.axis, place)
 
 
 def _list_problems(manifest: Manifest, graph: Source, masks: MaskFile | None) -> list[str]:
