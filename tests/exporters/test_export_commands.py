@@ -77,3 +77,33 @@ def test_build_engine_prints_the_table_then_says_it_is_up_to_date(tiny_sparse, t
 @pytest.mark.parametrize("command", ["export", "build-engine"])
 def test_help_shows_an_example(command, tmp_path):
     assert f"maskpro-deploy {command} " in run(command, "--help", cwd=tmp_path).stdout.split("Example:")[1]
+
+
+def test_forms_quantisation_and_layout_are_flags_and_the_result_is_a_valid_bundle(tiny_sparse, tmp_path):
+    flags = ("--forms", "cat,gqa", "--quantize", "int4", "--block-size", "16", "--layout", "genai", "--max-length", "64")
+    done = run("export", tiny_sparse, "--out", "b", "--no-verify", "--require-sparsity", "2:4", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "b: sparse, fp32, int4 block 16, nearest, opset 23" in done.stdout
+    assert "forms: cat (model.onnx), gqa (model_gqa.onnx)" in done.stdout
+    assert (tmp_path / "b" / "genai_config.json").is_file()
+    checked = run("validate", "b", "--json", cwd=tmp_path)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--forms", "cat,ring"), "--forms ring"),
+        (("--forms", ","), "--forms is empty"),
+        (("--quantize", "int2"), "--quantize int2"),
+        (("--block-size", "32"), "give --quantize"),
+        (("--layout", "gguf"), "--layout gguf"),
+        (("--forms", "static", "--layout", "genai"), "it can run cat, gqa"),
+    ],
+)
+def test_wrong_flags_of_export_name_themselves(tiny_sparse, tmp_path, flags, words):
+    done = run("export", tiny_sparse, "--out", "b", *flags, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "b").exists()
