@@ -190,7 +190,7 @@ def _calibrated(
         return None
     plain = ExportConfig(max_length=config.max_length)
     same = build_graphs(template, decoder, plain, source)["cat"]
-    return calibrate(same, graph.weights, source, scratch, config.dtype, progress)
+    return calibrate(same, graph.weights, source, scratch, config.dtype, decoder.max_length, progress)
 
 
 def _verified(folder: Path, reference: Reference, max_length: int, progress: Progress) -> dict[str, Any]:

@@ -36,6 +36,7 @@ def calibrate(
     checkpoint: Checkpoint,
     folder: Path,
     dtype: str,
+    max_length: int,
     progress: Progress = SILENT,
 ) -> dict[str, Quantised]:
     """Round every projection that is to be quantised.
@@ -46,13 +47,14 @@ def calibrate(
         checkpoint: where they come from.
         folder: an empty folder for the fp32 model and the rounded weights; it may go once the weights are written.
         dtype: float type of the graph to be written, in which the scales will lie.
+        max_length: the longest sequence that the graph can run.
         progress: told the projections done.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
     """
     require("cpu", "calibrating on text")
-    path, texts = folder / "model.onnx", _texts(checkpoint, graph)
+    path, texts = folder / "model.onnx", _texts(checkpoint, min(_TOKENS, max_length))
     blob = write_weights(graph.weights.values(), checkpoint, folder / "model.onnx.data", "fp32")
     model = graph.model(blob.tensors(), {})
     todo = {w.name: w for w in weights.values() if w.quantization is not None and w.projection}
@@ -66,10 +68,9 @@ def calibrate(
     return result
 
 
-def _texts(checkpoint: Checkpoint, graph: Graph) -> list[npt.NDArray[np.int64]]:
+def _texts(checkpoint: Checkpoint, length: int) -> list[npt.NDArray[np.int64]]:
     """Token sequences of the built-in text that masks are learned on; the held-out part stays unseen."""
     tokenizer = load_tokenizer(checkpoint.folder)
-    length = min(_TOKENS, graph.weights["rope.cos"].shape[0] if "rope.cos" in graph.weights else _TOKENS)
     documents = load_text(BUILTIN).documents
     found = []
     for text in documents[:: max(1, len(documents) // _SEQUENCES)][:_SEQUENCES]:

@@ -173,3 +173,15 @@ def test_a_failed_comparison_names_the_first_layer_that_differs(made, tmp_path):
     with pytest.raises(CheckFailed, match=r"The first layer whose output differs is layer 1 of 3 \(/model/layers.1/add_mlp\)"):
         export(checkpoint, tmp_path / "out", reference=lambda: other)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "phi3"])
+def test_calibration_runs_on_every_kind_of_graph(made, tmp_path, name):
+    from maskpro_deploy.torch_lm import TorchLM
+
+    checkpoint = made(name)
+    config = ExportConfig(quantize="int8", block_size=16, method="calibrated", max_length=128)
+    manifest = export(checkpoint, tmp_path / "out", config, reference=lambda: TorchLM.open(checkpoint))
+    assert manifest.graph.quantization == "int8 block 16, calibrated"
+    assert manifest.verification["status"] == "passed"
+    assert manifest.verification["mean_kl"] < 0.1
