@@ -248,11 +248,12 @@ def measure(demo: Demo) -> None:
     """Prefill and decode latency of both bundles in one interleaved run."""
     from maskpro_deploy.bench.latency import LatencyConfig, run_latency
     from maskpro_deploy.bench.sweep import SweepConfig
-    from maskpro_deploy.commands.benchmark import CPU_NOTE, open_arms
+    from maskpro_deploy.commands.benchmark import notes_for, open_arms
 
     meter = Meter("benchmark", "cases")
     config = LatencyConfig(sweep=SweepConfig(budget_s=_LATENCY_S, seed=demo.seed))
-    result = run_latency(open_arms([demo.bundle, demo.dense_bundle], "cpu", None), config, notes=[CPU_NOTE], progress=meter)
+    arms = open_arms([demo.bundle, demo.dense_bundle], "cpu", None)
+    result = run_latency(arms, config, notes=notes_for(arms), progress=meter)
     meter.close()
     demo.latency = result
     demo.figures["latency"] = result.to_json()

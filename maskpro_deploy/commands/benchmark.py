@@ -24,6 +24,12 @@ CPU_NOTE = (
     "Stock onnxruntime has no 2:4 kernels on a CPU: it multiplies the zeros of a sparse weight like any other value. "
     "A difference between a dense and a 2:4 bundle here does not come from sparsity."
 )
+# measured on a busy machine: one bundle as both arms gave 0.98x, a dense and a 2:4 bundle (the same kernels) up to 1.05x
+SESSION_NOTE = (
+    "The bundles run in two sessions of one process, and two sessions of the same kernels have differed by up to "
+    "5 % on a busy machine (benchmark latency BUNDLE --against BUNDLE shows it for this one). A verdict on a difference of that "
+    "size says nothing."
+)
 
 
 class SizesType(click.ParamType[tuple[int, ...]]):
@@ -190,7 +196,7 @@ def _run(
         check_free(out, force=force)
         require("report", "writing report.html")
     arms = open_all()
-    notes = [CPU_NOTE] if all(arm.facts["provider"] == "CPUExecutionProvider" for arm in arms) else []
+    notes = notes_for(arms)
     meter = Meter("benchmark", "cases")
     result = run(arms, notes, meter)
     meter.close()
@@ -199,6 +205,12 @@ def _run(
     emit(as_json, result.to_json(), text(result, out))
     if not result.valid:
         raise CheckFailed(f"the run is invalid: {headline(result).removeprefix('Invalid: ')}\nNo comparison was made.")
+
+
+def notes_for(arms: list[ModelArm[Any]]) -> list[str]:
+    """What a reader of these arms' figures has to know."""
+    notes = [SESSION_NOTE] if len(arms) > 1 else []
+    return notes + ([CPU_NOTE] if all(arm.facts["provider"] == "CPUExecutionProvider" for arm in arms) else [])
 
 
 def open_arms(bundles: list[Path], provider: str, threads: int | None, *, spin: bool = False) -> list[ModelArm[Any]]:
