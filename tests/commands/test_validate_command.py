@@ -11,8 +11,9 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 from maskpro_deploy.commands.validate import command
-from maskpro_deploy.errors import InputError, PatternError
+from maskpro_deploy.errors import ConfigError, InputError, PatternError
 from maskpro_deploy.models import demo_is_cached
+from maskpro_deploy.pattern import NMPattern
 
 UP = "model.layers.1.mlp.up_proj.weight"
 
@@ -89,6 +90,46 @@ def test_nothing_to_check_ends_with_1(tmp_path):
 def test_errors_are_those_of_the_library(tmp_path):
     assert isinstance(invoke(tmp_path / "nope").exception, InputError)
     assert isinstance(invoke(tmp_path, "--sparsity", "4:2").exception, PatternError)
+
+
+def test_the_page_has_a_row_a_tensor_the_plot_and_the_verdict(broken, tmp_path):
+    pytest.importorskip("matplotlib")
+    done = invoke(broken, "--html", tmp_path / "out" / "report.html")
+    assert done.exit_code == 1
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "does not hold: 1 of 14 required tensors break 2:4" in page
+    assert page.count("self_attn.q_proj.weight") >= 2
+    assert "<svg" in page
+    assert "share of the multiply-adds" in page
+    assert "http" not in page.replace("http://www.w3.org", "")  # self-contained
+
+
+def test_pages_of_what_cannot_be_checked_or_plotted_are_written_too(tmp_path):
+    pytest.importorskip("matplotlib")
+    save_file({"<b>.norm.weight": np.ones(4, np.float32)}, tmp_path / "x.safetensors")
+    assert invoke(tmp_path / "x.safetensors", "--html", tmp_path / "r.html").exit_code == 1
+    save_file({"<b>.weight": np.ones((4, 6), np.uint8)}, tmp_path / "x.safetensors")
+    assert invoke(tmp_path / "x.safetensors", "--html", tmp_path / "r.html").exit_code == 1
+    assert "&lt;b&gt;.weight: dtype U8" in (tmp_path / "r.html").read_text()
+
+
+def test_a_page_has_to_be_a_file(tiny_sparse, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert isinstance(invoke(tiny_sparse, "--html", tmp_path).exception, ConfigError)
+
+
+def test_detection_names_what_each_kind_of_layer_holds(tmp_path):
+    rng = np.random.default_rng(0)
+    weights = {f"layers.{i}.up.weight": NMPattern(2, 4).top(rng.random((4, 16))).astype(np.float32) for i in range(2)}
+    weights["layers.0.down.weight"] = NMPattern(4, 8).top(rng.random((4, 32))).astype(np.float32)
+    weights["layers.0.dense.weight"] = np.ones((4, 48), np.float32)
+    save_file(weights, tmp_path / "x.safetensors")
+    done = invoke(tmp_path / "x.safetensors")
+    assert done.exit_code == 1
+    patterns = {
+        line.split()[0].split(".")[2]: line.split()[5] for line in done.stdout.splitlines() if line.startswith("layers.*")
+    }
+    assert patterns == {"up": "2:4", "down": "4:8", "dense": "none"}
 
 
 @pytest.mark.slow

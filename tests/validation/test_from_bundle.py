@@ -15,6 +15,7 @@ from maskpro_deploy.files import sha256_file
 from maskpro_deploy.masks import MASKS_FILE, MaskSet
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.validation import validate
+from maskpro_deploy.validation.from_masks import MaskFile
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +173,55 @@ def test_a_truncated_file_is_an_error(bundle):
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(FormatError, match="bytes"):
         validate(bundle)
+
+
+def test_a_link_out_of_the_bundle_is_refused(bundle, tmp_path):
+    for name in ("model.onnx.data", MASKS_FILE):
+        outside = tmp_path / name
+        shutil.move(bundle / name, outside)
+        (bundle / name).symlink_to(outside)
+        with pytest.raises(FormatError, match="link out of the bundle"):
+            validate(bundle)
+        (bundle / name).unlink()
+        shutil.move(outside, bundle / name)
+    assert validate(bundle).holds
+
+
+class TestSiblings:
+    @pytest.fixture
+    def pair(self, bundle):
+        """A bundle with a second graph over the same data."""
+        manifest = manifest_of(bundle)
+        model = onnx.load(bundle / "model.onnx", load_external_data=False)
+        onnx.save(model, bundle / "model.other.onnx")
+        manifest["siblings"] = [manifest["graph"] | {"file": "model.other.onnx"}]
+        manifest["files"].append({"path": "model.other.onnx"})
+        write(bundle, manifest)
+        return bundle
+
+    def test_a_sibling_over_the_same_bytes_holds(self, pair):
+        assert validate(pair).holds
+
+    @pytest.mark.parametrize("change", ["offset", "renamed"])
+    def test_a_sibling_with_other_weights_is_a_contradiction(self, pair, change):
+        manifest = manifest_of(pair)
+        listed = [w["initializer"] for w in manifest["sparse_weights"]]
+        model = onnx.load(pair / "model.other.onnx", load_external_data=False)
+        tensors = [t for t in model.graph.initializer if t.name in listed]
+        if change == "offset":
+            one = next(t for t in tensors if list(t.dims) == list(tensors[0].dims) and t is not tensors[0])
+            del one.external_data[:]
+            one.external_data.extend(tensors[0].external_data)
+        else:
+            for node in model.graph.node:
+                node.input[:] = ["another" if name == tensors[0].name else name for name in node.input]
+            tensors[0].name = "another"
+        onnx.save(model, pair / "model.other.onnx")
+        write(pair, manifest)
+        report = validate(pair)
+        assert not report.holds
+        assert "model.other.onnx does not use" in report.problems[0]
+
+
+def test_the_hash_of_masks_is_the_same_piece_by_piece(tiny_sparse):
+    assert MaskFile.open(tiny_sparse / MASKS_FILE).sha256() == MaskSet.load(tiny_sparse / MASKS_FILE).sha256()

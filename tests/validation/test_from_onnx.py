@@ -18,6 +18,8 @@ from sparse_cases import damaged, holds_by_hand, lawful, seeds
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.validation import validate
+from maskpro_deploy.validation.arrays import LoadedArray
+from maskpro_deploy.validation.readers import open_source
 
 TWO_FOUR = NMPattern(2, 4)
 F32 = np.dtype(np.float32)
@@ -177,6 +179,133 @@ def test_dequantised_zeros_and_overflows_are_judged_by_the_value_they_become(
     assert (found.over, found.under) == ((counts > 2).sum(), (counts < 2).sum())
     assert found.not_finite == (~np.isfinite(real)).sum()
     assert report.holds == holds_by_hand(real, 0, TWO_FOUR, at_most=at_most)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=seeds,
+    target=st.sampled_from(["int8", "uint8", "int16", "uint16"]),
+    form=st.sampled_from(["tensor", "axis 0", "axis 1", "blocks 0"]),
+    flip=st.booleans(),
+)
+def test_constants_that_are_quantised_in_the_graph_are_judged_by_what_comes_back(seed, target, form, flip):
+    """Small values become zero in QuantizeLinear: the counts are those of the reference evaluator."""
+    rng = np.random.default_rng(seed)
+    weight = (rng.normal(size=(8, 8)) * (rng.random((8, 8)) < 0.6)).astype(np.float32)
+    at = 0 if form == "tensor" else int(form[-1])
+    shape = {"tensor": (), "blocks 0": (4, 8)}.get(form, (8,))
+    scale = rng.choice([0.013, 0.31, 1.7], shape).astype(np.float32)
+    zero = np.full(shape, 3 if target.startswith("u") else 0, np.dtype(target))
+    attributes = {"axis": at} | ({"block_size": 2} if form == "blocks 0" else {})
+    steps = [
+        *([node("Transpose", ["s"], ["st"])] if flip else []),
+        node("QuantizeLinear", ["st" if flip else "s", "scale", "zero"], ["q"], **attributes),
+        node("DequantizeLinear", ["q", "scale", "zero"], ["w"], **attributes),
+        node("MatMul", ["x", "w"], ["y"]),
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        path = save_model(folder, steps, {"s": weight, "scale": scale, "zero": zero})
+        real = ReferenceEvaluator(onnx.load(path)).run(None, {"x": np.eye(8, dtype=np.float32)})[0]
+        found = validate(path, TWO_FOUR).tensors[0]
+    counts = (real.reshape(2, 4, 8) != 0).sum(axis=1)
+    assert (found.over, found.under) == ((counts > 2).sum(), (counts < 2).sum())
+
+
+def test_quantising_does_not_hide_values_that_are_not_finite(tmp_path):
+    weight = lawful(np.random.default_rng(0), (8, 8), 0, TWO_FOUR, F32)
+    weight[tuple(np.argwhere(weight)[3])] = np.nan
+    nodes = [
+        node("QuantizeLinear", ["w", "scale", "zero"], ["q"]),
+        node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+        node("MatMul", ["x", "d"], ["y"]),
+    ]
+    constants = {"w": weight, "scale": np.array(0.5, np.float32), "zero": np.array(0, np.int8)}
+    assert validate(save_model(tmp_path, nodes, constants), TWO_FOUR).failed[0].not_finite == 1
+
+
+@pytest.mark.parametrize("external", [False, True])
+@pytest.mark.parametrize("kind", ["none", "filled"])
+def test_fp4_weights_are_read_two_to_a_byte(tmp_path, external, kind):
+    weight = lawful(np.random.default_rng(0), (8, 6), 0, TWO_FOUR, np.dtype(ml_dtypes.float4_e2m1fn))
+    if kind == "filled":
+        weight, _ = damaged(np.random.default_rng(1), weight, "filled")
+    bits = weight.view(np.uint8).reshape(-1)
+    tensor = helper.make_tensor("w", TensorProto.FLOAT4E2M1, [8, 6], (bits[0::2] | bits[1::2] << 4).tobytes(), raw=True)
+    nodes = [node("DequantizeLinear", ["w", "scale"], ["d"]), node("MatMul", ["x", "d"], ["y"])]
+    path = save_model(tmp_path, nodes, {"w": tensor, "scale": np.array(0.5, np.float32)}, external=external)
+    report = validate(path, TWO_FOUR)
+    assert report.holds == (kind == "none")
+    assert report.tensors[0].dtype == "f4"
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds, data=st.data())
+def test_any_chain_of_shape_changes_is_followed_to_the_values_that_are_multiplied(seed, data):
+    """Reshape, Transpose, Squeeze, Unsqueeze and Flatten in any order, compared with the graph as it runs."""
+    rng = np.random.default_rng(seed)
+    weight = (rng.random((4, 2, 3, 4)) < 0.5).astype(np.float32)
+    nodes, constants, value, shape = [], {"s": weight}, "s", list(weight.shape)
+    for i in range(data.draw(st.integers(1, 5))):
+        kind = data.draw(st.sampled_from(["Reshape", "Transpose", "Unsqueeze", "Flatten", "Squeeze"]))
+        inputs, attributes = [value], {}
+        if kind == "Reshape":
+            shape = data.draw(st.sampled_from([[8, 12], [4, -1], [2, 1, 48], [1, 96], [12, 2, 4], [96]]))
+            constants[f"c{i}"] = np.array(shape)
+            inputs.append(f"c{i}")
+        elif kind == "Transpose":
+            attributes["perm"] = data.draw(st.permutations(range(len(shape))))
+        elif kind == "Unsqueeze":
+            constants[f"c{i}"] = np.array([data.draw(st.integers(-len(shape) - 1, len(shape)))])
+            inputs.append(f"c{i}")
+        elif kind == "Flatten":
+            attributes["axis"] = data.draw(st.integers(-len(shape), len(shape)))
+        nodes.append(node(kind, inputs, [f"v{i}"], **attributes))
+        value = f"v{i}"
+        shape = list(_run(nodes, constants, value).shape)
+    constants["end"] = np.array([-1, 4])
+    nodes += [node("Reshape", [value, "end"], ["w"]), node("MatMul", ["x", "w"], ["y"])]
+    real = _run(nodes[:-1], constants, "w")  # (24, 4)
+    with tempfile.TemporaryDirectory() as folder:
+        report = validate(save_model(folder, nodes, constants), TWO_FOUR)
+    counts = (real.reshape(6, 4, 4) != 0).sum(axis=1)
+    found = report.tensors[0]
+    assert (found.over, found.under) == ((counts > 2).sum(), (counts < 2).sum())
+
+
+def _run(nodes, constants, output):
+    with tempfile.TemporaryDirectory() as folder:
+        path = save_model(folder, nodes, constants, inputs=(), outputs=(output,))
+        return ReferenceEvaluator(onnx.load(path)).run(None, {})[0]
+
+
+def test_old_graphs_have_axes_as_attributes(tmp_path):
+    weight = lawful(np.random.default_rng(0), (8, 1, 8), 0, TWO_FOUR, F32)
+    nodes = [node("Squeeze", ["w"], ["s"], axes=[1]), node("MatMul", ["x", "s"], ["y"])]
+    assert validate(save_model(tmp_path, nodes, {"w": weight}, opset=11), TWO_FOUR).holds
+
+
+def test_large_inline_weights_are_unpacked_one_at_a_time(tmp_path):
+    weight = lawful(np.random.default_rng(0), (512, 256), 0, TWO_FOUR, F32)
+    nodes = [node("MatMul", ["x", "a"], ["h"]), node("MatMul", ["h", "b"], ["y"])]
+    path = save_model(tmp_path, nodes, {"a": weight, "b": weight})
+    assert validate(path, TWO_FOUR).holds
+    source = open_source(path)
+    assert all(isinstance(w.data, LoadedArray) and w.data._held is None for w in source.weights)
+
+
+def test_multiply_adds_count_every_product_with_a_stored_weight(tmp_path):
+    good, dense = lawful(np.random.default_rng(0), (8, 8), 0, TWO_FOUR, F32), np.ones((8, 16), np.float32)
+    nodes = [
+        node("MatMul", ["x", "good"], ["a"]),
+        node("MatMul", ["a", "good"], ["b"]),
+        node("MatMul", ["b", "lm_head.weight"], ["y"]),
+        node("MatMul", ["y", "b"], ["z"]),  # of activations: not counted
+    ]
+    report = validate(save_model(tmp_path, nodes, {"good": good, "lm_head.weight": dense}), TWO_FOUR)
+    assert report.holds
+    assert (report.multiply_adds, report.share_of_multiply_adds) == (2 * 64 + 128, 0.5)
+    assert report.share == 64 / 192
+    assert "50.0 % of the multiply-adds" in report.verdict
 
 
 @pytest.mark.parametrize("special", [np.nan, np.inf, 1e6], ids=["nan", "inf", "overflow in the cast"])

@@ -7,6 +7,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -139,3 +140,41 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path):
     path = save(tmp_path, {f"{i}.weight": lawful(rng, (64, 64), 1, TWO_FOUR, np.dtype(np.float32)) for i in range(4)})
     with pytest.raises(FormatError, match="ends early"):
         validate(path, progress=Shrinking())
+
+
+@pytest.mark.parametrize("kind", ["none", "filled"])
+def test_fp4_tensors_are_read_two_to_a_byte(tmp_path, kind):
+    """The numpy side of the library cannot write fp4: the header is written by hand."""
+    weight = lawful(np.random.default_rng(0), (6, 8), 1, TWO_FOUR, np.dtype(ml_dtypes.float4_e2m1fn))
+    if kind == "filled":
+        weight, _ = damaged(np.random.default_rng(1), weight, "filled")
+    bits = weight.view(np.uint8).reshape(-1)
+    entries = {"up.weight": {"dtype": "F4", "shape": [6, 8], "data_offsets": [0, 24]}}
+    report = validate(header_with(tmp_path, entries, (bits[0::2] | bits[1::2] << 4).tobytes()))
+    assert report.holds == (kind == "none")
+    assert report.tensors[0].dtype == "f4"
+
+
+@pytest.mark.parametrize(("tied", "head", "share"), [(False, True, 1 / 3), (True, False, 1 / 3), (False, False, 1.0)])
+def test_multiply_adds_count_the_head_also_where_it_is_the_embedding(tmp_path, tied, head, share):
+    weight = lawful(np.random.default_rng(0), (8, 8), 1, TWO_FOUR, np.dtype(np.float32))
+    dense = np.ones((16, 8), np.float32)
+    tensors = {"model.embed_tokens.weight": dense, "up.weight": weight, "norm.weight": np.ones(8, np.float32)}
+    (tmp_path / "config.json").write_text(json.dumps({"tie_word_embeddings": tied}))
+    report = validate(save(tmp_path, tensors | ({"lm_head.weight": dense} if head else {})), TWO_FOUR)
+    assert report.share_of_multiply_adds == pytest.approx(share)
+
+
+def header_with(tmp_path, entries, data):
+    head = json.dumps(entries).encode()
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(len(head).to_bytes(8, "little") + head + data)
+    return path
+
+
+@pytest.mark.parametrize("second", [(0, 128), (64, 192), (128, 1 << 62), (192, 320), (256, 128)])
+def test_tensors_that_overlap_or_leave_the_file_are_refused(tmp_path, second):
+    places = {"0.weight": (0, 128), "1.weight": second}
+    entries = {name: {"dtype": "F32", "shape": [4, 8], "data_offsets": list(at)} for name, at in places.items()}
+    with pytest.raises(FormatError, match=r"w\.safetensors"):
+        validate(header_with(tmp_path, entries, bytes(256)))
