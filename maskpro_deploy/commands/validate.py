@@ -128,9 +128,8 @@ def _rows(report: ValidationReport) -> list[list[str]]:
         size = sum(t.size for t in tensors)
         held = sum(t.holds for t in tensors)
         pattern = str(report.pattern) if report.pattern and held == len(tensors) else f"{held} of {len(tensors)}"
-        if report.detected and not held:  # say what they hold instead
-            others = {str(t.satisfies[0]) if t.satisfies else "none" for t in tensors}
-            pattern = ", ".join(sorted(others))
+        if report.detected:  # each kind with the finest that it holds
+            pattern = ", ".join(sorted({str(t.satisfies[0]) if t.satisfies else "none" for t in tensors}))
         rows.append(
             [
                 f"{kind}" if required else f"{kind} (not required)",
