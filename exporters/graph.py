@@ -116,6 +116,10 @@ class Graph:
         self._nodes.append(node)
         return result
 
+    def rename_last(self, output: str) -> None:
+        """Give the (first) output of the node added last another name."""
+        self._nodes[-1].output[0] = output
+
     def weight(self, weight: Weight) -> str:
         """A weight in the graph's float type; asked for twice, stored once."""
         self.weights.setdefault(weight.name, weight)

@@ -88,7 +88,10 @@ class Layers:
         y = graph.op("MatMul", h, weight, name=f"/{head}")
         if config.logit_softcap is not None:
             y = self.softcap(y, config.logit_softcap, f"/{head}")
-        graph.op("Cast", y, name=f"/{head}/float", output="logits", to=TensorProto.FLOAT)
+        if graph.dtype == "fp32":
+            graph.rename_last("logits")
+        else:
+            graph.op("Cast", y, name=f"/{head}/float", output="logits", to=TensorProto.FLOAT)
         graph.output("logits", TensorProto.FLOAT, ["batch", "new", v])
         return graph
 
