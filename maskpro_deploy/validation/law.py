@@ -23,7 +23,7 @@ import numpy.typing as npt
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.validation.arrays import Array, FlatArray, PanelArray
 
-_TILE = 1 << 17  # elements: enough to make calls cheap, few enough for the processor's caches
+_TILE = 1 << 19  # elements: enough that calls are cheap and threads seldom wait for each other, few enough for the caches
 _LONGEST_RUN = 1 << 21  # elements of M rows side by side: longer ones are cut into panels of columns
 _LARGE_BLOCK = 30 << 20  # bytes
 _SHOWN = 3  # offending groups whose place is kept
