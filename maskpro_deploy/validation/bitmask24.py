@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.validation.arrays import Array, BitArray, FileArray
 from maskpro_deploy.validation.inputs import InputFile
 from maskpro_deploy.validation.source import Unchecked, Weight, is_linear
@@ -29,6 +30,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
     "I8": np.dtype(np.int8),
 }
+PATTERN = NMPattern(2, 4)
 VALUES, _BITS, _SHAPE = ".compressed", ".bitmask", ".shape"
 
 
@@ -104,6 +106,14 @@ class ExpandedArray:
     def __init__(self, mask: BitArray, values: FileArray) -> None:
         self._mask, self._values = mask, values
         self._position, self._taken = 0, 0
+        self._kept: int | None = None
+
+    @property
+    def contradiction(self) -> str:
+        """What is wrong with the layout, once all of it was read: the bitmask has to keep as many weights as there are values."""
+        if self._kept is None or self._kept == self._values.size:
+            return ""
+        return f"its bitmask keeps {self._kept} weights, {self._values.size} values are stored"
 
     @property
     def size(self) -> int:
@@ -123,6 +133,8 @@ class ExpandedArray:
             kept[:there] = self._values.read(self._taken, self._taken + there)
         found[keep] = kept
         self._position, self._taken = stop, self._taken + count
+        if stop == self.size:
+            self._kept = self._taken
         return found
 
     def release(self) -> None:

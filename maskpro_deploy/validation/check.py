@@ -17,6 +17,7 @@ import numpy as np
 
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.progress import SILENT, Progress
+from maskpro_deploy.validation.bitmask24 import ExpandedArray
 from maskpro_deploy.validation.law import Scan, Tally, scan
 from maskpro_deploy.validation.readers import open_source
 from maskpro_deploy.validation.report import TensorReport, ValidationReport, alignment, tensor_core_class
@@ -80,7 +81,7 @@ def validate(
         tensors=tuple(reports),
         unchecked=source.unchecked,
         unchecked_required=tuple(u for u in source.unchecked if _counts(u, source, require)),
-        problems=source.problems,
+        problems=(*source.problems, *_layout_problems(source)),
         notes=source.notes,
         num_parameters=source.num_parameters,
         multiply_adds=source.multiply_adds,
@@ -132,6 +133,11 @@ def _scan_all(source: Source, patterns: tuple[NMPattern, ...], at_most: bool, th
 
 class _Stopped(Exception):
     """Another weight could not be read: stop counting this one."""
+
+
+def _layout_problems(source: Source) -> list[str]:
+    arrays = [(w.name, w.data) for w in source.weights if isinstance(w.data, ExpandedArray)]
+    return [f"{name}: {data.contradiction}" for name, data in arrays if data.contradiction]
 
 
 def _lawful(tally: Tally) -> bool:

@@ -9,6 +9,7 @@ from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.masks import MASKS_FILE
 from maskpro_deploy.progress import Progress
+from maskpro_deploy.validation import bitmask24
 from maskpro_deploy.validation.bitmask24 import Entries, Entry
 from maskpro_deploy.validation.from_masks import MaskFile
 from maskpro_deploy.validation.from_safetensors import collect, linear_axis, matrices, num_parameters, read_header
@@ -45,7 +46,7 @@ class CheckpointReader:
             unchecked=tuple(f for f in kept if isinstance(f, Unchecked)),
             problems=tuple(problems),
             num_parameters=num_parameters(entries, found),
-            pattern=masks.pattern if masks is not None else None,
+            pattern=masks.pattern if masks is not None else bitmask24.PATTERN if bitmask24.prefixes(entries) else None,
             has_list=masks is not None,
             inputs=(*files, *([masks.file] if masks is not None else [])),
             multiply_adds=matrices(found, checkpoint.config),

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.progress import Progress
 from maskpro_deploy.validation.inputs import InputFile
 from maskpro_deploy.validation.source import Source
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message  # type: ignore[import-untyped]
 
 _LARGEST = 1 << 31  # bytes of a protobuf message
 
@@ -19,7 +23,7 @@ def read_graph(path: Path) -> Source:
         FormatError: it is damaged, its external data is missing or outside its folder, or its graph is not in order.
     """
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     from maskpro_deploy.validation.onnx_trace import Tracer
 
@@ -32,6 +36,8 @@ def read_graph(path: Path) -> Source:
         raise FormatError(f"{path} is no whole ONNX file: {e}") from e
     if not model.HasField("graph") or not model.opset_import:
         raise FormatError(f"{path} is no ONNX model: it has no graph or no operator set.")
+    if not _all_text(model):
+        raise FormatError(f"{path} is no whole ONNX file: a name in it is no text.")
     trace = Tracer(model, path)
     return Source(
         kind="onnx",
@@ -42,6 +48,21 @@ def read_graph(path: Path) -> Source:
         inputs=(file, *trace.inputs),
         multiply_adds=trace.multiply_adds,
     )
+
+
+def _all_text(model: Message) -> bool:
+    """Whether all strings are text: where bytes are no UTF-8, protobuf hands them over as bytes. No path has a zero byte."""
+    waiting = [model]
+    while waiting:
+        for field, value in waiting.pop().ListFields():
+            if field.type not in (field.TYPE_MESSAGE, field.TYPE_STRING):
+                continue
+            several = [value] if isinstance(value, (str, bytes)) or hasattr(value, "ListFields") else list(value)
+            if field.type == field.TYPE_MESSAGE:
+                waiting.extend(several)
+            elif not all(isinstance(v, str) and "\0" not in v for v in several):
+                return False
+    return True
 
 
 class OnnxReader:

@@ -134,6 +134,7 @@ class SafetensorsReader:
             weights=tuple(f for f in found if isinstance(f, Weight) and f.linear),
             unchecked=tuple(f for f in found if isinstance(f, Unchecked) and f.linear),
             num_parameters=num_parameters(entries, found),
+            pattern=bitmask24.PATTERN if bitmask24.prefixes(entries) else None,
             inputs=(file,),
             multiply_adds=matrices(found, config),
         )

@@ -192,8 +192,8 @@ def bitmask(rng: np.random.Generator, folder: Path) -> Case:
     save_file({f"layers.0.up_proj.{k}": v for k, v in tensors.items()}, path)
     if kind == "cut":
         cut(rng, path)
-    want = pick(rng, [None, TWO_FOUR])
-    return Case(path=path, label=f"bitmask {dtype} {kind}", holds=kind in ("none", "short"), pattern=want)
+    want, at_most = pick(rng, [None, TWO_FOUR]), bool(rng.random() < 0.3)
+    return Case(path=path, label=f"bitmask {dtype} {kind}", holds=kind in ("none", "short"), pattern=want, at_most=at_most)
 
 
 def onnx_file(rng: np.random.Generator, folder: Path) -> Case:

@@ -75,6 +75,17 @@ def test_a_flipped_bit_is_found_at_its_group(tmp_path, seed):
     assert report.failed[0].first == ((row, column - column % 4),)
 
 
+@pytest.mark.parametrize("pattern", [None, TWO_FOUR, NMPattern(1, 4), NMPattern(3, 4)])
+@pytest.mark.parametrize("bit", range(4))
+def test_a_flipped_bit_is_found_whatever_is_asked_for(tmp_path, pattern, bit):
+    tensors = compressed(weight((1, 4)))
+    tensors[f"{LAYER}.bitmask"][0, 0] ^= 1 << bit
+    save_file(tensors, tmp_path / "model.safetensors")
+    report = validate(tmp_path / "model.safetensors", pattern, at_most=True)
+    assert not report.holds
+    assert "values are stored" in report.problems[0]
+
+
 @pytest.mark.parametrize(
     ("part", "value", "reason"),
     [

@@ -515,6 +515,15 @@ class TestDamagedFiles:
                 return
             assert not report.holds or report.tensors[0].nonzeros > 0
 
+    @pytest.mark.parametrize("name", [b"w\xff", b"w\x00"])
+    @pytest.mark.parametrize("old", [b"m.onnx.data", b"MatMul"])
+    def test_names_that_are_no_text_are_refused(self, external, name, old):
+        raw = external.read_bytes()
+        assert old in raw
+        external.write_bytes(raw.replace(old, name.ljust(len(old), b"x")))
+        with pytest.raises(FormatError, match=r"m\.onnx is no whole ONNX file"):
+            validate(external)
+
     def test_text_is_no_onnx_file(self, tmp_path):
         (tmp_path / "m.onnx").write_text("hello")
         with pytest.raises(FormatError, match="no "):
