@@ -61,8 +61,14 @@ def learn(shape: LlamaShape, settings: Settings, record: Record) -> str:
         MachineError: torch or memory is missing.
     """
     torch = torch_on(settings.device)
-    if settings.rehearse:
-        shape = TINY
+    from maskpro_deploy.learn.memory import tuned_process
+
+    with tuned_process():
+        return _timed(torch, TINY if settings.rehearse else shape, settings, record)
+
+
+def _timed(torch: Any, shape: LlamaShape, settings: Settings, record: Record) -> str:
+    """The item itself, with the process as the learner has it."""
     on_gpu = settings.device == CUDA
     if on_gpu:
         _check_memory(torch, shape)
@@ -110,11 +116,9 @@ def _trainer(torch: Any, shape: LlamaShape, settings: Settings, ticks: _Ticks) -
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     from maskpro_deploy.learn.config import LearnConfig
-    from maskpro_deploy.learn.memory import tune_process
     from maskpro_deploy.learn.model import LearningModel, faster_dtype
     from maskpro_deploy.learn.trainer import Trainer as Loop
 
-    tune_process()
     torch.manual_seed(0)
     dtype = faster_dtype(CUDA) if settings.device == CUDA else torch.float32
     with torch.device(settings.device):

@@ -21,7 +21,7 @@ from maskpro_deploy.data import HELD_OUT, Text, load_text, load_tokenizer, separ
 from maskpro_deploy.errors import ConfigError, InputError, Interrupted, MachineError
 from maskpro_deploy.files import check_free
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.memory import tune_process
+from maskpro_deploy.learn.memory import tuned_process
 from maskpro_deploy.learn.model import LearningModel, faster_dtype
 from maskpro_deploy.learn.state import StateStore
 from maskpro_deploy.learn.trainer import Point, Trainer, Windows
@@ -58,14 +58,16 @@ class LearnResult:
     def summary(self) -> dict[str, Any]:
         """The figures, as they go into `learn.json`."""
         first, last = self.curve[0], self.curve[-1]
+        best = min(self.curve, key=lambda p: p.heldout_loss)  # the point whose masks are the result
         return {
             "heldout_perplexity": {
                 "dense": math.exp(self.dense_loss),
                 "prior": math.exp(first.heldout_loss),
-                "learned": math.exp(last.heldout_loss),
+                "learned": math.exp(best.heldout_loss),
             },
-            "groups_changed": last.flips,
+            "groups_changed": best.flips,
             "steps": last.step,
+            "best_step": best.step,
             "tokens": self.tokens,
             "seconds": round(self.seconds, 1),
             "layers": len(self.masks),
@@ -93,7 +95,7 @@ def learn_masks(
     text, held = (load_text(t) if isinstance(t, str) else t for t in (data, heldout))
     place = _device("auto")
     trainer = _trainer(checkpoint, text, held, config, None, progress, place, _dtype(config, place))
-    with _memory_errors(place):
+    with tuned_process(), _memory_errors(place):
         trainer.prepare()
         finished = trainer.run()
     if not finished:
@@ -139,7 +141,7 @@ def learn_checkpoint(
     dtype = _dtype(config, place)
     store = _store(checkpoint, out, text, f"{config.fingerprint()} {place} {dtype}", resume=resume, force=force)
     trainer = _trainer(checkpoint, text, heldout, config, store, progress, place, dtype)
-    with _memory_errors(place):
+    with tuned_process(), _memory_errors(place):
         trainer.prepare()
         if resume:
             trainer.restore()
@@ -180,7 +182,6 @@ def _trainer(
     count = max(1, config.heldout_tokens // config.window)
     # windows spread over the whole text, so that every genre counts
     chosen = [i * len(heldout_windows) // count for i in range(count)] if count < len(heldout_windows) else slice(None)
-    tune_process()
     model = LearningModel(load_causal_lm(checkpoint.folder, dtype).to(place))
     return Trainer(model, learn_windows, heldout_windows[chosen], config, store, progress)
 

@@ -21,8 +21,6 @@ from torch import Tensor, nn
 
 from maskpro_deploy.learn.distribution import ConditionalBernoulli
 
-_NEVER = -1e30  # a logit below all others, of which some can still be added up
-
 
 class Mode(Enum):
     """What a site multiplies its weight with."""
@@ -83,12 +81,15 @@ class Site(nn.Module):
     def mask(self, state: Tensor | None = None) -> npt.NDArray[np.bool_]:
         """The argmax mask, or the one of the given states.  # (G,) -> (O, C)
 
-        In the argmax mask a weight that is itself zero is kept only where its group has nothing better to keep.
+        A weight that is itself zero is kept only where its group has nothing better to keep.
         """
-        if state is None:
-            zero = to_planes(self.weight, self.family.pattern.m) == 0
-            state = self.family.mode(self.logits.masked_fill(zero, _NEVER))
-        kept = self.family.masks[state]  # (G, M)
+        state = self.family.mode(self.logits) if state is None else state
+        kept = self.family.masks[state.long()]  # (G, M)
+        zero = self.weight.reshape(-1, self.family.pattern.m) == 0  # (G, M)
+        if (kept & zero).any():
+            # keep what was kept, then any other nonzero weight, then zeros, each in its order
+            rank = kept.float().mul_(2).add_(1).masked_fill_(zero, 0).t().contiguous()  # (M, G)
+            kept = self.family.masks[self.family.mode(rank)]
         array: npt.NDArray[np.bool_] = kept.view(self.weight.shape).cpu().numpy()
         return array
 

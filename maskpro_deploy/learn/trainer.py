@@ -3,7 +3,7 @@
 Pathwise estimator: the forward pass runs with one hard mask per group, the backward pass takes ∂L/∂m from the weight's gradient
 and carries it to the logits through ∂E[m]/∂θ = Cov(m) (see `distribution`). The hard mask is a sample m ~ p_{θ/τ} whose
 temperature τ decays to 0; at τ = 0, the default, it is the argmax mask, and the estimator a straight-through one. The learning
-rate decays to 0 over the limit, be it time, steps or tokens; the result is the argmax mask of the last logits.
+rate decays to 0 over the limit, be it time, steps or tokens; the result is the argmax mask with the lowest held-out loss.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ class Trainer:
         self.sites: list[Site] = []
         self.dense_loss = math.nan
         self._prior_states: dict[str, torch.Tensor] = {}
+        self._best_states: dict[str, torch.Tensor] = {}  # of the point with the lowest held-out loss
         self._started = time.monotonic()
 
     # -- setting up
@@ -238,6 +239,8 @@ class Trainer:
             flips=self.flips(),
         )
         c.losses.clear()
+        if not c.curve or point.heldout_loss < min(p.heldout_loss for p in c.curve):
+            self._best_states = {s.name: s.family.mode(s.logits).to(torch.uint8) for s in self.sites}
         c.curve.append(point)
         log.info("%s", point)
 
@@ -247,12 +250,15 @@ class Trainer:
         return changed / sum(len(states) for states in self._prior_states.values())
 
     def masks(self, dense_sha256: str = "") -> MaskSet:
-        """The argmax mask of every site."""
-        return MaskSet.from_arrays(self.config.pattern, {s.name: s.mask() for s in self.sites}, dense_sha256)
+        """The argmax masks of the point of the curve with the lowest held-out loss: never worse there than the prior."""
+        return self._masks_of(self._best_states, dense_sha256)
 
     def prior_masks(self, dense_sha256: str = "") -> MaskSet:
         """The one-shot masks that learning started from."""
-        masks = {s.name: s.mask(self._prior_states[s.name].int()) for s in self.sites}
+        return self._masks_of(self._prior_states, dense_sha256)
+
+    def _masks_of(self, states: dict[str, torch.Tensor], dense_sha256: str) -> MaskSet:
+        masks = {s.name: s.mask(states[s.name]) for s in self.sites}
         return MaskSet.from_arrays(self.config.pattern, masks, dense_sha256)
 
     # -- state
@@ -262,6 +268,7 @@ class Trainer:
         if self.store is None:
             return
         tensors = {f"logits/{s.name}": s.logits for s in self.sites}
+        tensors |= {f"best/{k}": v for k, v in self._best_states.items()}
         tensors |= {f"first/{k}": v for k, v in self.optimizer.first.items()}
         tensors |= {f"second/{k}": v for k, v in self.optimizer.second.items()}
         c = self.counters
@@ -278,6 +285,7 @@ class Trainer:
         tensors, counters = self.store.load()
         for site in self.sites:
             site.logits.copy_(tensors[f"logits/{site.name}"])
+            self._best_states[site.name] = tensors[f"best/{site.name}"].to(site.logits.device)
             for moment, values in (("first", self.optimizer.first), ("second", self.optimizer.second)):
                 if (key := f"{moment}/{site.name}") in tensors:
                     values[site.name] = tensors[key].to(site.logits.device)

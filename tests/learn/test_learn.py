@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from maskpro_deploy import learn_masks
@@ -18,6 +20,7 @@ from maskpro_deploy.data import Text
 from maskpro_deploy.errors import CheckFailed, ConfigError, InputError, Interrupted, MachineError, PatternError
 from maskpro_deploy.learn import LearnConfig, LearnResult, learn_checkpoint
 from maskpro_deploy.learn import trainer as trainer_module
+from maskpro_deploy.learn.optimizer import LogitOptimizer
 from maskpro_deploy.pattern import NMPattern
 
 PATTERN = NMPattern(2, 4)
@@ -82,7 +85,29 @@ def test_the_learned_mask_is_better_than_its_prior_on_held_out_text(learned: tup
     assert result.curve[-1].heldout_loss < result.curve[0].heldout_loss - 0.05
     assert result.curve[0].flips == 0.0
     assert 0.0 < result.curve[-1].flips < 1.0
-    assert result.masks.flips(result.prior_masks) == pytest.approx(result.curve[-1].flips)
+    best = min(result.curve, key=lambda p: p.heldout_loss)
+    assert result.masks.flips(result.prior_masks) == pytest.approx(best.flips)
+    assert result.summary()["heldout_perplexity"]["learned"] == pytest.approx(math.exp(best.heldout_loss))
+
+
+def test_a_run_that_only_makes_it_worse_returns_the_prior(
+    dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = LogitOptimizer.update
+
+    def uphill(self: LogitOptimizer, name: str, logits: torch.Tensor, grad: torch.Tensor) -> None:
+        step(self, name, logits, -grad)
+
+    monkeypatch.setattr(LogitOptimizer, "update", uphill)
+    result = run(dense, tmp_path / "out", text, heldout, replace(CONFIG, steps=30))
+    assert min(p.heldout_loss for p in result.curve[1:]) > result.curve[0].heldout_loss
+    assert result.masks.sha256() == result.prior_masks.sha256()
+
+
+def test_learning_leaves_the_arithmetic_of_the_process_as_it_was(dense: Checkpoint, text: Text, heldout: Text) -> None:
+    smallest = np.float32(1e-45)  # denormal: it vanishes where denormals are flushed
+    learn_masks(dense.folder, text, replace(CONFIG, steps=1), heldout=heldout)
+    assert smallest * np.float32(1) != 0
 
 
 def test_provenance_says_how_the_mask_was_made(learned: tuple[Path, LearnResult], dense: Checkpoint, text: Text) -> None:
@@ -97,8 +122,6 @@ def test_provenance_says_how_the_mask_was_made(learned: tuple[Path, LearnResult]
 
 
 def test_transformers_opens_the_result(learned: tuple[Path, LearnResult]) -> None:
-    import torch
-
     from maskpro_deploy.torch_lm import TorchLM
 
     out, _ = learned
@@ -197,8 +220,6 @@ def test_a_sparse_checkpoint_is_not_learned_on_again(tiny_sparse: Path, text: Te
 def test_a_loss_that_is_no_number_stops_the_run(
     dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
-
     real = trainer_module.LearningModel.loss
 
     def broken(self: trainer_module.LearningModel, windows: trainer_module.Windows, *, differentiable: bool) -> torch.Tensor:
@@ -213,8 +234,6 @@ def test_a_loss_that_is_no_number_stops_the_run(
 def test_memory_that_does_not_suffice_is_one_plain_error(
     dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
-
     def full(self: trainer_module.Trainer) -> None:
         raise torch.OutOfMemoryError("no room")
 
