@@ -248,7 +248,7 @@ def measure(demo: Demo) -> None:
     """Prefill and decode latency of both bundles in one interleaved run."""
     from maskpro_deploy.bench.latency import LatencyConfig, run_latency
     from maskpro_deploy.bench.sweep import SweepConfig
-    from maskpro_deploy.commands.benchmark import notes_for, open_arms
+    from maskpro_deploy.commands._benchmark_arms import notes_for, open_arms
 
     meter = Meter("benchmark", "cases")
     config = LatencyConfig(sweep=SweepConfig(budget_s=_LATENCY_S, seed=demo.seed))

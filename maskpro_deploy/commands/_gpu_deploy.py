@@ -122,7 +122,7 @@ def _latency(provider: str, sparse: Path, dense: Path, settings: Settings, recor
     """Prefill and decode at batch 1 and 8. A run that proves nothing says so."""
     from maskpro_deploy.bench.latency import LatencyConfig, run_latency
     from maskpro_deploy.bench.sweep import SweepConfig
-    from maskpro_deploy.commands.benchmark import open_arms
+    from maskpro_deploy.commands._benchmark_arms import open_arms
 
     lengths = (32,) if settings.rehearse else (512,)
     config = LatencyConfig(

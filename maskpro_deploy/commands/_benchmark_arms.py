@@ -1,0 +1,104 @@
+"""Bundles as arms of a benchmark: opened, checked against each other, named; and what a reader of their figures has to know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from maskpro_deploy.bench.model import ModelArm
+
+CPU_NOTE = (
+    "Stock onnxruntime has no 2:4 kernels on a CPU: it multiplies the zeros of a sparse weight like any other value. "
+    "A difference between a dense and a 2:4 bundle here does not come from sparsity."
+)
+# measured on a busy machine: one bundle as both arms gave 0.98x, a dense and a 2:4 bundle (the same kernels) up to 1.05x
+SESSION_NOTE = (
+    "The bundles run in two sessions of one process, and two sessions of the same kernels have differed by up to "
+    "5 % on a busy machine (benchmark latency BUNDLE --against BUNDLE shows it for this one). A verdict on a difference of that "
+    "size says nothing."
+)
+
+
+def notes_for(arms: list[ModelArm[Any]]) -> list[str]:
+    """What a reader of these arms' figures has to know."""
+    notes = [SESSION_NOTE] if len(arms) > 1 else []
+    return notes + ([CPU_NOTE] if all(arm.facts["provider"] == "CPUExecutionProvider" for arm in arms) else [])
+
+
+def open_arms(bundles: list[Path], provider: str, threads: int | None, *, spin: bool = False) -> list[ModelArm[Any]]:
+    """Open bundles as arms, named after their folders.
+
+    Two sessions share the process, and the spinning threads of one would take time from the other: hence no spinning by default.
+
+    Raises:
+        InputError: a path is no bundle, or two bundles have different tokenizers.
+    """
+    from maskpro_deploy.bench.model import ModelArm
+    from maskpro_deploy.bench.roofline import weight_bytes
+    from maskpro_deploy.manifest import Manifest, safe_path
+    from maskpro_deploy.runtime import SessionConfig, open_session
+
+    config = SessionConfig(provider=provider, threads=threads, spin=spin)
+    manifests = [Manifest.load(bundle) for bundle in bundles]
+    _check_tokenizers(bundles)
+    arms = []
+    for bundle, manifest, name in zip(bundles, manifests, _names(bundles), strict=True):
+        session = open_session(bundle, config)
+        shape = session.shape
+        value_bytes = 4 if manifest.graph.dtype == "fp32" else 2
+        arms.append(
+            ModelArm(
+                name=name,
+                forward=session.forward,
+                vocab_size=shape.vocab_size,
+                max_length=shape.max_length,
+                weight_bytes=weight_bytes(safe_path(bundle, manifest.graph.file)),
+                kv_bytes_per_token=2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * value_bytes,
+                facts={
+                    "model_id": shape.name,
+                    "path": str(bundle),
+                    "dtype": manifest.graph.dtype,
+                    "cache_form": manifest.graph.form,
+                    "sparsity": manifest.sparsity,
+                    "sparse_weights": len(manifest.sparse_weights),
+                    "provider": session.providers[0],
+                    "threads": threads,
+                    "threads_spin": spin,
+                    "files_sha256": _digest(manifest),
+                },
+            )
+        )
+    return arms
+
+
+def _digest(manifest: Any) -> str:
+    """One hash for all files of a bundle."""
+    import hashlib
+
+    lines = sorted(f"{entry.path} {entry.sha256}" for entry in manifest.files)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _check_tokenizers(bundles: list[Path]) -> None:
+    from maskpro_deploy.data import load_tokenizer
+    from maskpro_deploy.errors import InputError
+
+    first, *others = bundles
+    vocabulary = load_tokenizer(first).get_vocab()
+    for other in others:
+        if load_tokenizer(other).get_vocab() != vocabulary:
+            raise InputError(
+                f"{first} and {other} have different vocabularies: a token of one is not a token of the other.\n"
+                f"Measure them in separate runs."
+            )
+
+
+def _names(bundles: list[Path]) -> list[str]:
+    """Folder names; the whole paths where these are the same; numbered where one bundle is measured against itself."""
+    names = [bundle.resolve().name for bundle in bundles]
+    if len(set(names)) < len(names):
+        names = [str(bundle) for bundle in bundles]
+    if len(set(names)) < len(names):
+        names = [f"{name} ({i})" for i, name in enumerate(names, start=1)]
+    return names

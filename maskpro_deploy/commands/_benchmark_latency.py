@@ -1,0 +1,60 @@
+"""`maskpro-deploy benchmark latency`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from maskpro_deploy.commands._benchmark_arms import open_arms
+from maskpro_deploy.commands._benchmark_options import SIZES, arm_options, sweep_config
+from maskpro_deploy.commands._benchmark_output import measure_and_emit
+
+if TYPE_CHECKING:
+    from maskpro_deploy.bench.model import ModelArm
+    from maskpro_deploy.bench.result import BenchResult
+    from maskpro_deploy.progress import Progress
+
+
+@click.command("latency")
+@arm_options
+@click.option("--batch", type=SIZES, default=(1,), show_default="1", help="Batch sizes.")
+@click.option("--prompt", type=SIZES, default=(128,), show_default="128", help="Prompt lengths for prefill, in tokens.")
+@click.option("--context", type=SIZES, default=(128,), show_default="128", help="Context lengths for decode, in tokens.")
+@click.option("--decode-steps", type=int, default=8, show_default=True, help="Decode steps in one sample.")
+@click.option("--samples", type=int, default=60, show_default=True, help="Samples of each arm in each case, at most.")
+def command(
+    batch: tuple[int, ...],
+    prompt: tuple[int, ...],
+    context: tuple[int, ...],
+    decode_steps: int,
+    samples: int,
+    bundle: Path,
+    against: Path | None,
+    provider: str,
+    threads: int | None,
+    spin: bool,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+    **sweep: Any,
+) -> None:
+    r"""Measure prefill and decode latency of BUNDLE over batch, prompt and context lengths.
+
+    \b
+    Example:
+      maskpro-deploy benchmark latency bundle --against dense-bundle
+      maskpro-deploy benchmark latency bundle --batch 1,4 --context 128,512 --budget 5m --threads 2 --out report
+    """
+    from maskpro_deploy.bench.latency import LatencyConfig, run_latency
+
+    config = LatencyConfig(
+        batches=batch, prompts=prompt, contexts=context, decode_steps=decode_steps, sweep=sweep_config(samples, threads, sweep)
+    )
+
+    def run(arms: list[ModelArm[Any]], notes: list[str], progress: Progress) -> BenchResult:
+        return run_latency(arms, config, notes=notes, progress=progress)
+
+    bundles = [bundle, *([against] if against is not None else [])]
+    measure_and_emit(run, lambda: open_arms(bundles, provider, threads, spin=spin), out, force=force, as_json=as_json)

@@ -1,0 +1,64 @@
+"""The options that the session-level benchmarks share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from maskpro_deploy.commands._shared import DURATION, PATH, force_option, json_option, seed_option, threads_option
+from maskpro_deploy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from maskpro_deploy.bench.sweep import SweepConfig
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class SizesType(click.ParamType[tuple[int, ...]]):
+    """Sizes separated by commas, such as 1,4,16."""
+
+    name = "N,N..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            sizes = tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            flag = param.opts[0] if param is not None else "sizes"
+            raise ConfigError(f"{flag} {value!r}: expected whole numbers separated by commas, such as 1,4,16.") from None
+        return tuple(dict.fromkeys(sizes))
+
+
+SIZES = SizesType()
+
+
+def arm_options(function: F) -> F:
+    """The options that these benchmarks have in common."""
+    options = [
+        click.argument("bundle", type=PATH),
+        click.option("--against", type=PATH, metavar="BUNDLE", help="A second bundle, measured in the same run."),
+        click.option("--budget", type=DURATION, help="Time for the whole run; each case takes its fewest samples (20) even so."),
+        click.option("--same-model", is_flag=True, help="The bundles are the same model: they have to choose the same tokens."),
+        click.option("--provider", default="cpu", show_default=True, metavar="cpu|cuda|tensorrt|auto", help="Where it runs."),
+        threads_option,
+        click.option("--spin", is_flag=True, help="Let waiting threads spin (as in `serve --spin`); off, they sleep."),
+        seed_option,
+        click.option("--out", type=PATH, help="Folder for result.json, report.md and report.html."),
+        force_option,
+        json_option,
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def sweep_config(samples: int, threads: int | None, options: dict[str, Any]) -> SweepConfig:
+    """The settings of a sweep from the options that all have."""
+    from maskpro_deploy.bench.sweep import SweepConfig
+
+    return SweepConfig(
+        samples=samples, threads=threads, budget_s=options["budget"], same_model=options["same_model"], seed=options["seed"]
+    )

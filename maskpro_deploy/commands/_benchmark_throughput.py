@@ -1,0 +1,59 @@
+"""`maskpro-deploy benchmark throughput`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from maskpro_deploy.commands._benchmark_arms import open_arms
+from maskpro_deploy.commands._benchmark_options import SIZES, arm_options, sweep_config
+from maskpro_deploy.commands._benchmark_output import measure_and_emit
+
+if TYPE_CHECKING:
+    from maskpro_deploy.bench.model import ModelArm
+    from maskpro_deploy.bench.result import BenchResult
+    from maskpro_deploy.progress import Progress
+
+
+@click.command("throughput")
+@arm_options
+@click.option("--batch", type=SIZES, default=(1, 2, 4, 8), show_default="1,2,4,8", help="Batch sizes.")
+@click.option("--prompt", type=int, default=128, show_default=True, help="Prompt length in tokens.")
+@click.option("--output", type=int, default=32, show_default=True, help="Tokens to generate per row.")
+@click.option("--latency-bound", type=float, metavar="MS", help="The best batch keeps its median time per token within this.")
+@click.option("--samples", type=int, default=20, show_default=True, help="Samples of each arm at each batch size, at most.")
+def command(
+    batch: tuple[int, ...],
+    prompt: int,
+    output: int,
+    latency_bound: float | None,
+    samples: int,
+    bundle: Path,
+    against: Path | None,
+    provider: str,
+    threads: int | None,
+    spin: bool,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+    **sweep: Any,
+) -> None:
+    r"""Measure tokens per second of BUNDLE over batch sizes, and the best batch within a latency bound.
+
+    \b
+    Example:
+      maskpro-deploy benchmark throughput bundle --against dense-bundle --batch 1,2,4,8 --latency-bound 100
+    """
+    from maskpro_deploy.bench.throughput import ThroughputConfig, run_throughput
+
+    config = ThroughputConfig(
+        batches=batch, prompt=prompt, output=output, latency_bound_ms=latency_bound, sweep=sweep_config(samples, threads, sweep)
+    )
+
+    def run(arms: list[ModelArm[Any]], notes: list[str], progress: Progress) -> BenchResult:
+        return run_throughput(arms, config, notes=notes, progress=progress)
+
+    bundles = [bundle, *([against] if against is not None else [])]
+    measure_and_emit(run, lambda: open_arms(bundles, provider, threads, spin=spin), out, force=force, as_json=as_json)
