@@ -7,6 +7,7 @@ as it was.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import tempfile
@@ -16,11 +17,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import onnx
+
+from maskpro_deploy.cuda_driver import compute_capability
 from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError, MissingExtraError
-from maskpro_deploy.exporters.cuda_driver import compute_capability
 from maskpro_deploy.exporters.engine_process import build_in_process
 from maskpro_deploy.exporters.engine_report import EngineReport, layer_rows, sentence
 from maskpro_deploy.exporters.engine_store import ENGINES, install, reusable
+from maskpro_deploy.exporters.ep_context import context_model, wrapper_file
 from maskpro_deploy.exporters.graph_weights import MatMulWeight, matmul_weights
 from maskpro_deploy.exporters.proof import count_groups
 from maskpro_deploy.exporters.settings import EngineConfig
@@ -77,17 +81,27 @@ def build_engine(bundle: Path, config: EngineConfig | None = None, progress: Pro
             sparse_kernels=sentence(library, rows, dense=config.dense),
             settings=settings,
         )
+        entry, wrapper, why_not = _wrapped(entry, graph)
         report = EngineReport(
             engine=entry,
             bytes=engine.stat().st_size,
             reused=False,
             build_s=facts["build_s"],
             peak_rss_bytes=facts["peak_rss_bytes"],
-            warnings=tuple(dict.fromkeys(facts["warnings"])),
+            warnings=tuple(dict.fromkeys([*facts["warnings"], *why_not])),
             layers=rows,
         )
-        install(bundle, manifest, engine, report)
+        install(bundle, manifest, engine, report, wrapper)
     return report
+
+
+def _wrapped(entry: EngineFile, graph: Path) -> tuple[EngineFile, onnx.ModelProto | None, list[str]]:
+    """The entry with the wrapper by which onnxruntime serves the engine, or with the reason why there is none."""
+    try:
+        wrapper = context_model(graph, entry)
+    except CheckFailed as e:
+        return entry, None, [f"no EPContext file was written: {e}"]
+    return dataclasses.replace(entry, ep_context=wrapper_file(entry)), wrapper, []
 
 
 def _prove(bundle: Path, manifest: Manifest, weights: Sequence[MatMulWeight], config: EngineConfig) -> None:

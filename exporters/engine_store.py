@@ -6,6 +6,8 @@ import dataclasses
 import logging
 from pathlib import Path
 
+import onnx
+
 from maskpro_deploy.exporters.engine_report import EngineReport, LayerRow
 from maskpro_deploy.files import atomic_file, read_json, write_json
 from maskpro_deploy.manifest import EngineFile, FileEntry, Manifest, file_entry, safe_path
@@ -32,8 +34,11 @@ def reusable(bundle: Path, manifest: Manifest, name: str) -> EngineReport | None
     )
 
 
-def install(bundle: Path, manifest: Manifest, engine: Path, report: EngineReport) -> None:
-    """Move the engine and its report into the bundle; the manifest learns of them last, what they replace goes after that."""
+def install(bundle: Path, manifest: Manifest, engine: Path, report: EngineReport, wrapper: onnx.ModelProto | None = None) -> None:
+    """Move the engine, its wrapper and its report into the bundle.
+
+    The manifest learns of them last; what they replace goes after that.
+    """
     entry = report.engine
     target = safe_path(bundle, entry.file)
     target.parent.mkdir(exist_ok=True)
@@ -41,9 +46,14 @@ def install(bundle: Path, manifest: Manifest, engine: Path, report: EngineReport
         engine.replace(temporary)
     described = target.with_suffix(".json")
     write_json(described, report.to_json())
+    written = [target, described]
+    if wrapper is not None and entry.ep_context is not None:
+        written.append(safe_path(bundle, entry.ep_context))
+        with atomic_file(written[-1]) as temporary:
+            temporary.write_bytes(wrapper.SerializeToString())
     same = [e for e in manifest.engines if _purpose(e) == _purpose(entry)]
-    gone = {path for e in same for path in (e.file, e.file.removesuffix(".engine") + ".json")}
-    added: tuple[FileEntry, ...] = (file_entry(bundle, target), file_entry(bundle, described))
+    gone = {path for e in same for path in (e.file, e.file.removesuffix(".engine") + ".json", e.ep_context) if path}
+    added: tuple[FileEntry, ...] = tuple(file_entry(bundle, path) for path in written)
     gone |= {f.path for f in added}
     dataclasses.replace(
         manifest,

@@ -138,6 +138,7 @@ class EngineFile(_Record):
         target: the compute capabilities it runs on, such as "sm89".
         sparse_kernels: what is known about sparse kernels in it, in words.
         settings: builder flags and profiles.
+        ep_context: the ONNX file that lets onnxruntime serve the engine, where one was written.
     """
 
     file: str
@@ -147,6 +148,7 @@ class EngineFile(_Record):
     dtype: str
     sparse_kernels: str
     settings: dict[str, Any]
+    ep_context: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

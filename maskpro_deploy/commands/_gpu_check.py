@@ -99,8 +99,8 @@ def _check_out(out: Path) -> None:
 
 def gpu_is_here() -> bool:
     """Whether the driver knows an NVIDIA GPU."""
+    from maskpro_deploy.cuda_driver import compute_capability
     from maskpro_deploy.doctor import find_gpus
-    from maskpro_deploy.exporters.cuda_driver import compute_capability
 
     return bool(find_gpus()) or compute_capability() is not None
 

@@ -29,8 +29,8 @@ SETTINGS, FIGURES, OUTCOME = "settings.json", "figures.json", "outcome.json"
 def environment(settings: Settings, record: Record) -> str:
     """Tell the GPU, its driver, and the versions of everything that uses it."""
     from maskpro_deploy.bench.environment import capture
+    from maskpro_deploy.cuda_driver import compute_capability
     from maskpro_deploy.doctor import find_gpus, onnxruntime_providers, tensorrt_lanes
-    from maskpro_deploy.exporters.cuda_driver import compute_capability
 
     gpus, providers = find_gpus(), onnxruntime_providers()
     lanes = {lane.name: lane.detail or f"lacks {', '.join(lane.lacks)}" for lane in tensorrt_lanes(gpus, providers)}

@@ -16,10 +16,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from maskpro_deploy.cuda_driver import compute_capability
 from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, MachineError, MissingExtraError
 from maskpro_deploy.exporters import EngineConfig, ExportConfig, build_engine, export
 from maskpro_deploy.exporters import engine as engine_module
-from maskpro_deploy.exporters.cuda_driver import compute_capability
 from maskpro_deploy.exporters.engine import choose, profiles
 from maskpro_deploy.extras import missing
 from maskpro_deploy.manifest import Manifest, file_entry
@@ -75,6 +75,7 @@ def test_other_settings_build_again_and_take_the_old_engines_place(bundle):
     assert {p.name for p in (bundle / "engines").iterdir()} == {
         Path(second.engine.file).name,
         Path(second.engine.file).with_suffix(".json").name,
+        Path(second.engine.ep_context).name,
     }
     assert second.engine.settings["profiles"]["decode"]["past_key_values.0.key"][2] == [2, 2, 63, 8]
 
