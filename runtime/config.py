@@ -22,6 +22,8 @@ class RuntimeConfig:
         max_model_len: longest prompt and answer together, in tokens; None takes the model's own.
         chunk_tokens: see `SchedulerConfig`.
         max_cache_tokens: see `SchedulerConfig`; None lets `load` take as many as fit an eighth of this machine's memory.
+        max_prefill_rows: see `SchedulerConfig`; `load` takes it from the session.
+        form: see `SessionConfig`.
         check_hashes: read every file of the bundle and compare its SHA-256 before use.
     """
 
@@ -33,6 +35,8 @@ class RuntimeConfig:
     max_model_len: int | None = None
     chunk_tokens: int = 256
     max_cache_tokens: int | None = None
+    max_prefill_rows: int | None = None
+    form: str | None = None
     check_hashes: bool = False
 
     def __post_init__(self) -> None:
@@ -45,13 +49,16 @@ class RuntimeConfig:
     @property
     def session(self) -> SessionConfig:
         """The session's part."""
-        return SessionConfig(provider=self.provider, threads=self.threads, spin=self.spin)
+        return SessionConfig(provider=self.provider, threads=self.threads, spin=self.spin, form=self.form)
 
     @property
     def scheduler(self) -> SchedulerConfig:
         """The scheduler's part."""
         return SchedulerConfig(
-            max_num_seqs=self.max_num_seqs, chunk_tokens=self.chunk_tokens, max_cache_tokens=self.max_cache_tokens
+            max_num_seqs=self.max_num_seqs,
+            chunk_tokens=self.chunk_tokens,
+            max_cache_tokens=self.max_cache_tokens,
+            max_prefill_rows=self.max_prefill_rows,
         )
 
 

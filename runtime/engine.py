@@ -21,13 +21,14 @@ from typing import Protocol
 
 from maskpro_deploy.errors import ConfigError, InputError
 from maskpro_deploy.manifest import Manifest, ModelShape
+from maskpro_deploy.runtime.base_session import Session, SessionLimits
 from maskpro_deploy.runtime.completion import Collector, Completion
 from maskpro_deploy.runtime.config import RuntimeConfig
 from maskpro_deploy.runtime.refusals import ContextLengthError, EngineDeadError, OverloadedError
 from maskpro_deploy.runtime.sampling import SamplingError, SamplingParams
 from maskpro_deploy.runtime.scheduler import Scheduler, StepCount
 from maskpro_deploy.runtime.sequence import Event, GenerationSequence, Sink
-from maskpro_deploy.runtime.session import Session, open_session
+from maskpro_deploy.runtime.session import open_session
 from maskpro_deploy.runtime.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
@@ -288,9 +289,16 @@ def load(bundle: Path, config: RuntimeConfig | None = None) -> Engine:
     _context_length(manifest.model, config.max_model_len)
     if config.check_hashes:
         manifest.check_hashes(bundle)
-    if config.max_cache_tokens is None:
-        config = replace(config, max_cache_tokens=_tokens_in_memory(manifest))
     tokenizer = TextTokenizer.load(bundle, manifest.model)
     session = open_session(bundle, config.session)
     session.greedy([0], 2)  # the first runs are slow: memory is allocated and weights are paged in
-    return Engine(session, tokenizer, config)
+    return Engine(session, tokenizer, _within(config, session.limits, manifest))
+
+
+def _within(config: RuntimeConfig, limits: SessionLimits, manifest: Manifest) -> RuntimeConfig:
+    """The settings, no larger than what the session can take."""
+    if limits.max_batch is not None and limits.max_batch < config.max_num_seqs:
+        log.warning("the engine was built for %d sequences at once, not for %d", limits.max_batch, config.max_num_seqs)
+        config = replace(config, max_num_seqs=limits.max_batch)
+    tokens = config.max_cache_tokens or limits.max_cache_tokens or _tokens_in_memory(manifest)
+    return replace(config, max_cache_tokens=tokens, max_prefill_rows=limits.max_prefill_rows)

@@ -12,21 +12,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from maskpro_deploy.runtime.session import Session
+    from maskpro_deploy.runtime.base_session import Session
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 
+class Cache(Protocol):
+    """Keys and values of all layers for some rows; where and how they lie is the session's business."""
+
+    @property
+    def batch(self) -> int:
+        """Rows."""
+
+    @property
+    def length(self) -> int:
+        """Columns, padding on the left included."""
+
+    def select(self, rows: Sequence[int], trim: int = 0) -> Self:
+        """These rows, in this order and as often as named, without the first `trim` columns."""
+
+    def join(self, other: Self) -> Self:
+        """The rows of both, the shorter padded on the left."""
+
+
 @dataclass(frozen=True, slots=True)
 class KvCache:
-    """Keys and values of all layers.
+    """Keys and values as arrays, or as onnxruntime's own values on their device.
 
     Attributes:
         values: key of layer 0, value of layer 0, key of layer 1, ...: each an array or, straight from the graph, an OrtValue
@@ -75,7 +93,7 @@ class Batch:
         lengths: tokens of each row in the cache, padding not counted. `# (B,)`
     """
 
-    cache: KvCache
+    cache: Cache
     lengths: Ints
 
     def step(self, session: Session, tokens: Ints) -> tuple[Floats, Batch]:
@@ -118,7 +136,7 @@ class Prefill:
         for row, prompt in zip(self._tokens, prompts, strict=True):
             row[self.width - len(prompt) :] = prompt
         self._mask = left_mask(self.lengths, self.width)
-        self._cache: KvCache | None = None
+        self._cache: Cache | None = None
 
     @property
     def finished(self) -> bool:

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from maskpro_deploy.errors import ConfigError, MaskProError
+from maskpro_deploy.runtime.base_session import Session
 from maskpro_deploy.runtime.kv_cache import Batch, Floats, Prefill
 from maskpro_deploy.runtime.sampling import NumericError
 from maskpro_deploy.runtime.sequence import Event, FailureEvent, GenerationSequence, PromptEvent
-from maskpro_deploy.runtime.session import Session
 
 Emit = Callable[[GenerationSequence, Event], None]
 
@@ -38,14 +38,16 @@ class SchedulerConfig:
             memory of the logits: that many times the vocabulary).
         max_cache_tokens: tokens that the cache may hold, padding included; None for no limit. A sequence that needs more runs
             alone.
+        max_prefill_rows: prompts that are read together; None for no limit but the others.
     """
 
     max_num_seqs: int = 16
     chunk_tokens: int = 256
     max_cache_tokens: int | None = None
+    max_prefill_rows: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "chunk_tokens", "max_cache_tokens"):
+        for name in ("max_num_seqs", "chunk_tokens", "max_cache_tokens", "max_prefill_rows"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; allowed: 1 and more.")
 
@@ -139,7 +141,8 @@ class Scheduler:
         while self.waiting and room and self._fits([*taken, self.waiting[0]]):
             prompt = self.waiting[0].context
             wider, more = max(width, len(prompt)), len(rows) + (prompt not in rows)
-            if rows and wider * more > self.config.chunk_tokens and more > len(rows):
+            too_many = wider * more > self.config.chunk_tokens or more > (self.config.max_prefill_rows or more)
+            if rows and too_many and more > len(rows):
                 break
             sequence = self.waiting.popleft()
             sequence.times.started = sequence.times.started or time.perf_counter()

@@ -14,15 +14,19 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from maskpro_deploy.errors import ConfigError, FormatError, InputError, MachineError
 from maskpro_deploy.extras import require
-from maskpro_deploy.manifest import Manifest, ModelShape, safe_path
-from maskpro_deploy.runtime.kv_cache import Floats, Ints, KvCache, positions
+from maskpro_deploy.manifest import Graph, Manifest, safe_path
+from maskpro_deploy.runtime.base_session import BaseSession
+from maskpro_deploy.runtime.device import HostDevice
+from maskpro_deploy.runtime.device_session import DeviceSession
+from maskpro_deploy.runtime.kv_cache import Cache, Floats, Ints, KvCache, positions
+from maskpro_deploy.runtime.ort_executor import OrtExecutor
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +34,7 @@ CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "Tensorrt
 # what --provider means: the onnxruntime providers in order of preference (later ones take what earlier ones cannot run)
 PROVIDERS: dict[str, tuple[str, ...]] = {"cpu": (CPU,), "cuda": (CUDA, CPU), "tensorrt": (TENSORRT, CUDA, CPU)}
 FORM = "cat"
+FORMS = (FORM, "static", "gqa")
 _NUMPY_TYPES: dict[str, type[np.generic]] = {"fp32": np.float32, "fp16": np.float16}
 
 
@@ -42,11 +47,13 @@ class SessionConfig:
         threads: CPU threads; None uses all cores.
         spin: let threads that wait for each other spin (onnxruntime's own default): faster on an idle machine, far slower on one
             that others use too.
+        form: form of the key/value cache, of those that the bundle has a graph for; None takes the bundle's own graph.
     """
 
     provider: str = "auto"
     threads: int | None = None
     spin: bool = True
+    form: str | None = None
 
     def __post_init__(self) -> None:
         if self.provider != "auto" and self.provider not in PROVIDERS:
@@ -55,35 +62,15 @@ class SessionConfig:
             )
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"--threads is {self.threads}; allowed: 1 and more.")
+        if self.form is not None and self.form not in FORMS:
+            raise ConfigError(f"--form {self.form}: there is no such cache form.\nGive one of: {', '.join(FORMS)}.")
 
 
-class Session(Protocol):
-    """A model that reads tokens."""
-
-    @property
-    def shape(self) -> ModelShape:
-        """Sizes and special tokens."""
-
-    def forward(self, tokens: Ints, cache: KvCache | None = None, attention_mask: Ints | None = None) -> tuple[Floats, KvCache]:
-        """Read tokens on top of a cache.
-
-        Args:
-            tokens: `# (B, S)`
-            cache: what was read before; None for nothing.
-            attention_mask: 1 where a token counts, 0 at padding on the left; None if all count. `# (B, T)`
-
-        Returns:
-            Logits after each token `# (B, S, V)`, and the longer cache. The old cache stays valid.
-        """
-
-
-class OrtSession:
-    """A bundle's graph in onnxruntime; made by `open_session`. Not to be called from two threads at once.
+class OrtSession(BaseSession):
+    """A graph of the `cat` form in onnxruntime; `providers` are the ones in use.
 
     Attributes:
         manifest: the bundle's manifest.
-        shape: the model's sizes and special tokens.
-        providers: the onnxruntime providers in use.
     """
 
     def __init__(self, manifest: Manifest, session: Any) -> None:
@@ -91,7 +78,7 @@ class OrtSession:
 
         self.manifest = manifest
         self.shape = manifest.model
-        self.providers: tuple[str, ...] = tuple(session.get_providers())
+        self.providers = tuple(session.get_providers())
         self._session = session
         self._from_numpy = onnxruntime.OrtValue.ortvalue_from_numpy
         self._device = "cpu" if self.providers[0] == CPU else "cuda"
@@ -101,10 +88,11 @@ class OrtSession:
         self._inputs = {i.name for i in session.get_inputs()}
         self._check_names({o.name for o in session.get_outputs()})
 
-    def forward(self, tokens: Ints, cache: KvCache | None = None, attention_mask: Ints | None = None) -> tuple[Floats, KvCache]:
+    def forward(self, tokens: Ints, cache: Cache | None = None, attention_mask: Ints | None = None) -> tuple[Floats, KvCache]:
         """See `Session.forward`."""
         batch, new = tokens.shape
         cache = cache or self._empty(batch)
+        assert isinstance(cache, KvCache)
         total = cache.length + new
         mask: Ints = np.ones((batch, total), np.int64) if attention_mask is None else attention_mask
         if cache.batch != batch or mask.shape != (batch, total):
@@ -122,21 +110,6 @@ class OrtSession:
         self._session.run_with_iobinding(binding)
         logits, *present = binding.get_outputs()
         return logits.numpy().astype(np.float32, copy=False), KvCache(tuple(present), batch, total)
-
-    def logits(self, tokens: Ints) -> Floats:
-        """Logits after each token of whole rows, `tokens (B, T)`, result `(B, T, V)`."""
-        return self.forward(tokens)[0]
-
-    def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
-        """The `count` likeliest next tokens, one after the other; end-of-text does not end it."""
-        out: list[int] = []
-        cache: KvCache | None = None
-        tokens: Ints = np.array([list(prompt)], np.int64)
-        while len(out) < count:
-            logits, cache = self.forward(tokens, cache)
-            out.append(int(np.argmax(logits[0, -1])))
-            tokens = np.array([out[-1:]], np.int64)
-        return out
 
     def _value(self, value: Any) -> Any:
         """An OrtValue on the session's device."""
@@ -157,12 +130,12 @@ class OrtSession:
             )
 
 
-def open_session(bundle: Path, config: SessionConfig | None = None) -> OrtSession:
+def open_session(bundle: Path, config: SessionConfig | None = None) -> BaseSession:
     """Load a bundle's graph.
 
     Args:
         bundle: folder written by `maskpro-deploy export`.
-        config: provider and threads.
+        config: provider, threads and form of the cache.
 
     Raises:
         InputError: no bundle, or one that this provider cannot run.
@@ -175,16 +148,33 @@ def open_session(bundle: Path, config: SessionConfig | None = None) -> OrtSessio
     require("cpu", "running a bundle")
     import onnxruntime
 
+    graph = _graph(bundle, manifest, config.form)
     wanted = resolve_provider(config.provider, onnxruntime.get_available_providers())
-    _check_runnable(manifest, wanted)
-    session = _create(safe_path(bundle, manifest.graph.file), PROVIDERS[wanted], config)
+    if graph.form != FORM and config.provider == "auto":
+        wanted = "cpu"
+    _check_runnable(graph, wanted)
+    session = _create(safe_path(bundle, graph.file), PROVIDERS[wanted], config)
     if config.provider == "auto" and PROVIDERS[wanted][0] not in session.get_providers():
         log.warning("onnxruntime cannot use the GPU of this machine: running on the CPU")
         wanted = "cpu"
-        _check_runnable(manifest, wanted)
+        _check_runnable(graph, wanted)
     _check_provider(wanted, session.get_providers())
     log.info("%s runs on %s", bundle, ", ".join(session.get_providers()))
-    return OrtSession(manifest, session)
+    if graph.form == FORM:
+        return OrtSession(manifest, session)
+    return DeviceSession(manifest.model, graph, OrtExecutor(session), HostDevice())
+
+
+def _graph(bundle: Path, manifest: Manifest, form: str | None) -> Graph:
+    """The bundle's graph of a form."""
+    graphs = (manifest.graph, *manifest.siblings)
+    found = next((g for g in graphs if form in (None, g.form)), None)
+    if found is None:
+        raise InputError(
+            f"--form {form}: {bundle} has no such graph (it has {', '.join(g.form for g in graphs)}).\n"
+            f"Export it with --forms {graphs[0].form},{form}."
+        )
+    return found
 
 
 def _create(graph: Path, providers: Sequence[str], config: SessionConfig) -> Any:
@@ -227,10 +217,12 @@ def _check_provider(wanted: str, present: Sequence[str]) -> None:
         )
 
 
-def _check_runnable(manifest: Manifest, provider: str) -> None:
-    graph = manifest.graph
-    if graph.form != FORM:
-        raise InputError(f"the bundle's graph has the {graph.form!r} cache form; this runtime runs the {FORM!r} form.")
+def _check_runnable(graph: Graph, provider: str) -> None:
+    if graph.form != FORM and provider != "cpu":
+        raise InputError(
+            f"onnxruntime runs the {graph.form!r} cache form on a CPU only here; on a GPU it runs the {FORM!r} form.\n"
+            f"Give --provider cpu, or --form {FORM}."
+        )
     if graph.dtype == "bf16" and provider == "cpu":
         raise InputError(
             "the bundle is bf16, and onnxruntime has no bf16 kernels for most operators on a CPU.\n"

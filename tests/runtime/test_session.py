@@ -92,9 +92,27 @@ def changed(source: Path, target: Path, **graph: str) -> Path:
     return target
 
 
-def test_another_cache_form_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="'static' cache form"):
+def test_a_graph_that_is_not_of_its_form_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="no 'static' form"):
         open_session(changed(tiny_bundle, tmp_path / "b", form="static"))
+
+
+@pytest.mark.parametrize("form", ["static", "gqa"])
+def test_every_form_answers_alike_alone_and_as_a_sibling(
+    form: str, tiny_sparse: Path, tmp_path: Path, session: OrtSession
+) -> None:
+    for folder, forms in (("first", (form,)), ("second", ("cat", form))):
+        export(tiny_sparse, tmp_path / folder, ExportConfig(forms=forms, max_length=64), compare=False)
+        own = open_session(tmp_path / folder, SessionConfig(threads=1, form=None if folder == "first" else form))
+        assert own.greedy([5, 6, 7], 12) == session.greedy([5, 6, 7], 12)
+        assert own.providers == ("CPUExecutionProvider",)
+
+
+def test_a_form_that_the_bundle_lacks_is_named_with_the_way_to_get_it(tiny_bundle: Path) -> None:
+    with pytest.raises(InputError, match=r"--form gqa.*\n.*--forms cat,gqa"):
+        open_session(tiny_bundle, SessionConfig(form="gqa"))
+    with pytest.raises(ConfigError, match="--form ring"):
+        SessionConfig(form="ring")
 
 
 def test_a_damaged_graph_is_named(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -1,0 +1,236 @@
+"""A session that runs a graph on raw addresses: inputs are staged, the cache stays on the device, logits come back.
+
+The rest of the runtime pads prompts on the left. The `cat` form takes that as it is. In the `static` and `gqa` forms each row
+begins at slot 0 and new tokens are written at the row's own length, so tokens are moved to the left before a call and their
+logits back to the right after it.
+
+Shapes: `B` rows, `S` new tokens, `P` past columns, `T = P + S`, `V` vocabulary, `H` key/value heads, `L` slots, `D` head size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from maskpro_deploy.errors import FormatError, InputError
+from maskpro_deploy.manifest import Graph, ModelShape
+from maskpro_deploy.runtime.base_session import BaseSession, SessionLimits
+from maskpro_deploy.runtime.device import Block, Device, Memory
+from maskpro_deploy.runtime.device_cache import Layout, PackedCache, SlotCache, slots_for
+from maskpro_deploy.runtime.executor import Executor, Reach, Shape, choose, longest
+from maskpro_deploy.runtime.kv_cache import Cache, Floats, Ints, positions
+
+PACKED, STATIC, SHARED = "cat", "static", "gqa"
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_CACHE_SHARE = 0.5  # of the free memory: a join needs the old and the new cache
+
+
+class DeviceSession(BaseSession):
+    """A graph or an engine on a device.
+
+    Args:
+        shape: the model's sizes and special tokens.
+        graph: what the executor runs; its form of the cache counts.
+        executor: runs it.
+        device: holds the memory that the executor works on.
+
+    Raises:
+        FormatError: inputs or outputs are not those of a bundle's graph.
+        InputError: no profile reads one token on top of others.
+    """
+
+    def __init__(self, shape: ModelShape, graph: Graph, executor: Executor, device: Device) -> None:
+        self.providers = (executor.name,)
+        self._form = graph.form
+        self._executor = executor
+        self._device = device
+        self._memory = Memory(device)
+        self._fixed = graph.length if graph.form == STATIC else None
+        pairs = [(layer, side) for layer in range(shape.num_layers) for side in ("key", "value")]
+        self._past = [f"past_key_values.{layer}.{side}" for layer, side in pairs]
+        self._present = [f"present.{layer}.{side}" for layer, side in pairs]
+        self._check_names(graph)
+        self._layout = Layout(
+            memory=self._memory,
+            tensors=len(self._past),
+            heads=shape.num_kv_heads,
+            vector=shape.head_dim * _BYTES[executor.tensors[self._past[0]].dtype],
+        )
+        self._reaches = [Reach.of(profile, self._fixed) for profile in executor.profiles]
+        self.shape, self.limits = self._limits(shape)
+        self._staged: dict[str, Block] = {}
+
+    def _check_names(self, graph: Graph) -> None:
+        wanted = {"input_ids", *self._past, "logits", *self._present}
+        if self._form == STATIC:
+            wanted |= {"write_indices"}
+        if absent := sorted(wanted - set(self._executor.tensors)):
+            raise FormatError(
+                f"{graph.file} is no {self._form!r} form of a bundle's graph: it has no {absent[0]}.\nMake the bundle again."
+            )
+
+    def _limits(self, shape: ModelShape) -> tuple[ModelShape, SessionLimits]:
+        if not self._reaches:
+            length = min(shape.max_length, self._fixed or shape.max_length)
+            return dataclasses.replace(shape, max_length=length), SessionLimits()
+        rows, reached, several = longest(self._reaches)
+        if not rows:
+            raise InputError(
+                "no profile of the engine reads one token on top of others, so it cannot generate.\n"
+                "Build it again with a decode profile."
+            )
+        token = self._layout.tensors * self._layout.heads * self._layout.vector
+        free = self._device.free_bytes()
+        limits = SessionLimits(
+            max_batch=rows,
+            max_prefill_rows=several,
+            max_cache_tokens=None if free is None else max(1, int(free * _CACHE_SHARE) // token),
+        )
+        return dataclasses.replace(shape, max_length=min(shape.max_length, reached)), limits
+
+    def forward(self, tokens: Ints, cache: Cache | None = None, attention_mask: Ints | None = None) -> tuple[Floats, Cache]:
+        """See `Session.forward`.
+
+        Raises:
+            InputError: more rows than the engine was built for.
+        """
+        batch, new = tokens.shape
+        past = 0 if cache is None else cache.length
+        mask: Ints = np.ones((batch, past + new), np.int64) if attention_mask is None else attention_mask
+        if (cache is not None and cache.batch != batch) or mask.shape != (batch, past + new):
+            raise ValueError(f"tokens {tokens.shape} and mask {mask.shape} do not fit a cache of {past} columns")
+        if self.limits.max_batch is not None and batch > self.limits.max_batch:
+            raise InputError(
+                f"{batch} rows at once, but the engine was built for {self.limits.max_batch}.\nBuild it with --max-batch {batch}."
+            )
+        step = self._packed if self._form == PACKED else self._slots
+        parts: list[Floats] = []
+        done = 0
+        while done < new:
+            count, logits, cache = step(tokens[:, done:], cache, mask[:, : past + new], past + done)
+            parts.append(logits)
+            done += count
+        assert cache is not None
+        return (parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)), cache
+
+    def _packed(self, tokens: Ints, cache: Cache | None, mask: Ints, past: int) -> tuple[int, Floats, Cache]:
+        """Read as many columns as one call can.  # tokens (B, S), mask (B, T) with more columns behind"""
+        batch, wanted = tokens.shape
+        profile, new = self._profile(batch, past, wanted)
+        cache = cache or PackedCache.make(self._layout, batch, 0)
+        assert isinstance(cache, PackedCache)
+        made = PackedCache.make(self._layout, batch, past + new)
+        mask = mask[:, : past + new]
+        arrays = {"input_ids": tokens[:, :new], "attention_mask": mask, "position_ids": positions(mask, new)}
+        shapes, addresses = self._stage(arrays)
+        shapes |= dict.fromkeys(self._past, (batch, self._layout.heads, past, self.shape.head_dim))
+        shapes |= dict.fromkeys(self._present, (batch, self._layout.heads, past + new, self.shape.head_dim))
+        addresses |= dict(zip(self._past, cache.addresses(), strict=True))
+        addresses |= dict(zip(self._present, made.addresses(), strict=True))
+        return new, self._run(profile, shapes, addresses, batch, new), made
+
+    def _slots(self, tokens: Ints, cache: Cache | None, mask: Ints, past: int) -> tuple[int, Floats, Cache]:
+        """The same where each row writes at its own length."""
+        batch, wanted = tokens.shape
+        cache = cache or SlotCache.make(self._layout, batch, self._fixed or slots_for(wanted))
+        assert isinstance(cache, SlotCache)
+        before: Ints = mask[:, :past].sum(axis=1)  # (B,)
+        profile, new = self._profile(batch, int(before.max(initial=0)), wanted)
+        counts: Ints = mask[:, past : past + new].sum(axis=1)  # (B,)
+        cache = cache.writable(int(before.max(initial=0)) + new, cache.buffer.rows, self._fixed)
+        made = cache.grown(before + counts, past + new)
+        logits = np.empty((batch, new, self.shape.vocab_size), np.float32)
+        for first, rows, width in self._calls(counts, new):
+            inside = slice(first, first + rows)
+            moved, kept = _to_left(tokens[inside, :new], counts[inside], width), np.minimum(counts[inside], width)
+            arrays = self._slot_inputs(moved, before[inside], kept)
+            shapes, addresses = self._stage(arrays)
+            slots = (rows, self._layout.heads, cache.buffer.slots, self.shape.head_dim)
+            shapes |= dict.fromkeys((*self._past, *self._present), slots)
+            addresses |= dict(zip(self._past, cache.buffer.addresses(first), strict=True))
+            addresses |= dict(zip(self._present, cache.buffer.addresses(first), strict=True))
+            answer = self._run(profile, shapes, addresses, rows, width)
+            for row, count in enumerate(kept.tolist()):
+                logits[first + row, new - count :] = answer[row, :count]
+                logits[first + row, : new - count] = 0.0
+        return new, logits, made
+
+    def _calls(self, counts: Ints, new: int) -> Iterator[tuple[int, int, int]]:
+        """(first row, rows, columns) of the calls that read a chunk.
+
+        GroupQueryAttention takes the position of new tokens from the end of the row, so padding cannot stand there: with several
+        new tokens each row is read by itself, as far as it has tokens.
+        """
+        if self._form == STATIC or (new == 1 and counts.all()):
+            yield 0, len(counts), new
+            return
+        for row, count in enumerate(counts.tolist()):
+            if count:
+                yield row, 1, count
+
+    def _slot_inputs(self, tokens: Ints, before: Ints, counts: Ints) -> dict[str, Ints]:
+        """Inputs besides the cache.  # tokens (B, S), before and counts (B,)"""
+        arrays = {"input_ids": tokens, "position_ids": before[:, None] + np.arange(tokens.shape[1])}
+        if self._form == STATIC:
+            return arrays | {"write_indices": before}
+        after = before + counts
+        return arrays | {"attention_mask": (np.arange(after.max()) < after[:, None]).astype(np.int64)}
+
+    def _profile(self, rows: int, past: int, wanted: int) -> tuple[int, int]:
+        """The profile for a call, and how many new tokens it reads.
+
+        Raises:
+            InputError: none takes it.
+        """
+        if not self._reaches:
+            return 0, wanted
+        found = choose(self._reaches, rows, past, wanted)
+        if found is None:
+            raise InputError(
+                f"no profile of the engine takes {rows} rows with {past} tokens before the new ones.\n"
+                f"Build it with profiles that do, or give a smaller --max-num-seqs or --max-model-len."
+            )
+        return found
+
+    def _stage(self, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[dict[str, Shape], dict[str, int]]:
+        """Copy inputs to the device, each always to the same place, so that equal steps are equal in every address."""
+        shapes: dict[str, Shape] = {}
+        addresses: dict[str, int] = {}
+        for name, array in arrays.items():
+            if (spec := self._executor.tensors.get(name)) is None:
+                continue
+            converted = np.ascontiguousarray(array, np.dtype(spec.dtype))
+            addresses[name] = self._place(name, converted.nbytes)
+            self._device.upload(addresses[name], converted)
+            shapes[name] = converted.shape
+        return shapes, addresses
+
+    def _place(self, name: str, nbytes: int) -> int:
+        """A place on the device that is kept for this tensor."""
+        block = self._staged.get(name)
+        if block is None or block.nbytes < nbytes:
+            block = self._staged[name] = self._memory.take(nbytes)
+        return block.address
+
+    def _run(self, profile: int, shapes: dict[str, Shape], addresses: dict[str, int], rows: int, new: int) -> Floats:
+        """One call; its logits.  # (B, S, V)"""
+        logits = np.empty((rows, new, self.shape.vocab_size), np.float32)
+        shapes["logits"] = logits.shape
+        addresses["logits"] = self._place("logits", logits.nbytes)
+        self._executor.run(profile, shapes, addresses)
+        self._device.download(logits, addresses["logits"])
+        return logits
+
+
+def _to_left(tokens: Ints, counts: Ints, width: int) -> Ints:
+    """Rows with their last `counts` tokens moved to the front, cut to `width`.  # (B, S) -> (B, width)"""
+    new = tokens.shape[1]
+    if (counts == new).all():
+        return tokens
+    columns = np.minimum(np.arange(width) + (new - counts)[:, None], new - 1)
+    moved: Ints = np.take_along_axis(tokens, columns, axis=1)
+    return moved
