@@ -117,6 +117,8 @@ def check_weights(weights: Iterable[Weight], checkpoint: Checkpoint, ignored: It
     used = set()
     for weight in (w for w in weights if w.source):
         used.add(weight.source)
+        if weight.values is not None:  # a front end has looked at it
+            continue
         expected = weight.source_shape
         if (found := checkpoint.shapes.get(weight.source)) is None:
             raise FormatError(f"{checkpoint.folder} has no tensor {weight.source!r}, which its config.json calls for.")
@@ -232,7 +234,7 @@ def _nearest_scales(
 def columns(weight: Weight, checkpoint: Checkpoint, start: int, stop: int) -> npt.NDArray[np.float32]:
     """Some columns of a weight, each contiguous.  # [K, N] -> (stop - start, K)"""
     at = slice(weight.start + start, weight.start + stop)
-    parts = checkpoint.slices(weight.source)
+    parts = _rows(weight, checkpoint)
     found = parts[at] if weight.transposed else parts[:, at].T
     result = np.ascontiguousarray(found, np.float32)
     _check_finite(result, weight, checkpoint)
@@ -261,17 +263,16 @@ def _integer_tiles(
 def tiles(weight: Weight, checkpoint: Checkpoint, dtype: np.dtype[np.generic]) -> Iterator[npt.NDArray[Any]]:
     """The weight in its final form, some rows of the graph's shape at a time."""
     outputs = slice(weight.start, weight.start + weight.shape[-1]) if weight.whole else slice(None)
+    rows = _rows(weight, checkpoint)
     for start, stop in row_tiles(weight.shape, dtype.itemsize):
-        if weight.values is not None:
-            tile: npt.NDArray[Any] = weight.values[start:stop]
-        elif weight.transposed:
-            tile = checkpoint.slices(weight.source)[outputs, start:stop].T
+        if weight.transposed:
+            tile: npt.NDArray[Any] = rows[outputs, start:stop].T
         elif len(weight.shape) == 1 and weight.whole:
-            tile = checkpoint.slices(weight.source)[weight.start + start : weight.start + stop]
+            tile = rows[weight.start + start : weight.start + stop]
         elif weight.whole:
-            tile = checkpoint.slices(weight.source)[start:stop, outputs]
+            tile = rows[start:stop, outputs]
         else:
-            tile = checkpoint.slices(weight.source)[start:stop]
+            tile = rows[start:stop]
         if weight.plus:
             tile = tile.astype(np.float64) + weight.plus
         with np.errstate(over="ignore", invalid="ignore"):
@@ -281,6 +282,11 @@ def tiles(weight: Weight, checkpoint: Checkpoint, dtype: np.dtype[np.generic]) -
         plain = bits(tile)
         plain[plain == 1 << (8 * dtype.itemsize - 1)] = 0  # -0.0
         yield tile
+
+
+def _rows(weight: Weight, checkpoint: Checkpoint) -> Any:
+    """What a weight is read from."""
+    return weight.values if weight.values is not None else checkpoint.slices(weight.source)
 
 
 def _check_finite(tile: npt.NDArray[Any], weight: Weight, checkpoint: Checkpoint) -> None:

@@ -81,14 +81,14 @@ def export(
     source = Checkpoint.open(checkpoint)
     if source.folder.resolve().is_relative_to(out.resolve()):
         raise InputError(f"--out {out} would replace the checkpoint {checkpoint} itself.\nChoose another --out.")
-    template = template_for(source.config)
+    template = template_for(source)
     decoder = _with_length(template.read(source.config), config.max_length)
     graphs = build_graphs(template, decoder, config, source)
     graph = graphs[config.forms[0]]
-    check_weights(graph.weights.values(), source, _ignored(source, decoder))
+    check_weights(graph.weights.values(), source, _ignored(source, decoder, template))
     promised = claim(source, graph.weights, config.require_sparsity)
     shape = _model_shape(source, decoder)
-    origin = _origin(source, graph)
+    origin = _origin(source, graph, template)
     with new_folder(out, force=force) as folder:
         data = folder / data_path(config.layout, config.quantize, config.dtype)
         data.parent.mkdir(exist_ok=True)
@@ -113,7 +113,7 @@ def export(
             )
             write_graph(folder / entry.file, graphs[entry.form], blob, facts)
         copy_side_files(source.folder, folder)
-        if source.masks is not None:  # tells a kept weight that is itself zero from a violation
+        if source.masks is not None and template.as_stored:  # tells a kept weight that is itself zero from a violation
             copy_file(source.folder / MASKS_FILE, folder / MASKS_FILE)
         if config.layout == "genai":
             write_genai(folder, shape, entries[0])
@@ -236,8 +236,10 @@ def _with_length(decoder: DecoderConfig, length: int | None) -> DecoderConfig:
     return decoder.with_length(length)
 
 
-def _ignored(source: Checkpoint, decoder: DecoderConfig) -> set[str]:
+def _ignored(source: Checkpoint, decoder: DecoderConfig, template: Template) -> set[str]:
     """Tensors without meaning for the graph: frequencies and masks that it computes itself, a copy of a tied head."""
+    if template.tool:  # it has its own names for them, and has looked
+        return set(source.names)
     buffers = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
     ignored = {name for name in source.names if name.endswith(buffers)}
     return ignored | ({"lm_head.weight"} if decoder.tied else set())
@@ -266,15 +268,16 @@ def _model_shape(source: Checkpoint, decoder: DecoderConfig) -> ModelShape:
     )
 
 
-def _origin(source: Checkpoint, graph: OnnxGraph) -> dict[str, Any]:
+def _origin(source: Checkpoint, graph: OnnxGraph, template: Template) -> dict[str, Any]:
     """Where the weights come from: names and hashes, no paths."""
     masks = source.masks
     dense = masks.dense_sha256 if masks is not None else source.dense_sha256(prunable(graph.weights))
-    return {
+    origin = {
         "checkpoint": source.folder.resolve().name,
         "dense_sha256": dense,
         "masks_sha256": masks.sha256() if masks is not None else None,
     }
+    return origin | ({"front_end": template.tool} if template.tool else {})
 
 
 def _files(folder: Path, blob: Blob) -> tuple[FileEntry, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -30,6 +31,14 @@ DTYPES: dict[str, tuple[int, np.dtype[np.generic]]] = {
 CONTRIB = "com.microsoft"  # domain of onnxruntime's own operators
 
 
+class Rows(Protocol):
+    """Values that are read in parts: `rows[a:b]`, `rows[a:b, c:d]`."""
+
+    shape: tuple[int, ...]
+
+    def __getitem__(self, key: Any, /) -> npt.NDArray[Any]: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weight:
     """One initializer that goes into the data file.
@@ -37,13 +46,14 @@ class Weight:
     Attributes:
         name: its name in the graph.
         shape: its shape in the graph.
-        source: the checkpoint's tensor; "" if `values` holds it.
+        source: the checkpoint's tensor; "" if it was made from none, or from several.
         transposed: the source is (N, K), the graph wants [K, N].
         start, whole: the weight is a part of the source: outputs `start` and following of `whole` ones; 0 if it is all of it.
         longer: the source may have more rows; the first ones are taken.
         plus: added to every value, such as the 1 of a norm that scales by 1 + weight.
         projection: the constant side of a MatMul inside a layer, which an N:M pattern may cover.
-        values: an array made here, such as the cosines of RoPE.
+        values: what it holds, if it is not read from the checkpoint under the name `source`: an array made here, such as the
+            cosines of RoPE, or a tensor that a front end has arranged.
         quantization: how it is stored, if not in the graph's float type; its scales lie beside it (`scale_name`).
     """
 
@@ -56,7 +66,7 @@ class Weight:
     longer: bool = False
     plus: float = 0.0
     projection: bool = False
-    values: npt.NDArray[np.float64] | None = None
+    values: Rows | None = None
     quantization: Quantization | None = None
 
     @property
@@ -120,6 +130,15 @@ class Graph:
         """Give the (first) output of the node added last another name."""
         self._nodes[-1].output[0] = output
 
+    def add(self, node: onnx.NodeProto) -> None:
+        """Add a node made elsewhere."""
+        self._nodes.append(node)
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the inputs declared so far."""
+        return [value.name for value in self._inputs]
+
     def weight(self, weight: Weight) -> str:
         """A weight in the graph's float type; asked for twice, stored once."""
         self.weights.setdefault(weight.name, weight)
@@ -142,6 +161,11 @@ class Graph:
     def values(self, name: str, values: npt.NDArray[np.float64]) -> str:
         """An array made here, cast to the graph's dtype in the data file."""
         return self.weight(Weight(name=name, shape=values.shape, values=values))
+
+    def array(self, name: str, values: npt.NDArray[Any]) -> str:
+        """A small array of any type inside the graph file."""
+        self._constants.setdefault(name, numpy_helper.from_array(values, name))
+        return name
 
     def ints(self, *values: int) -> str:
         """A small int64 vector inside the graph file."""

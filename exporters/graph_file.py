@@ -39,6 +39,8 @@ def metadata(
         "maskpro.dtype": graph.dtype,
         "maskpro.kv_form": form,
     }
+    if "front_end" in origin:
+        entries["maskpro.front_end"] = str(origin["front_end"])
     if quantization is not None:
         entries["maskpro.quantization"] = quantization
     if pattern is not None:

@@ -41,7 +41,7 @@ class Claim:
 
 def prunable(weights: Mapping[str, Weight]) -> list[str]:
     """The checkpoint's names of the projections inside the layers."""
-    return list(dict.fromkeys(w.source for w in weights.values() if w.projection))
+    return list(dict.fromkeys(w.source for w in weights.values() if w.projection and w.source))
 
 
 def claim(checkpoint: Checkpoint, weights: Mapping[str, Weight], required: NMPattern | None) -> Claim | None:

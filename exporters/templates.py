@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from maskpro_deploy.checkpoint import Checkpoint
+from maskpro_deploy.errors import InputError
 from maskpro_deploy.exporters import gemma, gpt2, llama, opt, phi3, qwen, smollm3
 from maskpro_deploy.exporters.graph import Graph
 from maskpro_deploy.exporters.layers import Layers
-from maskpro_deploy.exporters.model_config import DecoderConfig, supported
+from maskpro_deploy.exporters.model_config import DecoderConfig
+from maskpro_deploy.extras import require
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,11 +23,15 @@ class Template:
         read: its `config.json` as a `DecoderConfig`.
         build: the graph from its parts.
         prefix: the first part of its tensors' names, which some checkpoints leave out.
+        tool: the front end that stands behind it, and that has seen to it that no tensor is left out; "" for our own.
+        as_stored: weights lie in the graph as they do in the checkpoint, or transposed, so that masks fit both.
     """
 
     read: Callable[[Mapping[str, Any]], DecoderConfig]
     build: Callable[[Layers], Graph]
     prefix: str = "model."
+    tool: str = ""
+    as_stored: bool = True
 
 
 # model_type of config.json -> its template
@@ -42,12 +49,28 @@ TEMPLATES = {
 }
 
 
-def template_for(config: Mapping[str, Any]) -> Template:
-    """The template of a checkpoint.
+def template_for(source: Checkpoint) -> Template:
+    """What builds the graph of a checkpoint: a template of ours, else a front end that knows more architectures.
 
     Raises:
-        InputError: there is none for its architecture.
+        InputError: neither knows its architecture.
+        MissingExtraError: there is no template, and the front end is not installed.
+        FormatError: the front end cannot take it.
     """
-    model_type = str(config.get("model_type", "none"))
-    supported("model_type", model_type, TEMPLATES)
-    return TEMPLATES[model_type]
+    model_type = str(source.config.get("model_type", "none"))
+    if model_type in TEMPLATES:
+        return TEMPLATES[model_type]
+    ours = f"Templates: {', '.join(TEMPLATES)}"
+    if "model_type" not in source.config:
+        raise InputError(f"{source.folder}: config.json names no model_type. {ours}.")
+    require("architectures", f"exporting model_type {model_type!r}, which has no template here,")
+    from maskpro_deploy.exporters.mobius_graph import MobiusTemplate
+    from maskpro_deploy.exporters.mobius_model import known
+
+    if not known(model_type):
+        raise InputError(
+            f"config.json: model_type {model_type!r} is not supported. {ours}.\n"
+            f"mobius-onnx does not know it as a text generator either."
+        )
+    found = MobiusTemplate(source)
+    return Template(read=found.read, build=found.build, prefix="", tool=found.tool, as_stored=not found.rearranged)

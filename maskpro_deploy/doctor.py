@@ -228,6 +228,9 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(n) for n in match[0].split(".")) if match else ()
 
 
+_DISTRIBUTIONS = {"mobius": "mobius-onnx"}  # modules whose distribution has another name
+
+
 def _extra(name: str) -> Ability:
     absent = missing(name)
     if name == "gpu" and version("onnxruntime-gpu") is None:
@@ -237,7 +240,11 @@ def _extra(name: str) -> Ability:
             lacks=("onnxruntime-gpu",),
             install="pip uninstall onnxruntime; pip install 'maskpro-deploy[gpu]'  (both packages bring the same module)",
         )
-    found = [f"{m} {v}" for m in EXTRAS[name] if m not in absent and (v := version(m.replace("_", "-"))) is not None]
+    found = [
+        f"{m} {v}"
+        for m in EXTRAS[name]
+        if m not in absent and (v := version(_DISTRIBUTIONS.get(m, m.replace("_", "-")))) is not None
+    ]
     install = f"pip install 'maskpro-deploy[{name}]'" if absent else ""
     return Ability(name=name, ready=not absent, detail=", ".join(found), lacks=tuple(absent), install=install)
 

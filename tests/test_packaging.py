@@ -21,7 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 REAL = {"maskpro_deploy/exporters": "exporters", "maskpro_deploy/runtime": "runtime"}
 # distributions that bring a module of another name
-MODULES = {"onnxruntime-gpu": "onnxruntime", "prometheus-client": "prometheus_client", "tensorrt-rtx": "tensorrt_rtx"}
+MODULES = {
+    "mobius-onnx": "mobius",
+    "onnxruntime-gpu": "onnxruntime",
+    "prometheus-client": "prometheus_client",
+    "tensorrt-rtx": "tensorrt_rtx",
+}
 
 
 def modules():

@@ -49,11 +49,11 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def make(name: str, folder: Path, tokenizer_from: Path, **changes: Any) -> Path:
-    """Write the checkpoint of a decoder in `DECODERS`, with the tokenizer of another one."""
+    """Write the checkpoint of a decoder in `DECODERS`, or of any `model_type`, with the tokenizer of another one."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    kind, own = DECODERS[name]
+    kind, own = DECODERS.get(name, (name, {}))
     sizes = dict(SIZES)
     if kind in ("gpt2", "opt"):
         sizes = {k: v for k, v in sizes.items() if k not in ("intermediate_size", "num_key_value_heads")}

@@ -295,7 +295,6 @@ def quantised(config, weights):
 BAD = {
     "no vocab_size": (drop("vocab_size"), FormatError, "vocab_size"),
     "no rms_norm_eps": (drop("rms_norm_eps"), FormatError, "rms_norm_eps"),
-    "architecture": (put("model_type", "mamba"), InputError, r"'mamba' is not supported. Supported: llama, mistral, qwen2"),
     "activation": (put("hidden_act", "mish"), InputError, r"'mish' is not supported. Supported: silu"),
     "rope kind": (put("rope_parameters", {"rope_type": "spiral", "rope_theta": 1e4}), InputError, r"rope_type 'spiral' is not"),
     "yarn without a length": (
