@@ -197,6 +197,7 @@ def save_sparse(
     *,
     force: bool = False,
     progress: Progress = SILENT,
+    weights: Mapping[str, npt.NDArray[Any]] | None = None,
 ) -> None:
     """Write a sparse checkpoint: the dense one with its masks applied, shard by shard, as a whole or not at all.
 
@@ -207,22 +208,20 @@ def save_sparse(
         learn: how the masks came about; becomes `learn.json`.
         force: replace `out` if it exists.
         progress: told after each shard.
+        weights: what stands for some of the checkpoint's weights, by name; cast to their dtypes.
 
     Raises:
         InputError: a mask names a weight that the checkpoint lacks or that has another shape, or `out` exists.
     """
-    for name in masks:
-        if dense.shapes.get(name) != masks.shapes[name]:
-            raise InputError(
-                f"the masks do not belong to {dense.folder}: {name} has shape {masks.shapes[name]} in the masks, "
-                f"{dense.shapes.get(name, 'none')} in the checkpoint."
-            )
+    masks.check_fits(dense.shapes, "the masks", str(dense.folder))
     with new_folder(out, force=force) as folder:
         copy_side_files(dense.folder, folder)
         for done, shard in enumerate(dense.shards, start=1):
             with _open(shard) as file:
                 metadata = file.metadata() or {"format": "pt"}
                 tensors = {name: _tensor(file, name, shard) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            for name in tensors.keys() & (weights or {}).keys():
+                tensors[name] = (weights or {})[name].astype(tensors[name].dtype)
             for name in tensors.keys() & masks.packed.keys():
                 tensors[name] = apply_mask(tensors[name], masks.mask(name))
             save_file(tensors, folder / shard.name, metadata=metadata)

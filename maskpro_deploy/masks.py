@@ -108,6 +108,24 @@ class MaskSet:
             changed, total = changed + int(differs.sum()), total + differs.size
         return changed / total if total else 0.0
 
+    def check_fits(self, shapes: Mapping[str, tuple[int, ...]], masks: str, model: str) -> None:
+        """Check that every masked weight is there, with the mask's shape.
+
+        Args:
+            shapes: of the model's weights, by name.
+            masks: what to call these masks in a message, in the plural.
+            model: what to call the model.
+
+        Raises:
+            InputError: naming the first weight that does not fit.
+        """
+        for name in self:
+            if shapes.get(name) != self.shapes[name]:
+                raise InputError(
+                    f"{masks} do not belong to {model}: {name} has shape {self.shapes[name]} in the masks, "
+                    f"{shapes.get(name, 'none')} in the checkpoint."
+                )
+
     def save(self, path: Path) -> None:
         """Write the mask file, atomically."""
         metadata = {

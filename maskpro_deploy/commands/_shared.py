@@ -35,11 +35,14 @@ class DurationType(click.ParamType[float]):
 
     name = "TIME"
 
+    def __init__(self, *, zero: bool = False) -> None:
+        self._zero = zero  # whether no time at all is a length, too
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, (int, float)):
             return float(value)
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h)?", str(value).strip())
-        if match is None or float(match[1]) <= 0:
+        if match is None or float(match[1]) < 0 or (float(match[1]) == 0 and not self._zero):
             flag = param.opts[0] if param is not None and param.opts else "the time"
             raise ConfigError(
                 f"{flag} {value!r} is no length of time.\nGive a number above 0 and a unit, for example 90s, 5m or 1.5h."

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from maskpro_deploy.commands._shared import DURATION, PATH, PATTERN, emit, force_option, json_option, seed_option, table
+from maskpro_deploy.commands._shared import PATH, PATTERN, DurationType, emit, force_option, json_option, seed_option, table
 from maskpro_deploy.extras import require
 from maskpro_deploy.pattern import NMPattern
 
@@ -16,12 +16,32 @@ from maskpro_deploy.pattern import NMPattern
 @click.option("--model", required=True, help="Checkpoint folder, .gguf file, Hub id, or `demo`.")
 @click.option("--sparsity", "pattern", type=PATTERN, default="2:4", show_default=True, help="N kept of every M weights.")
 @click.option("--out", type=PATH, required=True, help="Folder to write the sparse checkpoint to.")
-@click.option("--budget", "budget_s", type=DURATION, help="Time to learn: 90s, 5m, 2h.  [default: 5m]")
-@click.option("--steps", type=int, help="Optimiser steps instead of a time.")
+@click.option("--budget", "budget_s", type=DurationType(zero=True), help="Time to learn: 90s, 5m, 2h.  [default: 5m]")
+@click.option("--steps", type=int, help="Optimiser steps instead of a time; 0 writes the prior itself.")
 @click.option("--tokens", type=int, help="Tokens to see instead of a time.")
 @click.option("--data", default="builtin", show_default=True, help="Text: builtin, a .txt, .jsonl or .parquet file, hub:NAME.")
 @click.option("--heldout", default="builtin:heldout", show_default=True, help="Text to measure on while learning.")
-@click.option("--prior", default="wanda", show_default=True, help="One-shot mask to start from: wanda or magnitude.")
+@click.option(
+    "--prior",
+    default="wanda",
+    show_default=True,
+    help="One-shot mask to start from: wanda, magnitude, sparsegpt, ria, file:PATH (masks or a sparse folder), none (random).",
+)
+@click.option(
+    "--prior-update", is_flag=True, help="Keep SparseGPT's weight update too: the weights saved are not the dense ones."
+)
+@click.option(
+    "--prior-inputs", default="auto", show_default=True, help="Inputs a prior sees: of the dense or of the pruned model."
+)
+@click.option("--refine", is_flag=True, help="Improve the prior by swaps that lower each layer's reconstruction error.")
+@click.option(
+    "--objective",
+    default="ce",
+    show_default=True,
+    help="What to minimise: ce, kl (to the dense model), ce+kl, block (by blocks).",
+)
+@click.option("--calibration-tokens", type=int, default=8192, show_default=True, help="Tokens that the prior sees.")
+@click.option("--heldout-tokens", type=int, default=4096, show_default=True, help="Tokens to measure on while learning.")
 @click.option("--include", metavar="REGEX", help="Prune only layers whose name matches.")
 @click.option("--exclude", metavar="REGEX", help="Leave layers dense whose name matches.")
 @click.option("--window", type=int, default=256, show_default=True, help="Tokens in a sequence.")

@@ -22,10 +22,10 @@ from maskpro_deploy.errors import ConfigError, InputError, Interrupted, MachineE
 from maskpro_deploy.files import check_free
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.memory import tuned_process
-from maskpro_deploy.learn.model import LearningModel, faster_dtype
+from maskpro_deploy.learn.model import LearningModel, faster_dtype, prunable_layers
 from maskpro_deploy.learn.state import StateStore
 from maskpro_deploy.learn.trainer import Point, Trainer, Windows
-from maskpro_deploy.masks import MaskSet
+from maskpro_deploy.masks import MASKS_FILE, MaskSet
 from maskpro_deploy.models import resolve
 from maskpro_deploy.progress import SILENT, Progress
 from maskpro_deploy.torch_lm import load_causal_lm
@@ -161,7 +161,8 @@ def learn_checkpoint(
         dtype=str(dtype).removeprefix("torch."),
         device=place,
     )
-    save_sparse(checkpoint, result.masks, out, _provenance(checkpoint, text, heldout, config, result), force=force)
+    record = _provenance(checkpoint, text, heldout, config, result)
+    save_sparse(checkpoint, result.masks, out, record, force=force, weights=trainer.changed_weights())
     store.discard()
     return result
 
@@ -183,7 +184,30 @@ def _trainer(
     # windows spread over the whole text, so that every genre counts
     chosen = [i * len(heldout_windows) // count for i in range(count)] if count < len(heldout_windows) else slice(None)
     model = LearningModel(load_causal_lm(checkpoint.folder, dtype).to(place))
-    return Trainer(model, learn_windows, heldout_windows[chosen], config, store, progress)
+    given = _given_masks(checkpoint, config, model) if config.prior_file is not None else None
+    return Trainer(model, learn_windows, heldout_windows[chosen], config, store, progress, given)
+
+
+def _given_masks(checkpoint: Checkpoint, config: LearnConfig, model: LearningModel) -> MaskSet:
+    """The masks that `--prior file:PATH` names, checked against the model.
+
+    Raises:
+        InputError: they are of another model, pattern or choice of layers.
+    """
+    path = Path(str(config.prior_file))
+    masks = MaskSet.load(path / MASKS_FILE if path.is_dir() else path)
+    if masks.pattern != config.pattern:
+        raise InputError(f"--prior file:{path} holds {masks.pattern} masks, --sparsity is {config.pattern}.")
+    layers = prunable_layers(model.model, config.pattern, config.include, config.exclude)
+    if absent := sorted(layers.keys() - set(masks)):
+        raise InputError(f"--prior file:{path} has no mask for {absent[0]}.\nLeave the layer out with --exclude.")
+    masks.check_fits(checkpoint.shapes, f"the masks of --prior file:{path}", str(checkpoint.folder))
+    if masks.dense_sha256 and masks.dense_sha256 != checkpoint.dense_sha256(masks):
+        raise InputError(
+            f"--prior file:{path} was made for other weights than those of {checkpoint.folder}: the hashes differ.\n"
+            f"Give a mask file of this very model."
+        )
+    return masks
 
 
 @contextmanager
@@ -255,6 +279,7 @@ def _provenance(checkpoint: Checkpoint, text: Text, heldout: Text, config: Learn
         "dense_sha256": result.masks.dense_sha256,
         "masks_sha256": result.masks.sha256(),
         "estimator": "pathwise",
+        "weights_changed": config.prior_update,
         "settings": config.to_json(),
         "dtype": result.dtype,
         "device": result.device,

@@ -12,9 +12,13 @@ from typing import Any
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.pattern import NMPattern
 
-PRIORS = ("wanda", "magnitude")
+PRIORS = ("wanda", "magnitude", "sparsegpt", "ria", "none")
+FROM_FILE = "file:"
+OBJECTIVES = ("ce", "kl", "ce+kl", "block")
+PRIOR_INPUTS = ("auto", "dense", "pruned")
 DTYPES = ("auto", "float32", "bfloat16")
 DEFAULT_BUDGET_S = 300.0
+_CHOICES = {"prior": PRIORS, "prior_inputs": PRIOR_INPUTS, "objective": OBJECTIVES, "dtype": DTYPES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +30,13 @@ class LearnConfig:
         budget_s: seconds of learning, calibration of the prior included; exactly one of the three limits is set.
         steps: optimiser steps instead.
         tokens: tokens to see instead.
-        prior: the one-shot mask to start from.
+        prior: the one-shot mask to start from: a name of `PRIORS`, or `file:PATH` with a mask file or a sparse checkpoint.
+        prior_update: keep SparseGPT's weight update too; the base weights change then, and the result says so.
+        prior_inputs: of a layer while its prior is computed: "dense", those of the dense model; "pruned", those behind the blocks
+            that are pruned already; "auto", pruned for SparseGPT (as published) and dense for the others.
+        refine: improve the prior by swaps on the Gram matrix (see `refine`).
+        objective: "ce", cross-entropy; "kl", the divergence from the dense model's predictions; "ce+kl", their mean; "block", the
+            squared difference of each block's outputs from the dense one's, one block after the other (see `blockwise`).
         prior_strength: inverse temperature of the first samples: the logits are this times log(score / mean score of the group).
         learning_rate: step of the logits relative to their spread; it decays linearly to 0.
         temperature: of the samples at the start, decaying linearly to 0; 0 runs every step with the argmax mask, which measured
@@ -51,6 +61,10 @@ class LearnConfig:
     steps: int | None = None
     tokens: int | None = None
     prior: str = "wanda"
+    prior_update: bool = False
+    prior_inputs: str = "auto"
+    refine: bool = False
+    objective: str = "ce"
     prior_strength: float = 6.0
     learning_rate: float = 0.1
     temperature: float = 0.0
@@ -71,26 +85,56 @@ class LearnConfig:
             raise ConfigError("give only one of --budget, --steps and --tokens.")
         if not limits:
             object.__setattr__(self, "budget_s", DEFAULT_BUDGET_S)
-        for name in ("budget_s", "steps", "tokens", "prior_strength", "learning_rate", "checkpoint_every_s", "evaluations"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
+        for name in ("prior_strength", "learning_rate", "checkpoint_every_s", "evaluations"):
+            if not (value := getattr(self, name)) > 0:
                 raise ConfigError(f"--{name.removesuffix('_s').replace('_', '-')} {value} has to be above 0.")
-        if not self.temperature >= 0:
-            raise ConfigError(f"--temperature {self.temperature} has to be 0 or more.")
+        for name in ("budget_s", "steps", "tokens", "temperature"):  # a limit of 0 gives the prior itself
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ConfigError(f"--{name.removesuffix('_s').replace('_', '-')} {value} has to be 0 or more.")
         if self.window < 2:
             raise ConfigError(f"--window {self.window} has to be at least 2 tokens.")
         for name in ("batch_tokens", "calibration_tokens", "heldout_tokens"):
             if getattr(self, name) < self.window:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} {getattr(self, name)} has to be at least one --window ({self.window}).")
-        for name, choices in (("prior", PRIORS), ("dtype", DTYPES)):
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"--{name} {getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}.")
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices and not (name == "prior" and value.startswith(FROM_FILE)):
+                known = [*choices, *([f"{FROM_FILE}PATH"] if name == "prior" else [])]
+                raise ConfigError(f"--{name.replace('_', '-')} {value!r} is unknown; choose one of {', '.join(known)}.")
+        self._check_prior()
         for name in ("include", "exclude"):
             try:
                 re.compile(getattr(self, name) or "")
             except re.error as e:
                 raise ConfigError(f"--{name} {getattr(self, name)!r} is no regular expression: {e}.") from e
+
+    def _check_prior(self) -> None:
+        if self.prior_update and self.prior != "sparsegpt":
+            raise ConfigError(f"--prior-update belongs to --prior sparsegpt; --prior {self.prior} changes no weights.")
+        if self.prior_update and self.objective not in ("ce",):
+            raise ConfigError(
+                f"--objective {self.objective} compares with the dense model, whose weights --prior-update changes.\n"
+                f"Use --objective ce, or leave --prior-update out."
+            )
+        if self.refine and self.prior == "none":
+            raise ConfigError("--refine needs a mask to refine; --prior none has none worth it.")
+
+    @property
+    def pruned_inputs(self) -> bool:
+        """Whether the prior sees the inputs behind pruned blocks."""
+        return self.prior_inputs == "pruned" or (self.prior_inputs == "auto" and self.prior == "sparsegpt")
+
+    @property
+    def needs_grams(self) -> bool:
+        """Whether the prior needs Gram matrices, block by block."""
+        return self.prior == "sparsegpt" or self.refine or (self.pruned_inputs and self.prior not in ("none", "magnitude"))
+
+    @property
+    def prior_file(self) -> str | None:
+        """The path behind `file:`."""
+        return self.prior.removeprefix(FROM_FILE) if self.prior.startswith(FROM_FILE) else None
 
     @property
     def sequences(self) -> int:

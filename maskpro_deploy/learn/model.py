@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from maskpro_deploy.errors import ConfigError, InputError
-from maskpro_deploy.learn.objective import cross_entropy
+from maskpro_deploy.learn.objective import cross_entropy, distillation
 from maskpro_deploy.pattern import NMPattern
 
+_FEW_TOKENS = 16
+_SAME_LOSS = 0.05  # relative: bf16 rounds differently in the two ways
 _PROBE = 512  # side of the matrices that are multiplied to compare dtypes
 
 
@@ -81,6 +83,7 @@ class LearningModel:
         if not isinstance(head, nn.Linear) or biased or not hasattr(model, "base_model"):
             raise InputError(f"{type(model).__name__} cannot be learned on: it has no plain linear output embedding.")
         self.head: Tensor = head.weight
+        self.softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
 
     def replace(self, weight_name: str, module: nn.Module) -> None:
         """Put `module` where the layer of `weight_name` is."""
@@ -95,8 +98,65 @@ class LearningModel:
         states: Tensor = self.model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
         return states
 
-    def loss(self, windows: npt.NDArray[np.int32], *, differentiable: bool) -> Tensor:
-        """Mean cross-entropy of every window's tokens but its first.  # (B, T) -> scalar, nats a token"""
-        tokens = torch.from_numpy(np.ascontiguousarray(windows, dtype=np.int64)).to(self.head.device)
-        hidden = self.hidden(tokens, differentiable=differentiable)
-        return cross_entropy(hidden[:, :-1].flatten(0, 1), self.head, tokens[:, 1:].flatten())
+    def tokens(self, windows: npt.NDArray[np.int32]) -> Tensor:
+        """Windows as the model takes them.  # (B, T)"""
+        return torch.from_numpy(np.ascontiguousarray(windows, dtype=np.int64)).to(self.head.device)
+
+    def loss(
+        self, windows: npt.NDArray[np.int32], *, differentiable: bool, teacher: Tensor | None = None, share: float = 0.0
+    ) -> Tensor:
+        """Mean loss over every window's tokens but its first: cross-entropy, or mixed with a divergence.
+
+        Args:
+            windows: (B, T).
+            differentiable: whether `backward` is going to be called.
+            teacher: last hidden states of the dense model on the same windows (B, T, D).
+            share: of the divergence from the teacher.
+
+        Returns:
+            A scalar, in nats a token.
+        """
+        tokens = self.tokens(windows)
+        hidden = self.hidden(tokens, differentiable=differentiable)[:, :-1].flatten(0, 1)
+        targets = tokens[:, 1:].flatten()
+        if teacher is None:
+            return cross_entropy(hidden, self.head, targets, self.softcap)
+        return distillation(hidden, self.head, targets, teacher[:, :-1].flatten(0, 1), share, self.softcap)
+
+    @torch.no_grad()
+    def check_head(self, windows: npt.NDArray[np.int32]) -> None:
+        """Check on a few tokens that the loss formed from hidden states is that of the model's own logits.
+
+        Raises:
+            InputError: the model does more to its logits than multiply with the head and cap them.
+        """
+        few = np.ascontiguousarray(windows[:1, :_FEW_TOKENS])
+        tokens = self.tokens(few)
+        logits = self.model(tokens, use_cache=False).logits[0, :-1].float()
+        own = float(torch.nn.functional.cross_entropy(logits, tokens[0, 1:]))
+        ours = float(self.loss(few, differentiable=False))
+        if abs(own - ours) > _SAME_LOSS * max(1.0, abs(own)):
+            raise InputError(
+                f"{type(self.model).__name__} cannot be learned on: it scales its logits in a way that is not supported here."
+            )
+
+    def first_bad_module(self, windows: npt.NDArray[np.int32]) -> str | None:
+        """Name of the first module in a forward pass whose output is not finite; None if all are."""
+        found: list[str] = []
+
+        def look(name: str) -> Any:
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                first = output[0] if isinstance(output, tuple) else output
+                if not found and isinstance(first, Tensor) and first.is_floating_point() and not torch.isfinite(first).all():
+                    found.append(name)
+
+            return hook
+
+        handles = [m.register_forward_hook(look(n)) for n, m in self.model.named_modules() if not list(m.children())]
+        try:
+            with torch.no_grad():
+                self.hidden(self.tokens(windows), differentiable=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found[0] if found else None

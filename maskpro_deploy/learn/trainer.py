@@ -23,9 +23,10 @@ from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.distribution import ConditionalBernoulli
 from maskpro_deploy.learn.model import LearningModel, prunable_layers
 from maskpro_deploy.learn.optimizer import LogitOptimizer
-from maskpro_deploy.learn.priors import initial_logits, input_norms, scores
+from maskpro_deploy.learn.priors import compute_prior
 from maskpro_deploy.learn.sites import Mode, Site
 from maskpro_deploy.learn.state import StateStore, stop_requests
+from maskpro_deploy.learn.step_loss import StepLoss
 from maskpro_deploy.masks import MaskSet
 from maskpro_deploy.progress import SILENT, Progress
 
@@ -73,6 +74,7 @@ class Trainer:
         config: the settings.
         store: where to keep the state; None for nowhere.
         progress: told after every step.
+        given: the masks to start from, where `config.prior` names a file.
     """
 
     def __init__(
@@ -83,9 +85,10 @@ class Trainer:
         config: LearnConfig,
         store: StateStore | None = None,
         progress: Progress = SILENT,
+        given: MaskSet | None = None,
     ) -> None:
         self.model, self.text, self.heldout, self.config = model, text, heldout, config
-        self.store, self.progress = store, progress
+        self.store, self.progress, self.given = store, progress, given
         self.counters = Counters()
         self.optimizer = LogitOptimizer()
         self.sites: list[Site] = []
@@ -105,22 +108,25 @@ class Trainer:
         config = self.config
         layers = prunable_layers(self.model.model, config.pattern, config.include, config.exclude)
         family = ConditionalBernoulli(config.pattern, self.model.head.device)
+        self.model.check_head(self.text)
         self.dense_loss = self.heldout_loss()
-        norms = input_norms(layers, self._calibrate) if config.prior == "wanda" else {}
+        batches = self._calibration() if config.prior not in ("magnitude", "none") else []
+        priors = compute_prior(self.model, layers, config, batches, self.given, self.progress)
         for name, layer in layers.items():
-            logits = initial_logits(scores(layer.weight, norms.get(name)), config.pattern, config.prior_strength)
+            logits = priors.pop(name)
             site = Site(name, layer, family, logits)
             site.on_gradient = lambda site, grad: self.optimizer.update(site.name, site.logits, grad)
             self._prior_states[name] = family.mode(logits).to(torch.uint8)
             self.model.replace(name, site)
             self.sites.append(site)
+        self.step_loss = StepLoss(self.model, self.sites, config.objective)
 
-    def _calibrate(self) -> None:
+    def _calibration(self) -> list[torch.Tensor]:
+        """Batches of the windows that the prior sees.  # (B, T) each"""
         count = max(1, self.config.calibration_tokens // self.config.window)
         chosen = self._order(epoch=0)[-count:]  # the end of the first epoch: learning begins with other windows
-        for start in range(0, len(chosen), self.config.sequences):
-            windows = self.text[chosen[start : start + self.config.sequences]]
-            self.model.hidden(torch.from_numpy(windows.astype(np.int64)).to(self.model.head.device), differentiable=False)
+        step = self.config.sequences
+        return [self.model.tokens(self.text[chosen[i : i + step]]) for i in range(0, len(chosen), step)]
 
     # -- one step
 
@@ -144,12 +150,13 @@ class Trainer:
             site.temperature = temperature
             site.seed(self.config.seed, counters.step)
         windows = self._batch(counters.step)
-        loss = self.model.loss(windows, differentiable=True)
+        loss = self.step_loss(windows, differentiable=True)
         value = float(loss.detach())
         if not math.isfinite(value):
+            where = self.model.first_bad_module(windows) or "the output head"
             raise CheckFailed(
-                f"the loss became {value} at step {counters.step}: nothing after the last saved state was kept.\n"
-                f"Try a smaller --learning-rate, or --dtype float32."
+                f"the loss became {value} at step {counters.step}, first in {where}: nothing after the last saved state was "
+                f"kept.\nTry a smaller --learning-rate, or --dtype float32."
             )
         loss.backward()  # type: ignore[no-untyped-call]
         counters.losses.append(value)
@@ -180,7 +187,8 @@ class Trainer:
             if stop.asked:
                 self.save()
                 return False
-        self._measure()
+        if counters.curve[-1].step < counters.step:
+            self._measure()
         self.progress.close()
         return True
 
@@ -202,11 +210,12 @@ class Trainer:
     def _fraction(self) -> float:
         """How much of the limit is used up, 0 to 1."""
         c, config = self.counters, self.config
-        if config.steps is not None:
-            return min(1.0, c.step / config.steps)
-        if config.tokens is not None:
-            return min(1.0, c.tokens / config.tokens)
-        return min(1.0, c.seconds / (config.budget_s or 1.0))
+        limit, used = next(
+            (limit, used)
+            for limit, used in ((config.steps, c.step), (config.tokens, c.tokens), (config.budget_s, c.seconds))
+            if limit is not None
+        )
+        return min(1.0, used / limit) if limit > 0 else 1.0
 
     def _done(self) -> bool:
         c, config = self.counters, self.config
@@ -226,7 +235,17 @@ class Trainer:
             ]
         return sum(losses) / len(self.heldout)
 
+    def _check_finite(self) -> None:
+        """Refuse logits that are no numbers, before they replace a good state or go into a result."""
+        for site in self.sites:
+            if not torch.isfinite(site.logits).all():
+                raise CheckFailed(
+                    f"the logits of {site.name} are not finite after step {self.counters.step}: nothing after the last saved "
+                    f"state was kept.\nTry a smaller --learning-rate, or --dtype float32."
+                )
+
     def _measure(self) -> None:
+        self._check_finite()
         for site in self.sites:
             site.mode = Mode.ARGMAX
         c = self.counters
@@ -257,6 +276,10 @@ class Trainer:
         """The one-shot masks that learning started from."""
         return self._masks_of(self._prior_states, dense_sha256)
 
+    def changed_weights(self) -> dict[str, npt.NDArray[np.float32]]:
+        """The base weights that are not the checkpoint's: all of them after a prior's update, else none.  # (O, C) each"""
+        return {s.name: s.weight.float().cpu().numpy() for s in self.sites} if self.config.prior_update else {}
+
     def _masks_of(self, states: dict[str, torch.Tensor], dense_sha256: str) -> MaskSet:
         masks = {s.name: s.mask(states[s.name]) for s in self.sites}
         return MaskSet.from_arrays(self.config.pattern, masks, dense_sha256)
@@ -267,6 +290,7 @@ class Trainer:
         """Save the state, if there is a store."""
         if self.store is None:
             return
+        self._check_finite()
         tensors = {f"logits/{s.name}": s.logits for s in self.sites}
         tensors |= {f"best/{k}": v for k, v in self._best_states.items()}
         tensors |= {f"first/{k}": v for k, v in self.optimizer.first.items()}

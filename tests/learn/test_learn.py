@@ -21,7 +21,10 @@ from maskpro_deploy.errors import CheckFailed, ConfigError, InputError, Interrup
 from maskpro_deploy.learn import LearnConfig, LearnResult, learn_checkpoint
 from maskpro_deploy.learn import trainer as trainer_module
 from maskpro_deploy.learn.optimizer import LogitOptimizer
+from maskpro_deploy.learn.state import StateStore
+from maskpro_deploy.masks import MaskSet
 from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.torch_lm import load_causal_lm
 
 PATTERN = NMPattern(2, 4)
 CONFIG = LearnConfig(
@@ -259,3 +262,98 @@ def test_other_patterns_and_the_magnitude_prior_work_too(dense: Checkpoint, text
     for pattern in (NMPattern(1, 4), NMPattern(4, 8)):
         masks = learn_masks(dense.folder, text, replace(CONFIG, pattern=pattern, steps=2, prior="magnitude"), heldout=heldout)
         assert all(pattern.holds(masks.mask(name)) for name in masks)
+
+
+def test_no_steps_write_the_prior_itself(dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path) -> None:
+    result = run(dense, tmp_path / "out", text, heldout, replace(CONFIG, steps=0, prior="ria"))
+    assert result.masks.sha256() == result.prior_masks.sha256()
+    assert [p.step for p in result.curve] == [0]
+    assert json.loads((tmp_path / "out" / "learn.json").read_text())["weights_changed"] is False
+
+
+def test_the_weight_update_is_saved_masked(dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=0, prior="sparsegpt", prior_update=True)
+    updated = run(dense, tmp_path / "updated", text, heldout, config)
+    weights = load_file(tmp_path / "updated" / "model.safetensors")
+    changed = 0
+    for name in dense.names:
+        if name in updated.masks:
+            assert PATTERN.holds(weights[name] != 0)
+            changed += int((weights[name][updated.masks.mask(name)] != dense.tensor(name)[updated.masks.mask(name)]).sum())
+        else:
+            assert np.array_equal(weights[name], dense.tensor(name))
+    assert changed > 0
+    assert json.loads((tmp_path / "updated" / "learn.json").read_text())["weights_changed"] is True
+
+
+@pytest.mark.parametrize("objective", ["kl", "ce+kl"])
+def test_other_objectives_learn_too(dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path, objective: str) -> None:
+    result = run(dense, tmp_path / "out", text, heldout, replace(CONFIG, steps=40, objective=objective))
+    assert result.curve[-1].sample_loss is not None
+    assert min(p.heldout_loss for p in result.curve) < result.curve[0].heldout_loss - 0.02
+
+
+def test_a_mask_file_is_a_prior(dense: Checkpoint, tiny_sparse: Path, text: Text, heldout: Text, tmp_path: Path) -> None:
+    given = MaskSet.load(tiny_sparse / "masks.safetensors")
+    result = run(dense, tmp_path / "out", text, heldout, replace(CONFIG, steps=1, prior=f"file:{tiny_sparse}"))
+    assert result.prior_masks.flips(given) == 0
+
+
+def test_a_mask_file_that_does_not_fit_is_one_plain_error(
+    dense: Checkpoint, tiny_sparse: Path, text: Text, heldout: Text, tmp_path: Path
+) -> None:
+    own = MaskSet.load(tiny_sparse / "masks.safetensors")
+    arrays = {name: own.mask(name) for name in own}
+    first = next(iter(arrays))
+    cases = {
+        "the hashes differ": MaskSet.from_arrays(PATTERN, arrays, "0" * 64),
+        "holds 2:4 masks, --sparsity is 1:4": own,
+        f"has no mask for {first}": MaskSet.from_arrays(PATTERN, {n: m for n, m in arrays.items() if n != first}),
+        "do not belong to": MaskSet.from_arrays(PATTERN, {**arrays, first: arrays[first][:4]}),
+    }
+    for i, (message, masks) in enumerate(cases.items()):
+        masks.save(tmp_path / f"{i}.safetensors")
+        pattern = NMPattern(1, 4) if "1:4" in message else PATTERN
+        with pytest.raises(InputError, match=message):
+            run(
+                dense,
+                tmp_path / "out",
+                text,
+                heldout,
+                replace(CONFIG, pattern=pattern, prior=f"file:{tmp_path / f'{i}.safetensors'}"),
+            )
+    with pytest.raises(InputError, match="does not exist"):
+        run(dense, tmp_path / "out", text, heldout, replace(CONFIG, prior=f"file:{tmp_path / 'none'}"))
+
+
+def test_a_weight_that_is_no_number_is_named(dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path) -> None:
+    class Poison(Stopper):
+        def __init__(self, trainer: list[trainer_module.Trainer]) -> None:
+            self.trainer = trainer
+
+        def update(self, done: float, total: float, note: str = "") -> None:
+            self.trainer[0].sites[3].weight[0, 0] = float("nan")
+
+    held: list[trainer_module.Trainer] = []
+    model = trainer_module.LearningModel(load_causal_lm(dense.folder, torch.float32))
+    windows = np.random.default_rng(0).integers(0, 320, (8, 32)).astype(np.int32)
+    held.append(trainer_module.Trainer(model, windows, windows, replace(CONFIG, prior="magnitude"), progress=Poison(held)))
+    held[0].prepare()
+    with pytest.raises(CheckFailed, match=r"loss became nan at step 1, first in model\.layers\.0\.self_attn\.o_proj"):
+        held[0].run()
+
+
+def test_logits_that_are_no_numbers_never_replace_a_good_state(
+    dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path
+) -> None:
+    model = trainer_module.LearningModel(load_causal_lm(dense.folder, torch.float32))
+    windows = np.random.default_rng(0).integers(0, 320, (8, 32)).astype(np.int32)
+    store = StateStore(tmp_path / "state", "x")
+    trainer = trainer_module.Trainer(model, windows, windows, replace(CONFIG, prior="magnitude"), store)
+    trainer.prepare()
+    trainer.save()
+    good = store.path.read_bytes()
+    trainer.sites[5].logits[0, 0] = float("nan")
+    with pytest.raises(CheckFailed, match=f"logits of {trainer.sites[5].name} are not finite"):
+        trainer.save()
+    assert store.path.read_bytes() == good
