@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maskpro_deploy.errors import FormatError, InputError
+from maskpro_deploy.errors import FormatError
 from maskpro_deploy.manifest import Graph, ModelShape
-from maskpro_deploy.runtime.base_session import BaseSession, SessionLimits
+from maskpro_deploy.runtime.base_session import BaseSession
 from maskpro_deploy.runtime.device import Block, Device, Memory
 from maskpro_deploy.runtime.device_cache import Layout, PackedCache, SlotCache, slots_for
-from maskpro_deploy.runtime.executor import Executor, Reach, Shape, choose, longest
+from maskpro_deploy.runtime.executor import Executor, Reach, Shape
 from maskpro_deploy.runtime.kv_cache import Cache, Floats, Ints, positions
 
 PACKED, STATIC, SHARED = "cat", "static", "gqa"
@@ -44,7 +44,6 @@ class DeviceSession(BaseSession):
     """
 
     def __init__(self, shape: ModelShape, graph: Graph, executor: Executor, device: Device) -> None:
-        self.providers = (executor.name,)
         self._form = graph.form
         self._executor = executor
         self._device = device
@@ -60,9 +59,11 @@ class DeviceSession(BaseSession):
             heads=shape.num_kv_heads,
             vector=shape.head_dim * _BYTES[executor.tensors[self._past[0]].dtype],
         )
-        self._reaches = [Reach.of(profile, self._fixed) for profile in executor.profiles]
-        self.shape, self.limits = self._limits(shape)
         self._staged: dict[str, Block] = {}
+        if self._fixed is not None:
+            shape = dataclasses.replace(shape, max_length=min(shape.max_length, self._fixed))
+        reaches = [Reach.of(profile, self._fixed) for profile in executor.profiles]
+        super().__init__(shape, (executor.name,), reaches, self._cache_tokens())
 
     def _check_names(self, graph: Graph) -> None:
         wanted = {"input_ids", *self._past, "logits", *self._present}
@@ -73,52 +74,18 @@ class DeviceSession(BaseSession):
                 f"{graph.file} is no {self._form!r} form of a bundle's graph: it has no {absent[0]}.\nMake the bundle again."
             )
 
-    def _limits(self, shape: ModelShape) -> tuple[ModelShape, SessionLimits]:
-        if not self._reaches:
-            length = min(shape.max_length, self._fixed or shape.max_length)
-            return dataclasses.replace(shape, max_length=length), SessionLimits()
-        rows, reached, several = longest(self._reaches)
-        if not rows:
-            raise InputError(
-                "no profile of the engine reads one token on top of others, so it cannot generate.\n"
-                "Build it again with a decode profile."
-            )
-        token = self._layout.tensors * self._layout.heads * self._layout.vector
+    def _cache_tokens(self) -> int | None:
+        """Tokens that the device has memory for."""
         free = self._device.free_bytes()
-        limits = SessionLimits(
-            max_batch=rows,
-            max_prefill_rows=several,
-            max_cache_tokens=None if free is None else max(1, int(free * _CACHE_SHARE) // token),
-        )
-        return dataclasses.replace(shape, max_length=min(shape.max_length, reached)), limits
+        token = self._layout.tensors * self._layout.heads * self._layout.vector
+        return None if free is None else max(1, int(free * _CACHE_SHARE) // token)
 
-    def forward(self, tokens: Ints, cache: Cache | None = None, attention_mask: Ints | None = None) -> tuple[Floats, Cache]:
-        """See `Session.forward`.
-
-        Raises:
-            InputError: more rows than the engine was built for.
-        """
-        batch, new = tokens.shape
+    def _read(self, tokens: Ints, cache: Cache | None, mask: Ints) -> tuple[Floats, Cache]:
         past = 0 if cache is None else cache.length
-        mask: Ints = np.ones((batch, past + new), np.int64) if attention_mask is None else attention_mask
-        if (cache is not None and cache.batch != batch) or mask.shape != (batch, past + new):
-            raise ValueError(f"tokens {tokens.shape} and mask {mask.shape} do not fit a cache of {past} columns")
-        if self.limits.max_batch is not None and batch > self.limits.max_batch:
-            raise InputError(
-                f"{batch} rows at once, but the engine was built for {self.limits.max_batch}.\nBuild it with --max-batch {batch}."
-            )
-        step = self._packed if self._form == PACKED else self._slots
-        parts: list[Floats] = []
-        done = 0
-        while done < new:
-            count, logits, cache = step(tokens[:, done:], cache, mask[:, : past + new], past + done)
-            parts.append(logits)
-            done += count
-        assert cache is not None
-        return (parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)), cache
+        return (self._packed if self._form == PACKED else self._slots)(tokens, cache, mask, past)
 
-    def _packed(self, tokens: Ints, cache: Cache | None, mask: Ints, past: int) -> tuple[int, Floats, Cache]:
-        """Read as many columns as one call can.  # tokens (B, S), mask (B, T) with more columns behind"""
+    def _packed(self, tokens: Ints, cache: Cache | None, mask: Ints, past: int) -> tuple[Floats, Cache]:
+        """Read columns where the cache is as long as what was read.  # tokens (B, S), mask (B, T)"""
         batch, wanted = tokens.shape
         profile, new = self._profile(batch, past, wanted)
         cache = cache or PackedCache.make(self._layout, batch, 0)
@@ -131,9 +98,9 @@ class DeviceSession(BaseSession):
         shapes |= dict.fromkeys(self._present, (batch, self._layout.heads, past + new, self.shape.head_dim))
         addresses |= dict(zip(self._past, cache.addresses(), strict=True))
         addresses |= dict(zip(self._present, made.addresses(), strict=True))
-        return new, self._run(profile, shapes, addresses, batch, new), made
+        return self._run(profile, shapes, addresses, batch, new), made
 
-    def _slots(self, tokens: Ints, cache: Cache | None, mask: Ints, past: int) -> tuple[int, Floats, Cache]:
+    def _slots(self, tokens: Ints, cache: Cache | None, mask: Ints, past: int) -> tuple[Floats, Cache]:
         """The same where each row writes at its own length."""
         batch, wanted = tokens.shape
         cache = cache or SlotCache.make(self._layout, batch, self._fixed or slots_for(wanted))
@@ -157,7 +124,7 @@ class DeviceSession(BaseSession):
             for row, count in enumerate(kept.tolist()):
                 logits[first + row, new - count :] = answer[row, :count]
                 logits[first + row, : new - count] = 0.0
-        return new, logits, made
+        return logits, made
 
     def _calls(self, counts: Ints, new: int) -> Iterator[tuple[int, int, int]]:
         """(first row, rows, columns) of the calls that read a chunk.
@@ -179,22 +146,6 @@ class DeviceSession(BaseSession):
             return arrays | {"write_indices": before}
         after = before + counts
         return arrays | {"attention_mask": (np.arange(after.max()) < after[:, None]).astype(np.int64)}
-
-    def _profile(self, rows: int, past: int, wanted: int) -> tuple[int, int]:
-        """The profile for a call, and how many new tokens it reads.
-
-        Raises:
-            InputError: none takes it.
-        """
-        if not self._reaches:
-            return 0, wanted
-        found = choose(self._reaches, rows, past, wanted)
-        if found is None:
-            raise InputError(
-                f"no profile of the engine takes {rows} rows with {past} tokens before the new ones.\n"
-                f"Build it with profiles that do, or give a smaller --max-num-seqs or --max-model-len."
-            )
-        return found
 
     def _stage(self, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[dict[str, Shape], dict[str, int]]:
         """Copy inputs to the device, each always to the same place, so that equal steps are equal in every address."""

@@ -25,6 +25,7 @@ from maskpro_deploy.manifest import Graph, Manifest, safe_path
 from maskpro_deploy.runtime.base_session import BaseSession
 from maskpro_deploy.runtime.device import HostDevice
 from maskpro_deploy.runtime.device_session import DeviceSession
+from maskpro_deploy.runtime.executor import Reach
 from maskpro_deploy.runtime.kv_cache import Cache, Floats, Ints, KvCache, positions
 from maskpro_deploy.runtime.ort_executor import OrtExecutor
 
@@ -73,12 +74,11 @@ class OrtSession(BaseSession):
         manifest: the bundle's manifest.
     """
 
-    def __init__(self, manifest: Manifest, session: Any) -> None:
+    def __init__(self, manifest: Manifest, session: Any, reaches: Sequence[Reach] = ()) -> None:
         import onnxruntime
 
+        super().__init__(manifest.model, session.get_providers(), reaches)
         self.manifest = manifest
-        self.shape = manifest.model
-        self.providers = tuple(session.get_providers())
         self._session = session
         self._from_numpy = onnxruntime.OrtValue.ortvalue_from_numpy
         self._device = "cpu" if self.providers[0] == CPU else "cuda"
@@ -88,15 +88,13 @@ class OrtSession(BaseSession):
         self._inputs = {i.name for i in session.get_inputs()}
         self._check_names({o.name for o in session.get_outputs()})
 
-    def forward(self, tokens: Ints, cache: Cache | None = None, attention_mask: Ints | None = None) -> tuple[Floats, KvCache]:
-        """See `Session.forward`."""
-        batch, new = tokens.shape
+    def _read(self, tokens: Ints, cache: Cache | None, mask: Ints) -> tuple[Floats, KvCache]:
+        batch, wanted = tokens.shape
         cache = cache or self._empty(batch)
         assert isinstance(cache, KvCache)
+        _, new = self._profile(batch, cache.length, wanted)
         total = cache.length + new
-        mask: Ints = np.ones((batch, total), np.int64) if attention_mask is None else attention_mask
-        if cache.batch != batch or mask.shape != (batch, total):
-            raise ValueError(f"tokens {tokens.shape} and mask {mask.shape} do not fit a cache of {cache.batch} x {cache.length}")
+        tokens, mask = tokens[:, :new], mask[:, :total]
         binding = self._session.io_binding()
         inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions(mask, new)}
         # the OrtValues share the arrays' memory: they have to live until the run is over
