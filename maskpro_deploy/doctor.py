@@ -20,7 +20,8 @@ from typing import Any
 from maskpro_deploy import __version__
 from maskpro_deploy.bench.environment import affinity, cgroup_cpu_cores, cgroup_memory_bytes, cpu_model, memory_bytes
 from maskpro_deploy.extras import EXTRAS, missing
-from maskpro_deploy.models import cache_folder, demo_is_cached
+from maskpro_deploy.files import cache_folder
+from maskpro_deploy.models import demo_is_cached
 
 # module -> distribution, of everything the base cannot work without
 BASE = {

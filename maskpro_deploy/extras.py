@@ -16,6 +16,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "gpu": ("onnxruntime",),
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt_rtx",),
+    "native": ("cuda.bindings",),
     "serve": ("starlette", "uvicorn", "pydantic", "jinja2", "prometheus_client"),
     "report": ("matplotlib", "jinja2"),
     "eval": ("datasets",),
@@ -25,7 +26,15 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 
 def missing(extra: str) -> list[str]:
     """The modules of `extra` that cannot be imported here (nothing is imported to find out)."""
-    return [module for module in EXTRAS[extra] if find_spec(module) is None]
+    return [module for module in EXTRAS[extra] if not _found(module)]
+
+
+def _found(module: str) -> bool:
+    """Whether a module could be imported; of a dotted name the package has to be there first."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def require(extra: str, purpose: str) -> None:

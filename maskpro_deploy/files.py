@@ -24,6 +24,14 @@ _CHUNK_BYTES = 1 << 20
 _LARGEST_JSON = 1 << 28  # bytes; an index of a million tensors has half of that
 
 
+def cache_folder() -> Path:
+    """Where this tool keeps what it can make again: `$MASKPRO_CACHE`, else a folder in the user's cache."""
+    if own := os.environ.get("MASKPRO_CACHE"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "maskpro-deploy"
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's write errors into ones that say where and what to do."""

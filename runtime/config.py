@@ -24,6 +24,7 @@ class RuntimeConfig:
         max_cache_tokens: see `SchedulerConfig`; None lets `load` take as many as fit an eighth of this machine's memory.
         max_prefill_rows: see `SchedulerConfig`; `load` takes it from the session.
         form: see `SessionConfig`.
+        engine: see `SessionConfig`.
         check_hashes: read every file of the bundle and compare its SHA-256 before use.
     """
 
@@ -37,6 +38,7 @@ class RuntimeConfig:
     max_cache_tokens: int | None = None
     max_prefill_rows: int | None = None
     form: str | None = None
+    engine: str | None = None
     check_hashes: bool = False
 
     def __post_init__(self) -> None:
@@ -49,7 +51,7 @@ class RuntimeConfig:
     @property
     def session(self) -> SessionConfig:
         """The session's part."""
-        return SessionConfig(provider=self.provider, threads=self.threads, spin=self.spin, form=self.form)
+        return SessionConfig(provider=self.provider, threads=self.threads, spin=self.spin, form=self.form, engine=self.engine)
 
     @property
     def scheduler(self) -> SchedulerConfig:

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 # what --provider means: the onnxruntime providers in order of preference (later ones take what earlier ones cannot run)
 PROVIDERS: dict[str, tuple[str, ...]] = {"cpu": (CPU,), "cuda": (CUDA, CPU), "tensorrt": (TENSORRT, CUDA, CPU)}
+NATIVE = "trt-native"
 FORM = "cat"
 FORMS = (FORM, "static", "gqa")
 _NUMPY_TYPES: dict[str, type[np.generic]] = {"fp32": np.float32, "fp16": np.float16}
@@ -44,22 +45,25 @@ class SessionConfig:
     """Where the graph runs.
 
     Attributes:
-        provider: "cpu", "cuda", "tensorrt", or "auto": cuda where onnxruntime has it, else cpu.
+        provider: "cpu", "cuda" or "tensorrt" of onnxruntime, "trt-native" for an engine in its own library, or "auto": cuda
+            where onnxruntime has it, else cpu.
         threads: CPU threads; None uses all cores.
         spin: let threads that wait for each other spin (onnxruntime's own default): faster on an idle machine, far slower on one
             that others use too.
         form: form of the key/value cache, of those that the bundle has a graph for; None takes the bundle's own graph.
+        engine: file of the engine in the bundle, for providers that run engines; None takes the best that can run here.
     """
 
     provider: str = "auto"
     threads: int | None = None
     spin: bool = True
     form: str | None = None
+    engine: str | None = None
 
     def __post_init__(self) -> None:
-        if self.provider != "auto" and self.provider not in PROVIDERS:
+        if self.provider not in ("auto", *PROVIDERS, NATIVE):
             raise ConfigError(
-                f"--provider {self.provider}: there is no such provider.\nGive one of: auto, {', '.join(PROVIDERS)}."
+                f"--provider {self.provider}: there is no such provider.\nGive one of: auto, {', '.join(PROVIDERS)}, {NATIVE}."
             )
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"--threads is {self.threads}; allowed: 1 and more.")
@@ -143,6 +147,10 @@ def open_session(bundle: Path, config: SessionConfig | None = None) -> BaseSessi
     """
     config = config or SessionConfig()
     manifest = Manifest.load(bundle)
+    if config.provider == NATIVE:
+        from maskpro_deploy.runtime.native import open_native
+
+        return open_native(bundle, manifest, config.engine)
     require("cpu", "running a bundle")
     import onnxruntime
 

@@ -26,6 +26,7 @@ MODULES = {
     "onnxruntime-gpu": "onnxruntime",
     "prometheus-client": "prometheus_client",
     "tensorrt-rtx": "tensorrt_rtx",
+    "cuda-bindings": "cuda.bindings",
 }
 
 

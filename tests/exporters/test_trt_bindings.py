@@ -21,7 +21,7 @@ from adapter_names import follow, signatures
 
 from maskpro_deploy.exporters import trt_library
 from maskpro_deploy.extras import missing
-from maskpro_deploy.models import cache_folder
+from maskpro_deploy.files import cache_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = Path(trt_library.__file__).read_text(encoding="utf-8")
