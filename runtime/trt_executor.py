@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _HEADER_BYTES = 64
-_DTYPES = (("FLOAT", "float32"), ("HALF", "float16"), ("BF16", "bfloat16"), ("INT64", "int64"), ("INT32", "int32"))
+_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "INT32": "int32"}
 _MOST_GRAPHS = 8
 
 Key = tuple[Any, ...]
@@ -130,8 +130,7 @@ class TrtExecutor:
     def _load(self, file: Path) -> Any:
         """The engine from its file."""
         data = file.read_bytes()
-        if hasattr(self._runtime, "get_engine_validity"):
-            self._check_validity(data[:_HEADER_BYTES])
+        self._check_validity(data[:_HEADER_BYTES])
         engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise FormatError(
@@ -140,11 +139,13 @@ class TrtExecutor:
         return engine
 
     def _check_validity(self, header: bytes) -> None:
-        """What the library says of an engine before it is loaded.
+        """Ask the library, where it tells, whether an engine can run here, before it is loaded.
 
         Raises:
-            FormatError: it cannot run here; the message has the library's reasons.
+            FormatError: it cannot; the message has the library's reasons.
         """
+        if not hasattr(self._trt, "EngineValidity"):
+            return
         validity, diagnostics = self._runtime.get_engine_validity(header)
         if validity == self._trt.EngineValidity.VALID:
             return
@@ -155,8 +156,8 @@ class TrtExecutor:
         reasons = []
         for name in ("VERSION_MISMATCH", "UNSUPPORTED_CC", "OLD_CUDA_DRIVER", "OLD_CUDA_RUNTIME", "MALFORMED_ENGINE"):
             if hasattr(known, name) and int(diagnostics) & int(getattr(known, name)):
-                reasons.append(name.replace("_", " ").lower())
-        why = ", ".join(reasons) or f"diagnostics {int(diagnostics)}"
+                reasons.append(name)
+        why = ", ".join(reasons).replace("_", " ").lower() or f"diagnostics {int(diagnostics)}"
         raise FormatError(f"{self.name} cannot run {self._file} here: {why}.\nBuild it again with build-engine.")
 
     def _runtime_config(self) -> Any:
@@ -188,9 +189,9 @@ class TrtExecutor:
 
     def _dtype(self, tensor: str) -> str:
         dtype = self._engine.get_tensor_dtype(tensor)
-        for name, known in _DTYPES:
+        for name in ("FLOAT", "HALF", "BF16", "INT64", "INT32"):
             if dtype == getattr(self._trt.DataType, name):
-                return known
+                return _DTYPES[name]
         raise FormatError(f"{self._file}: {tensor} has a type that no bundle's graph has.")
 
     def _read_profiles(self) -> list[Profile]:
@@ -206,9 +207,10 @@ class TrtExecutor:
         return found
 
     def _context(self, profile: int) -> Any:
-        if profile not in self._contexts:
-            self._contexts[profile] = self._new_context(profile)
-        return self._contexts[profile]
+        context = self._contexts.get(profile)
+        if context is None:
+            context = self._contexts[profile] = self._new_context(profile)
+        return context
 
     def _new_context(self, profile: int) -> Any:
         context = (
@@ -221,6 +223,8 @@ class TrtExecutor:
                 f"{self.name} has no room for profile {profile} of {self._file}: {self._last_error()}\n"
                 f"Build an engine with smaller profiles, or free memory of the GPU."
             )
+        if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(self._device.stream):
+            self._may_record = False
         return context
 
     def _enqueue(self, context: Any, shapes: Mapping[str, Shape], addresses: Mapping[str, int]) -> None:
@@ -250,8 +254,7 @@ class TrtExecutor:
 
     def _record(self, context: Any) -> Any:
         """The call as a CUDA graph; None, and no further try, where the library or the driver cannot."""
-        capturable = not hasattr(context, "is_stream_capturable") or context.is_stream_capturable(self._device.stream)
-        graph = self._device.capture(lambda: self._start(context)) if capturable else None
+        graph = self._device.capture(lambda: self._start(context)) if self._may_record else None
         self._may_record = graph is not None
         return graph
 

@@ -62,7 +62,7 @@ class Interpreter(ast.NodeVisitor):
                 self.functions[node.name] = node
             elif isinstance(node, ast.ClassDef):
                 self.functions |= {f"{node.name}.{f.name}": f for f in node.body if isinstance(f, ast.FunctionDef)}
-        for _ in range(4):  # values reach callees and fields in some rounds; findings only grow
+        for _ in range(8):  # values reach callees and fields in some rounds; findings only grow
             for name, function in self.functions.items():
                 self.env: dict[str, Value] = dict(self.known.get(name, {}))
                 self.name, self.owner = name, name.partition(".")[0]

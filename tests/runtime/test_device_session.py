@@ -135,8 +135,9 @@ def shapes(form, rows, new, past):
     """A profile of a tiny engine: each of rows, new, past as (smallest, largest)."""
     at = [tuple(v[i] for v in (rows, new, past)) for i in (0, 1, 1)]
     total = LENGTH if form == "static" else None
-    profile = {"input_ids": tuple((b, s) for b, s, _ in at)}
+    profile = dict.fromkeys(("input_ids", "position_ids"), tuple((b, s) for b, s, _ in at))
     if form == "static":
+        profile["write_indices"] = tuple((b,) for b, _, _ in at)
         profile["past_key_values.0.key"] = tuple((b, 2, total, 8) for b, _, _ in at)
     else:
         profile["past_key_values.0.key"] = tuple((b, 2, p, 8) for b, _, p in at)
