@@ -9,6 +9,8 @@ A text source is named on the command line:
     FILE.parquet        a column "text" (needs the `eval` extra)
     hub:NAME[:SPLIT]    a dataset of the Hugging Face Hub with a column "text" (needs the `eval` extra)
 
+As the held-out text, `split:SHARE` takes a part of the learning text itself (see `split_text`).
+
 Shapes: `W` windows, `T` tokens in a window.
 """
 
@@ -33,6 +35,7 @@ from maskpro_deploy.files import read_json
 
 BUILTIN = "builtin"
 HELD_OUT = "builtin:heldout"
+SPLIT = "split:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +77,60 @@ def load_text(source: str) -> Text:
     if not kept:
         raise InputError(f"{source} holds no text.")
     return Text(name=source, documents=kept)
+
+
+def load_texts(learning: str, heldout: str) -> tuple[Text, Text]:
+    """The text to learn from and the one to measure on; `heldout` may be `split:SHARE`, such as split:0.1.
+
+    Raises:
+        InputError, FormatError, MissingExtraError: see `load_text`.
+        ConfigError: the share is none.
+    """
+    text = load_text(learning)
+    if not heldout.startswith(SPLIT):
+        return text, load_text(heldout)
+    try:
+        share = float(heldout.removeprefix(SPLIT))
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 0.5:
+        raise ConfigError(
+            f"--heldout {heldout} is no part of the learning text.\nGive a share of at most a half, such as split:0.1."
+        )
+    return split_text(text, share)
+
+
+def split_text(text: Text, share: float) -> tuple[Text, Text]:
+    """Part a text into one to learn from and one to measure on, the same way every time.
+
+    Of 2 / share documents or more, every (1 / share)-th is held out, so that a collection in some order gives up a bit of
+    everything. A text of fewer documents gives up its end, from the next line break (or space) on.
+
+    Raises:
+        InputError: one of the parts would be empty.
+    """
+    documents = list(text.documents)
+    every = round(1 / share)
+    if len(documents) >= 2 * every:
+        held = documents[every - 1 :: every]
+        del documents[every - 1 :: every]
+    else:
+        left = int((1 - share) * sum(map(len, documents)))
+        place = 0
+        while left > len(documents[place]):
+            left -= len(documents[place])
+            place += 1
+        whole = documents[place]
+        cut = next((at for mark in "\n " if (at := whole.find(mark, left)) >= 0), len(whole))
+        held = [whole[cut:], *documents[place + 1 :]]
+        documents = [*documents[:place], whole[:cut]]
+    parts = [tuple(d for d in part if d.strip()) for part in (documents, held)]
+    if not all(parts):
+        raise InputError(f"{text.name} is too short to hold out {share:g} of it.\nGive more text, or another --heldout.")
+    return (
+        Text(name=f"{text.name} (less {share:g} held out)", documents=parts[0]),
+        Text(name=f"{text.name} ({share:g} held out)", documents=parts[1]),
+    )
 
 
 def _builtin(split: str) -> list[str]:

@@ -19,6 +19,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "native": ("cuda.bindings",),
     "serve": ("starlette", "uvicorn", "pydantic", "jinja2", "prometheus_client"),
     "report": ("matplotlib", "jinja2"),
+    "tensorboard": ("tensorboard",),
     "eval": ("datasets",),
     "ray": ("ray",),
 }

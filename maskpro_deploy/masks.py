@@ -126,6 +126,16 @@ class MaskSet:
                     f"{shapes.get(name, 'none')} in the checkpoint."
                 )
 
+    def flips_by_kind(self, other: MaskSet) -> dict[str, float]:
+        """Share of groups that differ from `other` in each kind of layer (`q_proj`, `up_proj`, …), in name order."""
+        changed: dict[str, list[int]] = {}
+        for name in self:
+            differs = (self.mask(name) ^ other.mask(name)).reshape(-1, self.pattern.m).any(axis=-1)
+            counts = changed.setdefault(layer_kind(name), [0, 0])
+            counts[0] += int(differs.sum())
+            counts[1] += differs.size
+        return {kind: some / total for kind, (some, total) in sorted(changed.items())}
+
     def save(self, path: Path) -> None:
         """Write the mask file, atomically."""
         metadata = {
@@ -162,6 +172,11 @@ class MaskSet:
             raise FormatError(f"{path} is no whole safetensors file: {e}") from e
         pattern, shapes = read_layout(path, metadata, {name: (str(bits.dtype), bits.shape) for name, bits in packed.items()})
         return cls(pattern=pattern, packed=packed, shapes=shapes, dense_sha256=metadata.get("dense_sha256", ""))
+
+
+def layer_kind(name: str) -> str:
+    """What a layer does in its block, from the name of its weight: model.layers.3.mlp.up_proj.weight -> up_proj."""
+    return name.removesuffix(".weight").rsplit(".", 1)[-1]
 
 
 def read_layout(

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskpro_deploy.data import BUILTIN, HELD_OUT, Text, load_text, load_tokenizer, token_stream, windows
+from maskpro_deploy.data import (
+    BUILTIN,
+    HELD_OUT,
+    Text,
+    load_text,
+    load_texts,
+    load_tokenizer,
+    split_text,
+    token_stream,
+    windows,
+)
 from maskpro_deploy.errors import ConfigError, FormatError, InputError, MissingExtraError
 
 
@@ -123,3 +134,39 @@ def test_a_missing_or_damaged_tokenizer_is_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
     with pytest.raises(FormatError, match="damaged"):
         load_tokenizer(tmp_path)
+
+
+@given(
+    documents=st.lists(st.text(alphabet="ab \n", min_size=1, max_size=30).filter(str.strip), min_size=1, max_size=60),
+    share=st.sampled_from([0.1, 0.2, 0.25, 0.5]),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_split_parts_the_text_and_loses_nothing_but_space(documents: list[str], share: float) -> None:
+    text = Text(name="t", documents=tuple(documents))
+    try:
+        learn, held = split_text(text, share)
+    except InputError:
+        assert len(documents) < 2 / share
+        return
+    letters = sorted("".join((*learn.documents, *held.documents)).replace(" ", "").replace("\n", ""))
+    assert letters == sorted("".join(documents).replace(" ", "").replace("\n", ""))
+    assert all(d.strip() for d in (*learn.documents, *held.documents))
+
+
+def test_one_long_document_gives_up_its_end_at_a_line_break(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(f"line {i:03d}" for i in range(100)))
+    learn, held = load_texts(str(tmp_path / "a.txt"), "split:0.2")
+    assert learn.documents[0].endswith("line 079")
+    assert held.documents[0].split("\n")[1] == "line 080"
+    assert learn.sha256 != held.sha256
+
+
+def test_many_documents_give_up_every_tenth() -> None:
+    text = Text(name="t", documents=tuple(f"d{i}" for i in range(40)))
+    assert split_text(text, 0.1)[1].documents == ("d9", "d19", "d29", "d39")
+
+
+@pytest.mark.parametrize("share", ["0", "0.9", "x", "-1", ""])
+def test_a_share_that_is_none_is_refused(share: str) -> None:
+    with pytest.raises(ConfigError, match="--heldout split:"):
+        load_texts("builtin", f"split:{share}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,12 @@ from maskpro_deploy.pattern import NMPattern
 @click.option("--steps", type=int, help="Optimiser steps instead of a time; 0 writes the prior itself.")
 @click.option("--tokens", type=int, help="Tokens to see instead of a time.")
 @click.option("--data", default="builtin", show_default=True, help="Text: builtin, a .txt, .jsonl or .parquet file, hub:NAME.")
-@click.option("--heldout", default="builtin:heldout", show_default=True, help="Text to measure on while learning.")
+@click.option(
+    "--heldout",
+    default="builtin:heldout",
+    show_default=True,
+    help="Text to measure on while learning; split:0.1 holds out a part of --data.",
+)
 @click.option(
     "--prior",
     default="wanda",
@@ -50,6 +56,11 @@ from maskpro_deploy.pattern import NMPattern
 @click.option(
     "--temperature", type=float, default=0.0, show_default=True, help="Of the sampled masks at the start; 0: no sampling."
 )
+@click.option("--evaluations", type=int, default=5, show_default=True, help="Measurements on held-out text on the way.")
+@click.option("--patience", type=int, help="Stop after so many measurements without a better one.")
+@click.option("--log", "log_file", type=PATH, help="Write a log of JSON lines: every step, every measurement.")
+@click.option("--tensorboard", "tensorboard", type=PATH, help="Write TensorBoard events into a folder.")
+@click.option("--report", "report_file", type=PATH, help="Write a page with curves: FILE.html.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--dtype", default="auto", show_default=True, help="Of the weights while learning: float32, bfloat16, auto.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run (repeat its options).")
@@ -65,6 +76,9 @@ def command(
     resume: bool,
     force: bool,
     as_json: bool,
+    log_file: Path | None,
+    tensorboard: Path | None,
+    report_file: Path | None,
     **settings: Any,
 ) -> None:
     r"""Learn a strict N:M mask and write a sparse checkpoint.
@@ -76,27 +90,41 @@ def command(
       maskpro-deploy learn --model ./my-model --data my-texts.jsonl --out sparse --budget 2h
     """
     require("learn", "learning a mask")
-    from maskpro_deploy.data import load_text
+    from maskpro_deploy.data import load_texts
     from maskpro_deploy.files import check_free
     from maskpro_deploy.learn import LearnConfig, learn_checkpoint
+    from maskpro_deploy.learn.monitor import JsonLog, Observer, TensorBoardLog
     from maskpro_deploy.models import resolve
     from maskpro_deploy.progress import Meter
 
     config = LearnConfig(**settings)
     check_free(out, force=force)
-    text, held = load_text(data), load_text(heldout)
+    if report_file is not None:
+        require("report", "a learning report")
+    observers: list[Observer] = [
+        *([JsonLog(log_file)] if log_file else []),
+        *([TensorBoardLog(tensorboard)] if tensorboard else []),
+    ]
+    text, held = load_texts(data, heldout)
     unit = "s" if config.budget_s is not None else "tokens"
     result = learn_checkpoint(
         resolve(model), out, text, held, config,
-        device=device, resume=resume, force=force, progress=Meter("learning", unit),
+        device=device, resume=resume, force=force, progress=Meter("learning", unit), observers=observers,
     )  # fmt: skip
     figures = result.summary()
-    emit(as_json, {"out": str(out), "sparsity": str(config.pattern), **figures}, _text(out, config.pattern, figures))
+    rows = _rows(config.pattern, figures)
+    if report_file is not None:
+        from maskpro_deploy.bench.environment import command_line
+        from maskpro_deploy.bench.report import write
+        from maskpro_deploy.commands import _learn_page
+
+        write(_learn_page.build(result, config, rows, command_line(sys.argv)), report_file)
+    emit(as_json, {"out": str(out), "sparsity": str(config.pattern), **figures}, f"{table(rows)}\nwritten to {out}")
 
 
-def _text(out: Path, pattern: NMPattern, figures: dict[str, Any]) -> str:
+def _rows(pattern: NMPattern, figures: dict[str, Any]) -> list[tuple[str, str]]:
     perplexity = figures["heldout_perplexity"]
-    rows = [
+    return [
         ("layers with a strict " + str(pattern) + " mask", figures["layers"]),
         ("weights covered", f"{figures['weights']:,}"),
         ("tokens seen", f"{figures['tokens']:,}"),
@@ -106,4 +134,3 @@ def _text(out: Path, pattern: NMPattern, figures: dict[str, Any]) -> str:
         ("held-out perplexity, one-shot prior", f"{perplexity['prior']:.2f}"),
         ("held-out perplexity, learned", f"{perplexity['learned']:.2f}"),
     ]
-    return f"{table(rows)}\nwritten to {out}"

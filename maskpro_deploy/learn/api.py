@@ -6,7 +6,7 @@ import hashlib
 import math
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -17,12 +17,13 @@ import torch
 
 from maskpro_deploy import __version__
 from maskpro_deploy.checkpoint import Checkpoint, save_sparse
-from maskpro_deploy.data import HELD_OUT, Text, load_text, load_tokenizer, separator_token, token_stream, windows
+from maskpro_deploy.data import HELD_OUT, Text, load_text, load_texts, load_tokenizer, separator_token, token_stream, windows
 from maskpro_deploy.errors import ConfigError, InputError, Interrupted, MachineError
 from maskpro_deploy.files import check_free
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.memory import tuned_process
 from maskpro_deploy.learn.model import LearningModel, faster_dtype, prunable_layers
+from maskpro_deploy.learn.monitor import Observer
 from maskpro_deploy.learn.state import StateStore
 from maskpro_deploy.learn.trainer import Point, Trainer, Windows
 from maskpro_deploy.masks import MASKS_FILE, MaskSet
@@ -44,6 +45,7 @@ class LearnResult:
         tokens: seen while learning.
         dtype: of the weights while learning.
         device: "cpu" or "cuda".
+        memorised: whether the learning text was being memorised, see `monitor.memorises`.
     """
 
     masks: MaskSet
@@ -54,6 +56,7 @@ class LearnResult:
     tokens: int
     dtype: str
     device: str
+    memorised: bool = False
 
     def summary(self) -> dict[str, Any]:
         """The figures, as they go into `learn.json`."""
@@ -66,6 +69,8 @@ class LearnResult:
                 "learned": math.exp(best.heldout_loss),
             },
             "groups_changed": best.flips,
+            "groups_changed_by_kind": self.masks.flips_by_kind(self.prior_masks),
+            "memorised": self.memorised,
             "steps": last.step,
             "best_step": best.step,
             "tokens": self.tokens,
@@ -77,7 +82,13 @@ class LearnResult:
 
 
 def learn_masks(
-    model: str | Path, data: str | Text, config: LearnConfig, *, heldout: str | Text = HELD_OUT, progress: Progress = SILENT
+    model: str | Path,
+    data: str | Text,
+    config: LearnConfig,
+    *,
+    heldout: str | Text = HELD_OUT,
+    progress: Progress = SILENT,
+    observers: Sequence[Observer] = (),
 ) -> MaskSet:
     """Learn the masks of a model and return them.
 
@@ -85,16 +96,20 @@ def learn_masks(
         model: whatever `models.resolve` takes: a checkpoint folder, `demo`, a `.gguf` file or a Hub id.
         data: the text to learn from (see `data.load_text`).
         config: the settings.
-        heldout: the text to measure on.
+        heldout: the text to measure on; `split:0.1` takes a part of `data` itself.
         progress: told after every step.
+        observers: told more, see `monitor`.
 
     Raises:
         InputError, ConfigError, PatternError, FormatError: something given cannot be used; the message says what.
     """
     checkpoint = Checkpoint.open(resolve(str(model)))
-    text, held = (load_text(t) if isinstance(t, str) else t for t in (data, heldout))
+    if isinstance(data, str) and isinstance(heldout, str):
+        text, held = load_texts(data, heldout)
+    else:
+        text, held = (load_text(t) if isinstance(t, str) else t for t in (data, heldout))
     place = _device("auto")
-    trainer = _trainer(checkpoint, text, held, config, None, progress, place, _dtype(config, place))
+    trainer = _trainer(checkpoint, text, held, config, None, progress, place, _dtype(config, place), observers)
     with tuned_process(), _memory_errors(place):
         trainer.prepare()
         finished = trainer.run()
@@ -114,6 +129,7 @@ def learn_checkpoint(
     resume: bool = False,
     force: bool = False,
     progress: Progress = SILENT,
+    observers: Sequence[Observer] = (),
 ) -> LearnResult:
     """Learn the masks of a checkpoint and write a sparse checkpoint.
 
@@ -127,6 +143,7 @@ def learn_checkpoint(
         resume: go on with the saved state of an interrupted run.
         force: replace `out`, and discard the state of an interrupted run.
         progress: told after every step.
+        observers: told more, see `monitor`.
 
     Raises:
         Interrupted: the user stopped it; the state is saved.
@@ -140,7 +157,7 @@ def learn_checkpoint(
     place = _device(device)
     dtype = _dtype(config, place)
     store = _store(checkpoint, out, text, f"{config.fingerprint()} {place} {dtype}", resume=resume, force=force)
-    trainer = _trainer(checkpoint, text, heldout, config, store, progress, place, dtype)
+    trainer = _trainer(checkpoint, text, heldout, config, store, progress, place, dtype, observers)
     with tuned_process(), _memory_errors(place):
         trainer.prepare()
         if resume:
@@ -160,6 +177,7 @@ def learn_checkpoint(
         tokens=trainer.counters.tokens,
         dtype=str(dtype).removeprefix("torch."),
         device=place,
+        memorised=trainer.counters.memorised,
     )
     record = _provenance(checkpoint, text, heldout, config, result)
     save_sparse(checkpoint, result.masks, out, record, force=force, weights=trainer.changed_weights())
@@ -176,6 +194,7 @@ def _trainer(
     progress: Progress,
     place: str,
     dtype: torch.dtype,
+    observers: Sequence[Observer] = (),
 ) -> Trainer:
     """Load everything that a run needs."""
     learn_windows = _windows(checkpoint, text, config.window)
@@ -185,7 +204,7 @@ def _trainer(
     chosen = [i * len(heldout_windows) // count for i in range(count)] if count < len(heldout_windows) else slice(None)
     model = LearningModel(load_causal_lm(checkpoint.folder, dtype).to(place))
     given = _given_masks(checkpoint, config, model) if config.prior_file is not None else None
-    return Trainer(model, learn_windows, heldout_windows[chosen], config, store, progress, given)
+    return Trainer(model, learn_windows, heldout_windows[chosen], config, store, progress, given, observers)
 
 
 def _given_masks(checkpoint: Checkpoint, config: LearnConfig, model: LearningModel) -> MaskSet:

@@ -46,6 +46,7 @@ class LearnConfig:
         calibration_tokens: tokens that the prior sees.
         heldout_tokens: tokens on which the argmax mask is measured during learning.
         evaluations: how often it is measured on the way.
+        patience: stop early after so many measurements in a row without a better one; None never does.
         checkpoint_every_s: seconds between saved states; what an interruption can cost.
         include: regular expression of layers to prune (all linear layers but the output embedding by default).
         exclude: regular expression of layers to leave dense.
@@ -73,6 +74,7 @@ class LearnConfig:
     calibration_tokens: int = 8192
     heldout_tokens: int = 4096
     evaluations: int = 5
+    patience: int | None = None
     checkpoint_every_s: float = 60.0
     include: str | None = None
     exclude: str | None = None
@@ -85,8 +87,8 @@ class LearnConfig:
             raise ConfigError("give only one of --budget, --steps and --tokens.")
         if not limits:
             object.__setattr__(self, "budget_s", DEFAULT_BUDGET_S)
-        for name in ("prior_strength", "learning_rate", "checkpoint_every_s", "evaluations"):
-            if not (value := getattr(self, name)) > 0:
+        for name in ("prior_strength", "learning_rate", "checkpoint_every_s", "evaluations", "patience"):
+            if (value := getattr(self, name)) is not None and not value > 0:
                 raise ConfigError(f"--{name.removesuffix('_s').replace('_', '-')} {value} has to be above 0.")
         for name in ("budget_s", "steps", "tokens", "temperature"):  # a limit of 0 gives the prior itself
             value = getattr(self, name)
@@ -147,6 +149,6 @@ class LearnConfig:
 
     def fingerprint(self) -> str:
         """Hash of all settings that change the result; the limits are left out, so that a run can be extended."""
-        free = {"budget_s", "steps", "tokens", "checkpoint_every_s", "evaluations"}
+        free = {"budget_s", "steps", "tokens", "checkpoint_every_s", "evaluations", "patience"}
         fixed = {k: v for k, v in self.to_json().items() if k not in free}
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.distribution import ConditionalBernoulli
 from maskpro_deploy.learn.model import LearningModel, prunable_layers
+from maskpro_deploy.learn.monitor import Observer, Observers, memorises, peak_memory
 from maskpro_deploy.learn.optimizer import LogitOptimizer
 from maskpro_deploy.learn.priors import compute_prior
 from maskpro_deploy.learn.sites import Mode, Site
@@ -43,6 +45,9 @@ class Point:
         sample_loss: mean loss of the samples since the last point, None at the start; nats a token.
         heldout_loss: loss of the argmax mask on held-out text; nats a token.
         flips: share of groups whose argmax mask differs from the prior's.
+        entropy: of the masks' distribution, mean over groups; nats.
+        epochs: how often the learning text was seen.
+        memory: the most bytes in use so far, see `peak_memory`.
     """
 
     step: int
@@ -51,6 +56,9 @@ class Point:
     sample_loss: float | None
     heldout_loss: float
     flips: float
+    entropy: float
+    epochs: float
+    memory: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,6 +70,7 @@ class Counters:
     seconds: float = 0.0
     curve: list[Point] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    memorised: bool = False
 
 
 class Trainer:
@@ -75,6 +84,7 @@ class Trainer:
         store: where to keep the state; None for nowhere.
         progress: told after every step.
         given: the masks to start from, where `config.prior` names a file.
+        observers: told what happens; closed when `run` ends.
     """
 
     def __init__(
@@ -86,9 +96,11 @@ class Trainer:
         store: StateStore | None = None,
         progress: Progress = SILENT,
         given: MaskSet | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.model, self.text, self.heldout, self.config = model, text, heldout, config
         self.store, self.progress, self.given = store, progress, given
+        self.observers = Observers(observers)
         self.counters = Counters()
         self.optimizer = LogitOptimizer()
         self.sites: list[Site] = []
@@ -173,9 +185,10 @@ class Trainer:
         """
         config, counters = self.config, self.counters
         saved = time.monotonic()
-        if not counters.curve:
-            self._measure()
-        with stop_requests() as stop:
+        with self.observers, stop_requests() as stop:
+            self.observers.start(config.to_json(), counters.step)
+            if not counters.curve:
+                self._measure()
             while not self._done() and not stop.asked:
                 self._step()
                 self._tick()
@@ -187,8 +200,8 @@ class Trainer:
             if stop.asked:
                 self.save()
                 return False
-        if counters.curve[-1].step < counters.step:
-            self._measure()
+            if counters.curve[-1].step < counters.step:
+                self._measure()
         self.progress.close()
         return True
 
@@ -196,9 +209,20 @@ class Trainer:
         counters, config = self.counters, self.config
         counters.seconds += time.monotonic() - self._started
         self._started = time.monotonic()
-        note = f"loss {counters.losses[-1]:.3f}"
-        if counters.curve:
-            note += f"  held out {counters.curve[-1].heldout_loss:.3f}"
+        self.observers.step(
+            {
+                "step": counters.step,
+                "tokens": counters.tokens,
+                "seconds": round(counters.seconds, 3),
+                "loss": counters.losses[-1],
+                "tokens_per_s": round(counters.tokens / counters.seconds, 1),
+            }
+        )
+        point = counters.curve[-1]
+        note = (
+            f"loss {counters.losses[-1]:.3f}  held out {point.heldout_loss:.3f}  flips {100 * point.flips:.1f} %  "
+            f"entropy {point.entropy:.2f}  {point.memory / 1e9:.1f} GB"
+        )
         if config.budget_s is not None:
             rate = counters.tokens / counters.seconds
             note = f"step {counters.step}  {rate:.0f} tokens/s  {note}"
@@ -219,9 +243,16 @@ class Trainer:
 
     def _done(self) -> bool:
         c, config = self.counters, self.config
+        if self._out_of_patience():
+            return True
         if config.budget_s is None or c.step == 0:
             return self._fraction() >= 1.0
         return c.seconds + 0.5 * c.seconds / c.step >= config.budget_s  # stop where the end is nearest to the budget
+
+    def _out_of_patience(self) -> bool:
+        """Whether the last measurements brought nothing better."""
+        losses = [p.heldout_loss for p in self.counters.curve]
+        return self.config.patience is not None and len(losses) - 1 - losses.index(min(losses)) >= self.config.patience
 
     # -- looking at the result
 
@@ -256,17 +287,34 @@ class Trainer:
             sample_loss=sum(c.losses) / len(c.losses) if c.losses else None,
             heldout_loss=self.heldout_loss(),
             flips=self.flips(),
+            entropy=self.entropy(),
+            epochs=round(c.step * self.config.sequences / len(self.text), 4),
+            memory=peak_memory(self.model.head.device.type),
         )
         c.losses.clear()
         if not c.curve or point.heldout_loss < min(p.heldout_loss for p in c.curve):
             self._best_states = {s.name: s.family.mode(s.logits).to(torch.uint8) for s in self.sites}
         c.curve.append(point)
         log.info("%s", point)
+        self.observers.point(asdict(point))
+        told = c.memorised
+        c.memorised = told or memorises(point.epochs, [p.sample_loss for p in c.curve], [p.heldout_loss for p in c.curve])
+        if c.memorised and not told:
+            log.warning(
+                "the learning text is being memorised: it was seen %.1f times, the loss on it still falls and the held-out loss "
+                "rises. Give more text; the best mask so far is kept.",
+                point.epochs,
+            )
 
     def flips(self) -> float:
         """Share of groups whose argmax mask differs from the prior's."""
         changed = sum(int((s.family.mode(s.logits) != self._prior_states[s.name]).sum()) for s in self.sites)
         return changed / sum(len(states) for states in self._prior_states.values())
+
+    def entropy(self) -> float:
+        """Entropy of the masks' distribution, mean over groups; nats."""
+        total = sum(float(s.family.entropy(s.logits).sum(dtype=torch.float64)) for s in self.sites)
+        return total / sum(s.logits.shape[1] for s in self.sites)
 
     def masks(self, dense_sha256: str = "") -> MaskSet:
         """The argmax masks of the point of the curve with the lowest held-out loss: never worse there than the prior."""
