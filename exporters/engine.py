@@ -14,27 +14,56 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import onnx
 
+from maskpro_deploy import __version__
 from maskpro_deploy.cuda_driver import compute_capability
 from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError, MissingExtraError
 from maskpro_deploy.exporters.engine_process import build_in_process
+from maskpro_deploy.exporters.engine_profiles import Bucket, buckets_for, described, profiles
 from maskpro_deploy.exporters.engine_report import EngineReport, layer_rows, sentence
-from maskpro_deploy.exporters.engine_store import ENGINES, install, reusable
+from maskpro_deploy.exporters.engine_store import install, reusable
 from maskpro_deploy.exporters.ep_context import context_model, wrapper_file
-from maskpro_deploy.exporters.graph_weights import MatMulWeight, matmul_weights
-from maskpro_deploy.exporters.proof import count_groups
+from maskpro_deploy.exporters.graph_weights import matmul_weights
+from maskpro_deploy.exporters.preflight import WeightFacts, inspect_weights, prove, spoiled_counts
 from maskpro_deploy.exporters.settings import EngineConfig
-from maskpro_deploy.exporters.trt_library import Profile
 from maskpro_deploy.extras import missing
 from maskpro_deploy.files import disk_errors
-from maskpro_deploy.manifest import EngineFile, Manifest, safe_path
+from maskpro_deploy.manifest import ENGINES, EngineFile, Graph, Manifest, safe_path
 from maskpro_deploy.progress import SILENT, Progress
 
-_DEFAULT_LENGTH, _DEFAULT_PREFILL = 2048, 512
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A checked bundle, the graph to build, and for what.
+
+    Attributes:
+        bundle: the folder.
+        manifest: as it was when the hashes were checked.
+        graph: the one that is built.
+        weights: of that graph.
+        buckets: its profiles.
+        length: longest sequence.
+        library: that builds.
+        target: it builds for.
+    """
+
+    bundle: Path
+    manifest: Manifest
+    graph: Graph
+    weights: tuple[WeightFacts, ...]
+    buckets: tuple[Bucket, ...]
+    length: int
+    library: str
+    target: str
+
+    @property
+    def path(self) -> Path:
+        """The graph's file."""
+        return safe_path(self.bundle, self.graph.file)
 
 
 def build_engine(bundle: Path, config: EngineConfig | None = None, progress: Progress = SILENT) -> EngineReport:
@@ -56,42 +85,93 @@ def build_engine(bundle: Path, config: EngineConfig | None = None, progress: Pro
         MachineError: the chosen library needs a GPU that is not here, or crashed.
     """
     config = config if config is not None else EngineConfig()
-    manifest = Manifest.load(bundle)
-    manifest.check_hashes(bundle)
-    graph = safe_path(bundle, manifest.graph.file)
-    weights = matmul_weights(graph)
+    source = open_source(bundle, config)
+    with disk_errors(bundle / ENGINES), tempfile.TemporaryDirectory(prefix=".build-", dir=bundle) as scratch:
+        if not config.compare_dense:
+            return _built(source, config, Path(scratch), progress)
+        from maskpro_deploy.exporters.engine_compare import compared
+
+        return compared(source, config, Path(scratch), progress, _built)
+
+
+def open_source(bundle: Path, config: EngineConfig) -> Source:
+    """Check everything that can be checked before a library is started.
+
+    Raises:
+        MaskProError: as `build_engine` says.
+    """
+    manifest = Manifest.load(bundle, engines=False)
+    graph = _graph(manifest, config)
+    buckets, length = buckets_for(graph, manifest.model, config)
+    manifest.check_hashes(bundle, engines=False)
+    weights = inspect_weights(manifest, matmul_weights(safe_path(bundle, graph.file)))
     if not config.dense:
-        _prove(bundle, manifest, weights, config)
-    shapes = profiles(manifest, config)
+        prove(bundle, manifest, weights, config)
     library, target = choose(config)
-    settings = _settings(manifest, config, library, target, shapes)
+    return Source(
+        bundle=bundle,
+        manifest=manifest,
+        graph=graph,
+        weights=weights,
+        buckets=buckets,
+        length=length,
+        library=library,
+        target=target,
+    )
+
+
+def _graph(manifest: Manifest, config: EngineConfig) -> Graph:
+    """The graph of the form that is asked for.
+
+    Raises:
+        ConfigError: the bundle has none of this form.
+    """
+    if config.form is None:
+        return manifest.graph
+    graphs = {graph.form: graph for graph in (manifest.graph, *manifest.siblings)}
+    if config.form not in graphs:
+        forms = ",".join(dict.fromkeys([*graphs, config.form]))
+        raise ConfigError(
+            f"--form {config.form}: the bundle has no such graph, it has {', '.join(graphs)}.\n"
+            f"Export it again with --forms {forms}."
+        )
+    return graphs[config.form]
+
+
+def _built(source: Source, config: EngineConfig, scratch: Path, progress: Progress) -> EngineReport:
+    """Build one engine, or find it."""
+    bundle, manifest = source.bundle, source.manifest
+    shapes = profiles(manifest, config, source.graph)
+    settings = _settings(source, config, described(source.buckets, shapes))
     kind = "dense" if config.dense else "sparse"
-    name = "-".join((library, target.replace(",", "-"), manifest.graph.dtype, kind, settings["key"][:12]))
+    parts = (source.library, source.target.replace(",", "-"), source.graph.form, source.graph.dtype, kind, settings["key"][:12])
+    name = "-".join(parts)
     if (found := reusable(bundle, manifest, name)) is not None:
         return found
-    with disk_errors(bundle / ENGINES), tempfile.TemporaryDirectory(prefix=".build-", dir=bundle) as scratch:
-        engine, facts = build_in_process(Path(scratch), graph, library, config, shapes, progress)
-        rows = layer_rows(weights, manifest.graph.dtype, dense=config.dense, facts=facts)
-        entry = EngineFile(
-            file=f"{ENGINES}/{name}.engine",
-            library=library,
-            library_version=facts["version"],
-            target=target,
-            dtype=manifest.graph.dtype,
-            sparse_kernels=sentence(library, rows, dense=config.dense),
-            settings=settings,
-        )
-        entry, wrapper, why_not = _wrapped(entry, graph)
-        report = EngineReport(
-            engine=entry,
-            bytes=engine.stat().st_size,
-            reused=False,
-            build_s=facts["build_s"],
-            peak_rss_bytes=facts["peak_rss_bytes"],
-            warnings=tuple(dict.fromkeys([*facts["warnings"], *why_not])),
-            layers=rows,
-        )
-        install(bundle, manifest, engine, report, wrapper)
+    engine, facts = build_in_process(scratch, source.path, source.library, config, shapes, progress)
+    rows = layer_rows(source.weights, dense=config.dense, facts=facts)
+    entry = EngineFile(
+        file=f"{ENGINES}/{name}.engine",
+        library=source.library,
+        library_version=facts["version"],
+        target=source.target,
+        dtype=source.graph.dtype,
+        sparse_kernels=sentence(source.library, rows, dense=config.dense),
+        settings=settings,
+    )
+    entry, wrapper, why_not = _wrapped(entry, source.path)
+    report = EngineReport(
+        engine=entry,
+        bytes=engine.stat().st_size,
+        reused=False,
+        build_s=facts["build_s"],
+        peak_rss_bytes=facts["peak_rss_bytes"],
+        warnings=tuple(dict.fromkeys([*facts["warnings"], *why_not])),
+        layers=rows,
+        spoiled=spoiled_counts(source.weights),
+        log_eligible=len(facts["eligible"]) if facts["spoke"] else None,
+    )
+    install(bundle, manifest, engine, report, wrapper)
     return report
 
 
@@ -102,67 +182,6 @@ def _wrapped(entry: EngineFile, graph: Path) -> tuple[EngineFile, onnx.ModelProt
     except CheckFailed as e:
         return entry, None, [f"no EPContext file was written: {e}"]
     return dataclasses.replace(entry, ep_context=wrapper_file(entry)), wrapper, []
-
-
-def _prove(bundle: Path, manifest: Manifest, weights: Sequence[MatMulWeight], config: EngineConfig) -> None:
-    """Check that the graph's own bytes hold the pattern in every weight that the manifest lists.
-
-    Raises:
-        CheckFailed: the bundle is dense, or a weight does not hold the pattern.
-    """
-    by_name = {weight.initializer: weight for weight in weights}
-    if not manifest.sparse_weights:
-        raise CheckFailed(
-            f"{bundle} does not hold {config.sparsity}: it is a dense bundle.\n"
-            f"Export a sparse checkpoint, or build a dense engine with --dense."
-        )
-    if manifest.sparsity != str(config.sparsity):
-        raise ConfigError(
-            f"{bundle} holds {manifest.sparsity}; only {config.sparsity} has sparse tensor cores.\n"
-            f"Build a dense engine from it with --dense."
-        )
-    for listed in manifest.sparse_weights:
-        weight = by_name.get(listed.initializer)
-        if weight is None:
-            raise CheckFailed(f"{bundle}: no MatMul of the graph uses {listed.initializer}, which the manifest lists as sparse.")
-        count = count_groups(weight.file, weight.initializer, weight.region, config.sparsity)
-        if count.over:
-            raise CheckFailed(
-                f"{bundle} does not hold {config.sparsity}: {weight.initializer} has {count.over} of {count.groups} groups with "
-                f"more than {config.sparsity.n} non-zeros.\nExport it again, or build a dense engine with --dense."
-            )
-
-
-def profiles(manifest: Manifest, config: EngineConfig) -> list[Profile]:
-    """Shapes for prefill (many new tokens, with or without a past) and for decode (one new token).
-
-    Raises:
-        ConfigError: a bound is beyond the model's.
-    """
-    model = manifest.model
-    length = config.max_length if config.max_length is not None else min(model.max_length, _DEFAULT_LENGTH)
-    if length > model.max_length:
-        raise ConfigError(f"--max-length {length} is more than the bundle can run: {model.max_length}.")
-    new = config.max_prefill if config.max_prefill is not None else min(length, _DEFAULT_PREFILL)
-    if new > length:
-        raise ConfigError(f"--max-prefill {new} is more than the longest sequence, {length}.")
-    batch = config.max_batch
-    return [
-        _profile(manifest, (1, 1, 0), (1, new, 0), (batch, new, length - new)),
-        _profile(manifest, (1, 1, 0), (batch, 1, length // 2), (batch, 1, length - 1)),
-    ]
-
-
-def _profile(manifest: Manifest, *bounds: tuple[int, int, int]) -> Profile:
-    """Shapes of all inputs at minimum, optimum and maximum, each given as (batch, new tokens, past tokens)."""
-    model = manifest.model
-    tokens = [(b, s) for b, s, _ in bounds]
-    masks = [(b, s + p) for b, s, p in bounds]
-    cache = [(b, model.num_kv_heads, p, model.head_dim) for b, _, p in bounds]
-    shapes: dict[str, Sequence[Sequence[int]]] = {"input_ids": tokens, "attention_mask": masks, "position_ids": tokens}
-    for layer in range(model.num_layers):
-        shapes |= {f"past_key_values.{layer}.key": cache, f"past_key_values.{layer}.value": cache}
-    return {name: (at[0], at[1], at[2]) for name, at in shapes.items()}
 
 
 def choose(config: EngineConfig) -> tuple[str, str]:
@@ -192,22 +211,32 @@ def choose(config: EngineConfig) -> tuple[str, str]:
     return library, ",".join(config.targets) or "default"
 
 
-def _settings(manifest: Manifest, config: EngineConfig, library: str, target: str, shapes: Sequence[Profile]) -> dict[str, Any]:
+def _settings(source: Source, config: EngineConfig, profiles: Sequence[Any]) -> dict[str, Any]:
     """What the engine depends on, and the hash of it all: nothing stale is ever reused."""
-    hashes = {entry.path: entry.sha256 for entry in manifest.files}
+    hashes = {entry.path: entry.sha256 for entry in source.manifest.files}
+    flags = {name: value for name, value in dataclasses.asdict(config.flags).items() if value not in (None, False)}
     settings: dict[str, Any] = {
         "sparse_weights": not config.dense,
-        "max_batch": config.max_batch,
-        "profiles": {
-            kind: {name: at for name, at in shape.items() if not name.startswith("past_key_values.") or ".0.key" in name}
-            for kind, shape in zip(("prefill", "decode"), shapes, strict=True)
-        },
+        "form": source.graph.form,
+        "max_length": source.length,
+        "max_batch": max(bucket.most[0] for bucket in source.buckets),
+        "flags": flags,
+        "hardware_compatibility": flags.get("hardware_compatible") == "ampere+",  # what onnxruntime is told
+        "profiles": profiles,
     }
-    files = {path: hashes[path] for path in sorted(hashes) if path.startswith(manifest.graph.file)}
-    depends = [settings, files, library, _installed_version(library), target, _driver_part(library)]
+    files = {path: hashes[path] for path in (source.graph.file, *_data_files(source))}
+    library = source.library
+    depends = [__version__, settings, files, library, _installed_version(library), source.target, _driver_part(library)]
     settings = json.loads(json.dumps(settings))  # as the manifest gives it back
     settings["key"] = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
     return settings
+
+
+def _data_files(source: Source) -> list[str]:
+    """Files of the bundle from which the graph takes its weights."""
+    model = onnx.load(source.path, load_external_data=False)
+    places = {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
+    return sorted((PurePosixPath(source.graph.file).parent / place).as_posix() for place in places)
 
 
 def _installed_version(library: str) -> str:

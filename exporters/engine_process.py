@@ -5,18 +5,20 @@ A crash of the library is an error message here, and an interrupt here leaves no
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from maskpro_deploy.errors import MachineError
-from maskpro_deploy.exporters.engine_worker import ERRORS
+from maskpro_deploy.exporters.engine_timing import Point, PointResult, point_from_json
+from maskpro_deploy.exporters.engine_worker import BUILD, ERRORS, TIME
 from maskpro_deploy.exporters.settings import EngineConfig
 from maskpro_deploy.exporters.trt_library import Profile
 from maskpro_deploy.progress import Progress
@@ -27,33 +29,69 @@ _STDERR_TAIL = 300
 def build_in_process(
     scratch: Path, graph: Path, library: str, config: EngineConfig, shapes: Sequence[Profile], progress: Progress
 ) -> tuple[Path, dict[str, Any]]:
-    """Run the worker process and read its result.
+    """Build one engine.
+
+    Returns:
+        the engine's file in `scratch`, and the facts of the build.
 
     Raises:
         MaskProError: what the worker reports; MachineError if it died.
     """
     job = {
-        "library": library,
+        "task": BUILD,
         "graph": str(graph.resolve()),
         "engine": str((scratch / "engine").resolve()),
-        "result": str((scratch / "result.json").resolve()),
         "profiles": shapes,
         "sparse": not config.dense,
         "targets": config.targets,
         "timing_cache": str(config.timing_cache.resolve()) if config.timing_cache is not None else None,
+        "flags": dataclasses.asdict(config.flags),
     }
+    return scratch / "engine", _work(scratch, library, job, progress)
+
+
+def time_in_process(
+    scratch: Path,
+    library: str,
+    engines: Mapping[str, Path],
+    points: Sequence[Point],
+    nodes: Mapping[str, str],
+    vocabulary: int,
+    budget_s: float,
+    progress: Progress,
+) -> tuple[PointResult, ...]:
+    """Time engines on the GPU (`engine_timing.measure`).
+
+    Raises:
+        MaskProError: what the worker reports; MachineError if it died.
+    """
+    job = {
+        "task": TIME,
+        "engines": {name: str(path.resolve()) for name, path in engines.items()},
+        "points": [dataclasses.asdict(point) for point in points],
+        "nodes": nodes,
+        "vocabulary": vocabulary,
+        "budget_s": budget_s,
+    }
+    return tuple(point_from_json(p) for p in _work(scratch, library, job, progress)["points"])
+
+
+def _work(scratch: Path, library: str, job: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Run the worker process on a job and read its result."""
+    result = scratch / "result.json"
+    result.unlink(missing_ok=True)
+    job |= {"library": library, "result": str(result.resolve())}
     (scratch / "job.json").write_text(json.dumps(job), encoding="utf-8")
     code, stderr = _run_worker(scratch, progress)
-    result = scratch / "result.json"
     if code != 0 or not result.is_file():
         ended = f"was ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with exit code {code}"
         last = (stderr.strip().splitlines() or ["it left no message"])[-1][-_STDERR_TAIL:]
         raise MachineError(f"the process that runs {library} {ended}; the bundle is unchanged.\nIts last words: {last}")
-    facts = json.loads(result.read_text(encoding="utf-8"))
+    facts: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     if "error" in facts:
         raise ERRORS[facts["kind"]](facts["error"])
     progress.update(100, 100)
-    return scratch / "engine", facts
+    return facts
 
 
 def _run_worker(scratch: Path, progress: Progress) -> tuple[int, str]:

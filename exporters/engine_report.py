@@ -1,27 +1,25 @@
 """What went into an engine and what the builder made of it, layer by layer.
 
-*Eligible* means that sparse tensor cores could run the layer: 2:4 along K, a 16-bit type, dimensions that fit the hardware.
-*Chosen* means that the builder took a sparse kernel. The first is known from the weights, the second only from a builder that
-times kernels on a GPU.
+*Eligible* means that sparse tensor cores could run the layer: 2:4 along K, a type of 16 or 8 bits, dimensions that fit the
+hardware (`preflight`). *Chosen* means that the builder took a sparse kernel. The first is known from the weights, the second only
+from a builder that times kernels on a GPU. *Gained* is known only where both engines were timed (`engine_timing`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from maskpro_deploy.exporters.graph_weights import MatMulWeight
-from maskpro_deploy.exporters.proof import count_groups
-from maskpro_deploy.exporters.settings import SPARSE_TENSOR_CORES
+from maskpro_deploy.exporters.engine_timing import Comparison, Kernel
+from maskpro_deploy.exporters.preflight import WeightFacts
 from maskpro_deploy.exporters.sparsity_log import SPARSE_KERNEL, mentions
 from maskpro_deploy.manifest import EngineFile
 
 UNKNOWN = "not known ahead of time"
-# what the 16-bit sparse kernels ask of K and N (the minima that cuSPARSELt's users enforce)
-_ALIGNED_K, _ALIGNED_N = 16, 16
+NOT_COMPARED = "not measured (--compare-dense builds the dense engine too and times both)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,17 +30,30 @@ class LayerRow:
         weight: the initializer.
         node: the MatMul.
         shape: (K, N).
+        dtype: of the stored weight.
+        bytes: of the stored weight.
+        tensor_cores: "fits", "small" or "misaligned" (`preflight.WeightFacts`).
         eligible: sparse tensor cores could run it.
         reason: why not; "" if eligible.
         chosen: "yes", "no" or why it is not known.
+        kernel: the kernels that run it, where the engine could be asked.
     """
 
     weight: str
     node: str
     shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+    tensor_cores: str
     eligible: bool
     reason: str
     chosen: str
+    kernel: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The layer's name without its place in the model, such as "q_proj"."""
+        return self.weight.removesuffix(".weight").rsplit(".", 1)[-1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +68,9 @@ class EngineReport:
         peak_rss_bytes: most memory of the building process.
         warnings: what the library warned of.
         layers: every MatMul with a constant weight.
+        spoiled: pruned weights that the graph keeps from sparse tensor cores, by cause.
+        log_eligible: layers that the builder's log calls eligible; None if it has no word about sparsity.
+        comparison: the dense engine beside it, if it was asked for.
     """
 
     engine: EngineFile
@@ -66,73 +80,87 @@ class EngineReport:
     peak_rss_bytes: int
     warnings: tuple[str, ...]
     layers: tuple[LayerRow, ...]
+    spoiled: dict[str, int]
+    log_eligible: int | None = None
+    comparison: Comparison | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "gain": self.gain}
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> EngineReport:
+        """The report that `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError: another version wrote it.
+        """
+        fields = {name: value[name] for name in cls.__dataclass_fields__}
+        compared = fields["comparison"]
+        return cls(
+            **fields
+            | {
+                "engine": EngineFile.from_json(fields["engine"]),
+                "warnings": tuple(fields["warnings"]),
+                "layers": tuple(LayerRow(**{**row, "shape": tuple(row["shape"])}) for row in fields["layers"]),
+                "comparison": Comparison.from_json(compared) if compared is not None else None,
+            }
+        )
+
     @property
     def gain(self) -> str:
-        """What sparsity gained in speed."""
-        return "not measured"
+        """What sparsity gained in speed, in one sentence."""
+        return self.comparison.sentence if self.comparison is not None else NOT_COMPARED
 
 
-def eligibility(weight: MatMulWeight, dtype: str) -> str:
-    """Why sparse tensor cores cannot run this weight; "" if they can."""
-    k, n = weight.region.shape
-    if k % SPARSE_TENSOR_CORES.m:
-        return f"K {k} is no multiple of {SPARSE_TENSOR_CORES.m}"
-    if count_groups(weight.file, weight.initializer, weight.region, SPARSE_TENSOR_CORES).over:
-        return f"does not hold {SPARSE_TENSOR_CORES}"
-    if dtype == "fp32":
-        return "fp32: sparse tensor cores take 16 and 8 bits"
-    if k % _ALIGNED_K or n % _ALIGNED_N:
-        return f"K {k} or N {n} is no multiple of {_ALIGNED_K}"
-    return ""
-
-
-def layer_rows(weights: Sequence[MatMulWeight], dtype: str, *, dense: bool, facts: dict[str, Any]) -> tuple[LayerRow, ...]:
+def layer_rows(weights: Sequence[WeightFacts], *, dense: bool, facts: Mapping[str, Any]) -> tuple[LayerRow, ...]:
     """One row per MatMul.
 
     Args:
         weights: of the graph that was built.
-        dtype: of the graph.
         dense: the engine was built without sparse kernels.
         facts: the worker's result (`engine_worker.run`).
     """
-    kernels = sparse_layers(facts["inspection"])
-    rows = []
-    for weight in weights:
-        reason = eligibility(weight, dtype)
-        if dense:
-            chosen = "no"
-        elif not facts["spoke"] and kernels is None:
-            chosen = UNKNOWN
-        else:
-            names = [*facts["chosen"], *(kernels or ())]
-            chosen = "yes" if any(mentions(name, weight.node) for name in names) else "no"
-        rows.append(
-            LayerRow(
-                weight=weight.initializer,
-                node=weight.node,
-                shape=weight.region.shape,
-                eligible=not reason,
-                reason=reason,
-                chosen=chosen,
-            )
-        )
-    return tuple(rows)
+    kernels = read_kernels(facts["inspection"])
+    return tuple(_row(weight, kernels, dense=dense, facts=facts) for weight in weights)
 
 
-def sparse_layers(inspection: str) -> list[str] | None:
-    """Names of the layers that run a sparse kernel, from an engine inspector's JSON; None without one."""
+def _row(weight: WeightFacts, kernels: Sequence[Kernel] | None, *, dense: bool, facts: Mapping[str, Any]) -> LayerRow:
+    node = weight.weight.node
+    mine = [kernel for kernel in kernels or () if mentions(kernel.text, node)]
+    if dense:
+        chosen = "no"
+    elif not facts["spoke"] and kernels is None:
+        chosen = UNKNOWN
+    else:
+        logged = any(mentions(name, node) for name in facts["chosen"])
+        chosen = "yes" if logged or any(kernel.sparse for kernel in mine) else "no"
+    return LayerRow(
+        weight=weight.weight.initializer,
+        node=node,
+        shape=weight.weight.region.shape,
+        dtype=weight.weight.region.dtype.name,
+        bytes=weight.weight.region.bytes,
+        tensor_cores=weight.tensor_cores,
+        eligible=not weight.reason,
+        reason=weight.reason,
+        chosen=chosen,
+        kernel=", ".join(dict.fromkeys(kernel.tactic for kernel in mine if kernel.tactic)),
+    )
+
+
+def read_kernels(inspection: str) -> list[Kernel] | None:
+    """The engine's layers, from the inspector's JSON; None without one."""
     if not inspection:
         return None
-    layers = json.loads(inspection).get("Layers", [])
-    detailed = [layer for layer in layers if isinstance(layer, dict)]
+    detailed = [layer for layer in json.loads(inspection).get("Layers", []) if isinstance(layer, dict)]
     return [
-        f"{layer.get('Name', '')} {layer.get('Metadata', '')}"
+        Kernel(
+            name=str(layer.get("Name", "")),
+            tactic=(tactic := str(layer.get("TacticName", ""))),
+            text=f"{layer.get('Name', '')} {layer.get('Metadata', '')}",
+            sparse=bool(SPARSE_KERNEL.search(tactic)),
+        )
         for layer in detailed
-        if SPARSE_KERNEL.search(str(layer.get("TacticName", "")))
     ]
 
 

@@ -1,12 +1,13 @@
-"""The process in which an engine is built, so that a crash of the builder library is an error message and no crash.
+"""The process in which an engine is built or timed, so that a crash of the library is an error message and no crash.
 
     python -m maskpro_deploy.exporters.engine_worker JOB.json
 
-Reads the job, writes the engine and `result` beside it, and prints one JSON line per percent of progress on stdout.
+Reads the job, writes `result` (and the engine) beside it, and prints one JSON line per percent of progress on stdout.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import resource
 import sys
@@ -18,31 +19,39 @@ from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError, MaskPr
 from maskpro_deploy.exporters.sparsity_log import parse_log
 from maskpro_deploy.exporters.trt_library import Library
 
+BUILD, TIME = "build", "time"
 # kinds of failure that cross the process border
 ERRORS: dict[str, type[MaskProError]] = {kind.__name__: kind for kind in (CheckFailed, ConfigError, MachineError)}
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
-    """Build what `job` describes.
+    """Do what `job` describes.
 
     Returns:
-        the facts of the build, or `error` and `kind`.
+        the facts, or `error` and `kind`.
     """
     try:
         library = Library(job["library"])
-        started = time.monotonic()
-        engine = library.build(
-            Path(job["graph"]),
-            [{name: tuple(shapes) for name, shapes in profile.items()} for profile in job["profiles"]],
-            sparse=job["sparse"],
-            targets=job["targets"],
-            timing_cache=Path(job["timing_cache"]) if job["timing_cache"] else None,
-            on_step=_Steps(),
-        )
-        seconds = time.monotonic() - started
+        return build(library, job) if job["task"] == BUILD else time_engines(library, job)
     except MaskProError as e:
         kind = type(e).__name__ if type(e).__name__ in ERRORS else "CheckFailed"
         return {"error": str(e), "kind": kind}
+
+
+def build(library: Library, job: dict[str, Any]) -> dict[str, Any]:
+    """Build an engine: its file, and the facts of the build."""
+    started = time.monotonic()
+    engine = library.build(
+        Path(job["graph"]),
+        [{name: tuple(shapes) for name, shapes in profile.items()} for profile in job["profiles"]],
+        sparse=job["sparse"],
+        targets=job["targets"],
+        timing_cache=Path(job["timing_cache"]) if job["timing_cache"] else None,
+        flags=job["flags"],
+        on_step=_Steps(),
+    )
+    seconds = time.monotonic() - started
+    library.check_engine(engine)
     Path(job["engine"]).write_bytes(engine)
     log = parse_log(library.messages)
     return {
@@ -58,8 +67,29 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def time_engines(library: Library, job: dict[str, Any]) -> dict[str, Any]:
+    """Time engines on the GPU of this machine."""
+    from maskpro_deploy.exporters.cuda_memory import Cuda
+    from maskpro_deploy.exporters.engine_runner import Buffers, EngineRunner
+    from maskpro_deploy.exporters.engine_timing import Point, measure
+
+    points = [Point(**point) for point in job["points"]]
+    steps = _Steps()
+    with Cuda() as cuda:
+        buffers = Buffers(cuda, job["vocabulary"])
+        runners = {name: EngineRunner(library.open(Path(path)), cuda, buffers) for name, path in job["engines"].items()}
+        found = measure(
+            runners,
+            points,
+            job["nodes"],
+            budget_s=job["budget_s"],
+            on_point=lambda done, name: steps(done / len(points), f"timing {name}"),
+        )
+    return {"points": [dataclasses.asdict(point) for point in found]}
+
+
 class _Steps:
-    """Prints the share of the build that is done, once per percent."""
+    """Prints the share of the work that is done, once per percent."""
 
     def __init__(self) -> None:
         self._printed = -1

@@ -26,12 +26,16 @@ class MatMulWeight:
         initializer: the weight's name.
         file: the data file.
         region: where it lies in there.
+        dequantised: a DequantizeLinear stands between the stored weight and the product.
+        input_quantised: so does one before the other side: the product can run on the integers.
     """
 
     node: str
     initializer: str
     file: Path
     region: Region
+    dequantised: bool = False
+    input_quantised: bool = False
 
 
 def matmul_weights(graph: Path) -> list[MatMulWeight]:
@@ -45,21 +49,35 @@ def matmul_weights(graph: Path) -> list[MatMulWeight]:
     except Exception as e:  # protobuf has several kinds; all mean the same
         raise FormatError(f"{graph} is no ONNX model: {e}") from e
     constants = {t.name: t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL and len(t.dims) == 2}
+    dequantised = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     for node in model.graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in constants and len(node.input) == 2:
             constants[node.output[0]] = constants[node.input[0]]
     return [
-        _weight(node.name, constants[node.input[1]], graph.parent)
+        _weight(
+            node.name,
+            constants[node.input[1]],
+            graph.parent,
+            dequantised=node.input[1] in dequantised,
+            input_quantised=node.input[0] in dequantised,
+        )
         for node in model.graph.node
         if node.op_type == "MatMul" and node.input[1] in constants
     ]
 
 
-def _weight(node: str, tensor: onnx.TensorProto, folder: Path) -> MatMulWeight:
+def _weight(node: str, tensor: onnx.TensorProto, folder: Path, *, dequantised: bool, input_quantised: bool) -> MatMulWeight:
     place = {entry.key: entry.value for entry in tensor.external_data}
     if tensor.data_type not in _DTYPE_OF:
         raise FormatError(
             f"{folder}: {tensor.name} is of a type that is not read here; known are {', '.join(d.name for d in ELEMENT_TYPES)}."
         )
     region = Region(offset=int(place.get("offset", 0)), shape=tuple(tensor.dims), dtype=_DTYPE_OF[tensor.data_type])
-    return MatMulWeight(node=node, initializer=tensor.name, file=safe_path(folder, place["location"]), region=region)
+    return MatMulWeight(
+        node=node,
+        initializer=tensor.name,
+        file=safe_path(folder, place["location"]),
+        region=region,
+        dequantised=dequantised,
+        input_quantised=input_quantised,
+    )

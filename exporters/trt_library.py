@@ -15,6 +15,8 @@ from typing import Any
 import onnx
 
 from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError
+from maskpro_deploy.exporters.trt_execution import Execution
+from maskpro_deploy.exporters.trt_flags import apply_flags
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 # warnings that a part of the graph is left out, so that the engine would compute something else
@@ -76,6 +78,7 @@ class Library:
         targets: Sequence[str],
         timing_cache: Path | None,
         on_step: Callable[[float, str], None],
+        flags: Mapping[str, Any] | None = None,
     ) -> memoryview:
         """Parse a graph and build an engine.
 
@@ -86,13 +89,14 @@ class Library:
             targets: compute capabilities such as "sm89"; the library's default if empty.
             timing_cache: measured kernel times to read and to extend, where the library keeps such.
             on_step: told the share that is done and the phase, where the library tells.
+            flags: the fields of `BuilderFlags`.
 
         Returns:
             the engine's bytes.
 
         Raises:
             CheckFailed: the library refuses the graph, or would drop a part of it; the message names the node.
-            ConfigError: a target is unknown to the library.
+            ConfigError: a target is unknown to the library, or it does not take a flag.
             MachineError: the build needs what this machine lacks.
         """
         trt = self._trt
@@ -100,6 +104,7 @@ class Library:
             builder = trt.Builder(self._logger)
         except TypeError as e:  # how the bindings say that the library gave them nothing
             raise MachineError(f"{self.name} {self.version} cannot start on this machine: {self._last_error()}") from e
+        self._check_supported(builder, graph)
         network = builder.create_network(self._network_flags())
         self._parse(network, graph)
         config = builder.create_builder_config()
@@ -107,6 +112,8 @@ class Library:
             config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # layer names in the log and the inspector
         if sparse and hasattr(trt.BuilderFlag, "SPARSE_WEIGHTS"):
             config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+        if flags is not None:
+            apply_flags(trt, config, flags)
         for profile in profiles:
             self._add_profile(builder, config, profile)
         self._set_targets(config, targets)
@@ -125,6 +132,17 @@ class Library:
         """Precision lives in the graph: strongly typed, which later versions always are."""
         flag = getattr(self._trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         return 0 if flag is None else 1 << int(flag)
+
+    def _check_supported(self, builder: Any, graph: Path) -> None:
+        """Ask for every node at once; parsing ends at the first that the library refuses."""
+        network = builder.create_network(self._network_flags())  # it has to outlive its parser
+        parser = self._trt.OnnxParser(network, self._logger)
+        if not hasattr(parser, "supports_model_v2") or parser.supports_model_v2(_decomposable(graph), str(graph)):
+            return
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        shown = "\n".join(dict.fromkeys(_describe(e) for e in errors[:_SHOWN_ERRORS]))
+        more = f"\nand {len(errors) - _SHOWN_ERRORS} more" if len(errors) > _SHOWN_ERRORS else ""
+        raise CheckFailed(f"{self.name} {self.version} refuses the graph: {shown or self._last_error()}{more}")
 
     def _parse(self, network: Any, graph: Path) -> None:
         parser = self._trt.OnnxParser(network, self._logger)
@@ -187,6 +205,27 @@ class Library:
                 return True
 
         return Monitor()
+
+    def open(self, path: Path) -> Execution:
+        """Load an engine to run it.
+
+        Raises:
+            MachineError: it cannot be loaded here.
+        """
+        return Execution(self._trt, self._logger, path.read_bytes(), self._last_error)
+
+    def check_engine(self, engine: memoryview) -> None:
+        """Ask the library whether it takes the engine's header for one of its own, where it can be asked without a GPU.
+
+        Raises:
+            CheckFailed: the engine is damaged.
+        """
+        trt, runtime = self._trt, self._trt.Runtime(self._logger)
+        if not hasattr(runtime, "get_engine_validity") or not hasattr(trt, "EngineInvalidityDiagnostics"):
+            return
+        _, diagnostics = runtime.get_engine_validity(bytes(engine[: runtime.engine_header_size]))
+        if int(diagnostics) & int(trt.EngineInvalidityDiagnostics.MALFORMED_ENGINE):
+            raise CheckFailed(f"{self.name} {self.version} does not take its own engine: it is malformed.")
 
     def inspect(self, engine: memoryview) -> str:
         """The engine's layers as the library's JSON; "" where that cannot be had, as on a machine without a GPU."""

@@ -20,6 +20,7 @@ from typing import Any
 
 from maskpro_deploy.errors import DiskFullError, FormatError, InputError
 
+LOCK_FILE = ".lock"
 _CHUNK_BYTES = 1 << 20
 _LARGEST_JSON = 1 << 28  # bytes; an index of a million tensors has half of that
 
@@ -82,6 +83,42 @@ def atomic_file(path: Path) -> Iterator[Path]:
             sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock: of all processes that ask for it, one at a time goes on. The lock file goes with its last holder.
+
+    For changes that read a file first, such as adding an entry to a list: without the lock two of them may read the same list,
+    and the entry of the one that writes first is lost.
+    """
+    import fcntl
+
+    lock = folder / LOCK_FILE
+    with disk_errors(lock):
+        while True:
+            fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                if _is_still(lock, fd):
+                    break
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)  # its holder removed it while we waited: take the one that is there now
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            os.close(fd)
+
+
+def _is_still(path: Path, fd: int) -> bool:
+    """Whether an open file is the one that has this name now."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

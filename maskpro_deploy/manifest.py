@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import dataclasses
 import reprlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import UnionType
@@ -42,6 +43,7 @@ from maskpro_deploy.files import read_json, sha256_file, write_json
 SCHEMA = "maskpro-deploy/bundle"
 VERSION = 1
 MANIFEST_FILE = "manifest.json"
+ENGINES = "engines"  # the folder of built engines
 
 
 class _Record:
@@ -188,8 +190,12 @@ class Manifest:
         write_json(folder / MANIFEST_FILE, {"schema": SCHEMA, "version": VERSION, **dataclasses.asdict(self)})
 
     @classmethod
-    def load(cls, folder: Path) -> Manifest:
+    def load(cls, folder: Path, *, engines: bool = True) -> Manifest:
         """Read a bundle's manifest and check that its files are there in their full size.
+
+        Args:
+            folder: the bundle.
+            engines: check those of built engines as well.
 
         Raises:
             InputError: `folder` is no bundle.
@@ -206,7 +212,7 @@ class Manifest:
                 f"this tool reads {SCHEMA!r} version {VERSION}."
             )
         manifest = cls._parse(value)
-        manifest.check_sizes(folder)
+        manifest.check_sizes(folder, engines=engines)
         return manifest
 
     @classmethod
@@ -230,30 +236,43 @@ class Manifest:
         except (KeyError, TypeError) as e:
             raise FormatError(f"{MANIFEST_FILE} is incomplete: {e}") from e
 
-    def check_sizes(self, folder: Path) -> None:
+    def check_sizes(self, folder: Path, *, engines: bool = True) -> None:
         """Check that every listed file is present in full (fast; `check_hashes` reads them).
 
         Raises:
             FormatError: naming the file.
         """
-        for entry in self.files:
+        for entry in self._files(engines):
             path = safe_path(folder, entry.path)
             if not path.is_file():
-                raise FormatError(f"{folder} is incomplete: {entry.path} is missing.\nExport the bundle again.")
+                raise FormatError(f"{folder} is incomplete: {entry.path} is missing.\n{_remedy(entry).capitalize()}.")
             if (size := path.stat().st_size) != entry.bytes:
                 raise FormatError(
-                    f"{path} has {size} bytes, the manifest says {entry.bytes}.\nThe file is damaged: export the bundle again."
+                    f"{path} has {size} bytes, the manifest says {entry.bytes}.\nThe file is damaged: {_remedy(entry)}."
                 )
 
-    def check_hashes(self, folder: Path) -> None:
+    def check_hashes(self, folder: Path, *, engines: bool = True) -> None:
         """Check the SHA-256 of every listed file.
 
         Raises:
             FormatError: naming the first file that differs.
         """
-        for entry in self.files:
+        for entry in self._files(engines):
             if sha256_file(safe_path(folder, entry.path)) != entry.sha256:
-                raise FormatError(f"{folder / entry.path} differs from its SHA-256 in the manifest: it was changed or damaged.")
+                raise FormatError(
+                    f"{folder / entry.path} differs from its SHA-256 in the manifest: it was changed or damaged.\n"
+                    f"{_remedy(entry).capitalize()}."
+                )
+
+    def _files(self, engines: bool) -> Iterator[FileEntry]:
+        return (entry for entry in self.files if engines or not entry.path.startswith(f"{ENGINES}/"))
+
+
+def _remedy(entry: FileEntry) -> str:
+    """What to do about a damaged file."""
+    if entry.path.startswith(f"{ENGINES}/"):
+        return "build the engine again with `maskpro-deploy build-engine`"
+    return "export the bundle again"
 
 
 def safe_path(folder: Path, relative: str) -> Path:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.arms import SAMPLES_PER_BLOCK, block_order
+from maskpro_deploy.bench.break_even import break_even
 from maskpro_deploy.commands._gpu_items import CPU, CUDA, Record, Settings, finish, torch_on
 from maskpro_deploy.commands._gpu_models import ONE_B, SEVEN_B, SMOL, LlamaShape
 from maskpro_deploy.errors import CheckFailed, MachineError
@@ -127,16 +128,6 @@ def judge(samples: Mapping[str, list[list[float]]]) -> dict[str, Any]:
         if ratio is not None:
             ratios[name] = {"speedup": ratio.speedup, "low": ratio.low, "high": ratio.high, "verdict": ratio.verdict}
     return {"median_ms": medians, "against_dense": ratios}
-
-
-def break_even(verdicts: Mapping[int, str]) -> int | None:
-    """The smallest M from which on every measured M is faster; None if the largest is not."""
-    found = None
-    for tokens in sorted(verdicts, reverse=True):
-        if verdicts[tokens] != stats.FASTER:
-            break
-        found = tokens
-    return found
 
 
 def linear_shapes(models: Sequence[LlamaShape]) -> dict[tuple[int, int], list[str]]:

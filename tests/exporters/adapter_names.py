@@ -294,9 +294,11 @@ class Interpreter(ast.NodeVisitor):
         return self.result(function[1], function[2], node)
 
     def own(self, function: ast.expr) -> str | None:
-        """The module's own function or method that is called."""
+        """The module's own function or method that is called; for one of its classes, what makes an object of it."""
         if isinstance(function, ast.Name) and function.id in self.functions:
             return function.id
+        if isinstance(function, ast.Name) and f"{function.id}.__init__" in self.functions:
+            return f"{function.id}.__init__"
         if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id == "self":
             name = f"{self.owner}.{function.attr}"
             return name if name in self.functions else None

@@ -20,9 +20,13 @@ from maskpro_deploy.cuda_driver import compute_capability
 from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, MachineError, MissingExtraError
 from maskpro_deploy.exporters import EngineConfig, ExportConfig, build_engine, export
 from maskpro_deploy.exporters import engine as engine_module
-from maskpro_deploy.exporters.engine import choose, profiles
+from maskpro_deploy.exporters.builder_flags import BuilderFlags, parse_bytes
+from maskpro_deploy.exporters.engine import choose
+from maskpro_deploy.exporters.engine_profiles import profiles
+from maskpro_deploy.exporters.engine_report import EngineReport
+from maskpro_deploy.exporters.engine_store import install
 from maskpro_deploy.extras import missing
-from maskpro_deploy.manifest import Manifest, file_entry
+from maskpro_deploy.manifest import EngineFile, Manifest, file_entry
 from maskpro_deploy.pattern import NMPattern
 
 rtx = pytest.mark.skipif(bool(missing("tensorrt-rtx")), reason="tensorrt-rtx is not installed")
@@ -77,7 +81,9 @@ def test_other_settings_build_again_and_take_the_old_engines_place(bundle):
         Path(second.engine.file).with_suffix(".json").name,
         Path(second.engine.ep_context).name,
     }
-    assert second.engine.settings["profiles"]["decode"]["past_key_values.0.key"][2] == [2, 2, 63, 8]
+    decode = second.engine.settings["profiles"][1]
+    assert decode["name"] == "decode:2"
+    assert decode["shapes"]["past_key_values.0.key"][2] == [2, 2, 63, 8]
 
 
 @rtx
@@ -147,6 +153,11 @@ def test_a_bundle_of_another_pattern_needs_dense(bundle):
         ({"max_batch": 0}, "--max-batch 0"),
         ({"max_length": 1}, "--max-length 1"),
         ({"max_prefill": 0}, "--max-prefill 0"),
+        ({"form": "gqa"}, "--form gqa"),
+        ({"profiles": "decode:1", "max_batch": 2}, "--profiles"),
+        ({"compare_dense": True, "dense": True}, "--compare-dense"),
+        ({"compare_budget_s": 0}, "--budget"),
+        ({"flags": BuilderFlags(refit="all")}, "--refit all"),
     ],
 )
 def test_settings_out_of_range_name_the_flag(settings, message):
@@ -156,22 +167,27 @@ def test_settings_out_of_range_name_the_flag(settings, message):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"max_length": 257}, "--max-length 257"), ({"max_length": 64, "max_prefill": 65}, "--max-prefill 65")],
+    [
+        ({"optimization_level": 6}, "--optimization-level 6"),
+        ({"workspace_bytes": 0}, "--workspace 0"),
+        ({"aux_streams": -1}, "--aux-streams -1"),
+        ({"hardware_compatible": "hopper"}, "--hardware-compatible hopper"),
+        ({"refit": "some"}, "--refit some"),
+        ({"tiling": "deep"}, "--tiling deep"),
+    ],
 )
-def test_bounds_beyond_the_model_are_refused(half_bundle, settings, message):
+def test_builder_flags_out_of_range_are_named(settings, message):
     with pytest.raises(ConfigError, match=message):
-        profiles(Manifest.load(half_bundle), EngineConfig(**settings))
+        BuilderFlags(**settings)
 
 
-@pytest.mark.parametrize("settings", [{}, {"max_length": 2}, {"max_length": 100, "max_prefill": 7, "max_batch": 3}])
-def test_profiles_are_ordered_and_consistent(half_bundle, settings):
-    for profile in profiles(Manifest.load(half_bundle), EngineConfig(**settings)):
-        for at in range(3):
-            (batch, new), (_, total) = profile["input_ids"][at], profile["attention_mask"][at]
-            assert profile["past_key_values.1.value"][at] == (batch, 2, total - new, 8)
-            assert total <= settings.get("max_length", 256)
-        for least, best, most in profile.values():
-            assert all(a <= b <= c for a, b, c in zip(least, best, most, strict=True))
+@pytest.mark.parametrize(
+    ("text", "size"), [("512MB", 512 * 10**6), ("4 GB", 4 * 10**9), ("2GiB", 2 * 2**30), ("1.5k", 1500), ("7", 7)]
+)
+def test_sizes_have_units(text, size):
+    assert parse_bytes(text, "--workspace") == size
+    with pytest.raises(ConfigError, match="--workspace"):
+        parse_bytes(f"{text}?", "--workspace")
 
 
 # -- which library --------------------------------------------------------------------------------------------------------
@@ -213,7 +229,127 @@ def test_a_target_that_the_library_lacks_is_named_with_those_it_has(bundle):
     assert contents(bundle) == before
 
 
+@rtx
+def test_flags_that_the_library_takes_are_in_the_key_and_one_it_drops_is_refused(bundle):
+    """TensorRT-RTX has the name of the hardware level, and drops what is set."""
+    small = dataclasses.replace(RTX, targets=("sm89",), profiles="mixed:1x16")
+    first = build_engine(bundle, small)
+    flags = BuilderFlags(optimization_level=2, workspace_bytes=1 << 28, aux_streams=0, tiling="none", strict_nans=True)
+    second = build_engine(bundle, dataclasses.replace(small, flags=flags))
+    assert second.engine.settings["key"] != first.engine.settings["key"]
+    assert second.engine.settings["flags"]["optimization_level"] == 2
+    before = contents(bundle)
+    with pytest.raises(ConfigError, match=r"--hardware-compatible ampere\+: tensorrt_rtx .* does not take it"):
+        build_engine(bundle, dataclasses.replace(small, flags=BuilderFlags(hardware_compatible="ampere+")))
+    assert contents(bundle) == before
+
+
+@rtx
+def test_every_form_is_built_for_every_target_that_the_library_has(tiny_sparse, tmp_path):
+    """Targets differ in kernels, so each has to be tried; all in one process, which loads the library once."""
+    import tensorrt_rtx
+
+    targets = sorted(n.lower() for n in dir(tensorrt_rtx.ComputeCapability) if n.startswith("SM"))
+    assert len(targets) >= 4
+    config = ExportConfig(dtype="fp16", forms=("cat", "static"), max_length=64)
+    made = export(tiny_sparse, tmp_path / "b", config, compare=False)
+    jobs = [
+        (str(tmp_path / "b" / graph.file), profiles(made, EngineConfig(profiles="mixed:2x16"), graph), target)
+        for graph in (made.graph, *made.siblings)
+        for target in targets
+    ]
+    code = (
+        "import json, pathlib, sys\n"
+        "from maskpro_deploy.exporters.trt_library import Library\n"
+        "library = Library('tensorrt-rtx')\n"
+        "for graph, shapes, target in json.load(sys.stdin):\n"
+        "    engine = library.build(pathlib.Path(graph), [shapes[0]], sparse=True, targets=[target], timing_cache=None,\n"
+        "                           on_step=lambda *_: None)\n"
+        "    library.check_engine(engine)\n"
+        "    print(engine.nbytes)\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, input=json.dumps(jobs), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [int(size) > 100_000 for size in done.stdout.split()] == [True] * len(jobs)
+
+
+def test_a_form_that_the_bundle_lacks_names_the_flag_of_export(bundle):
+    with pytest.raises(ConfigError, match=r"it has cat\.\nExport it again with --forms cat,static"):
+        build_engine(bundle, dataclasses.replace(RTX, form="static"))
+
+
+# -- beside the dense engine ----------------------------------------------------------------------------------------------
+
+
+@rtx
+def test_the_dense_engine_is_built_from_the_same_and_compared(bundle):
+    report = build_engine(bundle, dataclasses.replace(RTX, targets=("sm89",), profiles="mixed:1x16", compare_dense=True))
+    manifest = Manifest.load(bundle)
+    manifest.check_hashes(bundle)
+    sparse, dense = sorted(manifest.engines, key=lambda e: not e.settings["sparse_weights"])
+    assert (sparse.settings["sparse_weights"], dense.settings["sparse_weights"]) == (True, False)
+    assert sparse.settings["profiles"] == dense.settings["profiles"]
+    comparison = report.comparison
+    assert comparison.dense_file == dense.file
+    assert comparison.dense_bytes == (bundle / dense.file).stat().st_size
+    assert comparison.identical == ((bundle / sparse.file).read_bytes() == (bundle / dense.file).read_bytes())
+    assert json.loads((bundle / sparse.file).with_suffix(".json").read_text())["comparison"]["dense_file"] == dense.file
+    if compute_capability() is None:
+        assert report.gain.startswith("not measured (no GPU)")
+    assert build_engine(bundle, dataclasses.replace(RTX, targets=("sm89",), profiles="mixed:1x16")).comparison == comparison
+
+
 # -- when it goes wrong ---------------------------------------------------------------------------------------------------
+
+
+@rtx
+@pytest.mark.parametrize("damage", [lambda p: p.write_bytes(b"x" * 1000), lambda p: p.unlink()])
+def test_a_damaged_engine_is_named_with_the_way_out_and_built_again(bundle, damage):
+    config = dataclasses.replace(RTX, targets=("sm89",), profiles="mixed:1x16")
+    first = build_engine(bundle, config)
+    damage(bundle / first.engine.file)
+    with pytest.raises(FormatError, match=r"build.* engine again with `maskpro-deploy build-engine`|Build the engine again"):
+        Manifest.load(bundle)
+    again = build_engine(bundle, config)
+    assert not again.reused
+    assert again.engine.file == first.engine.file
+    Manifest.load(bundle).check_hashes(bundle)
+
+
+@rtx
+def test_builds_that_end_at_the_same_time_are_all_in_the_manifest(bundle):
+    commands = [
+        [sys.executable, "-m", "maskpro_deploy", "build-engine", str(bundle), "--backend", "tensorrt-rtx",
+         "--profiles", "mixed:1x16", "--target", target]
+        for target in ("sm86", "sm89", "sm120")
+    ]  # fmt: skip
+    running = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for c in commands]
+    for process in running:
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode == 0, stderr
+    manifest = Manifest.load(bundle)
+    manifest.check_hashes(bundle)
+    assert {e.target for e in manifest.engines} == {"sm86", "sm89", "sm120"}
+    assert {p.name for p in bundle.iterdir() if p.name.startswith(".")} == set()
+
+
+def test_a_bundle_that_is_exported_anew_during_the_build_does_not_get_the_engine(bundle, tiny_sparse):
+    report = EngineReport(
+        engine=EngineFile(
+            file="engines/x.engine", library="tensorrt", library_version="11", target="sm90", dtype="fp16",
+            sparse_kernels="", settings={},
+        ),
+        bytes=1, reused=False, build_s=1.0, peak_rss_bytes=1, warnings=(), layers=(), spoiled={},
+    )  # fmt: skip
+    before = Manifest.load(bundle)
+    shutil.rmtree(bundle)
+    export(tiny_sparse, bundle, ExportConfig(dtype="bf16"), compare=False)
+    engine = bundle.parent / "engine"
+    engine.write_bytes(b"x")
+    with pytest.raises(CheckFailed, match="exported anew"):
+        install(bundle, before, engine, report)
+    assert not (bundle / "engines").exists()
 
 
 def test_a_crash_of_the_library_is_one_error_and_leaves_the_bundle_as_it_was(bundle, tmp_path, monkeypatch):
@@ -284,6 +420,8 @@ def work(tmp_path, inputs):
         "sparse": False,
         "targets": ["sm89"],
         "timing_cache": None,
+        "task": "build",
+        "flags": dataclasses.asdict(BuilderFlags()),
     }
     (tmp_path / "job.json").write_text(json.dumps(job))
     command = [sys.executable, "-m", "maskpro_deploy.exporters.engine_worker", str(tmp_path / "job.json")]

@@ -19,12 +19,13 @@ from pathlib import Path
 import pytest
 from adapter_names import follow, signatures
 
-from maskpro_deploy.exporters import trt_library
+from maskpro_deploy.exporters import trt_execution, trt_flags, trt_library
 from maskpro_deploy.extras import missing
 from maskpro_deploy.files import cache_folder
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCE = Path(trt_library.__file__).read_text(encoding="utf-8")
+# one text, so that values are followed from one module into the next
+SOURCE = "\n".join(Path(module.__file__).read_text(encoding="utf-8") for module in (trt_library, trt_flags, trt_execution))
 VERSIONS = ("10.16.1.11", "11.4.0.106")
 PACKAGE = "tensorrt-cu12-bindings"
 RTX = "tensorrt_rtx"
@@ -129,6 +130,15 @@ def check(uses):
         ("EngineInspector", "get_engine_information"),
         ("LayerInformationFormat", "JSON"),
         ("IProgressMonitor", "step_complete"),
+        ("IBuilderConfig", "get_flag"),
+        ("BuilderFlag", "STRICT_NANS"),
+        ("HardwareCompatibilityLevel", "AMPERE_PLUS"),
+        ("IBuilderConfig", "set_memory_pool_limit"),
+        ("IExecutionContext", "set_optimization_profile_async"),
+        ("IExecutionContext", "execute_async_v3"),
+        ("IExecutionContext", "profiler"),
+        ("IProfiler", "report_layer_time"),
+        ("ICudaEngine", "get_tensor_dtype"),
     }
 
 
@@ -178,13 +188,16 @@ def test_a_library_that_gives_no_builder_is_a_plain_error(published, version):
     [
         ("builder.create_network(", "builder.make_network(", "absent", "make_network"),
         ("profile.set_shape(", "profile.set_shapes(", "absent", "set_shapes"),
-        ("trt.BuilderFlag.SPARSE_WEIGHTS)\n        for", "trt.BuilderFlag.SPARSE)\n        for", "absent", "SPARSE"),
+        ("set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)", "set_flag(trt.BuilderFlag.SPARSE)", "absent", "SPARSE"),
         ("LayerInformationFormat.JSON", "LayerInformationFormat.XML", "absent", "XML"),
         ("def step_complete(", "def steps_complete(", "absent", "steps_complete"),
         ("error.desc()", "error.text()", "absent", "text"),
         ("parser.num_errors", "parser.nb_errors", "absent", "nb_errors"),
         ("runtime.deserialize_cuda_engine(engine)", "runtime.deserialize_cuda_engine()", "misfits", "deserialize_cuda_engine"),
         ("parser.parse(_decomposable(graph), str(graph))", "parser.parse(b'', '', 1, 2, 3)", "misfits", "parse"),
+        ("context.set_input_shape(", "context.set_shape(", "absent", "set_shape"),
+        ("self._profiled.execute_async_v3(stream)", "self._profiled.execute_async_v3()", "misfits", "execute_async_v3"),
+        ('trt.BuilderFlag, "STRIP_PLAN"', 'trt.BuilderFlag, "STRIP"', "asked", "STRIP"),
         ('hasattr(config, "set_compute_capability")', 'hasattr(config, "set_capability")', "asked", "set_capability"),
     ],
 )

@@ -1,0 +1,88 @@
+"""What a user may tell the builder library beyond shapes and sparsity. A library that lacks one refuses it; none is ignored.
+
+Sparse weights and refitting: an engine that can take any weights later may be given dense ones, which its sparse kernels would
+misread, so a sparse engine can only be refitted with identical weights.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from maskpro_deploy.errors import ConfigError
+
+HARDWARE = ("ampere+", "same-cc")
+REFIT = ("identical", "all")
+TILING = ("none", "fast", "moderate", "full")
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuilderFlags:
+    """Flags of the builder; None and False leave the library's default.
+
+    Attributes:
+        optimization_level: 0 (quick build) to 5 (longest search).
+        workspace_bytes: most scratch memory of a kernel on the GPU.
+        aux_streams: further streams that an engine may use at once.
+        version_compatible: the engine runs in later versions of the library too.
+        hardware_compatible: "ampere+": it runs on every GPU from Ampere on; "same-cc": on others of the same compute capability.
+        weight_streaming: weights may stay in the host's memory.
+        refit: its weights may be exchanged: for "identical" ones, or "all".
+        strip_weights: leave the refittable weights out of the file; whoever loads it brings them. Implies "identical".
+        tiling: how far kernels are tiled across layers.
+        strict_nans: NaN and infinity times a pruned weight stay NaN, with the sparse kernels that can.
+
+    Raises:
+        ConfigError: a flag is out of its range.
+    """
+
+    optimization_level: int | None = None
+    workspace_bytes: int | None = None
+    aux_streams: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: str | None = None
+    weight_streaming: bool = False
+    refit: str | None = None
+    strip_weights: bool = False
+    tiling: str | None = None
+    strict_nans: bool = False
+
+    def __post_init__(self) -> None:
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise ConfigError(f"--optimization-level {self.optimization_level} is out of range: 0 to 5.")
+        if self.workspace_bytes is not None and self.workspace_bytes < 1:
+            raise ConfigError(f"--workspace {self.workspace_bytes} must be above 0.")
+        if self.aux_streams is not None and self.aux_streams < 0:
+            raise ConfigError(f"--aux-streams {self.aux_streams} must be 0 or more.")
+        for flag, value, known in (
+            ("--hardware-compatible", self.hardware_compatible, HARDWARE),
+            ("--refit", self.refit, REFIT),
+            ("--tiling", self.tiling, TILING),
+        ):
+            if value is not None and value not in known:
+                raise ConfigError(f"{flag} {value} is not known. Known: {', '.join(known)}.")
+
+    def check_sparse(self) -> None:
+        """Refuse what cannot go with sparse weights.
+
+        Raises:
+            ConfigError: the engine could be refitted with dense weights.
+        """
+        if self.refit == "all":
+            raise ConfigError(
+                "--refit all: a sparse engine must not be refitted with other weights, which may be dense.\n"
+                "Give --refit identical, or build a dense engine with --dense."
+            )
+
+
+def parse_bytes(text: str, flag: str) -> int:
+    """Read a size such as 512MB, 4GB or 2GiB.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", text.strip().upper())
+    if match is None:
+        raise ConfigError(f"{flag} {text!r} is no size.\nGive a number and a unit, for example 512MB or 4GB.")
+    return int(float(match[1]) * _UNITS[match[2] or ""])
