@@ -70,7 +70,7 @@ def test_build_engine_prints_the_table_then_says_it_is_up_to_date(tiny_sparse, t
     second = run("build-engine", "b", "--backend", "tensorrt-rtx", "--json", cwd=tmp_path)
     value = json.loads(second.stdout)
     assert value["reused"] is True
-    assert value["gain"] == "not measured"
+    assert value["gain"].startswith("not measured")
     assert (tmp_path / "b" / value["engine"]["file"]).is_file()
 
 
