@@ -1,15 +1,16 @@
-"""The timing loop: arms checked, warmed up, and then timed in interleaved blocks.
+"""The timing of one portion: arms that are loaded, checked, warmed up, and timed in interleaved blocks.
 
-A *task* is one unit of work of one arm (a prefill, some decode steps, a whole batch). `measure` takes tasks that do the same
+A *task* is one unit of work of one arm (a prefill, some decode steps, a whole batch). `time_portion` takes tasks that do the same
 amount of work and
 
-1. runs each twice and compares: the same tokens both times, the same shapes in all arms, and where the arms are said to be the
-   same model, the same tokens in all of them. Nothing is timed if this fails;
-2. warms up until the times are stable, within bounds;
-3. times blocks in the order A B B A, the next one B A A B, so that drift falls on all arms alike, with the garbage collector
-   frozen; every sample is kept with its block and its place in it.
+1. compares what they do: the same tokens each time and in each session of an arm, the same shapes in all arms, and where the arms
+   are said to be the same model, the same tokens in all of them. Nothing is timed if this fails;
+2. warms up: in the first session until the times are stable, within bounds; in later ones for a set number of rounds;
+3. times blocks in the order A B B A, the next one B A A B, so that drift falls on all arms alike; every sample is kept with its
+   session, its block and its place in it. The caller sees to it that the garbage collector rests (`frozen_gc`).
 
-An arm that raises ends the measurement: what was timed until then is kept, and the result says why it is invalid.
+An arm that raises ends the measurement: what was timed until then is kept, and the result says why it is invalid. A whole
+measurement is several portions, each in a new session (see `sessions`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ import numpy.typing as npt
 
 from maskpro_deploy.bench import stats
 from maskpro_deploy.errors import ConfigError
-from maskpro_deploy.progress import SILENT, Progress
 
 log = logging.getLogger(__name__)
 
@@ -60,34 +60,44 @@ class MeasureConfig:
     """How long to measure.
 
     Attributes:
-        blocks: ABBA blocks; each gives two samples of each arm.
-        budget_s: stop early, after `stats.MIN_BLOCKS` blocks, once this much time is spent on a measurement; None: never.
-        warmup_rounds: most rounds of warm-up.
+        blocks: ABBA blocks in each session; each gives two samples of each arm. With a budget: at most.
+        sessions: times that every arm is opened anew, those of a run that goes on included. With a budget: at most.
+        budget_s: stop early, once another two sessions would not fit into this time and `stats.MIN_SESSIONS` are done.
+        warmup_rounds: most rounds of warm-up in the first session.
+        rewarm_rounds: rounds of warm-up in each later one.
         stable_within: the warm-up is over once the medians of two windows of three rounds differ by less than this part.
         same_model: the arms have to agree on every token.
     """
 
-    blocks: int = 30
+    blocks: int = 3
+    sessions: int = 10
     budget_s: float | None = None
     warmup_rounds: int = 30
+    rewarm_rounds: int = 1
     stable_within: float = 0.05
     same_model: bool = False
 
     def __post_init__(self) -> None:
         if self.blocks < 1:
-            raise ConfigError(f"--samples {self.blocks * SAMPLES_PER_BLOCK} is out of range: at least {SAMPLES_PER_BLOCK}.")
+            raise ConfigError(f"blocks {self.blocks} is out of range: at least 1.")
+        if self.sessions < 1:
+            raise ConfigError(f"--sessions {self.sessions} is out of range: 1 or more ({stats.MIN_SESSIONS} for a comparison).")
         if self.budget_s is not None and self.budget_s <= 0:
             raise ConfigError(f"--budget {self.budget_s:g} is out of range: above 0.")
-        if self.warmup_rounds < 1:
-            raise ConfigError(f"warmup_rounds {self.warmup_rounds} is out of range: at least 1.")
+        if self.warmup_rounds < 1 or self.rewarm_rounds < 0:
+            raise ConfigError(f"warmup_rounds {self.warmup_rounds}, {self.rewarm_rounds} are out of range: from 1 and 0 on.")
         if not 0.0 < self.stable_within < 1.0:
             raise ConfigError(f"stable_within {self.stable_within:g} is out of range: between 0 and 1.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One timing: which block, which place in it, seconds, and seconds to the first token where known."""
+    """One timing: which session, which block, which place in it, seconds, and seconds to the first token where known.
 
+    Blocks are counted over the whole measurement.
+    """
+
+    session: int
     block: int
     position: int
     seconds: float
@@ -113,17 +123,29 @@ class Measurement:
     failed: int = 0
     invalid: str | None = None
 
-    def blocks(self, name: str) -> npt.NDArray[np.float64]:
-        """Seconds of one arm by whole block.  # (K, SAMPLES_PER_BLOCK)"""
-        seconds = [s.seconds for s in self.samples[name]]
-        whole = len(seconds) // SAMPLES_PER_BLOCK * SAMPLES_PER_BLOCK
-        return np.asarray(seconds[:whole]).reshape(-1, SAMPLES_PER_BLOCK)
+    def portions(self, name: str) -> list[npt.NDArray[np.float64]]:
+        """Seconds of one arm, session by session, in whole blocks.  # P of (K, SAMPLES_PER_BLOCK)"""
+        by_session: dict[int, list[float]] = {}
+        for sample in self.samples[name]:
+            by_session.setdefault(sample.session, []).append(sample.seconds)
+        whole = [v[: len(v) // SAMPLES_PER_BLOCK * SAMPLES_PER_BLOCK] for v in by_session.values()]
+        return [np.asarray(v).reshape(-1, SAMPLES_PER_BLOCK) for v in whole if v]
+
+    @property
+    def sessions(self) -> int:
+        """Sessions of each arm that were timed."""
+        return min((len(self.portions(name)) for name in self.samples), default=0)
 
     def compare(self, candidate: str, baseline: str) -> stats.Ratio | None:
-        """The ratio of two arms; None where the measurement is invalid or too short."""
+        """The ratio of two arms; None where the measurement is invalid or has too few sessions."""
         if self.invalid is not None:
             return None
-        return stats.compare(self.blocks(candidate), self.blocks(baseline))
+        return stats.compare_sessions(self.portions(candidate), self.portions(baseline))
+
+    def fail(self, reason: str) -> None:
+        """Call the measurement invalid."""
+        self.invalid = self.invalid or reason
+        log.info("the measurement is invalid: %s", reason)
 
 
 def block_order(names: Sequence[str], block: int) -> list[str]:
@@ -132,38 +154,40 @@ def block_order(names: Sequence[str], block: int) -> list[str]:
     return forward + forward[::-1]
 
 
-def measure(
-    tasks: Mapping[str, Task], config: MeasureConfig, *, clock: Clock = time.perf_counter, progress: Progress = SILENT
-) -> Measurement:
-    """Check, warm up and time tasks that do the same amount of work.
+def time_portion(
+    tasks: Mapping[str, Task],
+    result: Measurement,
+    config: MeasureConfig,
+    *,
+    session: int,
+    blocks: int,
+    clock: Clock = time.perf_counter,
+) -> None:
+    """Check, warm up and time tasks that do the same amount of work, in one session of each arm; adds to `result`.
 
     Args:
         tasks: arm name -> its task; the order is that of the first block.
-        config: how long.
+        result: takes the samples, and says why they are invalid, if so.
+        config: how to warm up, and what the arms have to agree on.
+        session: number of this session, from 0.
+        blocks: blocks to time.
         clock: seconds, monotonic.
-        progress: told after each block.
 
     Raises:
         ConfigError: there is no task.
     """
     if not tasks:
         raise ConfigError("nothing to measure: no arm was given.")
-    result = Measurement(samples={name: [] for name in tasks})
-    started = clock()
-    result.invalid = _check_work(tasks, result, config.same_model)
-    with frozen_gc():
-        if result.invalid is None:
-            result.invalid = _warm_up(tasks, result, config, clock)
-        for block in range(config.blocks):
-            if result.invalid is not None:
-                break
-            if block % 2 == 0 and block >= stats.MIN_BLOCKS and clock() - started > (config.budget_s or float("inf")):
-                break  # only after a pair of blocks: both orders the same number of times
-            result.invalid = _run_block(tasks, result, block, clock)
-            progress.update(block + 1, config.blocks)
-    if result.invalid is not None:
-        log.info("the measurement is invalid: %s", result.invalid)
-    return result
+    before = 1 + max((s.block for samples in result.samples.values() for s in samples), default=-1)
+    reason = _check_work(tasks, result, config.same_model)
+    if reason is None:
+        reason = _warm_up(tasks, result, config, session, clock)
+    for block in range(before, before + blocks):
+        if reason is not None:
+            break
+        reason = _run_block(tasks, result, session, block, clock)
+    if reason is not None:
+        result.fail(reason)
 
 
 @contextmanager
@@ -182,16 +206,17 @@ def frozen_gc() -> Iterator[None]:
 
 
 def _check_work(tasks: Mapping[str, Task], result: Measurement, same_model: bool) -> str | None:
-    """Run each task twice; why they may not be compared, or None."""
+    """Run each task (twice in its first session); why they may not be compared, or None."""
     for name, task in tasks.items():
+        runs = []
         try:
-            first, again = task(), task()
+            runs = [task() for _ in range(1 if name in result.work else 2)]
         except Exception as e:  # whatever a backend raises, this arm did not do its work
             result.failed += 1
-            return f"{name} failed: {_first_line(e)}"
-        if not np.array_equal(first.tokens, again.tokens):
+            return failure(name, e)
+        expected = result.work.setdefault(name, runs[0])
+        if any(not np.array_equal(expected.tokens, run.tokens) for run in runs):
             return f"{name} is not deterministic: two runs over the same input chose different tokens."
-        result.work[name] = first
     reference_name, *others = tasks
     reference = result.work[reference_name].tokens
     for name in others:
@@ -199,7 +224,10 @@ def _check_work(tasks: Mapping[str, Task], result: Measurement, same_model: bool
         if tokens.shape != reference.shape:
             return f"{reference_name} and {name} do different amounts of work: {reference.shape} and {tokens.shape} tokens."
         if same_model and not np.array_equal(tokens, reference):
-            return f"{reference_name} and {name} are said to be the same model, but chose different tokens."
+            return (
+                f"{reference_name} and {name} are said to be the same model, but chose different tokens. "
+                "(--logit-tolerance allows for rounding.)"
+            )
     return None
 
 
@@ -210,7 +238,7 @@ def _timed(name: str, task: Task, result: Measurement, clock: Clock) -> tuple[fl
         work = task()
     except Exception as e:  # as above
         result.failed += 1
-        return 0.0, None, f"{name} failed: {_first_line(e)}"
+        return 0.0, None, failure(name, e)
     seconds = clock() - start
     if seconds <= 0.0:
         return seconds, work, f"the clock did not advance while {name} ran: its time cannot be measured."
@@ -219,21 +247,22 @@ def _timed(name: str, task: Task, result: Measurement, clock: Clock) -> tuple[fl
     return seconds, work, None
 
 
-def _warm_up(tasks: Mapping[str, Task], result: Measurement, config: MeasureConfig, clock: Clock) -> str | None:
-    """Rounds over all tasks until each one's times are stable, or a bound is reached."""
+def _warm_up(tasks: Mapping[str, Task], result: Measurement, config: MeasureConfig, session: int, clock: Clock) -> str | None:
+    """Rounds over all tasks until each one's times are stable, or a bound is reached; a set number in later sessions."""
     times: dict[str, list[float]] = {name: [] for name in tasks}
-    limit_s = config.budget_s / 4 if config.budget_s is not None else float("inf")
+    limit_s = config.budget_s / 10 if config.budget_s is not None else float("inf")
     started = clock()
-    for round_number in range(1, config.warmup_rounds + 1):
+    for round_number in range(1, 1 + (config.warmup_rounds if session == 0 else config.rewarm_rounds)):
         for name, task in tasks.items():
             seconds, _, reason = _timed(name, task, result, clock)
             if reason is not None:
                 return reason
             times[name].append(seconds)
-        result.warmup_rounds = round_number
-        result.warm = all(_stable(t, config.stable_within) for t in times.values())
-        if result.warm or clock() - started > limit_s:
-            break
+        if session == 0:
+            result.warmup_rounds = round_number
+            result.warm = all(_stable(t, config.stable_within) for t in times.values())
+            if result.warm or clock() - started > limit_s:
+                break
     return None
 
 
@@ -245,47 +274,17 @@ def _stable(times: Sequence[float], within: float) -> bool:
     return abs(last - before) <= within * before
 
 
-def _run_block(tasks: Mapping[str, Task], result: Measurement, block: int, clock: Clock) -> str | None:
+def _run_block(tasks: Mapping[str, Task], result: Measurement, session: int, block: int, clock: Clock) -> str | None:
     for position, name in enumerate(block_order(list(tasks), block)):
         seconds, work, reason = _timed(name, tasks[name], result, clock)
         if reason is not None or work is None:
             return reason
-        sample = Sample(block=block, position=position, seconds=seconds, first_token_s=work.first_token_s)
+        sample = Sample(session=session, block=block, position=position, seconds=seconds, first_token_s=work.first_token_s)
         result.samples[name].append(sample)
     return None
 
 
-def _first_line(error: Exception) -> str:
+def failure(name: str, error: Exception) -> str:
+    """What to say of an arm that raised: its name and the first line of the error."""
     text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SelfTest:
-    """One arm measured against itself; a sound harness sees no difference, apart from one run in twenty.
-
-    Attributes:
-        attempts: the ratio of each attempt; a second one is made only if the first saw a difference.
-        passed: whether one attempt saw none; None if there were too few blocks to tell.
-        invalid: why it could not be made, or None.
-    """
-
-    attempts: tuple[stats.Ratio, ...]
-    passed: bool | None
-    invalid: str | None = None
-
-
-def self_test(task: Task, config: MeasureConfig, *, clock: Clock = time.perf_counter, progress: Progress = SILENT) -> SelfTest:
-    """Measure a task against itself through the same loop as everything else; twice at most."""
-    attempts: list[stats.Ratio] = []
-    for _ in range(2):
-        result = measure({"A": task, "A again": task}, config, clock=clock, progress=progress)
-        if result.invalid is not None:
-            return SelfTest(attempts=tuple(attempts), passed=False, invalid=result.invalid)
-        ratio = result.compare("A", "A again")
-        if ratio is None:
-            return SelfTest(attempts=(), passed=None)
-        attempts.append(ratio)
-        if ratio.verdict == stats.NO_DIFFERENCE:
-            return SelfTest(attempts=tuple(attempts), passed=True)
-    return SelfTest(attempts=tuple(attempts), passed=False)
+    return f"{name} failed: {text.splitlines()[0] if text else type(error).__name__}"

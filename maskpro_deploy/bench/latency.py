@@ -61,9 +61,21 @@ def run_latency(
     *,
     notes: Sequence[str] = (),
     bandwidth: Bandwidth | None = None,
+    self_test: bool = True,
     clock: Clock = time.perf_counter,
     progress: Progress = SILENT,
 ) -> BenchResult:
     """Measure prefill and decode latency of all arms in one run; see `run_sweep` for arguments and errors."""
     settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "sweep"}
-    return run_sweep("latency", arms, config.cases, config.sweep, settings=settings, notes=notes, clock=clock, progress=progress)
+    return run_sweep(
+        "latency",
+        arms,
+        config.cases,
+        config.sweep,
+        settings=settings,
+        notes=notes,
+        bandwidth=bandwidth,
+        self_test=self_test,
+        clock=clock,
+        progress=progress,
+    )

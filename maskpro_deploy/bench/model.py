@@ -6,7 +6,8 @@ Shapes: `B` rows, `S` new tokens, `V` vocabulary.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -35,7 +36,7 @@ class ModelArm(Generic[C]):
 
     Attributes:
         name: how the report calls it.
-        forward: runs it.
+        open: loads it: a context in which the call it yields runs it. Entered anew for each session of a measurement.
         vocab_size: tokens are drawn below this.
         max_length: longest sequence it takes.
         weight_bytes: bytes of weights that one step reads, as stored; None if not known.
@@ -44,7 +45,7 @@ class ModelArm(Generic[C]):
     """
 
     name: str
-    forward: Forward[C]
+    open: Callable[[], AbstractContextManager[Forward[C]]]
     vocab_size: int
     max_length: int
     weight_bytes: int | None = None
@@ -111,36 +112,36 @@ def greedy_choice(logits: Floats) -> Ints:
     return chosen
 
 
-def make_task(arm: ModelArm[C], case: Case, seed: int, clock: Clock = time.perf_counter) -> Task:
-    """The unit of work of `case` on `arm`. For DECODE the context is read here, outside the timed part."""
-    tokens = draw_tokens(case, arm.vocab_size, seed)
+def make_task(forward: Forward[C], case: Case, vocab_size: int, seed: int, clock: Clock = time.perf_counter) -> Task:
+    """The unit of work of `case` on an open model. For DECODE the context is read here, outside the timed part."""
+    tokens = draw_tokens(case, vocab_size, seed)
     if case.phase == PREFILL:
-        return lambda: Work(tokens=greedy_choice(arm.forward(tokens, None)[0]))
+        return lambda: Work(tokens=greedy_choice(forward(tokens, None)[0]))
     if case.phase == GENERATE:
-        return lambda: _generate(arm, tokens, case.output_len, clock)
+        return lambda: _generate(forward, tokens, case.output_len, clock)
     if case.phase != DECODE:
         raise ConfigError(f"{case.phase!r} is no phase: {PREFILL}, {DECODE} or {GENERATE}.")
-    logits, context = arm.forward(tokens, None)
+    logits, context = forward(tokens, None)
     first = greedy_choice(logits)
-    return lambda: Work(tokens=_decode(arm, first, context, case.output_len))
+    return lambda: Work(tokens=_decode(forward, first, context, case.output_len))
 
 
-def _decode(arm: ModelArm[C], token: Ints, cache: C, steps: int) -> Ints:
+def _decode(forward: Forward[C], token: Ints, cache: C, steps: int) -> Ints:
     """Greedy steps on top of a cache.  # (B, 1) -> (B, steps)"""
     chosen = []
     for _ in range(steps):
-        logits, cache = arm.forward(token, cache)
+        logits, cache = forward(token, cache)
         token = greedy_choice(logits)
         chosen.append(token)
     return np.concatenate(chosen, axis=1)
 
 
-def _generate(arm: ModelArm[C], prompt: Ints, count: int, clock: Clock) -> Work:
+def _generate(forward: Forward[C], prompt: Ints, count: int, clock: Clock) -> Work:
     start = clock()
-    logits, cache = arm.forward(prompt, None)
+    logits, cache = forward(prompt, None)
     first = greedy_choice(logits)
     first_token_s = clock() - start
     if count == 1:
         return Work(tokens=first, first_token_s=first_token_s)
-    rest = _decode(arm, first, cache, count - 1)
+    rest = _decode(forward, first, cache, count - 1)
     return Work(tokens=np.concatenate([first, rest], axis=1), first_token_s=first_token_s)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from maskpro_deploy.bench import plots, stats, summary
 from maskpro_deploy.bench.plots import Bar
@@ -55,7 +58,7 @@ def median_plots(result: BenchResult) -> list[Section]:
                 PlotSection(
                     title=f"Median {unit.removesuffix(' (ms)')}",
                     plot=plots.bars(bars, x_label=unit, description=f"Median {unit} of each model in each case."),
-                    caption="With 95 % intervals over blocks. The verdicts compare within blocks, and see more than these bars.",
+                    caption="With 95 % intervals over sessions. The verdicts compare inside pairs of sessions: they see more.",
                 )
             )
     return sections
@@ -78,20 +81,19 @@ def case_plots(result: BenchResult, case: CaseResult) -> list[Section]:
         PlotSection(
             title=f"{label}: over the run",
             plot=plots.drift(blocks, y_label=unit, description=f"{unit} over the blocks of the run, {label}."),
-            caption="Each dot is a sample, the line the mean of its block: shows drift and disturbances.",
+            caption="Each dot is a sample, the line the mean of its block: shows drift, disturbances and how sessions differ.",
         ),
     ]
 
 
 def _bar(case: CaseResult, name: str, colour: int) -> Bar:
     values = case.values_ms(name)[case.metric]
-    per_block = case.measurement.blocks(name)  # (K, R)
     found = stats.summarise(values)
-    interval = stats.median_interval(per_block) if len(per_block) else None
-    scale = (
-        found.median / stats.summarise(per_block.ravel()).median if interval else 1.0
-    )  # seconds of a sample -> ms of the metric
-    low, high = (interval[0] * scale, interval[1] * scale) if interval else (None, None)
+    sessions = np.array([np.log(np.median(portion)) for portion in case.measurement.portions(name)])
+    low = high = None
+    if len(sessions) >= stats.MIN_SESSIONS:
+        centre, below, above = stats.centre_interval(sessions)
+        low, high = found.median * math.exp(below - centre), found.median * math.exp(above - centre)
     return Bar(
         name=f"{case.case.label}: {name}",
         value=found.median,

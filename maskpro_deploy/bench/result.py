@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskpro_deploy.bench import roofline, stats
-from maskpro_deploy.bench.arms import Measurement, SelfTest
+from maskpro_deploy.bench.arms import Measurement
 from maskpro_deploy.bench.model import DECODE, GENERATE, PREFILL, Case, ModelArm
+from maskpro_deploy.bench.sessions import SelfTest
 
 SCHEMA = "maskpro-deploy/benchmark"
 VERSION = 1
@@ -70,7 +71,7 @@ class BenchResult:
         config: the settings.
         arms: what was measured; the first is compared with the others.
         cases: the points of the sweep.
-        self_test: the first arm against itself.
+        self_test: the first arm against a second session of itself.
         bandwidth: of the memory, measured in this run.
         duration_s: of the run.
         notes: remarks for the reader.
@@ -94,7 +95,7 @@ class BenchResult:
             reasons.append(f"self-test: {self.self_test.invalid}")
         elif self.self_test.passed is False:
             reasons.append(
-                "self-test: a model measured against itself looked different twice in a row; "
+                "self-test: two sessions of one model looked different twice in a row; "
                 "something else on this machine disturbs the timing."
             )
         reasons += [f"{r.case.label}: {r.measurement.invalid}" for r in self.cases if r.measurement.invalid is not None]
@@ -198,6 +199,7 @@ class BenchResult:
             "memory_floor_ms": self.floor_ms(result, arm),
             **figures,
             "samples": {
+                "session": [s.session for s in samples],
                 "block": [s.block for s in samples],
                 "position": [s.position for s in samples],
                 **{f"{metric}_ms": values for metric, values in result.values_ms(arm.name).items()},

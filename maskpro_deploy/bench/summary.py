@@ -87,7 +87,7 @@ def verdicts(result: BenchResult) -> list[Verdict]:
 
 def _sentence(candidate: str, baseline: str, ratio: stats.Ratio | None) -> str:
     if ratio is None:
-        return f"too few samples to compare {candidate} with {baseline} ({2 * stats.MIN_BLOCKS} are needed)."
+        return f"too few sessions to compare {candidate} with {baseline} ({stats.MIN_SESSIONS} are needed)."
     speed = f"{candidate} runs at {ratio.speedup:.3f}x the speed of {baseline}"
     interval = f"[{ratio.low:.3f}, {ratio.high:.3f}]"
     return f"{speed}, 95 % interval {interval}: {ratio.verdict}."
@@ -111,7 +111,7 @@ def headline(result: BenchResult) -> str:
     if counts[stats.NO_DIFFERENCE]:
         parts.append(f"no difference seen in {counts[stats.NO_DIFFERENCE]}")
     if len(compared) < len(found):
-        parts.append(f"too few samples in {len(found) - len(compared)}")
+        parts.append(f"too few sessions in {len(found) - len(compared)}")
     return f"{name} beside {others}: {', '.join(parts)} of {len(found)} comparisons."
 
 
@@ -138,9 +138,11 @@ def self_test_line(result: BenchResult) -> str:
     if test.invalid is not None:
         return f"Self-test: not made: {test.invalid}"
     if test.passed is None:
-        return "Self-test: too few samples for one."
+        return f"Self-test: too few sessions for one ({stats.MIN_SESSIONS} are needed)."
     last = test.attempts[-1]
     found = f"{result.arms[0].name} against itself gave {last.speedup:.3f}x [{last.low:.3f}, {last.high:.3f}]"
+    if last.session_sd is not None:
+        found += f" over {last.sessions} pairs of sessions (one pair alone is off by {100 * last.session_sd:.1f} % or so)"
     if test.passed:
         again = " at the second attempt (one in twenty misses by chance)" if len(test.attempts) > 1 else ""
         return f"Self-test: {found}, no difference seen{again}, as it should be."

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from maskpro_deploy.bench import environment
-from maskpro_deploy.bench.arms import Clock, MeasureConfig, Measurement, SelfTest, measure, self_test
+from maskpro_deploy.bench import environment, stats
+from maskpro_deploy.bench.arms import SAMPLES_PER_BLOCK, Clock, MeasureConfig
 from maskpro_deploy.bench.model import Case, ModelArm, check_arms, make_task
 from maskpro_deploy.bench.result import BenchResult, CaseResult
 from maskpro_deploy.bench.roofline import Bandwidth, measure_bandwidth
+from maskpro_deploy.bench.sessions import MakeTask, Opener, Sessions
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.progress import SILENT, Progress
+
+_SESSIONS, _SESSIONS_WITHIN_BUDGET = 10, 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,14 +26,16 @@ class SweepConfig:
     """What all sweeps have in common.
 
     Attributes:
-        samples: timings of each arm in each case, at most; they come in blocks of two.
-        budget_s: time for the whole run, shared among its cases; each case takes its fewest blocks even beyond it.
+        samples: timings of each arm in each case; they come in blocks of two, shared among the sessions.
+        sessions: times that every arm is opened anew; None: 10, or up to 40 with a budget.
+        budget_s: time for the whole run: as many sessions as fit, and `stats.MIN_SESSIONS` even beyond it.
         same_model: the arms are the same model and have to agree on every token.
         threads: cores at work in the bandwidth measurement; None: all.
         seed: of the tokens that are drawn.
     """
 
     samples: int = 60
+    sessions: int | None = None
     budget_s: float | None = None
     same_model: bool = False
     threads: int | None = None
@@ -38,8 +44,22 @@ class SweepConfig:
     def __post_init__(self) -> None:
         if self.samples < 2:
             raise ConfigError(f"--samples {self.samples} is out of range: 2 or more (20 or more for a comparison).")
+        if self.sessions is not None and self.sessions < 1:
+            raise ConfigError(f"--sessions {self.sessions} is out of range: 1 or more ({stats.MIN_SESSIONS} for a comparison).")
         if self.budget_s is not None and self.budget_s <= 0:
             raise ConfigError(f"--budget {self.budget_s:g} is out of range: above 0.")
+
+    @property
+    def measure(self) -> MeasureConfig:
+        """The settings of the timing loop."""
+        pairs = self.samples // SAMPLES_PER_BLOCK
+        usual = min(self.sessions or _SESSIONS, pairs)
+        return MeasureConfig(
+            sessions=usual if self.budget_s is None else self.sessions or _SESSIONS_WITHIN_BUDGET,
+            blocks=pairs // usual,
+            budget_s=self.budget_s,
+            same_model=self.same_model,
+        )
 
 
 def check_sizes(flag: str, sizes: Sequence[int]) -> None:
@@ -53,19 +73,6 @@ def check_sizes(flag: str, sizes: Sequence[int]) -> None:
             raise ConfigError(f"{flag} {size} is out of range: 1 or more.")
 
 
-class _Part:
-    """Progress of one measurement as a part of the whole run."""
-
-    def __init__(self, whole: Progress, index: int, count: int, label: str) -> None:
-        self._whole, self._index, self._count, self._label = whole, index, count, label
-
-    def update(self, done: float, total: float, note: str = "") -> None:
-        self._whole.update(self._index + done / total, self._count, self._label)
-
-    def close(self) -> None:
-        pass
-
-
 def run_sweep(
     kind: str,
     arms: Sequence[ModelArm[Any]],
@@ -75,7 +82,9 @@ def run_sweep(
     settings: Mapping[str, Any],
     notes: Sequence[str] = (),
     bandwidth: Bandwidth | None = None,
+    self_test: bool = True,
     clock: Clock = time.perf_counter,
+    wall: Clock | None = None,
     progress: Progress = SILENT,
 ) -> BenchResult:
     """Measure all cases on all arms.
@@ -88,8 +97,10 @@ def run_sweep(
         settings: what the result should repeat of the configuration.
         notes: remarks for the report.
         bandwidth: of the memory, if it was measured a moment ago; None measures it.
+        self_test: whether to measure the first arm against a second session of itself as well.
         clock: seconds, monotonic.
-        progress: told after each block.
+        wall: the wall clock, which has to keep step with `clock`; None: the machine's, if `clock` is.
+        progress: told after each case of each session.
 
     Raises:
         InputError: the arms cannot be compared.
@@ -98,48 +109,33 @@ def run_sweep(
     check_arms(arms, cases)
     started = clock()
     before = environment.capture()
-    parts = len(cases) + 1
-
-    def share(index: int, label: str) -> tuple[MeasureConfig, Progress]:
-        left_s = None if config.budget_s is None else max(1e-3, started + config.budget_s - clock()) / (parts - index)
-        blocks = max(1, config.samples // 4 * 2)  # both orders the same number of times
-        settings = MeasureConfig(blocks=blocks, budget_s=left_s, same_model=config.same_model)
-        return settings, _Part(progress, index, parts, label)
-
     bandwidth = bandwidth or measure_bandwidth(config.threads)
-    test = _self_test(arms[0], cases[0], config.seed, clock, *share(0, "self-test"))
-    results = []
-    for index, case in enumerate(cases, start=1):
-        measurement = _measure(arms, case, config.seed, clock, *share(index, case.label))
-        results.append(CaseResult(case=case, measurement=measurement))
+    run = Sessions(
+        {arm.name: _opener(arm, config.seed, clock) for arm in arms},
+        cases,
+        config.measure,
+        self_test=self_test,
+        clock=clock,
+        wall=wall or (time.time if clock is time.perf_counter else clock),
+        progress=progress,
+    ).measure()
     return BenchResult(
         kind=kind,
         environment={**before, "load_average_1min_after": environment.load_average()},
         config={**settings, **dataclasses.asdict(config)},
         arms=tuple(arms),
-        cases=tuple(results),
-        self_test=test,
+        cases=tuple(CaseResult(case=case, measurement=run.measurements[case]) for case in cases),
+        self_test=run.verdict(),
         bandwidth=bandwidth,
         duration_s=clock() - started,
         notes=tuple(notes),
     )
 
 
-def _self_test(arm: ModelArm[Any], case: Case, seed: int, clock: Clock, config: MeasureConfig, progress: Progress) -> SelfTest:
-    try:
-        task = make_task(arm, case, seed, clock)
-    except Exception as e:  # whatever a backend raises, the arm did not do its work
-        return SelfTest(attempts=(), passed=False, invalid=f"{arm.name} failed: {e}")
-    return self_test(task, config, clock=clock, progress=progress)
+def _opener(arm: ModelArm[Any], seed: int, clock: Clock) -> Opener[Case]:
+    @contextmanager
+    def opened() -> Iterator[MakeTask[Case]]:
+        with arm.open() as forward:
+            yield lambda case: make_task(forward, case, arm.vocab_size, seed, clock)
 
-
-def _measure(
-    arms: Sequence[ModelArm[Any]], case: Case, seed: int, clock: Clock, config: MeasureConfig, progress: Progress
-) -> Measurement:
-    tasks = {}
-    for arm in arms:
-        try:
-            tasks[arm.name] = make_task(arm, case, seed, clock)
-        except Exception as e:  # as above
-            return Measurement(samples={a.name: [] for a in arms}, failed=1, invalid=f"{arm.name} failed: {e}")
-    return measure(tasks, config, clock=clock, progress=progress)
+    return opened

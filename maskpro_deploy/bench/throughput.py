@@ -60,6 +60,7 @@ def run_throughput(
     *,
     notes: Sequence[str] = (),
     bandwidth: Bandwidth | None = None,
+    self_test: bool = True,
     clock: Clock = time.perf_counter,
     progress: Progress = SILENT,
 ) -> BenchResult:
@@ -73,6 +74,7 @@ def run_throughput(
         settings=settings,
         notes=notes,
         bandwidth=bandwidth,
+        self_test=self_test,
         clock=clock,
         progress=progress,
     )

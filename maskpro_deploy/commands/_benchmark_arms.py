@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from maskpro_deploy.bench.model import ModelArm
+    from maskpro_deploy.bench.model import Forward, ModelArm
+    from maskpro_deploy.runtime import SessionConfig
 
 CPU_NOTE = (
     "Stock onnxruntime has no 2:4 kernels on a CPU: it multiplies the zeros of a sparse weight like any other value. "
     "A difference between a dense and a 2:4 bundle here does not come from sparsity."
 )
-# measured on a busy machine: one bundle as both arms gave 0.98x, a dense and a 2:4 bundle (the same kernels) up to 1.05x
-SESSION_NOTE = (
-    "The bundles run in two sessions of one process, and two sessions of the same kernels have differed by up to "
-    "5 % on a busy machine (benchmark latency BUNDLE --against BUNDLE shows it for this one). A verdict on a difference of that "
-    "size says nothing."
-)
 
 
 def notes_for(arms: list[ModelArm[Any]]) -> list[str]:
     """What a reader of these arms' figures has to know."""
-    notes = [SESSION_NOTE] if len(arms) > 1 else []
-    return notes + ([CPU_NOTE] if all(arm.facts["provider"] == "CPUExecutionProvider" for arm in arms) else [])
+    return [CPU_NOTE] if all(arm.facts["provider"] == "CPUExecutionProvider" for arm in arms) else []
 
 
 def open_arms(bundles: list[Path], provider: str, threads: int | None, *, spin: bool = False) -> list[ModelArm[Any]]:
-    """Open bundles as arms, named after their folders.
+    """Bundles as arms, named after their folders. Each is opened once here, so that what cannot run is refused at once.
 
     Two sessions share the process, and the spinning threads of one would take time from the other: hence no spinning by default.
 
@@ -45,12 +42,13 @@ def open_arms(bundles: list[Path], provider: str, threads: int | None, *, spin: 
     arms = []
     for bundle, manifest, name in zip(bundles, manifests, _names(bundles), strict=True):
         session = open_session(bundle, config)
-        shape = session.shape
+        shape, active = session.shape, session.providers[0]
+        del session  # one model in memory at a time
         value_bytes = 4 if manifest.graph.dtype == "fp32" else 2
         arms.append(
             ModelArm(
                 name=name,
-                forward=session.forward,
+                open=partial(_opened, bundle, config),
                 vocab_size=shape.vocab_size,
                 max_length=shape.max_length,
                 weight_bytes=weight_bytes(safe_path(bundle, manifest.graph.file)),
@@ -62,7 +60,7 @@ def open_arms(bundles: list[Path], provider: str, threads: int | None, *, spin: 
                     "cache_form": manifest.graph.form,
                     "sparsity": manifest.sparsity,
                     "sparse_weights": len(manifest.sparse_weights),
-                    "provider": session.providers[0],
+                    "provider": active,
                     "threads": threads,
                     "threads_spin": spin,
                     "files_sha256": _digest(manifest),
@@ -70,6 +68,14 @@ def open_arms(bundles: list[Path], provider: str, threads: int | None, *, spin: 
             )
         )
     return arms
+
+
+@contextmanager
+def _opened(bundle: Path, config: SessionConfig) -> Iterator[Forward[Any]]:
+    """A new session of a bundle, gone with the context."""
+    from maskpro_deploy.runtime import open_session
+
+    yield open_session(bundle, config).forward
 
 
 def _digest(manifest: Any) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--prompt", type=SIZES, default=(128,), show_default="128", help="Prompt lengths for prefill, in tokens.")
 @click.option("--context", type=SIZES, default=(128,), show_default="128", help="Context lengths for decode, in tokens.")
 @click.option("--decode-steps", type=int, default=8, show_default=True, help="Decode steps in one sample.")
-@click.option("--samples", type=int, default=60, show_default=True, help="Samples of each arm in each case, at most.")
+@click.option("--samples", type=int, default=60, show_default=True, help="Samples of each arm in each case, over all sessions.")
 def command(
     batch: tuple[int, ...],
     prompt: tuple[int, ...],

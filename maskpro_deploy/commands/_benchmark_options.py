@@ -40,7 +40,13 @@ def arm_options(function: F) -> F:
     options = [
         click.argument("bundle", type=PATH),
         click.option("--against", type=PATH, metavar="BUNDLE", help="A second bundle, measured in the same run."),
-        click.option("--budget", type=DURATION, help="Time for the whole run; each case takes its fewest samples (20) even so."),
+        click.option("--budget", type=DURATION, help="Time for the whole run: as many sessions as fit, 8 at least."),
+        click.option(
+            "--sessions",
+            type=int,
+            show_default="10, up to 40 with --budget",
+            help="Times that each bundle is opened anew; 8 or more for a comparison.",
+        ),
         click.option("--same-model", is_flag=True, help="The bundles are the same model: they have to choose the same tokens."),
         click.option("--provider", default="cpu", show_default=True, metavar="cpu|cuda|tensorrt|auto", help="Where it runs."),
         threads_option,
@@ -60,5 +66,10 @@ def sweep_config(samples: int, threads: int | None, options: dict[str, Any]) -> 
     from maskpro_deploy.bench.sweep import SweepConfig
 
     return SweepConfig(
-        samples=samples, threads=threads, budget_s=options["budget"], same_model=options["same_model"], seed=options["seed"]
+        samples=samples,
+        sessions=options["sessions"],
+        threads=threads,
+        budget_s=options["budget"],
+        same_model=options["same_model"],
+        seed=options["seed"],
     )

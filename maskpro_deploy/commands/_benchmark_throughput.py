@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--prompt", type=int, default=128, show_default=True, help="Prompt length in tokens.")
 @click.option("--output", type=int, default=32, show_default=True, help="Tokens to generate per row.")
 @click.option("--latency-bound", type=float, metavar="MS", help="The best batch keeps its median time per token within this.")
-@click.option("--samples", type=int, default=20, show_default=True, help="Samples of each arm at each batch size, at most.")
+@click.option("--samples", type=int, default=20, show_default=True, help="Samples of each arm at each batch size.")
 def command(
     batch: tuple[int, ...],
     prompt: int,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 import numpy.typing as npt
 
-from maskpro_deploy.bench.arms import SelfTest, Work
+from maskpro_deploy.bench.arms import Work
 from maskpro_deploy.bench.model import ModelArm
 from maskpro_deploy.bench.roofline import Bandwidth
+from maskpro_deploy.bench.sessions import SelfTest
 from maskpro_deploy.bench.stats import FASTER, Ratio
 
 Ints = npt.NDArray[np.int64]
@@ -74,7 +76,7 @@ def simulated_arm(
 
     return ModelArm(
         name=name,
-        forward=forward,
+        open=lambda: nullcontext(forward),
         vocab_size=vocab_size,
         max_length=max_length,
         weight_bytes=1_000_000,

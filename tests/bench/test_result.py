@@ -8,8 +8,8 @@ import pytest
 from simulated import BROKEN_SELF_TEST
 
 from maskpro_deploy.bench import stats
-from maskpro_deploy.bench.arms import SelfTest
 from maskpro_deploy.bench.result import SCHEMA, VERSION, BenchResult
+from maskpro_deploy.bench.sessions import SelfTest
 
 
 def test_the_result_is_json_without_nan_and_says_its_schema(latency_result: BenchResult, throughput_result: BenchResult) -> None:
@@ -25,15 +25,16 @@ def test_the_result_is_json_without_nan_and_says_its_schema(latency_result: Benc
 def test_the_figures_can_be_computed_again_from_the_raw_samples(latency_result: BenchResult) -> None:
     for case in latency_result.to_json()["cases"]:
         metric = case["metric"]
-        blocks = {}
+        portions = {}
         for arm in case["arms"]:
             values = arm["samples"][f"{metric}_ms"]
             assert arm["completed"] == len(values) == len(arm["samples"]["block"]) == 40
             assert arm[f"median_{metric}_ms"] == pytest.approx(np.median(values))
             assert arm[f"p99_{metric}_ms"] is None  # 40 samples do not show it
-            blocks[arm["name"]] = np.asarray(values).reshape(-1, 2)
+            sessions = np.asarray(arm["samples"]["session"])
+            portions[arm["name"]] = [np.asarray(values)[sessions == s].reshape(-1, 2) for s in np.unique(sessions)]
         (stated,) = case["comparisons"]
-        again = stats.compare(blocks["sparse"], blocks["dense"])
+        again = stats.compare_sessions(portions["sparse"], portions["dense"])
         assert again is not None
         assert (stated["candidate"], stated["baseline"], stated["verdict"]) == ("sparse", "dense", again.verdict)
         assert stated["low"] == pytest.approx(again.low)

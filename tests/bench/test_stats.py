@@ -124,7 +124,6 @@ def test_arms_without_noise_have_an_interval_of_no_width() -> None:
 def test_too_few_blocks_give_no_verdict() -> None:
     short = np.ones((stats.MIN_BLOCKS - 1, 2))
     assert stats.compare(short, short) is None
-    assert stats.median_interval(short) is None
 
 
 def test_arms_that_did_not_run_in_the_same_blocks_are_refused() -> None:
@@ -140,14 +139,75 @@ def test_times_that_are_none_are_refused(bad: float) -> None:
         stats.compare(times, np.ones((12, 2)))
 
 
-def test_the_interval_of_a_median_covers_it() -> None:
-    rng = np.random.default_rng(2)
-    hits = 0
-    for i in range(100):
-        interval = stats.median_interval(np.exp(rng.normal(0, 0.1, (20, 2))), resamples=400, seed=i)
-        assert interval is not None
-        hits += interval[0] <= 1.0 <= interval[1]
-    assert hits >= 88
+def lucky(rng: np.random.Generator, pairs: int, slowdown: float = 1.0, luck: float = 0.03) -> tuple[list[Array], list[Array]]:
+    """Times of two arms over pairs of sessions, each off by its own luck; one in twenty is badly disturbed."""
+    a, b = [], []
+    for _ in range(pairs):
+        left, right = noisy(rng, 2, slowdown, drift=0.01)
+        off = np.exp(rng.normal(0, luck, 2) + (rng.random(2) < 0.025) * 0.2)
+        a.append(left * off[0])
+        b.append(right * off[1])
+    return a, b
+
+
+def _over_sessions(a: list[Array], b: list[Array], seed: int = 0) -> stats.Ratio:
+    found = stats.compare_sessions(a, b, seed=seed, resamples=800)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("pairs", [stats.MIN_SESSIONS, 12, 20])
+def test_the_luck_of_sessions_is_called_a_difference_in_about_one_run_of_twenty(pairs: int) -> None:
+    rng = np.random.default_rng(pairs)
+    runs = 150
+    false = sum(_over_sessions(*lucky(rng, pairs), seed=i).verdict != stats.NO_DIFFERENCE for i in range(runs))
+    assert 1 <= false <= 0.1 * runs
+
+
+def test_blocks_alone_would_take_the_luck_of_sessions_for_a_difference() -> None:
+    """Why the unit is the pair of sessions: many blocks of one pair see its luck, and call it a difference."""
+    rng = np.random.default_rng(1)
+    runs, false = 60, 0
+    for i in range(runs):
+        a, b = noisy(rng, 60, drift=0.01)
+        false += _compare(a * np.exp(rng.normal(0, 0.03)), b, seed=i).verdict != stats.NO_DIFFERENCE
+    assert false >= 0.4 * runs
+
+
+def test_a_planted_slowdown_is_found_over_sessions() -> None:
+    rng = np.random.default_rng(5)
+    found = [_over_sessions(*lucky(rng, 24, 1.05, luck=0.02), seed=i) for i in range(40)]
+    assert sum(r.verdict == stats.FASTER for r in found) >= 36
+    assert sum(r.low <= 1.05 <= r.high for r in found) >= 36
+
+
+@given(st.integers(0, 2**31), st.integers(stats.MIN_SESSIONS, 12))
+def test_swapping_the_arms_inverts_the_ratio_over_sessions(seed: int, pairs: int) -> None:
+    a, b = lucky(np.random.default_rng(seed), pairs)
+    there, back = (stats.compare_sessions(x, y, resamples=50) for x, y in ((a, b), (b, a)))
+    assert there is not None
+    assert back is not None
+    assert there.speedup * back.speedup == pytest.approx(1.0)
+    assert there.low == pytest.approx(1 / back.high)
+    assert there.low <= there.speedup <= there.high
+
+
+def test_sessions_that_are_not_paired_are_refused() -> None:
+    portions = [np.ones((2, 2))] * stats.MIN_SESSIONS
+    assert stats.compare_sessions(portions[1:], portions[1:]) is None
+    with pytest.raises(ConfigError, match="same sessions"):
+        stats.compare_sessions(portions, portions[1:])
+    with pytest.raises(ConfigError, match="same blocks"):
+        stats.compare_sessions(portions, [np.ones((3, 2)), *portions[1:]])
+
+
+@given(st.lists(st.floats(-10, 10), min_size=1, max_size=20))
+def test_the_hodges_lehmann_centre_moves_and_turns_with_its_values(values: list[float]) -> None:
+    x = np.asarray(values)
+    centre = float(stats.hodges_lehmann(x))
+    assert x.min() <= centre <= x.max()
+    assert float(stats.hodges_lehmann(x + 3.0)) == pytest.approx(centre + 3.0, abs=1e-9)
+    assert float(stats.hodges_lehmann(-x)) == pytest.approx(-centre, abs=1e-9)
 
 
 @pytest.mark.parametrize(("degrees", "tabulated"), [(9, 2.262), (14, 2.145), (29, 2.045), (99, 1.984)])

@@ -9,8 +9,8 @@ import pytest
 from bundle_cases import fail, run, run_json
 from click.testing import CliRunner
 
-from maskpro_deploy.bench.arms import SelfTest
 from maskpro_deploy.bench.roofline import measure_bandwidth
+from maskpro_deploy.bench.sessions import SelfTest
 from maskpro_deploy.bench.stats import FASTER, Ratio
 from maskpro_deploy.cli import cli
 from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, InputError
@@ -107,7 +107,7 @@ def test_a_model_that_fails_while_timed_makes_the_run_invalid(dense_bundle: Path
 def test_a_self_test_that_fails_twice_makes_the_run_invalid(dense_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Ratio(speedup=1.2, speedup_of_medians=1.2, low=1.1, high=1.3, confidence=0.95, blocks=20, verdict=FASTER)
     broken = SelfTest(attempts=(seen, seen), passed=False)
-    monkeypatch.setattr("maskpro_deploy.bench.sweep.self_test", lambda *_, **__: broken)
+    monkeypatch.setattr("maskpro_deploy.bench.sessions.Run.verdict", lambda run: broken)
     error, _ = fail("benchmark", "latency", dense_bundle, "--context", 8, *SMALL, "--json")
     assert isinstance(error, CheckFailed)
     assert "looked different twice in a row" in str(error)

@@ -1,0 +1,33 @@
+"""scripts/bench_trust on the tiny model: real comparisons, counted, and gone on with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_trust"
+
+
+def trust(bundle: Path, out: Path, *arguments: object) -> tuple[dict[str, Any], str]:
+    quick = ("--prompt", 8, "--context", 8, "--threads", 1, "--same-budget", 1, "--planted-budget", 1, "--slowdown", 1.0)
+    command = [sys.executable, SCRIPT, bundle, "--out", out, *quick, *arguments]
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=120, check=True)
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+def test_runs_are_counted_saved_and_gone_on_with(tiny_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "trust.jsonl"
+    first, _ = trust(tiny_bundle, out, "--same", 1, "--planted", 1)
+    assert (first["same"]["runs"], first["planted"]["runs"]) == (1, 1)
+    assert first["planted"]["right"] == 1  # twice as slow is hard to miss
+    assert first["planted"]["median_speedup"] > 1.3
+    with out.open("a") as file:
+        file.write('{"kind": "same", "cut of')  # a run that was killed while it wrote
+    second, progress = trust(tiny_bundle, out, "--same", 2, "--planted", 1)
+    assert (second["same"]["runs"], second["planted"]["runs"]) == (2, 1)
+    assert "same 2/2" in progress
+    assert "same 1/2" not in progress
+    assert "planted" not in progress
