@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from maskpro_deploy.cuda_driver import compute_capability
 from maskpro_deploy.errors import ConfigError, FormatError, InputError, MachineError
 from maskpro_deploy.extras import require
 from maskpro_deploy.manifest import Graph, Manifest, safe_path
@@ -159,6 +160,8 @@ def open_session(bundle: Path, config: SessionConfig | None = None) -> BaseSessi
     if graph.form != FORM and config.provider == "auto":
         wanted = "cpu"
     _check_runnable(graph, wanted)
+    if wanted == "tensorrt":
+        return _open_tensorrt(bundle, manifest, graph, config)
     session = _create(safe_path(bundle, graph.file), PROVIDERS[wanted], config)
     if config.provider == "auto" and PROVIDERS[wanted][0] not in session.get_providers():
         log.warning("onnxruntime cannot use the GPU of this machine: running on the CPU")
@@ -169,6 +172,19 @@ def open_session(bundle: Path, config: SessionConfig | None = None) -> BaseSessi
     if graph.form == FORM:
         return OrtSession(manifest, session)
     return DeviceSession(manifest.model, graph, OrtExecutor(session), HostDevice())
+
+
+def _open_tensorrt(bundle: Path, manifest: Manifest, graph: Graph, config: SessionConfig) -> OrtSession:
+    """A session on onnxruntime's TensorRT provider."""
+    from maskpro_deploy.runtime.tensorrt_lane import plan
+
+    if compute_capability() is None:
+        raise MachineError("--provider tensorrt needs an NVIDIA GPU, and there is none here.\nRun on the CPU: --provider cpu.")
+    served = plan(bundle, manifest, graph, PROVIDERS["tensorrt"][1:], config.engine)
+    session = _create(served.model, served.providers, config, optimise=served.optimise)
+    _check_provider("tensorrt", session.get_providers())
+    log.info("%s runs on %s", bundle, ", ".join(session.get_providers()))
+    return OrtSession(manifest, session, [served.reach])
 
 
 def _graph(bundle: Path, manifest: Manifest, form: str | None) -> Graph:
@@ -183,13 +199,15 @@ def _graph(bundle: Path, manifest: Manifest, form: str | None) -> Graph:
     return found
 
 
-def _create(graph: Path, providers: Sequence[str], config: SessionConfig) -> Any:
+def _create(graph: Path, providers: Sequence[Any], config: SessionConfig, *, optimise: bool = True) -> Any:
     """An onnxruntime session on `providers`, as far as it can use them."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # its warnings are about its own graph rewriting
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if config.spin else "0")
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if config.threads is not None:
         options.intra_op_num_threads = config.threads
         options.inter_op_num_threads = 1
