@@ -21,7 +21,7 @@ from maskpro_deploy.tensorrt_provider import Bounds, graph_options, kept_engines
 # what the provider library of onnxruntime-gpu 1.31.1 has among its strings
 # fmt: off
 RECORDED = [
-    "device_id", "has_user_compute_stream", "trt_auxiliary_streams", "trt_bf16_enable", "trt_build_heuristics_enable",
+    "device_id", "trt_auxiliary_streams", "trt_bf16_enable", "trt_build_heuristics_enable",
     "trt_builder_optimization_level", "trt_context_memory_sharing_enable", "trt_cuda_graph_enable", "trt_detailed_build_log",
     "trt_dla_core", "trt_dla_enable", "trt_dump_ep_context_model", "trt_dump_subgraphs", "trt_engine_cache_enable",
     "trt_engine_cache_path", "trt_engine_cache_prefix", "trt_engine_decryption_enable", "trt_engine_decryption_lib_path",
