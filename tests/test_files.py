@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 
 from maskpro_deploy.errors import DiskFullError, FormatError, InputError
-from maskpro_deploy.files import atomic_file, check_free, copy_file, disk_errors, new_folder, read_json, sha256_file, write_json
+from maskpro_deploy.files import (
+    atomic_file,
+    check_free,
+    copy_file,
+    disk_errors,
+    exclusive,
+    new_folder,
+    read_json,
+    sha256_file,
+    write_json,
+)
 
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
 
@@ -225,3 +235,28 @@ def test_written_files_are_new_ones_so_that_open_readers_keep_the_old(tmp_path):
         write_json(target, {"a": 2})
         assert json.load(reader) == {"a": 1}
     assert time.time() - target.stat().st_mtime < 3600
+
+
+def test_one_process_at_a_time_holds_a_folders_lock(tmp_path):
+    """Several add one to a number that they read first: none is lost, and no lock file stays."""
+    (tmp_path / "number").write_text("0")
+    code = (
+        "import pathlib, sys, time\n"
+        "from maskpro_deploy.files import exclusive\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "for _ in range(20):\n"
+        "    with exclusive(folder):\n"
+        "        n = int((folder / 'number').read_text())\n"
+        "        time.sleep(0.001)\n"
+        "        (folder / 'number').write_text(str(n + 1))\n"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(3)]
+    assert [process.wait(timeout=60) for process in running] == [0, 0, 0]
+    assert (tmp_path / "number").read_text() == "60"
+    assert [p.name for p in tmp_path.iterdir()] == ["number"]
+
+
+def test_a_lock_is_given_back_after_an_error(tmp_path):
+    for _ in range(2):
+        with pytest.raises(ValueError, match="x"), exclusive(tmp_path):
+            raise ValueError("x")

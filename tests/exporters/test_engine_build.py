@@ -304,6 +304,18 @@ def test_the_dense_engine_is_built_from_the_same_and_compared(bundle):
 
 
 @rtx
+def test_the_library_is_asked_whether_the_engine_is_one():
+    code = (
+        "from maskpro_deploy.errors import CheckFailed\n"
+        "from maskpro_deploy.exporters.trt_library import Library\n"
+        "try: Library('tensorrt-rtx').check_engine(memoryview(b'x' * 4096))\n"
+        "except CheckFailed as e: print(e)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "malformed" in done.stdout
+
+
+@rtx
 @pytest.mark.parametrize("damage", [lambda p: p.write_bytes(b"x" * 1000), lambda p: p.unlink()])
 def test_a_damaged_engine_is_named_with_the_way_out_and_built_again(bundle, damage):
     config = dataclasses.replace(RTX, targets=("sm89",), profiles="mixed:1x16")

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
+from maskpro_deploy.exporters.engine_report import UNKNOWN, layer_rows
+from maskpro_deploy.exporters.graph_weights import matmul_weights
+from maskpro_deploy.exporters.preflight import inspect_weights
 from maskpro_deploy.exporters.sparsity_log import mentions, parse_log
+from maskpro_deploy.manifest import Manifest
+
+LOGS = Path(__file__).parent / "build_logs"
 
 OLDER = [
     "[MemUsageChange] Init builder kernel library: CPU +1, GPU +2, now: CPU 3, GPU 4 (MiB)",
@@ -68,3 +77,26 @@ def test_lists_may_run_over_several_lines():
 )
 def test_a_fused_layer_mentions_its_nodes_and_no_others(layer, node, expected):
     assert mentions(layer, node) is expected
+
+
+# -- logs of whole builds -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(LOGS.glob("*.json")), ids=lambda p: p.stem)
+def test_the_lists_of_a_whole_log_reach_the_layers_they_name(path, half_bundle):
+    """Written for this test in the builders' form; `nodes` are the graph's nodes that run sparse kernels."""
+    log = json.loads(path.read_text(encoding="utf-8"))
+    found = parse_log(log["messages"])
+    assert found.spoke == (log["eligible"] is not None)
+    assert list(found.eligible) == (log["eligible"] or [])
+    assert list(found.chosen) == (log["chosen"] or [])
+    weights = inspect_weights(Manifest.load(half_bundle), matmul_weights(half_bundle / "model.onnx"))
+    facts = {"spoke": found.spoke, "chosen": found.chosen, "inspection": ""}
+    rows = layer_rows(weights, dense=False, facts=facts)
+    assert {row.node for row in rows if row.chosen == "yes"} == set(log["nodes"])
+    assert all((row.chosen == UNKNOWN) != found.spoke for row in rows)
+
+
+def test_the_logs_cover_both_wordings_and_silence():
+    names = {path.stem.split("_")[0] for path in LOGS.glob("*.json")}
+    assert names == {"older", "newer", "no"}

@@ -1,0 +1,312 @@
+"""The comparison of two engines, on engines whose times are known; what runs them, on a driver and a library that stand in."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import json
+import random
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from maskpro_deploy.bench.break_even import break_even
+from maskpro_deploy.errors import MachineError
+from maskpro_deploy.exporters import cuda_memory
+from maskpro_deploy.exporters.engine_runner import Buffers, EngineRunner, input_values
+from maskpro_deploy.exporters.engine_timing import (
+    DENSE,
+    NO_GPU,
+    SPARSE,
+    Comparison,
+    Kernel,
+    Point,
+    measure,
+)
+
+NODES = {"a.q_proj.weight": "/a/q_proj", "a.up_proj.weight": "/a/up_proj", "a.gate_proj.weight": "/a/gate_proj"}
+KERNELS = {
+    SPARSE: [
+        Kernel(name="q", tactic="sm90_sparse_gemm", text="q [ONNX Layer: /a/q_proj]", sparse=True),
+        Kernel(name="/a/up_proj+/a/gate_proj", tactic="gemm", text="/a/up_proj+/a/gate_proj", sparse=False),
+        Kernel(name="norm", tactic="", text="norm", sparse=False),
+    ],
+    DENSE: [Kernel(name=n, tactic="gemm", text=n, sparse=False) for n in ("/a/q_proj", "/a/up_proj", "norm")],
+}
+
+
+def point(batch, kind="prefill", new=16):
+    shapes = {"input_ids": (batch, new), "position_ids": (batch, new), "attention_mask": (batch, new + 4)}
+    return Point(kind=kind, batch=batch, new=new, past=4, profile=0, shapes=shapes)
+
+
+class Known:
+    """An engine that takes 1 ms a token, with noise; the sparse one four fifths of that from batch 4 on."""
+
+    def __init__(self, name, clock, noise=0.02):
+        self.name, self.clock, self.noise = name, clock, noise
+        self.random = random.Random(name)
+
+    def prepare(self, point):
+        self.point = point
+
+    def time_ms(self):
+        gain = 0.8 if self.name == SPARSE and self.point.batch >= 4 else 1.0
+        ms = self.point.batch * self.point.new * gain * (1 + self.noise * self.random.random())
+        self.clock[0] += ms / 1e3
+        return ms
+
+    def layers_ms(self):
+        return {kernel.name: 1.0 + i for i, kernel in enumerate(KERNELS[self.name])}
+
+    def kernels(self):
+        return KERNELS[self.name]
+
+
+def run(points, budget_s=1e9):
+    clock = [0.0]
+    runners = {name: Known(name, clock) for name in (SPARSE, DENSE)}
+    return measure(runners, points, NODES, budget_s=budget_s, clock=lambda: clock[0])
+
+
+def comparison(points, **changes):
+    made = Comparison(
+        dense_file="d", sparse_bytes=2, dense_bytes=3, identical=False, sparse_build_s=1.0, dense_build_s=1.0, not_measured="",
+        points=points,
+    )  # fmt: skip
+    return dataclasses.replace(made, **changes)
+
+
+def test_a_known_gain_is_found_from_the_batch_on_at_which_it_is_there():
+    found = comparison(run([point(b) for b in (8, 4, 2, 1)] + [point(1, "decode", 1)]))
+    assert [p.verdict for p in found.points[:2]] == ["faster", "faster"]
+    assert {p.verdict for p in found.points[2:]} == {"no difference seen at this n"}
+    for p in found.points[:2]:
+        assert p.low < 1.25 < p.high
+        assert p.speedup == pytest.approx(1.25, rel=0.02)
+    assert found.break_even == {"prefill": 4, "decode": None}
+    assert found.headline is found.points[0]
+    assert "prefill, batch 8, 16 new, 4 past: sparse runs at 1.2" in found.sentence
+    assert found.sentence.endswith("faster for prefill from batch 4 on, decode at no batch")
+    assert Comparison.from_json(json.loads(json.dumps(dataclasses.asdict(found)))) == found
+
+
+def test_layers_get_the_times_of_the_kernels_that_use_them():
+    (found,) = run([point(1)])
+    assert found.layers == {
+        "a.q_proj.weight": (1.0, 1.0),
+        "a.up_proj.weight": (2.0, 2.0),
+        "a.gate_proj.weight": (2.0, None),  # the dense engine's kernels do not mention it
+    }
+    assert found.layers_sum_ms == (6.0, 6.0)
+
+
+def test_when_the_time_is_up_the_first_point_is_whole_and_the_others_are_left_out():
+    (found,) = run([point(8), point(4)], budget_s=0.1)
+    assert found.batch == 8
+    assert found.speedup is not None
+    assert found.low > 1
+
+
+def test_without_a_gpu_the_sentence_says_so_and_compares_what_is_known():
+    assert comparison((), not_measured=NO_GPU, identical=True).sentence == f"{NO_GPU}; the engines agree in every byte"
+    assert "0.0 against 0.0 MB" in comparison((), not_measured=NO_GPU).sentence
+    assert comparison(()).sentence.startswith("not measured")
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [({1: "slower", 4: "faster", 8: "faster"}, 4), ({1: "faster", 4: "slower"}, None), ({1: "faster"}, 1), ({}, None)],
+)
+def test_break_even_is_the_size_from_which_on_all_are_faster(verdicts, expected):
+    assert break_even(verdicts) == expected
+
+
+# -- what runs an engine --------------------------------------------------------------------------------------------------
+
+
+class HostGpu:
+    """Memory of this machine in the place of a GPU's."""
+
+    stream = 7
+
+    def __init__(self, records=True):
+        self.blocks, self.records, self.recorded = {}, records, 0
+
+    def allocate(self, size):
+        block = ctypes.create_string_buffer(max(size, 1))
+        self.blocks[ctypes.addressof(block)] = block
+        return ctypes.addressof(block)
+
+    def upload(self, address, values):
+        assert values.nbytes <= len(self.blocks[address])
+        ctypes.memmove(address, values.ctypes.data, values.nbytes)
+
+    def wait(self):
+        pass
+
+    def time_ms(self, work):
+        work()
+        return 1.0
+
+    def record(self, work):
+        if not self.records:
+            raise MachineError("cannot be recorded")
+        self.recorded += 1
+        return work
+
+
+class HostEngine:
+    """Notes what it is given; its logits are (B, S, 10) floats, its caches as long as they have to be."""
+
+    def __init__(self, point):
+        self.layers, self.calls = {}, []
+        self.outputs = {"logits": (point.batch, point.new, 10), "present.0.key": (point.batch, 2, 9, 8)}
+        self.items = {name: (True, 2 if "past" in name else 8) for name in point.shapes}
+        self.items |= {"logits": (False, 4), "present.0.key": (False, 2)}
+
+    def tensors(self):
+        return self.items
+
+    def use(self, profile, shapes, stream):
+        self.used = profile, shapes, stream
+        return self.outputs
+
+    def bind(self, addresses):
+        self.addresses = addresses
+
+    def enqueue(self, stream):
+        self.calls.append(stream)
+
+    def enqueue_profiled(self, stream):
+        self.layers["k"] = 2.0
+
+    def inspection(self):
+        return json.dumps({"Layers": [{"Name": "k", "TacticName": "spgemm", "Metadata": "[ONNX Layer: /a]"}]})
+
+
+@pytest.mark.parametrize("records", [True, False])
+@pytest.mark.parametrize("form", ["cat", "static"])
+def test_a_runner_places_all_tensors_and_runs_the_point(records, form):
+    at = point(2)
+    past = {"past_key_values.0.key": (2, 2, 4 if form == "cat" else 9, 8)}
+    shapes = {**at.shapes, **past} if form == "cat" else {"input_ids": (2, 16), "write_indices": (2,), **past}
+    at = dataclasses.replace(at, shapes=shapes)
+    gpu, engine = HostGpu(records), HostEngine(at)
+    runner = EngineRunner(engine, gpu, Buffers(gpu, 50))
+    runner.prepare(at)
+    assert engine.used == (0, at.shapes, 7)
+    assert set(engine.addresses) == {*at.shapes, "logits", "present.0.key"}
+    sizes = {name: len(gpu.blocks[address]) for name, address in engine.addresses.items()}
+    assert sizes["logits"] == 2 * 16 * 10 * 4
+    assert sizes["present.0.key"] == 2 * 2 * 9 * 8 * 2
+    shared = engine.addresses["present.0.key"] == engine.addresses["past_key_values.0.key"]
+    assert shared == (form == "static")
+    raw = gpu.blocks[engine.addresses["input_ids"]].raw
+    ids = np.frombuffer(raw, np.int64).reshape(2, 16)
+    assert len(np.unique(ids)) > 4
+    assert ((ids >= 0) & (ids < 50)).all()
+    before = len(engine.calls)
+    assert runner.time_ms() == 1.0
+    assert len(engine.calls) == before + 1
+    assert gpu.recorded == records
+    assert runner.layers_ms() == {"k": 2.0}
+    assert runner.kernels()[0].sparse
+
+
+def test_buffers_grow_and_are_used_again():
+    gpu = HostGpu()
+    buffers = Buffers(gpu, 50)
+    small, large = point(1), point(4)
+    of = [{name: int(np.prod(shape)) * 8 for name, shape in p.shapes.items()} for p in (small, large)]
+    first = buffers.place(large, of[1], {})
+    assert buffers.place(small, of[0], {}) == first
+    assert buffers.place(large, of[1], {}) == first
+
+
+def test_positions_go_on_where_the_past_ends():
+    values = input_values(point(2), 50)
+    assert values["position_ids"].tolist() == [list(range(4, 20))] * 2
+    assert values["attention_mask"].shape == (2, 20)
+    assert "write_indices" not in values
+
+
+# -- the driver -----------------------------------------------------------------------------------------------------------
+
+DRIVER = r"""
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+typedef void *P; typedef unsigned long long U;
+static int capturing = 0, launches = 0; static U limit = 1 << 20;
+int cuInit(unsigned f) { return f; }
+int cuDeviceGet(int *d, int i) { *d = 5; return i; }
+int cuDevicePrimaryCtxRetain(P *c, int d) { *c = (P)0x11; return d == 5 ? 0 : 101; }
+int cuDevicePrimaryCtxRelease_v2(int d) { return d == 5 ? 0 : 101; }
+int cuCtxSetCurrent(P c) { return c == (P)0x11 ? 0 : 201; }
+int cuStreamCreate(P *s, unsigned f) { *s = (P)0x7fff00000001; return f == 1 ? 0 : 1; }
+int cuEventCreate(P *e, unsigned f) { *e = calloc(1, sizeof(struct timespec)); return f; }
+int cuEventRecord(P e, P s) { clock_gettime(CLOCK_MONOTONIC, e); return s == (P)0x7fff00000001 ? 0 : 400; }
+int cuEventSynchronize(P e) { return e ? 0 : 400; }
+int cuEventElapsedTime(float *ms, P a, P b) {
+  struct timespec *x = a, *y = b; *ms = (y->tv_sec - x->tv_sec) * 1e3f + (y->tv_nsec - x->tv_nsec) / 1e6f; return 0; }
+int cuMemAlloc_v2(U *a, size_t n) { if (n > limit) return 2; *a = (U)malloc(n); memset((P)*a, 255, n); return 0; }
+int cuMemFree_v2(U a) { free((P)a); return 0; }
+int cuMemsetD8_v2(U a, unsigned char v, size_t n) { memset((P)a, v, n); return 0; }
+int cuMemcpyHtoD_v2(U a, P h, size_t n) { memcpy((P)a, h, n); return 0; }
+int cuStreamSynchronize(P s) { return s == (P)0x7fff00000001 ? 0 : 400; }
+int cuStreamBeginCapture_v2(P s, int mode) { capturing = 1; return mode == 2 ? 0 : 1; }
+int cuStreamEndCapture(P s, P *g) { *g = (P)0x22; capturing = 0; return 0; }
+int cuGraphInstantiateWithFlags(P *x, P g, U f) { *x = (P)0x33; return g == (P)0x22 && f == 0 ? 0 : 1; }
+int cuGraphDestroy(P g) { return g == (P)0x22 ? 0 : 1; }
+int cuGraphLaunch(P x, P s) { launches++; return x == (P)0x33 ? 0 : 1; }
+int cuGetErrorName(int code, char **text) { *text = code == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_OTHER"; return 0; }
+int launched(void) { return launches; }
+"""
+
+
+@pytest.fixture
+def driver(tmp_path, monkeypatch):
+    """A driver that is compiled for the test, with this machine's memory; arguments of a wrong width would crash it."""
+    if sys.platform != "linux" or shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed")
+    (tmp_path / "driver.c").write_text(DRIVER)
+    library = tmp_path / "libcuda.so.1"
+    subprocess.run(["gcc", "-w", "-shared", "-fPIC", "-o", str(library), str(tmp_path / "driver.c")], check=True)
+    real = ctypes.CDLL
+    monkeypatch.setattr(cuda_memory.ctypes, "CDLL", lambda name: real(str(library)))
+    return real(str(library))
+
+
+def test_the_driver_is_called_with_the_right_arguments(driver):
+    with cuda_memory.Cuda() as cuda:
+        assert cuda.stream == 0x7FFF00000001
+        address = cuda.allocate(64)
+        assert ctypes.string_at(address, 64) == bytes(64)
+        cuda.upload(address, np.arange(16).reshape(4, 4).T[:2])  # not contiguous
+        expected = np.ascontiguousarray(np.arange(16).reshape(4, 4).T[:2]).tobytes()
+        assert ctypes.string_at(address, 64) == expected
+        assert 20 < cuda.time_ms(lambda: __import__("time").sleep(0.03)) < 2000
+        launch = cuda.record(lambda: None)
+        launch()
+        launch()
+        assert driver.launched() == 2
+        cuda.wait()
+
+
+def test_what_the_driver_refuses_is_one_line_with_its_reason(driver):
+    cuda = cuda_memory.Cuda()
+    with pytest.raises(MachineError, match="refuses cuMemAlloc_v2: CUDA_ERROR_OUT_OF_MEMORY"):
+        cuda.allocate(1 << 30)
+
+
+def test_without_a_driver_there_is_nothing_to_time(monkeypatch):
+    def absent(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(cuda_memory.ctypes, "CDLL", absent)
+    with pytest.raises(MachineError, match="no NVIDIA driver"):
+        cuda_memory.Cuda()
