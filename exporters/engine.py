@@ -29,6 +29,7 @@ from maskpro_deploy.exporters.engine_store import install, reusable
 from maskpro_deploy.exporters.ep_context import context_model, wrapper_file
 from maskpro_deploy.exporters.graph_weights import matmul_weights
 from maskpro_deploy.exporters.preflight import WeightFacts, inspect_weights, prove, spoiled_counts
+from maskpro_deploy.exporters.provider_builder import LIBRARY, check_machine, provider_job
 from maskpro_deploy.exporters.settings import EngineConfig
 from maskpro_deploy.extras import missing
 from maskpro_deploy.files import disk_errors
@@ -148,7 +149,10 @@ def _built(source: Source, config: EngineConfig, scratch: Path, progress: Progre
     name = "-".join(parts)
     if (found := reusable(bundle, manifest, name)) is not None:
         return found
-    engine, facts = build_in_process(scratch, source.path, source.library, config, shapes, progress)
+    options = None
+    if config.via_onnxruntime:
+        options = provider_job(scratch, source.graph, shapes, config.flags, sparse=not config.dense)
+    engine, facts = build_in_process(scratch, source.path, source.library, config, shapes, progress, options)
     rows = layer_rows(source.weights, dense=config.dense, facts=facts)
     entry = EngineFile(
         file=f"{ENGINES}/{name}.engine",
@@ -191,6 +195,8 @@ def choose(config: EngineConfig) -> tuple[str, str]:
         MissingExtraError: the library, or with "auto" both, is not installed.
         MachineError: "tensorrt" was asked for, and this machine has no GPU.
     """
+    if config.via_onnxruntime:
+        return LIBRARY, check_machine()
     gpu = compute_capability()
     installed = [name for name in ("tensorrt", "tensorrt-rtx") if not missing(name)]
     library = config.backend
@@ -224,6 +230,8 @@ def _settings(source: Source, config: EngineConfig, profiles: Sequence[Any]) -> 
         "hardware_compatibility": flags.get("hardware_compatible") == "ampere+",  # what onnxruntime is told
         "profiles": profiles,
     }
+    if config.via_onnxruntime:
+        settings["via_onnxruntime"] = _installed_version("onnxruntime-gpu")
     files = {path: hashes[path] for path in (source.graph.file, *_data_files(source))}
     library = source.library
     depends = [__version__, settings, files, library, _installed_version(library), source.target, _driver_part(library)]

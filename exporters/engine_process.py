@@ -18,7 +18,7 @@ from typing import Any
 
 from maskpro_deploy.errors import MachineError
 from maskpro_deploy.exporters.engine_timing import Point, PointResult, point_from_json
-from maskpro_deploy.exporters.engine_worker import BUILD, ERRORS, TIME
+from maskpro_deploy.exporters.engine_worker import BUILD, ERRORS, PROVIDER, TIME
 from maskpro_deploy.exporters.settings import EngineConfig
 from maskpro_deploy.exporters.trt_library import Profile
 from maskpro_deploy.progress import Progress
@@ -27,9 +27,15 @@ _STDERR_TAIL = 300
 
 
 def build_in_process(
-    scratch: Path, graph: Path, library: str, config: EngineConfig, shapes: Sequence[Profile], progress: Progress
+    scratch: Path,
+    graph: Path,
+    library: str,
+    config: EngineConfig,
+    shapes: Sequence[Profile],
+    progress: Progress,
+    options: Mapping[str, str] | None = None,
 ) -> tuple[Path, dict[str, Any]]:
-    """Build one engine.
+    """Build one engine; with `options`, those of onnxruntime's TensorRT provider, through it.
 
     Returns:
         the engine's file in `scratch`, and the facts of the build.
@@ -38,7 +44,8 @@ def build_in_process(
         MaskProError: what the worker reports; MachineError if it died.
     """
     job = {
-        "task": BUILD,
+        "task": BUILD if options is None else PROVIDER,
+        "options": options,
         "graph": str(graph.resolve()),
         "engine": str((scratch / "engine").resolve()),
         "profiles": shapes,

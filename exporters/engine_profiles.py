@@ -126,6 +126,8 @@ def buckets_for(graph: Graph, model: ModelShape, config: EngineConfig) -> tuple[
     if new > length:
         raise ConfigError(f"--max-prefill {new} is more than the longest sequence, {length}.")
     batch = config.max_batch if config.max_batch is not None else DEFAULT_BATCH
+    if config.via_onnxruntime:  # it uses one profile
+        return (Bucket(kind=MIXED, least=(1, 1), best=(1, new), most=(batch, new)),), length
     return (
         Bucket(kind=PREFILL, least=(1, 1), best=(1, new), most=(batch, new)),
         Bucket(kind=DECODE, least=(1, 1), best=(batch, 1), most=(batch, 1)),

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError, MaskProError
+from maskpro_deploy.exporters import provider_builder
 from maskpro_deploy.exporters.sparsity_log import parse_log
 from maskpro_deploy.exporters.trt_library import Library
 
-BUILD, TIME = "build", "time"
+BUILD, TIME, PROVIDER = "build", "time", "provider"
 # kinds of failure that cross the process border
 ERRORS: dict[str, type[MaskProError]] = {kind.__name__: kind for kind in (CheckFailed, ConfigError, MachineError)}
 
@@ -31,6 +32,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         the facts, or `error` and `kind`.
     """
     try:
+        if job["task"] == PROVIDER:
+            return provider_builder.build(job)
         library = Library(job["library"])
         return build(library, job) if job["task"] == BUILD else time_engines(library, job)
     except MaskProError as e:

@@ -93,6 +93,7 @@ class EngineConfig:
         flags: further flags of the builder.
         compare_dense: build the dense engine too, from the same graph, profiles and kernel times, and time both on a GPU.
         compare_budget_s: seconds for the timing.
+        via_onnxruntime: build through onnxruntime's TensorRT provider (`provider_builder`), with one profile for all calls.
 
     Raises:
         ConfigError: a setting is out of its range.
@@ -111,8 +112,11 @@ class EngineConfig:
     flags: BuilderFlags = field(default_factory=BuilderFlags)
     compare_dense: bool = False
     compare_budget_s: float = 60.0
+    via_onnxruntime: bool = False
 
     def __post_init__(self) -> None:
+        if self.via_onnxruntime:
+            self._check_via_onnxruntime()
         if self.backend not in BACKENDS:
             raise ConfigError(f"--backend {self.backend} is not known. Known: {', '.join(BACKENDS)}.")
         if not self.dense and self.sparsity != SPARSE_TENSOR_CORES:
@@ -139,3 +143,14 @@ class EngineConfig:
             raise ConfigError(f"--max-length {self.max_length} must be at least 2.")
         if self.max_prefill is not None and self.max_prefill < 1:
             raise ConfigError(f"--max-prefill {self.max_prefill} must be at least 1.")
+
+    def _check_via_onnxruntime(self) -> None:
+        refused = {
+            f"--backend {self.backend}": self.backend not in ("auto", "tensorrt"),
+            "--target": bool(self.targets),
+            f"--form {self.form}": self.form not in (None, "cat"),
+            "--timing-cache": self.timing_cache is not None,
+            "--compare-dense": self.compare_dense,
+        }
+        if given := next((flag for flag, is_given in refused.items() if is_given), None):
+            raise ConfigError(f"{given} does not go with --via-onnxruntime: onnxruntime builds the cat form for this GPU only.")

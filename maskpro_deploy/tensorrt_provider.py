@@ -122,7 +122,12 @@ def kept_engines(manifest: Manifest, profile: Profile, gpu: str | None) -> Path:
     files = {f.path: f.sha256 for f in manifest.files if f.path.startswith(graph)}
     depends = [files, profile, gpu, _version("onnxruntime-gpu"), *(_version(package) for package in _PACKAGES)]
     key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
-    return cache_folder() / "onnxruntime-tensorrt" / key[:16]
+    return kept_folder() / key[:16]
+
+
+def kept_folder() -> Path:
+    """Where kernel times are kept, and engines below it."""
+    return cache_folder() / "onnxruntime-tensorrt"
 
 
 def _version(package: str) -> str | None:

@@ -285,7 +285,7 @@ def load(bundle: Path, config: RuntimeConfig | None = None) -> Engine:
         MachineError: the provider is not available here, or onnxruntime is not installed.
     """
     config = config or RuntimeConfig()
-    manifest = Manifest.load(bundle)
+    manifest = Manifest.load(bundle, engines=False)
     _context_length(manifest.model, config.max_model_len)
     if config.check_hashes:
         manifest.check_hashes(bundle)

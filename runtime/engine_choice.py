@@ -69,7 +69,8 @@ def _version_fits(engine: EngineFile, installed: str) -> bool:
     built, here = _numbers(engine.library_version), _numbers(installed)
     if setting(engine, "version_compatible"):
         return here[0] == built[0] and here >= built
-    return here == built
+    known = min(len(here), len(built))  # onnxruntime tells no build number
+    return here[:known] == built[:known]
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -115,9 +116,9 @@ def check_hash(bundle: Path, manifest: Manifest, file: str) -> Path:
     """
     path = safe_path(bundle, file)
     entry = next((f for f in manifest.files if f.path == file), None)
-    if entry is None or sha256_file(path) != entry.sha256:
+    if entry is None or not path.is_file() or sha256_file(path) != entry.sha256:
         raise FormatError(
-            f"{path} differs from its SHA-256 in the manifest: it was changed or damaged.\n"
+            f"{path} is missing, or differs from its SHA-256 in the manifest: it was changed or damaged.\n"
             f"Build it again: maskpro-deploy build-engine {bundle}"
         )
     return path

@@ -63,7 +63,7 @@ def application(
     config = config or ServeConfig()
     if replicas < 1:
         raise ConfigError(f"replicas is {replicas}; allowed: 1 and more.")
-    Manifest.load(bundle)
+    Manifest.load(bundle, engines=False)
     folder = bundle.resolve()
 
     def build() -> Any:

@@ -70,7 +70,7 @@ class _Lifetime:
             MaskProError: the bundle cannot be loaded.
         """
         self._loop, self._stop, self._hurry = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
-        manifest = Manifest.load(self._bundle)
+        manifest = Manifest.load(self._bundle, engines=False)
         slot = EngineSlot(self._config.served_model_name or manifest.model.name)
         server = _Server(
             uvicorn.Config(
@@ -186,7 +186,7 @@ def serve(bundle: Path, config: ServeConfig | None = None, on_ready: Callable[[s
         MaskProError: as `load`.
     """
     config = config or ServeConfig()
-    Manifest.load(bundle)
+    Manifest.load(bundle, engines=False)
     with contextlib.closing(listen(config.host, config.port)) as listener:
         lifetime = _Lifetime(bundle, config, listener, on_ready or (lambda url, name: None))
         with _signals(lifetime.request_stop):

@@ -147,7 +147,7 @@ def open_session(bundle: Path, config: SessionConfig | None = None) -> BaseSessi
         MissingExtraError: onnxruntime is not installed.
     """
     config = config or SessionConfig()
-    manifest = Manifest.load(bundle)
+    manifest = Manifest.load(bundle, engines=False)  # the one that is run is checked as a whole
     if config.provider == NATIVE:
         from maskpro_deploy.runtime.native import open_native
 

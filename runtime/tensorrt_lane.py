@@ -13,7 +13,7 @@ from maskpro_deploy.errors import InputError, MachineError
 from maskpro_deploy.manifest import EngineFile, Graph, Manifest, safe_path
 from maskpro_deploy.runtime.engine_choice import check_hash, engine_form, engine_profiles, unfit
 from maskpro_deploy.runtime.executor import Reach, longest
-from maskpro_deploy.tensorrt_provider import PROVIDER, Bounds, graph_options, kept_engines, whole_profile
+from maskpro_deploy.tensorrt_provider import PROVIDER, Bounds, graph_options, kept_engines, kept_folder, whole_profile
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def plan(bundle: Path, manifest: Manifest, graph: Graph, others: tuple[str, ...]
     kept.mkdir(parents=True, exist_ok=True)
     if not any(kept.glob("*.engine")):
         log.warning("the first start builds an engine, which takes minutes; it is kept in %s", kept)
-    options = graph_options(graph, profile, sparse=manifest.sparsity == "2:4", timing_cache=kept.parent, kept=kept)
+    options = graph_options(graph, profile, sparse=manifest.sparsity == "2:4", timing_cache=kept_folder(), kept=kept)
     reach = Reach.of({name: (tuple(a), tuple(b), tuple(c)) for name, (a, b, c) in profile.items()}, None)
     return Served(model=safe_path(bundle, graph.file), providers=((PROVIDER, options), *others), reach=reach, optimise=True)
 

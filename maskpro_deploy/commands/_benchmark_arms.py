@@ -37,7 +37,7 @@ def open_arms(bundles: list[Path], provider: str, threads: int | None, *, spin: 
     from maskpro_deploy.runtime import SessionConfig, open_session
 
     config = SessionConfig(provider=provider, threads=threads, spin=spin)
-    manifests = [Manifest.load(bundle) for bundle in bundles]
+    manifests = [Manifest.load(bundle, engines=False) for bundle in bundles]
     _check_tokenizers(bundles)
     arms = []
     for bundle, manifest, name in zip(bundles, manifests, _names(bundles), strict=True):

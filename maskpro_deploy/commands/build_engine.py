@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--max-length", type=int, help="Longest sequence in tokens. [default: the model's, at most 2048]")
 @click.option("--max-prefill", type=int, help="Most new tokens in one call of the default profiles. [default: 512]")
 @click.option("--timing-cache", type=PATH, help="File of kernel times to reuse and extend (tensorrt).")
+@click.option("--via-onnxruntime", is_flag=True, help="Build through onnxruntime's TensorRT provider, which will serve it.")
 @click.option("--compare-dense", is_flag=True, help="Build the dense engine too; on a GPU time both, whole and by layer.")
 @click.option("--budget", type=DURATION, default="60s", show_default=True, help="Time for the timing of --compare-dense.")
 @click.option("--optimization-level", type=int, metavar="0-5", help="How long the builder searches.")
@@ -109,6 +110,7 @@ def _config(options: dict[str, Any]) -> Any:
         flags=flags,
         compare_dense=options["compare_dense"],
         compare_budget_s=options["budget"],
+        via_onnxruntime=options["via_onnxruntime"],
     )
 
 

@@ -159,7 +159,7 @@ def _max_length(folder: Path) -> int | None:
     from maskpro_deploy.manifest import Manifest
 
     if _is_bundle(folder):
-        return Manifest.load(folder).model.max_length
+        return Manifest.load(folder, engines=False).model.max_length
     config = folder / "config.json"
     longest = read_json(config).get("max_position_embeddings") if config.is_file() else None
     return longest if isinstance(longest, int) else None
