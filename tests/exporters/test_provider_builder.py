@@ -45,7 +45,7 @@ def test_one_profile_covers_prompts_and_single_tokens(job):
 def test_several_profiles_are_refused(job):
     with pytest.raises(ConfigError, match=r"one profile, not 2.*\n.*mixed"):
         job(dataclasses.replace(VIA, max_batch=None, max_prefill=None, profiles="prefill:1x16 decode:2"))
-    assert job(dataclasses.replace(VIA, max_batch=None, max_prefill=None, profiles="mixed:2x16")) == job()
+    assert job(dataclasses.replace(VIA, max_batch=None, max_prefill=None, profiles="mixed:1x1/1x16/2x16")) == job()
 
 
 def test_flags_that_the_provider_has_become_options_and_others_are_refused(job):
