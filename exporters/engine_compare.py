@@ -18,7 +18,6 @@ from maskpro_deploy.exporters.engine_report import EngineReport
 from maskpro_deploy.exporters.engine_store import update_report
 from maskpro_deploy.exporters.engine_timing import DENSE, NO_GPU, SPARSE, Comparison, Point
 from maskpro_deploy.exporters.settings import EngineConfig
-from maskpro_deploy.files import sha256_file
 from maskpro_deploy.manifest import Graph, ModelShape, safe_path
 from maskpro_deploy.progress import Progress
 
@@ -47,7 +46,6 @@ def compared(
         dense_file=dense.engine.file,
         sparse_bytes=sparse.bytes,
         dense_bytes=dense.bytes,
-        identical=sparse.bytes == dense.bytes and sha256_file(files[SPARSE]) == sha256_file(files[DENSE]),
         sparse_build_s=sparse.build_s,
         dense_build_s=dense.build_s,
         not_measured="" if compute_capability() is not None else NO_GPU,

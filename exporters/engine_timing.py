@@ -121,7 +121,6 @@ class Comparison:
     Attributes:
         dense_file: the dense engine in the bundle.
         sparse_bytes, dense_bytes: their sizes.
-        identical: they agree in every byte.
         sparse_build_s, dense_build_s: seconds of the builds; of an engine that was there already, when it was built.
         not_measured: why no time was measured; "" if it was.
         points: what was measured.
@@ -130,7 +129,6 @@ class Comparison:
     dense_file: str
     sparse_bytes: int
     dense_bytes: int
-    identical: bool
     sparse_build_s: float
     dense_build_s: float
     not_measured: str
@@ -162,20 +160,15 @@ class Comparison:
     def sentence(self) -> str:
         """What sparsity gained here."""
         if self.not_measured:
-            same = "the engines agree in every byte" if self.identical else f"{_megabytes(self)} MB sparse against dense"
-            return f"{self.not_measured}; {same}"
+            return f"{self.not_measured}; {self.sparse_bytes / 1e6:.1f} MB, dense {self.dense_bytes / 1e6:.1f} MB"
         head = self.headline
         if head is None or head.speedup is None:
             return "not measured: too few runs in the time given"
         evens = [f"{kind} from batch {b} on" if b else f"{kind} at no batch" for kind, b in self.break_even.items()]
         return (
             f"{head.name}: sparse runs at {head.speedup:.3f}x the speed of dense, 95 % interval "
-            f"[{head.low:.3f}, {head.high:.3f}]: {head.verdict}; faster for {', '.join(evens)}"
+            f"[{head.low:.3f}, {head.high:.3f}]: {head.verdict}; break-even: {', '.join(evens)}"
         )
-
-
-def _megabytes(comparison: Comparison) -> str:
-    return f"{comparison.sparse_bytes / 1e6:.1f} against {comparison.dense_bytes / 1e6:.1f}"
 
 
 def point_from_json(value: Mapping[str, Any]) -> PointResult:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from maskpro_deploy.exporters.engine_report import LayerRow
     from maskpro_deploy.exporters.engine_timing import Comparison, PointResult
 
-_HEADER = ("layer", "K x N", "stored", "MB", "eligible", "shape", "chosen", "sparse ms", "dense ms", "kernel")
+_HEADER = ("layer", "K", "N", "stored", "MB", "eligible", "shape", "chosen", "sparse ms", "dense ms", "kernel")
 _HOW_TO_READ = (
     "Eligible: sparse tensor cores could run the layer; the reason stands there if not. Shape: small means K or N of at most "
     "256, where sparse kernels are rarely faster. Chosen: the builder took a sparse kernel after timing it against dense ones. "
@@ -85,10 +85,7 @@ def _comparison(comparison: Comparison) -> list[Section]:
         ("size", f"{comparison.sparse_bytes / 1e6:.1f} MB", f"{comparison.dense_bytes / 1e6:.1f} MB"),
         ("build", f"{comparison.sparse_build_s:.1f} s", f"{comparison.dense_build_s:.1f} s"),
     ]
-    note = "The two engines agree in every byte." if comparison.identical else ""
-    sections: list[Section] = [
-        TableSection(title="Beside the dense engine", header=("", "sparse", "dense"), rows=rows, note=note)
-    ]
+    sections: list[Section] = [TableSection(title="Beside the dense engine", header=("", "sparse", "dense"), rows=rows)]
     if comparison.not_measured:
         sections.append(ListSection(title="Time", points=[comparison.not_measured]))
     if comparison.points:
@@ -154,9 +151,9 @@ def _row(layer: LayerRow, head: PointResult | None) -> tuple[str, ...]:
     sparse, dense = head.layers.get(layer.weight, (None, None)) if head is not None else (None, None)
     return (
         layer.weight.removesuffix(".weight"),
-        f"{layer.shape[0]} x {layer.shape[1]}",
+        *map(str, layer.shape),
         layer.dtype,
-        f"{layer.bytes / 1e6:.2f}",
+        f"{layer.bytes / 1e6:.3f}",
         "yes" if layer.eligible else f"no: {layer.reason}",
         layer.tensor_cores,
         layer.chosen,

@@ -74,7 +74,7 @@ def run(points, budget_s=1e9):
 
 def comparison(points, **changes):
     made = Comparison(
-        dense_file="d", sparse_bytes=2, dense_bytes=3, identical=False, sparse_build_s=1.0, dense_build_s=1.0, not_measured="",
+        dense_file="d", sparse_bytes=2, dense_bytes=3, sparse_build_s=1.0, dense_build_s=1.0, not_measured="",
         points=points,
     )  # fmt: skip
     return dataclasses.replace(made, **changes)
@@ -90,7 +90,7 @@ def test_a_known_gain_is_found_from_the_batch_on_at_which_it_is_there():
     assert found.break_even == {"prefill": 4, "decode": None}
     assert found.headline is found.points[0]
     assert "prefill, batch 8, 16 new, 4 past: sparse runs at 1.2" in found.sentence
-    assert found.sentence.endswith("faster for prefill from batch 4 on, decode at no batch")
+    assert found.sentence.endswith("break-even: prefill from batch 4 on, decode at no batch")
     assert Comparison.from_json(json.loads(json.dumps(dataclasses.asdict(found)))) == found
 
 
@@ -112,8 +112,8 @@ def test_when_the_time_is_up_the_first_point_is_whole_and_the_others_are_left_ou
 
 
 def test_without_a_gpu_the_sentence_says_so_and_compares_what_is_known():
-    assert comparison((), not_measured=NO_GPU, identical=True).sentence == f"{NO_GPU}; the engines agree in every byte"
-    assert "0.0 against 0.0 MB" in comparison((), not_measured=NO_GPU).sentence
+    found = comparison((), not_measured=NO_GPU, sparse_bytes=1_200_000, dense_bytes=2_000_000)
+    assert found.sentence == f"{NO_GPU}; 1.2 MB, dense 2.0 MB"
     assert comparison(()).sentence.startswith("not measured")
 
 
