@@ -32,7 +32,7 @@ _LAST_WORDS = 300
 @click.option("--out", type=PATH, default="gpu-check.json", show_default=True, help="File for all figures.")
 @click.option("--budget", type=DURATION, default="40s", show_default=True, help="Time for the measurements of one item.")
 @click.option("--only", metavar="ITEM,...", default="", help=f"Run these items only: {', '.join(ITEMS)}.")
-@click.option("--scratch", type=PATH, help="Folder for temporary models (3 GB); the system's by default.")
+@click.option("--scratch", type=PATH, help="Folder for temporary models (10 GB); the system's by default.")
 @click.option("--rehearse", is_flag=True, help="Try the check itself: tiny shapes, on the CPU.")
 @json_option
 def command(out: Path, budget: float, only: str, scratch: Path | None, rehearse: bool, as_json: bool) -> None:

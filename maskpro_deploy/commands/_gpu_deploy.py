@@ -1,10 +1,9 @@
-"""Items: engines with sparse kernels, and onnxruntime on the GPU, both on a random sparse model exported to fp16."""
+"""Item: onnxruntime on the GPU, on a random sparse model exported to fp16; and the bundles that other items use too."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from maskpro_deploy.commands._gpu_items import Record, Settings
 from maskpro_deploy.commands._gpu_models import SMOL, TINY, LlamaShape, write_checkpoint, write_sparse
@@ -13,7 +12,6 @@ from maskpro_deploy.extras import missing
 
 _FILES_PER_WEIGHT = 6  # fp16 copies of the model on disk: two checkpoints, two bundles, two engines
 _SPARE_BYTES = 1 << 30
-_NOT_TIMED = "not run: no native session"
 _DTYPE = "fp16"
 
 
@@ -40,45 +38,6 @@ def bundles(shape: LlamaShape, scratch: Path) -> tuple[Path, Path]:
     export(write_sparse(checkpoint, folder / "sparse"), sparse, config, unverified=reason)
     export(checkpoint, dense, config, unverified=reason)
     return sparse, dense
-
-
-def tensorrt(settings: Settings, record: Record) -> str:
-    """Build engines with tensorrt, sparse and dense, and tell for how many layers it chose sparse kernels.
-
-    Raises:
-        MachineError: tensorrt or the GPU is missing.
-    """
-    return _engines("tensorrt", settings, record)
-
-
-def tensorrt_rtx(settings: Settings, record: Record) -> str:
-    """The same with tensorrt-rtx, which builds ahead of time and knows dense kernels only.
-
-    Raises:
-        MachineError: tensorrt-rtx is missing.
-    """
-    return _engines("tensorrt-rtx", settings, record)
-
-
-def _engines(library: str, settings: Settings, record: Record) -> str:
-    from maskpro_deploy.exporters import EngineConfig, build_engine
-
-    if absent := missing(library):
-        raise MachineError(f"{', '.join(absent)} is not installed: pip install 'maskpro-deploy[{library}]'")
-    record.put(speed=_NOT_TIMED)
-    engines: dict[str, Any] = {}
-    line = ""
-    for shape in (TINY,) if settings.rehearse else (TINY, SMOL):
-        bundle, _ = bundles(shape, settings.scratch)
-        for dense in (False, True):
-            # both engines of a model choose among the same measured kernel times
-            config = EngineConfig(backend=library, dense=dense, timing_cache=settings.scratch / f"{shape.name}.{library}.cache")
-            report = build_engine(bundle, config)
-            engines[f"{shape.name} {'dense' if dense else 'sparse'}"] = report.to_json()
-            record.put(engines=engines)
-            if not dense:
-                line = f"{shape.name}: {report.engine.sparse_kernels}; built in {report.build_s:.0f} s; speed {_NOT_TIMED}"
-    return line
 
 
 def onnxruntime(settings: Settings, record: Record) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from maskpro_deploy.commands import _gpu_deploy, _gpu_learning, _gpu_products
+from maskpro_deploy.commands import _gpu_deploy, _gpu_engines, _gpu_learning, _gpu_products
 from maskpro_deploy.commands._gpu_items import FAILED, MEASURED, NOT_RUN, Item, Outcome, Record, Settings, torch_on
 from maskpro_deploy.commands._gpu_models import ONE_B, SMOL
 from maskpro_deploy.errors import MachineError, MaskProError
@@ -68,14 +68,15 @@ ITEMS: dict[str, Item] = {
     "learn-135m": partial(_gpu_learning.learn, SMOL),
     "learn-1b": partial(_gpu_learning.learn, ONE_B),
     "products": _gpu_products.products,
-    "tensorrt": _gpu_deploy.tensorrt,
-    "tensorrt-rtx": _gpu_deploy.tensorrt_rtx,
+    "tensorrt": _gpu_engines.tensorrt,
+    "tensorrt-rtx": _gpu_engines.tensorrt_rtx,
+    "engine-7b": _gpu_engines.engine_7b,
     "onnxruntime": _gpu_deploy.onnxruntime,
 }
 
 
 # least seconds before an item is ended: imports, making a model and building take their time whatever the budget
-LEAST_S = dict.fromkeys(ITEMS, 60.0) | {"tensorrt": 300.0, "tensorrt-rtx": 180.0, "onnxruntime": 180.0}
+LEAST_S = dict.fromkeys(ITEMS, 60.0) | {"tensorrt": 300.0, "tensorrt-rtx": 180.0, "engine-7b": 420.0, "onnxruntime": 180.0}
 
 
 def run(name: str, settings: Settings, record: Record) -> Outcome:

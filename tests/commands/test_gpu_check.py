@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskpro_deploy.bench import stats
-from maskpro_deploy.commands import _gpu_check, _gpu_deploy, _gpu_products, _gpu_worker
+from maskpro_deploy.commands import _gpu_check, _gpu_deploy, _gpu_engines, _gpu_products, _gpu_worker
 from maskpro_deploy.commands._gpu_items import FAILED, MEASURED, NOT_RUN, Record, Settings
 from maskpro_deploy.commands._gpu_models import ONE_B, PATTERN, SEVEN_B, SMOL, TINY, write_checkpoint, write_sparse
 from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError
+from maskpro_deploy.exporters.engine_profiles import parse_buckets
 from maskpro_deploy.extras import missing
 from maskpro_deploy.validation import validate
 
@@ -202,12 +203,35 @@ def test_the_random_checkpoint_is_sparse_where_it_says(tmp_path):
 
 @pytest.mark.skipif(bool(missing("tensorrt-rtx")), reason="tensorrt-rtx is not installed")
 def test_engines_are_built_sparse_and_dense_with_every_layer_told(settings, record):
-    line = _gpu_deploy.tensorrt_rtx(settings, record)
-    assert "not run: no native session" in line
-    engines = record.figures["engines"]
-    assert set(engines) == {"tiny sparse", "tiny dense"}
-    assert [row["eligible"] for row in engines["tiny sparse"]["layers"]] == [True] * 14
-    assert engines["tiny sparse"]["engine"]["file"] != engines["tiny dense"]["engine"]["file"]
+    line = _gpu_engines.tensorrt_rtx(settings, record)
+    (report,) = record.figures["engines"].values()
+    assert report["gain"] in line
+    assert [row["eligible"] for row in report["layers"]] == [True] * 14
+    assert report["engine"]["file"] != report["comparison"]["dense_file"]
+
+
+@pytest.mark.skipif(bool(missing("tensorrt-rtx")), reason="tensorrt-rtx is not installed")
+def test_the_wide_model_is_compared_in_a_rehearsal(settings, record):
+    line = _gpu_engines.engine_7b(settings, record)
+    (report,) = record.figures["engines"].values()
+    assert [p["name"] for p in report["engine"]["settings"]["profiles"]] == [
+        "prefill:1x32",
+        "prefill:4x32",
+        "decode:1",
+        "decode:4",
+    ]
+    assert len(report["layers"]) == 14
+    assert report["gain"] in line
+    assert not (settings.scratch / "tiny-alone" / "dense").exists()
+
+
+def test_the_wide_model_has_the_layers_of_a_7b_one_and_prefill_of_4096_tokens():
+    assert _gpu_engines.WIDE.projections == SEVEN_B.projections
+    assert _gpu_engines.WIDE.weights - _gpu_engines.WIDE.pruned_weights < 0.01 * _gpu_engines.WIDE.weights
+    buckets = parse_buckets(_gpu_engines._WIDE_PROFILES)
+    assert sum(b.most[0] * b.most[1] == 4096 for b in buckets) == 2
+    bounds = [(b.kind, b.most, b.most[1] <= _gpu_engines.WIDE.length) for b in buckets]
+    assert all(inside for *_, inside in bounds), bounds
 
 
 @pytest.mark.skipif(bool(missing("cpu")), reason="onnxruntime is not installed")
@@ -219,7 +243,7 @@ def test_latency_and_tokens_are_compared(settings, record):
 
 
 @without_gpu
-@pytest.mark.parametrize("name", ["learn-135m", "products", "tensorrt", "onnxruntime"])
+@pytest.mark.parametrize("name", ["learn-135m", "products", "tensorrt", "engine-7b", "onnxruntime"])
 def test_an_item_without_its_gpu_is_not_run_and_says_why(tmp_path, name):
     outcome = _gpu_worker.run(name, Settings(budget_s=1.0, scratch=tmp_path), Record(None, 1.0))
     assert outcome.status == NOT_RUN
