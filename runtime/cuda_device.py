@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -55,6 +56,7 @@ class CudaDevice:
         self._stream = self._call(self._cuda.cuStreamCreate, self._cuda.CUstream_flags.CU_STREAM_NON_BLOCKING)
         self.stream = int(self._stream)
         self._pinned = (0, 0)  # address and size of page-locked memory for downloads
+        weakref.finalize(self, self._cuda.cuStreamDestroy, self._stream).atexit = False
 
     def allocate(self, nbytes: int) -> int:
         return int(self._run(self._cuda.cuMemAlloc, nbytes))
@@ -68,10 +70,9 @@ class CudaDevice:
 
     def download(self, array: npt.NDArray[Any], address: int) -> None:
         if array.nbytes > self._pinned[1]:
-            if self._pinned[0]:
-                self._run(self._cuda.cuMemFreeHost, self._pinned[0])
             self._pinned = (0, 0)
             self._pinned = (int(self._run(self._cuda.cuMemAllocHost, array.nbytes)), array.nbytes)
+            weakref.finalize(self, self._cuda.cuMemFreeHost, self._pinned[0]).atexit = False
         self._run(self._cuda.cuMemcpyDtoHAsync, self._pinned[0], address, array.nbytes, self._stream)
         self.wait()
         ctypes.memmove(array.ctypes.data, self._pinned[0], array.nbytes)

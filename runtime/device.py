@@ -137,6 +137,7 @@ class Memory:
     def __init__(self, device: Device) -> None:
         self.device = device
         self._idle: dict[int, list[int]] = {}  # size -> addresses
+        weakref.finalize(self, _free_all, device, self._idle).atexit = False
 
     def take(self, nbytes: int) -> Block:
         """A block of at least `nbytes`; its content is undefined.
@@ -179,6 +180,12 @@ class Memory:
 
     def _give_back(self, address: int, size: int) -> None:
         self._idle.setdefault(size, []).append(address)
+
+
+def _free_all(device: Device, idle: dict[int, list[int]]) -> None:
+    for addresses in idle.values():
+        for address in addresses:
+            device.free(address)
 
 
 def block_size(nbytes: int) -> int:

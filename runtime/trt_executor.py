@@ -9,6 +9,7 @@ graph has a context of its own too, because changing a context makes graphs reco
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ class TrtExecutor:
         self.profiles: Sequence[Profile] = self._read_profiles()
         self._contexts: dict[int, Any] = {}  # profile -> context
         self._repeated: OrderedDict[Key, _Repeated] = OrderedDict()  # the least recently used first
+        weakref.finalize(self, _discard_all, device, self._repeated).atexit = False
         self._may_record = graphs and "write_indices" in self.tensors
         self._last: Key | None = None
 
@@ -267,6 +269,13 @@ class TrtExecutor:
 
     def _last_error(self) -> str:
         return self._errors[-1].strip() if self._errors else "it gives no reason."
+
+
+def _discard_all(device: CudaDevice, repeated: OrderedDict[Key, _Repeated]) -> None:
+    device.wait()
+    for step in repeated.values():
+        if step.graph is not None:
+            device.discard(step.graph)
 
 
 def load_library(name: str) -> Any:

@@ -23,7 +23,15 @@ def notes_for(arms: list[ModelArm[Any]]) -> list[str]:
     return [CPU_NOTE] if all(arm.facts["provider"] == "CPUExecutionProvider" for arm in arms) else []
 
 
-def open_arms(bundles: list[Path], provider: str, threads: int | None, *, spin: bool = False) -> list[ModelArm[Any]]:
+def open_arms(
+    bundles: list[Path],
+    provider: str,
+    threads: int | None,
+    *,
+    spin: bool = False,
+    form: str | None = None,
+    engine: str | None = None,
+) -> list[ModelArm[Any]]:
     """Bundles as arms, named after their folders. Each is opened once here, so that what cannot run is refused at once.
 
     Two sessions share the process, and the spinning threads of one would take time from the other: hence no spinning by default.
@@ -36,7 +44,7 @@ def open_arms(bundles: list[Path], provider: str, threads: int | None, *, spin: 
     from maskpro_deploy.manifest import Manifest, safe_path
     from maskpro_deploy.runtime import SessionConfig, open_session
 
-    config = SessionConfig(provider=provider, threads=threads, spin=spin)
+    config = SessionConfig(provider=provider, threads=threads, spin=spin, form=form, engine=engine)
     manifests = [Manifest.load(bundle, engines=False) for bundle in bundles]
     _check_tokenizers(bundles)
     arms = []
@@ -57,7 +65,7 @@ def open_arms(bundles: list[Path], provider: str, threads: int | None, *, spin: 
                     "model_id": shape.name,
                     "path": str(bundle),
                     "dtype": manifest.graph.dtype,
-                    "cache_form": manifest.graph.form,
+                    "cache_form": form or manifest.graph.form,
                     "sparsity": manifest.sparsity,
                     "sparse_weights": len(manifest.sparse_weights),
                     "provider": active,

@@ -33,6 +33,8 @@ def command(
     bundle: Path,
     against: Path | None,
     provider: str,
+    form: str | None,
+    engine: str | None,
     threads: int | None,
     spin: bool,
     out: Path | None,
@@ -57,4 +59,6 @@ def command(
         return run_latency(arms, config, notes=notes, progress=progress)
 
     bundles = [bundle, *([against] if against is not None else [])]
-    measure_and_emit(run, lambda: open_arms(bundles, provider, threads, spin=spin), out, force=force, as_json=as_json)
+    measure_and_emit(
+        run, lambda: open_arms(bundles, provider, threads, spin=spin, form=form, engine=engine), out, force=force, as_json=as_json
+    )

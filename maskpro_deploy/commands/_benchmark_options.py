@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from maskpro_deploy.commands._shared import DURATION, PATH, force_option, json_option, seed_option, threads_option
+from maskpro_deploy.commands._shared import (
+    DURATION,
+    PATH,
+    engine_option,
+    force_option,
+    form_option,
+    json_option,
+    seed_option,
+    threads_option,
+)
 from maskpro_deploy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,6 +42,7 @@ class SizesType(click.ParamType[tuple[int, ...]]):
 
 
 SIZES = SizesType()
+PROVIDERS = "cpu|cuda|tensorrt|trt-native|auto"
 
 
 def arm_options(function: F) -> F:
@@ -48,7 +58,9 @@ def arm_options(function: F) -> F:
             help="Times that each bundle is opened anew; 8 or more for a comparison.",
         ),
         click.option("--same-model", is_flag=True, help="The bundles are the same model: they have to choose the same tokens."),
-        click.option("--provider", default="cpu", show_default=True, metavar="cpu|cuda|tensorrt|auto", help="Where it runs."),
+        click.option("--provider", default="cpu", show_default=True, metavar=PROVIDERS, help="What runs it."),
+        form_option,
+        engine_option,
         threads_option,
         click.option("--spin", is_flag=True, help="Let waiting threads spin (as in `serve --spin`); off, they sleep."),
         seed_option,

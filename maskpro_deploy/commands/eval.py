@@ -41,6 +41,9 @@ SCHEMA, VERSION = "maskpro-deploy/eval", 1
     "--bos", default="none", show_default=True, metavar="none|first", help="Begin-of-text token at the start of the stream."
 )
 @click.option("--against", metavar="TARGET", help="The reference: adds the ratio of perplexities, KL and agreement.")
+@click.option(
+    "--provider", default="auto", show_default=True, metavar="auto|cpu|cuda|tensorrt|trt-native", help="What runs the bundles."
+)
 @threads_option
 @json_option
 def command(
@@ -51,6 +54,7 @@ def command(
     joining: str,
     bos: str,
     against: str | None,
+    provider: str,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -75,7 +79,7 @@ def command(
     text = load_text(source)
     folders = {name: _folder(name) for name in names}
     windows = _windows(folders, protocol, text)
-    lms = {name: _open(folder, threads) for name, folder in folders.items()}
+    lms = {name: _open(folder, provider, threads) for name, folder in folders.items()}
     meter = Meter("evaluating", "windows")
     reference: Perplexity | None = None
     comparisons: dict[str, Comparison] = {}
@@ -87,7 +91,7 @@ def command(
         found = {name: perplexity(lm, windows, meter) for name, lm in lms.items()}
     meter.close()
     stated = {**protocol.to_json(), "data": source, "data_sha256": text.sha256, "windows": len(windows)}
-    value = _json(stated, found, comparisons, against, reference, folders)
+    value = _json(stated, found, comparisons, against, reference, folders, provider)
     emit(as_json, value, _text(protocol, source, found, comparisons, against, reference))
 
 
@@ -105,14 +109,13 @@ def _is_bundle(folder: Path) -> bool:
     return (folder / MANIFEST_FILE).is_file()
 
 
-def _open(folder: Path, threads: int | None) -> CausalLM:
+def _open(folder: Path, provider: str, threads: int | None) -> CausalLM:
     from maskpro_deploy.extras import require
 
     if _is_bundle(folder):
-        require("cpu", "running a bundle")
         from maskpro_deploy.runtime import SessionConfig, open_session
 
-        return open_session(folder, SessionConfig(threads=threads, spin=False))
+        return open_session(folder, SessionConfig(provider=provider, threads=threads, spin=False))
     require("learn", "running a checkpoint")
     import torch
 
@@ -180,22 +183,25 @@ def _json(
     against: str | None,
     reference: Perplexity | None,
     folders: dict[str, Path],
+    provider: str,
 ) -> dict[str, Any]:
     targets = []
     for name, value in found.items():
-        row: dict[str, Any] = {"name": name, "engine": _engine(folders[name]), **dataclasses.asdict(value)}
+        row: dict[str, Any] = {"name": name, "engine": _engine(folders[name], provider), **dataclasses.asdict(value)}
         if name in comparisons:
             comparison = dataclasses.asdict(comparisons[name])
             row["against_reference"] = {k: v for k, v in comparison.items() if k not in ("model", "reference")}
         targets.append(row)
     against_row = None
     if against is not None and reference is not None:
-        against_row = {"name": against, "engine": _engine(folders[against]), **dataclasses.asdict(reference)}
+        against_row = {"name": against, "engine": _engine(folders[against], provider), **dataclasses.asdict(reference)}
     return {"schema": SCHEMA, "version": VERSION, "protocol": protocol, "reference": against_row, "targets": targets}
 
 
-def _engine(folder: Path) -> str:
-    return "onnxruntime" if _is_bundle(folder) else "torch"
+def _engine(folder: Path, provider: str) -> str:
+    if not _is_bundle(folder):
+        return "torch"
+    return provider if provider == "trt-native" else "onnxruntime"
 
 
 def _text(

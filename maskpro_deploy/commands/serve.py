@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from maskpro_deploy.commands._shared import DURATION, PATH, threads_option
+from maskpro_deploy.commands._shared import DURATION, PATH, engine_option, form_option, threads_option
 from maskpro_deploy.extras import require
 
 INTERRUPTED = 130
@@ -20,11 +20,13 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 @click.option("--port", type=int, default=8000, show_default=True, help="Port to listen on; 0 takes a free one.")
 @click.option(
     "--provider",
-    type=click.Choice(["auto", "cpu", "cuda", "tensorrt"]),
+    type=click.Choice(["auto", "cpu", "cuda", "tensorrt", "trt-native"]),
     default="auto",
     show_default=True,
-    help="Where the model runs; auto takes the GPU if onnxruntime can.",
+    help="What runs the model: onnxruntime, or TensorRT itself (trt-native); auto takes the GPU if onnxruntime can.",
 )
+@form_option
+@engine_option
 @threads_option
 @click.option("--spin", is_flag=True, help="Let waiting threads spin: faster on an idle machine, far slower on a shared one.")
 @click.option("--max-num-seqs", type=int, default=16, show_default=True, help="Answers generated at the same time.")
@@ -51,6 +53,8 @@ def command(
     host: str,
     port: int,
     provider: str,
+    form: str | None,
+    engine: str | None,
     threads: int | None,
     spin: bool,
     max_num_seqs: int,
@@ -75,7 +79,8 @@ def command(
         -d '{"prompt": "Once upon a time", "max_tokens": 32}'
     """  # noqa: D301 (click's sign for lines to keep is the backspace character itself)
     require("serve", "the server")
-    require("cpu", "running a bundle")
+    if provider != "trt-native":
+        require("cpu", "running a bundle")
     from maskpro_deploy.runtime import RuntimeConfig, ServeConfig
     from maskpro_deploy.runtime.serving import serve
 
@@ -84,6 +89,8 @@ def command(
         port=port,
         runtime=RuntimeConfig(
             provider=provider,
+            form=form,
+            engine=engine,
             threads=threads,
             spin=spin,
             max_num_seqs=max_num_seqs,
