@@ -24,6 +24,8 @@ from maskpro_deploy.errors import MaskProError
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "Run the whole path on a small real model and show the results."),
     "learn": ("learn", "Learn a strict N:M mask for a language model."),
+    "plan": ("plan", "Predict the memory and time that learning needs, before anything is loaded."),
+    "masks": ("masks", "Look at mask files, compare them, put them on a model."),
     "validate": ("validate", "Prove that a file or folder holds the N:M pattern."),
     "export": ("export", "Turn a checkpoint into an ONNX bundle."),
     "build-engine": ("build_engine", "Build a TensorRT engine from a bundle."),

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -135,6 +135,39 @@ class MaskSet:
             counts[0] += int(differs.sum())
             counts[1] += differs.size
         return {kind: some / total for kind, (some, total) in sorted(changed.items())}
+
+    def check_strict(self, masks: str) -> None:
+        """Check that every mask holds the pattern.
+
+        Raises:
+            PatternError: naming the first one that does not.
+        """
+        for name in self:
+            if not self.pattern.holds(self.mask(name)):
+                raise PatternError(
+                    f"{masks}: the mask of {name} does not keep exactly {self.pattern.n} of every {self.pattern.m}."
+                )
+
+    def check_hash(self, dense_sha256: str, masks: str, model: str) -> None:
+        """Check that these masks were made for weights with this hash; masks that do not say pass.
+
+        Raises:
+            InputError: the hashes differ.
+        """
+        if self.dense_sha256 and self.dense_sha256 != dense_sha256:
+            raise InputError(
+                f"{masks} was made for other weights than those of {model}: the hashes differ.\n"
+                f"Give a mask file of this very model."
+            )
+
+    def only(self, names: Collection[str]) -> MaskSet:
+        """The masks of some weights alone."""
+        return MaskSet(
+            pattern=self.pattern,
+            packed={name: bits for name, bits in self.packed.items() if name in names},
+            shapes={name: shape for name, shape in self.shapes.items() if name in names},
+            dense_sha256=self.dense_sha256,
+        )
 
     def save(self, path: Path) -> None:
         """Write the mask file, atomically."""

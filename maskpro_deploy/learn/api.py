@@ -108,8 +108,8 @@ def learn_masks(
         text, held = load_texts(data, heldout)
     else:
         text, held = (load_text(t) if isinstance(t, str) else t for t in (data, heldout))
-    place = _device("auto")
-    trainer = _trainer(checkpoint, text, held, config, None, progress, place, _dtype(config, place), observers)
+    place = learning_device("auto")
+    trainer = _trainer(checkpoint, text, held, config, None, progress, place, learning_dtype(config, place), observers)
     with tuned_process(), _memory_errors(place):
         trainer.prepare()
         finished = trainer.run()
@@ -154,8 +154,8 @@ def learn_checkpoint(
     if checkpoint.masks is not None:
         raise InputError(f"{folder} is a sparse checkpoint already.\nLearn from the dense one.")
     _check_space(checkpoint, out)
-    place = _device(device)
-    dtype = _dtype(config, place)
+    place = learning_device(device)
+    dtype = learning_dtype(config, place)
     store = _store(checkpoint, out, text, f"{config.fingerprint()} {place} {dtype}", resume=resume, force=force)
     trainer = _trainer(checkpoint, text, heldout, config, store, progress, place, dtype, observers)
     with tuned_process(), _memory_errors(place):
@@ -221,11 +221,8 @@ def _given_masks(checkpoint: Checkpoint, config: LearnConfig, model: LearningMod
     if absent := sorted(layers.keys() - set(masks)):
         raise InputError(f"--prior file:{path} has no mask for {absent[0]}.\nLeave the layer out with --exclude.")
     masks.check_fits(checkpoint.shapes, f"the masks of --prior file:{path}", str(checkpoint.folder))
-    if masks.dense_sha256 and masks.dense_sha256 != checkpoint.dense_sha256(masks):
-        raise InputError(
-            f"--prior file:{path} was made for other weights than those of {checkpoint.folder}: the hashes differ.\n"
-            f"Give a mask file of this very model."
-        )
+    masks.check_strict(f"--prior file:{path}")
+    masks.check_hash(checkpoint.dense_sha256(masks), f"--prior file:{path}", str(checkpoint.folder))
     return masks
 
 
@@ -241,12 +238,18 @@ def _memory_errors(place: str) -> Iterator[None]:
         ) from e
 
 
-def _dtype(config: LearnConfig, place: str) -> torch.dtype:
+def learning_dtype(config: LearnConfig, place: str) -> torch.dtype:
+    """The dtype of the weights while learning: the one that is set, or the faster one."""
     chosen: torch.dtype = faster_dtype(place) if config.dtype == "auto" else getattr(torch, config.dtype)
     return chosen
 
 
-def _device(name: str) -> str:
+def learning_device(name: str) -> str:
+    """The device of a name: "auto" takes a GPU if there is one.
+
+    Raises:
+        MachineError: there is none.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise MachineError("--device cuda: torch finds no GPU here.\nUse --device cpu, or a torch built for this GPU's driver.")
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_BLOCK_TOKENS = 512
+BLOCK_TOKENS = 512
 
 
 class _LinearLoss(torch.autograd.Function):
@@ -27,8 +27,8 @@ class _LinearLoss(torch.autograd.Function):
         wanted = ctx.needs_input_grad[0]
         grad = torch.empty_like(hidden) if wanted else hidden.new_empty(0)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        for start in range(0, len(targets), _BLOCK_TOKENS):
-            block = slice(start, start + _BLOCK_TOKENS)
+        for start in range(0, len(targets), BLOCK_TOKENS):
+            block = slice(start, start + BLOCK_TOKENS)
             picked = targets[block, None]
             log_p, steepness = _log_probabilities(hidden[block], head, cap)  # (t, V)
             if k < 1:

@@ -1,0 +1,317 @@
+"""What learning on a model is going to take, predicted before its weights are read.
+
+The model is built on torch's meta device (shapes, no memory) from `config.json`, and a step runs there, so that what autograd
+keeps is counted and not guessed. The learner's own state is weighed on a real learner over a tiny layer. For the time, matrix
+products of the model's shapes and the work on one layer's masks are measured on this machine.
+
+    peak = program + max(loading, weights + state + masked copies + activations + max(head, one layer's gradients) + prior)
+
+Measured against real runs the prediction was within `ERROR` (`tests/learn/test_plan.py`, `scripts/bench_learn_plan`). The time
+leaves out attention, norms and activation functions, so it is a lower bound.
+
+Shapes: `O` outputs, `C` inputs, `V` vocabulary, `D` hidden size, `T` tokens of a step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from maskpro_deploy.checkpoint import Checkpoint
+from maskpro_deploy.errors import FormatError
+from maskpro_deploy.learn.calibration import decoder_blocks
+from maskpro_deploy.learn.config import LearnConfig
+from maskpro_deploy.learn.model import LearningModel, prunable_layers
+from maskpro_deploy.learn.monitor import peak_memory
+from maskpro_deploy.learn.objective import BLOCK_TOKENS
+from maskpro_deploy.learn.state import StateStore
+from maskpro_deploy.learn.trainer import Trainer
+
+ERROR = 0.3  # of the peak: see the module's text
+_COUNTING = "maskpro_counting"
+_PROBE_TOKENS = 512  # of a measured matrix product; the rest is scaled
+_TINY_SCALE, _LAYER_SIDE = 8, 256
+_PROBE_S = 0.3  # seconds for each measured shape
+_GRADIENT_BYTES = 48  # per weight of the largest layer while its gradient turns into the logits': measured, fp32 temporaries
+_PASSING = 4  # gradients as wide as a block's widest layer at one time: gate, up, their product, and the one being formed
+_MASKLLM_COPIES = 4  # a logit, its gradient and two moments, in fp32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes at the peak, by what they are for."""
+
+    program: int
+    weights: int
+    state: int
+    masked_copies: int
+    activations: int
+    head: int
+    gradients: int
+    prior: int
+    loading: int
+
+    @property
+    def peak(self) -> int:
+        """The most at any time."""
+        learning = self.weights + self.state + self.masked_copies + self.activations + max(self.head, self.gradients)
+        return self.program + max(self.loading, learning, self.weights + self.prior)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The prediction.
+
+    Attributes:
+        layers: how many get a mask.
+        prunable: weights in them.
+        parameters: weights in all.
+        memory: at the peak.
+        state_bytes_per_weight: of the learner beyond the weights: logits, optimiser, and what it remembers.
+        maskllm_bytes_per_weight: what a logit for each of the C(M, N) masks would take, with gradients and Adam.
+        step_s: seconds of a step at least; None where it was not measured.
+        products_s: of them in matrix products.
+        masks_s: of them in sampling, masking and moving the logits.
+    """
+
+    layers: int
+    prunable: int
+    parameters: int
+    memory: Memory
+    state_bytes_per_weight: float
+    maskllm_bytes_per_weight: float
+    step_s: float | None
+    products_s: float | None
+    masks_s: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure, the peaks too."""
+        state = int(self.maskllm_bytes_per_weight * self.prunable)
+        return {**asdict(self), "peak_bytes": self.memory.peak, "maskllm_state_bytes": state}
+
+
+def plan(checkpoint: Checkpoint, config: LearnConfig, device: str, dtype: torch.dtype, *, timed: bool = True) -> Plan:
+    """Predict what `learn` is going to take.
+
+    Args:
+        checkpoint: of it only the configuration and the headers are read.
+        config: the settings of the run.
+        device: "cpu" or "cuda".
+        dtype: of the weights while learning.
+        timed: measure products and mask work on this machine.
+
+    Raises:
+        FormatError: transformers cannot build the model.
+        ConfigError, PatternError: see `prunable_layers`.
+    """
+    model = _empty_model(checkpoint, dtype)
+    layers = prunable_layers(model, config.pattern, config.include, config.exclude)
+    prunable = sum(layer.weight.numel() for layer in layers.values())
+    parameters = sum(p.numel() for p in model.parameters())
+    size = dtype.itemsize
+    learning = LearningModel(model)
+    per_weight = state_bytes(config)
+    grams, streams = _prior_bytes(model, layers, config, learning.head.shape[1], size)
+    vocabulary = learning.head.shape[0]
+    head_tokens = min(BLOCK_TOKENS, config.sequences * config.window)
+    largest = max(layer.weight.numel() for layer in layers.values())
+    memory = Memory(
+        program=peak_memory("cpu") if device == "cpu" else 0,
+        weights=parameters * size,
+        state=math.ceil(per_weight * prunable),
+        masked_copies=prunable * size,
+        activations=_activations(learning, layers, config),
+        head=head_tokens * vocabulary * (8 + 2 * size) * (1 if config.objective == "ce" else 2),
+        gradients=largest * _GRADIENT_BYTES,
+        prior=grams + streams,
+        loading=parameters * size + (sum(s.stat().st_size for s in checkpoint.shards) if device == "cpu" else 0),
+    )
+    products = masks = None
+    if timed:
+        products = _product_seconds(layers, learning, config, device, dtype)
+        masks = _mask_seconds(layers, config, device, dtype)
+    return Plan(
+        layers=len(layers),
+        prunable=prunable,
+        parameters=parameters,
+        memory=memory,
+        state_bytes_per_weight=round(per_weight, 3),
+        maskllm_bytes_per_weight=4 * _MASKLLM_COPIES * config.pattern.num_masks / config.pattern.m,
+        products_s=products,
+        masks_s=masks,
+        step_s=None if products is None or masks is None else products + masks,
+    )
+
+
+def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+
+    try:
+        settings = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+        AttentionInterface.register(_COUNTING, _counted_attention)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                settings, dtype=dtype, attn_implementation=_COUNTING, trust_remote_code=False
+            )
+    except (ValueError, OSError, KeyError, RuntimeError, ImportError) as e:
+        raise FormatError(f"{checkpoint.folder} could not be opened as a causal language model: {e}") from e
+    return model.eval()
+
+
+class _Attention(torch.autograd.Function):
+    """Attention as far as memory is concerned: what the fused kernels keep is query, key, value, output and one sum a row."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = query.new_empty(*query.shape[:-1], value.shape[-1])
+        sums = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+        ctx.save_for_backward(query, key, value, output, sums)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None]:
+        raise NotImplementedError("a model without values has no gradients")
+
+
+def _counted_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+    """In transformers' interface.  # (B, H, T, D) each -> (B, T, H, D)"""
+    output: Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _activations(model: LearningModel, layers: Mapping[str, nn.Linear], config: LearnConfig) -> int:
+    """Bytes that autograd keeps for the backward pass of one step, weights left out."""
+    kept: dict[int, tuple[Any, int]] = {}  # by storage; the storage is held, so that its address stays its own
+    weights = {p.untyped_storage()._cdata for p in model.model.parameters()}
+
+    def keep(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = (storage, storage.nbytes())
+        return x
+
+    # a masked layer keeps its input, which a frozen one does not
+    handles = [layer.register_forward_pre_hook(lambda _, args: (keep(args[0]), None)[1]) for layer in layers.values()]
+    tokens = torch.zeros(config.sequences, config.window, dtype=torch.long, device="meta")
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            hidden = model.hidden(tokens, differentiable=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    widest = max(max(layer.in_features, layer.out_features) for layer in layers.values())
+    # gradients on their way back: that of the last hidden states, formed with the loss, and those inside a block
+    passing = tokens.numel() * (hidden.shape[-1] + _PASSING * widest) * hidden.element_size()
+    return sum(size for _, size in kept.values()) + passing
+
+
+def _prior_bytes(
+    model: nn.Module, layers: Mapping[str, nn.Linear], config: LearnConfig, hidden: int, size: int
+) -> tuple[int, int]:
+    """Gram matrices of the block with the largest ones, and the hidden states of the calibration text twice."""
+    if not config.needs_grams:
+        return 0, 0
+    blocks = decoder_blocks(model)
+    most = max(sum(4 * y.in_features**2 for n, y in layers.items() if n.startswith(f"{b}.")) for b in blocks)
+    return most, 2 * config.calibration_tokens * hidden * size
+
+
+def _probe(config: LearnConfig, device: str, dtype: torch.dtype, store: StateStore | None, scale: int) -> Trainer:
+    """A real learner over one small random block, after a step.
+
+    Args:
+        config: whose pattern and ways of learning count.
+        device: to learn on.
+        dtype: of the weights.
+        store: where the state goes.
+        scale: hidden size, in groups of M weights times two heads.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    hidden = 2 * config.pattern.m * scale
+    shape = {"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_attention_heads": 2, "num_key_value_heads": 2}
+    tiny = LlamaConfig(vocab_size=32, num_hidden_layers=1, max_position_embeddings=64, **shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LearningModel(LlamaForCausalLM(tiny).to(device, dtype).eval())
+    windows = np.zeros((2, 8), dtype=np.int32)
+    settings = dataclasses.replace(
+        config, window=8, batch_tokens=8, calibration_tokens=8, heldout_tokens=8, steps=1, budget_s=None, tokens=None,
+        prior="magnitude", prior_update=False, prior_inputs="auto", refine=False, include=None, exclude=None,
+    )  # fmt: skip
+    trainer = Trainer(model, windows, windows, settings, store)
+    trainer.prepare()
+    trainer.run()
+    return trainer
+
+
+def state_bytes(config: LearnConfig) -> float:
+    """Bytes that the learner keeps for each prunable weight beyond the weight, weighed on a real learner of one tiny block."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = StateStore(Path(folder), "probe")
+        trainer = _probe(config, "cpu", torch.float32, store, _TINY_SCALE)
+        trainer.save()
+        tensors, _ = store.load()
+    weights = sum(site.weight.numel() for site in trainer.sites)
+    # the masks that are compared with are kept beside the state, a bit a weight
+    return sum(t.numel() * t.element_size() for t in tensors.values()) / weights + 1 / 8
+
+
+def _product_seconds(
+    layers: Mapping[str, nn.Linear], model: LearningModel, config: LearnConfig, device: str, dtype: torch.dtype
+) -> float:
+    """Seconds in matrix products of a step: one forward and two backward each, and three for the output head."""
+    shapes = Counter(tuple(layer.weight.shape) for layer in layers.values())
+    tokens = config.sequences * config.window
+    probe = min(_PROBE_TOKENS, tokens)
+    total = 0.0
+    for (rows, columns), count in [*shapes.items(), ((model.head.shape[0], model.head.shape[1]), 1)]:
+        x = torch.ones(probe, columns, dtype=dtype, device=device)
+        w = torch.ones(rows, columns, dtype=dtype, device=device)
+        total += 3 * count * _best_seconds(partial(torch.matmul, x, w.t()), device) * tokens / probe
+    return total
+
+
+def _mask_seconds(layers: Mapping[str, nn.Linear], config: LearnConfig, device: str, dtype: torch.dtype) -> float:
+    """Seconds for masking all layers and moving their logits, from those of one layer of a quarter million weights or so."""
+    trainer = _probe(config, device, dtype, None, max(1, _LAYER_SIDE // (2 * config.pattern.m)))
+    site = max(trainer.sites, key=lambda s: s.weight.numel())
+    grad = torch.full_like(site.weight, 1e-4)
+
+    def once() -> None:
+        site.masked_weight()
+        site.consume(grad)
+
+    total = sum(layer.weight.numel() for layer in layers.values())
+    return _best_seconds(once, device) * total / site.weight.numel()
+
+
+def _best_seconds(work: Callable[[], object], device: str) -> float:
+    """The least time of one call, over some tenths of a second."""
+
+    def timed() -> float:
+        started = time.perf_counter()
+        work()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    with torch.no_grad():
+        best = timed()
+        until = time.perf_counter() + _PROBE_S
+        best = timed()
+        while time.perf_counter() < until:
+            best = min(best, timed())
+    return best
