@@ -33,7 +33,7 @@ def bundles(shape: LlamaShape, scratch: Path) -> tuple[Path, Path]:
     if free < needed:
         raise MachineError(f"{scratch} needs {needed / 1e9:.1f} GB for a {shape.name} model, {free / 1e9:.1f} GB are free")
     checkpoint = write_checkpoint(shape, folder / "dense")
-    config = ExportConfig(dtype=_DTYPE)
+    config = ExportConfig(dtype=_DTYPE, forms=("cat", "static"))
     reason = "a random model for the GPU check"
     export(write_sparse(checkpoint, folder / "sparse"), sparse, config, unverified=reason)
     export(checkpoint, dense, config, unverified=reason)
@@ -60,7 +60,7 @@ def onnxruntime(settings: Settings, record: Record) -> str:
     found = verify(sparse, session, prompts, count)
     del session
     record.put(gpu_against_cpu=found.to_json())
-    line = _latency(provider, sparse, dense, settings, record)
+    line = latency(provider, sparse, dense, settings, record)
     tokens = f"greedy tokens equal to the CPU's: {found.greedy_equal} of {found.greedy_tokens}"
     if not found.passed:
         raise CheckFailed(f"{provider} differs from the CPU by up to {found.max_logit_difference:.2g} in logits; {tokens}")
@@ -77,7 +77,19 @@ def _check_provider(provider: str) -> None:
         raise MachineError(f"onnxruntime has no CUDA (it has {', '.join(available)}): install onnxruntime-gpu in its place")
 
 
-def _latency(provider: str, sparse: Path, dense: Path, settings: Settings, record: Record) -> str:
+def check_gpu() -> None:
+    """Refuse a machine without an NVIDIA GPU.
+
+    Raises:
+        MachineError: there is none.
+    """
+    from maskpro_deploy.cuda_driver import compute_capability
+
+    if compute_capability() is None:
+        raise MachineError("there is no NVIDIA GPU here, or no driver for it")
+
+
+def latency(provider: str, sparse: Path, dense: Path, settings: Settings, record: Record, form: str | None = None) -> str:
     """Prefill and decode at batch 1 and 8. A run that proves nothing says so."""
     from maskpro_deploy.bench.latency import LatencyConfig, run_latency
     from maskpro_deploy.bench.sweep import SweepConfig
@@ -90,7 +102,7 @@ def _latency(provider: str, sparse: Path, dense: Path, settings: Settings, recor
         contexts=lengths,
         sweep=SweepConfig(budget_s=settings.budget_s, samples=20),
     )
-    result = run_latency(open_arms([sparse, dense], provider, None), config)
+    result = run_latency(open_arms([sparse, dense], provider, None, form=form), config)
     record.put(latency=result.to_json())
     if not result.valid:
         return f"latency not measured: {result.invalid_reasons[0]}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from maskpro_deploy.commands import _gpu_deploy, _gpu_engines, _gpu_learning, _gpu_products
+from maskpro_deploy.commands import _gpu_deploy, _gpu_engines, _gpu_learning, _gpu_products, _gpu_serving
 from maskpro_deploy.commands._gpu_items import FAILED, MEASURED, NOT_RUN, Item, Outcome, Record, Settings, torch_on
 from maskpro_deploy.commands._gpu_models import ONE_B, SMOL
 from maskpro_deploy.errors import MachineError, MaskProError
@@ -72,11 +72,18 @@ ITEMS: dict[str, Item] = {
     "tensorrt-rtx": _gpu_engines.tensorrt_rtx,
     "engine-7b": _gpu_engines.engine_7b,
     "onnxruntime": _gpu_deploy.onnxruntime,
+    "serve-tensorrt": partial(_gpu_serving.serve, _gpu_serving.NATIVE),
+    "serve-tensorrt-rtx": partial(_gpu_serving.serve, _gpu_serving.NATIVE_RTX),
+    "serve-onnxruntime-tensorrt": partial(_gpu_serving.serve, _gpu_serving.ONNXRUNTIME),
 }
 
 
 # least seconds before an item is ended: imports, making a model and building take their time whatever the budget
-LEAST_S = dict.fromkeys(ITEMS, 60.0) | {"tensorrt": 300.0, "tensorrt-rtx": 180.0, "engine-7b": 420.0, "onnxruntime": 180.0}
+LEAST_S = (
+    dict.fromkeys(ITEMS, 60.0)
+    | dict.fromkeys((n for n in ITEMS if n.startswith("serve-")), 420.0)
+    | {"tensorrt": 300.0, "tensorrt-rtx": 180.0, "engine-7b": 420.0, "onnxruntime": 180.0}
+)
 
 
 def run(name: str, settings: Settings, record: Record) -> Outcome:

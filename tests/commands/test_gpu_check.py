@@ -242,8 +242,29 @@ def test_latency_and_tokens_are_compared(settings, record):
     assert [a["name"] for a in record.figures["latency"]["arms"]] == ["sparse-bundle", "dense-bundle"]
 
 
+@pytest.mark.skipif(bool(missing("cpu")), reason="onnxruntime is not installed")
+@pytest.mark.parametrize("name", ["serve-tensorrt", "serve-onnxruntime-tensorrt"])
+def test_a_served_engine_is_compared_and_timed_in_a_rehearsal_on_the_graph(settings, record, name):
+    line = _gpu_worker.ITEMS[name](settings, record)
+    assert "greedy tokens equal to the CPU's: 64 of 64" in line
+    assert record.figures["against_cpu"]["max_logit_difference"] < 0.01
+    assert [a["name"] for a in record.figures["latency"]["arms"]] == ["sparse-bundle", "dense-bundle"]
+
+
 @without_gpu
-@pytest.mark.parametrize("name", ["learn-135m", "products", "tensorrt", "engine-7b", "onnxruntime"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "learn-135m",
+        "products",
+        "tensorrt",
+        "engine-7b",
+        "onnxruntime",
+        "serve-tensorrt",
+        "serve-tensorrt-rtx",
+        "serve-onnxruntime-tensorrt",
+    ],
+)
 def test_an_item_without_its_gpu_is_not_run_and_says_why(tmp_path, name):
     outcome = _gpu_worker.run(name, Settings(budget_s=1.0, scratch=tmp_path), Record(None, 1.0))
     assert outcome.status == NOT_RUN

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.exporters import ExportConfig, export
 from maskpro_deploy.manifest import Manifest
+from maskpro_deploy.runtime import RuntimeConfig, SamplingParams, load
 from maskpro_deploy.runtime.device import HostDevice
 from maskpro_deploy.runtime.device_session import DeviceSession
 from maskpro_deploy.runtime.kv_cache import Batch, Prefill, left_mask
@@ -188,3 +189,16 @@ def test_memory_is_used_again(forms_bundle):
         device = device_session(forms_bundle, form)
         device.greedy([1, 2, 3], 40)
         assert len(device._device._blocks) <= most
+
+
+@pytest.mark.parametrize("form", ["static", "gqa"])
+def test_a_server_answers_alike_in_every_form(form, forms_bundle):
+    """Sequences that join and leave between steps, with room for fewer than there are."""
+    texts = ["the cat", "a dog and", "one", "two three four", "five", "six seven"]
+    answers = []
+    for own in (form, "cat"):
+        config = RuntimeConfig(provider="cpu", threads=1, max_num_seqs=3, chunk_tokens=8, max_cache_tokens=100, form=own)
+        with load(forms_bundle, config) as engine:
+            params = [SamplingParams(max_tokens=n, temperature=0) for n in (5, 20, 11)]
+            answers.append([c.text for p in params for c in engine.generate(texts, p)])
+    assert answers[0] == answers[1]
