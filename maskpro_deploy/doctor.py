@@ -256,13 +256,14 @@ def tensorrt_lanes(gpus: tuple[Gpu, ...], providers: tuple[str, ...]) -> tuple[A
     major = _numbers(trt or "")[:1]
     no_gpu = [] if gpus else ["an NVIDIA GPU"]
     kernels = "" if any(g.sparse_tensor_cores for g in gpus) else "; dense kernels only: sparse tensor cores begin with 8.0"
+    serving = "; serving needs pip install 'maskpro-deploy[native]'" if missing("native") else ""
     lack_11 = ([] if major >= (11,) else [f"tensorrt 11 (found {trt})" if trt else "tensorrt 11"]) + no_gpu
     lack_10 = ([] if major == (10,) else [f"tensorrt 10 (found {trt})" if trt else "tensorrt 10"]) + no_gpu
     if "TensorrtExecutionProvider" not in providers:
         lack_10.append("onnxruntime-gpu")
     lack_rtx = [] if rtx and find_spec("tensorrt_rtx") is not None else ["tensorrt-rtx"]
     return (
-        _lane("TensorRT 11, native", f"tensorrt {trt}{kernels}", lack_11, "pip install 'maskpro-deploy[tensorrt]'"),
+        _lane("TensorRT 11, native", f"tensorrt {trt}{kernels}{serving}", lack_11, "pip install 'maskpro-deploy[tensorrt]'"),
         _lane(
             "TensorRT 10, through onnxruntime",
             f"tensorrt {trt}{kernels}",
@@ -271,7 +272,7 @@ def tensorrt_lanes(gpus: tuple[Gpu, ...], providers: tuple[str, ...]) -> tuple[A
         ),
         _lane(
             "TensorRT-RTX, ahead of time (dense kernels only)",
-            f"tensorrt-rtx {rtx}; builds without a GPU" + ("" if gpus else ", running an engine needs one"),
+            f"tensorrt-rtx {rtx}; builds without a GPU" + (serving if gpus else ", running an engine needs one"),
             lack_rtx,
             "pip install 'maskpro-deploy[tensorrt-rtx]'",
         ),

@@ -49,9 +49,7 @@ def serve(lane: Lane, settings: Settings, record: Record) -> str:
     from maskpro_deploy.runtime import SessionConfig, open_session
 
     if absent := missing("cpu"):
-        raise MachineError(
-            f"{', '.join(absent)} is not installed: pip install 'maskpro-deploy[cpu]' (it is what is compared with)"
-        )
+        raise MachineError(f"{', '.join(absent)} is not installed, which computes what is compared with: pip install onnxruntime")
     if not settings.rehearse:
         _check(lane)
     sparse, dense = bundles(TINY if settings.rehearse else SMOL, settings.scratch)

@@ -79,11 +79,15 @@ ITEMS: dict[str, Item] = {
 
 
 # least seconds before an item is ended: imports, making a model and building take their time whatever the budget
-LEAST_S = (
-    dict.fromkeys(ITEMS, 60.0)
-    | dict.fromkeys((n for n in ITEMS if n.startswith("serve-")), 420.0)
-    | {"tensorrt": 300.0, "tensorrt-rtx": 180.0, "engine-7b": 420.0, "onnxruntime": 180.0}
-)
+LEAST_S = dict.fromkeys(ITEMS, 60.0) | {
+    "tensorrt": 300.0,
+    "tensorrt-rtx": 180.0,
+    "engine-7b": 420.0,
+    "onnxruntime": 180.0,
+    "serve-tensorrt": 420.0,
+    "serve-tensorrt-rtx": 240.0,
+    "serve-onnxruntime-tensorrt": 420.0,
+}
 
 
 def run(name: str, settings: Settings, record: Record) -> Outcome:

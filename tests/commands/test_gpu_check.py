@@ -243,9 +243,8 @@ def test_latency_and_tokens_are_compared(settings, record):
 
 
 @pytest.mark.skipif(bool(missing("cpu")), reason="onnxruntime is not installed")
-@pytest.mark.parametrize("name", ["serve-tensorrt", "serve-onnxruntime-tensorrt"])
-def test_a_served_engine_is_compared_and_timed_in_a_rehearsal_on_the_graph(settings, record, name):
-    line = _gpu_worker.ITEMS[name](settings, record)
+def test_a_served_engine_is_compared_and_timed_in_a_rehearsal_on_the_graph(settings, record):
+    line = _gpu_worker.ITEMS["serve-tensorrt"](settings, record)
     assert "greedy tokens equal to the CPU's: 64 of 64" in line
     assert record.figures["against_cpu"]["max_logit_difference"] < 0.01
     assert [a["name"] for a in record.figures["latency"]["arms"]] == ["sparse-bundle", "dense-bundle"]
