@@ -148,8 +148,7 @@ def _parts(torch: Any, trainer: Trainer, device: str, record: Record) -> dict[st
 
     def sampling() -> None:
         for site in sites:
-            site.mode = Mode.SAMPLE
-            site.seed(0, 0)
+            site.mode = Mode.ARGMAX
             site.masked_weight()
 
     def update() -> None:

@@ -21,11 +21,12 @@ from maskpro_deploy.data import HELD_OUT, Text, load_text, load_texts, load_toke
 from maskpro_deploy.errors import ConfigError, InputError, Interrupted, MachineError
 from maskpro_deploy.files import check_free
 from maskpro_deploy.learn.config import LearnConfig
+from maskpro_deploy.learn.estimator import Windows
 from maskpro_deploy.learn.memory import tuned_process
 from maskpro_deploy.learn.model import LearningModel, faster_dtype, prunable_layers
 from maskpro_deploy.learn.monitor import Observer
 from maskpro_deploy.learn.state import StateStore
-from maskpro_deploy.learn.trainer import Point, Trainer, Windows
+from maskpro_deploy.learn.trainer import Point, Trainer
 from maskpro_deploy.masks import MASKS_FILE, MaskSet
 from maskpro_deploy.models import resolve
 from maskpro_deploy.progress import SILENT, Progress

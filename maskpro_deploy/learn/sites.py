@@ -1,8 +1,8 @@
-"""Where masks live: the linear layers of a model, each with its frozen weight, its logits and its optimiser state.
+"""Where masks live: the linear layers of a model, each with its frozen weight, its logits and its current mask.
 
-A `Site` stands in for one `nn.Linear`. In a forward pass it multiplies the frozen weight with a mask (a sample, the argmax, or
-none); in the backward pass it turns the weight's gradient into a gradient of the logits and hands it to the optimiser at once,
-so that no gradient is ever stored for the whole model.
+A `Site` stands in for one `nn.Linear`. In a forward pass it multiplies the frozen weight with a mask (the argmax, one that an
+estimator draws, or none); in the backward pass it hands the weight's gradient to whoever listens and forgets it, so that no
+gradient is ever stored for the whole model. Nor is a masked weight: the backward pass makes it again from the mask's bits.
 
 Shapes: `O` outputs, `C` inputs (the reduction dimension), `M` weights in a group, `G = O * C / M` groups, `T` tokens.
 """
@@ -10,7 +10,7 @@ Shapes: `O` outputs, `C` inputs (the reduction dimension), `M` weights in a grou
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any
 
@@ -19,7 +19,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from maskpro_deploy.learn.distribution import ConditionalBernoulli
+from maskpro_deploy.learn.distribution import Distribution
+from maskpro_deploy.learn.packed import masked, pack, unpack
+from maskpro_deploy.learn.top_n import centred, top
+
+_CHUNK_WEIGHTS = 1 << 18  # worked on in one go: large enough that launching an operation costs little, small enough for a cache
+_LARGEST_LOGIT = 60000.0  # float16 ends at 65504
 
 
 class Mode(Enum):
@@ -44,61 +49,88 @@ class Site(nn.Module):
         linear: the layer it stands in for; its weight is kept, frozen.
         family: the distribution of the masks.
         logits: initial logits (M, G), float32.
+
+    Attributes:
+        logits: (M, G) float16, relative to the cut of their group (see `optimizer`).
+        kept: bits of the argmax mask, which whoever moves the logits keeps up to date.
+        draw: gives the mask of `Mode.SAMPLE`: bits, or factors (O, C) for a mask that is no yes or no.
+        on_gradient: takes ∂L/∂W of the masked weight (O, C).
     """
 
-    def __init__(self, name: str, linear: nn.Linear, family: ConditionalBernoulli, logits: Tensor) -> None:
+    def __init__(self, name: str, linear: nn.Linear, family: Distribution, logits: Tensor) -> None:
         super().__init__()
         self.name = name
-        self.weight, self.bias = linear.weight.detach(), linear.bias
+        self.weight, self.bias = linear.weight.detach().contiguous(), linear.bias
         self.family = family
-        self.logits = logits
+        self.logits = centred(logits, family.pattern.n).clamp_(-_LARGEST_LOGIT, _LARGEST_LOGIT).half()
+        self.kept = self.argmax()
         self.mode = Mode.ARGMAX
-        self.temperature = 1.0
+        self.draw: Callable[[Site], Tensor] | None = None
         self.on_gradient: Callable[[Site, Tensor], None] | None = None
-        # one row of M weights-worth of zeros and ones per mask, in the weight's own dtype: sampling ends in one row gather
-        self._rows = family.masks.to(self.weight.dtype)
-        self._generator = torch.Generator(device=self.weight.device)
 
-    def seed(self, *key: int) -> None:
-        """Key the next sample by numbers such as (run seed, step): the same key and name give the same sample."""
-        text = ":".join([*map(str, key), self.name])
-        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-        self._generator.manual_seed(int.from_bytes(digest, "little") >> 1)
+    def key(self, *numbers: int) -> int:
+        """A number of 63 bits for this site and numbers such as (run seed, step): what randomness is keyed by."""
+        text = ":".join([*map(str, numbers), self.name])
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+    def chunks(self) -> Iterator[tuple[int, slice]]:
+        """The groups of the site, some at a time: number and slice.  # of (G,)"""
+        groups, m = self.logits.shape[1], self.family.pattern.m
+        size = max(8, _CHUNK_WEIGHTS // m // 8 * 8)  # whole bytes of packed bits
+        for number, start in enumerate(range(0, groups, size)):
+            yield number, slice(start, min(start + size, groups))
+
+    def bits_of(self, chunk: slice) -> slice:
+        """Where the packed bits of some groups are."""
+        m = self.family.pattern.m
+        return slice(chunk.start * m // 8, -(-chunk.stop * m // 8))
+
+    def argmax(self) -> Tensor:
+        """Bits of the mask of the N highest logits of every group.  # (ceil(O * C / 8),) uint8"""
+        return torch.cat([pack(top(self.logits[:, chunk].float(), self.family.pattern.n)) for _, chunk in self.chunks()])
+
+    def entropy(self) -> float:
+        """Entropy of the masks, the sum over groups; nats."""
+        parts = [self.family.entropy(self.logits[:, chunk].float()).sum(dtype=torch.float64) for _, chunk in self.chunks()]
+        return float(torch.stack(parts).sum())
+
+    def choose(self) -> Tensor | None:
+        """The current mode's mask: bits, or factors (O, C), or None for no mask."""
+        if self.mode is Mode.DENSE:
+            return None
+        if self.mode is Mode.SAMPLE and self.draw is not None:
+            return self.draw(self)
+        return self.kept
+
+    def under(self, mask: Tensor | None) -> Tensor:
+        """The weight under a mask that `choose` gave.  # (O, C)"""
+        if mask is None:
+            return self.weight
+        return masked(self.weight, mask) if mask.dtype == torch.uint8 else self.weight * mask
 
     def masked_weight(self) -> Tensor:
         """The weight under the current mode's mask.  # (O, C)"""
-        if self.mode is Mode.DENSE:
-            return self.weight
-        rows = self._rows.index_select(0, self._state())  # (G, M)
-        return self.weight * rows.view(self.weight.shape)
+        return self.under(self.choose())
 
-    def _state(self) -> Tensor:
-        if self.mode is Mode.ARGMAX:
-            return self.family.mode(self.logits)
-        uniform = torch.rand(self.logits.shape[1], generator=self._generator, device=self.logits.device)
-        return self.family.sample(self.logits / self.temperature, uniform)
-
-    def mask(self, state: Tensor | None = None) -> npt.NDArray[np.bool_]:
-        """The argmax mask, or the one of the given states.  # (G,) -> (O, C)
+    def mask(self, packed: Tensor | None = None) -> npt.NDArray[np.bool_]:
+        """The argmax mask, or the one of the given bits.  # (O, C)
 
         A weight that is itself zero is kept only where its group has nothing better to keep.
         """
-        state = self.family.mode(self.logits) if state is None else state
-        kept = self.family.masks[state.long()]  # (G, M)
-        zero = self.weight.reshape(-1, self.family.pattern.m) == 0  # (G, M)
+        m = self.family.pattern.m
+        kept = unpack(self.kept if packed is None else packed, self.weight.numel()).view(-1, m)  # (G, M)
+        zero = self.weight.view(-1, m) == 0  # (G, M)
         if (kept & zero).any():
             # keep what was kept, then any other nonzero weight, then zeros, each in its order
             rank = kept.float().mul_(2).add_(1).masked_fill_(zero, 0).t().contiguous()  # (M, G)
-            kept = self.family.masks[self.family.mode(rank)]
-        array: npt.NDArray[np.bool_] = kept.view(self.weight.shape).cpu().numpy()
+            kept = top(rank, self.family.pattern.n).t()
+        array: npt.NDArray[np.bool_] = kept.reshape(self.weight.shape).cpu().numpy()
         return array
 
     def consume(self, grad_weight: Tensor) -> None:
-        """Take ∂L/∂W of the masked weight and pass ∂L/∂θ on.  # (O, C)"""
-        if self.on_gradient is None:
-            return
-        grad_mask = to_planes(grad_weight * self.weight, self.family.pattern.m)
-        self.on_gradient(self, self.family.pathwise(self.logits, grad_mask))
+        """Take ∂L/∂W of the masked weight.  # (O, C)"""
+        if self.on_gradient is not None:
+            self.on_gradient(self, grad_weight)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = _MaskedLinear.apply(x, self)  # type: ignore[no-untyped-call]
@@ -110,14 +142,15 @@ class _MaskedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, site: Site) -> Tensor:
-        weight = site.masked_weight()
-        ctx.site = site
-        ctx.save_for_backward(x, weight)
-        return nn.functional.linear(x, weight, site.bias)
+        ctx.site, ctx.mask = site, site.choose()
+        ctx.save_for_backward(x)
+        return nn.functional.linear(x, site.under(ctx.mask), site.bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        x, weight = ctx.saved_tensors
-        grad = grads[0]
-        ctx.site.consume(grad.flatten(0, -2).t() @ x.flatten(0, -2))
-        return grad @ weight, None
+        (x,) = ctx.saved_tensors
+        site, grad = ctx.site, grads[0]
+        # the gradient of x first: consuming the other one moves the site's logits, and with them perhaps its mask
+        grad_x = grad @ site.under(ctx.mask)
+        site.consume(grad.flatten(0, -2).t() @ x.flatten(0, -2))
+        return grad_x, None

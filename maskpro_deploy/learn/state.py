@@ -25,7 +25,7 @@ from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.files import atomic_file
 
 FORMAT = "maskpro-deploy/learning-state"
-VERSION = "1"
+VERSION = "2"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,7 @@
-"""The learning loop: sample masks, one forward and backward pass, move the logits, and now and then look at the argmax mask.
+"""The learning loop: give batches to an estimator, and now and then look at the argmax mask.
 
-Pathwise estimator: the forward pass runs with one hard mask per group, the backward pass takes ∂L/∂m from the weight's gradient
-and carries it to the logits through ∂E[m]/∂θ = Cov(m) (see `distribution`). The hard mask is a sample m ~ p_{θ/τ} whose
-temperature τ decays to 0; at τ = 0, the default, it is the argmax mask, and the estimator a straight-through one. The learning
-rate decays to 0 over the limit, be it time, steps or tokens; the result is the argmax mask with the lowest held-out loss.
+How the logits move is the estimator's business (see `estimator`); its schedules follow the share of the limit that is left, be it
+time, steps or tokens. The result is the argmax mask with the lowest held-out loss.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -20,11 +18,12 @@ import numpy.typing as npt
 import torch
 
 from maskpro_deploy.errors import CheckFailed
+from maskpro_deploy.learn.conditional_bernoulli import conditional_bernoulli
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.distribution import ConditionalBernoulli
+from maskpro_deploy.learn.estimator import Estimator, Windows, make_estimator
 from maskpro_deploy.learn.model import LearningModel, prunable_layers
 from maskpro_deploy.learn.monitor import Observer, Observers, memorises, peak_memory
-from maskpro_deploy.learn.optimizer import LogitOptimizer
+from maskpro_deploy.learn.packed import flips
 from maskpro_deploy.learn.priors import compute_prior
 from maskpro_deploy.learn.sites import Mode, Site
 from maskpro_deploy.learn.state import StateStore, stop_requests
@@ -33,8 +32,6 @@ from maskpro_deploy.masks import MaskSet
 from maskpro_deploy.progress import SILENT, Progress
 
 log = logging.getLogger(__name__)
-
-Windows = npt.NDArray[np.int32]  # (W, T)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,11 +99,11 @@ class Trainer:
         self.store, self.progress, self.given = store, progress, given
         self.observers = Observers(observers)
         self.counters = Counters()
-        self.optimizer = LogitOptimizer()
         self.sites: list[Site] = []
+        self.estimator: Estimator
         self.dense_loss = math.nan
-        self._prior_states: dict[str, torch.Tensor] = {}
-        self._best_states: dict[str, torch.Tensor] = {}  # of the point with the lowest held-out loss
+        self._prior: dict[str, torch.Tensor] = {}  # bits of the masks that learning started from
+        self._best: dict[str, torch.Tensor] = {}  # and of those at the point with the lowest held-out loss
         self._started = time.monotonic()
 
     # -- setting up
@@ -119,7 +116,7 @@ class Trainer:
         """
         config = self.config
         layers = prunable_layers(self.model.model, config.pattern, config.include, config.exclude)
-        family = ConditionalBernoulli(config.pattern, self.model.head.device)
+        family = conditional_bernoulli(config.pattern, self.model.head.device)
         self.model.check_head(self.text)
         self.dense_loss = self.heldout_loss()
         batches = self._calibration() if config.prior not in ("magnitude", "none") else []
@@ -127,11 +124,11 @@ class Trainer:
         for name, layer in layers.items():
             logits = priors.pop(name)
             site = Site(name, layer, family, logits)
-            site.on_gradient = lambda site, grad: self.optimizer.update(site.name, site.logits, grad)
-            self._prior_states[name] = family.mode(logits).to(torch.uint8)
+            self._prior[name] = site.kept
             self.model.replace(name, site)
             self.sites.append(site)
-        self.step_loss = StepLoss(self.model, self.sites, config.objective)
+        loss = StepLoss(self.model, self.sites, config.objective)
+        self.estimator = make_estimator(config, self.model, self.sites, loss)
 
     def _calibration(self) -> list[torch.Tensor]:
         """Batches of the windows that the prior sees.  # (B, T) each"""
@@ -154,23 +151,8 @@ class Trainer:
 
     def _step(self) -> None:
         counters = self.counters
-        left = 1.0 - self._fraction()
-        self.optimizer.begin(self.config.learning_rate * left)
-        temperature = self.config.temperature * left
-        for site in self.sites:
-            site.mode = Mode.SAMPLE if temperature > 0 else Mode.ARGMAX
-            site.temperature = temperature
-            site.seed(self.config.seed, counters.step)
         windows = self._batch(counters.step)
-        loss = self.step_loss(windows, differentiable=True)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            where = self.model.first_bad_module(windows) or "the output head"
-            raise CheckFailed(
-                f"the loss became {value} at step {counters.step}, first in {where}: nothing after the last saved state was "
-                f"kept.\nTry a smaller --learning-rate, or --dtype float32."
-            )
-        loss.backward()  # type: ignore[no-untyped-call]
+        value = self.estimator.step(windows, counters.step, 1.0 - self._fraction())
         counters.losses.append(value)
         counters.step += 1
         counters.tokens += windows.size
@@ -293,7 +275,7 @@ class Trainer:
         )
         c.losses.clear()
         if not c.curve or point.heldout_loss < min(p.heldout_loss for p in c.curve):
-            self._best_states = {s.name: s.family.mode(s.logits).to(torch.uint8) for s in self.sites}
+            self._best = {s.name: s.kept for s in self.sites}
         c.curve.append(point)
         log.info("%s", point)
         self.observers.point(asdict(point))
@@ -308,28 +290,29 @@ class Trainer:
 
     def flips(self) -> float:
         """Share of groups whose argmax mask differs from the prior's."""
-        changed = sum(int((s.family.mode(s.logits) != self._prior_states[s.name]).sum()) for s in self.sites)
-        return changed / sum(len(states) for states in self._prior_states.values())
+        m = self.config.pattern.m
+        changed = sum(flips(s.kept, self._prior[s.name], m, s.weight.numel()) for s in self.sites)
+        return changed * m / sum(s.weight.numel() for s in self.sites)
 
     def entropy(self) -> float:
         """Entropy of the masks' distribution, mean over groups; nats."""
-        total = sum(float(s.family.entropy(s.logits).sum(dtype=torch.float64)) for s in self.sites)
+        total = sum(s.entropy() for s in self.sites)
         return total / sum(s.logits.shape[1] for s in self.sites)
 
     def masks(self, dense_sha256: str = "") -> MaskSet:
         """The argmax masks of the point of the curve with the lowest held-out loss: never worse there than the prior."""
-        return self._masks_of(self._best_states, dense_sha256)
+        return self._masks_of(self._best, dense_sha256)
 
     def prior_masks(self, dense_sha256: str = "") -> MaskSet:
         """The one-shot masks that learning started from."""
-        return self._masks_of(self._prior_states, dense_sha256)
+        return self._masks_of(self._prior, dense_sha256)
 
     def changed_weights(self) -> dict[str, npt.NDArray[np.float32]]:
         """The base weights that are not the checkpoint's: all of them after a prior's update, else none.  # (O, C) each"""
         return {s.name: s.weight.float().cpu().numpy() for s in self.sites} if self.config.prior_update else {}
 
-    def _masks_of(self, states: dict[str, torch.Tensor], dense_sha256: str) -> MaskSet:
-        masks = {s.name: s.mask(states[s.name]) for s in self.sites}
+    def _masks_of(self, bits: dict[str, torch.Tensor], dense_sha256: str) -> MaskSet:
+        masks = {s.name: s.mask(bits[s.name]) for s in self.sites}
         return MaskSet.from_arrays(self.config.pattern, masks, dense_sha256)
 
     # -- state
@@ -339,12 +322,8 @@ class Trainer:
         if self.store is None:
             return
         self._check_finite()
-        tensors = {f"logits/{s.name}": s.logits for s in self.sites}
-        tensors |= {f"best/{k}": v for k, v in self._best_states.items()}
-        tensors |= {f"first/{k}": v for k, v in self.optimizer.first.items()}
-        tensors |= {f"second/{k}": v for k, v in self.optimizer.second.items()}
-        c = self.counters
-        counters: dict[str, Any] = {**asdict(c), "optimizer_step": self.optimizer.step, "dense_loss": self.dense_loss}
+        tensors = self.estimator.tensors() | {f"best/{k}": v for k, v in self._best.items()}
+        counters: dict[str, Any] = {**asdict(self.counters), **self.estimator.numbers(), "dense_loss": self.dense_loss}
         self.store.save(tensors, counters)
 
     def restore(self) -> None:
@@ -355,14 +334,9 @@ class Trainer:
         """
         assert self.store is not None
         tensors, counters = self.store.load()
-        for site in self.sites:
-            site.logits.copy_(tensors[f"logits/{site.name}"])
-            self._best_states[site.name] = tensors[f"best/{site.name}"].to(site.logits.device)
-            for moment, values in (("first", self.optimizer.first), ("second", self.optimizer.second)):
-                if (key := f"{moment}/{site.name}") in tensors:
-                    values[site.name] = tensors[key].to(site.logits.device)
-        self.optimizer.step = counters.pop("optimizer_step")
-        counters.pop("dense_loss")
-        counters["curve"] = [Point(**p) for p in counters["curve"]]
-        self.counters = Counters(**counters)
+        self._best = {s.name: tensors[f"best/{s.name}"].to(s.kept.device) for s in self.sites}
+        self.estimator.restore(tensors, counters)
+        known = {f.name for f in fields(Counters)}
+        self.counters = Counters(**{k: v for k, v in counters.items() if k in known})
+        self.counters.curve = [Point(**p) for p in counters["curve"]]
         self._started = time.monotonic()

@@ -98,8 +98,10 @@ def test_a_run_that_only_makes_it_worse_returns_the_prior(
 ) -> None:
     step = LogitOptimizer.update
 
-    def uphill(self: LogitOptimizer, name: str, logits: torch.Tensor, grad: torch.Tensor) -> None:
-        step(self, name, logits, -grad)
+    def uphill(
+        self: LogitOptimizer, name: str, logits: torch.Tensor, grad: torch.Tensor, chunk: slice, *, kept: int, key: int
+    ) -> torch.Tensor:
+        return step(self, name, logits, -grad, chunk, kept=kept, key=key)
 
     monkeypatch.setattr(LogitOptimizer, "update", uphill)
     result = run(dense, tmp_path / "out", text, heldout, replace(CONFIG, steps=30))
@@ -332,7 +334,7 @@ def test_a_weight_that_is_no_number_is_named(dense: Checkpoint, text: Text, held
             self.trainer = trainer
 
         def update(self, done: float, total: float, note: str = "") -> None:
-            self.trainer[0].sites[3].weight[0, 0] = float("nan")
+            self.trainer[0].sites[3].weight[0, :4] = float("nan")
 
     held: list[trainer_module.Trainer] = []
     model = trainer_module.LearningModel(load_causal_lm(dense.folder, torch.float32))

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from maskpro_deploy.learn.calibration import BlockStream, whole_model_grams
+from maskpro_deploy.learn.conditional_bernoulli import conditional_bernoulli
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.distribution import ConditionalBernoulli
 from maskpro_deploy.learn.model import LearningModel, prunable_layers
 from maskpro_deploy.learn.priors import (
     compute_prior,
@@ -47,16 +47,16 @@ def test_the_mode_of_the_initial_logits_is_the_one_shot_mask(with_norms: bool) -
     weight = torch.randn(6, 16)
     importance = scores(weight, torch.rand(16) + 0.1 if with_norms else None)
     logits = initial_logits(importance, PATTERN, 6.0)
-    family = ConditionalBernoulli(PATTERN)
-    kept = family.masks[family.mode(logits)].view(6, 16)
+    family = conditional_bernoulli(PATTERN)
+    kept = family.mode(logits).t().reshape(6, 16)
     assert (kept.numpy() == PATTERN.top(importance.numpy())).all()
 
 
 def test_a_zero_weight_is_kept_only_where_the_group_has_nothing_better() -> None:
     weight = torch.tensor([[0.0, 1e-12, 0.0, 5.0], [0.0, 0.0, 0.0, 1.0]])
     logits = initial_logits(scores(weight, None), PATTERN, 6.0)
-    family = ConditionalBernoulli(PATTERN)
-    kept = family.masks[family.mode(logits)]
+    family = conditional_bernoulli(PATTERN)
+    kept = family.mode(logits).t()
     assert kept[0].tolist() == [False, True, False, True]
     assert bool(kept[1, 3])
     assert torch.isfinite(logits).all()
@@ -65,7 +65,7 @@ def test_a_zero_weight_is_kept_only_where_the_group_has_nothing_better() -> None
 def test_strength_scales_certainty_and_leaves_the_mode() -> None:
     torch.manual_seed(2)
     importance = torch.rand(4, 8) + 0.1
-    family = ConditionalBernoulli(PATTERN)
+    family = conditional_bernoulli(PATTERN)
     weak, strong = (initial_logits(importance, PATTERN, s) for s in (1.0, 6.0))
     assert torch.equal(family.mode(weak), family.mode(strong))
     assert float(family.entropy(weak).mean()) > float(family.entropy(strong).mean())
@@ -87,8 +87,8 @@ def test_logits_of_a_mask_have_that_mask_as_their_mode(seed: int, pattern: NMPat
         importance = (importance * 3).floor()
     mask = top_mask(torch.rand(5, 16, generator=generator), pattern)
     logits = logits_of_mask(importance, mask, pattern, 6.0)
-    family = ConditionalBernoulli(pattern)
-    assert torch.equal(family.masks[family.mode(logits)].view(5, 16), mask)
+    family = conditional_bernoulli(pattern)
+    assert torch.equal(family.mode(logits).t().reshape(5, 16), mask)
 
 
 def test_where_scores_agree_with_the_mask_the_logits_are_those_of_the_scores() -> None:
@@ -110,9 +110,9 @@ class Setup:
         return compute_prior(self.model, self.layers, LearnConfig(pattern=PATTERN, window=16, **chosen), self.batches)
 
     def masks(self, **chosen: Any) -> dict[str, torch.Tensor]:
-        family = ConditionalBernoulli(PATTERN)
+        family = conditional_bernoulli(PATTERN)
         logits = self.prior(**chosen)
-        return {n: family.masks[family.mode(x)].view(self.layers[n].weight.shape) for n, x in logits.items()}
+        return {n: family.mode(x).t().reshape(self.layers[n].weight.shape) for n, x in logits.items()}
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: layer.weight.detach().clone() for name, layer in self.layers.items()}

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from maskpro_deploy.learn.distribution import ConditionalBernoulli
+from maskpro_deploy.learn.conditional_bernoulli import conditional_bernoulli
+from maskpro_deploy.learn.pathwise import draw
 from maskpro_deploy.learn.sites import Mode, Site, to_planes
 from maskpro_deploy.pattern import NMPattern
 
@@ -18,7 +19,7 @@ def site() -> Site:
     torch.manual_seed(0)
     linear = nn.Linear(16, 6)
     linear.requires_grad_(False)
-    return Site("layer.weight", linear, ConditionalBernoulli(PATTERN), torch.randn(4, 6 * 16 // 4))
+    return Site("layer.weight", linear, conditional_bernoulli(PATTERN), torch.randn(4, 6 * 16 // 4))
 
 
 def kept(weight: torch.Tensor) -> torch.Tensor:
@@ -40,6 +41,7 @@ def test_dense_mode_is_the_linear_layer_itself(site: Site) -> None:
 @pytest.mark.parametrize("mode", [Mode.SAMPLE, Mode.ARGMAX])
 def test_masked_weight_keeps_exactly_n_of_every_group(site: Site, mode: Mode) -> None:
     site.mode = mode
+    site.draw = lambda site: draw(site, 1.0, site.key(0))
     assert (kept(site.masked_weight()) == PATTERN.n).all()
 
 
@@ -49,20 +51,18 @@ def test_argmax_weight_agrees_with_the_mask_it_reports(site: Site) -> None:
 
 
 def test_the_same_key_gives_the_same_sample_and_another_key_another(site: Site) -> None:
-    site.mode = Mode.SAMPLE
-    draws = []
-    for key in ((0, 1), (0, 1), (0, 2), (1, 1)):
-        site.seed(*key)
-        draws.append(site.masked_weight())
+    draws = [draw(site, 1.0, site.key(*numbers)) for numbers in ((0, 1), (0, 1), (0, 2), (1, 1))]
     assert draws[0].equal(draws[1])
     assert not draws[0].equal(draws[2])
     assert not draws[0].equal(draws[3])
 
 
-def test_backward_gives_the_input_gradient_of_the_masked_layer_and_hands_the_pathwise_gradient_on(site: Site) -> None:
+@pytest.mark.parametrize("mode", list(Mode))
+def test_backward_gives_the_gradients_of_the_masked_layer(site: Site, mode: Mode) -> None:
     received: list[torch.Tensor] = []
     site.on_gradient = lambda _, grad: received.append(grad)
-    site.mode = Mode.ARGMAX
+    site.draw = lambda site: draw(site, 1.0, site.key(0))
+    site.mode = mode
     x = torch.randn(2, 5, 16, requires_grad=True)
     (site(x) ** 2).sum().backward()
 
@@ -70,9 +70,32 @@ def test_backward_gives_the_input_gradient_of_the_masked_layer_and_hands_the_pat
     y = x.detach().clone().requires_grad_()
     (nn.functional.linear(y, weight, site.bias) ** 2).sum().backward()
     torch.testing.assert_close(x.grad, y.grad)
-    assert weight.grad is not None
-    expected = site.family.pathwise(site.logits, to_planes(weight.grad * site.weight, 4))
-    torch.testing.assert_close(received[0], expected)
+    torch.testing.assert_close(received[0], weight.grad)
+
+
+def test_a_soft_mask_multiplies_the_weight(site: Site) -> None:
+    factors = torch.rand(6, 16)
+    site.mode, site.draw = Mode.SAMPLE, lambda _: factors
+    torch.testing.assert_close(site.masked_weight(), site.weight * factors)
+
+
+def test_the_gradient_of_the_input_belongs_to_the_mask_of_the_forward_pass(site: Site) -> None:
+    def move(site: Site, grad: torch.Tensor) -> None:
+        site.kept = ~site.kept
+
+    site.on_gradient = move
+    before = site.masked_weight().clone()
+    x = torch.randn(3, 16, requires_grad=True)
+    site(x).sum().backward()
+    torch.testing.assert_close(x.grad, before.sum(0).expand(3, -1))
+    assert not torch.equal(site.masked_weight(), before)
+
+
+def test_work_in_chunks_gives_what_work_at_once_gives(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = site.argmax()
+    monkeypatch.setattr("maskpro_deploy.learn.sites._CHUNK_WEIGHTS", 64)
+    assert len(list(site.chunks())) == 2
+    assert site.argmax().equal(whole)
 
 
 def test_no_gradient_is_stored_on_the_weight(site: Site) -> None:
@@ -87,7 +110,7 @@ def test_the_argmax_mask_keeps_no_zero_weight_while_its_group_has_others() -> No
     linear.requires_grad_(False)
     linear.weight.copy_(torch.tensor([[0.0, 1.0, 2.0, 0.0], [0.0, 0.0, 0.0, 3.0]]))
     favour_the_zeros = torch.tensor([[9.0, 0.0, 0.0, 9.0], [9.0, 9.0, 0.0, 0.0]]).t().contiguous()
-    mask = Site("w", linear, ConditionalBernoulli(PATTERN), favour_the_zeros).mask()
+    mask = Site("w", linear, conditional_bernoulli(PATTERN), favour_the_zeros).mask()
     assert mask[0].tolist() == [False, True, True, False]
     assert mask[1, 3]
     assert mask[1].sum() == 2

@@ -1,0 +1,80 @@
+"""How a gradient of the logits is come by: what the training loop needs to know about it.
+
+    pathwise   one backward pass, ∂E[m]/∂θ = Cov(m)                       `pathwise`, the default
+    maskpro    forward passes only: policy gradient                       `maskpro`
+    maskllm    C(M, N) candidates under a Gumbel softmax                  `maskllm`, a baseline
+
+The loop gives an estimator batches; the estimator moves the logits of the sites and keeps `Site.kept`, the argmax mask, up to
+date. `docs/theory.md` says what each one estimates, with which bias and variance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from maskpro_deploy.errors import CheckFailed
+from maskpro_deploy.learn.config import LearnConfig
+from maskpro_deploy.learn.model import LearningModel
+from maskpro_deploy.learn.sites import Site
+from maskpro_deploy.learn.step_loss import StepLoss
+
+Windows = npt.NDArray[np.int32]  # (W, T)
+
+
+class Estimator(Protocol):
+    """One way to learn the logits of the sites of a model."""
+
+    def step(self, windows: Windows, step: int, left: float) -> float:
+        """Take one step.
+
+        Args:
+            windows: the batch (W, T).
+            step: its number, from 0: what randomness is keyed by.
+            left: share of the run that is left, 1 to 0: what schedules follow.
+
+        Returns:
+            The loss of the masks that were tried, nats a token.
+
+        Raises:
+            CheckFailed: the loss is no number; no logit has moved.
+        """
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The whole state, for saving; keys are `kind/site name`."""
+
+    def numbers(self) -> dict[str, Any]:
+        """The rest of the state: what JSON holds."""
+
+    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+
+    def metrics(self) -> dict[str, float]:
+        """What this way of learning has to say about itself, for the log."""
+
+
+def make_estimator(config: LearnConfig, model: LearningModel, sites: Sequence[Site], loss: StepLoss) -> Estimator:
+    """The estimator that the settings name."""
+    from maskpro_deploy.learn.pathwise import PathwiseEstimator
+
+    return PathwiseEstimator(config, model, sites, loss)
+
+
+def check_loss(value: float, step: int, model: LearningModel, windows: Windows) -> float:
+    """The loss itself.
+
+    Raises:
+        CheckFailed: it is no number.
+    """
+    if not math.isfinite(value):
+        where = model.first_bad_module(windows) or "the output head"
+        raise CheckFailed(
+            f"the loss became {value} at step {step}, first in {where}: nothing after the last saved state was "
+            f"kept.\nTry a smaller --learning-rate, or --dtype float32."
+        )
+    return value
