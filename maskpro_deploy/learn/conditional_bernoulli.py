@@ -112,7 +112,7 @@ class Enumerated(_Common):
         rows = torch.nn.functional.embedding(state.int(), self.masks.float())  # (G, M)
         return rows.t().contiguous() > 0
 
-    def pathwise(self, logits: Tensor, grad_mask: Tensor) -> Tensor:
+    def pathwise(self, logits: Tensor, grad_mask: Tensor, *, is_centred: bool = False) -> Tensor:
         """Cov(m) h with h = ∂L/∂m.
 
         Computed as E[m (⟨m, h⟩ - E⟨m, h⟩)], with ⟨m, h⟩ relative to the mode's: nothing large cancels in groups that are certain.
@@ -120,12 +120,13 @@ class Enumerated(_Common):
         Args:
             logits: (M, G).
             grad_mask: h, (M, G).
+            is_centred: the cut is at 0 already.
 
         Returns:
             (M, G).
         """
         if (self.pattern.n, self.pattern.m) == (2, 4):
-            return _pathwise_2_4(logits, grad_mask)
+            return _pathwise_2_4(logits if is_centred else centred(logits, 2), grad_mask)
         p = self.probabilities(logits)
         kept = self.masks.to(logits.dtype)
         along = kept @ grad_mask  # (S, G): <m, h>
@@ -138,10 +139,13 @@ class Enumerated(_Common):
 def _pathwise_2_4(logits: Tensor, h: Tensor) -> Tensor:
     """Cov(m) h for 2:4 in closed form.
 
-    With e = exp(θ - t) and {i, j, k, l} = {0, 1, 2, 3}:  Cov_ij = -e_i e_j (e_k² + e_k e_l + e_l²) / Z², and, as the rows of a
-    covariance of masks sum to zero, (Cov h)_i = Σ_j Cov_ij (h_j - h_i). No difference of large numbers is left.
+    With e = exp(θ), θ relative to the cut, and {i, j, k, l} = {0, 1, 2, 3}:
+
+        Cov_ij = -e_i e_j (e_k² + e_k e_l + e_l²) / Z²,     (Cov h)_i = Σ_j Cov_ij (h_j - h_i),
+
+    the latter as the rows of a covariance of masks sum to zero. No difference of large numbers is left.
     """
-    e = centred(logits, 2).clamp_(-_CLAMP, _CLAMP).exp_()
+    e = logits.clamp(-_CLAMP, _CLAMP).exp_()
     square = e * e
     products = {(i, j): e[i] * e[j] for i in range(4) for j in range(i + 1, 4)}
     total = products[0, 1] + products[2, 3]
@@ -226,12 +230,13 @@ class Recursive(_Common):
 
         return _blocks(block, logits, uniform)
 
-    def pathwise(self, logits: Tensor, grad_mask: Tensor) -> Tensor:
+    def pathwise(self, logits: Tensor, grad_mask: Tensor, *, is_centred: bool = False) -> Tensor:
         """Cov(m) h with h = ∂L/∂m: the derivative of E[flips] where every flip factor x_i grows by ±h_i x_i.
 
         Args:
             logits: (M, G).
             grad_mask: h, (M, G).
+            is_centred: the cut is at 0 already; it makes no difference here.
 
         Returns:
             (M, G).

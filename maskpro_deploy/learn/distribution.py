@@ -58,5 +58,5 @@ class Distribution(Protocol):
 class Pathwise(Distribution, Protocol):
     """A distribution whose marginals can be differentiated."""
 
-    def pathwise(self, logits: Tensor, grad_mask: Tensor) -> Tensor:
-        """∂E[m]/∂θ applied to ∂L/∂m.  # (M, G), (M, G) -> (M, G)"""
+    def pathwise(self, logits: Tensor, grad_mask: Tensor, *, is_centred: bool = False) -> Tensor:
+        """∂E[m]/∂θ applied to ∂L/∂m; `is_centred` promises that the cut is at 0.  # (M, G), (M, G) -> (M, G)"""

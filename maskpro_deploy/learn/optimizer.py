@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskpro_deploy.learn.top_n import centred
+from maskpro_deploy.learn.top_n import centred, top_of_centred
 
 _EPSILON = 1e-24  # of a squared gradient; gradients of a mask are small (1e-6 and less): Adam's usual 1e-8 would damp them
 _HALF_BITS = 13  # mantissa bits that float32 has beyond float16
 _LIMIT = 60000.0  # float16 ends at 65504
 _LEVELS = 127  # of the first moment, on either side of zero
-NOISE = 1 << 19  # numbers in the table; a chunk of groups has fewer weights
+NOISE = 1 << 20  # numbers in the table; a chunk of groups has fewer weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class LogitOptimizer:
     step: int = 0
     rate: float = 0.0
     moments: dict[str, Moments] = field(default_factory=dict)
-    _noise: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _noise: dict[torch.device, Tensor] = field(default_factory=dict)
 
     def begin(self, rate: float) -> None:
         """Start a step: every gradient that arrives until the next `begin` belongs to it."""
@@ -81,11 +81,11 @@ class LogitOptimizer:
             key: of the roundings' noise: another number for every site, chunk and step.
 
         Returns:
-            The new logits of the chunk, as they are stored.  # (M, G) float32
+            The new argmax mask of the chunk.  # (M, G) boolean
         """
         m, groups = grad.shape
         moments, bound = self._moments(name, logits), self._bound(m)
-        floats, integers = self._window(grad.device, m * groups, key)
+        noise = self._window(grad.device, m * groups, key).view(m, groups)
 
         old = moments.second[chunk].float()
         new = old * self.beta2
@@ -98,10 +98,12 @@ class LogitOptimizer:
 
         correction = math.sqrt(1 - self.beta2**self.step) / (1 - self.beta1**self.step)
         moved = logits[:, chunk].float().add_(relative, alpha=-self.rate * correction)
-        logits[:, chunk] = round_to_half(centred(moved, kept), integers.view(m, groups))
+        stored = round_to_half(centred(moved, kept), noise)
+        logits[:, chunk] = stored
         moments.second[chunk] = new
-        moments.first[:, chunk] = relative.mul_(_LEVELS / bound).add_(floats.view(m, groups)).floor_().clamp_(-_LEVELS, _LEVELS)
-        return logits[:, chunk].float()
+        levels = relative.mul_(_LEVELS / bound * (1 << _HALF_BITS)).int()
+        moments.first[:, chunk] = levels.add_(noise).bitwise_right_shift_(_HALF_BITS).clamp_(-_LEVELS, _LEVELS)
+        return top_of_centred(stored, kept)
 
     def tensors(self) -> dict[str, Tensor]:
         """The state, for saving."""
@@ -125,15 +127,13 @@ class LogitOptimizer:
         spread = (1 - self.beta1) ** 2 / (1 - self.beta2) / (1 - self.beta1**2 / self.beta2)
         return math.sqrt(m * spread)
 
-    def _window(self, device: torch.device, count: int, key: int) -> tuple[Tensor, Tensor]:
-        """`count` random numbers, as floats in [0, 1) and as integers of 13 bits; the key says where in the table they start."""
+    def _window(self, device: torch.device, count: int, key: int) -> Tensor:
+        """`count` random integers of 13 bits; the key says where in the table they start."""
         if device not in self._noise:
             table = np.random.default_rng(0).integers(0, 1 << _HALF_BITS, NOISE, dtype=np.int32)
-            integers = torch.from_numpy(table).to(device)
-            self._noise[device] = integers.float().div_(1 << _HALF_BITS), integers
+            self._noise[device] = torch.from_numpy(table).to(device)
         start = key % (NOISE - count + 1)
-        floats, integers = self._noise[device]
-        return floats[start : start + count], integers[start : start + count]
+        return self._noise[device][start : start + count]
 
 
 def round_to_half(planes: Tensor, noise: Tensor) -> Tensor:

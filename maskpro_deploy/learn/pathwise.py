@@ -22,7 +22,6 @@ from maskpro_deploy.learn.optimizer import LogitOptimizer
 from maskpro_deploy.learn.packed import pack
 from maskpro_deploy.learn.sites import Mode, Site, to_planes
 from maskpro_deploy.learn.step_loss import StepLoss
-from maskpro_deploy.learn.top_n import top
 
 
 class PathwiseEstimator:
@@ -119,7 +118,7 @@ def pathwise_step(optimizer: LogitOptimizer, site: Site, grad_weight: Tensor, ke
     for number, chunk in site.chunks():
         part = slice(chunk.start * m, chunk.stop * m)
         grad_mask = to_planes(flat[part] * weight[part], m)
-        grad = family.pathwise(site.logits[:, chunk].float(), grad_mask)
+        grad = family.pathwise(site.logits[:, chunk].float(), grad_mask, is_centred=True)
         moved = optimizer.update(site.name, site.logits, grad, chunk, kept=n, key=key + number * 7919)
-        kept[site.bits_of(chunk)] = pack(top(moved, n))
+        kept[site.bits_of(chunk)] = pack(moved)
     site.kept = kept
