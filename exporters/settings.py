@@ -133,6 +133,8 @@ class EngineConfig:
             raise ConfigError("--profiles gives the bounds itself: leave --max-batch and --max-prefill out.")
         if self.compare_dense and self.dense:
             raise ConfigError("--compare-dense compares a sparse engine with its dense twin: leave --dense out.")
+        if self.timing_cache is not None and self.timing_cache.is_dir():
+            raise ConfigError(f"--timing-cache {self.timing_cache} is a folder.\nGive the name of a file.")
         if not self.compare_budget_s > 0:
             raise ConfigError(f"--budget {self.compare_budget_s:g} is out of range: above 0 s.")
         if not self.dense:

@@ -17,6 +17,7 @@ import onnx
 from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError
 from maskpro_deploy.exporters.trt_execution import Execution
 from maskpro_deploy.exporters.trt_flags import apply_flags
+from maskpro_deploy.files import atomic_file
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 # warnings that a part of the graph is left out, so that the engine would compute something else
@@ -125,7 +126,8 @@ class Library:
         if engine is None:
             raise CheckFailed(f"{self.name} {self.version} could not build the engine: {self._last_error()}")
         if cache is not None and timing_cache is not None:
-            timing_cache.write_bytes(memoryview(cache.serialize()))
+            with atomic_file(timing_cache) as temporary:
+                temporary.write_bytes(memoryview(cache.serialize()))
         return memoryview(engine)
 
     def _network_flags(self) -> int:
@@ -184,7 +186,10 @@ class Library:
         if path is None or self.name == "tensorrt-rtx" or not hasattr(config, "create_timing_cache"):
             return None
         cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-        return cache if config.set_timing_cache(cache, ignore_mismatch=False) else None
+        if config.set_timing_cache(cache, ignore_mismatch=False):
+            return cache
+        self.warnings.append(f"{path} holds kernel times of another library or GPU: it is neither used nor changed")
+        return None
 
     def _monitor(self, on_step: Callable[[float, str], None]) -> Any:
         trt, phases = self._trt, _Phases()

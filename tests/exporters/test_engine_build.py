@@ -157,6 +157,7 @@ def test_a_bundle_of_another_pattern_needs_dense(bundle):
         ({"profiles": "decode:1", "max_batch": 2}, "--profiles"),
         ({"compare_dense": True, "dense": True}, "--compare-dense"),
         ({"compare_budget_s": 0}, "--budget"),
+        ({"timing_cache": Path("/")}, "--timing-cache / is a folder"),
         ({"flags": BuilderFlags(refit="all")}, "--refit all"),
     ],
 )
