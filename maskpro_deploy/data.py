@@ -5,7 +5,7 @@ A text source is named on the command line:
     builtin             original English prose in eight genres that ships with the package, learning part
     builtin:heldout     its held-out part: every eighth document of each genre, fixed for good
     FILE.txt            plain text, one document; documents may be separated by a line `%%`
-    FILE.jsonl          one JSON object a line, the text under "text"
+    FILE.jsonl          one JSON object a line, the text under "text" (also .json, and compressed: .jsonl.gz, .json.gz)
     FILE.parquet        a column "text" (needs the `eval` extra)
     hub:NAME[:SPLIT]    a dataset of the Hugging Face Hub with a column "text" (needs the `eval` extra)
 
@@ -22,16 +22,15 @@ import lzma
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from maskpro_deploy.errors import ConfigError, DownloadError, FormatError, InputError
-from maskpro_deploy.extras import require
+from maskpro_deploy.errors import ConfigError, FormatError, InputError
 from maskpro_deploy.files import read_json
+from maskpro_deploy.rows import file_rows, hub_rows, read_plain
 
 BUILTIN = "builtin"
 HELD_OUT = "builtin:heldout"
@@ -140,58 +139,13 @@ def _builtin(split: str) -> list[str]:
 
 
 def _file(path: Path) -> list[str]:
-    if not path.is_file():
-        raise InputError(f"{path} does not exist or is no file.\nGive a .txt, .jsonl or .parquet file, `builtin`, or hub:NAME.")
-    if path.suffix == ".parquet":
-        return _parquet(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as e:
-        raise FormatError(f"{path} is not UTF-8 text: {e}") from e
-    if path.suffix in (".jsonl", ".ndjson"):
-        return _jsonl(path, text)
-    return text.split("\n%%\n")
-
-
-def _jsonl(path: Path, text: str) -> list[str]:
-    documents = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            documents.append(json.loads(line)["text"])
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise FormatError(f'{path}, line {number}: expected a JSON object with a "text".') from None
-        if not isinstance(documents[-1], str):
-            raise FormatError(f'{path}, line {number}: "text" is no string.')
-    return documents
-
-
-def _parquet(path: Path) -> list[str]:
-    if find_spec("pyarrow") is None:
-        require("eval", "reading Parquet files")
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        column = pyarrow.parquet.read_table(path, columns=["text"]).column("text")
-    except (pyarrow.ArrowException, KeyError) as e:
-        raise FormatError(f'{path} is no Parquet file with a column "text": {e}') from e
-    return [str(value) for value in column.to_pylist() if value is not None]
+    rows = file_rows(path)
+    return rows if rows is not None else read_plain(path).split("\n%%\n")
 
 
 def _hub(source: str) -> list[str]:
-    require("eval", "reading a dataset of the Hub")
-    import datasets
-
     _, name, *rest = source.split(":")
-    try:
-        rows = datasets.load_dataset(name, split=rest[0] if rest else "train", trust_remote_code=False)
-        return [str(value) for value in rows["text"]]
-    except KeyError:
-        raise FormatError(f'{source} has no column "text".') from None
-    except Exception as e:  # the library raises many kinds; all mean that there is no such data here
-        raise DownloadError(f"{source} could not be loaded: {e}") from e
+    return hub_rows(name, split=rest[0] if rest else "train")
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -223,18 +177,23 @@ def token_stream(documents: Sequence[str], tokenizer: Tokenizer, separator: int 
     return np.asarray(pieces, dtype=np.int32)
 
 
-def windows(stream: npt.NDArray[np.int32], length: int, name: str) -> npt.NDArray[np.int32]:
-    """Cut a stream into windows that do not overlap; the rest is dropped.  # (tokens,) -> (W, T)
+def windows(stream: npt.NDArray[np.int32], length: int, name: str, stride: int | None = None) -> npt.NDArray[np.int32]:
+    """Cut a stream into windows that begin every `stride` tokens; the rest is dropped.  # (tokens,) -> (W, T)
+
+    Args:
+        stream: the tokens.
+        length: of a window.
+        name: of the text, for messages.
+        stride: by default `length`: windows that do not overlap.
 
     Raises:
         ConfigError: the stream is shorter than one window.
     """
-    count = len(stream) // length
-    if count == 0:
+    if len(stream) < length:
         raise ConfigError(
             f"{name} has {len(stream)} tokens, less than one window of {length}.\nGive more text, or a shorter --window."
         )
-    return stream[: count * length].reshape(count, length)
+    return np.lib.stride_tricks.sliding_window_view(stream, length)[:: stride or length].copy()
 
 
 def separator_token(folder: Path, tokenizer: Tokenizer) -> int | None:

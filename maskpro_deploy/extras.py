@@ -20,7 +20,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "serve": ("starlette", "uvicorn", "pydantic", "jinja2", "prometheus_client"),
     "report": ("matplotlib", "jinja2"),
     "tensorboard": ("tensorboard",),
-    "eval": ("datasets",),
+    "eval": ("datasets", "lm_eval"),
     "ray": ("ray",),
 }
 

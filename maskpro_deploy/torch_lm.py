@@ -1,11 +1,12 @@
 """A checkpoint running in torch: the reference that every other form of the model is compared with.
 
-Shapes: `B` batch, `T` tokens, `V` vocabulary.
+Shapes: `B` batch, `T` tokens (`S` new, `P` past), `V` vocabulary.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,16 +55,16 @@ class TorchLM:
         self._model = model
 
     @classmethod
-    def open(cls, folder: Path, dtype: torch.dtype = torch.float32) -> TorchLM:
-        """Load a checkpoint folder (see `load_causal_lm` for what can go wrong)."""
-        return cls(load_causal_lm(folder, dtype))
+    def open(cls, folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> TorchLM:
+        """Load a checkpoint folder onto a torch device (see `load_causal_lm` for what can go wrong)."""
+        return cls(load_causal_lm(folder, dtype).to(device))
 
     @torch.inference_mode()
     def apply(self, masks: MaskSet) -> None:
         """Multiply the weights with their masks, in place."""
         for name in masks:
             weight = self._model.get_parameter(name)
-            weight.mul_(torch.from_numpy(masks.mask(name)))
+            weight.mul_(torch.from_numpy(masks.mask(name)).to(weight.device))
 
     @property
     def vocab_size(self) -> int:
@@ -73,16 +74,50 @@ class TorchLM:
     @torch.inference_mode()
     def logits(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Logits at every position.  # (B, T) -> (B, T, V)"""
-        out = self._model(torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64)), use_cache=False)
-        logits: npt.NDArray[np.float32] = out.logits.float().numpy()
+        out = self._model(self._tensor(tokens), use_cache=False)
+        logits: npt.NDArray[np.float32] = out.logits.float().cpu().numpy()
         return logits
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        tokens: npt.NDArray[np.int64],
+        cache: Any = None,
+        attention_mask: npt.NDArray[np.int64] | None = None,
+    ) -> tuple[npt.NDArray[np.float32], Any]:
+        """Read tokens on top of a cache.
+
+        Args:
+            tokens: `# (B, S)`
+            cache: what an earlier call returned, which is used up; None for nothing.
+            attention_mask: 1 where a token counts, 0 at padding on the left; None if all count. `# (B, P + S)`
+
+        Returns:
+            Logits after each token `# (B, S, V)`, and the longer cache.
+        """
+        from transformers import DynamicCache
+
+        accepted = inspect.signature(self._model.forward).parameters
+        cache = DynamicCache(config=self._model.config) if cache is None else cache
+        if attention_mask is None:
+            attention_mask = np.ones((tokens.shape[0], int(cache.get_seq_length()) + tokens.shape[1]), np.int64)
+        given = {"attention_mask": self._tensor(attention_mask), "use_cache": True}
+        given["cache" if "cache" in accepted else "past_key_values"] = cache  # the name changed within transformers 5
+        if "position_ids" in accepted:
+            positions = np.maximum(attention_mask.cumsum(axis=1) - 1, 0)[:, -tokens.shape[1] :]
+            given["position_ids"] = self._tensor(positions)
+        out = self._model(self._tensor(tokens), **given)  # the cache grows in place
+        logits: npt.NDArray[np.float32] = out.logits.float().cpu().numpy()
+        return logits, cache
+
+    def _tensor(self, array: npt.NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self._model.device)
 
     @torch.inference_mode()
     def hidden_states(self, tokens: npt.NDArray[np.int64]) -> list[npt.NDArray[np.float32]]:
         """What goes into layer 0, 1, ... and, after the last norm, into the output head.  # (B, T) -> (B, T, E) each"""
-        ids = torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64))
-        out = self._model(ids, use_cache=False, output_hidden_states=True)
-        return [state.float().numpy() for state in out.hidden_states]
+        out = self._model(self._tensor(tokens), use_cache=False, output_hidden_states=True)
+        return [state.float().cpu().numpy() for state in out.hidden_states]
 
     @torch.inference_mode()
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
@@ -91,7 +126,7 @@ class TorchLM:
 
         # what the checkpoint says of sampling and of ends would fill in whatever is left open below
         self._model.generation_config = GenerationConfig()
-        ids = torch.tensor([list(prompt)])
+        ids = torch.tensor([list(prompt)], device=self._model.device)
         settings = GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=0)
         out = self._model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
         return [int(token) for token in out[0, len(prompt) :]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from maskpro_deploy import extras, rows
 from maskpro_deploy.data import (
     BUILTIN,
     HELD_OUT,
@@ -94,8 +94,9 @@ class TestFiles:
         with pytest.raises(InputError, match="does not exist or is no file"):
             load_text(str(tmp_path / name))
 
-    @pytest.mark.skipif(find_spec("datasets") is not None, reason="the eval extra is installed")
-    def test_a_hub_dataset_needs_its_extra(self):
+    def test_a_hub_dataset_needs_its_extra(self, monkeypatch):
+        for module in (rows, extras):  # as if it were not installed
+            monkeypatch.setattr(module, "find_spec", lambda name: None)
         with pytest.raises(MissingExtraError, match=r"maskpro-deploy\[eval\]"):
             load_text("hub:owner/name")
 

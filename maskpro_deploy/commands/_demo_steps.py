@@ -217,7 +217,7 @@ def evaluate(demo: Demo) -> None:
     tokenizer = load_tokenizer(demo.dense)
     windows = protocol.windows(
         load_text(HELD_OUT), tokenizer, separator=separator_token(demo.dense, tokenizer), bos_token=None
-    )  # fmt: skip
+    ).tokens  # fmt: skip
     # spread over the whole text, so that every genre counts
     windows = windows[np.linspace(0, len(windows) - 1, min(_EVAL_WINDOWS, len(windows))).astype(int)]
     one_shot = TorchLM.open(demo.dense)

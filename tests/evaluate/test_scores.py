@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from maskpro_deploy.data import Text, load_text, load_tokenizer, separator_token
+from maskpro_deploy.data import load_text, load_tokenizer, separator_token
 from maskpro_deploy.errors import CheckFailed, ConfigError, InputError
-from maskpro_deploy.evaluate import EvalProtocol, compare, compare_all, log_probabilities, perplexity
+from maskpro_deploy.evaluate import EvalProtocol, WindowScore, compare, compare_all, log_probabilities, perplexity, score_windows
 from maskpro_deploy.exporters import ExportConfig, export
 from maskpro_deploy.runtime import SessionConfig, open_session
 from maskpro_deploy.torch_lm import TorchLM
@@ -123,6 +123,43 @@ def test_long_windows_are_summed_over_all_their_pieces() -> None:
     assert found.kl == pytest.approx(np.mean([p.kl for p in pieces]))
 
 
+@given(st.integers(0, 2**31), st.integers(1, 11))
+def test_overlapping_windows_are_averaged_over_tokens(seed: int, stride: int) -> None:
+    lm, reference, windows = random_lm(seed), random_lm(seed + 1), random_windows(seed)
+    found = compare(lm, reference, windows, stride=stride)
+    pairs = [(w, i) for w in range(len(windows)) for i in range(1 if w == 0 else 12 - stride, 12)]
+    rows = log_probabilities(lm.table)
+    nll = [-rows[windows[w, i - 1], windows[w, i]] for w, i in pairs]
+    assert found.model.tokens == len(pairs)
+    assert found.model.nll == pytest.approx(np.mean(nll))
+    other = [-log_probabilities(reference.table)[windows[w, i - 1], windows[w, i]] for w, i in pairs]
+    assert found.ratio == pytest.approx(math.exp(np.mean(nll) - np.mean(other)))
+
+
+class Kept(dict[tuple[str, int], WindowScore]):
+    """Scores in memory."""
+
+    def get(self, model: str, window: int) -> WindowScore | None:  # type: ignore[override]
+        return super().get((model, window))
+
+    def put(self, model: str, window: int, score: WindowScore) -> None:
+        self[model, window] = score
+
+
+@given(st.integers(0, 2**31), st.sets(st.tuples(st.sampled_from(["a", "b", "r"]), st.integers(0, 4))))
+def test_a_run_that_goes_on_gives_what_a_whole_run_gives(seed: int, done: set[tuple[str, int]]) -> None:
+    lms = {"a": random_lm(seed), "b": random_lm(seed + 1), "r": random_lm(seed + 2)}
+    windows = random_windows(seed)
+    whole = Kept()
+    expected = score_windows(lms, windows, reference="r", record=whole)
+    kept = Kept({key: whole[key] for key in done})
+    before = {name: lm.calls for name, lm in lms.items()}
+    assert score_windows(lms, windows, reference="r", record=kept) == expected
+    assert dict(kept) == dict(whole)
+    for name in ("a", "b"):  # what was done is not done again (one call asks for the vocabulary)
+        assert lms[name].calls - before[name] == 1 + sum((name, w) not in done for w in range(5))
+
+
 def test_a_single_window_has_no_standard_error() -> None:
     found = compare(random_lm(0), random_lm(1), random_windows(0, count=1))
     assert found.model.stderr is None
@@ -202,76 +239,9 @@ def test_log_probabilities_sum_to_one_even_for_huge_logits() -> None:
     assert np.exp(rows).sum(axis=1) == pytest.approx([1.0, 1.0])
 
 
-# -- the protocol ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def tokenizer(tiny_checkpoint: Path) -> Tokenizer:
     return load_tokenizer(tiny_checkpoint)
-
-
-TEXT = Text(name="two", documents=("The first text, of some length.", "The second text, a little longer than that."))
-
-
-def test_documents_are_joined_by_the_separator(tokenizer: Tokenizer) -> None:
-    windows = EvalProtocol(window=4).windows(TEXT, tokenizer, separator=2, bos_token=None)
-    stream = [*tokenizer.encode(TEXT.documents[0]).ids, 2, *tokenizer.encode(TEXT.documents[1]).ids, 2]
-    assert windows.ravel().tolist() == stream[: len(stream) // 4 * 4]
-
-
-def test_documents_are_joined_by_blank_lines_and_tokenised_at_once(tokenizer: Tokenizer) -> None:
-    windows = EvalProtocol(window=4, joining="blank-line").windows(TEXT, tokenizer, separator=2, bos_token=None)
-    stream = tokenizer.encode("\n\n".join(TEXT.documents)).ids
-    assert windows.ravel().tolist() == stream[: len(stream) // 4 * 4]
-
-
-def test_the_begin_of_text_token_stands_once_at_the_very_start(tokenizer: Tokenizer) -> None:
-    without = EvalProtocol(window=4).windows(TEXT, tokenizer, separator=2, bos_token=1).ravel()
-    with_bos = EvalProtocol(window=4, bos="first").windows(TEXT, tokenizer, separator=2, bos_token=1).ravel()
-    assert with_bos[0] == 1
-    shared = min(len(with_bos) - 1, len(without))
-    assert with_bos[1 : 1 + shared].tolist() == without[:shared].tolist()
-
-
-def test_the_number_of_windows_can_be_bounded(tokenizer: Tokenizer) -> None:
-    everything = EvalProtocol(window=4).windows(TEXT, tokenizer, separator=2, bos_token=None)
-    first = EvalProtocol(window=4, max_windows=2).windows(TEXT, tokenizer, separator=2, bos_token=None)
-    assert first.tolist() == everything[:2].tolist()
-
-
-def test_text_shorter_than_a_window_is_an_error(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ConfigError, match=r"two has .* tokens, less than one window of 4000"):
-        EvalProtocol(window=4000).windows(TEXT, tokenizer, separator=2, bos_token=None)
-
-
-def test_a_model_without_a_begin_of_text_token_cannot_start_with_one(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ConfigError, match="--bos none"):
-        EvalProtocol(window=4, bos="first").windows(TEXT, tokenizer, separator=2, bos_token=None)
-
-
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        ({"window": 1}, "--window 1"),
-        ({"joining": "glue"}, "--joining"),
-        ({"bos": "x"}, "--bos"),
-        ({"max_windows": 0}, "--max-windows"),
-    ],
-)
-def test_settings_out_of_range_name_the_flag(settings: dict[str, object], named: str) -> None:
-    with pytest.raises(ConfigError, match=named):
-        EvalProtocol(**settings)  # type: ignore[arg-type]
-
-
-def test_the_protocol_is_stated_whole() -> None:
-    assert EvalProtocol(window=128).to_json() == {
-        "window": 128,
-        "joining": "separator",
-        "bos": "none",
-        "max_windows": None,
-        "stride": 128,
-        "scored_tokens_per_window": 127,
-    }
 
 
 # -- real models -----------------------------------------------------------------------------------------------------------
@@ -282,7 +252,7 @@ def held_out(tiny_checkpoint: Path, tokenizer: Tokenizer) -> Ints:
     protocol = EvalProtocol(window=48, max_windows=6)
     return protocol.windows(
         load_text("builtin:heldout"), tokenizer, separator=separator_token(tiny_checkpoint, tokenizer), bos_token=None
-    )
+    ).tokens
 
 
 def test_perplexity_equals_an_independent_computation_in_torch(tiny_checkpoint: Path, held_out: Ints) -> None:

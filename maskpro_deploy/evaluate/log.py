@@ -1,0 +1,187 @@
+"""Results on disk as they come: a file of JSON lines that only grows, one header and then a line for each result.
+
+A run that was stopped goes on where it was, and a later run adds to what is there, by the same rule: what the file holds is not
+done again. The header says what the results were measured with; a run that would measure something else is refused. A line that
+was cut off by a crash is dropped. The file is locked while a run writes to it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from maskpro_deploy.errors import FormatError, InputError
+from maskpro_deploy.evaluate.scores import WindowScore
+from maskpro_deploy.files import disk_errors
+
+LOG_FILE = "results.jsonl"
+SCHEMA = "maskpro-deploy/eval-log"
+
+
+class ResultLog:
+    """The file of one result folder.
+
+    Args:
+        folder: made if it does not exist.
+        header: what is measured and how; equal for all runs that share the file.
+        force: forget what is there.
+
+    Raises:
+        InputError: the folder holds something else, results of another kind, or another run writes to it.
+        FormatError: the file is damaged.
+        DiskFullError: no space left.
+    """
+
+    def __init__(self, folder: Path, header: Mapping[str, Any], *, force: bool = False) -> None:
+        self.path = folder / LOG_FILE
+        self._force = force
+        if not force and not self.path.exists() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(
+                f"{folder} exists already and holds no evaluation.\nChoose another --out, or write there with --force."
+            )
+        with disk_errors(self.path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file: BinaryIO = self.path.open("a+b")
+        try:
+            self._lock()
+            self.rows = self._read(header)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> ResultLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append one result."""
+        self.rows.append(dict(row))
+        self._write(row)
+
+    def close(self) -> None:
+        """Make all of it durable, and let other runs in."""
+        with disk_errors(self.path):
+            os.fsync(self._file.fileno())
+        self._file.close()
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        with disk_errors(self.path):
+            self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another run writes to {self.path.parent} now.\nWait for it, or choose another --out.") from None
+
+    def _read(self, header: Mapping[str, Any]) -> list[dict[str, Any]]:
+        if self._force:
+            self._file.truncate(0)
+        self._file.seek(0)
+        whole = self._file.read()
+        end = whole.rfind(b"\n") + 1
+        self._file.truncate(end)
+        try:
+            rows = [json.loads(line) for line in whole[:end].splitlines()]
+        except ValueError as e:
+            raise FormatError(f"{self.path} is damaged: {e}\nReplace it with --force.") from e
+        wanted = {"schema": SCHEMA, **header}
+        if not rows:
+            self._write(wanted)
+            return []
+        self._compare(rows[0], json.loads(json.dumps(wanted)))
+        return rows[1:]
+
+    def _compare(self, found: Any, wanted: dict[str, Any]) -> None:
+        if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+            raise InputError(f"{self.path} is no log of an evaluation.\nChoose another --out, or replace it with --force.")
+        for key in [*wanted, *found]:
+            if found.get(key) != wanted.get(key):
+                raise InputError(
+                    f"{self.path.parent} holds results of another protocol: {key.replace('_', ' ')} is {found.get(key)} there, "
+                    f"{wanted.get(key)} here.\nMeasure with the same, choose another --out, or replace it with --force."
+                )
+
+
+class ModelLog:
+    """A `ResultLog` whose results belong to models that are known by name and content.
+
+    Attributes:
+        models: name -> what it is, in the order of coming.
+    """
+
+    def __init__(self, log: ResultLog) -> None:
+        self.log = log
+        self.models: dict[str, dict[str, Any]] = {r["model"]: r["facts"] for r in log.rows if "facts" in r}
+
+    def declare(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Say what a model is.
+
+        Raises:
+            InputError: results of another model stand under this name.
+        """
+        if name not in self.models:
+            self.models[name] = dict(facts)
+            self.log.add({"model": name, "facts": facts})
+        for key, value in facts.items():
+            if (before := self.models[name].get(key)) != value:
+                raise InputError(
+                    f"{self.log.path.parent} has results of another {name}: {key.replace('_', ' ')} {before} there, {value} "
+                    "here.\nChoose another --out, or replace it with --force."
+                )
+
+
+class WindowLog(ModelLog):
+    """Scores of windows: the `Record` of `score_windows`."""
+
+    def __init__(self, log: ResultLog) -> None:
+        super().__init__(log)
+        self._scores: dict[str, dict[int, WindowScore]] = {name: {} for name in self.models}
+        for row in log.rows:
+            if "window" in row:
+                score = WindowScore(tokens=row["tokens"], nll=row["nll"], kl=row.get("kl"), agreed=row.get("agreed"))
+                self._scores[row["model"]][row["window"]] = score
+
+    def get(self, model: str, window: int) -> WindowScore | None:
+        return self._scores.get(model, {}).get(window)
+
+    def put(self, model: str, window: int, score: WindowScore) -> None:
+        self._scores.setdefault(model, {})[window] = score
+        row = {"model": model, "window": window, "tokens": score.tokens, "nll": score.nll}
+        if score.kl is not None:
+            row |= {"kl": score.kl, "agreed": score.agreed}
+        self.log.add(row)
+
+    def scores(self, model: str, windows: int) -> list[WindowScore] | None:
+        """All scores of a model, or None if some are missing."""
+        own = self._scores.get(model, {})
+        return [own[w] for w in range(windows)] if all(w in own for w in range(windows)) else None
+
+
+class AnswerLog(ModelLog):
+    """Answers of models to requests of lm-evaluation-harness, and the results of whole models."""
+
+    def __init__(self, log: ResultLog) -> None:
+        super().__init__(log)
+        self._answers = {(r["model"], r["request"]): r["answer"] for r in log.rows if "request" in r}
+        self.results: dict[str, Any] = {r["model"]: r["results"] for r in log.rows if "results" in r}
+
+    def get(self, model: str, request: str) -> Any:
+        """The answer, or None."""
+        return self._answers.get((model, request))
+
+    def put(self, model: str, request: str, answer: Any) -> None:
+        self._answers[model, request] = answer
+        self.log.add({"model": model, "request": request, "answer": answer})
+
+    def finish(self, model: str, results: Any) -> None:
+        """Keep a model's results."""
+        self.results[model] = results
+        self.log.add({"model": model, "results": results})

@@ -1,0 +1,235 @@
+"""Tasks of lm-evaluation-harness, run as a library (needs the `eval` extra).
+
+Tasks are named as the harness names them; a folder of one's own task files (YAML, with their data beside them) is read first.
+Task files may name Python functions, which are then run: read such a folder as you would read a program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import io
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maskpro_deploy.errors import CheckFailed, ConfigError, DownloadError, InputError, MaskProError
+from maskpro_deploy.extras import require
+from maskpro_deploy.files import sha256_file
+
+BOOTSTRAPS = 1000  # resamples for standard errors that have no closed form
+SEED = 1234  # of few-shot examples; the harness's own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSettings:
+    """What is asked.
+
+    Attributes:
+        names: of tasks, groups or tags.
+        path: a folder of task files, or None.
+        num_fewshot: examples before each question; None leaves it to each task.
+        limit: only so many documents of each task; None takes all.
+        chat: whether prompts go through the model's chat template.
+    """
+
+    names: tuple[str, ...]
+    path: Path | None = None
+    num_fewshot: int | None = None
+    limit: int | None = None
+    chat: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.names or not all(self.names):
+            raise ConfigError("--tasks is empty.\nName one or more tasks, such as --tasks hellaswag,piqa.")
+        if len(set(self.names)) != len(self.names):
+            raise ConfigError(f"--tasks {','.join(self.names)} names a task twice.")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise ConfigError(f"--num-fewshot {self.num_fewshot} is out of range: 0 or more.")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"--limit {self.limit} is out of range: 1 or more.")
+        if self.path is not None and not self.path.is_dir():
+            raise InputError(f"{self.path} does not exist or is no folder.\nGive --task-path a folder of task files.")
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as they stand beside a figure."""
+        from importlib.metadata import version
+
+        return {
+            "tasks": list(self.names),
+            "num_fewshot": self.num_fewshot,
+            "limit": self.limit,
+            "chat_template": self.chat,
+            "fewshot_seed": SEED,
+            "harness": f"lm-eval {version('lm_eval')}",
+            "task_files_sha256": None if self.path is None else _folder_sha256(self.path),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One figure of one task.
+
+    Attributes:
+        task: its name.
+        metric: such as "acc" or "acc_norm".
+        filter: how answers were read from the text; "none" where they were not.
+        value: the figure; None where it is no finite number.
+        stderr: its standard error; None where the harness gives none.
+        higher_is_better: None where the task does not say.
+        num_fewshot: examples before each question.
+        documents: how many were asked.
+        version: of the task.
+    """
+
+    task: str
+    metric: str
+    filter: str
+    value: float | None
+    stderr: float | None
+    higher_is_better: bool | None
+    num_fewshot: int | None
+    documents: int | None
+    version: str | None
+
+    @property
+    def label(self) -> str:
+        """Metric, and filter where there is one."""
+        return self.metric if self.filter == "none" else f"{self.metric} ({self.filter})"
+
+
+class TaskSet:
+    """Tasks found and loaded; they can be run on any number of models.
+
+    Args:
+        settings: which tasks.
+
+    Raises:
+        InputError: a task is unknown, or its files are broken.
+        DownloadError: its data cannot be had.
+        MissingExtraError: the harness is not installed.
+    """
+
+    def __init__(self, settings: TaskSettings) -> None:
+        require("eval", "running tasks")
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        self.settings = settings
+        self._manager = self._find()
+
+    def run(self, lm: Any) -> tuple[Metric, ...]:
+        """Run the tasks on a `HarnessLM`.
+
+        Raises:
+            CheckFailed: the harness gave no result.
+            DownloadError, InputError: as above.
+        """
+        from lm_eval.evaluator import evaluate
+
+        loaded = self._load()
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # its progress bars; ours say how far it is
+                results = evaluate(
+                    lm=lm,
+                    task_dict=loaded,
+                    limit=self.settings.limit,
+                    bootstrap_iters=BOOTSTRAPS,
+                    log_samples=False,
+                    apply_chat_template=self.settings.chat,
+                    fewshot_as_multiturn=self.settings.chat,
+                )
+        except MaskProError:
+            raise
+        except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as e:
+            raise InputError(f"the tasks {', '.join(self.settings.names)} could not be run: {_first_line(e)}") from e
+        if results is None:
+            raise CheckFailed("the harness gave no result.")
+        return _metrics(results)
+
+    def _find(self) -> Any:
+        """The harness's task manager: the user's own tasks alone where they are enough (reading all others takes seconds)."""
+        from lm_eval.tasks import TaskManager
+
+        path = None if self.settings.path is None else str(self.settings.path)
+        try:
+            if path is not None:
+                manager = TaskManager(include_path=path, include_defaults=False)
+                if all(name in manager.all_tasks for name in self.settings.names):
+                    return manager
+            manager = TaskManager(include_path=path)
+        except Exception as e:  # whatever a task file makes the reader stumble over
+            raise InputError(f"the task files in {path} cannot be read: {_first_line(e)}") from e
+        if unknown := [name for name in self.settings.names if name not in manager.all_tasks]:
+            near = difflib.get_close_matches(unknown[0], manager.all_tasks, n=5)
+            hint = f" (there is: {', '.join(near)})" if near else ""
+            raise InputError(f"there is no task {', '.join(unknown)}{hint}.\nTasks of your own: --task-path FOLDER.")
+        return manager
+
+    def _load(self) -> Any:
+        """Fresh tasks with their data: the harness keeps a model's answers in them."""
+        import datasets
+
+        datasets.disable_progress_bars()
+        try:
+            loaded = self._manager.load(list(self.settings.names))
+        except (OSError, datasets.exceptions.DatasetsError) as e:  # network errors are OSErrors
+            raise DownloadError(f"the data of {', '.join(self.settings.names)} could not be had: {_first_line(e)}") from e
+        except Exception as e:
+            raise InputError(f"the tasks {', '.join(self.settings.names)} cannot be loaded: {_first_line(e)}") from e
+        for task in loaded["tasks"].values():
+            own = task.get_config("num_fewshot")
+            if self.settings.num_fewshot is not None and own != 0:  # a task that says 0 means it
+                task.set_config(key="num_fewshot", value=self.settings.num_fewshot)
+            elif own is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=SEED)
+        return loaded
+
+
+def _metrics(results: Any) -> tuple[Metric, ...]:
+    """The harness's nested result as a flat table."""
+    found = []
+    for task, values in {**results["results"], **results.get("groups", {})}.items():
+        better = results.get("higher_is_better", {}).get(task, {})
+        count = results.get("n-samples", {}).get(task, {})
+        for key, value in values.items():
+            metric, comma, name = key.partition(",")
+            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            found.append(
+                Metric(
+                    task=task,
+                    metric=metric,
+                    filter=name,
+                    value=_finite(value),
+                    stderr=_finite(values.get(f"{metric}_stderr,{name}")),
+                    higher_is_better=better.get(metric),
+                    num_fewshot=results.get("n-shot", {}).get(task),
+                    documents=count.get("effective"),
+                    version=_version(results.get("versions", {}).get(task)),
+                )
+            )
+    return tuple(found)
+
+
+def _folder_sha256(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(f"{file.relative_to(folder)} {sha256_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _finite(value: Any) -> float | None:
+    """A number; None for what is none, such as the harness's "N/A"."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _version(value: Any) -> str | None:
+    """A task's version; for one without, the harness gives the kind of its file."""
+    return None if value in (None, "Yaml", "N/A") else str(value)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
