@@ -30,7 +30,7 @@ from maskpro_deploy.progress import SILENT, Progress
 _LARGE_BYTES = 1 << 20
 _LARGE_ALIGNMENT = 64 << 10
 _SMALL_ALIGNMENT = 64
-_TILE_BYTES = 8 << 20
+_TILE_BYTES = 4 << 20
 _TILE_ROWS_MULTIPLE = 16  # columns of the source are read in runs of at least this many elements
 _SOURCE_DTYPES = ("F64", "F32", "F16", "BF16")
 INT4 = np.dtype(ml_dtypes.int4)

@@ -5,7 +5,9 @@ Everything happens in a temporary folder that takes its final name last: a bundl
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -252,6 +254,9 @@ def _model_shape(source: Checkpoint, decoder: DecoderConfig) -> ModelShape:
             f"{source.folder}: tokenizer.json has {tokens} tokens, the model knows {decoder.vocab_size}.\n"
             f"They belong to different models."
         )
+    ends = end_tokens(source.folder, config, tokenizer)
+    del tokenizer
+    _return_memory()  # a vocabulary takes more of it than all that follows
     return ModelShape(
         name=source.folder.resolve().name,
         architecture=decoder.model_type,
@@ -262,10 +267,17 @@ def _model_shape(source: Checkpoint, decoder: DecoderConfig) -> ModelShape:
         head_dim=decoder.head_dim,
         hidden_size=decoder.hidden_size,
         max_length=decoder.max_length,
-        eos_token_ids=end_tokens(source.folder, config, tokenizer),
+        eos_token_ids=ends,
         bos_token_id=token_id(config, "bos_token_id"),
         pad_token_id=token_id(config, "pad_token_id"),
     )
+
+
+def _return_memory() -> None:
+    """Give freed memory back to the system, where the C library (glibc) keeps it for itself until it is told."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _origin(source: Checkpoint, graph: OnnxGraph, template: Template) -> dict[str, Any]:

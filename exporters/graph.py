@@ -158,7 +158,7 @@ class Graph:
             "DequantizeLinear", stored.name, stored.scale_name, name=path, output=f"{stored.name}_float", settings=axis
         )
 
-    def values(self, name: str, values: npt.NDArray[np.float64]) -> str:
+    def values(self, name: str, values: Rows) -> str:
         """An array made here, cast to the graph's dtype in the data file."""
         return self.weight(Weight(name=name, shape=values.shape, values=values))
 

@@ -7,6 +7,7 @@ the part of a head that is turned.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -62,21 +63,39 @@ def _yarn(f: Floats, rope: RopeConfig, dim: int) -> Floats:
     return result
 
 
-def tables(rope: RopeConfig, head_dim: int, length: int) -> tuple[Floats, Floats]:
+def tables(rope: RopeConfig, head_dim: int, length: int) -> tuple[Table, Table]:
     """Cosines and sines for positions 0 to `length` - 1.  # (P, D / 2) each
 
     For "longrope" that reaches beyond its original length there are two tables, one behind the other: rows up to
     `second_table` serve sequences within that length, the following ones those that are longer.
     """
-    first = _angles(rope, head_dim, second_table(rope, length) or length)
-    angles = np.concatenate([first, _angles(rope, head_dim, length, beyond=True)]) if second_table(rope, length) else first
-    return np.cos(angles) * rope.attention_factor, np.sin(angles) * rope.attention_factor
+    return Table(rope, head_dim, length, np.cos), Table(rope, head_dim, length, np.sin)
+
+
+class Table:
+    """A table that is computed as it is read: whole, one of a model for long texts takes more memory than all else here.
+
+    Args:
+        rope: kind and fields.
+        head_dim: size of a head.
+        length: positions.
+        function: of the angles.
+    """
+
+    def __init__(self, rope: RopeConfig, head_dim: int, length: int, function: Callable[[Floats], Floats]) -> None:
+        self._factor, self._function = rope.attention_factor, function
+        self._first = second_table(rope, length) or length
+        self._near = frequencies(rope, head_dim)
+        self._far = frequencies(rope, head_dim, beyond=True)
+        self.shape: tuple[int, ...] = (length + second_table(rope, length), len(self._near))
+
+    def __getitem__(self, rows: slice) -> Floats:
+        index = np.arange(*rows.indices(self.shape[0]))[:, None]
+        beyond = index >= self._first
+        angles = np.where(beyond, index - self._first, index) * np.where(beyond, self._far, self._near)
+        return self._function(angles) * self._factor
 
 
 def second_table(rope: RopeConfig, length: int) -> int:
     """The row at which the table for long sequences begins; 0 if there is none."""
     return rope.original_length if rope.kind == "longrope" and length > rope.original_length else 0
-
-
-def _angles(rope: RopeConfig, head_dim: int, length: int, *, beyond: bool = False) -> Floats:
-    return np.outer(np.arange(length, dtype=np.float64), frequencies(rope, head_dim, beyond=beyond))

@@ -19,6 +19,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,7 @@ from maskpro_deploy.pattern import NMPattern
 FORMAT = "maskpro-deploy/masks"
 VERSION = "1"
 MASKS_FILE = "masks.safetensors"
+_NUMPY_NAMES = {"U8": "uint8"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,15 +198,33 @@ class MaskSet:
             with safe_open(path, "np") as file:
                 metadata = file.metadata() or {}
                 check_kind(path, metadata)
-                packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+                parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+                stored = {name: (_NUMPY_NAMES.get(p.get_dtype(), "?"), tuple(p.get_shape())) for name, p in parts.items()}
         except FileNotFoundError:
             raise InputError(f"{path} does not exist.") from None
         except OSError as e:
             raise InputError(f"{path} cannot be read: {e}.") from e
         except SafetensorError as e:
             raise FormatError(f"{path} is no whole safetensors file: {e}") from e
-        pattern, shapes = read_layout(path, metadata, {name: (str(bits.dtype), bits.shape) for name, bits in packed.items()})
-        return cls(pattern=pattern, packed=packed, shapes=shapes, dense_sha256=metadata.get("dense_sha256", ""))
+        pattern, shapes = read_layout(path, metadata, stored)
+        return cls(pattern=pattern, packed=_StoredBits(parts), shapes=shapes, dense_sha256=metadata.get("dense_sha256", ""))
+
+
+class _StoredBits(Mapping[str, "npt.NDArray[np.uint8]"]):
+    """The packed masks of a file, read one at a time: those of a large model are some gigabytes."""
+
+    def __init__(self, parts: Mapping[str, Any]) -> None:
+        self._parts = parts
+
+    def __getitem__(self, name: str) -> npt.NDArray[np.uint8]:
+        found: npt.NDArray[np.uint8] = self._parts[name][:]
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
 
 
 def layer_kind(name: str) -> str:
