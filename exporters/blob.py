@@ -10,7 +10,7 @@ sparse kernels take -0.0 for a value.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +23,7 @@ from onnx import TensorProto
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import FormatError, InputError
-from maskpro_deploy.exporters.graph import DTYPES, Weight
+from maskpro_deploy.exporters.graph import DTYPES, Rows, Weight
 from maskpro_deploy.exporters.quantization import Quantization, pack_nibbles
 from maskpro_deploy.progress import SILENT, Progress
 
@@ -68,12 +68,29 @@ class Quantised:
     """A weight quantised beforehand, by a method that needs more than the weight.
 
     Attributes:
-        integers: [K, N], perhaps mapped from a file.
+        integers: [K, N], read in runs of rows, perhaps from a mapped file.
         scales: as `Quantization.scales` gives them.
     """
 
-    integers: npt.NDArray[np.int8]
+    integers: Rows
     scales: npt.NDArray[np.float32]
+
+    @classmethod
+    def side_by_side(cls, parts: Sequence[Quantised]) -> Quantised:
+        """The columns of several weights of equal height."""
+        scales = np.concatenate([part.scales for part in parts], axis=-1)
+        return cls(integers=_SideBySide([part.integers for part in parts]), scales=scales)
+
+
+class _SideBySide:
+    """Matrices of equal height as one, read in runs of rows."""
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        self._parts = parts
+        self.shape: tuple[int, ...] = (parts[0].shape[0], sum(part.shape[1] for part in parts))
+
+    def __getitem__(self, rows: Any) -> npt.NDArray[Any]:
+        return np.concatenate([part[rows] for part in self._parts], axis=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +132,7 @@ def check_weights(weights: Iterable[Weight], checkpoint: Checkpoint, ignored: It
         InputError: the checkpoint has a tensor that the graph would leave out.
     """
     used = set()
-    for weight in (w for w in weights if w.source):
+    for weight in (piece for w in weights for piece in w.pieces if piece.source):
         used.add(weight.source)
         if weight.values is not None:  # a front end has looked at it
             continue
@@ -165,12 +182,19 @@ def write_weights(
     digest, position = hashlib.sha256(), 0
     with path.open("wb") as file:
         for weight in weights:
-            for name, data in _pieces(weight, checkpoint, target, (quantised or {}).get(weight.name)):
+            for name, data in _pieces(weight, checkpoint, target, _prepared(weight, quantised or {})):
                 if name:  # the first piece of an initializer
                     position += _put(file, digest, b"\0" * (regions[name].offset - position))
                 position += _put(file, digest, data)
                 progress.update(position, total)
     return Blob(path=path, regions=regions, bytes=position, sha256=digest.hexdigest())
+
+
+def _prepared(weight: Weight, quantised: Mapping[str, Quantised]) -> Quantised | None:
+    """A weight as it was quantised beforehand, if it was: itself, or all of its parts."""
+    if not all(piece.name in quantised for piece in weight.pieces):
+        return None
+    return Quantised.side_by_side([quantised[piece.name] for piece in weight.pieces])
 
 
 def _put(file: BinaryIO, digest: Any, data: bytes | memoryview) -> int:
@@ -225,6 +249,8 @@ def _nearest_scales(
     weight: Weight, quantization: Quantization, checkpoint: Checkpoint, dtype: np.dtype[np.generic]
 ) -> npt.NDArray[np.float32]:
     """Scales of a weight, read some whole columns at a time."""
+    if weight.parts:
+        return np.concatenate([_nearest_scales(p, quantization, checkpoint, dtype) for p in weight.parts], axis=-1)
     k, n = weight.shape
     step = max(1, _TILE_BYTES // (4 * k))
     found = [quantization.scales(columns(weight, checkpoint, at, min(at + step, n)), dtype) for at in range(0, n, step)]
@@ -262,26 +288,36 @@ def _integer_tiles(
 
 def tiles(weight: Weight, checkpoint: Checkpoint, dtype: np.dtype[np.generic]) -> Iterator[npt.NDArray[Any]]:
     """The weight in its final form, some rows of the graph's shape at a time."""
-    outputs = slice(weight.start, weight.start + weight.shape[-1]) if weight.whole else slice(None)
-    rows = _rows(weight, checkpoint)
+    if weight.parts and len(weight.shape) == 1:
+        yield np.concatenate([tile for part in weight.parts for tile in tiles(part, checkpoint, dtype)])
+        return
+    sources = [(piece, _rows(piece, checkpoint)) for piece in weight.pieces]
     for start, stop in row_tiles(weight.shape, dtype.itemsize):
-        if weight.transposed:
-            tile: npt.NDArray[Any] = rows[outputs, start:stop].T
-        elif len(weight.shape) == 1 and weight.whole:
-            tile = rows[weight.start + start : weight.start + stop]
-        elif weight.whole:
-            tile = rows[start:stop, outputs]
-        else:
-            tile = rows[start:stop]
-        if weight.plus:
-            tile = tile.astype(np.float64) + weight.plus
-        with np.errstate(over="ignore", invalid="ignore"):
-            # a copy with rows along memory, in the target's byte order
-            tile = np.array(tile, dtype=dtype, order="C")
-        _check_finite(tile, weight, checkpoint)
+        found = [_tile(piece, rows, start, stop, dtype) for piece, rows in sources]
+        for piece, tile in zip(weight.pieces, found, strict=True):
+            _check_finite(tile, piece, checkpoint)
+        tile = found[0] if len(found) == 1 else np.concatenate(found, axis=1)
         plain = bits(tile)
         plain[plain == 1 << (8 * dtype.itemsize - 1)] = 0  # -0.0
         yield tile
+
+
+def _tile(weight: Weight, rows: Any, start: int, stop: int, dtype: np.dtype[np.generic]) -> npt.NDArray[Any]:
+    """Rows `start` to `stop` of the graph's shape."""
+    outputs = slice(weight.start, weight.start + weight.shape[-1]) if weight.whole else slice(None)
+    if weight.transposed:
+        tile: npt.NDArray[Any] = rows[outputs, start:stop].T
+    elif len(weight.shape) == 1 and weight.whole:
+        tile = rows[weight.start + start : weight.start + stop]
+    elif weight.whole:
+        tile = rows[start:stop, outputs]
+    else:
+        tile = rows[start:stop]
+    if weight.plus:
+        tile = tile.astype(np.float64) + weight.plus
+    with np.errstate(over="ignore", invalid="ignore"):
+        # a copy with rows along memory, in the target's byte order
+        return np.array(tile, dtype=dtype, order="C")
 
 
 def _rows(weight: Weight, checkpoint: Checkpoint) -> Any:

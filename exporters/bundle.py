@@ -145,7 +145,7 @@ def build_graphs(template: Template, decoder: DecoderConfig, config: ExportConfi
     """The graph of every form that is asked for; all name the same weights."""
     graphs = {}
     for form in config.forms:
-        made = FORMS[form](_cache_length(decoder, config))
+        made = FORMS[form](_cache_length(decoder, config), alone=len(config.forms) == 1)
         graph = template.build(Layers(decoder, made, config.dtype, config.quantization))
         graph.weights = {name: _named_as_stored(weight, source, template.prefix) for name, weight in graph.weights.items()}
         graphs[form] = graph
@@ -159,6 +159,8 @@ def _cache_length(decoder: DecoderConfig, config: ExportConfig) -> int:
 
 def _named_as_stored(weight: Weight, source: Checkpoint, prefix: str) -> Weight:
     """Some checkpoints leave out the first part of all names."""
+    if weight.parts:
+        return dataclasses.replace(weight, parts=tuple(_named_as_stored(part, source, prefix) for part in weight.parts))
     short = weight.source.removeprefix(prefix)
     if weight.source in source.shard_of or short not in source.shard_of:
         return weight

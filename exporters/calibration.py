@@ -8,6 +8,7 @@ Shapes: `K` inputs of a projection, `N` outputs, `T` tokens.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from maskpro_deploy.progress import SILENT, Progress
 Floats = npt.NDArray[np.float32]
 
 _SEQUENCES, _TOKENS = 32, 256
+_HEAD = "lm_head"
 _SECTION_BYTES = 512 << 20  # of sums of outer products held at a time
 
 
@@ -57,7 +59,12 @@ def calibrate(
     path, texts = folder / "model.onnx", _texts(checkpoint, min(_TOKENS, max_length))
     blob = write_weights(graph.weights.values(), checkpoint, folder / "model.onnx.data", "fp32")
     model = graph.model(blob.tensors(), {})
-    todo = {w.name: w for w in weights.values() if w.quantization is not None and w.projection}
+    todo = {
+        piece.name: dataclasses.replace(piece, quantization=weight.quantization)
+        for weight in weights.values()
+        if weight.quantization is not None and (weight.projection or weight.quantization.kind == "int4")
+        for piece in weight.pieces
+    }
     result: dict[str, Quantised] = {}
     for inputs in _sections(_inputs(model, set(todo)), todo):
         for value, hessian in _hessians(model, path, list(inputs), texts).items():
@@ -84,8 +91,12 @@ def _inputs(model: onnx.ModelProto, names: set[str]) -> dict[str, list[str]]:
     """The value that goes into each projection -> the projections, in graph order."""
     users: dict[str, list[str]] = {}
     for node in model.graph.node:
-        if node.op_type == "MatMul" and node.input[1] in names:
-            users.setdefault(node.input[0], []).append(node.input[1])
+        if node.op_type != "MatMul":
+            continue
+        # a tied head is a transposed embedding here, and a weight of its own once it is quantised
+        name = f"{_HEAD}.weight" if node.name == f"/{_HEAD}" and node.input[1] not in names else node.input[1]
+        if name in names:
+            users.setdefault(node.input[0], []).append(name)
     return users
 
 

@@ -55,6 +55,7 @@ class Weight:
         values: what it holds, if it is not read from the checkpoint under the name `source`: an array made here, such as the
             cosines of RoPE, or a tensor that a front end has arranged.
         quantization: how it is stored, if not in the graph's float type; its scales lie beside it (`scale_name`).
+        parts: weights whose outputs it holds side by side, in place of a source of its own.
     """
 
     name: str
@@ -68,6 +69,12 @@ class Weight:
     projection: bool = False
     values: Rows | None = None
     quantization: Quantization | None = None
+    parts: tuple[Weight, ...] = ()
+
+    @property
+    def pieces(self) -> tuple[Weight, ...]:
+        """The weights that have sources: its parts, or itself."""
+        return self.parts or (self,)
 
     @property
     def source_shape(self) -> tuple[int, ...]:
@@ -138,6 +145,11 @@ class Graph:
     def inputs(self) -> list[str]:
         """Names of the inputs declared so far."""
         return [value.name for value in self._inputs]
+
+    @property
+    def nodes(self) -> list[onnx.NodeProto]:
+        """The nodes added so far, to be changed in place."""
+        return self._nodes
 
     def weight(self, weight: Weight) -> str:
         """A weight in the graph's float type; asked for twice, stored once."""

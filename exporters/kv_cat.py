@@ -14,16 +14,15 @@ from onnx import TensorProto
 
 from maskpro_deploy.exporters.attention import attention
 from maskpro_deploy.exporters.graph import Dim, Graph
-from maskpro_deploy.exporters.kv_common import declare_cache, within
+from maskpro_deploy.exporters.kv_common import Plain, declare_cache, within
 from maskpro_deploy.exporters.model_config import DecoderConfig
 
 
-class Cat:
+class Cat(Plain):
     """The cache grows by Concat."""
 
     name = "cat"
     opset = 23
-    flat = False
 
     def begin(self, graph: Graph, config: DecoderConfig) -> None:
         self._config = config
@@ -60,7 +59,7 @@ class Cat:
             masks[window] = graph.op("And", visible, near, name=f"/mask/and_{window or 'all'}", output=name)
         return masks
 
-    def attend(self, graph: Graph, layer: int, q: str, k: str, v: str, name: str) -> str:
+    def attend(self, graph: Graph, layer: int, q: str, k: str, v: str, name: str, *, rope: tuple[str, str] | None = None) -> str:
         present = []
         for kind, new in (("key", k), ("value", v)):
             joined = f"present.{layer}.{kind}"

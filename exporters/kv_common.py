@@ -9,6 +9,20 @@ from typing import Protocol
 
 from maskpro_deploy.exporters.graph import Dim, Graph
 from maskpro_deploy.exporters.model_config import DecoderConfig
+from maskpro_deploy.exporters.rope_config import RopeConfig
+
+
+class Plain:
+    """Forms of standard operators: attention gets turned heads, one product each."""
+
+    flat = False
+    packed = False
+
+    def turns(self, config: DecoderConfig, rope: RopeConfig | None, rows: str) -> bool:
+        return False
+
+    def finish(self, graph: Graph) -> None:
+        pass
 
 
 class KVForm(Protocol):
@@ -18,17 +32,35 @@ class KVForm(Protocol):
         name: its name in `--forms` and the manifest.
         opset: the version of the standard operators that it needs.
         flat: heads stay side by side, (B, S, H D), and are not split into (B, H, S, D).
+        packed: q, k and v come as one value, and gate and up from one product: fewer and larger ones.
     """
 
     name: str
     opset: int
     flat: bool
+    packed: bool
 
     def begin(self, graph: Graph, config: DecoderConfig) -> None:
         """Declare what all layers share: position ids, the cache inputs and the masks."""
 
-    def attend(self, graph: Graph, layer: int, q: str, k: str, v: str, name: str) -> str:
-        """Attention of the new queries over past and new keys.  # (B, H, S, D) each -> (B, H, S, D)"""
+    def turns(self, config: DecoderConfig, rope: RopeConfig | None, rows: str) -> bool:
+        """Whether attention applies this rotary embedding by itself; `rows` are those of its tables for the new tokens."""
+
+    def attend(self, graph: Graph, layer: int, q: str, k: str, v: str, name: str, *, rope: tuple[str, str] | None = None) -> str:
+        """Attention of the new queries over past and new keys.  # (B, H, S, D) each -> (B, H, S, D)
+
+        Args:
+            graph: where the operators go.
+            layer: its number.
+            q: queries; where the form is packed, perhaps keys and values too.
+            k: keys; "" if `q` holds them.
+            v: values; "" if `q` holds them.
+            name: path of the nodes.
+            rope: cosines and sines, where the form turns q and k by itself.
+        """
+
+    def finish(self, graph: Graph) -> None:
+        """What is left to do once all nodes are there."""
 
 
 def declare_cache(graph: Graph, config: DecoderConfig, length: Dim) -> None:

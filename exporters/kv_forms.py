@@ -10,16 +10,22 @@ bundle read the same data file and give the same tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 from maskpro_deploy.exporters.kv_cat import Cat
 from maskpro_deploy.exporters.kv_common import KVForm
 from maskpro_deploy.exporters.kv_gqa import Gqa
 from maskpro_deploy.exporters.kv_static import Static
 
-# name -> the form for caches of a length (which only `static` fixes)
-FORMS: dict[str, Callable[[int], KVForm]] = {
-    "cat": lambda length: Cat(),
-    "static": Static,
-    "gqa": lambda length: Gqa(),
+
+class MakeForm(Protocol):
+    """Makes a form for caches of a length (which only `static` fixes); `alone`: no other form reads the same data file."""
+
+    def __call__(self, length: int, *, alone: bool = False) -> KVForm: ...
+
+
+FORMS: dict[str, MakeForm] = {
+    "cat": lambda length, *, alone=False: Cat(),
+    "static": lambda length, *, alone=False: Static(length),
+    "gqa": lambda length, *, alone=False: Gqa(packed=alone),
 }

@@ -17,11 +17,11 @@ from onnx import TensorProto
 
 from maskpro_deploy.exporters.attention import attention
 from maskpro_deploy.exporters.graph import Dim, Graph
-from maskpro_deploy.exporters.kv_common import declare_cache, within
+from maskpro_deploy.exporters.kv_common import Plain, declare_cache, within
 from maskpro_deploy.exporters.model_config import DecoderConfig
 
 
-class Static:
+class Static(Plain):
     """The cache has a fixed length.
 
     Args:
@@ -30,7 +30,6 @@ class Static:
 
     name = "static"
     opset = 24
-    flat = False
 
     def __init__(self, length: int) -> None:
         self._length = length
@@ -52,7 +51,7 @@ class Static:
                 near = graph.op("Where", near, graph.real(0.0), graph.lowest(), name=path)
             self._masks[window] = near
 
-    def attend(self, graph: Graph, layer: int, q: str, k: str, v: str, name: str) -> str:
+    def attend(self, graph: Graph, layer: int, q: str, k: str, v: str, name: str, *, rope: tuple[str, str] | None = None) -> str:
         present = []
         for kind, new in (("key", k), ("value", v)):
             past, written = f"past_key_values.{layer}.{kind}", f"present.{layer}.{kind}"

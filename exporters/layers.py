@@ -10,7 +10,8 @@ Shapes: `B` batch, `S` new tokens, `E` hidden size, `F` intermediate size, `H` h
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from onnx import TensorProto
 
@@ -84,7 +85,7 @@ class Layers:
         else:
             source = f"{embedding if config.tied else head}.weight"
             stored = Weight(name=f"{head}.weight", shape=(e, v), source=source, transposed=True)
-            weight = graph.matrix(stored, head_quantization(graph.quantization))
+            weight = graph.matrix(stored, graph.quantization.of_head() if graph.quantization is not None else None)
         y = graph.op("MatMul", h, weight, name=f"/{head}")
         if config.logit_softcap is not None:
             y = self.softcap(y, config.logit_softcap, f"/{head}")
@@ -93,6 +94,7 @@ class Layers:
         else:
             graph.op("Cast", y, name=f"/{head}/float", output="logits", to=TensorProto.FLOAT)
         graph.output("logits", TensorProto.FLOAT, ["batch", "new", v])
+        self.form.finish(graph)
         return graph
 
     # -- inside a layer -------------------------------------------------------------------------------------------------------
@@ -100,20 +102,33 @@ class Layers:
     def linear(self, module: str, x: str, k: int, n: int, *, bias: bool = False, part: Part | None = None) -> str:
         """A projection with its weight as [K, N].  # (B, S, K) -> (B, S, N)"""
         part = part if part is not None else Part(module=module)
-        weight = Weight(
-            name=f"{module}.weight",
-            shape=(k, n),
-            source=f"{part.module}.weight",
-            transposed=part.transposed,
-            projection=True,
-            start=part.start,
-            whole=part.whole,
-        )
+        return self._product(module, x, _projection(module, part, k, n), _bias(module, part, n) if bias else None)
+
+    def linears(
+        self, module: str, x: str, k: int, columns: Mapping[str, int], *, bias: bool = False, parts: Sequence[Part] | None = None
+    ) -> str:
+        """Several projections of one input as one product, their outputs side by side.  # (B, S, K) -> (B, S, sum of N)
+
+        Args:
+            module: name of the product.
+            x: what goes in.
+            k: its size.
+            columns: name of each projection -> its outputs.
+            bias: they have biases.
+            parts: where they lie, if not in modules of their names.
+        """
+        places = parts if parts is not None else [Part(module=name) for name in columns]
+        weights = tuple(_projection(n, part, k, size) for part, (n, size) in zip(places, columns.items(), strict=True))
+        biases = tuple(_bias(n, part, size) for part, (n, size) in zip(places, columns.items(), strict=True))
+        n = sum(columns.values())
+        added = Weight(name=f"{module}.bias", shape=(n,), parts=biases) if bias else None
+        return self._product(module, x, Weight(name=f"{module}.weight", shape=(k, n), projection=True, parts=weights), added)
+
+    def _product(self, module: str, x: str, weight: Weight, bias: Weight | None) -> str:
         y = self.graph.op("MatMul", x, self.graph.matrix(weight, self.graph.quantization), name=_path(module))
-        if not bias:
+        if bias is None:
             return y
-        added = Weight(name=f"{module}.bias", shape=(n,), source=f"{part.module}.bias", start=part.start, whole=part.whole)
-        return self.graph.op("Add", y, self.graph.weight(added), name=f"{_path(module)}/bias")
+        return self.graph.op("Add", y, self.graph.weight(bias), name=f"{_path(module)}/bias")
 
     def rms_norm(self, module: str, x: str, *, plus: float = 0.0, size: int | None = None) -> str:
         """The norm x / rms(x) * (plus + weight) over the last axis, computed in fp32."""
@@ -152,15 +167,25 @@ class Layers:
             plus: see `rms_norm`.
         """
         config, path = self.config, _path(module)
+        rope = self.config.ropes[layer]
+        tables = self._tables[rope] if rope is not None else None
+        inside = tables is not None and self.form.turns(config, rope, tables[2])  # the form turns q and k by itself
         heads: list[str] = []
-        for i, (kind, count) in enumerate((("q", config.num_heads), ("k", config.num_kv_heads), ("v", config.num_kv_heads))):
+        sizes = [(names[0], config.num_heads), (names[1], config.num_kv_heads), (names[2], config.num_kv_heads)]
+        if self.form.packed and not head_norm and (tables is None or inside):
+            columns = {f"{module}.{name}": count * config.head_dim for name, count in sizes}
+            bias = config.attention_bias
+            heads = [self.linears(f"{module}.qkv_proj", x, config.hidden_size, columns, bias=bias, parts=parts), "", ""]
+            sizes = []
+        for i, (kind, (name, count)) in enumerate(zip("qkv", sizes, strict=True) if sizes else ()):
             width, part = count * config.head_dim, parts[i] if parts is not None else None
-            y = self.linear(f"{module}.{names[i]}", x, config.hidden_size, width, bias=config.attention_bias, part=part)
+            y = self.linear(f"{module}.{name}", x, config.hidden_size, width, bias=config.attention_bias, part=part)
             normed = f"{module}.{kind}_norm" if head_norm and kind != "v" else None
             y = self._heads(y, count, f"{path}/{kind}", normed, plus)
-            heads.append(y if kind == "v" else self._turned(layer, y, count, f"{path}/{kind}"))
+            heads.append(y if kind == "v" or inside else self._turned(layer, y, count, f"{path}/{kind}"))
         q, k, v = heads
-        y = self.form.attend(self.graph, layer, q, k, v, path)  # (B, H, S, D) or (B, S, H D)
+        cos_sin = tables[:2] if tables is not None and inside else None
+        y = self.form.attend(self.graph, layer, q, k, v, path, rope=cos_sin)  # (B, H, S, D) or (B, S, H D)
         width = config.num_heads * config.head_dim
         if not self.form.flat:
             y = self.graph.op("Transpose", y, name=f"{path}/out_transpose", perm=[0, 2, 1, 3])
@@ -171,8 +196,14 @@ class Layers:
         """down(act(gate(x)) * up(x)).  # (B, S, E) -> (B, S, E)"""
         e, f, bias = self.config.hidden_size, self.config.intermediate_size, self.config.mlp_bias
         gate_part, up_part = parts if parts is not None else (None, None)
-        gate = self.linear(f"{module}.gate_proj", x, e, f, bias=bias, part=gate_part)  # (B, S, F)
-        up = self.linear(f"{module}.up_proj", x, e, f, bias=bias, part=up_part)
+        gate_name, up_name = f"{module}.gate_proj", f"{module}.up_proj"
+        if self.form.packed:
+            both = self.linears(f"{module}.gate_up_proj", x, e, {gate_name: f, up_name: f}, bias=bias, parts=parts)
+            gate, up = (f"{_path(name)}/out" for name in (gate_name, up_name))  # (B, S, F)
+            self.graph.op("Split", both, name=f"{_path(module)}/split", output=gate, more_outputs=[up], axis=-1, num_outputs=2)
+        else:
+            gate = self.linear(gate_name, x, e, f, bias=bias, part=gate_part)  # (B, S, F)
+            up = self.linear(up_name, x, e, f, bias=bias, part=up_part)
         gated = self.graph.op("Mul", self.activation(gate, _path(module)), up, name=f"{_path(module)}/gated")
         return self.linear(f"{module}.down_proj", gated, f, e, bias=bias)
 
@@ -249,9 +280,22 @@ class Layers:
         return graph.op("Add", "position_ids", offset, name=f"{path}/rows")
 
 
-def head_quantization(quantization: Quantization | None) -> Quantization | None:
-    """The output head decides every token: it keeps 8 bits, one scale a column."""
-    return None if quantization is None else replace(quantization, kind="int8", block=0)
+def _projection(module: str, part: Part, k: int, n: int) -> Weight:
+    """The weight of a projection as [K, N]."""
+    return Weight(
+        name=f"{module}.weight",
+        shape=(k, n),
+        source=f"{part.module}.weight",
+        transposed=part.transposed,
+        projection=True,
+        start=part.start,
+        whole=part.whole,
+    )
+
+
+def _bias(module: str, part: Part, n: int) -> Weight:
+    """Its bias."""
+    return Weight(name=f"{module}.bias", shape=(n,), source=f"{part.module}.bias", start=part.start, whole=part.whole)
 
 
 def root_of(hidden_size: int) -> float:

@@ -22,7 +22,7 @@ from onnx import TensorProto, helper
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.exporters.graph import DTYPES, Graph, Weight
-from maskpro_deploy.exporters.layers import Layers, head_quantization
+from maskpro_deploy.exporters.layers import Layers
 from maskpro_deploy.exporters.mobius_mask import is_causal
 from maskpro_deploy.exporters.mobius_model import MobiusModel, MobiusSource, MobiusWeight
 from maskpro_deploy.exporters.model_config import DecoderConfig, layer_types, positive, windows_of
@@ -181,6 +181,7 @@ class _Translation:
         if graph.dtype != "fp32":
             graph.op("Cast", "logits_stored", name="/lm_head/float", output="logits", to=TensorProto.FLOAT)
         graph.output("logits", TensorProto.FLOAT, ["batch", "new", self._m.config.vocab_size])
+        self._m.form.finish(graph)
         return graph
 
     def _live(self) -> list[onnx.NodeProto]:
@@ -219,7 +220,9 @@ class _Translation:
     def _product(self, node: onnx.NodeProto, name: str, turned: bool, *, is_head: bool) -> None:
         graph, x, output = self._graph, self._in(node.input[0]), self._names.get(node.output[0], node.output[0])
         path = "/lm_head" if is_head else f"/{name.removesuffix('.weight').replace('.', '/').replace('/layers/', '/layers.')}"
-        quantization = head_quantization(graph.quantization) if is_head else graph.quantization
+        quantization = graph.quantization
+        if is_head and quantization is not None:
+            quantization = quantization.of_head()
         held = self._first_with.get(self._weight(name).storage)
         if is_head and turned and quantization is None and held is not None:  # tied: stored once, as (N, K)
             constant = graph.op("Transpose", held, name=f"{path}/tied", perm=[1, 0])

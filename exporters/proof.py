@@ -41,7 +41,7 @@ class Claim:
 
 def prunable(weights: Mapping[str, Weight]) -> list[str]:
     """The checkpoint's names of the projections inside the layers."""
-    return list(dict.fromkeys(w.source for w in weights.values() if w.projection and w.source))
+    return list(dict.fromkeys(p.source for w in weights.values() if w.projection for p in w.pieces if p.source))
 
 
 def claim(checkpoint: Checkpoint, weights: Mapping[str, Weight], required: NMPattern | None) -> Claim | None:
@@ -80,11 +80,16 @@ def prove(
     proven, under = [], 0
     made_from: dict[str, list[Weight]] = {}
     for weight in weights.values():
-        made_from.setdefault(weight.source, []).append(weight)
+        for piece in weight.pieces:
+            made_from.setdefault(piece.source, []).append(weight)
+    counts: dict[str, GroupCount] = {}
     for source in promised.names:
         for weight in made_from[source]:
             region = blob.regions[weight.name]
-            count = count_groups(blob.path, weight.name, region, promised.pattern)
+            if weight.name not in counts:  # one that holds several sources side by side is counted once
+                counts[weight.name] = count_groups(blob.path, weight.name, region, promised.pattern)
+                under += counts[weight.name].under
+            count = counts[weight.name]
             if count.over:
                 hint = (
                     "Its weights and its masks disagree: learn or apply the masks again."
@@ -95,7 +100,6 @@ def prove(
                     f"{checkpoint.folder} does not hold {promised.pattern}: {weight.name} has {count.over} of {count.groups} "
                     f"groups with more than {promised.pattern.n} non-zeros.\n{hint}"
                 )
-            under += count.under
             proven.append(SparseWeight(initializer=weight.name, source=source, shape=region.shape, axis=0))
     return tuple(proven), under
 

@@ -11,6 +11,7 @@ Shapes: `K` inputs, `N` outputs, `G = K / block` blocks.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -35,13 +36,15 @@ class Quantization:
     Attributes:
         kind: "int8" or "int4".
         block: rows that share a scale; 0: all of a column.
+        head: kind of the output head.
     """
 
     kind: str
     block: int
+    head: str = "int8"
 
     @classmethod
-    def make(cls, kind: str, block: int | None) -> Quantization:
+    def make(cls, kind: str, block: int | None, head: str | None = None) -> Quantization:
         """From flags.
 
         Raises:
@@ -52,7 +55,9 @@ class Quantization:
         block = _DEFAULT_BLOCK[kind] if block is None else block
         if block and (block < _SHORTEST_BLOCK or block & (block - 1)):
             raise ConfigError(f"--block-size {block}: give 0 (one scale a column) or a power of two, at least {_SHORTEST_BLOCK}.")
-        return cls(kind=kind, block=block)
+        if head not in (None, "int8") and (head, kind) != ("int4", "int4"):
+            raise ConfigError(f"--quantize-head {head}: give int8, or int4 with --quantize int4.")
+        return cls(kind=kind, block=block, head=head or "int8")
 
     @property
     def largest(self) -> int:
@@ -66,7 +71,12 @@ class Quantization:
 
     def describe(self) -> str:
         """For people."""
-        return f"{self.kind} block {self.block}" if self.block else f"{self.kind} per column"
+        head = ", int4 head" if self.head == "int4" else ""
+        return f"{self.kind} block {self.block}{head}" if self.block else f"{self.kind} per column{head}"
+
+    def of_head(self) -> Quantization:
+        """How the output head is stored: it decides every token, so it keeps 8 bits and one scale a column by default."""
+        return self if self.head == self.kind == "int4" else dataclasses.replace(self, kind="int8", block=0)
 
     def block_for(self, k: int) -> int:
         """The block of a weight of `k` rows: 0 where `k` is no multiple of it."""

@@ -28,6 +28,7 @@ class ExportConfig:
         forms: forms of the key/value cache (`kv_forms.FORMS`), one graph each; the first is the bundle's own graph.
         quantize: store projections as "int8" or "int4"; None for `dtype`.
         block_size: rows of a weight that share a scale, 0 for all; by default 32 for int4 and all for int8.
+        head: how the output head is stored with `quantize`: "int8" (one scale a column; the default), or "int4" with "int4".
         method: how weights are rounded: "nearest", or "calibrated", which runs the model on text to see which errors matter.
         layout: which other tool's conventions the folder follows: none ("bundle"), "hub" or "genai".
 
@@ -41,6 +42,7 @@ class ExportConfig:
     forms: tuple[str, ...] = ("cat",)
     quantize: str | None = None
     block_size: int | None = None
+    head: str | None = None
     method: str = "nearest"
     layout: str = "bundle"
 
@@ -58,8 +60,10 @@ class ExportConfig:
             check_genai(self.forms)
         if self.method not in METHODS:
             raise ConfigError(f"--method {self.method} is not known. Known: {', '.join(METHODS)}.")
-        if self.quantize is None and (self.block_size is not None or self.method != METHODS[0]):
-            raise ConfigError("--block-size and --method say how to quantise: give --quantize int8 or int4 with them.")
+        if self.quantize is None and (self.block_size is not None or self.head is not None or self.method != METHODS[0]):
+            raise ConfigError(
+                "--block-size, --quantize-head and --method say how to quantise: give --quantize int8 or int4 with them."
+            )
         self.quantization  # noqa: B018 (checks the block size)
         if self.max_length is not None and self.max_length < _SHORTEST:
             raise ConfigError(f"--max-length {self.max_length} is too short: give at least {_SHORTEST}.")
@@ -67,7 +71,7 @@ class ExportConfig:
     @property
     def quantization(self) -> Quantization | None:
         """How projections are stored."""
-        return None if self.quantize is None else Quantization.make(self.quantize, self.block_size)
+        return None if self.quantize is None else Quantization.make(self.quantize, self.block_size, self.head)
 
 
 SPARSE_TENSOR_CORES = NMPattern(2, 4)

@@ -47,6 +47,11 @@ FORMS = FormsType()
     "--block-size", type=int, help="Rows of a weight that share a scale, 0 for all: 32 for int4, 0 for int8 by default."
 )
 @click.option(
+    "--quantize-head",
+    metavar="int8|int4",
+    help="With int4: store the output head as int8 (default), or as int4 too, smaller and faster and less exact.",
+)
+@click.option(
     "--method",
     default="nearest",
     show_default=True,
@@ -72,6 +77,7 @@ def command(
     forms: tuple[str, ...],
     quantize: str | None,
     block_size: int | None,
+    quantize_head: str | None,
     method: str,
     max_length: int | None,
     layout: str,
@@ -101,6 +107,7 @@ def command(
         forms=forms,
         quantize=quantize,
         block_size=block_size,
+        head=quantize_head,
         method=method,
         max_length=max_length,
         layout=layout,

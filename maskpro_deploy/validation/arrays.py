@@ -189,6 +189,36 @@ class TransposedArray:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SideBySideArray:
+    """Matrices of equal height as one, the columns of the first before those of the second.
+
+    Attributes:
+        parts: each matrix.
+        widths: and its columns.
+    """
+
+    parts: tuple[FlatArray, ...]
+    widths: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(part.size for part in self.parts)
+
+    def read(self, start: int, stop: int) -> Array:
+        width = sum(self.widths)
+        first, last = start // width, -(-stop // width)  # rows
+        rows = [
+            part.read(first * columns, last * columns).reshape(-1, columns)
+            for part, columns in zip(self.parts, self.widths, strict=True)
+        ]
+        return np.concatenate(rows, axis=1).reshape(-1)[start - first * width : stop - first * width]
+
+    def release(self) -> None:
+        for part in self.parts:
+            part.release()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PanelArray:
     """Columns [left, left + width) of an array seen as rows of `inner` elements; pieces are whole rows."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from pathlib import Path, PurePosixPath
 
 from maskpro_deploy.errors import FormatError, PatternError
@@ -12,7 +12,7 @@ from maskpro_deploy.manifest import MANIFEST_FILE, Manifest, SparseWeight, safe_
 from maskpro_deploy.masks import MASKS_FILE
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.progress import Progress
-from maskpro_deploy.validation.arrays import FileArray, FlatArray, MappedArray, NibbleArray
+from maskpro_deploy.validation.arrays import FileArray, FlatArray, MappedArray, NibbleArray, SideBySideArray
 from maskpro_deploy.validation.from_masks import MaskFile
 from maskpro_deploy.validation.from_onnx import read_graph
 from maskpro_deploy.validation.inputs import InputFile
@@ -30,7 +30,9 @@ class BundleReader:
         files = [InputFile(_inside(path, entry.path)) for entry in manifest.files]
         graph = read_graph(_inside(path, manifest.graph.file))
         masks = MaskFile.open(_inside(path, MASKS_FILE)) if (path / MASKS_FILE).is_file() else None
-        listed = {w.initializer: w for w in manifest.sparse_weights}
+        listed: dict[str, list[SparseWeight]] = {}  # one weight may hold several of the checkpoint's side by side
+        for entry in manifest.sparse_weights:
+            listed.setdefault(entry.initializer, []).append(entry)
         problems = [*_file_problems(path, manifest, graph.files, progress), *_list_problems(manifest, graph, masks)]
         siblings = [(g.file, read_graph(_inside(path, g.file))) for g in manifest.siblings]
         opened = [*files, *graph.inputs, *([masks.file] if masks is not None else [])]
@@ -39,7 +41,7 @@ class BundleReader:
             problems += _sibling_problems(file, sibling, graph, listed)
         return Source(
             kind="bundle",
-            weights=tuple(_listed(w, listed.get(w.name), masks) for w in graph.weights),
+            weights=tuple(_listed(w, listed.get(w.name, []), masks) for w in graph.weights),
             unchecked=tuple(_mark(u, listed) for u in graph.unchecked),
             problems=tuple(problems),
             num_parameters=graph.num_parameters,
@@ -134,15 +136,23 @@ def _list_problems(manifest: Manifest, graph: Source, masks: MaskFile | None) ->
     return problems
 
 
-def _listed(weight: Weight, entry: SparseWeight | None, masks: MaskFile | None) -> Weight:
-    if entry is None:
+def _listed(weight: Weight, entries: Sequence[SparseWeight], masks: MaskFile | None) -> Weight:
+    if not entries:
         return weight
-    mask = _mask(weight, masks, entry.source) if masks is not None and entry.source in masks.shapes else None
+    sources = [entry.source for entry in entries]
+    mask = _mask(weight, masks, sources) if masks is not None and masks.shapes.keys() >= set(sources) else None
     return dataclasses.replace(weight, listed=True, mask=mask)
 
 
-def _mask(weight: Weight, masks: MaskFile, source: str) -> FlatArray | None:
+def _mask(weight: Weight, masks: MaskFile, sources: Sequence[str]) -> FlatArray | None:
     """A weight's mask in the graph's own order: masks are (out, in), products mostly (in, out)."""
+    if len(sources) > 1:
+        shapes = [masks.shapes[source] for source in sources]
+        outputs = tuple(rows for rows, _ in shapes)
+        if weight.axis != 0 or {k for _, k in shapes} != {weight.shape[0]} or sum(outputs) != weight.shape[1]:
+            return None
+        return SideBySideArray(parts=tuple(masks.transposed(source) for source in sources), widths=outputs)
+    (source,) = sources
     shape = masks.shapes[source]
     if weight.shape == shape and weight.axis == 1:
         return masks.array(source)
@@ -151,5 +161,5 @@ def _mask(weight: Weight, masks: MaskFile, source: str) -> FlatArray | None:
     return None
 
 
-def _mark(item: Unchecked, listed: dict[str, SparseWeight]) -> Unchecked:
+def _mark(item: Unchecked, listed: Container[str]) -> Unchecked:
     return dataclasses.replace(item, listed=item.name in listed)

@@ -40,6 +40,33 @@ def test_every_form_agrees_with_transformers(name, tiny_checkpoint, tmp_path):
         assert max(figures["max_logit_difference"], figures["padding_difference"]) < 1e-3
 
 
+WIDE = {"hidden_size": 64, "head_dim": 16}  # wide enough for onnxruntime's rotary embedding inside attention
+PACKED = {  # name -> nodes of its graph alone: products, rotary embeddings by themselves
+    "llama with yarn": (13, 0),
+    "qwen2 with windows": (13, 0),
+    "qwen3": (19, 0),  # q and k are normed before they are turned
+    "smollm3": (13, 0),
+    "gemma2": (13, 0),
+    "phi3": (13, 0),
+    "phi4 with longrope": (19, 6),  # two tables
+    "opt": (13, 0),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_gqa_graph_alone_packs_its_products_and_agrees(name, tiny_checkpoint, tmp_path):
+    from maskpro_deploy.torch_lm import TorchLM
+
+    checkpoint = make(name, tmp_path / "checkpoint", tiny_checkpoint, **({} if name in ("opt", "phi4 with longrope") else WIDE))
+    export(checkpoint, tmp_path / "out", ExportConfig(forms=("gqa",)))
+    nodes = [n.op_type for n in onnx.load(tmp_path / "out" / "model_gqa.onnx", load_external_data=False).graph.node]
+    assert (nodes.count("MatMul"), nodes.count("RotaryEmbedding")) == PACKED[name]
+    assert nodes.count("SkipSimplifiedLayerNormalization") == (0 if name == "opt" else 6)
+    result = verify(tmp_path / "out", TorchLM.open(checkpoint), PROMPTS, greedy_tokens=64)
+    assert result.passed, result
+    assert result.greedy_equal == 64
+
+
 # -- what checkpoints do otherwise ----------------------------------------------------------------------------------------
 
 

@@ -96,7 +96,7 @@ def test_the_pattern_is_proven_on_what_was_cut_renamed_and_quantised(kind, quant
     if kind == "gpt_neox":  # q, k and v from one tensor
         assert sources.count("gpt_neox.layers.0.attention.query_key_value.weight") == 3
     report = validate(tmp_path / "out")
-    assert report.holds, report.verdict()
+    assert report.holds, report.verdict
 
 
 def test_half_precision_has_logits_in_fp32(made, tmp_path):

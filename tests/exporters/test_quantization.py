@@ -20,6 +20,7 @@ from maskpro_deploy.exporters.proof import count_groups
 from maskpro_deploy.exporters.quantization import Quantization, pack_nibbles, unpack_nibbles
 from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.validation import validate
 
 FP32 = np.dtype(np.float32)
 KINDS = [("int8", 0), ("int8", 32), ("int4", 0), ("int4", 16)]
@@ -119,6 +120,34 @@ def test_onnxruntime_fuses_every_quantised_product(tiny_sparse, tmp_path, quanti
         assert "MatMul" not in kinds
 
 
+@pytest.mark.parametrize("method", ["nearest", "calibrated"])
+def test_a_gqa_graph_alone_has_packed_products_that_hold_the_pattern(tiny_sparse, tmp_path, method):
+    config = ExportConfig(quantize="int4", block_size=16, head="int4", method=method, forms=("gqa",))
+    manifest = export(tiny_sparse, tmp_path / "out", config, reference=lambda: NumpyLlama(tiny_sparse))
+    assert manifest.graph.quantization == f"int4 block 16, int4 head, {method}"
+    assert manifest.verification["status"] == "passed"
+    both = [w.source.split(".")[-2] for w in manifest.sparse_weights if w.initializer == "model.layers.1.mlp.gate_up_proj.weight"]
+    assert both == ["gate_proj", "up_proj"]
+    model = onnx.load(tmp_path / "out" / "model_gqa.onnx", load_external_data=False)
+    stored = {t.name: (t.data_type, tuple(t.dims)) for t in model.graph.initializer}
+    assert stored["model.layers.0.mlp.gate_up_proj.weight"] == (onnx.TensorProto.INT4, (32, 128))
+    assert stored["lm_head.weight"] == (onnx.TensorProto.INT4, (32, 320))
+    report = validate(tmp_path / "out")
+    assert report.holds, report.verdict
+
+
+def test_packed_columns_are_those_of_the_single_products(tiny_sparse, tmp_path):
+    for name, forms in (("packed", ("gqa",)), ("single", ("cat", "gqa"))):
+        export(tiny_sparse, tmp_path / name, ExportConfig(quantize="int8", block_size=16, forms=forms), compare=False)
+    found = {}
+    for name in ("packed", "single"):
+        for weight in matmul_weights(tmp_path / name / "model_gqa.onnx"):
+            region = weight.region
+            found[name, weight.initializer] = np.memmap(weight.file, region.dtype, "r", region.offset, region.shape)
+    parts = [found["single", f"model.layers.1.mlp.{kind}_proj.weight"] for kind in ("gate", "up")]
+    np.testing.assert_array_equal(found["packed", "model.layers.1.mlp.gate_up_proj.weight"], np.concatenate(parts, axis=1))
+
+
 def test_manifest_says_how_weights_are_stored_and_verification_measures_it(tiny_sparse, tmp_path):
     config = ExportConfig(quantize="int8", forms=("cat", "gqa"))
     manifest = export(tiny_sparse, tmp_path / "out", config, reference=lambda: NumpyLlama(tiny_sparse))
@@ -168,6 +197,9 @@ def test_scales_are_rounded_to_the_type_they_are_stored_in():
         ({"quantize": "int4", "block_size": 8}, "--block-size 8"),
         ({"block_size": 32}, "--quantize int8 or int4"),
         ({"quantize": "int4", "method": "magic"}, "--method magic"),
+        ({"quantize": "int8", "head": "int4"}, "--quantize-head int4"),
+        ({"quantize": "int4", "head": "int2"}, "--quantize-head int2"),
+        ({"head": "int8"}, "--quantize int8 or int4"),
     ],
 )
 def test_settings_out_of_range_name_the_flag(config, message):
