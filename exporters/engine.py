@@ -109,6 +109,8 @@ def open_source(bundle: Path, config: EngineConfig) -> Source:
     if not config.dense:
         prove(bundle, manifest, weights, config)
     library, target = choose(config)
+    if library == "tensorrt-rtx" and config.timing_cache is not None:
+        raise ConfigError("--timing-cache: tensorrt-rtx times no kernels when it builds, so it has none to keep. Leave it out.")
     return Source(
         bundle=bundle,
         manifest=manifest,

@@ -24,6 +24,7 @@ MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _DROPPED = re.compile(r"unused input", re.I)
 _DROPPED_IN_PARSING = re.compile(r"unused input|ignored|ignoring|not supported|unsupported|dropp", re.I)
 _SHOWN_ERRORS = 3
+_LONGEST_REASON = 300
 
 # input name -> (minimum, optimum, maximum) shape
 Profile = Mapping[str, tuple[Sequence[int], Sequence[int], Sequence[int]]]
@@ -124,7 +125,7 @@ class Library:
         engine = builder.build_serialized_network(network, config)
         self._refuse_dropped(_DROPPED)
         if engine is None:
-            raise CheckFailed(f"{self.name} {self.version} could not build the engine: {self._last_error()}")
+            raise CheckFailed(f"{self.name} {self.version} could not build the engine: {self._last_error()}{_hint(flags)}")
         if cache is not None and timing_cache is not None:
             with atomic_file(timing_cache) as temporary:
                 temporary.write_bytes(memoryview(cache.serialize()))
@@ -241,7 +242,9 @@ class Library:
         return str(loaded.create_engine_inspector().get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     def _last_error(self) -> str:
-        return self.errors[-1].strip() if self.errors else "it gives no reason"
+        """The first line of what the library complained of last; its pages of context are of no use to who reads it."""
+        said = self.errors[-1].strip().splitlines() if self.errors else []
+        return said[0][:_LONGEST_REASON] if said else "it gives no reason"
 
 
 class _Phases:
@@ -271,6 +274,16 @@ class _Phases:
         _, steps, done = self._open[name]
         inner = max((self._of(n) for n, (parent, _, _) in self._open.items() if parent == name), default=0.0)
         return min(1.0, (done + inner) / steps)
+
+
+def _hint(flags: Mapping[str, Any] | None) -> str:
+    """What to try first after a failed build, as far as flags are known to need something."""
+    asked = flags if flags is not None else {}
+    if asked.get("version_compatible"):
+        return "\n--version-compatible needs the library's lean runtime; leave it out where the package does not bring that."
+    if asked.get("refit") or asked.get("strip_weights"):
+        return "\n--refit and --strip-weights may need a GPU while building; leave them out on a machine without one."
+    return ""
 
 
 def _decomposable(graph: Path) -> bytes:

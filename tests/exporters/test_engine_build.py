@@ -239,7 +239,11 @@ def test_flags_that_the_library_takes_are_in_the_key_and_one_it_drops_is_refused
     second = build_engine(bundle, dataclasses.replace(small, flags=flags))
     assert second.engine.settings["key"] != first.engine.settings["key"]
     assert second.engine.settings["flags"]["optimization_level"] == 2
+    with pytest.raises(ConfigError, match="--timing-cache: tensorrt-rtx"):
+        build_engine(bundle, dataclasses.replace(small, timing_cache=bundle / "times"))
     before = contents(bundle)
+    with pytest.raises(CheckFailed, match=r"libnvinfer_lean[^\n]*\n--version-compatible needs"):
+        build_engine(bundle, dataclasses.replace(small, flags=BuilderFlags(version_compatible=True)))
     with pytest.raises(ConfigError, match=r"--hardware-compatible ampere\+: tensorrt_rtx .* does not take it"):
         build_engine(bundle, dataclasses.replace(small, flags=BuilderFlags(hardware_compatible="ampere+")))
     assert contents(bundle) == before
