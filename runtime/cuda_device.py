@@ -48,7 +48,7 @@ class CudaDevice:
         self._context = self._call(self._cuda.cuDevicePrimaryCtxRetain, device)
         self._enter()
         name = self._call(self._cuda.cuDeviceGetName, 256, device)
-        self.name = name.decode("utf-8", "replace").rstrip("\0")
+        self.name = name.split(b"\0")[0].decode("utf-8", "replace")
         attributes = self._cuda.CUdevice_attribute
         major = self._call(self._cuda.cuDeviceGetAttribute, attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device)
         minor = self._call(self._cuda.cuDeviceGetAttribute, attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device)
@@ -99,7 +99,7 @@ class CudaDevice:
 
     def capture(self, work: Callable[[], None]) -> Any:
         """Record what `work` enqueues as a CUDA graph, without running it; None where it cannot be recorded."""
-        mode = self._cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        mode = self._cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED  # the library may allocate
         try:
             self._run(self._cuda.cuStreamBeginCapture, self._stream, mode)
             try:

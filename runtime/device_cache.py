@@ -35,12 +35,19 @@ class Layout:
         tensors: N.
         heads: H.
         vector: bytes of one head of one token.
+        most_rows: rows that a buffer need not have more room than; None for no limit.
     """
 
     memory: Memory
     tensors: int
     heads: int
     vector: int
+    most_rows: int | None = None
+
+    @property
+    def token(self) -> int:
+        """Bytes of one token in all tensors."""
+        return self.tensors * self.heads * self.vector
 
     def stride(self, rows: int, tokens: int) -> int:
         """Bytes from one tensor to the next."""
@@ -210,7 +217,8 @@ class SlotCache:
             buffer = self.buffer
         else:
             # room for more: the next to join need no copy of all
-            buffer = self._copied(range(self.batch), max(batch, 2 * self.buffer.rows), slots, self.length).buffer
+            wanted = max(batch, min(2 * self.buffer.rows, self.buffer.layout.most_rows or 2 * self.buffer.rows))
+            buffer = self._copied(range(self.batch), wanted, slots, self.length).buffer
         self._fill(buffer, self.batch, other, range(other.batch))
         return SlotCache(buffer, np.concatenate([self.lengths, other.lengths]), max(self.length, other.length))
 

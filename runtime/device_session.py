@@ -64,6 +64,7 @@ class DeviceSession(BaseSession):
             shape = dataclasses.replace(shape, max_length=min(shape.max_length, self._fixed))
         reaches = [Reach.of(profile, self._fixed) for profile in executor.profiles]
         super().__init__(shape, (executor.name,), reaches, self._cache_tokens())
+        self._limit_rows()
 
     def _check_names(self, graph: Graph) -> None:
         wanted = {"input_ids", *self._past, "logits", *self._present}
@@ -77,8 +78,16 @@ class DeviceSession(BaseSession):
     def _cache_tokens(self) -> int | None:
         """Tokens that the device has memory for."""
         free = self._device.free_bytes()
-        token = self._layout.tensors * self._layout.heads * self._layout.vector
-        return None if free is None else max(1, int(free * _CACHE_SHARE) // token)
+        return None if free is None else max(1, int(free * _CACHE_SHARE) // self._layout.token)
+
+    def _limit_rows(self) -> None:
+        """No more rows than the memory holds where each takes a fixed number of slots."""
+        rows, tokens = self.limits.max_batch, self.limits.max_cache_tokens
+        if self._fixed is not None and tokens is not None:
+            held = max(1, tokens // self._fixed)
+            rows = held if rows is None else min(rows, held)
+            self.limits = dataclasses.replace(self.limits, max_batch=rows)
+        self._layout = dataclasses.replace(self._layout, most_rows=rows)
 
     def _read(self, tokens: Ints, cache: Cache | None, mask: Ints) -> tuple[Floats, Cache]:
         past = 0 if cache is None else cache.length

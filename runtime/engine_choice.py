@@ -56,6 +56,10 @@ def unfit(engine: EngineFile, installed: Mapping[str, str], gpu: str) -> str:
     """
     if engine.library not in installed:
         return f"it needs {engine.library} {engine.library_version}, which is not installed"
+    if setting(engine, "strip_weights"):
+        return "its weights were left out (--strip-weights)"
+    if setting(engine, "version_compatible"):
+        return "it was built with --version-compatible and brings a library of its own, which is not run for safety"
     if not _version_fits(engine, installed[engine.library]):
         return f"it was built with {engine.library} {engine.library_version}, and {installed[engine.library]} is installed"
     targets = re.findall(r"sm\d+", engine.target)
@@ -67,8 +71,6 @@ def unfit(engine: EngineFile, installed: Mapping[str, str], gpu: str) -> str:
 
 def _version_fits(engine: EngineFile, installed: str) -> bool:
     built, here = _numbers(engine.library_version), _numbers(installed)
-    if setting(engine, "version_compatible"):
-        return here[0] == built[0] and here >= built
     known = min(len(here), len(built))  # onnxruntime tells no build number
     return here[:known] == built[:known]
 

@@ -9,6 +9,7 @@ graph has a context of its own too, because changing a context makes graphs reco
 from __future__ import annotations
 
 import logging
+import mmap
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,6 @@ from maskpro_deploy.runtime.executor import Profile, Shape, TensorSpec
 log = logging.getLogger(__name__)
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-_HEADER_BYTES = 64
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "INT32": "int32"}
 _MOST_GRAPHS = 8
 
@@ -131,8 +131,9 @@ class TrtExecutor:
 
     def _load(self, file: Path) -> Any:
         """The engine from its file."""
-        data = file.read_bytes()
-        self._check_validity(data[:_HEADER_BYTES])
+        with file.open("rb") as f:
+            data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)  # read as it is copied, not held in memory besides
+        self._check_validity(data)
         engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise FormatError(
@@ -140,7 +141,7 @@ class TrtExecutor:
             )
         return engine
 
-    def _check_validity(self, header: bytes) -> None:
+    def _check_validity(self, data: mmap.mmap) -> None:
         """Ask the library, where it tells, whether an engine can run here, before it is loaded.
 
         Raises:
@@ -148,7 +149,7 @@ class TrtExecutor:
         """
         if not hasattr(self._trt, "EngineValidity"):
             return
-        validity, diagnostics = self._runtime.get_engine_validity(header)
+        validity, diagnostics = self._runtime.get_engine_validity(data[: self._runtime.engine_header_size])
         if validity == self._trt.EngineValidity.VALID:
             return
         if validity == self._trt.EngineValidity.SUBOPTIMAL:
@@ -159,7 +160,7 @@ class TrtExecutor:
         for name in ("VERSION_MISMATCH", "UNSUPPORTED_CC", "OLD_CUDA_DRIVER", "OLD_CUDA_RUNTIME", "MALFORMED_ENGINE"):
             if hasattr(known, name) and int(diagnostics) & int(getattr(known, name)):
                 reasons.append(name)
-        why = ", ".join(reasons).replace("_", " ").lower() or f"diagnostics {int(diagnostics)}"
+        why = ", ".join(reasons).replace("_", " ").lower() or "it gives no reason"
         raise FormatError(f"{self.name} cannot run {self._file} here: {why}.\nBuild it again with build-engine.")
 
     def _runtime_config(self) -> Any:

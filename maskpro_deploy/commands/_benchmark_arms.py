@@ -38,17 +38,23 @@ def open_arms(
 
     Raises:
         InputError: a path is no bundle, or two bundles have different tokenizers.
+        ConfigError: more forms or engines than bundles.
     """
     from maskpro_deploy.bench.model import ModelArm
     from maskpro_deploy.bench.roofline import weight_bytes
     from maskpro_deploy.manifest import Manifest, safe_path
     from maskpro_deploy.runtime import SessionConfig, open_session
 
-    config = SessionConfig(provider=provider, threads=threads, spin=spin, form=form, engine=engine)
+    forms, engines = _each(form, len(bundles), "--form"), _each(engine, len(bundles), "--engine")
+    configs = [
+        SessionConfig(provider=provider, threads=threads, spin=spin, form=f, engine=e)
+        for f, e in zip(forms, engines, strict=True)
+    ]
     manifests = [Manifest.load(bundle, engines=False) for bundle in bundles]
     _check_tokenizers(bundles)
     arms = []
-    for bundle, manifest, name in zip(bundles, manifests, _names(bundles), strict=True):
+    names = [" ".join(part for part in parts if part) for parts in zip(_names(bundles), forms, engines, strict=True)]
+    for bundle, manifest, config, name in zip(bundles, manifests, configs, names, strict=True):
         session = open_session(bundle, config)
         shape, active = session.shape, session.providers[0]
         del session  # one model in memory at a time
@@ -65,7 +71,7 @@ def open_arms(
                     "model_id": shape.name,
                     "path": str(bundle),
                     "dtype": manifest.graph.dtype,
-                    "cache_form": form or manifest.graph.form,
+                    "cache_form": config.form or manifest.graph.form,
                     "sparsity": manifest.sparsity,
                     "sparse_weights": len(manifest.sparse_weights),
                     "provider": active,
@@ -76,6 +82,16 @@ def open_arms(
             )
         )
     return arms
+
+
+def _each(given: str | None, count: int, flag: str) -> list[str | None]:
+    """A value for each bundle, from one for all or one for each, separated by commas."""
+    from maskpro_deploy.errors import ConfigError
+
+    values: list[str | None] = list(given.split(",")) if given else [None]
+    if len(values) not in (1, count):
+        raise ConfigError(f"{flag} {given}: give one for all, or one for each of the {count} bundles.")
+    return values if len(values) == count else values * count
 
 
 @contextmanager

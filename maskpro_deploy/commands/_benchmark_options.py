@@ -10,9 +10,7 @@ import click
 from maskpro_deploy.commands._shared import (
     DURATION,
     PATH,
-    engine_option,
     force_option,
-    form_option,
     json_option,
     seed_option,
     threads_option,
@@ -59,8 +57,10 @@ def arm_options(function: F) -> F:
         ),
         click.option("--same-model", is_flag=True, help="The bundles are the same model: they have to choose the same tokens."),
         click.option("--provider", default="cpu", show_default=True, metavar=PROVIDERS, help="What runs it."),
-        form_option,
-        engine_option,
+        click.option(
+            "--form", metavar="FORM[,FORM]", help="cat, static or gqa: the graph of BUNDLE to run, and that of --against."
+        ),
+        click.option("--engine", metavar="FILE[,FILE]", help="The engine of BUNDLE to run, and that of --against."),
         threads_option,
         click.option("--spin", is_flag=True, help="Let waiting threads spin (as in `serve --spin`); off, they sleep."),
         seed_option,

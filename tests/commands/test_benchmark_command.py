@@ -76,6 +76,15 @@ def test_a_bundle_can_be_measured_against_itself_as_the_same_model(dense_bundle:
     assert [arm["name"] for arm in value["arms"]] == [f"{dense_bundle} (1)", f"{dense_bundle} (2)"]
 
 
+def test_two_forms_of_one_bundle_are_compared(tiny_sparse: Path, tmp_path: Path) -> None:
+    export(tiny_sparse, tmp_path / "b", ExportConfig(forms=("cat", "gqa"), max_length=64), compare=False)
+    arguments = ("--form", "gqa,cat", "--same-model", "--context", 8, "--prompt", 8)
+    value = run_json("benchmark", "latency", tmp_path / "b", "--against", tmp_path / "b", *arguments, *SMALL)
+    assert value["valid"] is True
+    assert [arm["cache_form"] for arm in value["arms"]] == ["gqa", "cat"]
+    assert value["arms"][0]["name"].endswith("(1) gqa")
+
+
 def test_models_that_are_not_the_same_make_the_run_invalid(sparse_bundle: Path, dense_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "report"
     error, result = fail(
@@ -129,6 +138,7 @@ def test_bundles_with_different_vocabularies_are_an_error(dense_bundle: Path, ot
         (("--samples", "1"), "--samples 1"),
         (("--budget", "soon"), "--budget"),
         (("--provider", "abacus"), "--provider abacus"),
+        (("--form", "cat,gqa"), "--form cat,gqa"),
     ],
 )
 def test_wrong_settings_name_the_flag(arguments: tuple[str, ...], said: str, dense_bundle: Path) -> None:

@@ -53,7 +53,7 @@ class Runtime:
 
     def deserialize_cuda_engine(self, data):
         try:
-            described = json.loads(data)
+            described = json.loads(bytes(data))
         except ValueError:
             self.logger.log(ILogger.ERROR, "magic tag does not match")
             return None

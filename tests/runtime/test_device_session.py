@@ -202,3 +202,19 @@ def test_a_server_answers_alike_in_every_form(form, forms_bundle):
             params = [SamplingParams(max_tokens=n, temperature=0) for n in (5, 20, 11)]
             answers.append([c.text for p in params for c in engine.generate(texts, p)])
     assert answers[0] == answers[1]
+
+
+class SmallDevice(DirtyDevice):
+    """A device that tells how much memory it has."""
+
+    def free_bytes(self):
+        return 2 * 3 * LENGTH * (4 * 2 * 8 * 4)  # half of it holds three rows of slots: 4 tensors, 2 heads of 8 floats
+
+
+def test_a_device_that_tells_its_memory_bounds_rows_and_tokens(forms_bundle):
+    manifest = Manifest.load(forms_bundle)
+    for graph in (manifest.graph, *manifest.siblings[:1]):
+        executor = OrtExecutor(onnxruntime.InferenceSession(str(forms_bundle / graph.file), providers=["CPUExecutionProvider"]))
+        limits = DeviceSession(manifest.model, graph, executor, SmallDevice()).limits
+        assert limits.max_cache_tokens == 3 * LENGTH
+        assert limits.max_batch == (3 if graph.form == "static" else None)

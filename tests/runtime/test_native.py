@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -128,8 +130,9 @@ def test_an_engine_that_the_library_refuses_is_told_with_its_reason(engine_bundl
         ({}, {"tensorrt": "10.16.1.11"}, GPU, "built with tensorrt 11.4.0.106, and 10.16.1.11 is installed"),
         ({}, {"tensorrt": "11.4.1.1"}, GPU, "and 11.4.1.1 is installed"),
         ({}, INSTALLED, "sm89", "built for sm90, and this GPU is sm89"),
-        ({"settings": {"flags": {"version_compatible": True}}}, {"tensorrt": "11.5.0.1"}, GPU, ""),
-        ({"settings": {"flags": {"version_compatible": True}}}, {"tensorrt": "12.0.0.1"}, GPU, "12.0.0.1 is installed"),
+        ({"settings": {"flags": {"version_compatible": True}}}, INSTALLED, GPU, "brings a library of its own"),
+        ({"settings": {"flags": {"strip_weights": True}}}, INSTALLED, GPU, "weights were left out"),
+        ({"library_version": "11.4.0"}, INSTALLED, GPU, ""),  # onnxruntime tells no build number
         ({"settings": {"flags": {"hardware_compatible": "ampere+"}}}, INSTALLED, "sm120", ""),
         ({"settings": {"flags": {"hardware_compatible": "ampere+"}}}, INSTALLED, "sm75", "this GPU is sm75"),
         ({"target": "sm89,sm120"}, INSTALLED, "sm120", ""),
@@ -190,3 +193,22 @@ def test_without_a_driver_there_is_one_plain_error(tiny_bundle):
         pytest.skip("no cuda-bindings, no tensorrt-rtx, or there is a GPU")
     with pytest.raises(MachineError, match=r"no NVIDIA (driver|GPU) here.*"):
         native_session(tiny_bundle)
+
+
+def test_the_real_library_tells_a_damaged_engine(tmp_path):
+    """TensorRT-RTX checks an engine's header without a GPU; in a process of its own, as it keeps its first logger for good."""
+    from maskpro_deploy.extras import missing
+
+    if missing("tensorrt-rtx"):
+        pytest.skip("tensorrt-rtx is not installed")
+    (tmp_path / "x.engine").write_bytes(np.random.default_rng(0).bytes(3000))
+    code = (
+        "import pathlib, sys\n"
+        "from maskpro_deploy.errors import FormatError\n"
+        "from maskpro_deploy.runtime.trt_executor import TrtExecutor\n"
+        "try: TrtExecutor('tensorrt-rtx', pathlib.Path(sys.argv[1]), None)\n"
+        "except FormatError as e: print(e)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.engine")], capture_output=True, text=True, check=True)
+    assert "x.engine here: malformed engine." in done.stdout
+    assert "build-engine" in done.stdout
