@@ -161,6 +161,7 @@ def time_portion(
     *,
     session: int,
     blocks: int,
+    cold: bool,
     clock: Clock = time.perf_counter,
 ) -> None:
     """Check, warm up and time tasks that do the same amount of work, in one session of each arm; adds to `result`.
@@ -171,6 +172,7 @@ def time_portion(
         config: how to warm up, and what the arms have to agree on.
         session: number of this session, from 0.
         blocks: blocks to time.
+        cold: warm up until the times are stable; else for `config.rewarm_rounds`.
         clock: seconds, monotonic.
 
     Raises:
@@ -181,7 +183,7 @@ def time_portion(
     before = 1 + max((s.block for samples in result.samples.values() for s in samples), default=-1)
     reason = _check_work(tasks, result, config.same_model)
     if reason is None:
-        reason = _warm_up(tasks, result, config, session, clock)
+        reason = _warm_up(tasks, result, config, cold, clock)
     for block in range(before, before + blocks):
         if reason is not None:
             break
@@ -247,18 +249,18 @@ def _timed(name: str, task: Task, result: Measurement, clock: Clock) -> tuple[fl
     return seconds, work, None
 
 
-def _warm_up(tasks: Mapping[str, Task], result: Measurement, config: MeasureConfig, session: int, clock: Clock) -> str | None:
+def _warm_up(tasks: Mapping[str, Task], result: Measurement, config: MeasureConfig, cold: bool, clock: Clock) -> str | None:
     """Rounds over all tasks until each one's times are stable, or a bound is reached; a set number in later sessions."""
     times: dict[str, list[float]] = {name: [] for name in tasks}
     limit_s = config.budget_s / 10 if config.budget_s is not None else float("inf")
     started = clock()
-    for round_number in range(1, 1 + (config.warmup_rounds if session == 0 else config.rewarm_rounds)):
+    for round_number in range(1, 1 + (config.warmup_rounds if cold else config.rewarm_rounds)):
         for name, task in tasks.items():
             seconds, _, reason = _timed(name, task, result, clock)
             if reason is not None:
                 return reason
             times[name].append(seconds)
-        if session == 0:
+        if cold:
             result.warmup_rounds = round_number
             result.warm = all(_stable(t, config.stable_within) for t in times.values())
             if result.warm or clock() - started > limit_s:

@@ -9,17 +9,13 @@ These are session-level figures: the model alone, without a server, a queue or a
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
-from maskpro_deploy.bench.arms import Clock
 from maskpro_deploy.bench.model import DECODE, PREFILL, Case, ModelArm
 from maskpro_deploy.bench.result import BenchResult
-from maskpro_deploy.bench.roofline import Bandwidth
-from maskpro_deploy.bench.sweep import SweepConfig, check_sizes, run_sweep
-from maskpro_deploy.progress import SILENT, Progress
+from maskpro_deploy.bench.sweep import SweepConfig, SweepOptions, check_sizes, run_sweep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,27 +51,7 @@ class LatencyConfig:
         return prefill + decode
 
 
-def run_latency(
-    arms: Sequence[ModelArm[Any]],
-    config: LatencyConfig,
-    *,
-    notes: Sequence[str] = (),
-    bandwidth: Bandwidth | None = None,
-    self_test: bool = True,
-    clock: Clock = time.perf_counter,
-    progress: Progress = SILENT,
-) -> BenchResult:
+def run_latency(arms: Sequence[ModelArm[Any]], config: LatencyConfig, **options: Unpack[SweepOptions]) -> BenchResult:
     """Measure prefill and decode latency of all arms in one run; see `run_sweep` for arguments and errors."""
     settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "sweep"}
-    return run_sweep(
-        "latency",
-        arms,
-        config.cases,
-        config.sweep,
-        settings=settings,
-        notes=notes,
-        bandwidth=bandwidth,
-        self_test=self_test,
-        clock=clock,
-        progress=progress,
-    )
+    return run_sweep("latency", arms, config.cases, config.sweep, settings, **options)

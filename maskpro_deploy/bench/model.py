@@ -5,6 +5,7 @@ Shapes: `B` rows, `S` new tokens, `V` vocabulary.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskpro_deploy.bench.arms import Clock, Task, Work
+from maskpro_deploy.bench.roofline import Load
 from maskpro_deploy.errors import ConfigError, InputError
 
 Ints = npt.NDArray[np.int64]
@@ -41,6 +43,9 @@ class ModelArm(Generic[C]):
         max_length: longest sequence it takes.
         weight_bytes: bytes of weights that one step reads, as stored; None if not known.
         kv_bytes_per_token: bytes of key/value cache per token and row; None if not known.
+        operations_per_token: of the matrix products that a token goes through; None if not known, or not done in fp32.
+        attention_operations: of one token with one earlier one, over all layers; None likewise.
+        on_cpu: whether it runs where the ceilings are measured.
         facts: what else the report should say of it: model, provider, threads, hashes.
     """
 
@@ -50,6 +55,9 @@ class ModelArm(Generic[C]):
     max_length: int
     weight_bytes: int | None = None
     kv_bytes_per_token: int | None = None
+    operations_per_token: int | None = None
+    attention_operations: int | None = None
+    on_cpu: bool = True
     facts: Mapping[str, str | int | float | None] = field(default_factory=dict)
 
 
@@ -75,6 +83,43 @@ class Case:
         given = "context" if self.phase == DECODE else "prompt"
         output = f", output {self.output_len}" if self.phase == GENERATE else ""
         return f"{self.phase}, batch {self.batch_size}, {given} {self.input_len}{output}"
+
+
+def loads(arm: ModelArm[Any], case: Case) -> list[Load]:
+    """What each of the calls in one unit of work has to do at least; for DECODE of one step, as its time is told by step."""
+    if case.phase == PREFILL:
+        return [_load(arm, case.batch_size, case.input_len, 0)]
+    if case.phase == DECODE:
+        return [_load(arm, case.batch_size, 1, case.input_len)]
+    steps = [_load(arm, case.batch_size, 1, case.input_len + i) for i in range(case.output_len - 1)]
+    return [_load(arm, case.batch_size, case.input_len, 0), *steps]
+
+
+def _load(arm: ModelArm[Any], rows: int, new: int, past: int) -> Load:
+    """One call over `new` tokens of each row on top of `past`; attention of a token to those after it is not counted."""
+    size = operations = None
+    bound_by_bytes = new == 1 or arm.operations_per_token is not None  # else the bytes alone say nothing
+    if arm.on_cpu and arm.weight_bytes is not None and bound_by_bytes:
+        size = arm.weight_bytes + rows * past * (arm.kv_bytes_per_token or 0)
+    if arm.on_cpu and arm.operations_per_token is not None:
+        pairs = new * past + new * (new + 1) / 2
+        operations = rows * (new * arm.operations_per_token + pairs * (arm.attention_operations or 0))
+    return Load(bytes=size, operations=operations)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """How near the logits of one model are to those of another over the same tokens.
+
+    Attributes:
+        max_logit_difference: the largest absolute difference of a logit; infinite where one of them is no number.
+        same_top_token: part of the positions at which both have the same likeliest token.
+        positions: that were compared.
+    """
+
+    max_logit_difference: float
+    same_top_token: float
+    positions: int
 
 
 def check_arms(arms: Sequence[ModelArm[Any]], cases: Sequence[Case]) -> None:
@@ -104,6 +149,25 @@ def draw_tokens(case: Case, vocab_size: int, seed: int) -> Ints:
     """Seeded random tokens for a case; time does not depend on which they are.  # (B, input_len)"""
     rng = np.random.default_rng([seed, case.batch_size, case.input_len])
     return rng.integers(0, vocab_size, size=(case.batch_size, case.input_len), dtype=np.int64)
+
+
+def compare_logits(first: Forward[Any], second: Forward[Any], case: Case, vocab_size: int, seed: int) -> Agreement:
+    """Run both models over the tokens of `case`, and over those that the first one then chooses, and compare the logits."""
+    given = draw_tokens(case, vocab_size, seed)
+    steps = 0 if case.phase == PREFILL else case.output_len - (case.phase == GENERATE)
+    worst, same, positions = 0.0, 0, 0
+    caches: tuple[Any, Any] = (None, None)
+    for step in range(1 + steps):
+        (a, left), (b, right) = first(given, caches[0]), second(given, caches[1])
+        caches, given = (left, right), greedy_choice(a)
+        if step == 0 and case.phase == DECODE:  # reading the context is no part of this case
+            continue
+        for row_a, row_b in zip(a, b, strict=True):  # row by row: logits of a long prompt are large
+            difference = float(np.abs(row_a - row_b).max())
+            worst = max(worst, difference if math.isfinite(difference) else math.inf)
+            same += int((row_a.argmax(-1) == row_b.argmax(-1)).sum())
+            positions += len(row_a)
+    return Agreement(max_logit_difference=worst, same_top_token=same / positions, positions=positions)
 
 
 def greedy_choice(logits: Floats) -> Ints:

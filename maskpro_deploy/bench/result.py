@@ -8,25 +8,31 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from maskpro_deploy.bench import roofline, stats
 from maskpro_deploy.bench.arms import Measurement
-from maskpro_deploy.bench.model import DECODE, GENERATE, PREFILL, Case, ModelArm
+from maskpro_deploy.bench.model import DECODE, GENERATE, PREFILL, Agreement, Case, ModelArm, loads
 from maskpro_deploy.bench.sessions import SelfTest
 
 SCHEMA = "maskpro-deploy/benchmark"
-VERSION = 1
+VERSION = 2
 RESULT_FILE = "result.json"
+METRIC = {PREFILL: "ttft", DECODE: "tpot", GENERATE: "e2el"}  # the metric that arms are compared by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseResult:
-    """One case and what was measured of it."""
+    """One case and what was measured of it.
+
+    Attributes:
+        agreement: name of an arm -> how near its logits are to those of the first one, on the tokens of this case.
+    """
 
     case: Case
     measurement: Measurement
+    agreement: Mapping[str, Agreement] = field(default_factory=dict)
 
     def values_ms(self, name: str) -> dict[str, list[float]]:
         """Metric -> its values in time order, for one arm."""
@@ -45,7 +51,7 @@ class CaseResult:
     @property
     def metric(self) -> str:
         """The metric that arms are compared by."""
-        return {PREFILL: "ttft", DECODE: "tpot", GENERATE: "e2el"}[self.case.phase]
+        return METRIC[self.case.phase]
 
     def summary(self, name: str) -> stats.Summary | None:
         """One arm's figures in ms for `metric`, or None without samples."""
@@ -73,8 +79,12 @@ class BenchResult:
         cases: the points of the sweep.
         self_test: the first arm against a second session of itself.
         bandwidth: of the memory, measured in this run.
+        arithmetic: of matrix products, likewise; None if it was not measured.
         duration_s: of the run.
         notes: remarks for the reader.
+        self_test_samples: of each attempt at a self-test.
+        earlier: where the run went on with an earlier one or added to it: when and how those were started.
+        finished: whether this is the end of the run, and not a state on the way that it can go on from.
     """
 
     kind: str
@@ -84,8 +94,12 @@ class BenchResult:
     cases: tuple[CaseResult, ...]
     self_test: SelfTest
     bandwidth: roofline.Bandwidth
+    arithmetic: roofline.Arithmetic | None
     duration_s: float
     notes: tuple[str, ...] = ()
+    self_test_samples: tuple[Measurement, ...] = ()
+    earlier: tuple[Mapping[str, Any], ...] = ()
+    finished: bool = True
 
     @property
     def invalid_reasons(self) -> list[str]:
@@ -107,21 +121,20 @@ class BenchResult:
         return not self.invalid_reasons
 
     def comparisons(self, result: CaseResult) -> dict[str, stats.Ratio | None]:
-        """Baseline name -> how the first arm compares with it; empty for an invalid run."""
-        if not self.valid:
+        """Baseline name -> how the first arm compares with it; empty for a run that is invalid or not finished."""
+        if not self.valid or not self.finished:
             return {}
         first, *others = self.arms
         return {other.name: result.measurement.compare(first.name, other.name) for other in others}
 
-    def floor_ms(self, result: CaseResult, arm: ModelArm[Any]) -> float | None:
-        """What one decode step takes at least: weights and cache over memory bandwidth; None for other phases."""
-        if result.case.phase != DECODE:
-            return None
-        kv = None
-        if arm.kv_bytes_per_token is not None:
-            kv = arm.kv_bytes_per_token * result.case.batch_size * result.case.input_len
-        seconds = roofline.floor_s(arm.weight_bytes, kv, self.bandwidth)
-        return None if seconds is None else 1e3 * seconds
+    def floor(self, result: CaseResult, arm: ModelArm[Any]) -> roofline.Floor | None:
+        """What the metric of a case is at least on this machine, or None where that is not known."""
+        return roofline.floor(loads(arm, result.case), self.bandwidth, self.arithmetic)
+
+    def share_of_ceiling(self, result: CaseResult, arm: ModelArm[Any]) -> float | None:
+        """The floor over the median: 1 would be as fast as the ceilings allow."""
+        least, found = self.floor(result, arm), result.summary(arm.name)
+        return None if least is None or found is None else 1e3 * least.seconds / found.median
 
     def best_batch(self, name: str) -> CaseResult | None:
         """The case with the most tokens a second whose median time per token keeps the bound of the configuration."""
@@ -139,33 +152,26 @@ class BenchResult:
             "schema": SCHEMA,
             "version": VERSION,
             "kind": self.kind,
+            "finished": self.finished,
             "date": self.environment.get("date"),
             "valid": self.valid,
             "invalid_reasons": self.invalid_reasons,
             "duration": self.duration_s,
-            "config": _plain(self.config),
-            "arms": [self._arm_json(arm) for arm in self.arms],
+            "config": plain(self.config),
+            "arms": [arm_json(arm) for arm in self.arms],
             "cases": [self._case_json(result) for result in self.cases],
             "self_test": {
                 "passed": self.self_test.passed,
                 "invalid": self.self_test.invalid,
                 "attempts": [dataclasses.asdict(r) for r in self.self_test.attempts],
+                "samples": [_self_test_json(m) for m in self.self_test_samples],
             },
             "memory_bandwidth": dataclasses.asdict(self.bandwidth),
+            "arithmetic": dataclasses.asdict(self.arithmetic) if self.arithmetic is not None else None,
             "best_batch": self._best_json() if self.kind == "throughput" and self.valid else None,
             "notes": list(self.notes),
-            "environment": _plain(self.environment),
-        }
-
-    @staticmethod
-    def _arm_json(arm: ModelArm[Any]) -> dict[str, Any]:
-        return {
-            "name": arm.name,
-            "vocab_size": arm.vocab_size,
-            "max_length": arm.max_length,
-            "weight_bytes": arm.weight_bytes,
-            "kv_bytes_per_token": arm.kv_bytes_per_token,
-            **arm.facts,
+            "earlier": plain(self.earlier),
+            "environment": plain(self.environment),
         }
 
     def _case_json(self, result: CaseResult) -> dict[str, Any]:
@@ -177,6 +183,10 @@ class BenchResult:
             "warm": measured.warm,
             "failed": measured.failed,
             "invalid": measured.invalid,
+            "agreement": [
+                {"name": name, **dataclasses.asdict(a), "max_logit_difference": stats.finite(a.max_logit_difference)}
+                for name, a in result.agreement.items()
+            ],
             "arms": [self._samples_json(result, arm) for arm in self.arms],
             "comparisons": [
                 {"candidate": self.arms[0].name, "baseline": name, **(dataclasses.asdict(ratio) if ratio else {"verdict": None})}
@@ -186,6 +196,7 @@ class BenchResult:
 
     def _samples_json(self, result: CaseResult, arm: ModelArm[Any]) -> dict[str, Any]:
         case, samples = result.case, result.measurement.samples[arm.name]
+        least = self.floor(result, arm)
         figures: dict[str, Any] = {}
         for metric, values in result.values_ms(arm.name).items():
             figures |= _vllm_names(metric, stats.summarise(values) if values else None)
@@ -196,8 +207,11 @@ class BenchResult:
             "total_output_tokens": len(samples) * case.batch_size * case.output_len,
             "tokens_per_s": result.tokens_per_s(arm.name),
             "output_throughput": result.tokens_per_s(arm.name) if case.phase != PREFILL else None,
-            "memory_floor_ms": self.floor_ms(result, arm),
+            "floor_ms": None if least is None else 1e3 * least.seconds,
+            "bound": None if least is None else least.bound,
+            "share_of_ceiling": self.share_of_ceiling(result, arm),
             **figures,
+            "tokens": plain(result.measurement.work[arm.name].tokens.tolist()) if arm.name in result.measurement.work else None,
             "samples": {
                 "session": [s.session for s in samples],
                 "block": [s.block for s in samples],
@@ -214,6 +228,25 @@ class BenchResult:
         }
 
 
+def arm_json(arm: ModelArm[Any]) -> dict[str, Any]:
+    """What the result says of an arm."""
+    return {
+        "name": arm.name,
+        "vocab_size": arm.vocab_size,
+        "max_length": arm.max_length,
+        "weight_bytes": arm.weight_bytes,
+        "kv_bytes_per_token": arm.kv_bytes_per_token,
+        "operations_per_token": arm.operations_per_token,
+        **arm.facts,
+    }
+
+
+def _self_test_json(measured: Measurement) -> dict[str, Any]:
+    names = ("session", "block", "position", "seconds")
+    samples = {arm: {n: [getattr(s, n) for s in found] for n in names} for arm, found in measured.samples.items()}
+    return {**samples, "invalid": measured.invalid}
+
+
 def _vllm_names(metric: str, summary: stats.Summary | None) -> dict[str, float | None]:
     """median_ttft_ms and the like."""
     names = ("mean", "median", "std", "p90", "p95", "p99", "mad", "minimum", "maximum")
@@ -222,10 +255,10 @@ def _vllm_names(metric: str, summary: stats.Summary | None) -> dict[str, float |
     return figures
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Tuples as lists, mappings as dicts, so that it is JSON."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return value

@@ -1,25 +1,27 @@
-"""What a step cannot beat: the bytes it must read, over memory bandwidth measured in the same run.
+"""What a step cannot beat: bytes over memory bandwidth, and operations over the speed of a large matrix product.
 
-A decode step of a small batch reads every weight once and does little arithmetic with each, so weights over bandwidth is its
-floor; the key/value cache adds to it with the context. Prefill reuses each weight for many tokens: its floor is arithmetic, and
-the bytes say little.
+Both ceilings are measured in the same run, and the longer of the two times is the floor (Williams, Waterman and Patterson,
+Roofline, CACM 52(4), 2009). A decode step of a small batch reads every weight once and does little arithmetic with each: its
+floor is memory. Prefill reuses each weight for many tokens: its floor is arithmetic.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from maskpro_deploy.bench.environment import affinity, last_level_cache_bytes
-from maskpro_deploy.errors import FormatError
 
 _MIN_BUFFER_BYTES = 64 << 20
 _REPEATS = 5
+GEMM_SIZE = 1024
+MEMORY, ARITHMETIC = "memory", "arithmetic"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,19 @@ class Bandwidth:
     copy_bytes_per_s: float | None
     threads: int
     buffer_bytes: int
+    method: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arithmetic:
+    """How fast this machine multiplies matrices.
+
+    Attributes:
+        operations_per_s: multiplications and additions a second, fp32.
+        method: how it was measured, in words.
+    """
+
+    operations_per_s: float
     method: str
 
 
@@ -90,41 +105,71 @@ def _best_rates(threads: int, size: int) -> tuple[float, float]:
     return source.nbytes / min(reads), 2 * source.nbytes / min(copies)
 
 
-def weight_bytes(model: Path) -> int:
-    """Bytes of the weights that one step of an ONNX model reads whole: all initializers except those that are only looked up.
+def measure_arithmetic(
+    threads: int | None = None, multiply: Callable[[], object] | None = None, *, size: int = GEMM_SIZE, method: str = ""
+) -> Arithmetic:
+    """Measure how many operations a second a large fp32 matrix product reaches (a fraction of a second).
 
     Args:
-        model: the `.onnx` file; external data is not read.
-
-    Raises:
-        FormatError: it is no ONNX file.
+        threads: cores that work at once; for the method's text, and for numpy.
+        multiply: multiplies two square matrices of `size`; None: numpy does.
+        size: rows and columns.
+        method: what `multiply` is, in words.
     """
-    import onnx
-
-    try:
-        graph = onnx.load(str(model), load_external_data=False).graph
-    except Exception as e:  # the protobuf library raises its own kinds
-        raise FormatError(f"{model} is no ONNX file: {e}") from e
-    read_whole = {name for node in graph.node for i, name in enumerate(node.input) if not (node.op_type == "Gather" and i == 0)}
-    read_whole |= {output.name for output in graph.output}
-    return sum(_tensor_bytes(t) for t in graph.initializer if t.name in read_whole)
-
-
-def _tensor_bytes(tensor: object) -> int:
-    """Stored size of an initializer, from its shape and type (4-bit types are packed two to a byte)."""
-    from onnx import TensorProto, helper
-
-    assert isinstance(tensor, TensorProto)
-    count = 1
-    for dim in tensor.dims:
-        count *= dim
-    if tensor.data_type in (TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1):
-        return (count + 1) // 2
-    return count * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    if multiply is None:
+        a, b = (np.random.default_rng(i).standard_normal((size, size), dtype=np.float32) for i in range(2))
+        out = np.empty_like(a)
+        multiply, method = lambda: np.matmul(a, b, out=out), "numpy"
+    multiply()
+    best = math.inf
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        multiply()
+        best = min(best, time.perf_counter() - start)
+    cores = f" on {threads} thread{'s' if threads > 1 else ''}" if threads else ""
+    return Arithmetic(
+        operations_per_s=2 * size**3 / best, method=f"{method}{cores}, fp32 matrices of {size} x {size}, best of {_REPEATS}"
+    )
 
 
-def floor_s(weights: int | None, kv: int | None, bandwidth: Bandwidth) -> float | None:
-    """Seconds that reading `weights` and `kv` bytes takes at the measured bandwidth, or None where something is not known."""
-    if weights is None or bandwidth.bytes_per_s is None:
-        return None
-    return (weights + (kv or 0)) / bandwidth.bytes_per_s
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What a unit of work has to do at least.
+
+    Attributes:
+        bytes: to read; None if not known.
+        operations: multiplications and additions; None if not known, or of a kind that the measured ceiling is not for.
+    """
+
+    bytes: float | None
+    operations: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Floor:
+    """The least time of a unit of work, and what sets it.
+
+    Attributes:
+        seconds: the larger of both.
+        bound: `MEMORY` or `ARITHMETIC`.
+    """
+
+    seconds: float
+    bound: str
+
+
+def floor(loads: Sequence[Load], bandwidth: Bandwidth, arithmetic: Arithmetic | None) -> Floor | None:
+    """The least time of parts that run one after the other, or None where something is not known.
+
+    Each part takes the longer of reading its bytes and computing its operations; the bound is the one that sets most of the time.
+    """
+    seconds = {MEMORY: 0.0, ARITHMETIC: 0.0}
+    for load in loads:
+        if load.bytes is None or bandwidth.bytes_per_s is None:
+            return None
+        memory_s, compute_s = load.bytes / bandwidth.bytes_per_s, 0.0
+        if load.operations is not None and arithmetic is not None:
+            compute_s = load.operations / arithmetic.operations_per_s
+        seconds[MEMORY if memory_s >= compute_s else ARITHMETIC] += max(memory_s, compute_s)
+    bound = max(seconds, key=lambda name: seconds[name])
+    return Floor(seconds=sum(seconds.values()), bound=bound)

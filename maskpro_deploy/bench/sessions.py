@@ -225,7 +225,7 @@ class Sessions(Generic[K]):
             measurement.fail(reason)
             return
         if (tasks := self._tasks(measurement, {name: (make, case) for name, make in opened.items()})) is not None:
-            time_portion(tasks, measurement, self._config, session=index, blocks=self._blocks, clock=self._clock)
+            self._time(tasks, measurement, index)
 
     def _tasks(self, measurement: Measurement, makers: Mapping[str, tuple[MakeTask[K], K]]) -> dict[str, Task] | None:
         tasks = {}
@@ -248,7 +248,11 @@ class Sessions(Generic[K]):
             return
         pair = (alone, second) if index % 2 == 0 else (second, alone)
         if (tasks := self._tasks(measurement, {n: (make, case) for n, make in zip(SELF, pair, strict=True)})) is not None:
-            time_portion(tasks, measurement, self._config, session=index, blocks=self._blocks, clock=self._clock)
+            self._time(tasks, measurement, index)
+
+    def _time(self, tasks: Mapping[str, Task], measurement: Measurement, index: int) -> None:
+        cold = index == self._first
+        time_portion(tasks, measurement, self._config, session=index, blocks=self._blocks, cold=cold, clock=self._clock)
 
     def _test_again(self) -> None:
         first = next(iter(self._openers))

@@ -10,8 +10,9 @@ from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.model import DECODE, GENERATE, PREFILL, ModelArm
 from maskpro_deploy.bench.result import BenchResult, CaseResult
 
-_LATENCY_COLUMNS = ("case", "model", "median ms", "MAD ms", "p90 ms", "tokens/s", "memory floor ms", "samples")
-_THROUGHPUT_COLUMNS = ("case", "model", "whole ms", "MAD ms", "first token ms", "per token ms", "tokens/s", "samples")
+_ENDS = ("tokens/s", "floor ms", "of ceiling", "samples")
+_LATENCY_COLUMNS = ("case", "model", "median ms", "MAD ms", "p90 ms", *_ENDS)
+_THROUGHPUT_COLUMNS = ("case", "model", "whole ms", "MAD ms", "first token ms", "per token ms", *_ENDS)
 _METRIC_WORDS = {
     PREFILL: "time to first token",
     DECODE: "time per output token",
@@ -60,7 +61,9 @@ def row(result: BenchResult, case: CaseResult, arm: ModelArm[Any]) -> list[str]:
     if result.kind == "throughput":
         cells += [number(_median(values.get("ttft"))), number(_median(values.get("tpot"))), number(case.tokens_per_s(arm.name))]
     else:
-        cells += [number(found.p90 if found else None), number(case.tokens_per_s(arm.name)), number(result.floor_ms(case, arm))]
+        cells += [number(found.p90 if found else None), number(case.tokens_per_s(arm.name))]
+    least, share = result.floor(case, arm), result.share_of_ceiling(case, arm)
+    cells += [number(1e3 * least.seconds if least else None), UNKNOWN if share is None else f"{100 * share:.0f} %"]
     return [*cells, str(found.count if found else 0)]
 
 
@@ -151,28 +154,59 @@ def self_test_line(result: BenchResult) -> str:
 
 def caveats(result: BenchResult) -> list[str]:
     """What the reader has to know beside the figures."""
-    lines = [self_test_line(result)]
-    bandwidth = result.bandwidth
-    floor = " The memory floor is the bytes of weights and cache that a decode step reads, over this bandwidth."
-    if bandwidth.bytes_per_s is not None:
-        lines.append(
-            f"Memory bandwidth measured in this run: {bandwidth.bytes_per_s / 1e9:.1f} GB/s ({bandwidth.method})."
-            + (floor if any(case.case.phase == DECODE for case in result.cases) else "")
-        )
-        cache = result.environment.get("cpu_last_level_cache_bytes")
-        if isinstance(cache, int) and any(a.weight_bytes is not None and a.weight_bytes < cache for a in result.arms):
-            lines.append("The weights fit in the processor's cache, so the floor from memory bandwidth does not bind here.")
-    else:
-        lines.append(f"Memory bandwidth: {bandwidth.method}.")
+    lines = [self_test_line(result), *_agreement_lines(result), *_ceiling_lines(result)]
     cold = [case.case.label for case in result.cases if not case.measurement.warm and case.measurement.invalid is None]
     if cold:
         lines.append(f"Times were still changing when the warm-up ended in: {'; '.join(cold)}.")
+    budget_s = result.config.get("budget_s")
+    if budget_s is not None and result.duration_s > 1.5 * budget_s:
+        lines.append(f"The budget of {budget_s:g} s was too short for {stats.MIN_SESSIONS} sessions: {result.duration_s:.0f} s.")
     if (count := len(verdicts(result))) > 1:
         lines.append(f"One comparison in twenty shows a difference by chance; this run made {count}.")
     cores, load = result.environment.get("cpu_count"), result.environment.get("load_average_1min")
     if isinstance(cores, int) and isinstance(load, (int, float)) and load > 0.5 * cores:
         lines.append(f"The machine was busy when the run began: load average {load} on {cores} cores.")
     return [*lines, *result.notes]
+
+
+def _agreement_lines(result: BenchResult) -> list[str]:
+    """How near the outputs of the arms are, the worst case of each."""
+    lines = []
+    for arm in result.arms[1:]:
+        found = [case.agreement[arm.name] for case in result.cases if arm.name in case.agreement]
+        if not found:
+            continue
+        worst = max(a.max_logit_difference for a in found)
+        same = sum(a.same_top_token * a.positions for a in found) / sum(a.positions for a in found)
+        same_weights = result.arms[0].facts.get("weights_sha256") == arm.facts.get("weights_sha256") is not None
+        kind = "the same weights" if same_weights else "different weights"
+        lines.append(
+            f"Outputs of {result.arms[0].name} and {arm.name} ({kind}), on random tokens: logits differ by up to "
+            f"{number(worst, 3)}, the same likeliest token at {100 * same:.1f} % of {sum(a.positions for a in found)} positions."
+        )
+        if same_weights and worst > 0 and not (result.config.get("same_model") or result.config.get("logit_tolerance")):
+            lines.append("Give --same-model or --logit-tolerance to let that difference decide whether speeds are compared.")
+    return lines
+
+
+def _ceiling_lines(result: BenchResult) -> list[str]:
+    """The ceilings that the floors are computed from."""
+    bandwidth, arithmetic = result.bandwidth, result.arithmetic
+    if bandwidth.bytes_per_s is None:
+        return [f"Memory bandwidth: {bandwidth.method}."]
+    lines = [f"Memory bandwidth measured in this run: {bandwidth.bytes_per_s / 1e9:.1f} GB/s ({bandwidth.method})."]
+    if arithmetic is not None:
+        lines.append(f"Arithmetic measured in this run: {arithmetic.operations_per_s / 1e9:.1f} GFLOP/s ({arithmetic.method}).")
+    floors = [least for case in result.cases for arm in result.arms if (least := result.floor(case, arm)) is not None]
+    if floors:
+        by_bytes = "bytes of weights and cache over this bandwidth"
+        known = any(arm.operations_per_token is not None for arm in result.arms) and arithmetic is not None
+        what = f"the longer of {by_bytes} and operations over this arithmetic" if known else by_bytes
+        lines.append(f"The floor is {what}; of ceiling is the floor over the median.")
+    cache = result.environment.get("cpu_last_level_cache_bytes")
+    if isinstance(cache, int) and any(a.weight_bytes is not None and a.weight_bytes < cache for a in result.arms):
+        lines.append("The weights fit in the processor's cache, so the floor from memory bandwidth does not bind here.")
+    return lines
 
 
 def machine_line(result: BenchResult) -> str:

@@ -8,18 +8,14 @@ queueing, and rows that come and go.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
-from maskpro_deploy.bench.arms import Clock
 from maskpro_deploy.bench.model import GENERATE, Case, ModelArm
 from maskpro_deploy.bench.result import BenchResult
-from maskpro_deploy.bench.roofline import Bandwidth
-from maskpro_deploy.bench.sweep import SweepConfig, check_sizes, run_sweep
+from maskpro_deploy.bench.sweep import SweepConfig, SweepOptions, check_sizes, run_sweep
 from maskpro_deploy.errors import ConfigError
-from maskpro_deploy.progress import SILENT, Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,27 +50,7 @@ class ThroughputConfig:
         return [Case(phase=GENERATE, batch_size=b, input_len=self.prompt, output_len=self.output) for b in self.batches]
 
 
-def run_throughput(
-    arms: Sequence[ModelArm[Any]],
-    config: ThroughputConfig,
-    *,
-    notes: Sequence[str] = (),
-    bandwidth: Bandwidth | None = None,
-    self_test: bool = True,
-    clock: Clock = time.perf_counter,
-    progress: Progress = SILENT,
-) -> BenchResult:
+def run_throughput(arms: Sequence[ModelArm[Any]], config: ThroughputConfig, **options: Unpack[SweepOptions]) -> BenchResult:
     """Measure tokens per second of all arms in one run; see `run_sweep` for arguments and errors."""
     settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "sweep"}
-    return run_sweep(
-        "throughput",
-        arms,
-        config.cases,
-        config.sweep,
-        settings=settings,
-        notes=notes,
-        bandwidth=bandwidth,
-        self_test=self_test,
-        clock=clock,
-        progress=progress,
-    )
+    return run_sweep("throughput", arms, config.cases, config.sweep, settings, **options)

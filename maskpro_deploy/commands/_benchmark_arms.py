@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maskpro_deploy.bench.model import Forward, ModelArm
+    from maskpro_deploy.manifest import Manifest
     from maskpro_deploy.runtime import SessionConfig
 
 CPU_NOTE = (
@@ -40,8 +41,8 @@ def open_arms(
         InputError: a path is no bundle, or two bundles have different tokenizers.
         ConfigError: more forms or engines than bundles.
     """
+    from maskpro_deploy.bench.graph_work import graph_work
     from maskpro_deploy.bench.model import ModelArm
-    from maskpro_deploy.bench.roofline import weight_bytes
     from maskpro_deploy.manifest import Manifest, safe_path
     from maskpro_deploy.runtime import SessionConfig, open_session
 
@@ -58,26 +59,34 @@ def open_arms(
         session = open_session(bundle, config)
         shape, active = session.shape, session.providers[0]
         del session  # one model in memory at a time
+        work = graph_work(safe_path(bundle, manifest.graph.file))
         value_bytes = 4 if manifest.graph.dtype == "fp32" else 2
+        plain = manifest.graph.dtype == "fp32" and manifest.graph.quantization is None  # what the measured ceiling is for
         arms.append(
             ModelArm(
                 name=name,
                 open=partial(_opened, bundle, config),
                 vocab_size=shape.vocab_size,
                 max_length=shape.max_length,
-                weight_bytes=weight_bytes(safe_path(bundle, manifest.graph.file)),
+                weight_bytes=work.weight_bytes,
                 kv_bytes_per_token=2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * value_bytes,
+                operations_per_token=work.operations_per_token if plain else None,
+                attention_operations=4 * shape.num_layers * shape.num_heads * shape.head_dim if plain else None,
+                on_cpu=active == "CPUExecutionProvider",
                 facts={
                     "model_id": shape.name,
                     "path": str(bundle),
                     "dtype": manifest.graph.dtype,
+                    "quantization": manifest.graph.quantization,
                     "cache_form": config.form or manifest.graph.form,
                     "sparsity": manifest.sparsity,
                     "sparse_weights": len(manifest.sparse_weights),
                     "provider": active,
+                    "engine": config.engine,
                     "threads": threads,
                     "threads_spin": spin,
                     "files_sha256": _digest(manifest),
+                    "weights_sha256": _weights(manifest),
                 },
             )
         )
@@ -102,12 +111,18 @@ def _opened(bundle: Path, config: SessionConfig) -> Iterator[Forward[Any]]:
     yield open_session(bundle, config).forward
 
 
-def _digest(manifest: Any) -> str:
+def _digest(manifest: Manifest) -> str:
     """One hash for all files of a bundle."""
     import hashlib
 
     lines = sorted(f"{entry.path} {entry.sha256}" for entry in manifest.files)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _weights(manifest: Manifest) -> str | None:
+    """One hash for the weights before they were stored in some precision: those of the dense model and of its masks."""
+    dense, masks = (manifest.source.get(name) for name in ("dense_sha256", "masks_sha256"))
+    return None if dense is None else f"{dense}+{masks}"
 
 
 def _check_tokenizers(bundles: list[Path]) -> None:

@@ -56,6 +56,12 @@ def arm_options(function: F) -> F:
             help="Times that each bundle is opened anew; 8 or more for a comparison.",
         ),
         click.option("--same-model", is_flag=True, help="The bundles are the same model: they have to choose the same tokens."),
+        click.option(
+            "--logit-tolerance",
+            type=float,
+            metavar="X",
+            help="The bundles are the same model up to rounding: no logit may differ by more than X.",
+        ),
         click.option("--provider", default="cpu", show_default=True, metavar=PROVIDERS, help="What runs it."),
         click.option(
             "--form", metavar="FORM[,FORM]", help="cat, static or gqa: the graph of BUNDLE to run, and that of --against."
@@ -64,7 +70,9 @@ def arm_options(function: F) -> F:
         threads_option,
         click.option("--spin", is_flag=True, help="Let waiting threads spin (as in `serve --spin`); off, they sleep."),
         seed_option,
-        click.option("--out", type=PATH, help="Folder for result.json, report.md and report.html."),
+        click.option("--out", type=PATH, help="Folder for result.json, report.md and report.html; saved after each session."),
+        click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out."),
+        click.option("--append", is_flag=True, help="Add sessions or cases to the result in --out."),
         force_option,
         json_option,
     ]
@@ -73,15 +81,17 @@ def arm_options(function: F) -> F:
     return function
 
 
-def sweep_config(samples: int, threads: int | None, options: dict[str, Any]) -> SweepConfig:
-    """The settings of a sweep from the options that all have."""
+def split_options(samples: int, threads: int | None, options: dict[str, Any]) -> tuple[SweepConfig, dict[str, Any]]:
+    """The settings of a sweep, and what is left: where the result goes."""
     from maskpro_deploy.bench.sweep import SweepConfig
 
-    return SweepConfig(
+    sweep = SweepConfig(
         samples=samples,
-        sessions=options["sessions"],
+        sessions=options.pop("sessions"),
         threads=threads,
-        budget_s=options["budget"],
-        same_model=options["same_model"],
-        seed=options["seed"],
+        budget_s=options.pop("budget"),
+        same_model=options.pop("same_model"),
+        logit_tolerance=options.pop("logit_tolerance"),
+        seed=options.pop("seed"),
     )
+    return sweep, options

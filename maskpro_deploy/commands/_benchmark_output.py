@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,36 +13,105 @@ from maskpro_deploy.errors import CheckFailed
 if TYPE_CHECKING:
     from maskpro_deploy.bench.model import ModelArm
     from maskpro_deploy.bench.result import BenchResult
-    from maskpro_deploy.progress import Progress
+    from maskpro_deploy.bench.roofline import Arithmetic
+    from maskpro_deploy.bench.sweep import SweepOptions
 
 
 def measure_and_emit(
-    run: Callable[[list[ModelArm[Any]], list[str], Progress], BenchResult],
+    measure: Callable[[list[ModelArm[Any]], SweepOptions], BenchResult],
     open_all: Callable[[], list[ModelArm[Any]]],
-    out: Path | None,
     *,
+    out: Path | None,
     force: bool,
+    resume: bool,
+    append: bool,
+    threads: int | None,
     as_json: bool,
 ) -> None:
-    """Open the bundles, measure, print, write; exit code 1 for an invalid run."""
+    """Open the bundles, measure, save after each session, print, write; exit code 1 for an invalid run."""
+    from maskpro_deploy.bench.saved import load
     from maskpro_deploy.bench.summary import headline
     from maskpro_deploy.extras import require
-    from maskpro_deploy.files import check_free
     from maskpro_deploy.progress import Meter
 
+    earlier = _check_out(out, force=force, resume=resume, append=append)
     if out is not None:
-        check_free(out, force=force)
         require("report", "writing report.html")
     arms = open_all()
-    notes = notes_for(arms)
-    meter = Meter("benchmark", "cases")
-    result = run(arms, notes, meter)
+    saved = load(out) if out is not None and earlier else None
+    meter = Meter("benchmark", "sessions")
+    options: SweepOptions = {"notes": notes_for(arms), "progress": meter, "earlier": saved, "append": append}
+    if all(arm.on_cpu for arm in arms):
+        options["arithmetic"] = measured_arithmetic(threads)
+    if out is not None:
+        options["save"] = Folder(out, fresh=not earlier, force=force).save
+    result = measure(arms, options)
     meter.close()
     if out is not None:
-        write_files(result, out, force=force)
+        write_files(result, out)
     emit(as_json, result.to_json(), text(result, out))
     if not result.valid:
         raise CheckFailed(f"the run is invalid: {headline(result).removeprefix('Invalid: ')}\nNo comparison was made.")
+
+
+def _check_out(out: Path | None, *, force: bool, resume: bool, append: bool) -> bool:
+    """Whether there is an earlier result to go on with.
+
+    Raises:
+        ConfigError: flags that contradict each other.
+        InputError: the folder holds something that is not to be replaced, or nothing that one could go on with.
+    """
+    from maskpro_deploy.bench.result import RESULT_FILE
+    from maskpro_deploy.errors import ConfigError, InputError
+    from maskpro_deploy.files import check_free
+
+    if resume + append + force > 1:
+        raise ConfigError("--resume, --append and --force exclude each other: go on, add to it, or replace it.")
+    if not (resume or append):
+        if out is not None:
+            check_free(out, force=force)
+        return False
+    if out is None:
+        raise ConfigError(f"--{'resume' if resume else 'append'} needs --out: the folder of the run to go on with.")
+    if (out / RESULT_FILE).is_file():
+        return True
+    if append or (out.exists() and any(out.iterdir())):
+        raise InputError(f"{out} holds no {RESULT_FILE}: there is no run to go on with.\nGive the folder of one as --out.")
+    return False  # interrupted before the first session was over
+
+
+class Folder:
+    """A folder that holds the result so far after each session.
+
+    Args:
+        path: the folder.
+        fresh: it does not hold this run yet.
+        force: replace what is there.
+    """
+
+    def __init__(self, path: Path, *, fresh: bool, force: bool) -> None:
+        self._path, self._fresh, self._force = path, fresh, force
+
+    def save(self, result: BenchResult) -> None:
+        """Write result.json, whole or not at all."""
+        from maskpro_deploy.bench.result import RESULT_FILE
+        from maskpro_deploy.files import new_folder, write_json
+
+        if self._fresh:
+            with new_folder(self._path, force=self._force) as folder:
+                write_json(folder / RESULT_FILE, result.to_json())
+            self._fresh = False
+        else:
+            write_json(self._path / RESULT_FILE, result.to_json())
+
+
+def measured_arithmetic(threads: int | None) -> Arithmetic:
+    """The speed of a large fp32 matrix product in onnxruntime, which runs the bundles too."""
+    from maskpro_deploy.bench.roofline import GEMM_SIZE, measure_arithmetic
+    from maskpro_deploy.commands._benchmark_gemm import Gemm, open_gemm
+
+    multiply = open_gemm(Gemm(form="fp32", k=GEMM_SIZE, n=GEMM_SIZE), m=GEMM_SIZE, threads=threads)
+    return measure_arithmetic(threads, multiply, method="onnxruntime")
 
 
 def text(result: BenchResult, out: Path | None = None) -> str:
@@ -62,16 +130,15 @@ def text(result: BenchResult, out: Path | None = None) -> str:
     return "\n".join(lines)
 
 
-def write_files(result: BenchResult, out: Path, *, force: bool) -> None:
-    """result.json, report.md and report.html in a new folder, as a whole or not at all."""
+def write_files(result: BenchResult, out: Path) -> None:
+    """report.md and report.html, and then result.json, each whole or not at all."""
     from maskpro_deploy.bench.page import page
     from maskpro_deploy.bench.report import REPORT_FILE, write
     from maskpro_deploy.bench.result import RESULT_FILE
     from maskpro_deploy.bench.summary import markdown
-    from maskpro_deploy.files import new_folder, write_json
+    from maskpro_deploy.files import atomic_file, write_json
 
-    value = json.loads(json.dumps(result.to_json(), allow_nan=False))
-    with new_folder(out, force=force) as folder:
-        write_json(folder / RESULT_FILE, value)
-        (folder / "report.md").write_text(markdown(result), encoding="utf-8")
-        write(page(result), folder / REPORT_FILE)
+    with atomic_file(out / "report.md") as temporary:
+        temporary.write_text(markdown(result), encoding="utf-8")
+    write(page(result), out / REPORT_FILE)
+    write_json(out / RESULT_FILE, result.to_json())

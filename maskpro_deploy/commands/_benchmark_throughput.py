@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from maskpro_deploy.commands._benchmark_arms import open_arms
-from maskpro_deploy.commands._benchmark_options import SIZES, arm_options, sweep_config
+from maskpro_deploy.commands._benchmark_options import SIZES, arm_options, split_options
 from maskpro_deploy.commands._benchmark_output import measure_and_emit
 
 if TYPE_CHECKING:
     from maskpro_deploy.bench.model import ModelArm
     from maskpro_deploy.bench.result import BenchResult
-    from maskpro_deploy.progress import Progress
+    from maskpro_deploy.bench.sweep import SweepOptions
 
 
 @click.command("throughput")
@@ -37,10 +38,7 @@ def command(
     engine: str | None,
     threads: int | None,
     spin: bool,
-    out: Path | None,
-    force: bool,
-    as_json: bool,
-    **sweep: Any,
+    **others: Any,
 ) -> None:
     r"""Measure tokens per second of BUNDLE over batch sizes, and the best batch within a latency bound.
 
@@ -50,14 +48,12 @@ def command(
     """
     from maskpro_deploy.bench.throughput import ThroughputConfig, run_throughput
 
-    config = ThroughputConfig(
-        batches=batch, prompt=prompt, output=output, latency_bound_ms=latency_bound, sweep=sweep_config(samples, threads, sweep)
-    )
+    sweep, ending = split_options(samples, threads, others)
+    config = ThroughputConfig(batches=batch, prompt=prompt, output=output, latency_bound_ms=latency_bound, sweep=sweep)
 
-    def run(arms: list[ModelArm[Any]], notes: list[str], progress: Progress) -> BenchResult:
-        return run_throughput(arms, config, notes=notes, progress=progress)
+    def run(arms: list[ModelArm[Any]], given: SweepOptions) -> BenchResult:
+        return run_throughput(arms, config, **given)
 
     bundles = [bundle, *([against] if against is not None else [])]
-    measure_and_emit(
-        run, lambda: open_arms(bundles, provider, threads, spin=spin, form=form, engine=engine), out, force=force, as_json=as_json
-    )
+    opened = partial(open_arms, bundles, provider, threads, spin=spin, form=form, engine=engine)
+    measure_and_emit(run, opened, threads=threads, **ending)

@@ -10,15 +10,17 @@ import numpy.typing as npt
 
 from maskpro_deploy.bench.arms import Work
 from maskpro_deploy.bench.model import ModelArm
-from maskpro_deploy.bench.roofline import Bandwidth
+from maskpro_deploy.bench.roofline import Arithmetic, Bandwidth
 from maskpro_deploy.bench.sessions import SelfTest
 from maskpro_deploy.bench.stats import FASTER, Ratio
+from maskpro_deploy.bench.sweep import SweepOptions
 
 Ints = npt.NDArray[np.int64]
 VOCAB = 50
 BANDWIDTH = Bandwidth(
     bytes_per_s=1e10, read_bytes_per_s=1e10, copy_bytes_per_s=8e9, threads=1, buffer_bytes=1 << 26, method="simulated"
 )
+CEILINGS = SweepOptions(bandwidth=BANDWIDTH, arithmetic=Arithmetic(operations_per_s=1e11, method="simulated"))
 LIKE = Ratio(
     speedup=1.2, speedup_of_medians=1.2, low=1.1, high=1.3, confidence=0.95, blocks=20, verdict=FASTER
 )  # what a broken harness finds between an arm and itself
@@ -81,5 +83,7 @@ def simulated_arm(
         max_length=max_length,
         weight_bytes=1_000_000,
         kv_bytes_per_token=100,
+        operations_per_token=500_000,
+        attention_operations=50,
         facts={"model_id": "simulated", "provider": "none", "threads": 1},
     )

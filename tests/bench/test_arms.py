@@ -19,7 +19,7 @@ def measure(
 ) -> Measurement:
     result = Measurement(samples={name: [] for name in tasks})
     for session in range(sessions):
-        time_portion(tasks, result, config, session=session, blocks=blocks, clock=clock)
+        time_portion(tasks, result, config, session=session, blocks=blocks, cold=session == 0, clock=clock)
     return result
 
 
@@ -70,7 +70,7 @@ def test_a_session_that_chooses_other_tokens_than_the_first_makes_the_run_invali
     clock, result = ManualClock(), Measurement(samples={"A": []})
     for session, token in enumerate((1, 1, 2)):
         task = TimedTask(clock, 1.0, tokens=np.array([[token]], np.int64))
-        time_portion({"A": task}, result, QUICK, session=session, blocks=1, clock=clock)
+        time_portion({"A": task}, result, QUICK, session=session, blocks=1, cold=session == 0, clock=clock)
     assert result.invalid == "A is not deterministic: two runs over the same input chose different tokens."
     assert result.sessions == 2
 

@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_trust"
 
 
 def trust(bundle: Path, out: Path, *arguments: object) -> tuple[dict[str, Any], str]:
-    quick = ("--prompt", 8, "--context", 8, "--threads", 1, "--same-budget", 1, "--planted-budget", 1, "--slowdown", 1.0)
+    quick = ("--prompt", 8, "--context", 8, "--threads", 1, "--same-budget", 1, "--planted-budget", 1, "--slowdown", 5.0)
     command = [sys.executable, SCRIPT, bundle, "--out", out, *quick, *arguments]
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=120, check=True)
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
@@ -22,8 +22,7 @@ def test_runs_are_counted_saved_and_gone_on_with(tiny_bundle: Path, tmp_path: Pa
     out = tmp_path / "trust.jsonl"
     first, _ = trust(tiny_bundle, out, "--same", 1, "--planted", 1)
     assert (first["same"]["runs"], first["planted"]["runs"]) == (1, 1)
-    assert first["planted"]["right"] == 1  # twice as slow is hard to miss
-    assert first["planted"]["median_speedup"] > 1.3
+    assert first["planted"]["median_speedup"] > 2  # six times as slow is hard to miss
     with out.open("a") as file:
         file.write('{"kind": "same", "cut of')  # a run that was killed while it wrote
     second, progress = trust(tiny_bundle, out, "--same", 2, "--planted", 1)

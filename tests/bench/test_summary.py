@@ -58,7 +58,8 @@ def test_the_reader_is_told_of_the_self_test_the_bandwidth_and_the_notes(latency
     text = "\n".join(summary.caveats(latency_result))
     assert "sparse against itself" in text
     assert "GB/s" in text
-    assert "memory floor" in text
+    assert "GFLOP/s" in text
+    assert "The floor is the longer of bytes of weights and cache over this bandwidth and operations" in text
     assert "this run made 4" in text
     assert text.endswith("A note.")
 
@@ -69,6 +70,17 @@ def test_a_busy_machine_is_mentioned(latency_result: BenchResult) -> None:
     assert "The machine was busy when the run began: load average 3.5 on 2 cores." in summary.caveats(busy)
     idle = dataclasses.replace(latency_result, environment={**environment, "load_average_1min": 0.2})
     assert not any("busy" in line for line in summary.caveats(idle))
+
+
+def test_a_budget_that_was_too_short_is_mentioned(latency_result: BenchResult) -> None:
+    late = dataclasses.replace(latency_result, config={**latency_result.config, "budget_s": 10.0}, duration_s=35.2)
+    assert "The budget of 10 s was too short for 8 sessions: 35 s." in summary.caveats(late)
+
+
+def test_the_outputs_of_the_arms_are_told_apart(latency_result: BenchResult) -> None:
+    line = next(line for line in summary.caveats(latency_result) if line.startswith("Outputs of sparse and dense"))
+    assert "different weights" in line
+    assert "logits differ by up to 0, the same likeliest token at 100.0 %" in line
 
 
 def test_the_best_batch_is_said_in_words(throughput_result: BenchResult) -> None:

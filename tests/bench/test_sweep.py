@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from simulated import BANDWIDTH, ManualClock, simulated_arm
+from simulated import CEILINGS, ManualClock, simulated_arm
 
 from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.latency import LatencyConfig, run_latency
@@ -57,7 +57,7 @@ def bundle_arm(name: str, bundle: Path) -> ModelArm[Any]:
 def test_a_step_costs_one_call_and_its_rows() -> None:
     clock = ManualClock()
     config = LatencyConfig(batches=(1, 3), prompts=(10,), contexts=(20,), decode_steps=4, sweep=FEW)
-    result = run_latency([simulated_arm("A", clock, call_s=1e-3, token_s=1e-4)], config, bandwidth=BANDWIDTH, clock=clock)
+    result = run_latency([simulated_arm("A", clock, call_s=1e-3, token_s=1e-4)], config, clock=clock, **CEILINGS)
     medians = {}
     for case in result.cases:
         summary = case.summary("A")
@@ -69,9 +69,7 @@ def test_a_step_costs_one_call_and_its_rows() -> None:
 def test_a_batch_costs_its_prefill_and_its_steps() -> None:
     clock = ManualClock()
     config = ThroughputConfig(batches=(2,), prompt=10, output=5, sweep=FEW)
-    (case,) = run_throughput(
-        [simulated_arm("A", clock, call_s=1e-3, token_s=1e-4)], config, bandwidth=BANDWIDTH, clock=clock
-    ).cases
+    (case,) = run_throughput([simulated_arm("A", clock, call_s=1e-3, token_s=1e-4)], config, clock=clock, **CEILINGS).cases
     values = {metric: stats.summarise(v).median for metric, v in case.values_ms("A").items()}
     assert values == pytest.approx({"ttft": 3.0, "tpot": 1.2, "e2el": 3.0 + 4 * 1.2})
     assert case.tokens_per_s("A") == pytest.approx(2 * 5 / 7.8e-3)
@@ -101,9 +99,7 @@ def test_a_budget_is_kept_and_every_case_gets_its_part() -> None:
     arms = [simulated_arm(name, clock) for name in "AB"]
     sweep = SweepConfig(samples=60, budget_s=6.0, threads=1)
     start = clock()
-    result = run_latency(
-        arms, LatencyConfig(batches=(1, 2), prompts=(8,), contexts=(8,), sweep=sweep), bandwidth=BANDWIDTH, clock=clock
-    )
+    result = run_latency(arms, LatencyConfig(batches=(1, 2), prompts=(8,), contexts=(8,), sweep=sweep), clock=clock, **CEILINGS)
     assert 0.85 * 6.0 < clock() - start <= 6.0
     counts = {len(case.measurement.samples[arm]) for case in result.cases for arm in "AB"}
     assert len(counts) == 1
@@ -114,9 +110,9 @@ def test_progress_only_grows_and_ends_at_the_whole() -> None:
     run_latency(
         [simulated_arm("A", clock)],
         LatencyConfig(prompts=(4,), contexts=(4,), sweep=FEW),
-        bandwidth=BANDWIDTH,
         clock=clock,
         progress=seen,
+        **CEILINGS,
     )
     assert seen.parts == sorted(seen.parts)
     assert seen.parts[-1] == pytest.approx(1.0)
@@ -133,7 +129,7 @@ def test_a_model_that_fails_on_one_case_makes_the_run_invalid_and_leaves_no_comp
 
     broken = dataclasses.replace(whole, name="B", open=lambda: nullcontext(forward))
     config = LatencyConfig(batches=(1, 2), prompts=(16,), contexts=(8,), sweep=FEW)
-    result = run_latency([whole, broken], config, bandwidth=BANDWIDTH, clock=clock)
+    result = run_latency([whole, broken], config, clock=clock, **CEILINGS)
     assert result.invalid_reasons == ["prefill, batch 2, prompt 16: B failed: out of memory"]
     assert not any(result.comparisons(case) for case in result.cases)
     assert [case.measurement.failed for case in result.cases] == [0, 1, 0, 0]
@@ -149,9 +145,7 @@ def test_a_model_that_cannot_read_a_context_makes_the_run_invalid() -> None:
         return forward_of(whole)(tokens, cache)
 
     config = LatencyConfig(prompts=(8,), contexts=(32,), sweep=FEW)
-    result = run_latency(
-        [dataclasses.replace(whole, open=lambda: nullcontext(forward))], config, bandwidth=BANDWIDTH, clock=clock
-    )
+    result = run_latency([dataclasses.replace(whole, open=lambda: nullcontext(forward))], config, clock=clock, **CEILINGS)
     assert result.invalid_reasons == ["decode, batch 1, context 32: A failed: no such context"]
 
 
@@ -161,15 +155,15 @@ def test_arms_with_different_vocabularies_are_refused() -> None:
         run_latency(
             [simulated_arm("A", clock), simulated_arm("B", clock, vocab_size=60)],
             LatencyConfig(),
-            bandwidth=BANDWIDTH,
             clock=clock,
+            **CEILINGS,
         )
 
 
 def test_arms_of_one_name_are_refused() -> None:
     clock = ManualClock()
     with pytest.raises(InputError, match="same name"):
-        run_latency([simulated_arm("A", clock), simulated_arm("A", clock)], LatencyConfig(), bandwidth=BANDWIDTH, clock=clock)
+        run_latency([simulated_arm("A", clock), simulated_arm("A", clock)], LatencyConfig(), clock=clock, **CEILINGS)
 
 
 def test_a_case_longer_than_the_model_is_refused() -> None:
@@ -212,9 +206,9 @@ def test_a_real_bundle_is_the_same_model_as_itself(tiny_bundle: Path) -> None:
     arms = [bundle_arm("one", tiny_bundle), bundle_arm("two", tiny_bundle)]
     sweep = SweepConfig(samples=20, same_model=True, threads=1)
     latency = run_latency(
-        arms, LatencyConfig(batches=(1, 2), prompts=(8,), contexts=(8,), decode_steps=2, sweep=sweep), bandwidth=BANDWIDTH
+        arms, LatencyConfig(batches=(1, 2), prompts=(8,), contexts=(8,), decode_steps=2, sweep=sweep), **CEILINGS
     )
-    throughput = run_throughput(arms, ThroughputConfig(batches=(2,), prompt=8, output=4, sweep=sweep), bandwidth=BANDWIDTH)
+    throughput = run_throughput(arms, ThroughputConfig(batches=(2,), prompt=8, output=4, sweep=sweep), **CEILINGS)
     for result in (latency, throughput):
         assert [case.measurement.invalid for case in result.cases] == [None] * len(result.cases)
         for case in result.cases:

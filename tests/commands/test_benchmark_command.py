@@ -9,10 +9,12 @@ import pytest
 from bundle_cases import fail, run, run_json
 from click.testing import CliRunner
 
+from maskpro_deploy.bench.result import BenchResult
 from maskpro_deploy.bench.roofline import measure_bandwidth
 from maskpro_deploy.bench.sessions import SelfTest
 from maskpro_deploy.bench.stats import FASTER, Ratio
 from maskpro_deploy.cli import cli
+from maskpro_deploy.commands._benchmark_output import Folder
 from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, InputError
 from maskpro_deploy.exporters import ExportConfig, export
 from maskpro_deploy.runtime import OrtSession
@@ -111,6 +113,85 @@ def test_a_model_that_fails_while_timed_makes_the_run_invalid(dense_bundle: Path
     assert isinstance(result.exception, CheckFailed)
     assert "the device went away" in str(result.exception)
     assert json.loads(result.stdout)["valid"] is False
+
+
+def test_an_interrupted_run_goes_on_with_resume(dense_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("benchmark", "latency", dense_bundle, "--context", 8, *SMALL, "--samples", 8, "--out", tmp_path / "report")
+    save, saves = Folder.save, iter(range(100))
+
+    def interrupted(self: Folder, result: BenchResult) -> None:
+        save(self, result)
+        if next(saves) == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "save", interrupted)
+        CliRunner().invoke(cli, [str(a) for a in arguments])
+    state = json.loads((tmp_path / "report/result.json").read_text())
+    assert state["finished"] is False
+    assert state["cases"][0]["arms"][0]["completed"] == 4
+    error, _ = fail(*arguments)
+    assert "--force" in str(error)
+    error, _ = fail(*arguments, "--resume", "--seed", 3)
+    assert isinstance(error, InputError)
+    assert "seed is 3, and was 0" in str(error)
+    value = run_json(*arguments, "--resume")
+    assert value["finished"] is True
+    assert [case["arms"][0]["completed"] for case in value["cases"]] == [8, 8]
+    assert len(value["earlier"]) == 1
+    assert sorted(p.name for p in (tmp_path / "report").iterdir()) == ["report.html", "report.md", "result.json"]
+
+
+def test_append_adds_cases_and_sessions(dense_bundle: Path, tmp_path: Path) -> None:
+    arguments = ("benchmark", "throughput", dense_bundle, "--prompt", 8, "--output", 4, *QUICK, "--out", tmp_path / "report")
+    run(*arguments, "--batch", "1,2")
+    value = run_json(*arguments, "--batch", "2,3", "--append")
+    assert {c["batch_size"]: c["arms"][0]["completed"] for c in value["cases"]} == {1: 4, 2: 8, 3: 4}
+    assert json.loads((tmp_path / "report/result.json").read_text())["finished"] is True
+
+
+def test_a_bundle_that_changed_is_not_gone_on_with(dense_bundle: Path, sparse_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(dense_bundle, tmp_path / "bundle")
+    arguments = ("benchmark", "latency", tmp_path / "bundle", "--context", 8, *SMALL, "--out", tmp_path / "report")
+    run(*arguments)
+    shutil.rmtree(tmp_path / "bundle")
+    shutil.copytree(sparse_bundle, tmp_path / "bundle")
+    error, _ = fail(*arguments, "--append")
+    assert isinstance(error, InputError)
+    assert "of bundle is" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--resume",), "--resume needs --out"),
+        (("--append", "--force", "--out", "report"), "exclude each other"),
+        (("--append", "--out", "nowhere"), "holds no result.json"),
+        (("--logit-tolerance", "-1"), "--logit-tolerance -1"),
+        (("--sessions", "0"), "--sessions 0"),
+    ],
+)
+def test_flags_that_make_no_sense_are_named(arguments: tuple[str, ...], said: str, dense_bundle: Path) -> None:
+    error, _ = fail("benchmark", "latency", dense_bundle, "--context", 8, *SMALL, *arguments)
+    assert isinstance(error, (ConfigError, InputError))
+    assert said in str(error)
+
+
+def test_logits_within_the_tolerance_may_choose_other_tokens(
+    dense_bundle: Path, sparse_bundle: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    export(tiny_checkpoint, tmp_path / "int8", ExportConfig(quantize="int8"))
+    settings = ("benchmark", "latency", tmp_path / "int8", "--against", dense_bundle, "--context", 8, *SMALL)
+    value = run_json(*settings, "--logit-tolerance", 1.0)
+    (near,) = value["cases"][0]["agreement"]
+    assert 0 < near["max_logit_difference"] < 1.0
+    assert 0.5 < near["same_top_token"] <= 1.0
+    assert near["positions"] == 8
+    assert "the same weights" in run(*settings).stdout
+    error, result = fail(*settings, "--logit-tolerance", 1e-6)
+    assert isinstance(error, CheckFailed)
+    assert "logits differ by up to" in str(error)
+    assert "the speed of" not in result.stdout
 
 
 def test_a_self_test_that_fails_twice_makes_the_run_invalid(dense_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,176 @@
+"""Results read back from `result.json`: to go on with a run, to add to it, or to compare it with another.
+
+Raw samples, tokens and the session numbers are in the file, so that a run that was interrupted goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskpro_deploy.bench.arms import Measurement, Sample, Work
+from maskpro_deploy.bench.model import DECODE, Agreement, Case, ModelArm
+from maskpro_deploy.bench.result import METRIC, RESULT_FILE, SCHEMA, VERSION, CaseResult, arm_json, plain
+from maskpro_deploy.bench.roofline import Arithmetic, Bandwidth
+from maskpro_deploy.bench.sessions import SELF
+from maskpro_deploy.errors import FormatError, InputError
+from maskpro_deploy.files import read_json
+
+# what has to be the same for samples to belong together
+_ENVIRONMENT = ("cpu_model", "machine", "packages")
+_MAY_GROW = ("samples", "sessions", "budget_s", "batches", "prompts", "contexts", "prompt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """A result as it was written.
+
+    Attributes:
+        path: of the file.
+        value: its content.
+        cases: the points of the sweep, with their samples.
+        self_test: the samples of each attempt at a self-test.
+        bandwidth, arithmetic: of the machine, measured then.
+        sessions: how many were done: the number of the next one.
+    """
+
+    path: Path
+    value: Mapping[str, Any]
+    cases: dict[Case, CaseResult]
+    self_test: list[Measurement]
+    bandwidth: Bandwidth
+    arithmetic: Arithmetic | None
+    sessions: int
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return bool(self.value["finished"])
+
+    @property
+    def arms(self) -> list[str]:
+        """Names of the arms."""
+        return [arm["name"] for arm in self.value["arms"]]
+
+
+def load(path: Path) -> Saved:
+    """Read a result, or the one in a folder.
+
+    Raises:
+        InputError: there is none.
+        FormatError: it is damaged, or no result of a sweep that this version reads.
+    """
+    file = path / RESULT_FILE if path.is_dir() else path
+    value = read_json(file)
+    found = value.get("schema"), value.get("version")
+    if found != (SCHEMA, VERSION):
+        raise FormatError(
+            f"{file} is {found[0]!r} version {found[1]!r}; this command reads {SCHEMA!r} version {VERSION}.\n"
+            "Give the result of `benchmark latency` or `benchmark throughput`, measured by this version."
+        )
+    try:
+        cases = [_case(c) for c in value["cases"]]
+        return Saved(
+            path=file,
+            value=value,
+            cases={c.case: c for c in cases},
+            self_test=[_self_test(a) for a in value["self_test"]["samples"]],
+            bandwidth=Bandwidth(**value["memory_bandwidth"]),
+            arithmetic=Arithmetic(**value["arithmetic"]) if value["arithmetic"] is not None else None,
+            sessions=_sessions(cases),
+        )
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
+        raise FormatError(f"{file} is damaged: {type(e).__name__}: {e}.\nMeasure again.") from e
+
+
+def _sessions(cases: Sequence[CaseResult]) -> int:
+    samples = (s for case in cases for arm in case.measurement.samples.values() for s in arm)
+    return 1 + max((s.session for s in samples), default=-1)
+
+
+def _case(value: Mapping[str, Any]) -> CaseResult:
+    case = Case(**{k: value[k] for k in ("phase", "batch_size", "input_len", "output_len")})
+    arms = value["arms"]
+    measurement = Measurement(
+        samples={arm["name"]: _samples(arm["samples"], case) for arm in arms},
+        work={arm["name"]: Work(tokens=np.asarray(arm["tokens"], np.int64)) for arm in arms if arm["tokens"] is not None},
+        warmup_rounds=value["warmup_rounds"],
+        warm=value["warm"],
+        failed=value["failed"],
+        invalid=value["invalid"],
+    )
+    agreement = {a["name"]: Agreement(**{k: v for k, v in a.items() if k != "name"}) for a in value["agreement"]}
+    return CaseResult(case=case, measurement=measurement, agreement=agreement)
+
+
+def _samples(value: Mapping[str, Any], case: Case) -> list[Sample]:
+    metric = METRIC[case.phase]
+    scale = (case.output_len if case.phase == DECODE else 1) / 1e3
+    seconds = [scale * float(v) for v in value[f"{metric}_ms"]]
+    first: Sequence[float | None] = [None] * len(seconds)
+    if metric != "ttft" and value.get("ttft_ms"):
+        first = [float(v) / 1e3 for v in value["ttft_ms"]]
+    rows = zip(value["session"], value["block"], value["position"], seconds, first, strict=True)
+    return [Sample(session=int(s), block=int(b), position=int(p), seconds=t, first_token_s=f) for s, b, p, t, f in rows]
+
+
+def _self_test(value: Mapping[str, Any]) -> Measurement:
+    samples = {}
+    for name in SELF:
+        arm = value[name]
+        rows = zip(arm["session"], arm["block"], arm["position"], arm["seconds"], strict=True)
+        samples[name] = [Sample(session=s, block=b, position=p, seconds=t) for s, b, p, t in rows]
+    return Measurement(samples=samples, invalid=value["invalid"])
+
+
+def check_same(
+    saved: Saved,
+    kind: str,
+    arms: Sequence[ModelArm[Any]],
+    config: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    *,
+    append: bool,
+) -> None:
+    """Refuse to mix samples that do not belong together.
+
+    Args:
+        saved: what is to be gone on with.
+        kind: of the run.
+        arms: of the run.
+        config: its settings, as the result states them.
+        environment: what it runs on.
+        append: other cases and other numbers of samples are fine.
+
+    Raises:
+        InputError: naming the first difference.
+    """
+    value, where = saved.value, f"cannot go on with {saved.path}"
+    if value["kind"] != kind:
+        raise InputError(f"{where}: it is the result of a {value['kind']} run, not of {kind}.\nChoose another --out.")
+    now = [plain(arm_json(arm)) for arm in arms]
+    for before, arm in zip(value["arms"], now, strict=False):
+        for key in sorted({*before, *arm} - {"path"}):
+            if before.get(key) != arm.get(key):
+                raise InputError(
+                    f"{where}: {key} of {arm['name']} is {arm.get(key)}, and was {before.get(key)}.\n"
+                    "Give the bundles it was measured on, or another --out."
+                )
+    if len(value["arms"]) != len(now):
+        raise InputError(f"{where}: it has {len(value['arms'])} bundles, and this run {len(now)}.\nChoose another --out.")
+    before, settings = value["config"], plain(config)
+    for key in sorted({*before, *settings}):
+        if before.get(key) != settings.get(key) and not (append and key in _MAY_GROW):
+            raise InputError(
+                f"{where}: {key} is {settings.get(key)}, and was {before.get(key)}.\n"
+                f"Repeat its settings{'' if append else ', add to it with --append'}, or choose another --out."
+            )
+    for key in _ENVIRONMENT:
+        if value["environment"].get(key) != plain(environment.get(key)):
+            raise InputError(
+                f"{where}: it was measured on another machine or with other packages ({key}).\nChoose another --out."
+            )
