@@ -22,12 +22,14 @@ from maskpro_deploy.exporters import EngineConfig, ExportConfig, build_engine, e
 from maskpro_deploy.exporters import engine as engine_module
 from maskpro_deploy.exporters.builder_flags import BuilderFlags, parse_bytes
 from maskpro_deploy.exporters.engine import choose
+from maskpro_deploy.exporters.engine_process import time_in_process
 from maskpro_deploy.exporters.engine_profiles import profiles
 from maskpro_deploy.exporters.engine_report import EngineReport
 from maskpro_deploy.exporters.engine_store import install
 from maskpro_deploy.extras import missing
 from maskpro_deploy.manifest import EngineFile, Manifest, file_entry
 from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.progress import SILENT
 
 rtx = pytest.mark.skipif(bool(missing("tensorrt-rtx")), reason="tensorrt-rtx is not installed")
 RTX = EngineConfig(backend="tensorrt-rtx")
@@ -317,6 +319,25 @@ def test_the_library_is_asked_whether_the_engine_is_one():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert "malformed" in done.stdout
+
+
+@rtx
+@pytest.mark.skipif(compute_capability() is not None, reason="there is a GPU")
+def test_without_a_gpu_an_engine_is_neither_loaded_nor_timed(tmp_path):
+    (tmp_path / "engine").write_bytes(b"x" * 4096)
+    code = (
+        "import pathlib, sys\n"
+        "from maskpro_deploy.errors import MachineError\n"
+        "from maskpro_deploy.exporters.trt_library import Library\n"
+        "try: Library('tensorrt-rtx').open(pathlib.Path(sys.argv[1]))\n"
+        "except MachineError as e: print(e)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "engine")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "cannot load the engine" in done.stdout
+    assert "build it again on this machine" in done.stdout
+    with pytest.raises(MachineError, match="no NVIDIA driver"):
+        time_in_process(tmp_path, "tensorrt-rtx", {"sparse": tmp_path / "engine"}, [], {}, 10, 1.0, SILENT)
 
 
 @rtx
