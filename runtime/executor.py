@@ -110,16 +110,25 @@ def choose(reaches: Sequence[Reach], rows: int, past: int, wanted: int) -> tuple
 
 
 def longest(reaches: Sequence[Reach]) -> tuple[int, int, int]:
-    """What can be served: (rows, tokens of a row, rows with several new tokens); all 0 if no profile decodes.
+    """What can be served: (rows, tokens of a row, rows with several new tokens); all 0 if not even one row can be decoded.
 
-    Rows are those that some profile decodes; tokens are what can be decoded one by one from the first on.
+    Any number of rows up to the first can be decoded token by token, from the first token to the second figure.
     """
-    rows = max((r.rows[1] for r in reaches if r.new[0] <= 1 and r.past[1] > 0), default=0)
-    if not rows:
-        return 0, 0, 0
-    steps = [r for r in reaches if r.new[0] <= 1]
-    reached = 0
-    while (further := max((min(r.past[1] + 1, r.total) for r in steps if r.past[0] <= reached), default=0)) > reached:
-        reached = further
-    several = max((r.rows[1] for r in reaches if r.new[1] > 1 and r.past[0] == 0), default=1)
-    return rows, reached, several
+    rows = length = 0
+    most = max((r.rows[1] for r in reaches), default=0)
+    while rows < most and (decoded := _decoded(reaches, rows + 1)) > 1:
+        rows += 1
+        length = decoded if rows == 1 else min(length, decoded)
+    several = 0
+    while several < rows and any(r.rows[0] <= several + 1 <= r.rows[1] and r.new[1] > 1 and r.past[0] == 0 for r in reaches):
+        several += 1
+    return rows, length, max(several, min(rows, 1))
+
+
+def _decoded(reaches: Sequence[Reach], rows: int) -> int:
+    """How long so many rows can get, one token after the other."""
+    steps = [r for r in reaches if r.rows[0] <= rows <= r.rows[1] and r.new[0] <= 1]
+    length = 0
+    while (further := max((min(r.past[1] + 1, r.total) for r in steps if r.past[0] <= length), default=0)) > length:
+        length = further
+    return length
