@@ -77,6 +77,9 @@ class CudaDevice:
         self.wait()
         ctypes.memmove(array.ctypes.data, self._pinned[0], array.nbytes)
 
+    def address_of(self, array: npt.NDArray[Any]) -> int | None:
+        return None
+
     def copy(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int) -> None:
         if not (width and height):
             return

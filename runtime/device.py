@@ -48,6 +48,9 @@ class Device(Protocol):
     def download(self, array: npt.NDArray[Any], address: int) -> None:
         """Fill a contiguous array from the device, and wait for it."""
 
+    def address_of(self, array: npt.NDArray[Any]) -> int | None:
+        """Where an array lies, if the device can write there and has done so when a call returns; else None."""
+
     def copy(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int) -> None:
         """Copy `height` pieces of `width` bytes, each `pitch` bytes after the one before. The two places do not overlap."""
 
@@ -87,6 +90,9 @@ class HostDevice:
 
     def download(self, array: npt.NDArray[Any], address: int) -> None:
         ctypes.memmove(array.ctypes.data, address, array.nbytes)
+
+    def address_of(self, array: npt.NDArray[Any]) -> int | None:
+        return int(array.ctypes.data)
 
     def copy(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int) -> None:
         if width and height:

@@ -119,8 +119,8 @@ class DeviceSession(BaseSession):
         counts: Ints = mask[:, past : past + new].sum(axis=1)  # (B,)
         cache = cache.writable(int(before.max(initial=0)) + new, cache.buffer.rows, self._fixed)
         made = cache.grown(before + counts, past + new)
-        logits = np.empty((batch, new, self.shape.vocab_size), np.float32)
-        for first, rows, width in self._calls(counts, new):
+        logits: Floats | None = None
+        for first, rows, width in self._calls(before, counts, new):
             inside = slice(first, first + rows)
             moved, kept = _to_left(tokens[inside, :new], counts[inside], width), np.minimum(counts[inside], width)
             arrays = self._slot_inputs(moved, before[inside], kept)
@@ -130,18 +130,23 @@ class DeviceSession(BaseSession):
             addresses |= dict(zip(self._past, cache.buffer.addresses(first), strict=True))
             addresses |= dict(zip(self._present, cache.buffer.addresses(first), strict=True))
             answer = self._run(profile, shapes, addresses, rows, width)
+            if rows == batch and (kept == new).all():
+                return answer, made
+            if logits is None:
+                logits = np.zeros((batch, new, self.shape.vocab_size), np.float32)
             for row, count in enumerate(kept.tolist()):
                 logits[first + row, new - count :] = answer[row, :count]
-                logits[first + row, : new - count] = 0.0
+        assert logits is not None  # some row has a token in every column
         return logits, made
 
-    def _calls(self, counts: Ints, new: int) -> Iterator[tuple[int, int, int]]:
+    def _calls(self, before: Ints, counts: Ints, new: int) -> Iterator[tuple[int, int, int]]:
         """(first row, rows, columns) of the calls that read a chunk.
 
-        GroupQueryAttention takes the position of new tokens from the end of the row, so padding cannot stand there: with several
-        new tokens each row is read by itself, as far as it has tokens.
+        GroupQueryAttention takes the position of new tokens from the end of the row, so padding cannot stand there, and several
+        new tokens on top of others are for one row only: rows are read by themselves then, as far as they have tokens.
         """
-        if self._form == STATIC or (new == 1 and counts.all()):
+        together = (counts == new).all() and (new == 1 or not before.any())
+        if self._form == STATIC or together:
             yield 0, len(counts), new
             return
         for row, count in enumerate(counts.tolist()):
@@ -180,9 +185,11 @@ class DeviceSession(BaseSession):
         """One call; its logits.  # (B, S, V)"""
         logits = np.empty((rows, new, self.shape.vocab_size), np.float32)
         shapes["logits"] = logits.shape
-        addresses["logits"] = self._place("logits", logits.nbytes)
+        own = self._device.address_of(logits)
+        addresses["logits"] = self._place("logits", logits.nbytes) if own is None else own
         self._executor.run(profile, shapes, addresses)
-        self._device.download(logits, addresses["logits"])
+        if own is None:
+            self._device.download(logits, addresses["logits"])
         return logits
 
 
