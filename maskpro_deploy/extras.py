@@ -20,6 +20,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "serve": ("starlette", "uvicorn", "pydantic", "jinja2", "prometheus_client"),
     "report": ("matplotlib", "jinja2"),
     "tensorboard": ("tensorboard",),
+    "load": ("aiohttp",),
     "eval": ("datasets", "lm_eval"),
     "ray": ("ray",),
 }

@@ -199,7 +199,7 @@ class BenchResult:
         least = self.floor(result, arm)
         figures: dict[str, Any] = {}
         for metric, values in result.values_ms(arm.name).items():
-            figures |= _vllm_names(metric, stats.summarise(values) if values else None)
+            figures |= vllm_names(metric, stats.summarise(values) if values else None)
         return {
             "name": arm.name,
             "completed": len(samples),
@@ -247,7 +247,7 @@ def _self_test_json(measured: Measurement) -> dict[str, Any]:
     return {**samples, "invalid": measured.invalid}
 
 
-def _vllm_names(metric: str, summary: stats.Summary | None) -> dict[str, float | None]:
+def vllm_names(metric: str, summary: stats.Summary | None) -> dict[str, float | None]:
     """median_ttft_ms and the like."""
     names = ("mean", "median", "std", "p90", "p95", "p99", "mad", "minimum", "maximum")
     figures: dict[str, float | None] = {f"{n}_{metric}_ms": getattr(summary, n) if summary else None for n in names}

@@ -225,17 +225,17 @@ def machine_line(result: BenchResult) -> str:
 
 def markdown(result: BenchResult) -> str:
     """`report.md`."""
-    lines = [f"# Benchmark: {result.kind}", "", f"**{_escape(headline(result))}**", ""]
+    lines = [f"# Benchmark: {result.kind}", "", f"**{escape(headline(result))}**", ""]
     if not result.valid:
-        lines += ["Why this run is invalid:", "", *[f"- {_escape(reason)}" for reason in result.invalid_reasons], ""]
-    lines += [_markdown_table(columns(result), rows(result)), ""]
+        lines += ["Why this run is invalid:", "", *[f"- {escape(reason)}" for reason in result.invalid_reasons], ""]
+    lines += [markdown_table(columns(result), rows(result)), ""]
     if found := [*(v.sentence for v in verdicts(result)), *best_batches(result)]:
-        lines += ["## Verdicts", "", *[f"- {_escape(line)}" for line in found], ""]
-    lines += ["## How to read this", "", *[f"- {_escape(line)}" for line in caveats(result)], ""]
+        lines += ["## Verdicts", "", *[f"- {escape(line)}" for line in found], ""]
+    lines += ["## How to read this", "", *[f"- {escape(line)}" for line in caveats(result)], ""]
     lines += [
         "## Where and how",
         "",
-        f"{_escape(machine_line(result))}",
+        f"{escape(machine_line(result))}",
         "",
         "```",
         str(result.environment["command_line"]),
@@ -244,11 +244,13 @@ def markdown(result: BenchResult) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """Text that Markdown takes literally."""
     return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
 
 
-def _markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Rows as a Markdown table."""
     lines = ["| " + " | ".join(header) + " |", "|" + "|".join(" --- " for _ in header) + "|"]
-    lines += ["| " + " | ".join(_escape(cell) for cell in line) + " |" for line in body]
+    lines += ["| " + " | ".join(escape(cell) for cell in line) + " |" for line in body]
     return "\n".join(lines)

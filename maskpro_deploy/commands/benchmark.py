@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from maskpro_deploy.commands import _benchmark_latency, _benchmark_throughput
+from maskpro_deploy.commands import _benchmark_latency, _benchmark_serve, _benchmark_throughput
 
 
 @click.group("benchmark")
@@ -23,3 +23,4 @@ def command() -> None:
 
 command.add_command(_benchmark_latency.command)
 command.add_command(_benchmark_throughput.command)
+command.add_command(_benchmark_serve.command)

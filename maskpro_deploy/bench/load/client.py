@@ -1,0 +1,68 @@
+"""What is sent, what comes back, and what a client is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request.
+
+    Attributes:
+        prompt: text, or token ids.
+        output_len: tokens to generate at most.
+        input_len: tokens of the prompt, where they are known before it is sent.
+    """
+
+    prompt: str | tuple[int, ...]
+    output_len: int
+    input_len: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a request was not answered.
+
+    Attributes:
+        kind: few words that failures are counted by, such as "http 503", "timeout", "connection", "cut off".
+        message: what the server or the system said, one line.
+    """
+
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a server answered.
+
+    Attributes:
+        arrivals_s: when each piece of the answer came, on the clock of the run; one time for an answer that came whole.
+        input_tokens: tokens of the prompt as the server counted them; None if it does not say.
+        output_tokens: tokens generated, by the server's count; None if it does not say.
+        text: the answer.
+        streamed: whether it came piece by piece: only then is the first arrival the first token.
+        failure: why it is no answer, or None.
+    """
+
+    arrivals_s: Sequence[float] = ()
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    text: str = ""
+    streamed: bool = True
+    failure: Failure | None = None
+
+
+class Client(Protocol):
+    """Sends a request and waits for all of the answer. It may raise: that is a failure of the request."""
+
+    async def __call__(self, request: Request, /) -> Answer: ...
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

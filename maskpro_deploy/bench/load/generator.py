@@ -1,0 +1,279 @@
+"""The load generator: sends requests by the timetable or the concurrency it is given, and records what became of each.
+
+Everything runs on one event loop with the garbage collector at rest. The generator watches itself: the *lag* of an open loop
+(actual minus scheduled send time), the delay of the event loop (a beat every 10 ms that comes late), and the clocks. In an open
+loop latencies count from the *scheduled* time, so that a generator or server that falls behind cannot hide it; in a closed loop
+from the actual one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from maskpro_deploy.bench.arms import frozen_gc
+from maskpro_deploy.bench.clocks import Clock, ClockWatch
+from maskpro_deploy.bench.load.client import Answer, Client, Failure, Request, first_line
+from maskpro_deploy.bench.load.schedule import ClosedLoop, Load, OpenLoop, Seed, arrivals
+from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.progress import SILENT, Progress
+
+BEAT_S = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Amount:
+    """How much to send.
+
+    Attributes:
+        requests: so many; None: as many as `duration_s` allows.
+        duration_s: requests are sent for so long; those under way at its end are waited for.
+        warmup: requests sent and forgotten before.
+        timeout_s: a request that takes longer has failed.
+    """
+
+    requests: int | None = 50
+    duration_s: float | None = None
+    warmup: int = 4
+    timeout_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        if (self.requests is None) == (self.duration_s is None):
+            raise ConfigError("give either a number of requests (--num-prompts) or a time (--duration).")
+        if self.requests is not None and self.requests < 1:
+            raise ConfigError(f"--num-prompts {self.requests} is out of range: 1 or more.")
+        if self.duration_s is not None and not self.duration_s > 0:
+            raise ConfigError(f"--duration {self.duration_s:g} is out of range: above 0.")
+        if self.warmup < 0:
+            raise ConfigError(f"--warmup {self.warmup} is out of range: 0 or more.")
+        if not self.timeout_s > 0:
+            raise ConfigError(f"--timeout {self.timeout_s:g} is out of range: above 0.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What became of one request; times are seconds after the start of its sub-run.
+
+    Attributes:
+        index: its place in the order of sending.
+        scheduled_s: when it should have been sent; None in a closed loop.
+        sent_s: when it was sent.
+        done_s: when nothing more was to come.
+        arrivals_s: when the pieces of the answer came.
+        input_tokens: by the server's count, or as sent where the server does not count; None if neither is known.
+        output_tokens: by the server's count, or the number of pieces.
+        counted: whether the server counted the output.
+        streamed: whether the answer came piece by piece.
+        failure: why it has no answer, or None.
+    """
+
+    index: int
+    scheduled_s: float | None
+    sent_s: float
+    done_s: float
+    arrivals_s: tuple[float, ...] = ()
+    input_tokens: int | None = None
+    output_tokens: int = 0
+    counted: bool = False
+    streamed: bool = True
+    failure: Failure | None = None
+
+    @property
+    def since_s(self) -> float:
+        """The time from which its latency counts."""
+        return self.sent_s if self.scheduled_s is None else self.scheduled_s
+
+    @property
+    def lag_s(self) -> float:
+        """How late it was sent."""
+        return 0.0 if self.scheduled_s is None else self.sent_s - self.scheduled_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """One sub-run.
+
+    Attributes:
+        records: of all requests, in the order of sending.
+        duration_s: from the start to the end of the last request.
+        beats_s: how late each beat of the event loop came.
+        clock_jump: in words, if the clocks went apart; None if they did not.
+        block: the block of a comparison it belongs to, and `position` its place in it.
+        position: see `block`.
+    """
+
+    records: tuple[Record, ...]
+    duration_s: float
+    beats_s: tuple[float, ...] = ()
+    clock_jump: str | None = None
+    block: int = 0
+    position: int = 0
+
+
+Source = Callable[[Seed], Request]
+
+
+@dataclass(slots=True)
+class _Run:
+    """The state of one sub-run."""
+
+    client: Client
+    timeout_s: float
+    clock: Clock
+    progress: Progress
+    total: float
+    started: float = 0.0
+    records: list[Record] = field(default_factory=list)
+
+    def now(self) -> float:
+        return self.clock() - self.started
+
+    async def send(self, index: int, request: Request, scheduled_s: float | None) -> None:
+        """Send one request and record it; nothing that the client raises gets out."""
+        sent = self.clock()
+        answer = await ask(self.client, request, self.timeout_s)
+        done = self.clock()
+        start = self.started
+        pieces = answer.arrivals_s
+        self.records.append(
+            Record(
+                index=index,
+                scheduled_s=scheduled_s,
+                sent_s=sent - start,
+                done_s=done - start,
+                arrivals_s=tuple(t - start for t in pieces),
+                input_tokens=answer.input_tokens if answer.input_tokens is not None else request.input_len,
+                output_tokens=answer.output_tokens if answer.output_tokens is not None else len(pieces) if answer.streamed else 0,
+                counted=answer.output_tokens is not None,
+                streamed=answer.streamed,
+                failure=answer.failure,
+            )
+        )
+        self.progress.update(len(self.records), self.total)
+
+
+async def ask(client: Client, request: Request, timeout_s: float) -> Answer:
+    """One request's answer, a failure where the client raises or takes too long."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            answer = await client(request)
+    except TimeoutError:
+        return Answer(failure=Failure(kind="timeout", message=f"no whole answer within {timeout_s:g} s"))
+    except Exception as e:  # whatever a client raises, this request was not answered
+        return Answer(failure=Failure(kind=type(e).__name__, message=first_line(e)))
+    if answer.failure is None and not answer.arrivals_s:
+        return Answer(failure=Failure(kind="empty answer", message="the answer holds no token"))
+    return answer
+
+
+async def run_load(
+    client: Client,
+    source: Source,
+    load: Load,
+    amount: Amount,
+    *,
+    seed: Seed = (0,),
+    block: int = 0,
+    position: int = 0,
+    clock: Clock = time.perf_counter,
+    wall: Clock = time.time,
+    progress: Progress = SILENT,
+) -> Recording:
+    """Put a load on a client and record it.
+
+    Args:
+        client: answers requests.
+        source: makes the request of a seed; each request gets `seed` and its index.
+        load: open or closed loop.
+        amount: how much.
+        seed: of the timetable and of the prompts.
+        block: remembered in the recording, as is `position`.
+        position: see `block`.
+        clock: seconds, monotonic; the client has to use the same one.
+        wall: seconds by the wall clock.
+        progress: told after each request.
+    """
+    for i in range(amount.warmup):
+        await ask(client, source((*seed, 1, i)), amount.timeout_s)
+    times = _timetable(load, amount, seed)
+    count = len(times) if times is not None else amount.requests
+    prepared = [source((*seed, 0, i)) for i in range(count)] if count is not None else None
+    run = _Run(client, amount.timeout_s, clock, progress, count if count is not None else 0)
+    beats: list[float] = []
+    watch = ClockWatch(clock, wall)
+    with frozen_gc():
+        beating = asyncio.create_task(_beat(beats, clock))
+        run.started = clock()
+        try:
+            if times is not None and prepared is not None:
+                await _open_loop(run, prepared, times)
+            else:
+                assert isinstance(load, ClosedLoop)
+                requests = iter(prepared) if prepared is not None else (source((*seed, 0, i)) for i in itertools.count())
+                await _closed_loop(run, requests, load.concurrency, amount.duration_s)
+            duration = run.now()
+        finally:
+            beating.cancel()
+            with suppress(asyncio.CancelledError):
+                await beating
+    return Recording(
+        records=tuple(sorted(run.records, key=lambda r: r.index)),
+        duration_s=duration,
+        beats_s=tuple(beats),
+        clock_jump=watch.jumped(),
+        block=block,
+        position=position,
+    )
+
+
+def _timetable(load: Load, amount: Amount, seed: Seed) -> list[float] | None:
+    """When to send in an open loop; None for a closed one."""
+    if not isinstance(load, OpenLoop):
+        return None
+    if amount.requests is not None:
+        count = amount.requests
+    elif math.isinf(load.rate):
+        raise ConfigError("--request-rate inf sends all requests at once: give their number (--num-prompts), not a --duration.")
+    else:
+        assert amount.duration_s is not None
+        count = max(1, round(load.rate * amount.duration_s))
+    return [float(t) for t in arrivals(load, count, seed)]
+
+
+async def _open_loop(run: _Run, requests: list[Request], times: list[float]) -> None:
+    """Send each request at its time, whatever became of those before."""
+    async with asyncio.TaskGroup() as group:
+        for index, (request, due) in enumerate(zip(requests, times, strict=True)):
+            while (wait := due - run.now()) > 0:
+                await asyncio.sleep(wait)
+            group.create_task(run.send(index, request, due))
+
+
+async def _closed_loop(run: _Run, requests: Iterator[Request], concurrency: int, duration_s: float | None) -> None:
+    """Keep so many requests under way until they are used up or the time is over."""
+    numbered = enumerate(requests)
+
+    async def worker() -> None:
+        while duration_s is None or run.now() < duration_s:
+            try:
+                index, request = next(numbered)
+            except StopIteration:
+                return
+            await run.send(index, request, None)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(concurrency):
+            group.create_task(worker())
+
+
+async def _beat(beats: list[float], clock: Clock) -> None:
+    """Wake every 10 ms and note how late that was."""
+    while True:
+        due = clock() + BEAT_S
+        await asyncio.sleep(BEAT_S)
+        beats.append(clock() - due)

@@ -1,0 +1,320 @@
+"""A client for OpenAI-compatible servers: completions and chat, streamed as server-sent events or whole.
+
+One event may carry several tokens or none (the first chunk of a chat often names the role only, the last the token counts), so
+tokens are counted by the server's `usage`, which the client asks for; where a server gives none, pieces are counted instead, and
+the result says so. The clock is read once for each read from the socket.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
+
+from maskpro_deploy.bench.clocks import Clock
+from maskpro_deploy.bench.load.client import Answer, Failure, Request, first_line
+from maskpro_deploy.bench.load.generator import ask
+from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError
+from maskpro_deploy.extras import require
+
+if TYPE_CHECKING:
+    import aiohttp
+
+COMPLETIONS, CHAT = "completions", "chat"
+_IDLE_S = 3.0  # connections unused for longer are not used again: many servers close theirs after 5 s
+_DONE = b"[DONE]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientConfig:
+    """How to ask.
+
+    Attributes:
+        base_url: such as "http://127.0.0.1:8000"; a "/v1" at its end is allowed.
+        endpoint: COMPLETIONS or CHAT.
+        model: what the server calls it; None takes the first one that it names.
+        stream: ask for the answer piece by piece.
+        ignore_eos: ask the server to go on to the full length (vLLM's field; servers that do not know it ignore it or refuse).
+        temperature: 0 is greedy.
+        api_key: sent as a bearer token.
+    """
+
+    base_url: str
+    endpoint: str = COMPLETIONS
+    model: str | None = None
+    stream: bool = True
+    ignore_eos: bool = True
+    temperature: float = 0.0
+    api_key: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.endpoint not in (COMPLETIONS, CHAT):
+            raise ConfigError(f"--endpoint {self.endpoint}: it is {COMPLETIONS} or {CHAT}.")
+        if not 0.0 <= self.temperature <= 10.0:
+            raise ConfigError(f"--temperature {self.temperature:g} is out of range: 0 to 10.")
+        parts = urlsplit(self.base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"{self.base_url} is no URL of a server: it has to look like http://127.0.0.1:8000.")
+        if parts.username or parts.password:
+            raise ConfigError(
+                "a URL with a name or password in it would show up in reports: give a key by --api-key-env instead."
+            )
+
+    @property
+    def root(self) -> str:
+        """The URL without a slash or "/v1" at its end."""
+        return self.base_url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+class OpenAIClient:
+    """Asks a server; to be used as `async with OpenAIClient(config) as client`.
+
+    Raises:
+        MissingExtraError: aiohttp is not installed.
+    """
+
+    def __init__(self, config: ClientConfig, *, clock: Clock = time.perf_counter) -> None:
+        require("load", "asking a server over HTTP")
+        self._config, self._clock = config, clock
+        self._session: aiohttp.ClientSession | None = None
+        self.model = config.model or ""
+        self._refused: tuple[str, ...] = ()  # fields that this server does not take
+        path = "chat/completions" if config.endpoint == CHAT else "completions"
+        self._url = f"{config.root}/v1/{path}"
+
+    async def __aenter__(self) -> Self:
+        import aiohttp
+
+        key = self._config.api_key
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S),
+            timeout=aiohttp.ClientTimeout(total=None),  # the generator has its own
+            headers={"Authorization": f"Bearer {key}"} if key else None,
+            read_bufsize=1 << 20,
+            auto_decompress=False,
+            skip_auto_headers=("Accept-Encoding", "User-Agent"),
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    @property
+    def root(self) -> str:
+        """The server's URL, without a "/v1" at its end."""
+        return self._config.root
+
+    async def models(self, timeout_s: float = 10.0) -> list[dict[str, Any]]:
+        """What /v1/models lists; the first one's name is used from now on unless another was given.
+
+        Raises:
+            MachineError: the server cannot be reached.
+            CheckFailed: it answers, but not as an OpenAI-compatible server.
+        """
+        status, value = await self._json("GET", "/v1/models", None, timeout_s)
+        listed = value.get("data") if isinstance(value, dict) else None
+        found = [m for m in listed if isinstance(m, dict) and isinstance(m.get("id"), str)] if isinstance(listed, list) else []
+        if status in (401, 403):
+            raise CheckFailed(f"{self._config.root} wants an API key.\nPut it in a variable and name that with --api-key-env.")
+        if not found and not self.model:
+            raise CheckFailed(f"{self._config.root}/v1/models names no model (HTTP {status}).\nName one with --model.")
+        if self.model and found and self.model not in [m["id"] for m in found]:
+            raise CheckFailed(f"{self._config.root} has no model {self.model}: it has {', '.join(m['id'] for m in found[:5])}.")
+        self.model = self.model or str(found[0]["id"])
+        return found
+
+    async def tokenize(self, text: str, timeout_s: float = 30.0) -> list[int] | None:
+        """The server's token ids of a text (vLLM's /tokenize); None from a server without it."""
+        body = {"model": self.model, "prompt": text, "add_special_tokens": False}
+        try:
+            _, value = await self._json("POST", "/tokenize", body, timeout_s)
+        except MachineError:
+            return None
+        tokens = value.get("tokens") if isinstance(value, dict) else None
+        return tokens if isinstance(tokens, list) and all(type(t) is int for t in tokens) else None
+
+    async def _json(self, method: str, path: str, body: Any, timeout_s: float) -> tuple[int, Any]:
+        import aiohttp
+
+        assert self._session is not None
+        limit = aiohttp.ClientTimeout(total=timeout_s)
+        try:
+            async with self._session.request(method, self._config.root + path, json=body, timeout=limit) as response:
+                raw = await response.read()
+                try:
+                    return response.status, json.loads(raw)
+                except ValueError:
+                    return response.status, None
+        except (aiohttp.ClientError, TimeoutError, OSError) as e:
+            raise MachineError(f"{self._config.root} cannot be reached: {first_line(e)}.\nIs the server running there?") from e
+
+    def body(self, request: Request) -> dict[str, Any]:
+        """What is sent."""
+        config = self._config
+        value: dict[str, Any] = {"model": self.model, "max_tokens": request.output_len, "temperature": config.temperature}
+        if config.endpoint == CHAT:
+            value["messages"] = [{"role": "user", "content": request.prompt}]
+        else:
+            value["prompt"] = request.prompt
+        if config.ignore_eos:
+            value["ignore_eos"] = True
+        if config.stream:
+            value |= {"stream": True, "stream_options": {"include_usage": True}}
+        return {name: v for name, v in value.items() if name not in self._refused}
+
+    async def learn_limits(self, request: Request, timeout_s: float) -> tuple[str, ...]:
+        """Find out which of the optional fields a server refuses, and leave those out from now on; their names."""
+        for refused in ((), ("stream_options",), ("ignore_eos",), ("stream_options", "ignore_eos")):
+            self._refused = refused
+            answer = await ask(self, request, timeout_s)
+            if answer.failure is None or answer.failure.kind not in ("http 400", "http 422"):
+                return refused
+        self._refused = ()
+        return ()
+
+    async def __call__(self, request: Request) -> Answer:
+        """Send a request and wait for all of its answer."""
+        import aiohttp
+
+        assert self._session is not None
+        try:
+            async with self._session.post(
+                self._url, data=json.dumps(self.body(request)), headers={"Content-Type": "application/json"}
+            ) as response:
+                if response.status != 200:
+                    return _refusal(response.status, await response.read())
+                if not self._config.stream:
+                    raw = await response.read()
+                    return _whole(raw, self._clock())
+                stream = Stream()
+                async for chunk in response.content.iter_any():
+                    stream.feed(chunk, self._clock())
+                return stream.answer()
+        except aiohttp.ClientPayloadError as e:
+            return Answer(failure=Failure(kind="cut off", message=first_line(e)))
+        except (aiohttp.ClientError, OSError) as e:
+            return Answer(failure=Failure(kind="connection", message=first_line(e)))
+
+
+class Stream:
+    """Reads the events of one streamed answer."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._arrivals: list[float] = []
+        self._texts: list[str] = []
+        self._closing: float | None = None  # an event that ended the answer without text
+        self._usage: Mapping[str, Any] = {}
+        self._failure: Failure | None = None
+        self._finished = False
+
+    def feed(self, chunk: bytes, now: float) -> None:
+        """Take bytes that came at `now`."""
+        for data in self._events(chunk):
+            if data == _DONE:
+                self._finished = True
+            else:
+                self._take(data, now)
+
+    def _events(self, chunk: bytes) -> Iterator[bytes]:
+        """The data of the lines that are complete; comments and other fields are skipped."""
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                yield line[5:].strip()
+
+    def _take(self, data: bytes, now: float) -> None:
+        try:
+            value = json.loads(data)
+        except ValueError:
+            self._fail("bad answer", f"an event that is no JSON: {data[:80]!r}")
+            return
+        if not isinstance(value, dict):
+            self._fail("bad answer", f"an event that is no object: {data[:80]!r}")
+            return
+        if value.get("error"):
+            self._fail("error in stream", _message(value))
+            return
+        if isinstance(value.get("usage"), dict):
+            self._usage = value["usage"]
+        for choice in value.get("choices") or ():
+            text, said, ends = _piece(choice)
+            self._texts.append(text)
+            self._finished = self._finished or ends
+            if text or (said and not ends):
+                self._arrivals.append(now)
+            elif ends:
+                self._closing = now
+
+    def _fail(self, kind: str, message: str) -> None:
+        self._failure = self._failure or Failure(kind=kind, message=message)
+
+    def answer(self) -> Answer:
+        """The whole, once the server has closed the answer."""
+        tokens = _count(self._usage, "completion_tokens")
+        if self._closing is not None and tokens is not None and len(self._arrivals) < tokens:
+            self._arrivals.append(self._closing)  # the last token has no text: one that ends the text, say
+        if self._failure is None and not self._finished:
+            self._fail("cut off", "the stream ended before the answer did")
+        return Answer(
+            arrivals_s=self._arrivals,
+            input_tokens=_count(self._usage, "prompt_tokens"),
+            output_tokens=tokens,
+            text="".join(self._texts),
+            failure=self._failure,
+        )
+
+
+def _piece(choice: Any) -> tuple[str, bool, bool]:
+    """Text of a choice in an event, whether it can stand for a token, and whether it ends the answer."""
+    if not isinstance(choice, dict):
+        return "", False, False
+    ends = choice.get("finish_reason") is not None
+    if "delta" not in choice:
+        text = choice.get("text")
+        return (text if isinstance(text, str) else ""), isinstance(text, str), ends
+    delta = choice["delta"] if isinstance(choice["delta"], dict) else {}
+    parts = [delta.get(name) for name in ("reasoning_content", "reasoning", "content")]
+    text = "".join(p for p in parts if isinstance(p, str))
+    return text, isinstance(delta.get("content"), str) and "role" not in delta, ends
+
+
+def _whole(raw: bytes, now: float) -> Answer:
+    """An answer that came in one piece."""
+    try:
+        value = json.loads(raw)
+        choice = value["choices"][0]
+        text = choice["text"] if "text" in choice else choice["message"]["content"] or ""
+    except (ValueError, KeyError, IndexError, TypeError):
+        return Answer(failure=Failure(kind="bad answer", message=f"no completion: {raw[:80]!r}"))
+    usage = value.get("usage") or {}
+    return Answer(
+        arrivals_s=(now,),
+        input_tokens=_count(usage, "prompt_tokens"),
+        output_tokens=_count(usage, "completion_tokens"),
+        text=str(text),
+        streamed=False,
+    )
+
+
+def _count(usage: Mapping[str, Any], name: str) -> int | None:
+    value = usage.get(name)
+    return value if type(value) is int and value >= 0 else None
+
+
+def _refusal(status: int, raw: bytes) -> Answer:
+    try:
+        message = _message(json.loads(raw))
+    except ValueError:
+        message = raw[:200].decode(errors="replace").strip().partition("\n")[0]
+    return Answer(failure=Failure(kind=f"http {status}", message=message or f"HTTP {status}"))
+
+
+def _message(value: Any) -> str:
+    error = value.get("error", value) if isinstance(value, dict) else value
+    text = error.get("message", error) if isinstance(error, dict) else error
+    return str(text).strip().partition("\n")[0][:300]

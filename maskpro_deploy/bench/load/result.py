@@ -1,0 +1,242 @@
+"""The result of a load run as data: what `result.json` holds, with vLLM's field names for each server at each load."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from maskpro_deploy.bench import stats
+from maskpro_deploy.bench.load.client import Failure
+from maskpro_deploy.bench.load.figures import Figures, Limits, latencies_ms
+from maskpro_deploy.bench.load.generator import Record, Recording
+from maskpro_deploy.bench.load.schedule import ClosedLoop, Load, OpenLoop
+from maskpro_deploy.bench.load.slo import Slo
+from maskpro_deploy.bench.result import SCHEMA, VERSION
+
+KIND = "serve"
+SELF_TEST_CONFIDENCE = 0.997  # a sound harness fails once in 300 points, not once in 20
+COMPARED = ("ttft", "tpot", "e2el")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerFacts:
+    """A server as the report names and describes it."""
+
+    name: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One load and what was recorded under it, by server; a comparison has several sub-runs of each."""
+
+    load: Load
+    recordings: Mapping[str, tuple[Recording, ...]]
+
+    def figures(self, name: str) -> Figures:
+        """One server's figures."""
+        return Figures(self.recordings[name])
+
+    def compare(self, metric: str) -> stats.Ratio | None:
+        """How the first server's times compare with the second's; None where there are too few blocks or no times."""
+        first, second = (self._medians(r, metric) for r in self.recordings.values())
+        if np.isnan(first).any() or np.isnan(second).any():
+            return None
+        return stats.compare(first, second)
+
+    @property
+    def compared(self) -> dict[str, stats.Ratio | None]:
+        """All comparisons; throughput only in a closed loop, where the server decides it."""
+        if len(self.recordings) < 2:
+            return {}
+        metrics = (*COMPARED, *(("request_throughput",) if isinstance(self.load, ClosedLoop) else ()))
+        return {metric: self.compare(metric) for metric in metrics}
+
+    @property
+    def self_test(self) -> stats.Ratio | None:
+        """The first server's sub-runs of each block against its other ones; None if there are too few.
+
+        Which of the two counts as the first changes every two blocks, so that drift falls on both sides alike.
+        """
+        if len(self.recordings) < 2:
+            return None
+        values = self._medians(next(iter(self.recordings.values())), "e2el")  # (K, 2)
+        if np.isnan(values).any():
+            return None
+        turned = np.arange(len(values)) // 2 % 2 == 1
+        values[turned] = values[turned, ::-1]
+        return stats.compare(values[:, :1], values[:, 1:], confidence=SELF_TEST_CONFIDENCE)
+
+    @staticmethod
+    def _medians(recordings: Sequence[Recording], metric: str) -> stats.Array:
+        """The time of each sub-run; nan where it has none.  # (K, 2)"""
+        times = []
+        for recording in recordings:
+            figures = Figures((recording,))
+            if metric == "request_throughput":
+                times.append(recording.duration_s / len(figures.answered) if figures.answered else math.nan)
+            else:
+                values = [v for r in figures.answered if (v := latencies_ms(r)[metric]) is not None]
+                times.append(statistics.median(values) if values else math.nan)
+        whole = len(times) // 2 * 2
+        return np.asarray(times[:whole], dtype=np.float64).reshape(-1, 2)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, so that `from_json` gives it back."""
+        load = {key: _number(value) for key, value in dataclasses.asdict(self.load).items()}
+        recordings = {name: [dataclasses.asdict(r) for r in several] for name, several in self.recordings.items()}
+        return {"label": self.load.label, "load": load, "recordings": recordings}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Point:
+        """The point of `to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+        """
+        load = value["load"]
+        return cls(
+            load=ClosedLoop(**load) if "concurrency" in load else OpenLoop(**{key: float(v) for key, v in load.items()}),
+            recordings={name: tuple(_recording(r) for r in several) for name, several in value["recordings"].items()},
+        )
+
+
+def _recording(value: Mapping[str, Any]) -> Recording:
+    records = tuple(
+        Record(
+            **{
+                **r,
+                "arrivals_s": tuple(r["arrivals_s"]),
+                "failure": None if r["failure"] is None else Failure(**r["failure"]),
+            }
+        )
+        for r in value["records"]
+    )
+    return Recording(**{**value, "records": records, "beats_s": tuple(value["beats_s"])})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadResult:
+    """A whole run.
+
+    Attributes:
+        environment: what the generator ran on.
+        config: the settings.
+        servers: what the load was put on; the first is compared with the second.
+        points: the loads in order.
+        slo: bounds that goodput counts by, or None.
+        limits: where a run stops being valid.
+        duration_s: of the run.
+        notes: remarks for the reader.
+    """
+
+    environment: Mapping[str, Any]
+    config: Mapping[str, Any]
+    servers: tuple[ServerFacts, ...]
+    points: tuple[Point, ...]
+    slo: Slo | None
+    limits: Limits
+    duration_s: float
+    notes: tuple[str, ...] = ()
+
+    def reasons(self, point: Point) -> list[str]:
+        """Why one load's figures prove nothing."""
+        found = []
+        for name in point.recordings:
+            prefix = f"{name}: " if len(point.recordings) > 1 else ""
+            found += [prefix + reason for reason in point.figures(name).invalid_reasons(self.limits)]
+        test = point.self_test
+        if test is not None and test.verdict != stats.NO_DIFFERENCE:
+            found.append("self-test: a server measured against itself looked different; something else disturbs the timing.")
+        return found
+
+    @property
+    def invalid_reasons(self) -> list[str]:
+        """Why the figures prove nothing; empty if all may be believed."""
+        return [f"{point.load.label}: {reason}" for point in self.points for reason in self.reasons(point)]
+
+    @property
+    def valid(self) -> bool:
+        """Whether the figures may be believed."""
+        return not self.invalid_reasons
+
+    def comparisons(self, point: Point) -> dict[str, stats.Ratio | None]:
+        """Metric -> how the first server compares with the second; empty for an invalid run."""
+        return point.compared if self.valid else {}
+
+    @property
+    def all_notes(self) -> list[str]:
+        """Remarks on the whole run and on how tokens were counted, each once."""
+        output_len = self.config.get("output_len")
+        counted = [
+            f"{name}, {point.load.label}: {note}"
+            for point in self.points
+            for name in point.recordings
+            for note in point.figures(name).notes(output_len)
+        ]
+        return [*dict.fromkeys(self.notes), *counted]
+
+    def flat(self, point: Point, server: ServerFacts) -> dict[str, Any]:
+        """One server under one load, as vLLM's `bench serve --save-detailed` writes it, and more."""
+        load = point.load
+        return {
+            "date": self.environment.get("date"),
+            "backend": "openai-chat" if self.config.get("endpoint") == "chat" else "openai",
+            "label": server.name,
+            "model_id": server.facts.get("model_id"),
+            "tokenizer_id": server.facts.get("model_id"),
+            "request_rate": _number(load.rate) if isinstance(load, OpenLoop) else "inf",
+            "burstiness": _number(load.burstiness) if isinstance(load, OpenLoop) else 1.0,
+            "max_concurrency": load.concurrency if isinstance(load, ClosedLoop) else None,
+            "latencies_from": "scheduled send time" if isinstance(load, OpenLoop) else "actual send time",
+            **point.figures(server.name).to_json(self.slo),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `result.json`."""
+        return {
+            "schema": SCHEMA,
+            "version": VERSION,
+            "kind": KIND,
+            "date": self.environment.get("date"),
+            "valid": self.valid,
+            "invalid_reasons": self.invalid_reasons,
+            "duration": self.duration_s,
+            "config": dict(self.config),
+            "slo_ms": dict(self.slo.bounds_ms) if self.slo is not None else None,
+            "limits": dataclasses.asdict(self.limits),
+            "arms": [{"name": server.name, **server.facts} for server in self.servers],
+            "points": [self._point_json(point) for point in self.points],
+            "notes": self.all_notes,
+            "environment": dict(self.environment),
+        }
+
+    def _point_json(self, point: Point) -> dict[str, Any]:
+        test = point.self_test
+        return {
+            "label": point.load.label,
+            "mode": "closed" if isinstance(point.load, ClosedLoop) else "open",
+            "invalid_reasons": self.reasons(point),
+            "arms": [self.flat(point, server) for server in self.servers],
+            "comparisons": [
+                {
+                    "candidate": self.servers[0].name,
+                    "baseline": self.servers[1].name,
+                    "metric": metric,
+                    **(dataclasses.asdict(ratio) if ratio else {"verdict": None}),
+                }
+                for metric, ratio in self.comparisons(point).items()
+            ],
+            "self_test": dataclasses.asdict(test) if test is not None else None,
+        }
+
+
+def _number(value: float) -> float | str:
+    """JSON has no infinity; vLLM writes it as a word."""
+    return value if math.isfinite(value) else "inf"

@@ -1,0 +1,223 @@
+"""A sweep over loads: one server, or two in interleaved blocks of sub-runs.
+
+Two servers are compared as `bench.arms` compares models: they answer the same check requests first, with the same number of tokens
+(the same text, where they are said to be the same model), or nothing is measured. Then each load is put on them in blocks of short
+sub-runs, A B B A, B A A B, and so on; in a block both get the same prompts and timetables. The ratio of medians has the interval
+of a paired bootstrap over blocks. The first sub-runs of the first server against its second ones in the same blocks are the
+self-test: a sound harness sees no difference there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from maskpro_deploy.bench import environment, stats
+from maskpro_deploy.bench.arms import block_order
+from maskpro_deploy.bench.clocks import Clock
+from maskpro_deploy.bench.load.client import Answer, Client, Request
+from maskpro_deploy.bench.load.figures import Figures, Limits
+from maskpro_deploy.bench.load.generator import Amount, Recording, Source, ask, run_load
+from maskpro_deploy.bench.load.result import LoadResult, Point, ServerFacts
+from maskpro_deploy.bench.load.schedule import ClosedLoop, Load
+from maskpro_deploy.bench.load.slo import Slo
+from maskpro_deploy.errors import CheckFailed, ConfigError
+from maskpro_deploy.progress import SILENT, Progress
+
+CHECKS = 3  # requests that both servers answer before anything is timed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A server to put a load on.
+
+    Attributes:
+        name: how the report calls it.
+        client: asks it.
+        facts: what else the report should say of it.
+    """
+
+    name: str
+    client: Client
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadConfig:
+    """What to measure.
+
+    Attributes:
+        loads: the points of the sweep.
+        amount: how much to send at each point to each server.
+        blocks: of a comparison; each server has two sub-runs in a block, and its share of the amount in each.
+        slo: bounds that goodput counts by, or None.
+        limits: where a run stops being valid.
+        same_model: two servers have to answer the check requests with the same text.
+        seed: of prompts and timetables.
+    """
+
+    loads: tuple[Load, ...]
+    amount: Amount = field(default_factory=Amount)
+    blocks: int = stats.MIN_BLOCKS
+    slo: Slo | None = None
+    limits: Limits = field(default_factory=Limits)
+    same_model: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.loads:
+            raise ConfigError("nothing to measure: give --request-rate or --concurrency.")
+        if self.blocks < 1:
+            raise ConfigError(f"--blocks {self.blocks} is out of range: 1 or more ({stats.MIN_BLOCKS} or more for a verdict).")
+
+    def share(self, load: Load) -> Amount:
+        """What one sub-run of a comparison sends."""
+        least = load.concurrency if isinstance(load, ClosedLoop) else 1
+        runs, amount = 2 * self.blocks, self.amount
+        return dataclasses.replace(
+            amount,
+            requests=None if amount.requests is None else max(least, -(-amount.requests // runs)),
+            duration_s=None if amount.duration_s is None else amount.duration_s / runs,
+            warmup=min(amount.warmup, 1),
+        )
+
+
+async def run_sweep(
+    servers: Sequence[Server],
+    source: Source,
+    config: LoadConfig,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+    finished: Mapping[str, Point] | None = None,
+    on_point: Callable[[Point], None] = lambda point: None,
+    clock: Clock = time.perf_counter,
+    wall: Clock = time.time,
+    progress: Progress = SILENT,
+) -> LoadResult:
+    """Put all loads on one or two servers.
+
+    Args:
+        servers: the first is compared with the second, if there is one.
+        source: makes the request of a seed.
+        config: what to measure.
+        settings: what the result should repeat of the configuration.
+        notes: remarks for the report.
+        finished: points of an earlier run of the same settings by label; they are not measured again.
+        on_point: told each new point as soon as it is finished.
+        clock: seconds, monotonic; the clients have to use the same one.
+        wall: seconds by the wall clock.
+        progress: told after each request.
+
+    Raises:
+        CheckFailed: the servers answer nothing, or answers that may not be compared.
+    """
+    if not 1 <= len(servers) <= 2:
+        raise ConfigError(f"a load is put on one server, or on two to compare them; not on {len(servers)}.")
+    started, before = clock(), environment.capture()
+    points: list[Point] = []
+    clients = {server.name: server.client for server in servers}
+    await _check(clients, source, config)
+    for index, load in enumerate(config.loads):
+        done = (finished or {}).get(load.label)
+        if done is None:
+            part = _Part(progress, index, len(config.loads), load.label)
+            done = await _measure(clients, source, load, (config.seed, index), config, clock, wall, part)
+            on_point(done)
+        points.append(done)
+    return LoadResult(
+        environment={**before, "load_average_1min_after": environment.load_average()},
+        config={**(settings or {}), "seed": config.seed, "blocks": config.blocks, **dataclasses.asdict(config.amount)},
+        servers=tuple(ServerFacts(name=s.name, facts=s.facts) for s in servers),
+        points=tuple(points),
+        slo=config.slo,
+        limits=config.limits,
+        duration_s=clock() - started,
+        notes=tuple(notes),
+    )
+
+
+class _Part:
+    """Progress at one load as a part of the whole sweep."""
+
+    def __init__(self, whole: Progress, index: int, count: int, label: str) -> None:
+        self._whole, self._index, self._count, self._label = whole, index, count, label
+
+    def update(self, done: float, total: float, note: str = "") -> None:
+        self._whole.update(self._index + (done / total if total else 0.0), self._count, f"{self._label}, {done:g} answers")
+
+    def close(self) -> None:
+        pass
+
+
+async def _check(clients: Mapping[str, Client], source: Source, config: LoadConfig) -> None:
+    """Ask all servers the same before anything is timed; also wakes them up."""
+    for i in range(CHECKS if len(clients) > 1 else 1):
+        request = source((config.seed, 2**31, 0, i))
+        answers = {name: await _answer(name, client, request, config) for name, client in clients.items()}
+        if len(answers) < 2:
+            continue
+        (first, a), (second, b) = answers.items()
+        if a.input_tokens != b.input_tokens:
+            raise CheckFailed(
+                f"{first} and {second} count {a.input_tokens} and {b.input_tokens} tokens in the same prompt: "
+                "their tokenizers differ.\nMeasure them in separate runs."
+            )
+        if a.output_tokens != b.output_tokens:
+            raise CheckFailed(
+                f"{first} and {second} do different amounts of work: {a.output_tokens} and {b.output_tokens} tokens for the same "
+                "request.\nNothing was measured."
+            )
+        if config.same_model and a.text != b.text:
+            raise CheckFailed(
+                f"{first} and {second} are said to be the same model, but answer the same request differently.\n"
+                "Nothing was measured."
+            )
+
+
+async def _answer(name: str, client: Client, request: Request, config: LoadConfig) -> Answer:
+    answer = await ask(client, request, config.amount.timeout_s)
+    if answer.failure is not None:
+        raise CheckFailed(
+            f"{name} does not answer a first request: {answer.failure.kind}: {answer.failure.message}\nNothing was measured."
+        )
+    return answer
+
+
+async def _measure(
+    clients: Mapping[str, Client],
+    source: Source,
+    load: Load,
+    seed: tuple[int, ...],
+    config: LoadConfig,
+    clock: Clock,
+    wall: Clock,
+    progress: Progress,
+) -> Point:
+    """One load on all servers."""
+    recordings: dict[str, list[Recording]] = {name: [] for name in clients}
+    if len(clients) == 1:
+        ((name, client),) = clients.items()
+        only = await run_load(client, source, load, config.amount, seed=seed, clock=clock, wall=wall, progress=progress)
+        return Point(load=load, recordings={name: (only,)})
+    amount, first = config.share(load), next(iter(clients))
+    for block in range(config.blocks):
+        for position, name in enumerate(block_order(list(clients), block)):
+            half = len(recordings[name]) - 2 * block  # 0 in the first sub-run of a block, 1 in the second
+            recordings[name].append(
+                await run_load(
+                    *(clients[name], source, load, dataclasses.replace(amount, warmup=amount.warmup if block == 0 else 0)),
+                    seed=(*seed, block, half),
+                    block=block,
+                    position=position,
+                    clock=clock,
+                    wall=wall,
+                )
+            )
+            progress.update(4 * block + position + 1, 4 * config.blocks)
+        if Figures(recordings[first]).answered == []:
+            break  # nothing comes back: the point is invalid, and more of it tells no more
+    return Point(load=load, recordings={name: tuple(r) for name, r in recordings.items()})

@@ -1,0 +1,362 @@
+"""`maskpro-deploy benchmark serve`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from maskpro_deploy.commands._benchmark_options import SIZES
+from maskpro_deploy.commands._benchmark_servers import Target, is_url, running_targets
+from maskpro_deploy.commands._shared import (
+    DURATION,
+    PATH,
+    emit,
+    force_option,
+    json_option,
+    seed_option,
+    table,
+    threads_option,
+)
+from maskpro_deploy.errors import CheckFailed, ConfigError, InputError, Interrupted
+
+if TYPE_CHECKING:
+    from maskpro_deploy.bench.load.generator import Source
+    from maskpro_deploy.bench.load.openai_client import ClientConfig, OpenAIClient
+    from maskpro_deploy.bench.load.points import PointsFile
+    from maskpro_deploy.bench.load.result import LoadResult
+    from maskpro_deploy.bench.load.schedule import Load
+    from maskpro_deploy.bench.load.sweep import LoadConfig
+
+RANDOM, BUILTIN = "random", "builtin"
+WORDS_PER_TOKEN = 0.75  # English, about; the server's own count stands in the result
+
+PROCESS_NOTE = (
+    "Each server is one process, and two processes of the same model have differed by some per cent (URL --against the same URL, "
+    "or BUNDLE --against BUNDLE, shows it here). A verdict on a difference of that size says nothing."
+)
+
+
+class RatesType(click.ParamType[tuple[float, ...]]):
+    """Requests per second separated by commas, such as 1,2.5,inf."""
+
+    name = "R,R..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(dict.fromkeys(float(part) for part in str(value).split(",")))
+        except ValueError:
+            raise ConfigError(f"--request-rate {value!r}: expected numbers separated by commas, such as 1,2.5,inf.") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prompts:
+    """What is asked."""
+
+    kind: str
+    input_len: int
+    output_len: int
+
+
+@click.command("serve")
+@click.argument("target", metavar="URL|BUNDLE")
+@click.option("--against", metavar="URL|BUNDLE", help="A second server, measured in interleaved blocks of the same run.")
+@click.option("--concurrency", type=SIZES, help="Closed loop: requests under way at the same time.  [default: 1,4]")
+@click.option("--request-rate", type=RatesType(), help="Open loop: requests per second, sent by a timetable; inf is all at once.")
+@click.option(
+    "--burstiness", type=float, default=1.0, show_default=True, help="Gaps of the open loop: 1 is Poisson, less bursts, inf even."
+)
+@click.option("--num-prompts", type=int, help="Requests at each load.  [default: 50]")
+@click.option("--duration", type=DURATION, help="Send for so long at each load, instead of a number of requests.")
+@click.option("--warmup", type=int, default=4, show_default=True, help="Requests sent first and not counted.")
+@click.option("--timeout", type=DURATION, default="120s", show_default=True, help="A request that takes longer has failed.")
+@click.option(
+    "--prompts",
+    default=RANDOM,
+    show_default=True,
+    metavar="random|builtin|FILE",
+    help="Random token ids, running text that ships with the package, or the texts of a .txt or .jsonl file.",
+)
+@click.option("--input-len", type=int, default=128, show_default=True, help="Tokens of a prompt (not for FILE).")
+@click.option("--output-len", type=int, default=32, show_default=True, help="Tokens to generate.")
+@click.option(
+    "--endpoint", type=click.Choice(["completions", "chat"]), default="completions", show_default=True, help="API to ask."
+)
+@click.option("--model", help="The server's name of the model; the first one it lists by default.")
+@click.option("--stream/--no-stream", default=True, show_default=True, help="Ask for the answer token by token.")
+@click.option("--ignore-eos/--stop-at-eos", default=True, show_default=True, help="Ask for answers of the full length.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--slo", metavar="METRIC:MS,...", help="Bounds that goodput counts by: ttft, tpot, e2el; such as ttft:500,tpot:50.")
+@click.option("--max-failed", type=float, default=0.01, show_default=True, help="Part of the requests that may fail.")
+@click.option(
+    "--max-lag",
+    type=float,
+    metavar="MS",
+    help="Bound on the generator's p99 lag.  [default: 5, or 5 % of the median ttft if more]",
+)
+@click.option("--blocks", type=int, default=10, show_default=True, help="Blocks of a comparison; a verdict needs 10.")
+@click.option("--same-model", is_flag=True, help="Both servers have the same model: they have to answer with the same text.")
+@click.option(
+    "--api-key-env", default="MASKPRO_API_KEY", show_default=True, metavar="NAME", help="Variable that holds the key for URLs."
+)
+@click.option("--provider", default="cpu", show_default=True, metavar="cpu|cuda|tensorrt|auto", help="Where a BUNDLE runs.")
+@threads_option
+@click.option(
+    "--max-num-seqs", type=int, default=16, show_default=True, help="Answers that a BUNDLE's server generates at a time."
+)
+@seed_option
+@click.option("--out", type=PATH, help="Folder for result.json, report.md, report.html and one file per load in vLLM's format.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted sweep; needs --out.")
+@force_option
+@json_option
+def command(target: str, against: str | None, out: Path | None, resume: bool, force: bool, as_json: bool, **options: Any) -> None:
+    r"""Put a load on an OpenAI-compatible server, or on one started from BUNDLE for the time of the run.
+
+    An open loop (--request-rate) shows what users of that rate would wait, a closed loop (--concurrency) what the server can do.
+    Several values make a sweep. Exit code 1: the run is invalid, and the reason is given.
+
+    \b
+    Example:
+      maskpro-deploy benchmark serve bundle --concurrency 1,2,4 --out report
+      maskpro-deploy benchmark serve http://127.0.0.1:8000 --request-rate 1,2,4 --duration 60s --slo ttft:500,tpot:50
+      maskpro-deploy benchmark serve bundle --against dense-bundle --concurrency 4
+    """
+    from maskpro_deploy.bench.load.points import PointsFile
+    from maskpro_deploy.extras import require
+    from maskpro_deploy.files import check_free
+
+    config = _config(options)
+    prompts = _Prompts(kind=options["prompts"], input_len=options["input_len"], output_len=options["output_len"])
+    targets = [target, *([against] if against is not None else [])]
+    require("load", "putting a load on a server")
+    if any(not is_url(t) for t in targets):
+        require("serve", "serving a bundle")
+    points = None
+    if out is not None:
+        check_free(out, force=force)
+        require("report", "writing report.html")
+        points = PointsFile(out, {"targets": targets, **{k: _plain(v) for k, v in options.items()}})
+    elif resume:
+        raise ConfigError("--resume needs --out: the points of an interrupted sweep lie beside it.")
+    finished = points.begin(resume=resume, force=force) if points is not None else {}
+    result = _measure(targets, config, prompts, options, points, finished)
+    if out is not None and points is not None:
+        write_files(result, out, force=force)
+        points.finish()
+    emit(as_json, result.to_json(), text(result, out))
+    if not result.valid:
+        raise CheckFailed(f"the run is invalid: {result.invalid_reasons[0]}")
+
+
+def _plain(value: Any) -> Any:
+    """An option as a JSON value."""
+    return [_plain(v) for v in value] if isinstance(value, tuple) else str(value) if value == float("inf") else value
+
+
+def _config(options: dict[str, Any]) -> LoadConfig:
+    """The settings from the options.
+
+    Raises:
+        ConfigError: one is out of its range.
+    """
+    from maskpro_deploy.bench.load.figures import Limits
+    from maskpro_deploy.bench.load.generator import Amount
+    from maskpro_deploy.bench.load.requests import check_lengths
+    from maskpro_deploy.bench.load.schedule import ClosedLoop, OpenLoop
+    from maskpro_deploy.bench.load.slo import Slo
+    from maskpro_deploy.bench.load.sweep import LoadConfig
+
+    rates, concurrency = options["request_rate"], options["concurrency"]
+    if rates and concurrency:
+        raise ConfigError("give --request-rate (open loop) or --concurrency (closed loop), not both: a capped rate is neither.")
+    loads: tuple[Load, ...]
+    if rates:
+        loads = tuple(OpenLoop(rate=rate, burstiness=options["burstiness"]) for rate in rates)
+    else:
+        loads = tuple(ClosedLoop(concurrency=c) for c in concurrency or (1, 4))
+    requests = options["num_prompts"] if options["num_prompts"] is not None or options["duration"] is not None else 50
+    check_lengths(options["input_len"], options["output_len"])
+    slo = Slo.parse(options["slo"]) if options["slo"] is not None else None
+    if slo is not None and not options["stream"] and set(slo.bounds_ms) - {"e2el"}:
+        raise ConfigError("--slo: an answer that comes whole (--no-stream) has no first token; only e2el can be bounded.")
+    if slo is not None and options["output_len"] == 1 and "tpot" in slo.bounds_ms:
+        raise ConfigError("--slo tpot: answers of one token (--output-len 1) have no time per further token.")
+    return LoadConfig(
+        loads=loads,
+        amount=Amount(requests=requests, duration_s=options["duration"], warmup=options["warmup"], timeout_s=options["timeout"]),
+        blocks=options["blocks"],
+        slo=slo,
+        limits=Limits(max_failed=options["max_failed"], max_lag_ms=options["max_lag"]),
+        same_model=options["same_model"],
+        seed=options["seed"],
+    )
+
+
+def _measure(
+    names: list[str],
+    config: LoadConfig,
+    prompts: _Prompts,
+    options: dict[str, Any],
+    points: PointsFile | None,
+    finished: dict[str, Any],
+) -> LoadResult:
+    """Start what has to be started, and measure."""
+    import asyncio
+
+    from maskpro_deploy.bench.load.event_loop import event_loop
+
+    for name in names:  # what is no URL shows before a server is started
+        _client_config(name if is_url(name) else "http://127.0.0.1", options)
+    server_options = ["--provider", options["provider"], "--max-num-seqs", str(options["max_num_seqs"])]
+    server_options += ["--threads", str(options["threads"])] if options["threads"] is not None else []
+    try:
+        with running_targets(names, server_options) as targets, asyncio.Runner(loop_factory=event_loop) as runner:
+            return runner.run(_measure_targets(targets, config, prompts, options, points, finished))
+    except KeyboardInterrupt:
+        if points is None or not points.any_finished:
+            raise
+        raise Interrupted(
+            f"interrupted; finished loads are kept in {points.folder}.\nGo on with the same command and --resume."
+        ) from None
+    finally:
+        if points is not None and not points.any_finished:
+            points.finish()
+
+
+async def _measure_targets(
+    targets: list[Target],
+    config: LoadConfig,
+    prompts: _Prompts,
+    options: dict[str, Any],
+    points: PointsFile | None,
+    finished: dict[str, Any],
+) -> LoadResult:
+    from maskpro_deploy.bench.load.openai_client import OpenAIClient
+    from maskpro_deploy.bench.load.sweep import Server, run_sweep
+    from maskpro_deploy.progress import Meter
+
+    async with contextlib.AsyncExitStack() as stack:
+        servers, clients = [], {}
+        for target in targets:
+            client = await stack.enter_async_context(OpenAIClient(_client_config(target.url, options, bundle=target.bundle)))
+            listed = await client.models()
+            root = next((m.get("root") for m in listed if m["id"] == client.model), None)
+            facts = {"model_id": client.model, "root": root, "base_url": client.root, "started_here": target.bundle is not None}
+            servers.append(Server(name=target.name, client=client, facts={**facts, **_bundle_facts(target.bundle)}))
+            clients[target.name] = client
+        source, notes = await _source(clients, prompts, options["endpoint"])
+        for name, client in clients.items():
+            refused = await client.learn_limits(source((config.seed, 2**31, 1, 0)), config.amount.timeout_s)
+            if refused:
+                notes.append(f"{name} refuses the fields {' and '.join(refused)}: they were left out.")
+        if len(targets) > 1:
+            notes.append(PROCESS_NOTE)
+        meter = Meter("benchmark", "loads")
+        kept = ("endpoint", "prompts", "input_len", "output_len", "stream", "ignore_eos", "temperature", "same_model")
+        try:
+            return await run_sweep(
+                servers,
+                source,
+                config,
+                settings={key: options[key] for key in kept},
+                notes=notes,
+                finished=finished,
+                on_point=points.add if points is not None else lambda point: None,
+                progress=meter,
+            )
+        finally:
+            meter.close()
+
+
+def _client_config(url: str, options: dict[str, Any], *, bundle: Path | None = None) -> ClientConfig:
+    from maskpro_deploy.bench.load.openai_client import ClientConfig
+
+    return ClientConfig(
+        base_url=url,
+        endpoint=options["endpoint"],
+        model=options["model"] if bundle is None else None,
+        stream=options["stream"],
+        ignore_eos=options["ignore_eos"],
+        temperature=options["temperature"],
+        api_key=os.environ.get(options["api_key_env"]) if bundle is None else None,
+    )
+
+
+def _bundle_facts(bundle: Path | None) -> dict[str, Any]:
+    if bundle is None:
+        return {}
+    from maskpro_deploy.manifest import Manifest
+
+    manifest = Manifest.load(bundle)
+    return {"path": str(bundle), "dtype": manifest.graph.dtype, "sparsity": manifest.sparsity}
+
+
+async def _source(clients: dict[str, OpenAIClient], prompts: _Prompts, endpoint: str) -> tuple[Source, list[str]]:
+    """Where requests come from, and remarks on that.
+
+    Raises:
+        InputError: the servers have different vocabularies, or the prompts cannot be read.
+    """
+    from maskpro_deploy.bench.load.requests import given_prompts, random_tokens, text_windows
+    from maskpro_deploy.data import load_text
+
+    text = load_text(BUILTIN)
+    sample = "\n".join(text.documents[:20])
+    tokens = {name: await client.tokenize(sample) for name, client in clients.items()}
+    known = [t for t in tokens.values() if t is not None]
+    if len(known) == 2 and known[0] != known[1]:
+        raise InputError(
+            f"{' and '.join(tokens)} have different vocabularies: a token of one is not a token of the other.\n"
+            "Measure them in separate runs."
+        )
+    if prompts.kind not in (RANDOM, BUILTIN):
+        return given_prompts(load_text(prompts.kind).documents, prompts.output_len), []
+    words = max(1, round(prompts.input_len * WORDS_PER_TOKEN))
+    if prompts.kind == RANDOM and endpoint == "completions" and len(known) == len(clients):
+        # ids of ordinary text: neither special tokens nor ids beyond the vocabulary
+        return random_tokens(sorted(set(known[0])), prompts.input_len, prompts.output_len), []
+    notes = []
+    if prompts.kind == RANDOM:
+        why = "a chat takes no token ids" if endpoint == "chat" else "the server has no /tokenize to ask for token ids"
+        notes.append(f"{why}: prompts are {words} words of running text, about {prompts.input_len} tokens.")
+    return text_windows(text.documents, words, prompts.output_len), notes
+
+
+def text(result: LoadResult, out: Path | None = None) -> str:
+    """The result as it is printed."""
+    from maskpro_deploy.bench.load import summary
+
+    lines = [table(summary.rows(result), summary.columns(result)), ""]
+    if not result.valid:
+        lines += [f"INVALID: {reason}" for reason in result.invalid_reasons] + [""]
+    lines += [*summary.verdicts(result), *summary.best(result)]
+    lines += ["", *summary.caveats(result), f"Machine: {summary.machine_line(result)}"]
+    if out is not None:
+        lines.append(f"Report: {out / 'report.html'}")
+    return "\n".join(lines)
+
+
+def write_files(result: LoadResult, out: Path, *, force: bool) -> None:
+    """result.json, report.md, report.html and one file per server and load in vLLM's format, as a whole or not at all."""
+    from maskpro_deploy.bench.load.page import page
+    from maskpro_deploy.bench.load.summary import markdown
+    from maskpro_deploy.bench.report import REPORT_FILE, write
+    from maskpro_deploy.bench.result import RESULT_FILE
+    from maskpro_deploy.files import new_folder, write_json
+
+    value = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    with new_folder(out, force=force) as folder:
+        write_json(folder / RESULT_FILE, value)
+        (folder / "report.md").write_text(markdown(result), encoding="utf-8")
+        write(page(result), folder / REPORT_FILE)
+        (folder / "vllm").mkdir()
+        for i, point in enumerate(value["points"], start=1):
+            for j, arm in enumerate(point["arms"], start=1):
+                write_json(folder / "vllm" / f"load-{i}-server-{j}.json", arm)
