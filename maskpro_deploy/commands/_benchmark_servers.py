@@ -56,7 +56,7 @@ def running_targets(targets: Sequence[str], options: Sequence[str]) -> Iterator[
             if is_url(target):
                 found.append(Target(name=name, url=target))
             else:
-                url = stack.enter_context(_serving(Path(target), options))
+                url = stack.enter_context(serving_bundle(Path(target), options))
                 found.append(Target(name=name, url=url, bundle=Path(target)))
         yield found
 
@@ -70,7 +70,7 @@ def _names(targets: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _serving(bundle: Path, options: Sequence[str]) -> Iterator[str]:
+def serving_bundle(bundle: Path, options: Sequence[str]) -> Iterator[str]:
     """`maskpro-deploy serve` on a free port of the loopback interface, in a process of its own."""
     from maskpro_deploy.manifest import Manifest
 

@@ -1,9 +1,9 @@
 """When requests are sent.
 
-*Open loop*: arrivals follow a timetable that is drawn before the first request and never waits for the server, as users do not.
-Gaps are exponential (a Poisson process), or gamma-distributed with another burstiness, or all equal. *Closed loop*: a fixed number
-of requests is under way; each answer triggers the next request, so the load slows down with the server, and its tail latencies
-look better than users would find them (coordinated omission). It answers how much a server can do, not how it feels.
+*Open loop*: arrivals follow a timetable that is drawn before the first request and never waits for the server, as users do
+not. Gaps are exponential (a Poisson process), or gamma-distributed with another burstiness, or all equal. *Closed loop*: a fixed
+number of requests is under way; each answer triggers the next request, so the load slows down with the server, and its tail
+latencies look better than users would find them (coordinated omission). It answers how much a server can do, not how it feels.
 
 Shapes: `N` requests.
 """

@@ -121,8 +121,8 @@ def caveats(result: LoadResult) -> list[str]:
         lines.append("Open loop: requests are sent by a seeded timetable, and times count from the scheduled moment of sending.")
     if any(isinstance(p.load, ClosedLoop) for p in result.points):
         lines.append(
-            "Closed loop: an answer triggers the next request, so the load slows down with the server; the times tell what it can "
-            "do, not what users of a fixed rate would wait."
+            "Closed loop: an answer triggers the next request, so the load slows down with the server; the times tell what it "
+            "can do, not what users of a fixed rate would wait."
         )
     lines += [line for point in result.points if (line := _self_test_line(result, point)) is not None]
     count = sum(len(result.comparisons(point)) for point in result.points)

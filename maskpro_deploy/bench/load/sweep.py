@@ -1,10 +1,10 @@
 """A sweep over loads: one server, or two in interleaved blocks of sub-runs.
 
-Two servers are compared as `bench.arms` compares models: they answer the same check requests first, with the same number of tokens
-(the same text, where they are said to be the same model), or nothing is measured. Then each load is put on them in blocks of short
-sub-runs, A B B A, B A A B, and so on; in a block both get the same prompts and timetables. The ratio of medians has the interval
-of a paired bootstrap over blocks. The first sub-runs of the first server against its second ones in the same blocks are the
-self-test: a sound harness sees no difference there.
+Two servers are compared as `bench.arms` compares models: they answer the same check requests first, with the same number of
+tokens (the same text, where they are said to be the same model), or nothing is measured. Then each load is put on them in blocks
+of short sub-runs, A B B A, B A A B, and so on; in a block both get the same prompts and timetables. The ratio of medians has the
+interval of a paired bootstrap over blocks. The first sub-runs of the first server against its second ones in the same blocks are
+the self-test: a sound harness sees no difference there.
 """
 
 from __future__ import annotations
