@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ class ServerFacts:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: a bootstrap is made once and kept
 class Point:
     """One load and what was recorded under it, by server; a comparison has several sub-runs of each."""
 
@@ -50,7 +51,7 @@ class Point:
             return None
         return stats.compare(first, second)
 
-    @property
+    @cached_property
     def compared(self) -> dict[str, stats.Ratio | None]:
         """All comparisons; throughput only in a closed loop, where the server decides it."""
         if len(self.recordings) < 2:
@@ -58,7 +59,7 @@ class Point:
         metrics = (*COMPARED, *(("request_throughput",) if isinstance(self.load, ClosedLoop) else ()))
         return {metric: self.compare(metric) for metric in metrics}
 
-    @property
+    @cached_property
     def self_test(self) -> stats.Ratio | None:
         """The first server's sub-runs of each block against its other ones; None if there are too few.
 
@@ -121,7 +122,7 @@ def _recording(value: Mapping[str, Any]) -> Recording:
     return Recording(**{**value, "records": records, "beats_s": tuple(value["beats_s"])})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class LoadResult:
     """A whole run.
 
@@ -156,7 +157,7 @@ class LoadResult:
             found.append("self-test: a server measured against itself looked different; something else disturbs the timing.")
         return found
 
-    @property
+    @cached_property
     def invalid_reasons(self) -> list[str]:
         """Why the figures prove nothing; empty if all may be believed."""
         return [f"{point.load.label}: {reason}" for point in self.points for reason in self.reasons(point)]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from maskpro_deploy.bench import environment, stats
-from maskpro_deploy.bench.arms import block_order
+from maskpro_deploy.bench.arms import block_order, frozen_gc
 from maskpro_deploy.bench.clocks import Clock
 from maskpro_deploy.bench.load.client import Answer, Client, Request
 from maskpro_deploy.bench.load.figures import Figures, Limits
@@ -125,7 +125,8 @@ async def run_sweep(
         done = (finished or {}).get(load.label)
         if done is None:
             part = _Part(progress, index, len(config.loads), load.label)
-            done = await _measure(clients, source, load, (config.seed, index), config, clock, wall, part)
+            with frozen_gc():
+                done = await _measure(clients, source, load, (config.seed, index), config, clock, wall, part)
             on_point(done)
         points.append(done)
     return LoadResult(
