@@ -212,11 +212,11 @@ def _measure(
 
     from maskpro_deploy.bench.load.event_loop import event_loop
 
-    for name in names:  # what is no URL shows before a server is started
-        _client_config(name if is_url(name) else "http://127.0.0.1", options)
     server_options = ["--provider", options["provider"], "--max-num-seqs", str(options["max_num_seqs"])]
     server_options += ["--threads", str(options["threads"])] if options["threads"] is not None else []
     try:
+        for name in filter(is_url, names):  # a bad one shows before a server is started
+            _client_config(name, options)
         with running_targets(names, server_options) as targets, asyncio.Runner(loop_factory=event_loop) as runner:
             return runner.run(_measure_targets(targets, config, prompts, options, points, finished))
     except KeyboardInterrupt:

@@ -80,34 +80,58 @@ def serving_bundle(bundle: Path, options: Sequence[str]) -> Iterator[str]:
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
+    log = _Log(process)
     try:
-        yield _wait(process, bundle)
+        yield _wait(process, log, bundle)
     finally:
         _stop(process)
+        log.close()
 
 
-def _wait(process: subprocess.Popen[str], bundle: Path) -> str:
-    """The URL, once it answers; what the process says is read to the end, so that it never waits for a reader."""
-    said: deque[str] = deque(maxlen=20)
-    ready: Queue[str | None] = Queue()
+class _Log:
+    """What a server says, read to the end, so that it never waits for a reader; only the last lines are kept.
 
-    def read() -> None:
-        assert process.stderr is not None
-        for line in process.stderr:
-            said.append(line.rstrip())
+    Attributes:
+        lines: these lines.
+        url: given once the server answers; None if it ended before.
+    """
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.lines: deque[str] = deque(maxlen=20)
+        self.url: Queue[str | None] = Queue()
+        self._process = process
+        self._thread = threading.Thread(target=self._read, name="maskpro-server-log", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self.lines.append(line.rstrip())
             if match := _READY.match(line):
-                ready.put(match["url"])
-        ready.put(None)
+                self.url.put(match["url"])
+        self.url.put(None)
 
-    threading.Thread(target=read, name="maskpro-server-log", daemon=True).start()
+    def close(self) -> None:
+        """The process has ended."""
+        self._thread.join(_STOP_S)
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+
+
+def _wait(process: subprocess.Popen[str], log: _Log, bundle: Path) -> str:
+    """The URL, once the server answers.
+
+    Raises:
+        InputError, MachineError: it ended before, with that exit code.
+    """
     try:
-        url = ready.get(timeout=_START_S)
+        url = log.url.get(timeout=_START_S)
     except Empty:
         raise MachineError(f"{bundle} was not served within {_START_S:g} s.") from None
     if url is not None:
         return url
     code = process.wait()
-    errors = [line.removeprefix("error: ") for line in said if line]
+    errors = [line.removeprefix("error: ") for line in log.lines if line]
     message = f"{bundle} cannot be served (exit code {code}): {' '.join(errors[-3:]) or 'no reason was given.'}"
     raise InputError(message) if code == InputError.exit_code else MachineError(message)
 

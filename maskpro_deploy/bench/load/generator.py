@@ -232,14 +232,23 @@ async def run_load(
     )
 
 
+def check_amount(load: Load, amount: Amount) -> None:
+    """Refuse what no timetable can be made of.
+
+    Raises:
+        ConfigError: all requests at once, for some time.
+    """
+    if isinstance(load, OpenLoop) and math.isinf(load.rate) and amount.requests is None:
+        raise ConfigError("--request-rate inf sends all requests at once: give their number (--num-prompts), not a --duration.")
+
+
 def _timetable(load: Load, amount: Amount, seed: Seed) -> list[float] | None:
     """When to send in an open loop; None for a closed one."""
     if not isinstance(load, OpenLoop):
         return None
+    check_amount(load, amount)
     if amount.requests is not None:
         count = amount.requests
-    elif math.isinf(load.rate):
-        raise ConfigError("--request-rate inf sends all requests at once: give their number (--num-prompts), not a --duration.")
     else:
         assert amount.duration_s is not None
         count = max(1, round(load.rate * amount.duration_s))

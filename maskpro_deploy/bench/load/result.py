@@ -47,7 +47,7 @@ class Point:
     def compare(self, metric: str) -> stats.Ratio | None:
         """How the first server's times compare with the second's; None where there are too few blocks or no times."""
         first, second = (self._medians(r, metric) for r in self.recordings.values())
-        if np.isnan(first).any() or np.isnan(second).any():
+        if not ((first > 0).all() and (second > 0).all()):  # nan too; all tokens of an answer in one read have no time between
             return None
         return stats.compare(first, second)
 
@@ -68,7 +68,7 @@ class Point:
         if len(self.recordings) < 2:
             return None
         values = self._medians(next(iter(self.recordings.values())), "e2el")  # (K, 2)
-        if np.isnan(values).any():
+        if not (values > 0).all():
             return None
         turned = np.arange(len(values)) // 2 % 2 == 1
         values[turned] = values[turned, ::-1]

@@ -20,7 +20,7 @@ from maskpro_deploy.bench.arms import block_order, frozen_gc
 from maskpro_deploy.bench.clocks import Clock
 from maskpro_deploy.bench.load.client import Answer, Client, Request
 from maskpro_deploy.bench.load.figures import Figures, Limits
-from maskpro_deploy.bench.load.generator import Amount, Recording, Source, ask, run_load
+from maskpro_deploy.bench.load.generator import Amount, Recording, Source, ask, check_amount, run_load
 from maskpro_deploy.bench.load.result import LoadResult, Point, ServerFacts
 from maskpro_deploy.bench.load.schedule import ClosedLoop, Load
 from maskpro_deploy.bench.load.slo import Slo
@@ -70,6 +70,8 @@ class LoadConfig:
     def __post_init__(self) -> None:
         if not self.loads:
             raise ConfigError("nothing to measure: give --request-rate or --concurrency.")
+        for load in self.loads:
+            check_amount(load, self.amount)
         if self.blocks < 1:
             raise ConfigError(f"--blocks {self.blocks} is out of range: 1 or more ({stats.MIN_BLOCKS} or more for a verdict).")
 
