@@ -23,6 +23,7 @@ from maskpro_deploy.commands._shared import (
     table,
     threads_option,
 )
+from maskpro_deploy.commands.serve import PROVIDERS
 from maskpro_deploy.errors import CheckFailed, ConfigError, InputError, Interrupted
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class _Prompts:
 @click.option(
     "--api-key-env", default="MASKPRO_API_KEY", show_default=True, metavar="NAME", help="Variable that holds the key for URLs."
 )
-@click.option("--provider", default="cpu", show_default=True, metavar="cpu|cuda|tensorrt|auto", help="Where a BUNDLE runs.")
+@click.option("--provider", type=click.Choice(PROVIDERS), default="cpu", show_default=True, help="What runs a BUNDLE's model.")
 @threads_option
 @click.option(
     "--max-num-seqs", type=int, default=16, show_default=True, help="Answers that a BUNDLE's server generates at a time."
@@ -129,6 +130,7 @@ def command(target: str, against: str | None, out: Path | None, resume: bool, fo
       maskpro-deploy benchmark serve bundle --against dense-bundle --concurrency 4
     """
     from maskpro_deploy.bench.load.points import PointsFile
+    from maskpro_deploy.data import load_text
     from maskpro_deploy.extras import require
     from maskpro_deploy.files import check_free
 
@@ -136,6 +138,8 @@ def command(target: str, against: str | None, out: Path | None, resume: bool, fo
     prompts = _Prompts(kind=options["prompts"], input_len=options["input_len"], output_len=options["output_len"])
     targets = [target, *([against] if against is not None else [])]
     require("load", "putting a load on a server")
+    if prompts.kind not in (RANDOM, BUILTIN):
+        load_text(prompts.kind)  # what cannot be read shows before a server is started
     if any(not is_url(t) for t in targets):
         require("serve", "serving a bundle")
     points = None

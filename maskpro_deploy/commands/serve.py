@@ -11,6 +11,7 @@ from maskpro_deploy.commands._shared import DURATION, PATH, engine_option, form_
 from maskpro_deploy.extras import require
 
 INTERRUPTED = 130
+PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "trt-native")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -20,7 +21,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 @click.option("--port", type=int, default=8000, show_default=True, help="Port to listen on; 0 takes a free one.")
 @click.option(
     "--provider",
-    type=click.Choice(["auto", "cpu", "cuda", "tensorrt", "trt-native"]),
+    type=click.Choice(PROVIDERS),
     default="auto",
     show_default=True,
     help="What runs the model: onnxruntime, or TensorRT itself (trt-native); auto takes the GPU if onnxruntime can.",
