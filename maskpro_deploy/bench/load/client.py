@@ -66,6 +66,7 @@ class Client(Protocol):
 def first_line(error: BaseException) -> str:
     """What an error says, in a line."""
     if isinstance(error, OSError) and error.strerror:  # the system's words, without what a library puts around them
-        return os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
+        code = error.errno or 0
+        return os.strerror(code) if code > 0 else error.strerror
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
