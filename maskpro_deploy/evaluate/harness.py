@@ -196,12 +196,19 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # the harness ships no types
         for i, key in enumerate(hashes):
             if self._answers is not None and (known := self._answers.get(key)) is not None:
                 found[i] = (float(known[0]), bool(known[1]))
-        open_ones = [i for i in range(len(questions)) if i not in found]
-        for batch in self._batches(open_ones, [len(q.tokens) for q in questions]):
-            for i, answer in zip(batch, self._score([questions[i] for i in batch]), strict=True):
-                found[i] = answer
-                if self._answers is not None:
-                    self._answers.put(hashes[i], list(answer))
+        # choices of one token each have the same tokens to read: they share a row
+        sharing: dict[tuple[int, ...], list[int]] = {}
+        for i, question in enumerate(questions):
+            if i not in found:
+                sharing.setdefault(tuple(question.tokens), []).append(i)
+        rows = list(sharing.items())
+        for batch in self._batches(range(len(rows)), [len(tokens) for tokens, _ in rows]):
+            for of_row, (tokens, members) in zip(self._read([rows[r][0] for r in batch]), [rows[r] for r in batch], strict=True):
+                for i in members:
+                    targets = questions[i].targets
+                    found[i] = self._continuation(of_row[len(tokens) - len(targets) : len(tokens)], targets)
+                    if self._answers is not None:
+                        self._answers.put(hashes[i], list(found[i]))
             self._progress.update(len(found), len(questions))
         return [found[i] for i in range(len(questions))]
 
@@ -222,15 +229,12 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # the harness ships no types
             yield order[:rows]
             order = order[rows:]
 
-    def _score(self, questions: Sequence[_Question]) -> Iterator[tuple[float, bool]]:
-        longest = max(len(q.tokens) for q in questions)
-        rows = np.zeros((len(questions), longest), np.int64)  # padded on the right: nothing before it sees it
-        for row, question in zip(rows, questions, strict=True):
-            row[: len(question.tokens)] = question.tokens
-        logits = self._lm.logits(rows)  # (B, T, V)
-        for of_row, question in zip(logits, questions, strict=True):
-            end = len(question.tokens)
-            yield self._continuation(of_row[end - len(question.targets) : end], question.targets)
+    def _read(self, rows: Sequence[Sequence[int]]) -> Logits:
+        """Logits of rows of different lengths.  # (B, T, V)"""
+        padded = np.zeros((len(rows), max(map(len, rows))), np.int64)  # on the right: nothing before it sees it
+        for place, row in zip(padded, rows, strict=True):
+            place[: len(row)] = row
+        return self._lm.logits(padded)
 
     def _continuation(self, logits: Logits, targets: Sequence[int]) -> tuple[float, bool]:
         """Log-likelihood of tokens, and whether each is the likeliest.  # (P, V)"""

@@ -104,6 +104,15 @@ def test_batches_change_nothing(tiny_bundle: Path, ours: HarnessLM) -> None:
     assert ours.generate_until(ask("generate_until", *PROMPTS)) == single.generate_until(ask("generate_until", *PROMPTS))
 
 
+def test_choices_of_one_token_are_read_together(ours: HarnessLM) -> None:
+    lm = Stops(ours._lm, 1 + 1)
+    shared = HarnessLM(lm, ours._text, HarnessConfig(max_length=LENGTH, end_of_text=2, begin_of_text=1, batch_size=1))
+    rows = [((), [5, 6, 7], [token]) for token in (8, 9, 10, 11)]
+    found = shared._loglikelihood_tokens(rows)  # the second call to the model, and the last it allows
+    assert found == ours._loglikelihood_tokens(rows)
+    assert len({value for value, _ in found}) == 4
+
+
 class Kept(dict[str, Any]):
     """Answers in memory."""
 
