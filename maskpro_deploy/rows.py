@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import zlib
 from importlib.util import find_spec
 from pathlib import Path
@@ -111,6 +112,7 @@ def hub_rows(
     import datasets
 
     datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it says each of its retries
     try:
         files = None if data_files is None else {split: data_files}
         rows = datasets.load_dataset(name, config, data_files=files, split=split)

@@ -31,6 +31,7 @@ Floats = npt.NDArray[np.float32]
 
 TORCH, RUNTIME, NATIVE = "torch", "onnxruntime", "trt-native"
 AUTO = "auto"
+_ENGINE_PROVIDERS = ("tensorrt", NATIVE)
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -56,6 +57,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ConfigError(f"--dtype {self.dtype!r} is unknown: {', '.join(DTYPES)}.")
+        if self.engine is not None and self.provider not in _ENGINE_PROVIDERS:
+            raise ConfigError(f"--engine {self.engine} is for --provider {' or '.join(_ENGINE_PROVIDERS)}.")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maskpro_deploy.data import Text
-from maskpro_deploy.errors import ConfigError, InputError
+from maskpro_deploy.errors import ConfigError, DownloadError, InputError
 from maskpro_deploy.rows import file_rows, hub_rows, read_plain
 
 
@@ -94,7 +94,10 @@ def load_corpus(corpus: Corpus, source: str | None) -> Text:
     """
     if source is None or source.startswith("hub:"):
         name = corpus.hub if source is None else source.removeprefix("hub:")
-        rows = hub_rows(name, corpus.config, split=corpus.split, data_files=corpus.data_files, first=corpus.first)
+        try:
+            rows = hub_rows(name, corpus.config, split=corpus.split, data_files=corpus.data_files, first=corpus.first)
+        except DownloadError as e:
+            raise DownloadError(f"{e}\nA copy of your own: --data {corpus.name}=FILE_OR_FOLDER.") from e
         shown = f"hub:{name}"
     else:
         path = _place(corpus, _path(corpus, source))

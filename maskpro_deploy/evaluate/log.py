@@ -39,7 +39,9 @@ class ResultLog:
     def __init__(self, folder: Path, header: Mapping[str, Any], *, force: bool = False) -> None:
         self.path = folder / LOG_FILE
         self._force = force
-        if not force and not self.path.exists() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is no folder.\nChoose another --out.")
+        if not force and not self.path.exists() and folder.exists() and any(folder.iterdir()):
             raise InputError(
                 f"{folder} exists already and holds no evaluation.\nChoose another --out, or write there with --force."
             )

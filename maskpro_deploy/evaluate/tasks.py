@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maskpro_deploy.errors import CheckFailed, ConfigError, DownloadError, InputError, MaskProError
+from maskpro_deploy.errors import CheckFailed, ConfigError, DownloadError, FormatError, InputError, MaskProError
 from maskpro_deploy.extras import require
 from maskpro_deploy.files import sha256_file
 
@@ -162,10 +162,22 @@ class TaskSet:
         except Exception as e:  # whatever a task file makes the reader stumble over
             raise InputError(f"the task files in {path} cannot be read: {_first_line(e)}") from e
         if unknown := [name for name in self.settings.names if name not in manager.all_tasks]:
+            self._check_syntax()
             near = difflib.get_close_matches(unknown[0], manager.all_tasks, n=5)
             hint = f" (there is: {', '.join(near)})" if near else ""
             raise InputError(f"there is no task {', '.join(unknown)}{hint}.\nTasks of your own: --task-path FOLDER.")
         return manager
+
+    def _check_syntax(self) -> None:
+        """The harness passes over task files that it cannot parse; here they are the likely reason."""
+        import yaml
+
+        for file in sorted(self.settings.path.rglob("*.yaml")) if self.settings.path is not None else ():
+            try:
+                for _ in yaml.parse(file.read_text(encoding="utf-8")):  # syntax alone: nothing is constructed
+                    pass
+            except (yaml.YAMLError, UnicodeDecodeError) as e:
+                raise FormatError(f"{file} cannot be parsed: {' '.join(str(e).split())}") from None
 
     def _load(self) -> Any:
         """Fresh tasks with their data: the harness keeps a model's answers in them."""

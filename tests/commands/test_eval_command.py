@@ -318,5 +318,7 @@ def test_a_provider_that_is_not_here_is_an_error(dense_bundle: Path, tiny_checkp
     for target in (dense_bundle, tiny_checkpoint):
         error, _ = fail("eval", target, *SMALL, "--provider", "cuda")
         assert "--provider cuda" in str(error)
+    error, _ = fail("eval", dense_bundle, *SMALL, "--engine", "x.engine")
+    assert "--engine x.engine is for" in str(error)
     error, _ = fail("eval", dense_bundle, *SMALL, "--dtype", "fp8")
     assert "--dtype" in str(error)

@@ -80,6 +80,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no evaluation"):
         ResultLog(tmp_path, HEADER)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(InputError, match="is no folder"):
+        ResultLog(tmp_path / "thesis.tex", HEADER, force=True)
 
 
 @pytest.mark.parametrize("content", [b"{}\n", b"[]\n", b'{"schema": "other"}\n'])

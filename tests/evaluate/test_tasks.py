@@ -13,7 +13,7 @@ from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from maskpro_deploy.errors import ConfigError, DownloadError, InputError
+from maskpro_deploy.errors import ConfigError, DownloadError, FormatError, InputError
 from maskpro_deploy.evaluate.tasks import Metric, TaskSet, TaskSettings
 from maskpro_deploy.lm_eval_model import adapt, register
 from maskpro_deploy.targets import RunConfig, find_target
@@ -80,6 +80,14 @@ def no_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_an_unknown_task_is_an_error(tiny_tasks: Path) -> None:
     with pytest.raises(InputError, match=r"there is no task tiny_chioce \(there is: .*tiny_choice"):
         TaskSet(TaskSettings(names=("tiny_chioce",), path=tiny_tasks))
+
+
+@pytest.mark.usefixtures("no_defaults")
+def test_a_task_file_that_cannot_be_parsed_is_named(tiny_tasks: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_tasks, tmp_path / "tasks")
+    (folder / "tiny_choice.yaml").write_text("task: [tiny_choice")
+    with pytest.raises(FormatError, match=r"tiny_choice\.yaml cannot be parsed"):
+        TaskSet(TaskSettings(names=("tiny_choice",), path=folder))
 
 
 def test_data_that_is_missing_is_an_error(tiny_bundle: Path, tiny_tasks: Path, tmp_path: Path) -> None:
