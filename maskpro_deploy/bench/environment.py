@@ -18,7 +18,18 @@ from typing import Any
 
 from maskpro_deploy import __version__
 
-_PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "torch", "transformers", "tokenizers", "tensorrt", "tensorrt-rtx")
+_PACKAGES = (
+    "aiohttp",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "tensorrt",
+    "tensorrt-rtx",
+)
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_PROC_BIND")
 _SECRET = re.compile(r"key|token|secret|passw|credential|auth", re.IGNORECASE)
 _HIDDEN = "***"

@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -23,7 +24,7 @@ from maskpro_deploy.commands._shared import (
     table,
     threads_option,
 )
-from maskpro_deploy.commands.serve import PROVIDERS
+from maskpro_deploy.commands.serve import LOOPBACK, PROVIDERS
 from maskpro_deploy.errors import CheckFailed, ConfigError, InputError, Interrupted
 
 if TYPE_CHECKING:
@@ -214,8 +215,9 @@ def _measure(
     """Start what has to be started, and measure."""
     import asyncio
 
-    from maskpro_deploy.bench.load.event_loop import event_loop
+    from maskpro_deploy.bench.load.event_loop import allow_many_connections, event_loop
 
+    allow_many_connections()
     server_options = ["--provider", options["provider"], "--max-num-seqs", str(options["max_num_seqs"])]
     server_options += ["--threads", str(options["threads"])] if options["threads"] is not None else []
     try:
@@ -252,8 +254,8 @@ async def _measure_targets(
             client = await stack.enter_async_context(OpenAIClient(_client_config(target.url, options, bundle=target.bundle)))
             listed = await client.models()
             root = next((m.get("root") for m in listed if m["id"] == client.model), None)
-            facts = {"model_id": client.model, "root": root, "base_url": client.root, "started_here": target.bundle is not None}
-            servers.append(Server(name=target.name, client=client, facts={**facts, **_bundle_facts(target.bundle)}))
+            facts = {"model_id": client.model, "root": root, "base_url": client.root, **_where(target)}
+            servers.append(Server(name=target.name, client=client, facts=facts))
             clients[target.name] = client
         source, notes = await _source(clients, prompts, options["endpoint"])
         for name, client in clients.items():
@@ -293,13 +295,15 @@ def _client_config(url: str, options: dict[str, Any], *, bundle: Path | None = N
     )
 
 
-def _bundle_facts(bundle: Path | None) -> dict[str, Any]:
-    if bundle is None:
-        return {}
+def _where(target: Target) -> dict[str, Any]:
+    """Where a server runs, and what it serves as far as that is known."""
+    facts = {"started_here": target.bundle is not None, "same_machine": urlsplit(target.url).hostname in LOOPBACK}
+    if target.bundle is None:
+        return facts
     from maskpro_deploy.manifest import Manifest
 
-    manifest = Manifest.load(bundle)
-    return {"path": str(bundle), "dtype": manifest.graph.dtype, "sparsity": manifest.sparsity}
+    manifest = Manifest.load(target.bundle)
+    return {**facts, "path": str(target.bundle), "dtype": manifest.graph.dtype, "sparsity": manifest.sparsity}
 
 
 async def _source(clients: dict[str, OpenAIClient], prompts: _Prompts, endpoint: str) -> tuple[Source, list[str]]:

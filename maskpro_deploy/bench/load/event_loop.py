@@ -1,8 +1,9 @@
-"""An event loop whose timers are finer than a millisecond."""
+"""An event loop whose timers are finer than a millisecond, and room for many connections."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import select
 import selectors
 import sys
@@ -25,3 +26,15 @@ def event_loop() -> asyncio.AbstractEventLoop:
             return super().select(timeout)
 
     return asyncio.SelectorEventLoop(FineSelector())
+
+
+def allow_many_connections() -> None:
+    """Let this process open as many files as it may: each request under way is one, and the usual limit is 1024."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # some systems call a limit infinite that they do not grant
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -124,10 +124,10 @@ class _Run:
     """The state of one sub-run."""
 
     client: Client
-    timeout_s: float
     clock: Clock
     progress: Progress
-    total: float
+    amount: Amount
+    count: int | None
     started: float = 0.0
     records: list[Record] = field(default_factory=list)
 
@@ -137,7 +137,7 @@ class _Run:
     async def send(self, index: int, request: Request, scheduled_s: float | None) -> None:
         """Send one request and record it; nothing that the client raises gets out."""
         sent = self.clock()
-        answer = await ask(self.client, request, self.timeout_s)
+        answer = await ask(self.client, request, self.amount.timeout_s)
         done = self.clock()
         start = self.started
         pieces = answer.arrivals_s
@@ -155,7 +155,15 @@ class _Run:
                 failure=answer.failure,
             )
         )
-        self.progress.update(len(self.records), self.total)
+        self._report()
+
+    def _report(self) -> None:
+        """How far it is: by requests, or by time where their number is not known."""
+        answers = len(self.records)
+        if self.count is not None:
+            self.progress.update(answers, self.count, f"{answers} answers")
+        elif self.amount.duration_s is not None:
+            self.progress.update(min(self.now(), self.amount.duration_s), self.amount.duration_s, f"{answers} answers")
 
 
 async def ask(client: Client, request: Request, timeout_s: float) -> Answer:
@@ -199,12 +207,11 @@ async def run_load(
         wall: seconds by the wall clock.
         progress: told after each request.
     """
-    for i in range(amount.warmup):
-        await ask(client, source((*seed, 1, i)), amount.timeout_s)
+    await _warm_up(client, [source((*seed, 1, i)) for i in range(amount.warmup)], load, amount.timeout_s)
     times = _timetable(load, amount, seed)
     count = len(times) if times is not None else amount.requests
     prepared = [source((*seed, 0, i)) for i in range(count)] if count is not None else None
-    run = _Run(client, amount.timeout_s, clock, progress, count if count is not None else 0)
+    run = _Run(client, clock, progress, amount, count)
     beats: list[float] = []
     watch = ClockWatch(clock, wall)
     with frozen_gc() if gc.isenabled() else nullcontext():  # who measures in a loop freezes once for all
@@ -253,6 +260,13 @@ def _timetable(load: Load, amount: Amount, seed: Seed) -> list[float] | None:
         assert amount.duration_s is not None
         count = max(1, round(load.rate * amount.duration_s))
     return [float(t) for t in arrivals(load, count, seed)]
+
+
+async def _warm_up(client: Client, requests: list[Request], load: Load, timeout_s: float) -> None:
+    """Send requests and forget them; as many at a time as a closed loop will, so that its connections are open."""
+    at_once = load.concurrency if isinstance(load, ClosedLoop) else 1
+    for i in range(0, len(requests), at_once):
+        await asyncio.gather(*(ask(client, request, timeout_s) for request in requests[i : i + at_once]))
 
 
 async def _open_loop(run: _Run, requests: list[Request], times: list[float]) -> None:

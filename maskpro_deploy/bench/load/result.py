@@ -22,6 +22,7 @@ from maskpro_deploy.bench.result import SCHEMA, VERSION
 
 KIND = "serve"
 SELF_TEST_CONFIDENCE = 0.997  # a sound harness fails once in 300 points, not once in 20
+SAME_WORK = 0.01  # part by which the tokens of two servers' answers may differ
 COMPARED = ("ttft", "tpot", "e2el")
 
 
@@ -152,6 +153,10 @@ class LoadResult:
         for name in point.recordings:
             prefix = f"{name}: " if len(point.recordings) > 1 else ""
             found += [prefix + reason for reason in point.figures(name).invalid_reasons(self.limits)]
+        if len(tokens := {name: _mean_tokens(point.figures(name)) for name in point.recordings}) > 1:
+            (first, a), (second, b) = tokens.items()
+            if abs(a - b) > SAME_WORK * max(a, b):
+                found.append(f"{first} and {second} did different amounts of work: {a:.1f} and {b:.1f} tokens an answer.")
         test = point.self_test
         if test is not None and test.verdict != stats.NO_DIFFERENCE:
             found.append("self-test: a server measured against itself looked different; something else disturbs the timing.")
@@ -236,6 +241,11 @@ class LoadResult:
             ],
             "self_test": dataclasses.asdict(test) if test is not None else None,
         }
+
+
+def _mean_tokens(figures: Figures) -> float:
+    """Tokens of an answer."""
+    return figures.output_tokens / max(1, len(figures.answered))
 
 
 def _number(value: float) -> float | str:

@@ -128,7 +128,7 @@ def caveats(result: LoadResult) -> list[str]:
     count = sum(len(result.comparisons(point)) for point in result.points)
     if count > 1:
         lines.append(f"One comparison in twenty shows a difference by chance; this run made {count}.")
-    if any(server.facts.get("started_here") for server in result.servers):
+    if any(server.facts.get("same_machine") for server in result.servers):
         lines.append("The server ran on the same machine as the load generator, and both took from its cores.")
     cores, load = result.environment.get("cpu_count"), result.environment.get("load_average_1min")
     if isinstance(cores, int) and isinstance(load, (int, float)) and load > 0.5 * cores:

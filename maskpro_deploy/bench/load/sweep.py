@@ -150,7 +150,7 @@ class _Part:
         self._whole, self._index, self._count, self._label = whole, index, count, label
 
     def update(self, done: float, total: float, note: str = "") -> None:
-        self._whole.update(self._index + (done / total if total else 0.0), self._count, f"{self._label}, {done:g} answers")
+        self._whole.update(self._index + done / total, self._count, f"{self._label}, {note}" if note else self._label)
 
     def close(self) -> None:
         pass
@@ -220,7 +220,7 @@ async def _measure(
                     wall=wall,
                 )
             )
-            progress.update(4 * block + position + 1, 4 * config.blocks)
+            progress.update(4 * block + position + 1, 4 * config.blocks, f"block {block + 1}")
         if Figures(recordings[first]).answered == []:
             break  # nothing comes back: the point is invalid, and more of it tells no more
     return Point(load=load, recordings={name: tuple(r) for name, r in recordings.items()})

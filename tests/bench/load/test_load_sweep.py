@@ -132,6 +132,20 @@ def test_servers_that_disagree_are_not_measured() -> None:
         sweep(lambda loop: refuses)
 
 
+def test_servers_whose_answers_grow_apart_under_load_are_not_compared() -> None:
+    def stops_early(loop: VirtualLoop) -> Client:
+        inner, calls = steady(loop), iter(range(10_000))
+
+        async def client(request: Request) -> Answer:
+            return await inner(request if next(calls) < 10 else replace(request, output_len=3))
+
+        return client
+
+    result = sweep(steady, stops_early, config=replace(CONFIG, loads=CONFIG.loads[:1], blocks=2))
+    assert "did different amounts of work: 4.0 and 3.0 tokens an answer" in result.invalid_reasons[0]
+    assert verdicts(result) == []
+
+
 def test_an_invalid_point_makes_the_run_invalid_and_prints_no_verdict() -> None:
     def shaky(loop: VirtualLoop) -> Client:
         inner, calls = steady(loop), iter(range(10_000))
