@@ -6,6 +6,7 @@ simulation is measured alike.
     schedule       open loop (a seeded timetable of arrivals) and closed loop (a fixed number of requests under way)
     requests       prompts of fixed lengths drawn from token ids or text
     client         what a client is, and what became of a request
+    record         what is recorded of a request, and of all in a sub-run
     generator      sends requests on time and records: one sub-run
     event_loop     timers finer than a millisecond
     slo            service level objectives and goodput
@@ -13,5 +14,5 @@ simulation is measured alike.
     sweep          several loads, one or two servers in interleaved blocks
     points         finished points of a sweep on disk, so that an interrupted one goes on
     result         the run as data; summary and page: in words and as a page
-    openai_client  a client for any OpenAI-compatible server
+    openai_client  a client for any OpenAI-compatible server; stream reads its answers
 """

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskpro_deploy.bench import stats
-from maskpro_deploy.bench.load.generator import Record, Recording
+from maskpro_deploy.bench.load.record import Record, Recording
 from maskpro_deploy.bench.load.slo import Slo
 from maskpro_deploy.bench.result import vllm_names
 from maskpro_deploy.errors import ConfigError

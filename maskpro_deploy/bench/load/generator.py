@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from maskpro_deploy.bench.arms import frozen_gc
 from maskpro_deploy.bench.clocks import Clock, ClockWatch
 from maskpro_deploy.bench.load.client import Answer, Client, Failure, Request, first_line
+from maskpro_deploy.bench.load.record import Record, Recording
 from maskpro_deploy.bench.load.schedule import ClosedLoop, Load, OpenLoop, Seed, arrivals
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.progress import SILENT, Progress
@@ -54,66 +55,6 @@ class Amount:
             raise ConfigError(f"--warmup {self.warmup} is out of range: 0 or more.")
         if not self.timeout_s > 0:
             raise ConfigError(f"--timeout {self.timeout_s:g} is out of range: above 0.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """What became of one request; times are seconds after the start of its sub-run.
-
-    Attributes:
-        index: its place in the order of sending.
-        scheduled_s: when it should have been sent; None in a closed loop.
-        sent_s: when it was sent.
-        done_s: when nothing more was to come.
-        arrivals_s: when the pieces of the answer came.
-        input_tokens: by the server's count, or as sent where the server does not count; None if neither is known.
-        output_tokens: by the server's count, or the number of pieces.
-        counted: whether the server counted the output.
-        streamed: whether the answer came piece by piece.
-        failure: why it has no answer, or None.
-    """
-
-    index: int
-    scheduled_s: float | None
-    sent_s: float
-    done_s: float
-    arrivals_s: tuple[float, ...] = ()
-    input_tokens: int | None = None
-    output_tokens: int = 0
-    counted: bool = False
-    streamed: bool = True
-    failure: Failure | None = None
-
-    @property
-    def since_s(self) -> float:
-        """The time from which its latency counts."""
-        return self.sent_s if self.scheduled_s is None else self.scheduled_s
-
-    @property
-    def lag_s(self) -> float:
-        """How late it was sent."""
-        return 0.0 if self.scheduled_s is None else self.sent_s - self.scheduled_s
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recording:
-    """One sub-run.
-
-    Attributes:
-        records: of all requests, in the order of sending.
-        duration_s: from the start to the end of the last request.
-        beats_s: how late each beat of the event loop came.
-        clock_jump: in words, if the clocks went apart; None if they did not.
-        block: the block of a comparison it belongs to, and `position` its place in it.
-        position: see `block`.
-    """
-
-    records: tuple[Record, ...]
-    duration_s: float
-    beats_s: tuple[float, ...] = ()
-    clock_jump: str | None = None
-    block: int = 0
-    position: int = 0
 
 
 Source = Callable[[Seed], Request]

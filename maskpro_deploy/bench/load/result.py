@@ -15,7 +15,7 @@ import numpy as np
 from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.load.client import Failure
 from maskpro_deploy.bench.load.figures import Figures, Limits, latencies_ms
-from maskpro_deploy.bench.load.generator import Record, Recording
+from maskpro_deploy.bench.load.record import Record, Recording
 from maskpro_deploy.bench.load.schedule import ClosedLoop, Load, OpenLoop
 from maskpro_deploy.bench.load.slo import Slo
 from maskpro_deploy.bench.result import SCHEMA, VERSION

@@ -20,7 +20,8 @@ from maskpro_deploy.bench.arms import block_order, frozen_gc
 from maskpro_deploy.bench.clocks import Clock
 from maskpro_deploy.bench.load.client import Answer, Client, Request
 from maskpro_deploy.bench.load.figures import Figures, Limits
-from maskpro_deploy.bench.load.generator import Amount, Recording, Source, ask, check_amount, run_load
+from maskpro_deploy.bench.load.generator import Amount, Source, ask, check_amount, run_load
+from maskpro_deploy.bench.load.record import Recording
 from maskpro_deploy.bench.load.result import LoadResult, Point, ServerFacts
 from maskpro_deploy.bench.load.schedule import ClosedLoop, Load
 from maskpro_deploy.bench.load.slo import Slo

@@ -6,7 +6,7 @@ import pytest
 
 from maskpro_deploy.bench.load.client import Failure
 from maskpro_deploy.bench.load.figures import Figures, Limits
-from maskpro_deploy.bench.load.generator import Record, Recording
+from maskpro_deploy.bench.load.record import Record, Recording
 from maskpro_deploy.bench.load.slo import Slo
 from maskpro_deploy.errors import ConfigError
 

@@ -9,7 +9,8 @@ from virtual import VirtualLoop, run, steady
 from maskpro_deploy.bench.load.client import Answer, Client, Failure, Request
 from maskpro_deploy.bench.load.event_loop import event_loop
 from maskpro_deploy.bench.load.figures import Figures, Limits, latencies_ms
-from maskpro_deploy.bench.load.generator import Amount, Recording, run_load
+from maskpro_deploy.bench.load.generator import Amount, run_load
+from maskpro_deploy.bench.load.record import Recording
 from maskpro_deploy.bench.load.requests import random_tokens
 from maskpro_deploy.bench.load.schedule import ClosedLoop, Load, OpenLoop, arrivals
 from maskpro_deploy.errors import ConfigError

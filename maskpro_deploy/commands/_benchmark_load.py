@@ -1,0 +1,207 @@
+"""Putting a load on servers for `benchmark serve`: clients, prompts, the run, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from maskpro_deploy.commands._benchmark_servers import Target, is_url, running_targets
+from maskpro_deploy.commands._shared import table
+from maskpro_deploy.commands.serve import LOOPBACK
+from maskpro_deploy.errors import InputError, Interrupted
+
+if TYPE_CHECKING:
+    from maskpro_deploy.bench.load.generator import Source
+    from maskpro_deploy.bench.load.openai_client import ClientConfig, OpenAIClient
+    from maskpro_deploy.bench.load.points import PointsFile
+    from maskpro_deploy.bench.load.result import LoadResult, Point
+    from maskpro_deploy.bench.load.sweep import LoadConfig
+
+RANDOM, BUILTIN = "random", "builtin"
+WORDS_PER_TOKEN = 0.75  # English, about; the server's own count stands in the result
+
+PROCESS_NOTE = (
+    "Each server is one process, and two processes of the same model have differed by some per cent (URL --against the same URL, "
+    "or BUNDLE --against BUNDLE, shows it here). A verdict on a difference of that size says nothing."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompts:
+    """What is asked."""
+
+    kind: str
+    input_len: int
+    output_len: int
+
+
+def measure(
+    names: list[str],
+    config: LoadConfig,
+    prompts: Prompts,
+    options: dict[str, Any],
+    points: PointsFile | None,
+    finished: Mapping[str, Point],
+) -> LoadResult:
+    """Start what has to be started, and measure."""
+    import asyncio
+
+    from maskpro_deploy.bench.load.event_loop import allow_many_connections, event_loop
+
+    allow_many_connections()
+    server_options = ["--provider", options["provider"], "--max-num-seqs", str(options["max_num_seqs"])]
+    server_options += ["--threads", str(options["threads"])] if options["threads"] is not None else []
+    try:
+        for name in filter(is_url, names):  # a bad one shows before a server is started
+            _client_config(name, options)
+        with running_targets(names, server_options) as targets, asyncio.Runner(loop_factory=event_loop) as runner:
+            return runner.run(_measure_targets(targets, config, prompts, options, points, finished))
+    except KeyboardInterrupt:
+        if points is None or not points.any_finished:
+            raise
+        raise Interrupted(
+            f"interrupted; finished loads are kept in {points.folder}.\nGo on with the same command and --resume."
+        ) from None
+    finally:
+        if points is not None and not points.any_finished:
+            points.finish()
+
+
+async def _measure_targets(
+    targets: list[Target],
+    config: LoadConfig,
+    prompts: Prompts,
+    options: dict[str, Any],
+    points: PointsFile | None,
+    finished: Mapping[str, Point],
+) -> LoadResult:
+    from maskpro_deploy.bench.load.openai_client import OpenAIClient
+    from maskpro_deploy.bench.load.sweep import Server, run_sweep
+    from maskpro_deploy.progress import Meter
+
+    async with contextlib.AsyncExitStack() as stack:
+        servers, clients = [], {}
+        for target in targets:
+            client = await stack.enter_async_context(OpenAIClient(_client_config(target.url, options, bundle=target.bundle)))
+            listed = await client.models()
+            root = next((m.get("root") for m in listed if m["id"] == client.model), None)
+            facts = {"model_id": client.model, "root": root, "base_url": client.root, **_where(target)}
+            servers.append(Server(name=target.name, client=client, facts=facts))
+            clients[target.name] = client
+        source, notes = await _source(clients, prompts, options["endpoint"])
+        for name, client in clients.items():
+            refused = await client.learn_limits(source((config.seed, 2**31, 1, 0)), config.amount.timeout_s)
+            if refused:
+                notes.append(f"{name} refuses the fields {' and '.join(refused)}: they were left out.")
+        if len(targets) > 1:
+            notes.append(PROCESS_NOTE)
+        meter = Meter("benchmark", "loads")
+        kept = ("endpoint", "prompts", "input_len", "output_len", "stream", "ignore_eos", "temperature", "same_model")
+        try:
+            return await run_sweep(
+                servers,
+                source,
+                config,
+                settings={key: options[key] for key in kept},
+                notes=notes,
+                finished=finished,
+                on_point=points.add if points is not None else lambda point: None,
+                progress=meter,
+            )
+        finally:
+            meter.close()
+
+
+def _client_config(url: str, options: dict[str, Any], *, bundle: Path | None = None) -> ClientConfig:
+    from maskpro_deploy.bench.load.openai_client import ClientConfig
+
+    return ClientConfig(
+        base_url=url,
+        endpoint=options["endpoint"],
+        model=options["model"] if bundle is None else None,
+        stream=options["stream"],
+        ignore_eos=options["ignore_eos"],
+        temperature=options["temperature"],
+        api_key=os.environ.get(options["api_key_env"]) if bundle is None else None,
+    )
+
+
+def _where(target: Target) -> dict[str, Any]:
+    """Where a server runs, and what it serves as far as that is known."""
+    facts = {"started_here": target.bundle is not None, "same_machine": urlsplit(target.url).hostname in LOOPBACK}
+    if target.bundle is None:
+        return facts
+    from maskpro_deploy.manifest import Manifest
+
+    manifest = Manifest.load(target.bundle)
+    return {**facts, "path": str(target.bundle), "dtype": manifest.graph.dtype, "sparsity": manifest.sparsity}
+
+
+async def _source(clients: dict[str, OpenAIClient], prompts: Prompts, endpoint: str) -> tuple[Source, list[str]]:
+    """Where requests come from, and remarks on that.
+
+    Raises:
+        InputError: the servers have different vocabularies, or the prompts cannot be read.
+    """
+    from maskpro_deploy.bench.load.requests import given_prompts, random_tokens, text_windows
+    from maskpro_deploy.data import load_text
+
+    text = load_text(BUILTIN)
+    sample = "\n".join(text.documents[:20])
+    tokens = {name: await client.tokenize(sample) for name, client in clients.items()}
+    known = [t for t in tokens.values() if t is not None]
+    if len(known) == 2 and known[0] != known[1]:
+        raise InputError(
+            f"{' and '.join(tokens)} have different vocabularies: a token of one is not a token of the other.\n"
+            "Measure them in separate runs."
+        )
+    if prompts.kind not in (RANDOM, BUILTIN):
+        return given_prompts(load_text(prompts.kind).documents, prompts.output_len), []
+    words = max(1, round(prompts.input_len * WORDS_PER_TOKEN))
+    if prompts.kind == RANDOM and endpoint == "completions" and len(known) == len(clients):
+        # ids of ordinary text: neither special tokens nor ids beyond the vocabulary
+        return random_tokens(sorted(set(known[0])), prompts.input_len, prompts.output_len), []
+    notes = []
+    if prompts.kind == RANDOM:
+        why = "a chat takes no token ids" if endpoint == "chat" else "the server has no /tokenize to ask for token ids"
+        notes.append(f"{why}: prompts are {words} words of running text, about {prompts.input_len} tokens.")
+    return text_windows(text.documents, words, prompts.output_len), notes
+
+
+def text(result: LoadResult, out: Path | None = None) -> str:
+    """The result as it is printed."""
+    from maskpro_deploy.bench.load import summary
+
+    lines = [table(summary.rows(result), summary.columns(result)), ""]
+    if not result.valid:
+        lines += [f"INVALID: {reason}" for reason in result.invalid_reasons] + [""]
+    lines += [*summary.verdicts(result), *summary.best(result)]
+    lines += ["", *summary.caveats(result), f"Machine: {summary.machine_line(result)}"]
+    if out is not None:
+        lines.append(f"Report: {out / 'report.html'}")
+    return "\n".join(lines)
+
+
+def write_files(result: LoadResult, out: Path, *, force: bool) -> None:
+    """result.json, report.md, report.html and one file per server and load in vLLM's format, as a whole or not at all."""
+    from maskpro_deploy.bench.load.page import page
+    from maskpro_deploy.bench.load.summary import markdown
+    from maskpro_deploy.bench.report import REPORT_FILE, write
+    from maskpro_deploy.bench.result import RESULT_FILE
+    from maskpro_deploy.files import new_folder, write_json
+
+    value = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    with new_folder(out, force=force) as folder:
+        write_json(folder / RESULT_FILE, value)
+        (folder / "report.md").write_text(markdown(result), encoding="utf-8")
+        write(page(result), folder / REPORT_FILE)
+        (folder / "vllm").mkdir()
+        for i, point in enumerate(value["points"], start=1):
+            for j, arm in enumerate(point["arms"], start=1):
+                write_json(folder / "vllm" / f"load-{i}-server-{j}.json", arm)
