@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from maskpro_deploy.commands import _gpu_deploy, _gpu_engines, _gpu_learning, _gpu_products, _gpu_serving
+from maskpro_deploy.commands import _gpu_deploy, _gpu_engines, _gpu_evaluation, _gpu_learning, _gpu_products, _gpu_serving
 from maskpro_deploy.commands._gpu_items import FAILED, MEASURED, NOT_RUN, Item, Outcome, Record, Settings, torch_on
 from maskpro_deploy.commands._gpu_models import ONE_B, SMOL
 from maskpro_deploy.errors import MachineError, MaskProError
@@ -72,6 +72,7 @@ ITEMS: dict[str, Item] = {
     "tensorrt-rtx": _gpu_engines.tensorrt_rtx,
     "engine-7b": _gpu_engines.engine_7b,
     "onnxruntime": _gpu_deploy.onnxruntime,
+    "evaluation": _gpu_evaluation.evaluation,
     "serve-tensorrt": partial(_gpu_serving.serve, _gpu_serving.NATIVE),
     "serve-tensorrt-rtx": partial(_gpu_serving.serve, _gpu_serving.NATIVE_RTX),
     "serve-onnxruntime-tensorrt": partial(_gpu_serving.serve, _gpu_serving.ONNXRUNTIME),
@@ -84,6 +85,7 @@ LEAST_S = dict.fromkeys(ITEMS, 60.0) | {
     "tensorrt-rtx": 180.0,
     "engine-7b": 420.0,
     "onnxruntime": 180.0,
+    "evaluation": 180.0,
     "serve-tensorrt": 420.0,
     "serve-tensorrt-rtx": 240.0,
     "serve-onnxruntime-tensorrt": 420.0,

@@ -243,6 +243,15 @@ def test_latency_and_tokens_are_compared(settings, record):
 
 
 @pytest.mark.skipif(bool(missing("cpu")), reason="onnxruntime is not installed")
+def test_perplexities_stay_beside_the_reference(settings, record):
+    line = _gpu_worker.ITEMS["evaluation"](settings, record)
+    assert set(record.figures["found"]) == {"torch fp16 on cpu", "torch bf16 on cpu", "onnxruntime fp16 on cpu"}
+    assert record.figures["lacks"] == {}
+    assert all(abs(c["ratio"] - 1) < 0.01 and c["kl"] < 0.01 for c in record.figures["found"].values())
+    assert "onnxruntime fp16 on cpu 1.0" in line or "onnxruntime fp16 on cpu 0.99" in line
+
+
+@pytest.mark.skipif(bool(missing("cpu")), reason="onnxruntime is not installed")
 def test_a_served_engine_is_compared_and_timed_in_a_rehearsal_on_the_graph(settings, record):
     line = _gpu_worker.ITEMS["serve-tensorrt"](settings, record)
     assert "greedy tokens equal to the CPU's: 64 of 64" in line
