@@ -14,7 +14,7 @@ from maskpro_deploy.exporters import ExportConfig, export
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The dense tiny model as a bundle (read only)."""
     out = tmp_path_factory.mktemp("bundle") / "dense"
-    export(tiny_checkpoint, out, ExportConfig())
+    export(tiny_checkpoint, out, ExportConfig(forms=("cat", "static")))
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,11 @@ def theirs(tiny_checkpoint: Path) -> HFLM:
     return HFLM(pretrained=str(tiny_checkpoint), device="cpu", dtype="float32", batch_size=3, max_length=LENGTH)
 
 
-@pytest.fixture(scope="module", params=["checkpoint", "bundle"])
+@pytest.fixture(scope="module", params=["checkpoint", "bundle", "bundle, static cache"])
 def ours(request: pytest.FixtureRequest, tiny_checkpoint: Path, tiny_bundle: Path) -> HarnessLM:
     folder = tiny_checkpoint if request.param == "checkpoint" else tiny_bundle
-    return adapt(find_target(str(folder)), RUN, batch_size=4, max_length=LENGTH)
+    run = dataclasses.replace(RUN, form="static") if "static" in request.param else RUN
+    return adapt(find_target(str(folder)), run, batch_size=4, max_length=LENGTH)
 
 
 CONTINUATIONS = [
