@@ -89,7 +89,15 @@ def check_gpu() -> None:
         raise MachineError("there is no NVIDIA GPU here, or no driver for it")
 
 
-def latency(provider: str, sparse: Path, dense: Path, settings: Settings, record: Record, form: str | None = None) -> str:
+def latency(
+    provider: str,
+    sparse: Path,
+    dense: Path,
+    settings: Settings,
+    record: Record,
+    form: str | None = None,
+    engine: str | None = None,
+) -> str:
     """Prefill and decode at batch 1 and 8. A run that proves nothing says so."""
     from maskpro_deploy.bench.latency import LatencyConfig, run_latency
     from maskpro_deploy.bench.sweep import SweepConfig
@@ -102,7 +110,7 @@ def latency(provider: str, sparse: Path, dense: Path, settings: Settings, record
         contexts=lengths,
         sweep=SweepConfig(budget_s=settings.budget_s, samples=20),
     )
-    result = run_latency(open_arms([sparse, dense], provider, None, form=form), config)
+    result = run_latency(open_arms([sparse, dense], provider, None, form=form, engine=engine), config)
     record.put(latency=result.to_json())
     if not result.valid:
         return f"latency not measured: {result.invalid_reasons[0]}"

@@ -53,16 +53,17 @@ def serve(lane: Lane, settings: Settings, record: Record) -> str:
     if not settings.rehearse:
         _check(lane)
     sparse, dense = bundles(TINY if settings.rehearse else SMOL, settings.scratch)
-    if not settings.rehearse:
-        record.put(engines={p.name: _build(lane, p, dense=p is dense, settings=settings) for p in (sparse, dense)})
-    provider, form = ("cpu", lane.form) if settings.rehearse else (lane.provider, None)
-    session = open_session(sparse, SessionConfig(provider=provider, form=form))
+    built = [] if settings.rehearse else [_build(lane, p, dense=p is dense, settings=settings) for p in (sparse, dense)]
+    record.put(engines=built)
+    files = [str(engine["file"]) for engine in built]
+    config = SessionConfig(provider=lane.provider, engine=files[0]) if files else SessionConfig(provider="cpu", form=lane.form)
+    session = open_session(sparse, config)
     record.put(providers=list(session.providers), max_length=session.shape.max_length)
     prompts, count = verification_prompts(sparse, session.shape.max_length)
     found = verify(sparse, session, prompts, count)
     del session
     record.put(against_cpu=found.to_json())
-    line = latency(provider, sparse, dense, settings, record, form=form)
+    line = latency(config.provider, sparse, dense, settings, record, form=config.form, engine=",".join(files) or None)
     tokens = f"greedy tokens equal to the CPU's: {found.greedy_equal} of {found.greedy_tokens}"
     if not found.passed:
         raise CheckFailed(f"the engine differs from the CPU by up to {found.max_logit_difference:.2g} in logits; {tokens}")
@@ -90,4 +91,9 @@ def _build(lane: Lane, bundle: Path, *, dense: bool, settings: Settings) -> dict
         backend=lane.library, dense=dense, form=lane.form, timing_cache=cache, via_onnxruntime=lane.via_onnxruntime
     )
     report = build_engine(bundle, config)
-    return {"build_s": report.build_s, "bytes": report.bytes, "sparse_kernels": report.engine.sparse_kernels}
+    return {
+        "file": report.engine.file,
+        "build_s": report.build_s,
+        "bytes": report.bytes,
+        "sparse_kernels": report.engine.sparse_kernels,
+    }
