@@ -88,7 +88,9 @@ def join_sums_and_norms(graph: Graph) -> None:
     sums = {node.output[0]: node for node in graph.nodes if node.op_type == "Add" and not set(node.input) & graph.weights.keys()}
     joined = []
     for node in graph.nodes:
-        if node.op_type != "RMSNormalization" or (added := sums.pop(node.input[0], None)) is None:
+        if node.op_type != "RMSNormalization" or node.input[1] not in graph.weights:
+            continue
+        if (added := sums.pop(node.input[0], None)) is None:
             continue
         epsilon = next(a.f for a in node.attribute if a.name == "epsilon")
         inputs, outputs = [*added.input, node.input[1]], [node.output[0], "", "", added.output[0]]

@@ -111,6 +111,11 @@ def test_half_precision_has_logits_in_fp32(made, tmp_path):
     assert types["past_key_values.0.key"] == types["present.0.key"] == TensorProto.FLOAT16
 
 
+def test_a_norm_whose_scale_is_computed_stays_behind_its_sum(made, tmp_path):
+    manifest = export(made("gemma"), tmp_path / "out", ExportConfig(forms=("cat", "gqa")))  # it scales by 1 + weight
+    assert manifest.verification["forms"]["gqa"]["status"] == "passed"
+
+
 def test_the_same_checkpoint_gives_the_same_bytes(made, tmp_path):
     checkpoint = made("olmo2")
     first, second = (export(checkpoint, tmp_path / name) for name in "ab")

@@ -1,74 +1,81 @@
-"""TensorRT-RTX's parser takes every kind of graph, and its builder makes an engine of it, without a GPU."""
+"""TensorRT-RTX's parser takes every kind of graph, and its builder makes an engine of it, without a GPU.
+
+Every architecture is parsed in both forms, in fp16 and in one other way to store weights; builds take seconds each, so a few of
+them cover the operators, forms and types between them. `scripts/check_engines` builds all.
+"""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-
 import pytest
-from architectures import make
+from architectures import DECODERS, make
+from engine_jobs import jobs, run
 
-from maskpro_deploy.exporters import EngineConfig, ExportConfig, export
-from maskpro_deploy.exporters.engine import profiles
+from maskpro_deploy.exporters import ExportConfig, export
 from maskpro_deploy.extras import missing
 
 pytestmark = [
     pytest.mark.skipif(bool(missing("tensorrt-rtx")), reason="tensorrt-rtx is not installed"),
     pytest.mark.skipif(bool(missing("learn")), reason="the learn extra is not installed"),
 ]
-# the kinds of operators that differ: softcap spelled out, two windows and ropes, normed heads and cut heads, LayerNorm
-DECODERS = ["gemma2", "gemma3", "phi4 with longrope", "gpt2"]
-STORED = [("fp16", None), ("bf16", None), ("fp16", "int8"), ("fp16", "int4")]
-# the library is loaded in a process of its own, as the package does it
-BUILD = """
-import json, sys
-from pathlib import Path
-from maskpro_deploy.exporters.trt_library import Library
-library = Library("tensorrt-rtx")
-for job in json.loads(sys.argv[1]):
-    engine = library.build(Path(job["graph"]), job["profiles"], sparse=False, targets=["sm89"], timing_cache=None,
-                           on_step=lambda *_: None)
-    print(engine.nbytes)
-"""
+OTHERS = (("bf16", None), ("fp16", "int8"), ("fp16", "int4"))
+STORED = {name: (("fp16", None), OTHERS[i % 3]) for i, name in enumerate(DECODERS)}
+THROUGH_MOBIUS = {"granite": (("fp16", None),), "gpt_neox": (("fp16", "int4"),)}
+FORMS = ("cat", "static")
+# softcap spelled out; two windows and ropes, normed heads; cut heads and two tables; LayerNorm
+BUILT = {
+    ("gemma2", "fp16", None): "cat",
+    ("gemma3", "bf16", None): "static",
+    ("phi4 with longrope", "fp16", "int8"): "static",
+    ("gpt2", "fp16", "int4"): "cat",
+}
 
 
-def static_profiles(manifest, graph):
-    """Shapes for one to many new tokens over a cache of fixed length."""
-    model = manifest.model
-    one, more = (1, model.num_kv_heads, graph.length, model.head_dim), (2, model.num_kv_heads, graph.length, model.head_dim)
-    shapes = dict.fromkeys(("input_ids", "position_ids"), ((1, 1), (1, 16), (2, 64)))
-    shapes["write_indices"] = ((1,), (1,), (2,))
-    for i in range(model.num_layers):
-        shapes |= {f"past_key_values.{i}.{kind}": (one, one, more) for kind in ("key", "value")}
-    return [shapes]
+@pytest.fixture(scope="module")
+def bundle(tiny_checkpoint, tmp_path_factory):
+    """Makes bundles of the two forms, each once."""
+    root, made = tmp_path_factory.mktemp("engines"), {}
+
+    def make_one(name, dtype, quantize):
+        checkpoint = root / name.replace(" ", "-")
+        if not checkpoint.exists():
+            make(name, checkpoint, tiny_checkpoint)
+        out = root / f"{checkpoint.name}-{dtype}-{quantize}"
+        if out not in made:
+            config = ExportConfig(dtype=dtype, quantize=quantize, forms=FORMS, max_length=64)
+            made[out] = export(checkpoint, out, config, compare=False)
+        return out
+
+    return make_one
 
 
-def build(out, manifest):
-    settings = EngineConfig(max_batch=2, max_length=64, max_prefill=32)
-    jobs = [
-        {
-            "graph": str(out / graph.file),
-            "profiles": profiles(manifest, settings) if graph.form == "cat" else static_profiles(manifest, graph),
-        }
-        for graph in (manifest.graph, *manifest.siblings)
-    ]
-    done = subprocess.run(
-        [sys.executable, "-c", BUILD, json.dumps(jobs)], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert [int(size) > 100_000 for size in done.stdout.split()] == [True] * len(jobs)
+def results(bundle, cases):
+    """Parse all graphs of some bundles in one process: (name, dtype, quantize, form) -> layers, or the error."""
+    todo = [job for case in cases for job in jobs(bundle(*case), build=False)]
+    return dict(zip(((*case, form) for case in cases for form in FORMS), run(todo, timeout=600), strict=True))
 
 
-@pytest.mark.parametrize("name", DECODERS)
-def test_cat_and_static_are_parsed_and_built(name, tiny_checkpoint, tmp_path):
-    checkpoint = make(name, tmp_path / "checkpoint", tiny_checkpoint)
-    build(
-        tmp_path / "out", export(checkpoint, tmp_path / "out", ExportConfig(dtype="fp16", forms=("cat", "static"), max_length=64))
-    )
+def check(found):
+    refused = {case: said for case, said in found.items() if not isinstance(said, int) or said < 50}
+    assert not refused, refused
 
 
-@pytest.mark.parametrize(("dtype", "quantize"), STORED)
-def test_every_way_to_store_weights_is_parsed_and_built(dtype, quantize, tiny_sparse, tmp_path):
-    config = ExportConfig(dtype=dtype, quantize=quantize, forms=("cat", "static"), max_length=64)
-    build(tmp_path / "out", export(tiny_sparse, tmp_path / "out", config, compare=False))
+def test_every_architecture_is_parsed_in_both_forms(bundle):
+    cases = [(name, *stored) for name, ways in STORED.items() for stored in ways]
+    assert {stored for ways in STORED.values() for stored in ways} == {("fp16", None), *OTHERS}
+    found = results(bundle, cases)
+    assert len(found) == 2 * 2 * len(DECODERS)
+    check(found)
+
+
+@pytest.mark.skipif(bool(missing("architectures")), reason="the extra architectures is not installed")
+def test_graphs_of_the_front_end_are_parsed(bundle):
+    check(results(bundle, [(name, *stored) for name, ways in THROUGH_MOBIUS.items() for stored in ways]))
+
+
+def test_engines_of_all_forms_types_and_kinds_of_operators_are_built(bundle):
+    assert {dtype for _, dtype, _ in BUILT} == {"fp16", "bf16"}
+    assert {quantize for *_, quantize in BUILT} == {None, "int8", "int4"}
+    assert set(BUILT.values()) == set(FORMS)
+    todo = [jobs(bundle(*case), build=True)[FORMS.index(form)] for case, form in BUILT.items()]
+    found = dict(zip(BUILT, run(todo, timeout=600), strict=True))
+    assert all(isinstance(said, int) and said > 100_000 for said in found.values()), found
