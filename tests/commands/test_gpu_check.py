@@ -256,7 +256,7 @@ def test_a_served_engine_is_compared_and_timed_in_a_rehearsal_on_the_graph(setti
     line = _gpu_worker.ITEMS["serve-tensorrt"](settings, record)
     assert "greedy tokens equal to the CPU's: 64 of 64" in line
     assert record.figures["against_cpu"]["max_logit_difference"] < 0.01
-    assert [a["name"] for a in record.figures["latency"]["arms"]] == ["sparse-bundle", "dense-bundle"]
+    assert [a["name"] for a in record.figures["latency"]["arms"]] == ["sparse-bundle static", "dense-bundle static"]
 
 
 @without_gpu
