@@ -55,6 +55,17 @@ class Task(Protocol):
     def __call__(self) -> Work: ...
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedTask:
+    """A task with something to do before each timed call, such as emptying the caches."""
+
+    prepare: Callable[[], object]
+    run: Task
+
+    def __call__(self) -> Work:
+        return self.run()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasureConfig:
     """How long to measure.
@@ -235,6 +246,8 @@ def _check_work(tasks: Mapping[str, Task], result: Measurement, same_model: bool
 
 def _timed(name: str, task: Task, result: Measurement, clock: Clock) -> tuple[float, Work | None, str | None]:
     """Seconds and work of one call, and why it does not count, if so."""
+    if isinstance(task, PreparedTask):
+        task.prepare()
     start = clock()
     try:
         work = task()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -242,6 +242,23 @@ def markdown(result: BenchResult) -> str:
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def markdown_page(
+    title: str,
+    sentence: str,
+    tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]],
+    points: Mapping[str, Sequence[str]],
+    command: str,
+) -> str:
+    """A page of tables (title, header, rows) and lists; empty lists are left out."""
+    lines = [f"# {title}", "", f"**{escape(sentence)}**", ""]
+    for name, header, body in tables:
+        lines += [f"## {name}", "", markdown_table(header, body), ""]
+    for name, found in points.items():
+        if found:
+            lines += [f"## {name}", "", *[f"- {escape(line)}" for line in found], ""]
+    return "\n".join([*lines, "## How to reproduce", "", "```", command, "```"]) + "\n"
 
 
 def escape(text: str) -> str:

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from maskpro_deploy.bench.arms import PreparedTask, Task, Work
+from maskpro_deploy.bench.kernels import KernelCase
 from maskpro_deploy.exporters.quantization import Quantization, pack_nibbles
 
 FP32, SPARSE, INT8, INT4 = "fp32", "2:4", "int8", "int4"
@@ -126,16 +128,15 @@ class Product:
         import onnxruntime
 
         binding = self._session.io_binding()
-        given = onnxruntime.OrtValue.ortvalue_from_numpy(x)
+        given = onnxruntime.OrtValue.ortvalue_from_numpy(x)  # shares the array's memory, as do the outputs
         binding.bind_ortvalue_input("x", given)
         outputs = [np.zeros((len(x), o.shape[1]), np.float32) for o in self._session.get_outputs()]
-        bound = [onnxruntime.OrtValue.ortvalue_from_numpy(y) for y in outputs]
-        for i, value in enumerate(bound):
-            binding.bind_ortvalue_output(f"y{i}", value)
+        for i, array in enumerate(outputs):
+            binding.bind_ortvalue_output(f"y{i}", onnxruntime.OrtValue.ortvalue_from_numpy(array))
 
         def run() -> list[npt.NDArray[np.float32]]:
             self._session.run_with_iobinding(binding)
-            return [value.numpy() for value in bound]
+            return outputs
 
         return run
 
@@ -144,3 +145,45 @@ def open_gemm(gemm: Gemm, m: int, threads: int | None) -> Callable[[], object]:
     """One product of `m` tokens, ready to run."""
     x = np.random.default_rng(0).standard_normal((m, gemm.k), dtype=np.float32)
     return Product(gemm, threads=threads).call(x)
+
+
+class OpenForm:
+    """All products of a model in one form; holds one of them at a time, as cases come product by product.
+
+    Args:
+        form: of the weights.
+        threads: CPU threads; None: all cores.
+        flush: empties the caches before each timed call, so that weights come from memory as in a whole model.
+    """
+
+    def __init__(self, form: str, threads: int | None, flush: Callable[[], object]) -> None:
+        self._form, self._threads, self._flush = form, threads, flush
+        self._shape: tuple[int, int] | None = None
+        self._product: Product | None = None
+
+    def __call__(self, case: KernelCase) -> Task:
+        run = self._call(case)
+
+        def work() -> Work:
+            bits: npt.NDArray[np.int64] = run()[0][:1, :4].view(np.int32).astype(np.int64)
+            return Work(tokens=bits)
+
+        return PreparedTask(self._flush, work)
+
+    def error(self, case: KernelCase) -> float:
+        """The largest difference of the first product from numpy's in fp32, as a part of the largest value."""
+        integers, scale = weights(Gemm(form=self._form, k=case.k, n=case.n), 0)
+        expected = _tokens(case) @ (integers * scale)
+        return float(np.abs(self._call(case)()[0] - expected).max() / np.abs(expected).max())
+
+    def _call(self, case: KernelCase) -> Callable[[], list[npt.NDArray[np.float32]]]:
+        if self._product is None or self._shape != (case.k, case.n):
+            self._product = None  # before the next one is made
+            self._product = Product(Gemm(form=self._form, k=case.k, n=case.n), case.copies, self._threads)
+            self._shape = (case.k, case.n)
+        return self._product.call(_tokens(case))
+
+
+def _tokens(case: KernelCase) -> npt.NDArray[np.float32]:
+    """# (M, K)"""
+    return np.random.default_rng([case.m, case.k]).standard_normal((case.m, case.k), dtype=np.float32)

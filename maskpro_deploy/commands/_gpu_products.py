@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 from maskpro_deploy.bench import stats
@@ -149,26 +150,87 @@ def products(settings: Settings, record: Record) -> str:
     if settings.rehearse:
         raise MachineError("torch has 2:4 products on CUDA only")
     torch = torch_on(settings.device)
-    backends, refused = _working_backends(torch)
+    backends, refused = working_backends(torch)
     record.put(backends=list(backends), refused=refused)
     if not backends:
         raise MachineError("; ".join(f"torch's {name}: {why}" for name, why in refused.items()))
     watch = EventClock(torch)
     shapes = linear_shapes((SMOL, ONE_B, SEVEN_B))
     cells: list[dict[str, Any]] = []
-    planned = [(dtype, m, shape) for m in TOKENS for dtype in DTYPES for shape in shapes]
-    for dtype, m, (n, k) in planned:
+    planned = len(TOKENS) * len(DTYPES) * len(shapes)
+    for cell in measured_cells(torch, list(shapes), TOKENS, backends, watch):
+        cells.append({**cell, "models": shapes[cell["n"], cell["k"]]})
+        record.put(cells=cells, planned=planned, break_even=break_evens(cells))
         if record.left_s < 0:
             break
-        with torch.no_grad():
-            figures = measure(torch, getattr(torch, dtype), (m, n, k), backends, watch)
-        cells.append({"dtype": dtype, "m": m, "n": n, "k": k, "models": shapes[n, k], **figures})
-        record.put(cells=cells, planned=len(planned), break_even=break_evens(cells))
     faster = sum(any(r["verdict"] == stats.FASTER for r in c["against_dense"].values()) for c in cells)
     if wrong := [c for c in cells if c["wrong"]]:
         raise CheckFailed(f"{len(wrong)} of {len(cells)} sparse products are wrong, first {wrong[0]['wrong']}")
-    cut = "" if len(cells) == len(planned) else f" ({len(planned)} planned; the time was up)"
+    cut = "" if len(cells) == planned else f" ({planned} planned; the time was up)"
     return f"{', '.join(backends)}: faster than dense in {faster} of {len(cells)} products{cut}"
+
+
+def measured_cells(
+    torch: Any, shapes: Sequence[tuple[int, int]], tokens: Sequence[int], backends: Mapping[str, Any], watch: Stopwatch
+) -> Iterator[dict[str, Any]]:
+    """All products, (N, K) by M and dtype, in the order of `tokens`; each as soon as it is measured."""
+    for m in tokens:
+        for dtype in DTYPES:
+            for n, k in shapes:
+                with torch.no_grad():
+                    figures = measure(torch, getattr(torch, dtype), (m, n, k), backends, watch)
+                yield {"dtype": dtype, "m": m, "n": n, "k": k, **figures}
+
+
+def of_model(products: Mapping[tuple[int, int], int], tokens: Sequence[int], budget_s: float) -> dict[str, Any]:
+    """The products of one model on this machine's GPU, dense beside 2:4, or the reason why they were not measured.
+
+    Args:
+        products: (K, N) -> how many the model has.
+        tokens: values of M.
+        budget_s: stop after so long.
+
+    Returns:
+        "measured"; with "reason" if not, else "device", "cells", "break_even" and "whole_model": milliseconds of all products.
+    """
+    if find_spec("torch") is None:
+        return {"measured": False, "reason": "torch is not installed"}
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"measured": False, "reason": "torch sees no CUDA device"}
+    backends, refused = working_backends(torch)
+    if not backends:
+        return {"measured": False, "reason": "; ".join(f"torch's {name}: {why}" for name, why in refused.items())}
+    cells: list[dict[str, Any]] = []
+    until = time.monotonic() + budget_s
+    for cell in measured_cells(torch, [(n, k) for k, n in products], tokens, backends, EventClock(torch)):
+        cells.append({**cell, "count": products[cell["k"], cell["n"]]})
+        if time.monotonic() > until:
+            break
+    return {
+        "measured": True,
+        "device": torch.cuda.get_device_name(),
+        "refused": refused,
+        "cells": cells,
+        "planned": len(products) * len(tokens) * len(DTYPES),
+        "break_even": break_evens(cells),
+        "whole_model": whole_model(cells, len(products)),
+    }
+
+
+def whole_model(cells: Sequence[Mapping[str, Any]], shapes: int) -> list[dict[str, Any]]:
+    """Milliseconds of all products of a model, where every shape was measured: for each dtype, M and arm."""
+    groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        groups.setdefault((cell["dtype"], cell["m"]), []).append(cell)
+    found = []
+    for (dtype, m), group in groups.items():
+        arms = set.intersection(*(set(cell["median_ms"]) for cell in group))
+        if len(group) == shapes:
+            totals = {arm: sum(cell["count"] * cell["median_ms"][arm] for cell in group) for arm in sorted(arms)}
+            found.append({"dtype": dtype, "m": m, "ms": totals})
+    return found
 
 
 def break_evens(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -183,7 +245,7 @@ def break_evens(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _working_backends(torch: Any) -> tuple[dict[str, Any], dict[str, str]]:
+def working_backends(torch: Any) -> tuple[dict[str, Any], dict[str, str]]:
     """Tensor classes that multiply here, and why the others do not."""
     working, refused = {}, {}
     for name, class_name in BACKENDS.items():

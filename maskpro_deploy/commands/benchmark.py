@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from maskpro_deploy.commands import _benchmark_latency, _benchmark_serve, _benchmark_throughput
+from maskpro_deploy.commands import _benchmark_kernels, _benchmark_latency, _benchmark_serve, _benchmark_throughput
 
 
 @click.group("benchmark")
@@ -18,9 +18,11 @@ def command() -> None:
     Example:
       maskpro-deploy benchmark latency bundle --against dense-bundle --out report
       maskpro-deploy benchmark throughput bundle --batch 1,2,4,8
+      maskpro-deploy benchmark kernels bundle --tokens 1,16,128
     """
 
 
 command.add_command(_benchmark_latency.command)
 command.add_command(_benchmark_throughput.command)
+command.add_command(_benchmark_kernels.command)
 command.add_command(_benchmark_serve.command)

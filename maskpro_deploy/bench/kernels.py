@@ -1,0 +1,266 @@
+"""Matrix products one by one: the shapes of a model, in several forms of the weight, over numbers of tokens.
+
+One sample of a case is `copies` products of one shape with different weights, on caches that were just emptied: in a model each
+weight is read once a step, and comes from memory. Forms are compared with the first one as models are (`sessions`), and times are
+added up for the model, each shape as often as the model has it.
+
+Shapes: `M` tokens, `K` inputs, `N` outputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from maskpro_deploy.bench import stats
+from maskpro_deploy.bench.arms import Clock, MeasureConfig
+from maskpro_deploy.bench.result import plain
+from maskpro_deploy.bench.roofline import Arithmetic, Bandwidth
+from maskpro_deploy.bench.sessions import Opener, Run, Sessions
+from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.progress import SILENT, Progress
+
+SCHEMA, VERSION = "maskpro-deploy/kernels", 1
+_COPIES_BYTES = 32 << 20  # enough for a sample of a millisecond, and quick to make
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelCase:
+    """One shape at one number of tokens.
+
+    Attributes:
+        k, n: the weight, `# (K, N)`.
+        m: tokens.
+        count: how often a token goes through such a product in the model.
+        copies: products in one sample.
+    """
+
+    k: int
+    n: int
+    m: int
+    count: int
+    copies: int
+
+    @property
+    def label(self) -> str:
+        """Such as "576 x 1536 (x 60), M 16"."""
+        return f"{self.k} x {self.n} (x {self.count}), M {self.m}"
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions of one product."""
+        return 2 * self.m * self.k * self.n
+
+
+def kernel_cases(products: Mapping[tuple[int, int], int], tokens: Sequence[int]) -> list[KernelCase]:
+    """Shape by shape, the numbers of tokens of each.
+
+    Args:
+        products: (K, N) -> how many the model has.
+        tokens: values of M.
+
+    Raises:
+        ConfigError: there is no product, or an M below 1.
+    """
+    if not products:
+        raise ConfigError("the graph has no matrix product with a constant weight: there is nothing to measure.")
+    for m in tokens:
+        if m < 1:
+            raise ConfigError(f"--tokens {m} is out of range: 1 or more.")
+    return [
+        KernelCase(k=k, n=n, m=m, count=count, copies=min(count, max(1, _COPIES_BYTES // (4 * k * n))))
+        for (k, n), count in products.items()
+        for m in tokens
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelResult:
+    """A whole run.
+
+    Attributes:
+        forms: names of the arms; the others are compared with the first.
+        run: the samples of each case.
+        last: (K, N) of the product that makes the logits, which is in no layer.
+        layers: how many layers the model has.
+        gpu: what was measured on a GPU, or why nothing was.
+    """
+
+    forms: tuple[str, ...]
+    run: Run[KernelCase]
+    last: tuple[int, int] | None
+    layers: int
+    environment: Mapping[str, Any]
+    config: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    bandwidth: Bandwidth
+    arithmetic: Arithmetic
+    gpu: Mapping[str, Any]
+    duration_s: float
+
+    @property
+    def cases(self) -> list[KernelCase]:
+        """In the order measured."""
+        return list(self.run.measurements)
+
+    @property
+    def tokens(self) -> list[int]:
+        """The values of M."""
+        return list(dict.fromkeys(case.m for case in self.cases))
+
+    @property
+    def invalid_reasons(self) -> list[str]:
+        """Why the figures prove nothing; empty if they may be believed."""
+        reasons = [f"{case.label}: {m.invalid}" for case, m in self.run.measurements.items() if m.invalid is not None]
+        test = self.run.verdict()
+        if test.invalid is not None:
+            reasons.append(f"self-test: {test.invalid}")
+        elif test.passed is False:
+            reasons.append("self-test: one form looked different from itself twice in a row; something disturbs the timing.")
+        return reasons
+
+    @property
+    def valid(self) -> bool:
+        """Whether the figures may be believed."""
+        return not self.invalid_reasons
+
+    def product_ms(self, case: KernelCase, form: str) -> float | None:
+        """Median time of one product."""
+        seconds = [s.seconds for s in self.run.measurements[case].samples[form]]
+        return 1e3 * stats.summarise(seconds).median / case.copies if seconds else None
+
+    def ratio(self, case: KernelCase, form: str) -> stats.Ratio | None:
+        """How much faster a form is than the first; None for an invalid run or too few sessions."""
+        return self.run.measurements[case].compare(form, self.forms[0]) if self.valid else None
+
+    def model_ms(self, m: int, form: str, *, layer: bool = False) -> float | None:
+        """All products of the model at M, each as often as the model has it; or those of one layer, on average."""
+        total = 0.0
+        for case in self._of(m, layer=layer):
+            if (each := self.product_ms(case, form)) is None:
+                return None
+            total += case.count * each
+        return total / self.layers if layer else total
+
+    def model_ratio(self, m: int, form: str) -> stats.Ratio | None:
+        """How much faster a form is than the first over all products of the model."""
+        cases = self._of(m)
+        if not self.valid or min((self.run.measurements[c].sessions for c in cases), default=0) < stats.MIN_SESSIONS:
+            return None
+        sums = {name: self._session_sums(cases, name) for name in (form, self.forms[0])}  # (P,)
+        return stats.compare_sessions([[[v]] for v in sums[form]], [[[v]] for v in sums[self.forms[0]]])
+
+    def _session_sums(self, cases: Sequence[KernelCase], form: str) -> list[float]:
+        """Seconds of all products in each session, from its medians.  # (P,)"""
+        parts = [[c.count / c.copies * float(np.median(p)) for p in self.run.measurements[c].portions(form)] for c in cases]
+        return [sum(session) for session in zip(*parts, strict=True)]
+
+    def _of(self, m: int, *, layer: bool = False) -> list[KernelCase]:
+        return [c for c in self.cases if c.m == m and not (layer and (c.k, c.n) == self.last)]
+
+    def faster_at(self, form: str, shape: tuple[int, int] | None = None) -> list[int]:
+        """The values of M at which a form is faster than the first: for a shape, or for the whole model."""
+        found = []
+        for m in self.tokens:
+            cases = [c for c in self._of(m) if shape is None or (c.k, c.n) == shape]
+            ratio = self.model_ratio(m, form) if shape is None else self.ratio(cases[0], form)
+            if ratio is not None and ratio.verdict == stats.FASTER:
+                found.append(m)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `result.json`."""
+        test = self.run.verdict()
+        return {
+            "schema": SCHEMA,
+            "version": VERSION,
+            "kind": "kernels",
+            "date": self.environment.get("date"),
+            "valid": self.valid,
+            "invalid_reasons": self.invalid_reasons,
+            "duration": self.duration_s,
+            "config": plain(self.config),
+            "model": plain(self.facts),
+            "forms": list(self.forms),
+            "products": [self._case_json(case) for case in self.cases],
+            "whole_model": [
+                {
+                    "m": m,
+                    "form": form,
+                    "ms": self.model_ms(m, form),
+                    "per_layer_ms": self.model_ms(m, form, layer=True),
+                    "against_first": _ratio_json(self.model_ratio(m, form)) if form != self.forms[0] else None,
+                }
+                for m in self.tokens
+                for form in self.forms
+            ],
+            "self_test": {
+                "passed": test.passed,
+                "invalid": test.invalid,
+                "attempts": [dataclasses.asdict(r) for r in test.attempts],
+            },
+            "memory_bandwidth": dataclasses.asdict(self.bandwidth),
+            "arithmetic": dataclasses.asdict(self.arithmetic),
+            "gpu": plain(self.gpu),
+            "environment": plain(self.environment),
+        }
+
+    def _case_json(self, case: KernelCase) -> dict[str, Any]:
+        measured = self.run.measurements[case]
+        forms = [
+            {
+                "form": form,
+                "product_ms": self.product_ms(case, form),
+                "against_first": _ratio_json(self.ratio(case, form)) if form != self.forms[0] else None,
+                "samples": {
+                    "session": [s.session for s in measured.samples[form]],
+                    "block": [s.block for s in measured.samples[form]],
+                    "seconds": [s.seconds for s in measured.samples[form]],
+                },
+            }
+            for form in self.forms
+        ]
+        return {**dataclasses.asdict(case), "invalid": measured.invalid, "warm": measured.warm, "forms": forms}
+
+
+def _ratio_json(ratio: stats.Ratio | None) -> dict[str, Any]:
+    return dataclasses.asdict(ratio) if ratio is not None else {"verdict": None}
+
+
+def run_kernels(
+    openers: Mapping[str, Opener[KernelCase]],
+    cases: Sequence[KernelCase],
+    config: MeasureConfig,
+    *,
+    clock: Clock = time.perf_counter,
+    wall: Clock = time.time,
+    progress: Progress = SILENT,
+) -> Run[KernelCase]:
+    """Measure all cases in all forms.
+
+    Args:
+        openers: form -> opens it; what it yields makes the task of a case, and may tell by `error(case)` how far it is off.
+        cases: what to time; cases of one shape in a row.
+        config: how long.
+        clock: seconds, monotonic.
+        wall: the wall clock.
+        progress: told after each case of each session.
+    """
+    return Sessions(openers, cases, config, before=_wrong, clock=clock, wall=wall, progress=progress).measure()
+
+
+TOLERANCE = 0.05  # of the largest value: kernels for quantised weights may quantise the input to 8 bits too
+
+
+def _wrong(case: KernelCase, opened: Mapping[str, Any]) -> str | None:
+    """Why the products of a case are not timed: one of them is wrong."""
+    for name, make in opened.items():
+        off = make.error(case) if hasattr(make, "error") else 0.0
+        if not off <= TOLERANCE:
+            return f"{name}: the product is wrong, off by {100 * off:.1f} % of the largest value."
+    return None

@@ -1,0 +1,161 @@
+"""Products on a simulated clock: what is added up, compared and said."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import pytest
+from simulated import BANDWIDTH, ManualClock
+
+from maskpro_deploy.bench import environment, kernels_report, stats
+from maskpro_deploy.bench.arms import MeasureConfig, PreparedTask, Task, Work
+from maskpro_deploy.bench.kernels import KernelCase, KernelResult, kernel_cases, run_kernels
+from maskpro_deploy.bench.report import render
+from maskpro_deploy.bench.roofline import Arithmetic
+from maskpro_deploy.errors import ConfigError
+
+PRODUCTS = {(32, 64): 4, (64, 32): 2, (32, 320): 1}
+QUICK = MeasureConfig(blocks=1, sessions=8, warmup_rounds=6)
+
+
+class Form:
+    """Products that take a time for each operation; emptying the caches takes ten seconds that must not be measured."""
+
+    def __init__(self, clock: ManualClock, per_operation_s: Callable[[KernelCase], float], off: float = 0.0) -> None:
+        self._clock, self._per_operation_s, self._off = clock, per_operation_s, off
+
+    def __call__(self, case: KernelCase) -> Task:
+        def work() -> Work:
+            self._clock.advance(case.copies * case.operations * self._per_operation_s(case))
+            return Work(tokens=np.array([case.m]))
+
+        return PreparedTask(lambda: self._clock.advance(10.0), work)
+
+    def error(self, case: KernelCase) -> float:
+        return self._off
+
+
+@contextmanager
+def opened(form: Form) -> Iterator[Form]:
+    yield form
+
+
+def result(*, off: float = 0.0) -> KernelResult:
+    """int8 takes half the time of fp32 at one token and twice its time at eight; 2:4 takes the same."""
+    clock = ManualClock()
+    forms = {
+        "fp32": Form(clock, lambda case: 1e-6),
+        "2:4": Form(clock, lambda case: 1e-6),
+        "int8": Form(clock, lambda case: 5e-7 if case.m == 1 else 2e-6, off),
+    }
+    openers = {name: partial(opened, form) for name, form in forms.items()}
+    run = run_kernels(openers, kernel_cases(PRODUCTS, (1, 8)), QUICK, clock=clock, wall=clock)
+    return KernelResult(
+        forms=tuple(forms),
+        run=run,
+        last=(32, 320),
+        layers=2,
+        environment=environment.capture(),
+        config={"threads": None},
+        facts={"name": "model"},
+        bandwidth=BANDWIDTH,
+        arithmetic=Arithmetic(operations_per_s=1e9, method="simulated"),
+        gpu={"measured": False, "reason": "no GPU"},
+        duration_s=1.0,
+    )
+
+
+@pytest.fixture(scope="module")
+def measured() -> KernelResult:
+    return result()
+
+
+def test_cases_come_shape_by_shape_with_as_many_weights_as_fit() -> None:
+    cases = kernel_cases({(1024, 4096): 32, (64, 64): 12}, (1, 4))
+    assert [(c.k, c.n, c.m, c.count) for c in cases] == [
+        *((1024, 4096, 1, 32), (1024, 4096, 4, 32)),
+        *((64, 64, 1, 12), (64, 64, 4, 12)),
+    ]
+    assert [c.copies for c in cases] == [2, 2, 12, 12]  # 32 MiB of fp32 weights, and not more than the model has
+
+
+def test_one_product_takes_its_part_of_a_sample_without_the_time_of_emptying_caches(measured: KernelResult) -> None:
+    for case in measured.cases:
+        assert measured.product_ms(case, "fp32") == pytest.approx(case.operations * 1e-3)
+
+
+def test_times_add_up_to_those_of_the_model_and_of_a_layer(measured: KernelResult) -> None:
+    layers = 4 * 2 * 32 * 64 + 2 * 2 * 64 * 32  # operations of both layers at one token
+    assert measured.model_ms(1, "fp32") == pytest.approx((layers + 2 * 32 * 320) * 1e-3)
+    assert measured.model_ms(1, "fp32", layer=True) == pytest.approx(layers / 2 * 1e-3)
+    assert measured.model_ms(8, "int8") == pytest.approx(8 * (layers + 2 * 32 * 320) * 2e-3)
+
+
+def test_forms_are_compared_by_product_and_for_the_model(measured: KernelResult) -> None:
+    for m, speedup, verdict in ((1, 2.0, stats.FASTER), (8, 0.5, stats.SLOWER)):
+        whole = measured.model_ratio(m, "int8")
+        assert whole is not None
+        assert (whole.speedup, whole.verdict, whole.sessions) == (pytest.approx(speedup), verdict, 8)
+    same = measured.model_ratio(1, "2:4")
+    assert same is not None
+    assert same.verdict == stats.NO_DIFFERENCE
+    assert measured.faster_at("int8") == [1]
+    assert measured.faster_at("int8", (64, 32)) == [1]
+    assert measured.faster_at("2:4") == []
+
+
+def test_the_report_says_where_each_form_is_faster(measured: KernelResult) -> None:
+    lines = kernels_report.verdicts(measured)
+    assert "int8 is faster than fp32 at M: 32 x 64 at 1; 64 x 32 at 1; 32 x 320 at 1." in lines
+    assert "2:4 is faster than fp32 at M: none of those measured." in lines
+    assert kernels_report.headline(measured) == (
+        "All matrix products of model against fp32: 2:4 no difference at M 1, no difference at M 8; "
+        "int8 2.00x at M 1, 0.50x at M 8."
+    )
+    for text in (render(kernels_report.page(measured)), kernels_report.markdown(measured)):
+        for said in ("Each product", "The whole model", "not measured (no GPU)", "How to reproduce"):
+            assert said in text
+    assert render(kernels_report.page(measured)).count("<svg") == 2
+
+
+def test_the_result_is_json_that_says_its_schema(measured: KernelResult) -> None:
+    value = json.loads(json.dumps(measured.to_json(), allow_nan=False))
+    assert (value["schema"], value["version"], value["valid"]) == ("maskpro-deploy/kernels", 1, True)
+    assert len(value["products"]) == 6
+    assert [len(form["samples"]["seconds"]) for form in value["products"][0]["forms"]] == [16, 16, 16]
+
+
+def test_a_wrong_product_makes_the_run_invalid_and_leaves_no_comparison() -> None:
+    wrong = result(off=0.3)
+    assert not wrong.valid
+    assert "int8: the product is wrong, off by 30.0 % of the largest value." in wrong.invalid_reasons[0]
+    assert wrong.model_ratio(1, "2:4") is None
+    assert kernels_report.verdicts(wrong) == []
+    assert kernels_report.headline(wrong).startswith("Invalid: ")
+    assert "x the speed" not in kernels_report.markdown(wrong)
+
+
+def test_gpu_figures_are_told_with_their_break_even(measured: KernelResult) -> None:
+    gpu = {
+        "measured": True,
+        "device": "a GPU",
+        "planned": 3,
+        "cells": [{"wrong": ""}, {"wrong": ""}],
+        "break_even": [{"dtype": "float16", "k": 32, "n": 64, "backend": "cutlass", "from_m": 512}],
+        "whole_model": [{"dtype": "float16", "m": 512, "ms": {"dense": 3.0, "cutlass": 2.0}}],
+    }
+    found = dataclasses.replace(measured, gpu=gpu)
+    assert "float16, 32 x 64, cutlass: faster than dense from M 512 on." in kernels_report.notes(found)
+    assert kernels_report.gpu_rows(gpu) == [["float16", "512", "dense", "3", "-"], ["float16", "512", "cutlass", "2", "1.500x"]]
+    assert "The whole model on the GPU" in kernels_report.markdown(found)
+
+
+@pytest.mark.parametrize(("products", "tokens", "said"), [({}, (1,), "no matrix product"), ({(4, 4): 1}, (0,), "--tokens 0")])
+def test_nothing_to_measure_is_refused(products: dict[tuple[int, int], int], tokens: tuple[int, ...], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        kernel_cases(products, tokens)
