@@ -92,6 +92,7 @@ class ResultLog:
         self._file.truncate(end)
         try:
             rows = [json.loads(line) for line in whole[:end].splitlines()]
+            _check_rows(rows[1:])
         except ValueError as e:
             raise FormatError(f"{self.path} is damaged: {e}\nReplace it with --force.") from e
         wanted = {"schema": SCHEMA, **header}
@@ -110,6 +111,19 @@ class ResultLog:
                     f"{self.path.parent} holds results of another protocol: {key.replace('_', ' ')} is {found.get(key)} there, "
                     f"{wanted.get(key)} here.\nMeasure with the same, choose another --out, or replace it with --force."
                 )
+
+
+def _check_rows(rows: list[Any]) -> None:
+    """Refuse what this module cannot have written.
+
+    Raises:
+        ValueError: naming the line.
+    """
+    needed = {"facts": {"facts"}, "window": {"window", "tokens", "nll"}, "request": {"request", "answer"}, "results": {"results"}}
+    for number, row in enumerate(rows, start=2):
+        kinds = [k for k in needed if k in row] if isinstance(row, dict) and isinstance(row.get("model"), str) else []
+        if len(kinds) != 1 or not needed[kinds[0]] <= set(row):
+            raise ValueError(f"line {number} is no result")
 
 
 class ModelLog:
@@ -149,7 +163,7 @@ class WindowLog(ModelLog):
         for row in log.rows:
             if "window" in row:
                 score = WindowScore(tokens=row["tokens"], nll=row["nll"], kl=row.get("kl"), agreed=row.get("agreed"))
-                self._scores[row["model"]][row["window"]] = score
+                self._scores.setdefault(row["model"], {})[row["window"]] = score
 
     def get(self, model: str, window: int) -> WindowScore | None:
         return self._scores.get(model, {}).get(window)

@@ -204,8 +204,8 @@ def score_windows(
                 if score is None and record is not None:
                     record.put(name, w, fresh)
                 score = score or fresh
+                progress.update(w * len(lms) + i + 1, len(windows) * len(lms))  # of what is run: found again is no work
             found[name].append(score)
-            progress.update(w * len(lms) + i + 1, len(windows) * len(lms))
     return found
 
 

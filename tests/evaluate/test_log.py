@@ -92,9 +92,10 @@ def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
     assert (tmp_path / LOG_FILE).read_bytes() == content
 
 
-def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", [b"{broken", b"3", b"{}", b'{"model": "a"}', b'{"model": "a", "window": 1, "nll": 2}'])
+def test_a_damaged_file_is_refused(tmp_path: Path, line: bytes) -> None:
     ResultLog(tmp_path / "out", HEADER).close()
     path = tmp_path / "out" / LOG_FILE
-    path.write_bytes(path.read_bytes() + b"{broken\n")
+    path.write_bytes(path.read_bytes() + line + b"\n")
     with pytest.raises(FormatError, match="is damaged"):
         ResultLog(tmp_path / "out", HEADER)
