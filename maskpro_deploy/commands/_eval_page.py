@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-_NORMAL_95 = 1.96
+_ERRORS = 2  # standard errors drawn on each side; few windows allow no exact confidence
 
 
 def page(result: PerplexityResult | TaskResult) -> Report:
@@ -44,7 +44,7 @@ def _perplexity_plots(result: PerplexityResult) -> list[Section]:
     if compared:
         bars = []
         for place, (name, c) in enumerate(compared.items(), start=1):
-            margin = None if c.ratio_stderr is None else _NORMAL_95 * c.ratio_stderr
+            margin = None if c.ratio_stderr is None else _ERRORS * c.ratio_stderr
             low, high = (None, None) if margin is None else (c.ratio - margin, c.ratio + margin)
             bars.append(Bar(name=name, value=c.ratio, low=low, high=high, note=f"{c.ratio:.3f}x", colour=place))
         label = f"perplexity over that of {result.reference}"
@@ -52,7 +52,7 @@ def _perplexity_plots(result: PerplexityResult) -> list[Section]:
             PlotSection(
                 title="Ratio of perplexities",
                 plot=plots.bars(bars, x_label=label, description=f"Ratio of {label}."),
-                caption="1 is no loss. With 95 % intervals from the paired standard error over windows.",
+                caption="1 is no loss. With two standard errors on each side, paired over windows.",
             )
         )
     sections.append(
@@ -85,13 +85,13 @@ def _task_plots(result: TaskResult) -> list[Section]:
         for place, (name, metrics) in enumerate(result.metrics.items()):
             for m in metrics:
                 if (m.task, m.label) == key and m.value is not None and 0 <= m.value <= 1:
-                    margin = None if m.stderr is None else _NORMAL_95 * m.stderr
+                    margin = None if m.stderr is None else _ERRORS * m.stderr
                     low, high = (None, None) if margin is None else (m.value - margin, m.value + margin)
                     bars.append(Bar(name=f"{m.task} {m.label}: {name}", value=m.value, low=low, high=high, colour=place))
     if not bars:
         return []
     picture = plots.bars(bars, x_label="score", description="Scores of each task and model.")
-    return [PlotSection(title="Scores", plot=picture, caption="With 95 % intervals from the harness's standard errors.")]
+    return [PlotSection(title="Scores", plot=picture, caption="With two of the harness's standard errors on each side.")]
 
 
 def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -99,7 +99,7 @@ def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _line(facts: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {_value(value)}" for key, value in facts.items())
+    return ", ".join(f"{key} {_value(value)}" for key, value in facts.items() if value is not None)
 
 
 def _value(value: Any) -> str:

@@ -123,7 +123,7 @@ class EvalProtocol:
             **dataclasses.asdict(self),
             "stride": self.step,
             "scored": self.scored,
-            "mean": "over all scored tokens; perplexity is its exponential",
+            "mean": "of the negative log-likelihood over all scored tokens; perplexity is its exponential",
         }
 
     def windows(self, text: data.Text, tokenizer: Tokenizer, *, separator: int | None, bos_token: int | None) -> Windows:

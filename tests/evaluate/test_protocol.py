@@ -86,7 +86,7 @@ def test_the_protocol_is_stated_whole() -> None:
         "max_windows": None,
         "stride": 128,
         "scored": "tokens 2 to 128 of each window",
-        "mean": "over all scored tokens; perplexity is its exponential",
+        "mean": "of the negative log-likelihood over all scored tokens; perplexity is its exponential",
     }
 
 
