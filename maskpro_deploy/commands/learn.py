@@ -52,7 +52,20 @@ from maskpro_deploy.pattern import NMPattern
 @click.option("--exclude", metavar="REGEX", help="Leave layers dense whose name matches.")
 @click.option("--window", type=int, default=256, show_default=True, help="Tokens in a sequence.")
 @click.option("--batch-tokens", type=int, default=2048, show_default=True, help="Tokens in a step.")
-@click.option("--learning-rate", type=float, default=0.1, show_default=True, help="Step of the logits.")
+@click.option(
+    "--estimator",
+    default="pathwise",
+    show_default=True,
+    help="How to learn: pathwise, maskpro (forward passes only), maskpro-paper (as published), maskllm (a baseline).",
+)
+@click.option("--reward", default="layer", show_default=True, help="Of maskpro: each layer's outputs (layer), or the loss.")
+@click.option(
+    "--distribution", default="auto", show_default=True, help="Of the masks: conditional-bernoulli, plackett-luce, auto."
+)
+@click.option("--samples", type=int, default=4, show_default=True, help="Masks tried in a step of --reward loss.")
+@click.option("--flip-rate", type=float, default=0.02, show_default=True, help="Share of groups such a sample changes at first.")
+@click.option("--parts", type=int, default=1, show_default=True, help="Parts of the layers that such steps try in turn.")
+@click.option("--learning-rate", type=float, help="Step of the logits.  [default: the estimator's own]")
 @click.option(
     "--temperature", type=float, default=0.0, show_default=True, help="Of the sampled masks at the start; 0: no sampling."
 )

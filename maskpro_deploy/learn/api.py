@@ -301,7 +301,7 @@ def _provenance(checkpoint: Checkpoint, text: Text, heldout: Text, config: Learn
         "model": checkpoint.folder.name,
         "dense_sha256": result.masks.dense_sha256,
         "masks_sha256": result.masks.sha256(),
-        "estimator": "pathwise",
+        "estimator": config.estimator,
         "weights_changed": config.prior_update,
         "settings": config.to_json(),
         "dtype": result.dtype,

@@ -17,8 +17,21 @@ FROM_FILE = "file:"
 OBJECTIVES = ("ce", "kl", "ce+kl", "block")
 PRIOR_INPUTS = ("auto", "dense", "pruned")
 DTYPES = ("auto", "float32", "bfloat16")
+ESTIMATORS = ("pathwise", "maskpro", "maskpro-paper", "maskllm")
+REWARDS = ("layer", "loss")
+DISTRIBUTIONS = ("auto", "conditional-bernoulli", "plackett-luce")
 DEFAULT_BUDGET_S = 300.0
-_CHOICES = {"prior": PRIORS, "prior_inputs": PRIOR_INPUTS, "objective": OBJECTIVES, "dtype": DTYPES}
+_CHOICES = {
+    "prior": PRIORS,
+    "prior_inputs": PRIOR_INPUTS,
+    "objective": OBJECTIVES,
+    "dtype": DTYPES,
+    "estimator": ESTIMATORS,
+    "reward": REWARDS,
+    "distribution": DISTRIBUTIONS,
+}
+# steps of the logits; 50 is MaskPro's own, and MaskLLM's candidates are scaled by 100 and more before the softmax
+LEARNING_RATES = {"pathwise": 0.1, "maskpro": 0.1, "maskpro-paper": 50.0, "maskllm": 0.01}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +51,14 @@ class LearnConfig:
         objective: "ce", cross-entropy; "kl", the divergence from the dense model's predictions; "ce+kl", their mean; "block", the
             squared difference of each block's outputs from the dense one's, one block after the other (see `blockwise`).
         prior_strength: inverse temperature of the first samples: the logits are this times log(score / mean score of the group).
-        learning_rate: step of the logits relative to their spread; it decays linearly to 0.
+        estimator: how a gradient of the logits is come by: "pathwise", "maskpro" (forward passes only), "maskpro-paper" (as
+            published), "maskllm" (a baseline); see `estimator`.
+        reward: of "maskpro": "layer", each output's distance from the dense layer's, or "loss", the model's.
+        distribution: of the masks; "auto" is conditional Bernoulli, and Plackett-Luce for "maskpro-paper".
+        samples: masks tried in a step of "maskpro" with the reward "loss", in antithetic pairs.
+        flip_rate: share of the groups that leave the argmax mask in such a sample, at the start; it decays linearly to 0.
+        parts: into how many parts the layers are divided there; a step samples one part and leaves the others at the argmax.
+        learning_rate: step of the logits relative to their spread; it decays linearly to 0. None: the estimator's own.
         temperature: of the samples at the start, decaying linearly to 0; 0 runs every step with the argmax mask, which measured
             best for short budgets (samples stray into masks that are worse, and their gradients say less about the best one).
         window: tokens in a sequence.
@@ -67,7 +87,13 @@ class LearnConfig:
     refine: bool = False
     objective: str = "ce"
     prior_strength: float = 6.0
-    learning_rate: float = 0.1
+    estimator: str = "pathwise"
+    reward: str = "layer"
+    distribution: str = "auto"
+    samples: int = 4
+    flip_rate: float = 0.02
+    parts: int = 1
+    learning_rate: float | None = None
     temperature: float = 0.0
     window: int = 256
     batch_tokens: int = 2048
@@ -94,6 +120,7 @@ class LearnConfig:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ConfigError(f"--{name.removesuffix('_s').replace('_', '-')} {value} has to be 0 or more.")
+        self._check_estimator()
         if self.window < 2:
             raise ConfigError(f"--window {self.window} has to be at least 2 tokens.")
         for name in ("batch_tokens", "calibration_tokens", "heldout_tokens"):
@@ -111,6 +138,24 @@ class LearnConfig:
                 re.compile(getattr(self, name) or "")
             except re.error as e:
                 raise ConfigError(f"--{name} {getattr(self, name)!r} is no regular expression: {e}.") from e
+
+    def _check_estimator(self) -> None:
+        if self.estimator in LEARNING_RATES and self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", LEARNING_RATES[self.estimator])
+        if self.samples < 2 or self.samples % 2:
+            raise ConfigError(f"--samples {self.samples} has to be an even number: samples come in antithetic pairs.")
+        if not 0 < self.flip_rate < 1:
+            raise ConfigError(f"--flip-rate {self.flip_rate} has to be between 0 and 1.")
+        if self.parts < 1:
+            raise ConfigError(f"--parts {self.parts} has to be at least 1.")
+        explores = self.estimator == "maskpro" and self.reward == "loss"
+        if self.distribution == "plackett-luce" and not (explores or self.estimator == "maskpro-paper"):
+            raise ConfigError(
+                "--distribution plackett-luce has a score but no pathwise derivative.\n"
+                "It goes with --estimator maskpro --reward loss, and with --estimator maskpro-paper."
+            )
+        if self.objective == "block" and self.estimator != "pathwise":
+            raise ConfigError(f"--objective block is learned by --estimator pathwise, not by {self.estimator}.")
 
     def _check_prior(self) -> None:
         if self.prior_update and self.prior != "sparsegpt":
@@ -132,6 +177,16 @@ class LearnConfig:
     def needs_grams(self) -> bool:
         """Whether the prior needs Gram matrices, block by block."""
         return self.prior == "sparsegpt" or self.refine or (self.pruned_inputs and self.prior not in ("none", "magnitude"))
+
+    @property
+    def rate(self) -> float:
+        """The learning rate at the start."""
+        return LEARNING_RATES[self.estimator] if self.learning_rate is None else self.learning_rate
+
+    @property
+    def draws_without_replacement(self) -> bool:
+        """Whether the masks are Plackett-Luce distributed."""
+        return self.distribution == "plackett-luce" or (self.distribution == "auto" and self.estimator == "maskpro-paper")
 
     @property
     def prior_file(self) -> str | None:

@@ -1,8 +1,10 @@
 """How a gradient of the logits is come by: what the training loop needs to know about it.
 
-    pathwise   one backward pass, ∂E[m]/∂θ = Cov(m)                       `pathwise`, the default
-    maskpro    forward passes only: policy gradient                       `maskpro`
-    maskllm    C(M, N) candidates under a Gumbel softmax                  `maskllm`, a baseline
+    pathwise                 one backward pass, ∂E[m]/∂θ = Cov(m)                  `pathwise`, the default
+    maskpro, reward layer    forward passes only: a reward for every output        `layerwise`
+    maskpro, reward loss     forward passes only: policy gradient of the loss      `maskpro`
+    maskpro-paper            the same as it was published                          `maskpro_paper`
+    maskllm                  C(M, N) candidates under a Gumbel softmax, a baseline `maskllm`
 
 The loop gives an estimator batches; the estimator moves the logits of the sites and keeps `Site.kept`, the argmax mask, up to
 date. `docs/theory.md` says what each one estimates, with which bias and variance.
@@ -11,16 +13,20 @@ date. `docs/theory.md` says what each one estimates, with which bias and varianc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from maskpro_deploy.errors import CheckFailed
+from maskpro_deploy.learn.conditional_bernoulli import conditional_bernoulli
 from maskpro_deploy.learn.config import LearnConfig
+from maskpro_deploy.learn.distribution import Distribution
 from maskpro_deploy.learn.model import LearningModel
+from maskpro_deploy.learn.plackett_luce import PlackettLuce
 from maskpro_deploy.learn.sites import Site
 from maskpro_deploy.learn.step_loss import StepLoss
 
@@ -60,9 +66,30 @@ class Estimator(Protocol):
 
 def make_estimator(config: LearnConfig, model: LearningModel, sites: Sequence[Site], loss: StepLoss) -> Estimator:
     """The estimator that the settings name."""
+    from maskpro_deploy.learn.layerwise import LayerwiseEstimator
+    from maskpro_deploy.learn.maskllm import MaskLLMEstimator
+    from maskpro_deploy.learn.maskpro import MaskProEstimator
+    from maskpro_deploy.learn.maskpro_paper import MaskProPaperEstimator
     from maskpro_deploy.learn.pathwise import PathwiseEstimator
 
-    return PathwiseEstimator(config, model, sites, loss)
+    kinds: dict[str, Callable[[LearnConfig, LearningModel, Sequence[Site], StepLoss], Estimator]] = {
+        "pathwise": PathwiseEstimator,
+        "maskpro": LayerwiseEstimator if config.reward == "layer" else MaskProEstimator,
+        "maskpro-paper": MaskProPaperEstimator,
+        "maskllm": MaskLLMEstimator,
+    }
+    return kinds[config.estimator](config, model, sites, loss)
+
+
+def make_family(config: LearnConfig, device: torch.device) -> Distribution:
+    """The distribution that the settings name.
+
+    Raises:
+        PatternError: it does not cover the pattern.
+    """
+    if config.draws_without_replacement:
+        return PlackettLuce(config.pattern)
+    return conditional_bernoulli(config.pattern, device)
 
 
 def check_loss(value: float, step: int, model: LearningModel, windows: Windows) -> float:

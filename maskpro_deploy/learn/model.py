@@ -124,6 +124,20 @@ class LearningModel:
         return distillation(hidden, self.head, targets, teacher[:, :-1].flatten(0, 1), share, self.softcap)
 
     @torch.no_grad()
+    def paired_loss(self, windows: npt.NDArray[np.int32]) -> float:
+        """Run every window twice in one batch, first halves and second halves, and take the cross-entropy of the second ones.
+
+        Args:
+            windows: (B, T).
+
+        Returns:
+            Nats a token.
+        """
+        tokens = self.tokens(windows)
+        hidden = self.hidden(tokens.repeat(2, 1), differentiable=False)[len(tokens) :, :-1].flatten(0, 1)
+        return float(cross_entropy(hidden, self.head, tokens[:, 1:].flatten(), self.softcap))
+
+    @torch.no_grad()
     def check_head(self, windows: npt.NDArray[np.int32]) -> None:
         """Check on a few tokens that the loss formed from hidden states is that of the model's own logits.
 

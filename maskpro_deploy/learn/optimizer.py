@@ -5,11 +5,9 @@ Adam (Kingma and Ba, arXiv 1412.6980, algorithm 1) with three changes that save 
 - one second moment a group and not a weight: $v = E[\frac{1}{M}\sum_i g_i^2]$ in bf16. A group's gradient sums to zero, so its
   weights share one scale anyway.
 - the first moment is kept relative to it, $r_i = m_i / \sqrt{v}$, as an int8. Cauchy's inequality bounds it, see `_bound`.
-- logits are float16, relative to the cut between the N-th and the (N+1)-th highest, where a float16 is finest; the
-  distribution does not see a common shift.
+- logits are float16 (see `half_logits`).
 
-Both roundings are stochastic: on average nothing is lost, however small a step is. Their noise is a window into one fixed table
-of random numbers whose place is keyed by seed, step and site, so a resumed run draws the same.
+Both roundings are stochastic.
 
 Shapes: `M` weights in a group, `G` groups (of a chunk of a site).
 """
@@ -20,17 +18,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from maskpro_deploy.learn.top_n import centred, top_of_centred
+from maskpro_deploy.learn.half_logits import HALF_BITS, noise, store
 
 _EPSILON = 1e-24  # of a squared gradient; gradients of a mask are small (1e-6 and less): Adam's usual 1e-8 would damp them
-_HALF_BITS = 13  # mantissa bits that float32 has beyond float16
-_LIMIT = 60000.0  # float16 ends at 65504
 _LEVELS = 127  # of the first moment, on either side of zero
-NOISE = 1 << 20  # numbers in the table; a chunk of groups has fewer weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +56,6 @@ class LogitOptimizer:
     step: int = 0
     rate: float = 0.0
     moments: dict[str, Moments] = field(default_factory=dict)
-    _noise: dict[torch.device, Tensor] = field(default_factory=dict)
 
     def begin(self, rate: float) -> None:
         """Start a step: every gradient that arrives until the next `begin` belongs to it."""
@@ -85,7 +78,7 @@ class LogitOptimizer:
         """
         m, groups = grad.shape
         moments, bound = self._moments(name, logits), self._bound(m)
-        noise = self._window(grad.device, m * groups, key).view(m, groups)
+        dither = noise((m, groups), key, grad.device)
 
         old = moments.second[chunk].float()
         new = old * self.beta2
@@ -98,12 +91,11 @@ class LogitOptimizer:
 
         correction = math.sqrt(1 - self.beta2**self.step) / (1 - self.beta1**self.step)
         moved = logits[:, chunk].float().add_(relative, alpha=-self.rate * correction)
-        stored = round_to_half(centred(moved, kept), noise)
-        logits[:, chunk] = stored
+        mask = store(logits, chunk, moved, kept, dither)
         moments.second[chunk] = new
-        levels = relative.mul_(_LEVELS / bound * (1 << _HALF_BITS)).int()
-        moments.first[:, chunk] = levels.add_(noise).bitwise_right_shift_(_HALF_BITS).clamp_(-_LEVELS, _LEVELS)
-        return top_of_centred(stored, kept)
+        levels = relative.mul_(_LEVELS / bound * (1 << HALF_BITS)).int()
+        moments.first[:, chunk] = levels.add_(dither).bitwise_right_shift_(HALF_BITS).clamp_(-_LEVELS, _LEVELS)
+        return mask
 
     def tensors(self) -> dict[str, Tensor]:
         """The state, for saving."""
@@ -126,25 +118,3 @@ class LogitOptimizer:
         """The largest |first| / sqrt(second) there can be, by Cauchy's inequality over all past gradients."""
         spread = (1 - self.beta1) ** 2 / (1 - self.beta2) / (1 - self.beta1**2 / self.beta2)
         return math.sqrt(m * spread)
-
-    def _window(self, device: torch.device, count: int, key: int) -> Tensor:
-        """`count` random integers of 13 bits; the key says where in the table they start."""
-        if device not in self._noise:
-            table = np.random.default_rng(0).integers(0, 1 << _HALF_BITS, NOISE, dtype=np.int32)
-            self._noise[device] = torch.from_numpy(table).to(device)
-        start = key % (NOISE - count + 1)
-        return self._noise[device][start : start + count]
-
-
-def round_to_half(planes: Tensor, noise: Tensor) -> Tensor:
-    """Round to one of the two nearest float16, the nearer the likelier; the planes are overwritten.
-
-    Adding random bits below the float16's last one and cutting them off does it: the sum carries with the right probability.
-
-    Args:
-        planes: float32.
-        noise: integers of 13 random bits, of the same shape.
-    """
-    bits = planes.clamp_(-_LIMIT, _LIMIT).view(torch.int32)
-    bits.add_(noise).bitwise_and_(-(1 << _HALF_BITS))
-    return planes.half()

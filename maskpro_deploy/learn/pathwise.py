@@ -43,7 +43,7 @@ class PathwiseEstimator:
 
     def step(self, windows: Windows, step: int, left: float) -> float:
         """One forward and one backward pass."""
-        self._optimizer.begin(self._config.learning_rate * left)
+        self._optimizer.begin(self._config.rate * left)
         self._step, self._temperature = step, self._config.temperature * left
         for site in self._sites:
             site.mode = Mode.SAMPLE if self._temperature > 0 else Mode.ARGMAX

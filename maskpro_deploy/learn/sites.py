@@ -55,6 +55,7 @@ class Site(nn.Module):
         kept: bits of the argmax mask, which whoever moves the logits keeps up to date.
         draw: gives the mask of `Mode.SAMPLE`: bits, or factors (O, C) for a mask that is no yes or no.
         on_gradient: takes ∂L/∂W of the masked weight (O, C).
+        rule: takes the place of the whole layer, if set: inputs to outputs.
     """
 
     def __init__(self, name: str, linear: nn.Linear, family: Distribution, logits: Tensor) -> None:
@@ -67,6 +68,7 @@ class Site(nn.Module):
         self.mode = Mode.ARGMAX
         self.draw: Callable[[Site], Tensor] | None = None
         self.on_gradient: Callable[[Site, Tensor], None] | None = None
+        self.rule: Callable[[Site, Tensor], Tensor] | None = None
 
     def key(self, *numbers: int) -> int:
         """A number of 63 bits for this site and numbers such as (run seed, step): what randomness is keyed by."""
@@ -133,6 +135,8 @@ class Site(nn.Module):
             self.on_gradient(self, grad_weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.rule is not None:
+            return self.rule(self, x)
         y: Tensor = _MaskedLinear.apply(x, self)  # type: ignore[no-untyped-call]
         return y
 

@@ -18,9 +18,8 @@ import numpy.typing as npt
 import torch
 
 from maskpro_deploy.errors import CheckFailed
-from maskpro_deploy.learn.conditional_bernoulli import conditional_bernoulli
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.estimator import Estimator, Windows, make_estimator
+from maskpro_deploy.learn.estimator import Estimator, Windows, make_estimator, make_family
 from maskpro_deploy.learn.model import LearningModel, prunable_layers
 from maskpro_deploy.learn.monitor import Observer, Observers, memorises, peak_memory
 from maskpro_deploy.learn.packed import flips
@@ -116,7 +115,7 @@ class Trainer:
         """
         config = self.config
         layers = prunable_layers(self.model.model, config.pattern, config.include, config.exclude)
-        family = conditional_bernoulli(config.pattern, self.model.head.device)
+        family = make_family(config, self.model.head.device)
         self.model.check_head(self.text)
         self.dense_loss = self.heldout_loss()
         batches = self._calibration() if config.prior not in ("magnitude", "none") else []

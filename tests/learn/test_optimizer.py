@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from maskpro_deploy.learn.optimizer import NOISE, LogitOptimizer, round_to_half
+from maskpro_deploy.learn.half_logits import NOISE, round_to_half
+from maskpro_deploy.learn.optimizer import LogitOptimizer
 
 WHOLE = slice(0, 4096)
 

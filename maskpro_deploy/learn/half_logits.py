@@ -1,0 +1,67 @@
+r"""Logits kept as float16: how they are rounded, and how a step of theirs is stored.
+
+They are stored relative to the cut between the N-th and the (N+1)-th highest of a group, where a float16 is finest; no
+distribution here sees a common shift. Rounding is stochastic: on average nothing is lost, however small a step is. Its noise is a
+window into one fixed table of random numbers whose place is keyed by seed, step and site, so a resumed run draws the same.
+
+Shapes: `M` weights in a group, `G` groups (of a chunk of a site).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskpro_deploy.learn.top_n import centred, top_of_centred
+
+HALF_BITS = 13  # mantissa bits that float32 has beyond float16
+NOISE = 1 << 20  # numbers in the table; a chunk of groups has fewer weights
+_LIMIT = 60000.0  # float16 ends at 65504
+
+
+def store(logits: Tensor, chunk: slice, moved: Tensor, kept: int, noise: Tensor) -> Tensor:
+    """Round new logits and put them in their place.
+
+    Args:
+        logits: of the whole site, (M, all groups) float16.
+        chunk: which groups are stored.
+        moved: their new logits, (M, G) float32; they need not be centred.
+        kept: N of the pattern.
+        noise: see `noise`; (M, G).
+
+    Returns:
+        The argmax mask of what is stored.  # (M, G) boolean
+    """
+    stored = round_to_half(centred(moved, kept), noise)
+    logits[:, chunk] = stored
+    return top_of_centred(stored, kept)
+
+
+def noise(shape: tuple[int, int], key: int, device: torch.device) -> Tensor:
+    """Random integers of 13 bits; the key says where in the table they start.  # of `shape`, int32"""
+    count = shape[0] * shape[1]
+    start = key % (NOISE - count + 1)
+    return _table(device)[start : start + count].view(shape)
+
+
+@functools.lru_cache(maxsize=4)
+def _table(device: torch.device) -> Tensor:
+    table = np.random.default_rng(0).integers(0, 1 << HALF_BITS, NOISE, dtype=np.int32)
+    return torch.from_numpy(table).to(device)
+
+
+def round_to_half(planes: Tensor, noise: Tensor) -> Tensor:
+    """Round to one of the two nearest float16, the nearer the likelier; the planes are overwritten.
+
+    Adding random bits below the float16's last one and cutting them off does it: the sum carries with the right probability.
+
+    Args:
+        planes: float32.
+        noise: integers of 13 random bits, of the same shape.
+    """
+    bits = planes.clamp_(-_LIMIT, _LIMIT).view(torch.int32)
+    bits.add_(noise).bitwise_and_(-(1 << HALF_BITS))
+    return planes.half()
