@@ -197,6 +197,7 @@ class Trainer:
                 "seconds": round(counters.seconds, 3),
                 "loss": counters.losses[-1],
                 "tokens_per_s": round(counters.tokens / counters.seconds, 1),
+                **self.estimator.metrics(),
             }
         )
         point = counters.curve[-1]
