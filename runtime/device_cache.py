@@ -208,7 +208,8 @@ class SlotCache:
     def select(self, rows: Sequence[int], trim: int = 0) -> SlotCache:
         if list(rows) == list(range(len(rows))):
             return SlotCache(self.buffer, self.lengths[: len(rows)], self.length - trim)
-        return self._copied(rows, len(rows), self.buffer.slots, self.length - trim)
+        room = max(len(rows), min(self.buffer.rows, 2 * len(rows)))  # others will join
+        return self._copied(rows, room, self.buffer.slots, self.length - trim)
 
     def join(self, other: SlotCache) -> SlotCache:
         slots, batch = max(self.buffer.slots, other.buffer.slots), self.batch + other.batch

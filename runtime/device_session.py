@@ -26,7 +26,7 @@ from maskpro_deploy.runtime.kv_cache import Cache, Floats, Ints, positions
 
 PACKED, STATIC, SHARED = "cat", "static", "gqa"
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_CACHE_SHARE = 0.5  # of the free memory: a join needs the old and the new cache
+_CACHE_SHARE = 0.4  # of the free memory: while rows are copied there are two caches, and contexts need memory too
 
 
 class DeviceSession(BaseSession):
