@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from test_native import engine_bundle_in
 
 from maskpro_deploy.extras import missing
 
@@ -78,15 +81,58 @@ print("done")
 """
 
 
-@pytest.mark.skipif(bool(missing("native")), reason="cuda-bindings is not installed")
-@pytest.mark.skipif(sys.platform != "linux" or shutil.which("gcc") is None, reason="needs gcc on Linux")
-def test_memory_threads_and_graphs(tmp_path: Path) -> None:
-    library = tmp_path / "libcuda.so.1"
+# an engine's stand-in on the same driver: the session's caches go through the bindings
+SESSION = """
+import functools, json, sys
+from pathlib import Path
+import numpy as np
+from library_on_host import Library, VERSION
+from maskpro_deploy.runtime import SessionConfig, native, open_session, trt_executor
+native.missing = lambda library: [] if library == "tensorrt" else [library]
+native.load_library = trt_executor.load_library = lambda name: Library
+native.TrtExecutor = functools.partial(trt_executor.TrtExecutor, graphs=False)  # the driver records nothing
+session = open_session(Path(sys.argv[1]), SessionConfig(provider="trt-native"))
+first = session.forward(np.array([[3, 4, 5], [6, 7, 8]]))[1]
+joined = first.select([1]).join(session.forward(np.array([[1, 2]]))[1]).join(first)
+steps = session.forward(np.array([[9], [9], [9], [9]]), joined)[0][:, -1]
+print(json.dumps([session.greedy([3, 4, 5], 20), steps.argmax(axis=-1).tolist()]))
+"""
+pytestmark = [
+    pytest.mark.skipif(bool(missing("native")), reason="cuda-bindings is not installed"),
+    pytest.mark.skipif(sys.platform != "linux" or shutil.which("gcc") is None, reason="needs gcc on Linux"),
+]
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the compiled driver."""
+    folder = tmp_path_factory.mktemp("driver")
     source = Path(__file__).with_name("host_driver.c")
-    subprocess.run(["gcc", "-w", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
-    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", CHECKS], env=environment, capture_output=True, text=True, check=False)
+    build = ["gcc", "-w", "-shared", "-fPIC", "-o", str(folder / "libcuda.so.1"), str(source), "-ldl"]
+    subprocess.run(build, check=True)
+    return folder
+
+
+def run_on(driver: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own that finds the driver."""
+    paths = f"{ROOT}:{Path(__file__).parent}"
+    environment = os.environ | {"LD_LIBRARY_PATH": str(driver), "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+    return done
+
+
+@pytest.mark.parametrize("form", ["cat", "static"])
+def test_a_session_over_the_bindings_gives_onnxruntimes_tokens(driver, form, tiny_sparse, tmp_path, session) -> None:
+    bundle = engine_bundle_in(tmp_path / "bundle", form, tiny_sparse)
+    greedy, steps = json.loads(run_on(driver, SESSION, str(bundle)).stdout)
+    assert greedy == session.greedy([3, 4, 5], 20)
+    rows = [[6, 7, 8, 9], [1, 2, 9], [3, 4, 5, 9], [6, 7, 8, 9]]
+    assert steps == [int(session.logits(np.array([row]))[0, -1].argmax()) for row in rows]
+
+
+def test_memory_threads_and_graphs(driver: Path) -> None:
+    done = run_on(driver, CHECKS)
     assert "the Host GPU has no memory left for 13 MB" in done.stdout
     assert "--max-num-seqs" in done.stdout
     assert "no graph: None" in done.stdout

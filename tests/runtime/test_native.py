@@ -43,14 +43,20 @@ def profiles(form):
 @pytest.fixture(scope="module", params=["cat", "static"])
 def engine_bundle(request, tiny_sparse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with an engine, as build-engine leaves it."""
-    bundle = tmp_path_factory.mktemp(f"native-{request.param}") / "bundle"
+    return engine_bundle_in(tmp_path_factory.mktemp(f"native-{request.param}") / "bundle", request.param, tiny_sparse, GPU)
+
+
+def engine_bundle_in(bundle: Path, form: str, tiny_sparse: Path, gpu: str = "sm89") -> Path:
+    """A bundle with an engine of one form for one GPU."""
     export(tiny_sparse, bundle, ExportConfig(forms=("cat", "static"), max_length=LENGTH), compare=False)
     manifest = Manifest.load(bundle)
-    graph = next(g for g in (manifest.graph, *manifest.siblings) if g.form == request.param)
-    write_engine(bundle / ENGINE.file, bundle / graph.file, profiles(request.param))
-    settings = {"sparse_weights": True, "profiles": [{"name": "x", "shapes": p} for p in profiles(request.param)]}
+    graph = next(g for g in (manifest.graph, *manifest.siblings) if g.form == form)
+    write_engine(bundle / ENGINE.file, bundle / graph.file, profiles(form))
+    settings = {"sparse_weights": True, "profiles": [{"name": "x", "shapes": p} for p in profiles(form)]}
     entries = (*manifest.files, file_entry(bundle, bundle / ENGINE.file))
-    dataclasses.replace(manifest, engines=(dataclasses.replace(ENGINE, settings=settings),), files=entries).save(bundle)
+    dataclasses.replace(manifest, engines=(dataclasses.replace(ENGINE, settings=settings, target=gpu),), files=entries).save(
+        bundle
+    )
     return bundle
 
 
