@@ -169,7 +169,7 @@ async def _source(clients: dict[str, OpenAIClient], prompts: Prompts, endpoint: 
         return random_tokens(sorted(set(known[0])), prompts.input_len, prompts.output_len), []
     notes = []
     if prompts.kind == RANDOM:
-        why = "a chat takes no token ids" if endpoint == "chat" else "the server has no /tokenize to ask for token ids"
+        why = "A chat takes no token ids" if endpoint == "chat" else "The server has no /tokenize to ask for token ids"
         notes.append(f"{why}: prompts are {words} words of running text, about {prompts.input_len} tokens.")
     return text_windows(text.documents, words, prompts.output_len), notes
 
