@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from maskpro_deploy.bench.load.generator import Source
     from maskpro_deploy.bench.load.openai_client import ClientConfig, OpenAIClient
     from maskpro_deploy.bench.load.points import PointsFile
-    from maskpro_deploy.bench.load.result import LoadResult, Point
+    from maskpro_deploy.bench.load.result import LoadResult, Point, PointKey
     from maskpro_deploy.bench.load.sweep import LoadConfig
+    from maskpro_deploy.progress import Progress
 
 RANDOM, BUILTIN = "random", "builtin"
 WORDS_PER_TOKEN = 0.75  # English, about; the server's own count stands in the result
 
+SESSIONS_NOTE = "Both servers were started anew {} times, since two processes of the same model differ by some per cent."
 PROCESS_NOTE = (
     "Each server is one process, and two processes of the same model have differed by some per cent (URL --against the same URL, "
     "or BUNDLE --against BUNDLE, shows it here). A verdict on a difference of that size says nothing."
@@ -47,21 +49,31 @@ def measure(
     prompts: Prompts,
     options: dict[str, Any],
     points: PointsFile | None,
-    finished: Mapping[str, Point],
+    finished: Mapping[PointKey, Point],
 ) -> LoadResult:
     """Start what has to be started, and measure."""
     import asyncio
 
     from maskpro_deploy.bench.load.event_loop import allow_many_connections, event_loop
+    from maskpro_deploy.bench.load.sweep import Part
+    from maskpro_deploy.progress import Meter
 
     allow_many_connections()
+    meter = Meter("benchmark", "loads" if config.sessions == 1 else "sessions")
     server_options = ["--provider", options["provider"], "--max-num-seqs", str(options["max_num_seqs"])]
     server_options += ["--threads", str(options["threads"])] if options["threads"] is not None else []
     try:
         for name in filter(is_url, names):  # a bad one shows before a server is started
             _client_config(name, options)
-        with running_targets(names, server_options) as targets, asyncio.Runner(loop_factory=event_loop) as runner:
-            return runner.run(_measure_targets(targets, config, prompts, options, points, finished))
+        results = []
+        for session in range(config.sessions):
+            part = Part(meter, session, config.sessions, f"session {session + 1}") if config.sessions > 1 else meter
+            with (
+                running_targets(names, server_options, last_first=session % 2 == 1) as targets,
+                asyncio.Runner(loop_factory=event_loop) as runner,
+            ):
+                results.append(runner.run(_measure_targets(targets, config, prompts, options, points, finished, session, part)))
+        return results[0].merged(results[1:])
     except KeyboardInterrupt:
         if points is None or not points.any_finished:
             raise
@@ -69,6 +81,7 @@ def measure(
             f"interrupted; finished loads are kept in {points.folder}.\nGo on with the same command and --resume."
         ) from None
     finally:
+        meter.close()
         if points is not None and not points.any_finished:
             points.finish()
 
@@ -79,11 +92,12 @@ async def _measure_targets(
     prompts: Prompts,
     options: dict[str, Any],
     points: PointsFile | None,
-    finished: Mapping[str, Point],
+    finished: Mapping[PointKey, Point],
+    session: int,
+    progress: Progress,
 ) -> LoadResult:
     from maskpro_deploy.bench.load.openai_client import OpenAIClient
     from maskpro_deploy.bench.load.sweep import Server, run_sweep
-    from maskpro_deploy.progress import Meter
 
     async with contextlib.AsyncExitStack() as stack:
         servers, clients = [], {}
@@ -100,22 +114,19 @@ async def _measure_targets(
             if refused:
                 notes.append(f"{name} refuses the fields {' and '.join(refused)}: they were left out.")
         if len(targets) > 1:
-            notes.append(PROCESS_NOTE)
-        meter = Meter("benchmark", "loads")
+            notes.append(PROCESS_NOTE if config.sessions == 1 else SESSIONS_NOTE.format(config.sessions))
         kept = ("endpoint", "prompts", "input_len", "output_len", "stream", "ignore_eos", "temperature", "same_model")
-        try:
-            return await run_sweep(
-                servers,
-                source,
-                config,
-                settings={key: options[key] for key in kept},
-                notes=notes,
-                finished=finished,
-                on_point=points.add if points is not None else lambda point: None,
-                progress=meter,
-            )
-        finally:
-            meter.close()
+        return await run_sweep(
+            servers,
+            source,
+            config,
+            settings={key: options[key] for key in kept},
+            notes=notes,
+            session=session,
+            finished=finished,
+            on_point=points.add if points is not None else lambda point: None,
+            progress=progress,
+        )
 
 
 def _client_config(url: str, options: dict[str, Any], *, bundle: Path | None = None) -> ClientConfig:

@@ -78,6 +78,11 @@ class RatesType(click.ParamType[tuple[float, ...]]):
     help="Bound on the generator's p99 lag.  [default: 5, or 5 % of the median ttft if more]",
 )
 @click.option("--blocks", type=int, default=10, show_default=True, help="Blocks of a comparison; a verdict needs 10.")
+@click.option(
+    "--sessions",
+    type=int,
+    help="Times that two bundles are served anew.  [default: 8 for two bundles, as a verdict needs; else 1]",
+)
 @click.option("--same-model", is_flag=True, help="Both servers have the same model: they have to answer with the same text.")
 @click.option(
     "--api-key-env", default="MASKPRO_API_KEY", show_default=True, metavar="NAME", help="Variable that holds the key for URLs."
@@ -109,6 +114,11 @@ def command(target: str, against: str | None, out: Path | None, resume: bool, fo
     from maskpro_deploy.extras import require
     from maskpro_deploy.files import check_free
 
+    bundles = not is_url(target) and against is not None and not is_url(against)
+    if options["sessions"] is None:
+        options["sessions"] = 8 if bundles else 1
+    elif options["sessions"] > 1 and not bundles:
+        raise ConfigError(f"--sessions {options['sessions']}: only two bundles can be served anew; leave it out.")
     config = _config(options)
     prompts = Prompts(kind=options["prompts"], input_len=options["input_len"], output_len=options["output_len"])
     targets = [target, *([against] if against is not None else [])]
@@ -171,6 +181,7 @@ def _config(options: dict[str, Any]) -> LoadConfig:
         loads=loads,
         amount=Amount(requests=requests, duration_s=options["duration"], warmup=options["warmup"], timeout_s=options["timeout"]),
         blocks=options["blocks"],
+        sessions=options["sessions"],
         slo=slo,
         limits=Limits(max_failed=options["max_failed"], max_lag_ms=options["max_lag"]),
         same_model=options["same_model"],

@@ -43,8 +43,13 @@ def is_url(target: str) -> bool:
 
 
 @contextlib.contextmanager
-def running_targets(targets: Sequence[str], options: Sequence[str]) -> Iterator[list[Target]]:
-    """Targets that answer, for as long as the `with` block lasts; `options` are those of `serve`, for bundles.
+def running_targets(targets: Sequence[str], options: Sequence[str], *, last_first: bool = False) -> Iterator[list[Target]]:
+    """Targets that answer, for as long as the `with` block lasts.
+
+    Args:
+        targets: URLs and bundles.
+        options: those of `serve`, for bundles.
+        last_first: start the last one first.
 
     Raises:
         InputError: a target is neither a URL nor a bundle.
@@ -52,13 +57,14 @@ def running_targets(targets: Sequence[str], options: Sequence[str]) -> Iterator[
     """
     with contextlib.ExitStack() as stack:
         found = []
-        for target, name in zip(targets, _names(targets), strict=True):
+        named = list(zip(targets, _names(targets), strict=True))
+        for target, name in reversed(named) if last_first else named:
             if is_url(target):
                 found.append(Target(name=name, url=target))
             else:
                 url = stack.enter_context(serving_bundle(Path(target), options))
                 found.append(Target(name=name, url=url, bundle=Path(target)))
-        yield found
+        yield found[::-1] if last_first else found
 
 
 def _names(targets: Sequence[str]) -> list[str]:

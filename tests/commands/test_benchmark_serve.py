@@ -171,6 +171,7 @@ def test_an_interrupted_sweep_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path:
         (("--burstiness", "0", "--request-rate", "1"), "--burstiness 0"),
         (("--temperature", "-1"), "--temperature -1"),
         (("--blocks", "0"), "--blocks 0"),
+        (("--sessions", "8"), "only two bundles"),
         (("--resume",), "--resume needs --out"),
     ],
 )
@@ -189,17 +190,17 @@ def test_what_is_neither_url_nor_bundle(tmp_path: Path) -> None:
 
 
 def test_a_bundle_is_served_for_the_time_of_the_run(dense_bundle: Path) -> None:
-    value = run_json(
-        dense_bundle, "--against", dense_bundle, "--same-model", "--concurrency", 2, "--blocks", 1, "--threads", 1, *SMALL
-    )
+    options = ("--same-model", "--concurrency", 2, "--sessions", 2, "--threads", 1)
+    value = run_json(dense_bundle, "--against", dense_bundle, *options, "--blocks", 4, *SMALL)
     assert value["valid"] is True
     assert [(a["started_here"], a["dtype"], a["sparsity"]) for a in value["arms"]] == [(True, "fp32", None)] * 2
     arms = value["points"][0]["arms"]
-    assert [a["completed"] for a in arms] == [6, 6]
-    assert arms[0]["input_lens"] == [8] * 6
-    assert arms[0]["output_lens"] == [4] * 6
-    assert [a["positions"][::3] for a in arms] == [[0, 3], [1, 2]]
-    assert any("two processes of the same model" in note for note in value["notes"])
+    assert [a["completed"] for a in arms] == [16, 16]  # two at a time, twice in each of two blocks of both sessions
+    assert arms[0]["input_lens"] == [8] * 16
+    assert arms[0]["output_lens"] == [4] * 16
+    assert [a["positions"][::2] for a in arms] == [[0, 3, 1, 2] * 2, [1, 2, 0, 3] * 2]
+    assert arms[0]["sessions"] == [0] * 8 + [1] * 8
+    assert any("started anew 2 times" in note for note in value["notes"])
     assert psutil.Process().children() == []
 
 

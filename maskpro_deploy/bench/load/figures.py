@@ -225,6 +225,7 @@ class Figures:
             "start_times": [r.sent_s for r in records],
             "queue_times": [r.lag_s for r in records],
             "errors": ["" if r.failure is None else f"{r.failure.kind}: {r.failure.message}" for r in records],
+            "sessions": [recording.session for recording in self.recordings for _ in recording.records],
             "blocks": [recording.block for recording in self.recordings for _ in recording.records],
             "positions": [recording.position for recording in self.recordings for _ in recording.records],
         }

@@ -128,6 +128,7 @@ async def run_load(
     amount: Amount,
     *,
     seed: Seed = (0,),
+    session: int = 0,
     block: int = 0,
     position: int = 0,
     clock: Clock = time.perf_counter,
@@ -142,8 +143,9 @@ async def run_load(
         load: open or closed loop.
         amount: how much.
         seed: of the timetable and of the prompts.
-        block: remembered in the recording, as is `position`.
-        position: see `block`.
+        session: remembered in the recording, as are `block` and `position`.
+        block: see `session`.
+        position: see `session`.
         clock: seconds, monotonic; the client has to use the same one.
         wall: seconds by the wall clock.
         progress: told after each request.
@@ -175,6 +177,7 @@ async def run_load(
         duration_s=duration,
         beats_s=tuple(beats),
         clock_jump=watch.jumped(),
+        session=session,
         block=block,
         position=position,
     )

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from maskpro_deploy.bench.load.result import Point
+from maskpro_deploy.bench.load.result import Point, PointKey
 from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.files import disk_errors
 
@@ -33,8 +33,8 @@ class PointsFile:
         self._path = self.folder / POINTS_FILE
         self._head = json.dumps(dict(settings), sort_keys=True)
 
-    def begin(self, *, resume: bool, force: bool) -> dict[str, Point]:
-        """Start or go on; the points that are finished, by label.
+    def begin(self, *, resume: bool, force: bool) -> dict[PointKey, Point]:
+        """Start or go on; the points that are finished.
 
         Raises:
             InputError: there is an unfinished run and neither `resume` nor `force`, or it had other settings.
@@ -49,7 +49,7 @@ class PointsFile:
             self._path.write_text(self._head + "\n", encoding="utf-8")
         return {}
 
-    def _read(self) -> dict[str, Point]:
+    def _read(self) -> dict[PointKey, Point]:
         text = self._path.read_text(encoding="utf-8")
         head, *lines = text.split("\n")
         if head != self._head:
@@ -66,7 +66,7 @@ class PointsFile:
                 point = Point.from_json(json.loads(line))
             except (ValueError, KeyError, TypeError, AttributeError) as e:
                 raise FormatError(f"{self._path}, line {number}: no point of a sweep.\nStart again with --force.") from e
-            points[point.load.label] = point
+            points[point.key] = point
         return points
 
     @property

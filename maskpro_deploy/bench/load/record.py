@@ -55,6 +55,7 @@ class Recording:
         duration_s: from the start to the end of the last request.
         beats_s: how late each beat of the event loop came.
         clock_jump: in words, if the clocks went apart; None if they did not.
+        session: how many times the servers had been started anew before.
         block: the block of a comparison it belongs to, and `position` its place in it.
         position: see `block`.
     """
@@ -63,5 +64,6 @@ class Recording:
     duration_s: float
     beats_s: tuple[float, ...] = ()
     clock_jump: str | None = None
+    session: int = 0
     block: int = 0
     position: int = 0

@@ -34,6 +34,9 @@ class ServerFacts:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+PointKey = tuple[int, str]  # session and label
+
+
 @dataclass(frozen=True, kw_only=True)  # no slots: a bootstrap is made once and kept
 class Point:
     """One load and what was recorded under it, by server; a comparison has several sub-runs of each."""
@@ -45,12 +48,27 @@ class Point:
         """One server's figures."""
         return Figures(self.recordings[name])
 
+    @property
+    def sessions(self) -> list[int]:
+        """The sessions that it was measured in."""
+        return sorted({recording.session for several in self.recordings.values() for recording in several})
+
+    @property
+    def key(self) -> PointKey:
+        """What it is found by: its first session and its label."""
+        return self.sessions[0], self.load.label
+
     def compare(self, metric: str) -> stats.Ratio | None:
-        """How the first server's times compare with the second's; None where there are too few blocks or no times."""
-        first, second = (self._medians(r, metric) for r in self.recordings.values())
-        if not ((first > 0).all() and (second > 0).all()):  # nan too; all tokens of an answer in one read have no time between
+        """How the first server's times compare with the second's; None where there are too few, or none."""
+        first, second = (
+            [self._medians([r for r in several if r.session == s], metric) for s in self.sessions]
+            for several in self.recordings.values()
+        )
+        if not all(
+            (times > 0).all() for times in (*first, *second)
+        ):  # nan too; tokens that come in one read have no time between
             return None
-        return stats.compare(first, second)
+        return stats.compare_sessions(first, second) if len(first) > 1 else stats.compare(first[0], second[0])
 
     @cached_property
     def compared(self) -> dict[str, stats.Ratio | None]:
@@ -146,6 +164,27 @@ class LoadResult:
     limits: Limits
     duration_s: float
     notes: tuple[str, ...] = ()
+
+    def merged(self, others: Sequence[LoadResult]) -> LoadResult:
+        """This session and others of the same servers and loads as one run."""
+        results = (self, *others)
+        points = [
+            Point(
+                load=same[0].load,
+                recordings={name: tuple(r for point in same for r in point.recordings[name]) for name in same[0].recordings},
+            )
+            for same in zip(*(result.points for result in results), strict=True)
+        ]
+        return dataclasses.replace(
+            self,
+            environment={
+                **self.environment,
+                "load_average_1min_after": results[-1].environment.get("load_average_1min_after"),
+            },
+            points=tuple(points),
+            duration_s=sum(result.duration_s for result in results),
+            notes=tuple(dict.fromkeys(note for result in results for note in result.notes)),
+        )
 
     def reasons(self, point: Point) -> list[str]:
         """Why one load's figures prove nothing."""

@@ -60,7 +60,7 @@ def verdicts(result: LoadResult) -> list[str]:
             if ratio is None:
                 lines.append(
                     f"{point.load.label}, {METRIC_WORDS[metric]}: too few blocks to compare {first} with {second} "
-                    f"({stats.MIN_BLOCKS} are needed), or no times."
+                    f"({stats.MIN_BLOCKS}, or {stats.MIN_SESSIONS} sessions, are needed), or no times."
                 )
             else:
                 lines.append(

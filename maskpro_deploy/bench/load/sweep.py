@@ -3,8 +3,9 @@
 Two servers are compared as `bench.arms` compares models: they answer the same check requests first, with the same number of
 tokens (the same text, where they are said to be the same model), or nothing is measured. Then each load is put on them in blocks
 of short sub-runs, A B B A, B A A B, and so on; in a block both get the same prompts and timetables. The ratio of medians has the
-interval of a paired bootstrap over blocks. The first sub-runs of the first server against its second ones in the same blocks are
-the self-test: a sound harness sees no difference there.
+interval of a paired bootstrap over blocks or, since two processes with the same model differ by some per cent for as long as they
+live, over sessions: pairs of servers started anew. The first sub-runs of the first server against its second ones in the same
+blocks are the self-test: a sound harness sees no difference there.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from maskpro_deploy.bench.load.client import Answer, Client, Request
 from maskpro_deploy.bench.load.figures import Figures, Limits
 from maskpro_deploy.bench.load.generator import Amount, Source, ask, check_amount, run_load
 from maskpro_deploy.bench.load.record import Recording
-from maskpro_deploy.bench.load.result import LoadResult, Point, ServerFacts
+from maskpro_deploy.bench.load.result import LoadResult, Point, PointKey, ServerFacts
 from maskpro_deploy.bench.load.schedule import ClosedLoop, Load
 from maskpro_deploy.bench.load.slo import Slo
 from maskpro_deploy.errors import CheckFailed, ConfigError
@@ -54,6 +55,7 @@ class LoadConfig:
         loads: the points of the sweep.
         amount: how much to send at each point to each server.
         blocks: of a comparison; each server has two sub-runs in a block, and its share of the amount in each.
+        sessions: how many times two servers are started anew; they share the blocks.
         slo: bounds that goodput counts by, or None.
         limits: where a run stops being valid.
         same_model: two servers have to answer the check requests with the same text.
@@ -63,6 +65,7 @@ class LoadConfig:
     loads: tuple[Load, ...]
     amount: Amount = field(default_factory=Amount)
     blocks: int = stats.MIN_BLOCKS
+    sessions: int = 1
     slo: Slo | None = None
     limits: Limits = field(default_factory=Limits)
     same_model: bool = False
@@ -76,10 +79,18 @@ class LoadConfig:
         if self.blocks < 1:
             raise ConfigError(f"--blocks {self.blocks} is out of range: 1 or more ({stats.MIN_BLOCKS} or more for a verdict).")
 
+        if self.sessions < 1:
+            raise ConfigError(f"--sessions {self.sessions} is out of range: 1, or {stats.MIN_SESSIONS} or more for a verdict.")
+
+    @property
+    def blocks_per_session(self) -> int:
+        """Two at least where there are several sessions: both orders in each."""
+        return self.blocks if self.sessions == 1 else max(2, -(-self.blocks // self.sessions))
+
     def share(self, load: Load) -> Amount:
         """What one sub-run of a comparison sends."""
         least = load.concurrency if isinstance(load, ClosedLoop) else 1
-        runs, amount = 2 * self.blocks, self.amount
+        runs, amount = 2 * self.sessions * self.blocks_per_session, self.amount
         return dataclasses.replace(
             amount,
             requests=None if amount.requests is None else max(least, -(-amount.requests // runs)),
@@ -95,7 +106,8 @@ async def run_sweep(
     *,
     settings: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
-    finished: Mapping[str, Point] | None = None,
+    session: int = 0,
+    finished: Mapping[PointKey, Point] | None = None,
     on_point: Callable[[Point], None] = lambda point: None,
     clock: Clock = time.perf_counter,
     wall: Clock = time.time,
@@ -109,7 +121,8 @@ async def run_sweep(
         config: what to measure.
         settings: what the result should repeat of the configuration.
         notes: remarks for the report.
-        finished: points of an earlier run of the same settings by label; they are not measured again.
+        session: how many times the servers have been started anew before; `merged` puts sessions together.
+        finished: points of an earlier run of the same settings; they are not measured again.
         on_point: told each new point as soon as it is finished.
         clock: seconds, monotonic; the clients have to use the same one.
         wall: seconds by the wall clock.
@@ -125,16 +138,22 @@ async def run_sweep(
     clients = {server.name: server.client for server in servers}
     await _check(clients, source, config)
     for index, load in enumerate(config.loads):
-        done = (finished or {}).get(load.label)
+        done = (finished or {}).get((session, load.label))
         if done is None:
-            part = _Part(progress, index, len(config.loads), load.label)
+            part = Part(progress, index, len(config.loads), load.label)
             with frozen_gc():
-                done = await _measure(clients, source, load, (config.seed, index), config, clock, wall, part)
+                done = await _measure(clients, source, load, session, (config.seed, index), config, clock, wall, part)
             on_point(done)
         points.append(done)
     return LoadResult(
         environment={**before, "load_average_1min_after": environment.load_average()},
-        config={**(settings or {}), "seed": config.seed, "blocks": config.blocks, **dataclasses.asdict(config.amount)},
+        config={
+            **(settings or {}),
+            "seed": config.seed,
+            "blocks": config.blocks,
+            "sessions": config.sessions,
+            **dataclasses.asdict(config.amount),
+        },
         servers=tuple(ServerFacts(name=s.name, facts=s.facts) for s in servers),
         points=tuple(points),
         slo=config.slo,
@@ -144,8 +163,8 @@ async def run_sweep(
     )
 
 
-class _Part:
-    """Progress at one load as a part of the whole sweep."""
+class Part:
+    """Progress of one load, or of one session, as a part of the whole."""
 
     def __init__(self, whole: Progress, index: int, count: int, label: str) -> None:
         self._whole, self._index, self._count, self._label = whole, index, count, label
@@ -195,6 +214,7 @@ async def _measure(
     clients: Mapping[str, Client],
     source: Source,
     load: Load,
+    session: int,
     seed: tuple[int, ...],
     config: LoadConfig,
     clock: Clock,
@@ -207,21 +227,23 @@ async def _measure(
         ((name, client),) = clients.items()
         only = await run_load(client, source, load, config.amount, seed=seed, clock=clock, wall=wall, progress=progress)
         return Point(load=load, recordings={name: (only,)})
-    amount, first = config.share(load), next(iter(clients))
-    for block in range(config.blocks):
+    amount, first, count = config.share(load), next(iter(clients)), config.blocks_per_session
+    for number in range(count):
+        block = session * count + number
         for position, name in enumerate(block_order(list(clients), block)):
-            half = len(recordings[name]) - 2 * block  # 0 in the first sub-run of a block, 1 in the second
+            half = len(recordings[name]) - 2 * number  # 0 in the first sub-run of a block, 1 in the second
             recordings[name].append(
                 await run_load(
-                    *(clients[name], source, load, dataclasses.replace(amount, warmup=amount.warmup if block == 0 else 0)),
+                    *(clients[name], source, load, dataclasses.replace(amount, warmup=amount.warmup if number == 0 else 0)),
                     seed=(*seed, block, half),
+                    session=session,
                     block=block,
                     position=position,
                     clock=clock,
                     wall=wall,
                 )
             )
-            progress.update(4 * block + position + 1, 4 * config.blocks, f"block {block + 1}")
+            progress.update(4 * number + position + 1, 4 * count, f"block {block + 1}")
         if Figures(recordings[first]).answered == []:
             break  # nothing comes back: the point is invalid, and more of it tells no more
     return Point(load=load, recordings={name: tuple(r) for name, r in recordings.items()})

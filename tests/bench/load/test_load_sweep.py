@@ -86,6 +86,28 @@ def test_a_slower_server_is_seen_and_an_equal_one_is_not() -> None:
     assert "whole request: server 0 runs at" in verdicts(same)[2]
 
 
+def test_luck_that_lasts_as_long_as_a_process_is_no_difference_over_sessions() -> None:
+    config = replace(CONFIG, loads=CONFIG.loads[:1], blocks=16, sessions=8, amount=Amount(requests=128, warmup=0))
+
+    def over_sessions(slower: float) -> LoadResult:
+        rng = np.random.default_rng(0)
+        luck = np.exp(rng.normal(0, 0.03, size=(8, 2)))
+        parts = [
+            sweep(noisy(2 * s, slower * luck[s, 0]), noisy(2 * s + 1, luck[s, 1]), config=config, session=s) for s in range(8)
+        ]
+        return parts[0].merged(parts[1:])
+
+    same = over_sessions(1.0)
+    found = same.points[0].compared["e2el"]
+    assert found is not None
+    assert (found.verdict, found.sessions) == (NO_DIFFERENCE, 8)
+    slow = over_sessions(1.2).points[0].compared["e2el"]
+    assert slow is not None
+    assert slow.verdict == SLOWER
+    assert len(same.points[0].figures("server 0").records) == 128
+    assert [r.block for r in same.points[0].recordings["server 0"]] == [b for b in range(16) for _ in range(2)]
+
+
 def test_both_servers_get_the_same_prompts_and_timetables_in_interleaved_blocks() -> None:
     seen: dict[str, list[object]] = {"a": [], "b": []}
     order: list[str] = []
@@ -187,9 +209,9 @@ def test_points_on_disk_that_cannot_be_used(tmp_path: Path) -> None:
     points.add(point)
     file = points.folder / "points.jsonl"
     file.write_text(file.read_text() + '{"label": "cut sh')  # a crash while writing
-    assert list(points.begin(resume=True, force=False)) == ["concurrency 2"]
+    assert list(points.begin(resume=True, force=False)) == [(0, "concurrency 2")]
     points.add(replace(point, load=ClosedLoop(concurrency=3)))
-    assert list(points.begin(resume=True, force=False)) == ["concurrency 2", "concurrency 3"]
+    assert list(points.begin(resume=True, force=False)) == [(0, "concurrency 2"), (0, "concurrency 3")]
     with pytest.raises(InputError, match="other settings"):
         PointsFile(tmp_path / "out", {"a": 2}).begin(resume=True, force=False)
     file.write_text(file.read_text() + '{"label": 1}\n')
