@@ -15,6 +15,8 @@ Everything here takes callables: nothing knows onnxruntime or torch, so that any
     environment   what the figures were measured on
     result        the run as data: result.json
     saved         result.json read back, to go on from, to add to, to compare
+    compare       two results beside each other
+    kernels       a model's matrix products one by one; kernels_report tells of them
     summary       the run in words: table, verdicts, caveats, report.md
     page          the run as a page: report.html
     plots, report plots as SVG and self-contained HTML pages, for this and for other commands

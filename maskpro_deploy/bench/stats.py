@@ -265,6 +265,62 @@ def compare_sessions(
     )
 
 
+def compare_unpaired(
+    candidate: Sequence[npt.ArrayLike],
+    baseline: Sequence[npt.ArrayLike],
+    *,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> Ratio | None:
+    """Compare the sessions of two runs that were not interleaved: what drifted between the runs counts as a difference.
+
+    Args:
+        candidate: times of one arm, session by session.  # P of (K, R)
+        baseline: times of the other.  # P' of (K', R')
+        resamples: bootstrap draws; sessions of the two runs are drawn independently.
+        confidence: of the interval.
+        seed: of the draws.
+
+    Returns:
+        The ratio (Hodges-Lehmann: the median of the ratios of all pairs of session medians), or None where a run has fewer than
+        `MIN_SESSIONS` sessions.
+    """
+    fewest = min(len(candidate), len(baseline))
+    if fewest < MIN_SESSIONS:
+        return None
+    a = np.array([np.log(np.median(_checked(p, "candidate"))) for p in candidate])  # (P,)
+    b = np.array([np.log(np.median(_checked(p, "baseline"))) for p in baseline])  # (P',)
+    rng = np.random.default_rng(seed)
+    step = max(1, _CHUNK_VALUES // (len(a) * len(b)))
+    draws = []
+    for start in range(0, resamples, step):
+        count = min(step, resamples - start)
+        left, right = (v[rng.integers(len(v), size=(count, len(v)))] for v in (a, b))
+        draws.append(_shift(left, right))
+    centre = float(_shift(a, b))
+    low, high = _interval(np.concatenate(draws), centre, fewest, confidence)
+    low, high = math.exp(low), math.exp(high)
+    whole = [np.concatenate([_checked(p, "samples").ravel() for p in portions]) for portions in (candidate, baseline)]
+    return Ratio(
+        speedup=math.exp(centre),
+        speedup_of_medians=float(np.median(whole[1]) / np.median(whole[0])),
+        low=low,
+        high=high,
+        confidence=confidence,
+        blocks=sum(len(_checked(p, "candidate")) for p in candidate),
+        verdict=_verdict(low, high),
+        sessions=fewest,
+    )
+
+
+def _shift(a: Array, b: Array) -> Array:
+    """The median of all differences b - a along the last axis.  # (..., P), (..., P') -> (...)"""
+    differences = b[..., None, :] - a[..., :, None]
+    shift: Array = np.median(differences.reshape(*differences.shape[:-2], -1), axis=-1)
+    return shift
+
+
 def hodges_lehmann(values: Array) -> Array:
     """The median of the means of all pairs of values, each with itself too, along the last axis.  # (..., P) -> (...)"""
     i, j = np.triu_indices(values.shape[-1])

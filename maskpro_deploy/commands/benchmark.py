@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import click
 
-from maskpro_deploy.commands import _benchmark_kernels, _benchmark_latency, _benchmark_serve, _benchmark_throughput
+from maskpro_deploy.commands import (
+    _benchmark_compare,
+    _benchmark_kernels,
+    _benchmark_latency,
+    _benchmark_serve,
+    _benchmark_throughput,
+)
 
 
 @click.group("benchmark")
@@ -19,6 +25,7 @@ def command() -> None:
       maskpro-deploy benchmark latency bundle --against dense-bundle --out report
       maskpro-deploy benchmark throughput bundle --batch 1,2,4,8
       maskpro-deploy benchmark kernels bundle --tokens 1,16,128
+      maskpro-deploy benchmark compare report-before report-after
     """
 
 
@@ -26,3 +33,4 @@ command.add_command(_benchmark_latency.command)
 command.add_command(_benchmark_throughput.command)
 command.add_command(_benchmark_kernels.command)
 command.add_command(_benchmark_serve.command)
+command.add_command(_benchmark_compare.command)

@@ -161,6 +161,20 @@ def test_a_bundle_that_changed_is_not_gone_on_with(dense_bundle: Path, sparse_bu
     assert "of bundle is" in str(error)
 
 
+def test_two_results_are_compared(dense_bundle: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run("benchmark", "latency", dense_bundle, "--context", 8, *SMALL, "--out", tmp_path / name)
+    value = run_json("benchmark", "compare", tmp_path / "a", tmp_path / "b/result.json", "--out", tmp_path / "both")
+    assert [c["same_files"] for c in value["comparisons"]] == [True, True]
+    assert sorted(p.name for p in (tmp_path / "both").iterdir()) == ["report.html", "report.md", "result.json"]
+    assert "drift counts" in run("benchmark", "compare", tmp_path / "a", tmp_path / "b").stdout
+    error, _ = fail("benchmark", "compare", tmp_path / "a", tmp_path / "both")
+    assert isinstance(error, FormatError)
+    assert "maskpro-deploy/benchmark-comparison" in str(error)
+    error, _ = fail("benchmark", "compare", tmp_path / "a", tmp_path / "nowhere")
+    assert isinstance(error, InputError)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
