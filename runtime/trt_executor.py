@@ -160,7 +160,7 @@ class TrtExecutor:
         for name in ("VERSION_MISMATCH", "UNSUPPORTED_CC", "OLD_CUDA_DRIVER", "OLD_CUDA_RUNTIME", "MALFORMED_ENGINE"):
             if hasattr(known, name) and int(diagnostics) & int(getattr(known, name)):
                 reasons.append(name)
-        why = ", ".join(reasons).replace("_", " ").lower() or "it gives no reason"
+        why = ", ".join(reasons).replace("_", " ").lower() or self._last_error().rstrip(".")
         raise FormatError(f"{self.name} cannot run {self._file} here: {why}.\nBuild it again with build-engine.")
 
     def _runtime_config(self) -> Any:
