@@ -167,23 +167,13 @@ class Layers:
             plus: see `rms_norm`.
         """
         config, path = self.config, _path(module)
-        rope = self.config.ropes[layer]
+        rope = config.ropes[layer]
         tables = self._tables[rope] if rope is not None else None
         inside = tables is not None and self.form.turns(config, rope, tables[2])  # the form turns q and k by itself
-        heads: list[str] = []
-        sizes = [(names[0], config.num_heads), (names[1], config.num_kv_heads), (names[2], config.num_kv_heads)]
         if self.form.packed and not head_norm and (tables is None or inside):
-            columns = {f"{module}.{name}": count * config.head_dim for name, count in sizes}
-            bias = config.attention_bias
-            heads = [self.linears(f"{module}.qkv_proj", x, config.hidden_size, columns, bias=bias, parts=parts), "", ""]
-            sizes = []
-        for i, (kind, (name, count)) in enumerate(zip("qkv", sizes, strict=True) if sizes else ()):
-            width, part = count * config.head_dim, parts[i] if parts is not None else None
-            y = self.linear(f"{module}.{name}", x, config.hidden_size, width, bias=config.attention_bias, part=part)
-            normed = f"{module}.{kind}_norm" if head_norm and kind != "v" else None
-            y = self._heads(y, count, f"{path}/{kind}", normed, plus)
-            heads.append(y if kind == "v" or inside else self._turned(layer, y, count, f"{path}/{kind}"))
-        q, k, v = heads
+            q, k, v = self._packed_heads(module, x, names, parts), "", ""
+        else:
+            q, k, v = self._single_heads(layer, module, x, names, parts, head_norm, plus, turn=not inside)
         cos_sin = tables[:2] if tables is not None and inside else None
         y = self.form.attend(self.graph, layer, q, k, v, path, rope=cos_sin)  # (B, H, S, D) or (B, S, H D)
         width = config.num_heads * config.head_dim
@@ -191,6 +181,36 @@ class Layers:
             y = self.graph.op("Transpose", y, name=f"{path}/out_transpose", perm=[0, 2, 1, 3])
             y = self.graph.op("Reshape", y, self.graph.ints(0, 0, width), name=f"{path}/out_flat")
         return self.linear(f"{module}.{names[3]}", y, width, config.hidden_size, bias=config.output_bias, part=out)
+
+    def _packed_heads(self, module: str, x: str, names: Sequence[str], parts: Sequence[Part] | None) -> str:
+        """Queries, keys and values side by side, from one product.  # (B, S, E) -> (B, S, (H + 2 G) D)"""
+        config = self.config
+        counts = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+        columns = {f"{module}.{name}": n * config.head_dim for name, n in zip(names[:3], counts, strict=True)}
+        return self.linears(f"{module}.qkv_proj", x, config.hidden_size, columns, bias=config.attention_bias, parts=parts)
+
+    def _single_heads(
+        self,
+        layer: int,
+        module: str,
+        x: str,
+        names: Sequence[str],
+        parts: Sequence[Part] | None,
+        head_norm: bool,
+        plus: float,
+        *,
+        turn: bool,
+    ) -> list[str]:
+        """Queries, keys and values, from a product each, normed and turned where that is asked for."""
+        config, path = self.config, _path(module)
+        heads = []
+        for i, (kind, count) in enumerate((("q", config.num_heads), ("k", config.num_kv_heads), ("v", config.num_kv_heads))):
+            width, part = count * config.head_dim, parts[i] if parts is not None else None
+            y = self.linear(f"{module}.{names[i]}", x, config.hidden_size, width, bias=config.attention_bias, part=part)
+            normed = f"{module}.{kind}_norm" if head_norm and kind != "v" else None
+            y = self._heads(y, count, f"{path}/{kind}", normed, plus)
+            heads.append(self._turned(layer, y, count, f"{path}/{kind}") if turn and kind != "v" else y)
+        return heads
 
     def gated_mlp(self, module: str, x: str, *, parts: tuple[Part, Part] | None = None) -> str:
         """down(act(gate(x)) * up(x)).  # (B, S, E) -> (B, S, E)"""
