@@ -130,7 +130,7 @@ def _row(weight: WeightFacts, kernels: Sequence[Kernel] | None, *, dense: bool, 
     if dense:
         chosen = "no"
     elif not facts["spoke"] and kernels is None:
-        chosen = UNKNOWN
+        chosen = "no" if weight.reason else UNKNOWN
     else:
         logged = any(mentions(name, node) for name in facts["chosen"])
         chosen = "yes" if logged or any(kernel.sparse for kernel in mine) else "no"
@@ -169,8 +169,10 @@ def sentence(library: str, rows: Sequence[LayerRow], *, dense: bool) -> str:
     eligible = sum(row.eligible for row in rows)
     if dense:
         return "none: built dense"
-    if all(row.chosen == UNKNOWN for row in rows):
+    chosen = sum(row.chosen == "yes" for row in rows)
+    if not eligible and not chosen:
+        return f"none: no layer is eligible (of {len(rows)})"
+    if any(row.chosen == UNKNOWN for row in rows):
         ahead = "built ahead of time; this library does not select sparse kernels at build time"
         return f"{ahead} ({eligible} of {len(rows)} layers are eligible)"
-    chosen = sum(row.chosen == "yes" for row in rows)
-    return f"{library} chose sparse kernels for {chosen} of {eligible} eligible layers (of {len(rows)})"
+    return f"{library} chose sparse kernels for {chosen} of {len(rows)} layers ({eligible} eligible)"

@@ -74,7 +74,7 @@ def _reason(weight: MatMulWeight, dtype: str, count: GroupCount | None) -> str:
         return f"does not hold {SPARSE_TENSOR_CORES}"
     if weight.dequantised and not weight.input_quantised:
         stored = "int4" if weight.region.dtype == INT4 else weight.region.dtype.name
-        return f"{stored} weight behind DequantizeLinear, multiplied in {dtype}: no sparse kernel takes it"
+        return f"{stored} behind DequantizeLinear: no sparse kernel"
     if dtype == "fp32" and not weight.input_quantised:
         return "fp32: sparse tensor cores take 16 and 8 bits"
     aligned = _ALIGNED[_width(weight)]

@@ -42,7 +42,7 @@ def row(name, **changes):
 def report(comparison=None):
     engine = EngineFile(
         file="engines/a.engine", library="tensorrt", library_version="11.4", target="sm90", dtype="fp16",
-        sparse_kernels="tensorrt chose sparse kernels for 1 of 1 eligible layers (of 2)", settings=SETTINGS,
+        sparse_kernels="tensorrt chose sparse kernels for 1 of 2 layers (1 eligible)", settings=SETTINGS,
     )  # fmt: skip
     return EngineReport(
         engine=engine, bytes=5_000_000, reused=False, build_s=2.0, peak_rss_bytes=10**9, warnings=("a <warning>",),

@@ -116,6 +116,16 @@ def test_chosen_layers_come_from_kernel_names_of_the_inspector(half_bundle):
     assert read_kernels("") is None
 
 
+@pytest.mark.parametrize(
+    ("spoke", "chosen", "said"), [(True, "yes", "for 1 of 1 layers (0 eligible)"), (False, "no", "none: no layer")]
+)
+def test_a_layer_that_is_not_eligible_by_our_rule_may_still_be_chosen_and_is_told_so(tmp_path, spoke, chosen, said):
+    weights = inspect_weights(manifest("fp16"), [weight_file(tmp_path, two_of_four(24, 16))])
+    (row,) = rows = layer_rows(weights, dense=False, facts={**FACTS, "spoke": spoke, "chosen": ["/x/proj"] if spoke else []})
+    assert (row.eligible, row.chosen) == (False, chosen)
+    assert said in sentence("tensorrt", rows, dense=False)
+
+
 def test_a_dense_engine_chose_nothing(half_bundle):
     rows = layer_rows(facts_of(half_bundle), dense=True, facts=FACTS)
     assert {row.chosen for row in rows} == {"no"}
