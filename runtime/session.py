@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskpro_deploy.cuda_driver import compute_capability
+from maskpro_deploy.elf import onnxruntime_tensorrt
 from maskpro_deploy.errors import ConfigError, FormatError, InputError, MachineError
 from maskpro_deploy.extras import require
 from maskpro_deploy.manifest import Graph, Manifest, safe_path
@@ -182,7 +183,11 @@ def _open_tensorrt(bundle: Path, manifest: Manifest, graph: Graph, config: Sessi
         raise MachineError("--provider tensorrt needs an NVIDIA GPU, and there is none here.\nRun on the CPU: --provider cpu.")
     served = plan(bundle, manifest, graph, PROVIDERS["tensorrt"][1:], config.engine)
     session = _create(served.model, served.providers, config, optimise=served.optimise)
-    _check_provider("tensorrt", session.get_providers())
+    if TENSORRT not in session.get_providers():
+        raise MachineError(
+            f"onnxruntime's TensorRT provider does not start: it lacks TensorRT {onnxruntime_tensorrt() or ''} or CUDA.\n"
+            f"Install them: pip install 'maskpro-deploy[tensorrt]' 'tensorrt<{(onnxruntime_tensorrt() or 10) + 1}'"
+        )
     log.info("%s runs on %s", bundle, ", ".join(session.get_providers()))
     return OrtSession(manifest, session, [served.reach])
 

@@ -133,3 +133,19 @@ def test_without_a_gpu_there_is_one_plain_error(tiny_bundle: Path, monkeypatch: 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
     with pytest.raises(MachineError, match="needs an NVIDIA GPU"):
         session.open_session(tiny_bundle, SessionConfig(provider="tensorrt"))
+
+
+def test_a_provider_that_does_not_start_is_an_error_and_no_silent_fall_back(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime goes on with the providers that start; here none but the CPU's exists."""
+    import onnxruntime
+
+    names = ["TensorrtExecutionProvider", "CPUExecutionProvider"]
+    if names[0] in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has a TensorRT provider")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(session, "compute_capability", lambda: "sm89")
+    with_engine(bundle)
+    with pytest.raises(MachineError, match=r"does not start.*\n.*'tensorrt<11'"):
+        session.open_session(bundle, SessionConfig(provider="tensorrt", threads=1))
