@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -65,15 +66,22 @@ def measure(
     try:
         for name in filter(is_url, names):  # a bad one shows before a server is started
             _client_config(name, options)
-        results = []
-        for session in range(config.sessions):
+        complete = {s for s in range(config.sessions) if all((s, load.label) in finished for load in config.loads)}
+        results: dict[int, LoadResult] = {}
+        for session in sorted(set(range(config.sessions)) - complete) or [0]:  # one at least: the result says what was measured
             part = Part(meter, session, config.sessions, f"session {session + 1}") if config.sessions > 1 else meter
             with (
                 running_targets(names, server_options, last_first=session % 2 == 1) as targets,
                 asyncio.Runner(loop_factory=event_loop) as runner,
             ):
-                results.append(runner.run(_measure_targets(targets, config, prompts, options, points, finished, session, part)))
-        return results[0].merged(results[1:])
+                running = _measure_targets(targets, config, prompts, options, points, finished, session, part)
+                results[session] = runner.run(running)
+        some = next(iter(results.values()))
+        for session in complete - set(results):
+            kept = tuple(finished[session, load.label] for load in config.loads)
+            results[session] = dataclasses.replace(some, points=kept, duration_s=0.0)
+        first, *others = (results[session] for session in sorted(results))
+        return first.merged(others)
     except KeyboardInterrupt:
         if points is None or not points.any_finished:
             raise

@@ -125,7 +125,7 @@ def caveats(result: LoadResult) -> list[str]:
             "can do, not what users of a fixed rate would wait."
         )
     lines += [line for point in result.points if (line := _self_test_line(result, point)) is not None]
-    count = sum(len(result.comparisons(point)) for point in result.points)
+    count = sum(ratio is not None for point in result.points for ratio in result.comparisons(point).values())
     if count > 1:
         lines.append(f"One comparison in twenty shows a difference by chance; this run made {count}.")
     if any(server.facts.get("same_machine") for server in result.servers):
