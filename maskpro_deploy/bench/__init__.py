@@ -12,6 +12,7 @@ Everything here takes callables: nothing knows onnxruntime or torch, so that any
     sweep         what both share: all cases on all arms in one run
     roofline      what work takes at least, by memory bandwidth and arithmetic measured in the same run
     graph_work    bytes and products of an ONNX graph
+    load          load on servers: schedules, clients, figures, reports
     environment   what the figures were measured on
     result        the run as data: result.json
     saved         result.json read back, to go on from, to add to, to compare

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ from maskpro_deploy.errors import CheckFailed, ConfigError
 if TYPE_CHECKING:
     from maskpro_deploy.bench.load.schedule import Load
     from maskpro_deploy.bench.load.sweep import LoadConfig
+
+
+API_KEY_ENV = "MASKPRO_API_KEY"
 
 
 class RatesType(click.ParamType[tuple[float, ...]]):
@@ -85,7 +89,7 @@ class RatesType(click.ParamType[tuple[float, ...]]):
 )
 @click.option("--same-model", is_flag=True, help="Both servers have the same model: they have to answer with the same text.")
 @click.option(
-    "--api-key-env", default="MASKPRO_API_KEY", show_default=True, metavar="NAME", help="Variable that holds the key for URLs."
+    "--api-key-env", default=API_KEY_ENV, show_default=True, metavar="NAME", help="Variable that holds the key for URLs."
 )
 @click.option("--provider", type=click.Choice(PROVIDERS), default="cpu", show_default=True, help="What runs a BUNDLE's model.")
 @threads_option
@@ -119,6 +123,8 @@ def command(target: str, against: str | None, out: Path | None, resume: bool, fo
         options["sessions"] = 8 if bundles else 1
     elif options["sessions"] > 1 and not bundles:
         raise ConfigError(f"--sessions {options['sessions']}: only two bundles can be served anew; leave it out.")
+    if options["api_key_env"] != API_KEY_ENV and not os.environ.get(options["api_key_env"]):
+        raise ConfigError(f"--api-key-env {options['api_key_env']}: there is no such variable, or it is empty.")
     config = _config(options)
     prompts = Prompts(kind=options["prompts"], input_len=options["input_len"], output_len=options["output_len"])
     targets = [target, *([against] if against is not None else [])]

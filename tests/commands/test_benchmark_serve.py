@@ -173,6 +173,7 @@ def test_an_interrupted_sweep_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path:
         (("--blocks", "0"), "--blocks 0"),
         (("--sessions", "8"), "only two bundles"),
         (("--resume",), "--resume needs --out"),
+        (("--api-key-env", "NO_SUCH_KEY"), "--api-key-env NO_SUCH_KEY"),
     ],
 )
 def test_wrong_settings_name_the_flag(arguments: tuple[str, ...], said: str) -> None:
