@@ -95,7 +95,7 @@ class LoadConfig:
             amount,
             requests=None if amount.requests is None else max(least, -(-amount.requests // runs)),
             duration_s=None if amount.duration_s is None else amount.duration_s / runs,
-            warmup=min(amount.warmup, 1),
+            warmup=least if amount.warmup else 0,  # opens the connections; the check requests woke the server
         )
 
 
