@@ -178,7 +178,8 @@ def time_portion(
     """Check, warm up and time tasks that do the same amount of work, in one session of each arm; adds to `result`.
 
     Args:
-        tasks: arm name -> its task; the order is that of the first block.
+        tasks: arm name -> its task; checked and warmed up in this order, which is that of the first block too. A caller turns it
+            round from session to session, so that no arm is always the one that ran last before the first timed call.
         result: takes the samples, and says why they are invalid, if so.
         config: how to warm up, and what the arms have to agree on.
         session: number of this session, from 0.
@@ -195,10 +196,11 @@ def time_portion(
     reason = _check_work(tasks, result, config.same_model)
     if reason is None:
         reason = _warm_up(tasks, result, config, cold, clock)
-    for block in range(before, before + blocks):
+    for block in range(blocks):
         if reason is not None:
             break
-        reason = _run_block(tasks, result, session, block, clock)
+        order = block_order(list(tasks), block)
+        reason = _run_block(tasks, order, result, (session, before + block), clock)
     if reason is not None:
         result.fail(reason)
 
@@ -289,8 +291,11 @@ def _stable(times: Sequence[float], within: float) -> bool:
     return abs(last - before) <= within * before
 
 
-def _run_block(tasks: Mapping[str, Task], result: Measurement, session: int, block: int, clock: Clock) -> str | None:
-    for position, name in enumerate(block_order(list(tasks), block)):
+def _run_block(
+    tasks: Mapping[str, Task], order: Sequence[str], result: Measurement, place: tuple[int, int], clock: Clock
+) -> str | None:
+    session, block = place
+    for position, name in enumerate(order):
         seconds, work, reason = _timed(name, tasks[name], result, clock)
         if reason is not None or work is None:
             return reason

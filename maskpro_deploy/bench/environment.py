@@ -10,7 +10,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -84,8 +84,23 @@ def command_line(argv: Sequence[str]) -> str:
         if equals and _SECRET.search(name):
             argument = f"{name}={_HIDDEN}"
         argument = re.sub(r"(\w+://)[^/@\s]+@", rf"\1{_HIDDEN}@", argument)
-        shown.append(Path(argument).name if i == 0 else argument)
+        shown.append(_program(Path(argument)) if i == 0 else argument)
     return " ".join(f"'{a}'" if re.search(r"\s", a) else a for a in shown)
+
+
+def _program(path: Path) -> str:
+    """The name of a program; `python -m maskpro_deploy` is the installed one."""
+    own = path.name == "__main__.py" and path.parent.name == Path(__file__).parents[1].name
+    return "maskpro-deploy" if own else path.name
+
+
+def reproduce_note(environment: Mapping[str, Any]) -> str:
+    """What one needs beside the command line to measure the same again."""
+    git = environment.get("git")
+    commit = "" if git is None else f", commit {git['commit'][:12]}{' with changes' if git['dirty'] else ''}"
+    runtime = (environment.get("packages") or {}).get("onnxruntime")
+    with_runtime = f", onnxruntime {runtime}" if runtime else ""
+    return f"maskpro-deploy {environment.get('maskpro_deploy')}{commit}{with_runtime}. Raw samples are in result.json."
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

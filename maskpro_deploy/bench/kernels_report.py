@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from maskpro_deploy.bench import plots, stats
+from maskpro_deploy.bench.environment import reproduce_note
 from maskpro_deploy.bench.kernels import KernelCase, KernelResult
 from maskpro_deploy.bench.page import environment_table
 from maskpro_deploy.bench.plots import Bar
@@ -86,10 +87,10 @@ def headline(result: KernelResult) -> str:
     parts = []
     for form in result.forms[1:]:
         ratios = [(m, r) for m in result.tokens if (r := result.model_ratio(m, form)) is not None]
-        told = ", ".join(
-            f"no difference at M {m}" if r.verdict == stats.NO_DIFFERENCE else f"{r.speedup:.2f}x at M {m}" for m, r in ratios
-        )
-        parts.append(f"{form} {told or 'not compared (too few sessions)'}")
+        told = [f"{r.speedup:.2f}x at M {m}" for m, r in ratios if r.verdict != stats.NO_DIFFERENCE]
+        if even := [str(m) for m, r in ratios if r.verdict == stats.NO_DIFFERENCE]:
+            told.append(f"no difference seen at M {', '.join(even)}")
+        parts.append(f"{form} {', '.join(told) or 'not compared (too few sessions)'}")
     return f"All matrix products of {result.facts['name']} against {result.forms[0]}: {'; '.join(parts)}."
 
 
@@ -162,7 +163,7 @@ def page(result: KernelResult) -> Report:
     sections.append(ListSection(title="How to read this", points=notes(result)))
     sections.append(environment_table(result.environment))
     command = str(result.environment["command_line"])
-    sections.append(CodeSection(title="How to reproduce", code=command, note="Raw samples are in result.json."))
+    sections.append(CodeSection(title="How to reproduce", code=command, note=reproduce_note(result.environment)))
     e, threads = result.environment, result.config["threads"] or "all cores"
     return Report(
         title="Benchmark: kernels",

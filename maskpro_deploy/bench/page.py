@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from maskpro_deploy.bench import plots, stats, summary
+from maskpro_deploy.bench.environment import reproduce_note
 from maskpro_deploy.bench.plots import Bar
 from maskpro_deploy.bench.report import CodeSection, ListSection, PlotSection, Report, Section, TableSection
 from maskpro_deploy.bench.result import BenchResult, CaseResult
@@ -32,7 +33,7 @@ def page(result: BenchResult) -> Report:
         sections += case_plots(result, case)
     sections.append(environment_table(result.environment))
     command = str(result.environment["command_line"])
-    sections.append(CodeSection(title="How to reproduce", code=command, note="Raw samples are in result.json."))
+    sections.append(CodeSection(title="How to reproduce", code=command, note=reproduce_note(result.environment)))
     return Report(
         title=f"Benchmark: {result.kind}",
         headline=summary.headline(result),

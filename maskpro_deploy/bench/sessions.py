@@ -4,7 +4,7 @@ Two sessions of one model differ by some per cent for as long as they live (thei
 `stats`). So one pair of sessions, however long it is timed, measures its own luck. Here every session of the run
 
 1. opens all arms, in an order that turns round from session to session;
-2. times a portion of every case on them (`arms.time_portion`);
+2. times a portion of every case on them, in the same order (`arms.time_portion`);
 3. closes all but the first arm and opens that one a second time: the *self-test* compares these two as it would two models.
 
 At most as many models are in memory as there are arms, or two for the self-test. The interval of a comparison draws whole
@@ -184,13 +184,14 @@ class Sessions(Generic[K]):
         with ExitStack() as kept:
             with ExitStack() as others:
                 opened: dict[str, MakeTask[K]] = {}
-                for name in list(self._openers)[:: -1 if index % 2 else 1]:
+                order = list(self._openers)[:: -1 if index % 2 else 1]
+                for name in order:
                     session = self._open(name, kept if name == first else others, index)
                     if session is None:
                         return
                     opened[name] = session
                 for place, case in enumerate(self._cases):
-                    self._portion(case, {name: opened[name] for name in self._openers}, index)
+                    self._portion(case, {name: opened[name] for name in order}, index)
                     self._tell(index, place + 1)
                 alone = opened[first]
                 del opened, session  # a closed session must not live on in a name
@@ -239,15 +240,16 @@ class Sessions(Generic[K]):
         return tasks
 
     def _portion_of_self_test(self, first: str, alone: MakeTask[K], stack: ExitStack, index: int) -> None:
-        """A portion of the first case on an open session and a new one; which of them is called A alternates."""
+        """A portion of the first case on an open session and a new one, in this order; which of them is called A alternates."""
         measurement, case = self.run.self_test[-1], self._cases[0]
         if self.run.measurements[case].invalid is not None:
             return
         second = self._open(first, stack, index)
         if second is None:
             return
-        pair = (alone, second) if index % 2 == 0 else (second, alone)
-        if (tasks := self._tasks(measurement, {n: (make, case) for n, make in zip(SELF, pair, strict=True)})) is not None:
+        names = SELF[:: -1 if index % 2 else 1]
+        makers = {n: (make, case) for n, make in zip(names, (alone, second), strict=True)}
+        if (tasks := self._tasks(measurement, makers)) is not None:
             self._time(tasks, measurement, index)
 
     def _time(self, tasks: Mapping[str, Task], measurement: Measurement, index: int) -> None:

@@ -78,3 +78,15 @@ def test_the_git_state_is_that_of_the_tree_that_tracks_the_code(tmp_path: Path) 
     state = environment.git_state(tmp_path)
     assert state is not None
     assert state["dirty"] is True
+
+
+def test_the_module_run_by_python_is_told_as_the_program(tmp_path: Path) -> None:
+    assert environment.command_line(["/somewhere/maskpro_deploy/__main__.py", "doctor"]) == "maskpro-deploy doctor"
+    assert environment.command_line(["/somewhere/pytest/__main__.py", "-q"]) == "__main__.py -q"
+
+
+def test_the_note_on_reproducing_names_versions_and_commit() -> None:
+    known = {"maskpro_deploy": "1.2", "git": {"commit": "0123456789abcdef", "dirty": True}, "packages": {"onnxruntime": "1.9"}}
+    note = environment.reproduce_note(known)
+    assert note == "maskpro-deploy 1.2, commit 0123456789ab with changes, onnxruntime 1.9. Raw samples are in result.json."
+    assert environment.reproduce_note({"maskpro_deploy": "1.2"}) == "maskpro-deploy 1.2. Raw samples are in result.json."

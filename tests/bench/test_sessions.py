@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -76,6 +77,23 @@ def test_each_session_opens_all_arms_in_turning_order_and_then_the_first_one_aga
     config = MeasureConfig(blocks=1, sessions=2, warmup_rounds=1)
     sessions(Model("A", clock, log=log), Model("B", clock, log=log), config=config).measure()
     assert events(log) == "+A +B -B +A -A -A +B +A -B +A -A -A"
+
+
+def test_what_runs_before_what_is_the_same_for_both_arms_over_two_sessions() -> None:
+    """Else one arm would follow itself more often than the other, and what it left in the caches would count for it."""
+    clock, log = ManualClock(), list[str]()
+    config = MeasureConfig(blocks=3, sessions=5, warmup_rounds=1)
+    sessions(Model("A", clock, log=log), Model("B", clock, log=log), config=config, self_test=False).measure()
+    text = "".join(log)
+    starts = [i for i in range(len(text)) if text[i : i + 4] in ("+A+B", "+B+A")]
+    parts = [text[a:b] for a, b in zip(starts, [*starts[1:], None], strict=True)]
+    assert len(parts) == 5
+    swapped = str.maketrans("AB", "BA")
+    calls = [part[4:].split("-")[0] for part in parts]
+    assert calls[1].translate(swapped) == calls[2] == calls[3].translate(swapped) == calls[4]
+    follows = [a + b for part in calls[1:3] for a, b in pairwise(part)]
+    assert follows.count("AA") == follows.count("BB") > 0
+    assert follows.count("AB") == follows.count("BA")
 
 
 def test_never_more_models_are_open_than_there_are_arms() -> None:

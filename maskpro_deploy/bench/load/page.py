@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from maskpro_deploy.bench import plots
+from maskpro_deploy.bench.environment import reproduce_note
 from maskpro_deploy.bench.load import summary
 from maskpro_deploy.bench.load.result import LoadResult, Point
 from maskpro_deploy.bench.load.schedule import OpenLoop
@@ -28,7 +29,7 @@ def page(result: LoadResult) -> Report:
     sections += [s for point in result.points if (s := _lag(result, point)) is not None]
     sections.append(environment_table(result.environment))
     command = str(result.environment["command_line"])
-    sections.append(CodeSection(title="How to reproduce", code=command, note="Raw samples are in result.json."))
+    sections.append(CodeSection(title="How to reproduce", code=command, note=reproduce_note(result.environment)))
     return Report(
         title="Benchmark: serve",
         headline=summary.headline(result),
