@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from maskpro_deploy.exporters.builder_flags import BuilderFlags as BuilderFlags
     from maskpro_deploy.exporters.bundle import export as export
     from maskpro_deploy.exporters.engine import build_engine as build_engine
     from maskpro_deploy.exporters.engine_report import EngineReport as EngineReport
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from maskpro_deploy.exporters.settings import ExportConfig as ExportConfig
 
 _WHERE = {
+    "BuilderFlags": "builder_flags",
     "EngineConfig": "settings",
     "EngineReport": "engine_report",
     "ExportConfig": "settings",
@@ -35,6 +37,7 @@ _WHERE = {
     "verify": "parity",
 }
 __all__ = [
+    "BuilderFlags",
     "EngineConfig",
     "EngineReport",
     "ExportConfig",

@@ -85,7 +85,8 @@ class EngineReport:
     comparison: Comparison | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "gain": self.gain}
+        found = self.comparison.break_even if self.comparison is not None else None
+        return {**dataclasses.asdict(self), "gain": self.gain, "break_even": found}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> EngineReport:

@@ -98,6 +98,11 @@ def test_the_table_has_times_where_they_were_measured():
     assert UNKNOWN not in text
 
 
+def test_json_has_the_break_even():
+    assert report(measured()).to_json()["break_even"] == {"prefill": 2}
+    assert report().to_json()["break_even"] is None
+
+
 def test_options_reach_the_settings(monkeypatch):
     seen = []
     monkeypatch.setattr(exporters, "build_engine", lambda bundle, config, meter: seen.append(config) or report(), raising=False)
