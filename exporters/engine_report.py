@@ -85,8 +85,11 @@ class EngineReport:
     comparison: Comparison | None = None
 
     def to_json(self) -> dict[str, Any]:
-        found = self.comparison.break_even if self.comparison is not None else None
-        return {**dataclasses.asdict(self), "gain": self.gain, "break_even": found}
+        value = {**dataclasses.asdict(self), "gain": self.gain, "break_even": None, "layer_break_even": None}
+        if self.comparison is not None:
+            value["break_even"] = self.comparison.break_even
+            value["layer_break_even"] = {row.weight: self.comparison.layer_break_even(row.weight) for row in self.layers}
+        return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> EngineReport:

@@ -147,12 +147,24 @@ class Comparison:
     @property
     def break_even(self) -> dict[str, int | None]:
         """For each kind of call, the batch from which on sparse is faster at every one measured; None if at none."""
+        return self._break_even(lambda point: point.verdict)
+
+    def layer_break_even(self, weight: str) -> dict[str, int | None]:
+        """The same for one layer, by the medians of its kernels under the profiler: no interval stands behind it."""
+
+        def verdict(point: PointResult) -> str:
+            sparse, dense = point.layers.get(weight, (None, None))
+            return stats.FASTER if sparse is not None and dense is not None and sparse < dense else stats.NO_DIFFERENCE
+
+        return self._break_even(verdict)
+
+    def _break_even(self, verdict: Callable[[PointResult], str]) -> dict[str, int | None]:
         found: dict[str, int | None] = {}
         for kind in dict.fromkeys(p.kind for p in self.points):
             by_batch: dict[int, str] = {}
             for point in (p for p in self.points if p.kind == kind):  # several lengths: all have to be faster
                 before = by_batch.get(point.batch, stats.FASTER)
-                by_batch[point.batch] = point.verdict if before == stats.FASTER else before
+                by_batch[point.batch] = verdict(point) if before == stats.FASTER else before
             found[kind] = break_even(by_batch)
         return found
 

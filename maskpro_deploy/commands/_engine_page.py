@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from maskpro_deploy.exporters.engine_report import LayerRow
     from maskpro_deploy.exporters.engine_timing import Comparison, PointResult
 
-_HEADER = ("layer", "K", "N", "stored", "MB", "eligible", "shape", "chosen", "sparse ms", "dense ms", "kernel")
+_HEADER = ("layer", "K", "N", "stored", "MB", "eligible", "shape", "chosen", "sparse ms", "dense ms", "from batch", "kernel")
 _HOW_TO_READ = (
     "Eligible: sparse tensor cores could run the layer; the reason stands there if not. Shape: small means K or N of at most "
     "256, where sparse kernels are rarely faster. Chosen: the builder took a sparse kernel after timing it against dense ones. "
     "Times are of the kernels that use the weight, taken under the profiler at the largest prefill; a kernel that fuses several "
-    "layers counts for each of them."
+    "layers counts for each of them. From batch: the smallest prefill batch from which on the layer's sparse kernels took less "
+    "time than the dense ones at every batch measured, by medians, without an interval."
 )
 _LARGEST = 20
 
@@ -36,7 +37,7 @@ def page(bundle: Path, report: EngineReport) -> Report:
     if report.comparison is not None:
         sections += _comparison(report.comparison)
     head = report.comparison.headline if report.comparison is not None else None
-    rows = [_row(layer, head) for layer in report.layers]
+    rows = [_row(layer, head, report.comparison) for layer in report.layers]
     if rows:
         sections.append(TableSection(title="Layers", header=_HEADER, rows=rows, note=_HOW_TO_READ))
     if report.warnings:
@@ -147,7 +148,8 @@ def _curve(comparison: Comparison) -> list[Section]:
     return sections
 
 
-def _row(layer: LayerRow, head: PointResult | None) -> tuple[str, ...]:
+def _row(layer: LayerRow, head: PointResult | None, comparison: Comparison | None) -> tuple[str, ...]:
+    even = comparison.layer_break_even(layer.weight).get("prefill") if comparison is not None else None
     sparse, dense = head.layers.get(layer.weight, (None, None)) if head is not None else (None, None)
     return (
         layer.weight.removesuffix(".weight"),
@@ -159,5 +161,6 @@ def _row(layer: LayerRow, head: PointResult | None) -> tuple[str, ...]:
         layer.chosen,
         "-" if sparse is None else f"{sparse:.3f}",
         "-" if dense is None else f"{dense:.3f}",
+        "-" if even is None else str(even),
         layer.kernel or "-",
     )

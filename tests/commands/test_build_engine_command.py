@@ -99,7 +99,9 @@ def test_the_table_has_times_where_they_were_measured():
 
 
 def test_json_has_the_break_even():
-    assert report(measured()).to_json()["break_even"] == {"prefill": 2}
+    found = report(measured()).to_json()
+    assert found["break_even"] == {"prefill": 2}
+    assert found["layer_break_even"] == {"m.0.q_proj.weight": {"prefill": 2}, "m.0.v_proj.weight": {"prefill": None}}
     assert report().to_json()["break_even"] is None
 
 

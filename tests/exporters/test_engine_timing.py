@@ -104,6 +104,17 @@ def test_layers_get_the_times_of_the_kernels_that_use_them():
     assert found.layers_sum_ms == (6.0, 6.0)
 
 
+def test_a_layers_break_even_needs_all_larger_batches_and_all_lengths():
+    def at(batch, sparse, new=16):
+        (found,) = run([point(batch, new=new)])
+        return dataclasses.replace(found, layers={"w": (sparse, 1.0), "lost": (None, 1.0)})
+
+    assert comparison((at(8, 0.5), at(4, 0.9), at(2, 1.0), at(1, 0.1))).layer_break_even("w") == {"prefill": 4}
+    assert comparison((at(8, 0.5), at(4, 0.9), at(4, 1.1, new=32))).layer_break_even("w") == {"prefill": 8}
+    assert comparison((at(8, 1.5), at(4, 0.9))).layer_break_even("w") == {"prefill": None}
+    assert comparison((at(8, 0.5),)).layer_break_even("lost") == {"prefill": None}
+
+
 def test_when_the_time_is_up_the_first_point_is_whole_and_the_others_are_left_out():
     (found,) = run([point(8), point(4)], budget_s=0.1)
     assert found.batch == 8
