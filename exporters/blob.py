@@ -46,6 +46,7 @@ _BITS: dict[int, np.dtype[np.unsignedinteger[Any]]] = {
 ELEMENT_TYPES = {dtype: element for element, dtype in DTYPES.values()} | {
     np.dtype(np.int8): TensorProto.INT8,
     INT4: TensorProto.INT4,
+    np.dtype(ml_dtypes.float8_e4m3fn): TensorProto.FLOAT8E4M3FN,
 }
 
 

@@ -37,6 +37,7 @@ TOLERANCES = {
     "fp32": Tolerance(logits=1e-3, kl=1e-6),
     "fp16": Tolerance(logits=0.5, kl=1e-4),
     "int8": Tolerance(logits=None, kl=0.1, perplexity=1.1),
+    "fp8": Tolerance(logits=None, kl=0.1, perplexity=1.1),
     "int4": Tolerance(logits=None, kl=1.5, perplexity=2.5),
 }
 # two forms over the same quantised weights: onnxruntime rounds activations too, and turns last bits into whole steps

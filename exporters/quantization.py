@@ -1,6 +1,6 @@
-"""Weight-only quantisation: symmetric integers and one scale per column or per block of rows.
+"""Weight-only quantisation: symmetric integers, or 8-bit floats, and one scale per column or per block of rows.
 
-    w[k, n]  ~  q[k, n] * scale[k // block, n]        q in -7..7 (int4) or -127..127 (int8)
+    w[k, n]  ~  q[k, n] * scale[k // block, n]        q in -7..7 (int4), -127..127 (int8), or E4M3 up to 448 (fp8)
 
 Zero is stored as 0 and comes back as 0: a pattern of zeros survives. Runtimes see DequantizeLinear and MatMul, both standard;
 onnxruntime fuses them to one kernel. The scale is the one of a few candidates that loses least, measured in squared error
@@ -21,11 +21,16 @@ import numpy.typing as npt
 from maskpro_deploy.errors import ConfigError
 
 METHODS = ("nearest", "calibrated")
-_LARGEST = {"int8": 127, "int4": 7}
-_DEFAULT_BLOCK = {"int8": 0, "int4": 32}
+_LARGEST = {"int8": 127, "int4": 7, "fp8": 448}
+_DEFAULT_BLOCK = {"int8": 0, "int4": 32, "fp8": 0}
+_STORED: dict[str, np.dtype[np.generic]] = {
+    "int8": np.dtype(np.int8),
+    "int4": np.dtype(ml_dtypes.int4),
+    "fp8": np.dtype(ml_dtypes.float8_e4m3fn),
+}
 _SHORTEST_BLOCK = 16
 # shares of the largest value tried as the end of the range; int8 has steps so fine that clipping never pays
-_SHARES = {"int8": (1.0,), "int4": tuple(float(s) for s in np.linspace(1.0, 0.6, 17))}
+_SHARES = {"int8": (1.0,), "fp8": (1.0,), "int4": tuple(float(s) for s in np.linspace(1.0, 0.6, 17))}
 _ROWS = 64  # columns whose candidates are compared at a time
 
 
@@ -34,7 +39,7 @@ class Quantization:
     """How weights are stored.
 
     Attributes:
-        kind: "int8" or "int4".
+        kind: "int8", "int4" or "fp8" (E4M3).
         block: rows that share a scale; 0: all of a column.
         head: kind of the output head.
     """
@@ -55,19 +60,23 @@ class Quantization:
         block = _DEFAULT_BLOCK[kind] if block is None else block
         if block and (block < _SHORTEST_BLOCK or block & (block - 1)):
             raise ConfigError(f"--block-size {block}: give 0 (one scale a column) or a power of two, at least {_SHORTEST_BLOCK}.")
+        if kind == "fp8" and (block or head is not None):
+            raise ConfigError(
+                "--quantize fp8 has one scale a column, in the output head too: no --block-size or --quantize-head."
+            )
         if head not in (None, "int8") and (head, kind) != ("int4", "int4"):
             raise ConfigError(f"--quantize-head {head}: give int8, or int4 with --quantize int4.")
         return cls(kind=kind, block=block, head=head or "int8")
 
     @property
     def largest(self) -> int:
-        """The largest integer; its negative is the smallest."""
+        """The largest value; its negative is the smallest."""
         return _LARGEST[self.kind]
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
-        """The type of the integers."""
-        return np.dtype(np.int8) if self.kind == "int8" else np.dtype(ml_dtypes.int4)
+        """The type of the values."""
+        return _STORED[self.kind]
 
     def describe(self) -> str:
         """For people."""
@@ -76,7 +85,7 @@ class Quantization:
 
     def of_head(self) -> Quantization:
         """How the output head is stored: it decides every token, so it keeps 8 bits and one scale a column by default."""
-        return self if self.head == self.kind == "int4" else dataclasses.replace(self, kind="int8", block=0)
+        return self if self.kind == "fp8" or self.head == self.kind == "int4" else dataclasses.replace(self, kind="int8", block=0)
 
     def block_for(self, k: int) -> int:
         """The block of a weight of `k` rows: 0 where `k` is no multiple of it."""
@@ -105,7 +114,7 @@ class Quantization:
             with np.errstate(over="ignore"):
                 scale = np.asarray(top * np.float32(share / self.largest), dtype).astype(np.float32)
             scale[scale == 0] = 1  # all zeros, or too small for the type
-            steps = np.clip(np.rint(groups / scale[..., None]), -self.largest, self.largest)
+            steps = np.clip(self._on_grid(groups / scale[..., None]), -self.largest, self.largest)
             steps *= scale[..., None]
             steps -= groups
             error = np.einsum("ngb,ngb->ng", steps, steps)
@@ -116,7 +125,7 @@ class Quantization:
     def integers(
         self, rows: npt.NDArray[np.float32], scales: npt.NDArray[np.float32], first: int, block: int
     ) -> npt.NDArray[np.int8]:
-        """Some rows as integers.  # (k, N) -> (k, N)
+        """Some rows as integers, or as the bits of 8-bit floats.  # (k, N) -> (k, N)
 
         Args:
             rows: rows `first` and following of a [K, N] weight.
@@ -125,8 +134,20 @@ class Quantization:
             block: `block_for(K)`.
         """
         scale = scales[np.arange(first, first + len(rows)) // block] if block else scales
-        result: npt.NDArray[np.int8] = np.clip(np.rint(rows / scale), -self.largest, self.largest).astype(np.int8)
+        steps = np.clip(self._on_grid(rows / scale), -self.largest, self.largest)
+        if self.kind == "fp8":
+            return (steps + 0.0).astype(self.dtype).view(np.int8)  # + 0.0: no -0.0
+        result: npt.NDArray[np.int8] = steps.astype(np.int8)
         return result
+
+    def _on_grid(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The nearest values that the type has."""
+        if self.kind != "fp8":
+            return np.rint(values)
+        # what lies beyond the range is clipped first: E4M3 has no infinity
+        within = np.clip(values, -self.largest, self.largest)
+        nearest: npt.NDArray[np.float32] = within.astype(self.dtype).astype(np.float32)
+        return nearest
 
 
 def pack_nibbles(values: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:

@@ -26,7 +26,7 @@ class ExportConfig:
         max_length: longest sequence the graph can run; the model's own limit by default.
         require_sparsity: refuse a checkpoint that does not hold this pattern.
         forms: forms of the key/value cache (`kv_forms.FORMS`), one graph each; the first is the bundle's own graph.
-        quantize: store projections as "int8" or "int4"; None for `dtype`.
+        quantize: store projections as "int8", "int4" or "fp8"; None for `dtype`.
         block_size: rows of a weight that share a scale, 0 for all; by default 32 for int4 and all for int8.
         head: how the output head is stored with `quantize`: "int8" (one scale a column; the default), or "int4" with "int4".
         method: how weights are rounded: "nearest", or "calibrated", which runs the model on text to see which errors matter.
@@ -64,6 +64,8 @@ class ExportConfig:
             raise ConfigError(
                 "--block-size, --quantize-head and --method say how to quantise: give --quantize int8 or int4 with them."
             )
+        if self.quantize == "fp8" and self.method != METHODS[0]:
+            raise ConfigError(f"--method {self.method} makes integers; --quantize fp8 is rounded to nearest.")
         self.quantization  # noqa: B018 (checks the block size)
         if self.max_length is not None and self.max_length < _SHORTEST:
             raise ConfigError(f"--max-length {self.max_length} is too short: give at least {_SHORTEST}.")

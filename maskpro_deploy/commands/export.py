@@ -42,7 +42,9 @@ FORMS = FormsType()
     metavar="cat,static,gqa",
     help="Forms of the key/value cache, one graph each over the same weights.",
 )
-@click.option("--quantize", metavar="int8|int4", help="Store projections and output head as integers; --dtype for the rest.")
+@click.option(
+    "--quantize", metavar="int8|int4|fp8", help="Store projections and output head in fewer bits; --dtype for the rest."
+)
 @click.option(
     "--block-size", type=int, help="Rows of a weight that share a scale, 0 for all: 32 for int4, 0 for int8 by default."
 )

@@ -136,6 +136,25 @@ def test_a_gqa_graph_alone_has_packed_products_that_hold_the_pattern(tiny_sparse
     assert report.holds, report.verdict
 
 
+def test_8_bit_floats_keep_the_pattern_and_come_close(tiny_sparse, tmp_path):
+    config = ExportConfig(quantize="fp8", require_sparsity=NMPattern(2, 4))
+    manifest = export(tiny_sparse, tmp_path / "out", config, reference=lambda: NumpyLlama(tiny_sparse))
+    assert manifest.graph.quantization == "fp8 per column, nearest"
+    assert manifest.verification["status"] == "passed"
+    source = Checkpoint.open(tiny_sparse)
+    for weight in matmul_weights(tmp_path / "out" / "model.onnx"):
+        region = weight.region
+        stored = np.memmap(weight.file, region.dtype, "r", region.offset, region.shape)
+        assert not (stored.view(np.uint8) == 0x80).any()  # -0.0
+        name = "model.embed_tokens.weight" if weight.initializer == "lm_head.weight" else weight.initializer
+        w = source.tensor(name).T
+        scale = np.abs(w).max(axis=0) / 448
+        error = np.abs(stored.astype(np.float32) * scale - w)
+        assert (error <= np.abs(w) / 16 + scale * 2.0**-10 + 1e-9).all()  # three bits behind the point; subnormals below
+    report = validate(tmp_path / "out")
+    assert report.holds, report.verdict
+
+
 def test_packed_columns_are_those_of_the_single_products(tiny_sparse, tmp_path):
     for name, forms in (("packed", ("gqa",)), ("single", ("cat", "gqa"))):
         export(tiny_sparse, tmp_path / name, ExportConfig(quantize="int8", block_size=16, forms=forms), compare=False)
@@ -197,6 +216,8 @@ def test_scales_are_rounded_to_the_type_they_are_stored_in():
         ({"quantize": "int4", "block_size": 8}, "--block-size 8"),
         ({"block_size": 32}, "--quantize int8 or int4"),
         ({"quantize": "int4", "method": "magic"}, "--method magic"),
+        ({"quantize": "fp8", "block_size": 32}, "--quantize fp8 has one scale a column"),
+        ({"quantize": "fp8", "method": "calibrated"}, "--method calibrated makes integers"),
         ({"quantize": "int8", "head": "int4"}, "--quantize-head int4"),
         ({"quantize": "int4", "head": "int2"}, "--quantize-head int2"),
         ({"head": "int8"}, "--quantize int8 or int4"),

@@ -17,8 +17,8 @@ pytestmark = [
     pytest.mark.skipif(bool(missing("tensorrt-rtx")), reason="tensorrt-rtx is not installed"),
     pytest.mark.skipif(bool(missing("learn")), reason="the learn extra is not installed"),
 ]
-OTHERS = (("bf16", None), ("fp16", "int8"), ("fp16", "int4"))
-STORED = {name: (("fp16", None), OTHERS[i % 3]) for i, name in enumerate(DECODERS)}
+OTHERS = (("bf16", None), ("fp16", "int8"), ("fp16", "int4"), ("fp16", "fp8"))
+STORED = {name: (("fp16", None), OTHERS[i % 4]) for i, name in enumerate(DECODERS)}
 THROUGH_MOBIUS = {"granite": (("fp16", None),), "gpt_neox": (("fp16", "int4"),)}
 FORMS = ("cat", "static")
 # softcap spelled out; two windows and ropes, normed heads; cut heads and two tables; LayerNorm
@@ -27,6 +27,7 @@ BUILT = {
     ("gemma3", "bf16", None): "static",
     ("phi4 with longrope", "fp16", "int8"): "static",
     ("gpt2", "fp16", "int4"): "cat",
+    ("qwen3", "fp16", "fp8"): "static",
 }
 
 
@@ -74,7 +75,7 @@ def test_graphs_of_the_front_end_are_parsed(bundle):
 
 def test_engines_of_all_forms_types_and_kinds_of_operators_are_built(bundle):
     assert {dtype for _, dtype, _ in BUILT} == {"fp16", "bf16"}
-    assert {quantize for *_, quantize in BUILT} == {None, "int8", "int4"}
+    assert {quantize for *_, quantize in BUILT} == {None, "int8", "int4", "fp8"}
     assert set(BUILT.values()) == set(FORMS)
     todo = [jobs(bundle(*case), build=True)[FORMS.index(form)] for case, form in BUILT.items()]
     found = dict(zip(BUILT, run(todo, timeout=600), strict=True))
