@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 _HEADER = ("layer", "K", "N", "stored", "MB", "eligible", "shape", "chosen", "sparse ms", "dense ms", "from batch", "kernel")
 _HOW_TO_READ = (
     "Eligible: sparse tensor cores could run the layer; the reason stands there if not. Shape: small means K or N of at most "
-    "256, where sparse kernels are rarely faster. Chosen: the builder took a sparse kernel after timing it against dense ones. "
+    "256, where sparse kernels are rarely faster. Chosen: the builder took a sparse kernel after timing it against dense ones; "
+    "not known where the library decides when it loads the engine. "
     "Times are of the kernels that use the weight, taken under the profiler at the largest prefill; a kernel that fuses several "
     "layers counts for each of them. From batch: the smallest prefill batch from which on the layer's sparse kernels took less "
     "time than the dense ones at every batch measured, by medians, without an interval."
@@ -39,7 +40,9 @@ def page(bundle: Path, report: EngineReport) -> Report:
     head = report.comparison.headline if report.comparison is not None else None
     rows = [_row(layer, head, report.comparison) for layer in report.layers]
     if rows:
-        sections.append(TableSection(title="Layers", header=_HEADER, rows=rows, note=_HOW_TO_READ))
+        used = [i for i in range(len(_HEADER)) if any(row[i] != "-" for row in rows)]  # no columns of things not measured
+        header, cells = [_HEADER[i] for i in used], [[row[i] for i in used] for row in rows]
+        sections.append(TableSection(title="Layers", header=header, rows=cells, note=_HOW_TO_READ))
     if report.warnings:
         sections.append(ListSection(title="What the library warned of", points=report.warnings))
     return Report(
@@ -158,7 +161,7 @@ def _row(layer: LayerRow, head: PointResult | None, comparison: Comparison | Non
         f"{layer.bytes / 1e6:.3f}",
         "yes" if layer.eligible else f"no: {layer.reason}",
         layer.tensor_cores,
-        layer.chosen,
+        layer.chosen.split(" ahead")[0],
         "-" if sparse is None else f"{sparse:.3f}",
         "-" if dense is None else f"{dense:.3f}",
         "-" if even is None else str(even),
