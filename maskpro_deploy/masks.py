@@ -162,6 +162,15 @@ class MaskSet:
                 f"Give a mask file of this very model."
             )
 
+    def renamed(self, names: Mapping[str, str]) -> MaskSet:
+        """The same masks under other names; those that `names` does not have are left out."""
+        return MaskSet(
+            pattern=self.pattern,
+            packed={names[name]: bits for name, bits in self.packed.items() if name in names},
+            shapes={names[name]: shape for name, shape in self.shapes.items() if name in names},
+            dense_sha256=self.dense_sha256,
+        )
+
     def only(self, names: Collection[str]) -> MaskSet:
         """The masks of some weights alone."""
         return MaskSet(

@@ -17,10 +17,9 @@ _PARTS = {
     "program": "program (Python, torch)",
     "weights": "weights",
     "state": "logits, optimiser, masks",
-    "masked_copies": "masked weights, kept for the backward pass",
     "activations": "activations, kept for the backward pass",
     "head": "output head, a block of tokens",
-    "gradients": "gradients, one layer at a time",
+    "gradients": "gradients and masked weights, one layer at a time",
     "prior": "prior (Gram matrices, calibration)",
     "loading": "loading (weights and files, before learning)",
 }

@@ -6,7 +6,7 @@ import hashlib
 import math
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from maskpro_deploy.errors import ConfigError, InputError, Interrupted, MachineE
 from maskpro_deploy.files import check_free
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.estimator import Windows
+from maskpro_deploy.learn.experts import checkpoint_name
 from maskpro_deploy.learn.memory import tuned_process
 from maskpro_deploy.learn.model import LearningModel, faster_dtype, prunable_layers
 from maskpro_deploy.learn.monitor import Observer
@@ -116,7 +117,7 @@ def learn_masks(
         finished = trainer.run()
     if not finished:
         raise Interrupted("learning was stopped before its end.")
-    return trainer.masks(checkpoint.dense_sha256(s.name for s in trainer.sites))
+    return trainer.masks(checkpoint.dense_sha256(trainer.names.get(s.name, s.name) for s in trainer.sites))
 
 
 def learn_checkpoint(
@@ -168,7 +169,7 @@ def learn_checkpoint(
         raise Interrupted(
             f"stopped after step {trainer.counters.step}; the state is saved.\nGo on with the same command and --resume."
         )
-    dense_sha256 = checkpoint.dense_sha256(s.name for s in trainer.sites)
+    dense_sha256 = checkpoint.dense_sha256(trainer.names.get(s.name, s.name) for s in trainer.sites)
     result = LearnResult(
         masks=trainer.masks(dense_sha256),
         prior_masks=trainer.prior_masks(dense_sha256),
@@ -204,12 +205,18 @@ def _trainer(
     # windows spread over the whole text, so that every genre counts
     chosen = [i * len(heldout_windows) // count for i in range(count)] if count < len(heldout_windows) else slice(None)
     model = LearningModel(load_causal_lm(checkpoint.folder, dtype).to(place))
-    given = _given_masks(checkpoint, config, model) if config.prior_file is not None else None
-    return Trainer(model, learn_windows, heldout_windows[chosen], config, store, progress, given, observers)
+    layers = prunable_layers(model.model, config.pattern, config.include, config.exclude)
+    names = {name: checkpoint_name(name, checkpoint.shapes) for name in layers}
+    if absent := [name for name in names.values() if name not in checkpoint.shapes]:
+        raise InputError(
+            f"{checkpoint.folder} has no tensor {absent[0]}, which a mask is meant for.\nLeave it out with --exclude."
+        )
+    given = _given_masks(checkpoint, config, names) if config.prior_file is not None else None
+    return Trainer(model, learn_windows, heldout_windows[chosen], config, store, progress, given, observers, names)
 
 
-def _given_masks(checkpoint: Checkpoint, config: LearnConfig, model: LearningModel) -> MaskSet:
-    """The masks that `--prior file:PATH` names, checked against the model.
+def _given_masks(checkpoint: Checkpoint, config: LearnConfig, names: Mapping[str, str]) -> MaskSet:
+    """The masks that `--prior file:PATH` names, checked against the model, under the names that weights have in the model.
 
     Raises:
         InputError: they are of another model, pattern or choice of layers.
@@ -218,13 +225,12 @@ def _given_masks(checkpoint: Checkpoint, config: LearnConfig, model: LearningMod
     masks = MaskSet.load(path / MASKS_FILE if path.is_dir() else path)
     if masks.pattern != config.pattern:
         raise InputError(f"--prior file:{path} holds {masks.pattern} masks, --sparsity is {config.pattern}.")
-    layers = prunable_layers(model.model, config.pattern, config.include, config.exclude)
-    if absent := sorted(layers.keys() - set(masks)):
+    if absent := sorted(set(names.values()) - set(masks)):
         raise InputError(f"--prior file:{path} has no mask for {absent[0]}.\nLeave the layer out with --exclude.")
     masks.check_fits(checkpoint.shapes, f"the masks of --prior file:{path}", str(checkpoint.folder))
     masks.check_strict(f"--prior file:{path}")
     masks.check_hash(checkpoint.dense_sha256(masks), f"--prior file:{path}", str(checkpoint.folder))
-    return masks
+    return masks.renamed({theirs: own for own, theirs in names.items()})
 
 
 @contextmanager

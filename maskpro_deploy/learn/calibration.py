@@ -140,10 +140,7 @@ class BlockStream:
         self.states: list[Tensor] = []
         self._calls: dict[int, list[_Call]] = {}  # batch size -> one call a block
         with torch.no_grad():
-            for tokens in batches:
-                if len(tokens) not in self._calls:
-                    self._calls[len(tokens)] = self._record(tokens)
-                self.states.append(self._embedded(tokens))
+            self.states += [self.embedded(tokens) for tokens in batches]
 
     def _record(self, tokens: Tensor) -> list[_Call]:
         """How the model calls each of its blocks: masks, positions and the like depend on the shape of a batch alone."""
@@ -161,7 +158,10 @@ class BlockStream:
             )
         return calls
 
-    def _embedded(self, tokens: Tensor) -> Tensor:
+    def embedded(self, tokens: Tensor) -> Tensor:
+        """What goes into the first block.  # (B, T) -> (B, T, D)"""
+        if len(tokens) not in self._calls:
+            self._calls[len(tokens)] = self._record(tokens)
         reached: list[Tensor] = []
 
         def take(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -213,6 +213,10 @@ def _pre_hooks(modules: Any, hook: Any) -> Any:
             handle.remove()
 
 
+def _is_matrix(weight: Any) -> bool:
+    return isinstance(weight, Tensor) and weight.dim() == 2
+
+
 def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """The transformer blocks: the outermost list of modules that holds the most linear layers.
 
@@ -223,7 +227,7 @@ def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
     most = 0
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList):
-            count = sum(isinstance(m, nn.Linear) for m in module.modules())
+            count = sum(_is_matrix(getattr(m, "weight", None)) for m in module.modules())
             if count > most:
                 most, best = count, {f"{name}.{i}": child for i, child in enumerate(module)}
     if not best:

@@ -66,12 +66,15 @@ class Estimator(Protocol):
 
 def make_estimator(config: LearnConfig, model: LearningModel, sites: Sequence[Site], loss: StepLoss) -> Estimator:
     """The estimator that the settings name."""
+    from maskpro_deploy.learn.blockwise import BlockwiseEstimator
     from maskpro_deploy.learn.layerwise import LayerwiseEstimator
     from maskpro_deploy.learn.maskllm import MaskLLMEstimator
     from maskpro_deploy.learn.maskpro import MaskProEstimator
     from maskpro_deploy.learn.maskpro_paper import MaskProPaperEstimator
     from maskpro_deploy.learn.pathwise import PathwiseEstimator
 
+    if config.objective == "block":
+        return BlockwiseEstimator(config, model, sites)
     kinds: dict[str, Callable[[LearnConfig, LearningModel, Sequence[Site], StepLoss], Estimator]] = {
         "pathwise": PathwiseEstimator,
         "maskpro": LayerwiseEstimator if config.reward == "layer" else MaskProEstimator,

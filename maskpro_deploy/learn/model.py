@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from maskpro_deploy.errors import ConfigError, InputError
+from maskpro_deploy.learn.experts import fused_left, unfuse
 from maskpro_deploy.learn.objective import cross_entropy, distillation
 from maskpro_deploy.pattern import NMPattern
 
@@ -48,7 +49,7 @@ def prunable_layers(model: Any, pattern: NMPattern, include: str | None, exclude
         Weight name in the checkpoint (`model.layers.0.mlp.up_proj.weight`) -> layer.
 
     Raises:
-        ConfigError: nothing is left.
+        ConfigError: nothing is left, or a layer keeps its weights in a form that cannot be masked.
         PatternError: a layer's input dimension is no multiple of M.
     """
     head = model.get_output_embeddings()
@@ -60,6 +61,12 @@ def prunable_layers(model: Any, pattern: NMPattern, include: str | None, exclude
             continue
         pattern.check_divides(module.in_features, f"layer {name}")
         layers[f"{name}.weight"] = module
+    for name in (*fused_left(model), *(n for n, m in model.named_modules() if type(m).__name__ == "Conv1D")):
+        if (not include or re.search(include, name)) and not (exclude and re.search(exclude, name)):
+            raise ConfigError(
+                f"{name} ({type(model.get_submodule(name)).__name__}) is no linear layer that can carry a mask: its weights lie "
+                f"in another order.\nLeave it dense with --exclude."
+            )
     if not layers:
         raise ConfigError("no linear layer is left to prune.\nCheck --include and --exclude against the model's layer names.")
     return layers
@@ -78,6 +85,7 @@ class LearningModel:
     def __init__(self, model: Any) -> None:
         self.model = model
         model.requires_grad_(False)
+        unfuse(model)
         head = model.get_output_embeddings()
         biased = getattr(head, "bias", None) is not None
         if not isinstance(head, nn.Linear) or biased or not hasattr(model, "base_model"):

@@ -4,7 +4,7 @@ The model is built on torch's meta device (shapes, no memory) from `config.json`
 keeps is counted and not guessed. The learner's own state is weighed on a real learner over a tiny layer. For the time, matrix
 products of the model's shapes and the work on one layer's masks are measured on this machine.
 
-    peak = program + max(loading, weights + state + masked copies + activations + max(head, one layer's gradients) + prior)
+    peak = program + max(loading, weights + prior, weights + state + activations + max(head, one layer's gradients and mask))
 
 Measured against real runs the prediction was within `ERROR` (`tests/learn/test_plan.py`, `scripts/bench_learn_plan`). The time
 leaves out attention, norms and activation functions, so it is a lower bound.
@@ -44,7 +44,7 @@ _COUNTING = "maskpro_counting"
 _PROBE_TOKENS = 512  # of a measured matrix product; the rest is scaled
 _TINY_SCALE, _LAYER_SIDE = 8, 256
 _PROBE_S = 0.3  # seconds for each measured shape
-_GRADIENT_BYTES = 48  # per weight of the largest layer while its gradient turns into the logits': measured, fp32 temporaries
+_GRADIENT_BYTES = 24  # per weight of the largest layer: masked weight, gradient, and fp32 temporaries
 _PASSING = 4  # gradients as wide as a block's widest layer at one time: gate, up, their product, and the one being formed
 _MASKLLM_COPIES = 4  # a logit, its gradient and two moments, in fp32
 
@@ -56,7 +56,6 @@ class Memory:
     program: int
     weights: int
     state: int
-    masked_copies: int
     activations: int
     head: int
     gradients: int
@@ -66,7 +65,7 @@ class Memory:
     @property
     def peak(self) -> int:
         """The most at any time."""
-        learning = self.weights + self.state + self.masked_copies + self.activations + max(self.head, self.gradients)
+        learning = self.weights + self.state + self.activations + max(self.head, self.gradients)
         return self.program + max(self.loading, learning, self.weights + self.prior)
 
 
@@ -117,11 +116,11 @@ def plan(checkpoint: Checkpoint, config: LearnConfig, device: str, dtype: torch.
         ConfigError, PatternError: see `prunable_layers`.
     """
     model = _empty_model(checkpoint, dtype)
+    learning = LearningModel(model)
     layers = prunable_layers(model, config.pattern, config.include, config.exclude)
     prunable = sum(layer.weight.numel() for layer in layers.values())
     parameters = sum(p.numel() for p in model.parameters())
     size = dtype.itemsize
-    learning = LearningModel(model)
     per_weight = state_bytes(config)
     grams, streams = _prior_bytes(model, layers, config, learning.head.shape[1], size)
     vocabulary = learning.head.shape[0]
@@ -131,7 +130,6 @@ def plan(checkpoint: Checkpoint, config: LearnConfig, device: str, dtype: torch.
         program=peak_memory("cpu") if device == "cpu" else 0,
         weights=parameters * size,
         state=math.ceil(per_weight * prunable),
-        masked_copies=prunable * size,
         activations=_activations(learning, layers, config),
         head=head_tokens * vocabulary * (8 + 2 * size) * (1 if config.objective == "ce" else 2),
         gradients=largest * _GRADIENT_BYTES,
@@ -192,7 +190,11 @@ def _counted_attention(module: nn.Module, query: Tensor, key: Tensor, value: Ten
 
 
 def _activations(model: LearningModel, layers: Mapping[str, nn.Linear], config: LearnConfig) -> int:
-    """Bytes that autograd keeps for the backward pass of one step, weights left out."""
+    """Bytes that autograd keeps for the backward pass of one step, weights left out.
+
+    Where the model cannot run without values, as if every layer saw every token and kept inputs and outputs: an upper bound for
+    mixtures of experts.
+    """
     kept: dict[int, tuple[Any, int]] = {}  # by storage; the storage is held, so that its address stays its own
     weights = {p.untyped_storage()._cdata for p in model.model.parameters()}
 
@@ -208,6 +210,9 @@ def _activations(model: LearningModel, layers: Mapping[str, nn.Linear], config: 
     try:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
             hidden = model.hidden(tokens, differentiable=True)
+    except (RuntimeError, NotImplementedError):  # a forward pass that hangs on values, as the choice of experts does
+        kept_values = sum(layer.in_features + layer.out_features for layer in layers.values())
+        return tokens.numel() * kept_values * model.head.element_size()
     finally:
         for handle in handles:
             handle.remove()
@@ -265,8 +270,8 @@ def state_bytes(config: LearnConfig) -> float:
         trainer.save()
         tensors, _ = store.load()
     weights = sum(site.weight.numel() for site in trainer.sites)
-    # the masks that are compared with are kept beside the state, a bit a weight
-    return sum(t.numel() * t.element_size() for t in tensors.values()) / weights + 1 / 8
+    # the masks in use and those of the prior are kept beside the state, a bit a weight each
+    return sum(t.numel() * t.element_size() for t in tensors.values()) / weights + 2 / 8
 
 
 def _product_seconds(

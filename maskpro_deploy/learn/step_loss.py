@@ -12,7 +12,7 @@ from torch import Tensor
 from maskpro_deploy.learn.model import LearningModel
 from maskpro_deploy.learn.sites import Mode, Site
 
-_KL_SHARE = {"ce": 0.0, "kl": 1.0, "ce+kl": 0.5}
+_KL_SHARE = {"ce": 0.0, "kl": 1.0, "ce+kl": 0.5, "block": 0.0}  # block by block there is no loss of the whole model
 
 
 class StepLoss:

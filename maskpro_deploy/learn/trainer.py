@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -81,6 +81,7 @@ class Trainer:
         progress: told after every step.
         given: the masks to start from, where `config.prior` names a file.
         observers: told what happens; closed when `run` ends.
+        names: what weights are called in the checkpoint, where that is not their name in the model.
     """
 
     def __init__(
@@ -93,10 +94,12 @@ class Trainer:
         progress: Progress = SILENT,
         given: MaskSet | None = None,
         observers: Sequence[Observer] = (),
+        names: Mapping[str, str] | None = None,
     ) -> None:
         self.model, self.text, self.heldout, self.config = model, text, heldout, config
         self.store, self.progress, self.given = store, progress, given
         self.observers = Observers(observers)
+        self.names = names or {}
         self.counters = Counters()
         self.sites: list[Site] = []
         self.estimator: Estimator
@@ -309,10 +312,12 @@ class Trainer:
 
     def changed_weights(self) -> dict[str, npt.NDArray[np.float32]]:
         """The base weights that are not the checkpoint's: all of them after a prior's update, else none.  # (O, C) each"""
-        return {s.name: s.weight.float().cpu().numpy() for s in self.sites} if self.config.prior_update else {}
+        if not self.config.prior_update:
+            return {}
+        return {self.names.get(s.name, s.name): s.weight.float().cpu().numpy() for s in self.sites}
 
     def _masks_of(self, bits: dict[str, torch.Tensor], dense_sha256: str) -> MaskSet:
-        masks = {s.name: s.mask(bits[s.name]) for s in self.sites}
+        masks = {self.names.get(s.name, s.name): s.mask(bits[s.name]) for s in self.sites}
         return MaskSet.from_arrays(self.config.pattern, masks, dense_sha256)
 
     # -- state
