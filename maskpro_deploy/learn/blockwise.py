@@ -60,7 +60,7 @@ class BlockwiseEstimator:
         if place != self._place:  # the moments of a finished block are not needed again
             self._place, self._optimizer = place, LogitOptimizer()
         left_here = min(1.0, max(0.0, 1 - (turn - place)))
-        self._optimizer.begin(self._config.learning_rate * left_here)
+        self._optimizer.begin(self._config.rate * left_here)
         self._step, self._temperature = step, self._config.temperature * left_here
         block = list(self._members)[place]
         loss = self._error(windows, block)
