@@ -144,25 +144,29 @@ def _pathwise_2_4(logits: Tensor, h: Tensor) -> Tensor:
         Cov_ij = -e_i e_j (e_k² + e_k e_l + e_l²) / Z²,     (Cov h)_i = Σ_j Cov_ij (h_j - h_i),
 
     the latter as the rows of a covariance of masks sum to zero. No difference of large numbers is left.
+
+    Pairs are taken three at a time, (0, j) with j = 1, 2, 3 beside the other two weights (2, 3), (3, 1), (1, 2): planes 1 and 2
+    stand behind plane 3 once more, so that each of the four is a slice. Few large operations cost less than many small ones.
     """
-    e = logits.clamp(-_CLAMP, _CLAMP).exp_()
+    groups = logits.shape[1]
+    e, g = logits.new_empty(6, groups), logits.new_empty(6, groups)
+    torch.exp(logits.clamp(-_CLAMP, _CLAMP), out=e[:4])
+    g[:4] = h
+    e[4:], g[4:] = e[1:3], g[1:3]
     square = e * e
-    products = {(i, j): e[i] * e[j] for i in range(4) for j in range(i + 1, 4)}
-    total = products[0, 1] + products[2, 3]
-    for pair in ((0, 2), (1, 3), (0, 3), (1, 2)):
-        total += products[pair]
-    scale = total.mul_(total).reciprocal_()
-    out = torch.zeros_like(h)
-    for (i, j), (k, o) in (((0, 1), (2, 3)), ((0, 2), (1, 3)), ((0, 3), (1, 2))):
-        left, right = products[i, j], products[k, o]
-        rest = (square[k] + square[o]).add_(right).mul_(left)  # -Cov_ij Z²
-        other = (square[i] + square[j]).add_(left).mul_(right)
-        rest.mul_(h[i] - h[j])
-        other.mul_(h[k] - h[o])
-        out[i] += rest
-        out[j] -= rest
-        out[k] += other
-        out[o] -= other
+    near, far = e[1:4] * e[0], e[2:5] * e[3:6]  # e_0 e_j and e_k e_l  # (3, G)
+    sums = near + far
+    scale = sums[0].add_(sums[1]).add_(sums[2]).square_().reciprocal_()  # 1 / Z²
+    of_near = (square[2:5] + square[3:6]).add_(far).mul_(near).mul_(g[0] - g[1:4])  # what weight 0 owes to weight j
+    of_far = logits.new_empty(5, groups)
+    torch.add(square[1:4], near, out=of_far[:3])
+    of_far[:3].add_(square[0]).mul_(far).mul_(g[2:5] - g[3:6])
+    of_far[3:] = of_far[:2]
+    out = torch.empty_like(h)
+    torch.add(of_near[0], of_near[1], out=out[0])
+    out[0].add_(of_near[2])
+    torch.sub(of_far[2:5], of_far[1:4], out=out[1:])
+    out[1:].sub_(of_near)
     return out.mul_(scale)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from maskpro_deploy.learn.distribution import Distribution
 from maskpro_deploy.learn.packed import masked, pack, unpack
-from maskpro_deploy.learn.top_n import centred, top
+from maskpro_deploy.learn.top_n import centred, top, top_of_centred
 
 _CHUNK_WEIGHTS = 1 << 18  # worked on in one go: large enough that launching an operation costs little, small enough for a cache
 _LARGEST_LOGIT = 60000.0  # float16 ends at 65504
@@ -89,7 +89,8 @@ class Site(nn.Module):
 
     def argmax(self) -> Tensor:
         """Bits of the mask of the N highest logits of every group.  # (ceil(O * C / 8),) uint8"""
-        return torch.cat([pack(top(self.logits[:, chunk].float(), self.family.pattern.n)) for _, chunk in self.chunks()])
+        n = self.family.pattern.n
+        return torch.cat([pack(top_of_centred(self.logits[:, chunk].contiguous(), n)) for _, chunk in self.chunks()])
 
     def entropy(self) -> float:
         """Entropy of the masks, the sum over groups; nats."""

@@ -44,6 +44,10 @@ def cut(planes: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 def centred(planes: Tensor, n: int) -> Tensor:
     """Numbers relative to the cut, half-way between the n-th and the (n + 1)-th highest.  # (M, G) -> (M, G)"""
+    if planes.shape[0] == 4 and n == 2:
+        high, low = torch.maximum(planes[:2], planes[2:]), torch.minimum(planes[:2], planes[2:])  # (2, G)
+        twice = torch.minimum(high[0], high[1]).add_(torch.maximum(low[0], low[1]))  # both middle ones, in whatever order
+        return planes.sub(twice, alpha=0.5)
     last, following = cut(planes, n)
     return planes - torch.lerp(following, last, 0.5)
 
@@ -63,19 +67,24 @@ def top(planes: Tensor, n: int) -> Tensor:
 
 
 def top_of_centred(planes: Tensor, n: int) -> Tensor:
-    """`top` where the cut is known to be 0: at most n numbers are above it, at least n are not below.
+    """The mask of the n highest where the cut is known to be 0, and -0.0 counts as lower than +0.0.
 
     Args:
-        planes: (M, G) float16.
+        planes: (M, G) float16; at most n numbers of a group are above 0, at least n are not below.
         n: how many to keep.
 
     Returns:
         (M, G) boolean.
     """
-    kept = planes.view(torch.int16) > 0  # the sign of a float16 is that of its bits; integers compare several times faster
-    if planes.device.type == "cpu" and int(_count(kept).amin()) == n:  # nearly always; asking a GPU would make it wait
-        return kept
-    return _fill(kept, planes == 0, n)
+    bits = planes.view(torch.int16)  # integers compare several times faster, and show the sign of a zero
+    sign = bits >> 15  # 0, or -1 below zero
+    kept = (sign + 1).to(torch.uint8).view(torch.bool)
+    if planes.device.type == "cpu":  # asking a GPU would make it wait
+        count = _count(kept)
+        if int(count.amin()) == n == int(count.amax()):  # nearly always
+            return kept
+    kept = _fill(bits > 0, bits == 0, n)
+    return _fill(kept, bits == -(1 << 15), n)
 
 
 def _count(kept: Tensor) -> Tensor:

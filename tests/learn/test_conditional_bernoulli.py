@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskpro_deploy.learn.conditional_bernoulli import Enumerated, Recursive, conditional_bernoulli
+from maskpro_deploy.learn.top_n import centred, top, top_of_centred
 from maskpro_deploy.pattern import NMPattern
 
 ALL = [NMPattern(n, m) for m in range(2, 9) for n in range(1, m) if math.comb(m, n) <= 70]
@@ -134,3 +135,14 @@ def test_entropy_is_highest_for_equal_logits() -> None:
     for pattern in (*SOME, NMPattern(8, 16)):
         entropy = conditional_bernoulli(pattern).entropy(torch.zeros(pattern.m, 1))
         assert float(entropy) == pytest.approx(math.log(pattern.num_masks), rel=1e-5)
+
+
+@given(seed=st.integers(0, 999), pattern=st.sampled_from([NMPattern(2, 4), NMPattern(4, 8)]), coarse=st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_the_mode_of_centred_logits_is_read_from_their_signs(seed: int, pattern: NMPattern, coarse: bool) -> None:
+    logits = logits_of(pattern, seed, 1.0, groups=20)
+    logits = logits.round() + 0.0 if coarse else logits  # rounded ones have ties, at the cut too; no -0.0
+    stored = centred(logits, pattern.n).half()
+    kept = top_of_centred(stored, pattern.n)
+    assert (kept.sum(0) == pattern.n).all()
+    assert torch.equal(kept, top(logits, pattern.n))
