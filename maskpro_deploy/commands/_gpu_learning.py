@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 _STEPS_SHARE = 0.5  # of the budget for whole steps; the rest is for their parts
 _WARM_UP_STEPS, _LEAST_STEPS, _MOST_STEPS = 3, 5, 100_000
-# bytes a pruned weight: logits and two moments in fp32, the weight, and its masked copy kept for the backward pass
-_PRUNED_BYTES, _WEIGHT_BYTES, _SPARE_BYTES = 3 * 4 + 2, 2, 4 << 30
+# bytes a pruned weight: logits (2), two moments (1 and 2), three masks of one bit, rounded up; then the weight
+_PRUNED_BYTES, _WEIGHT_BYTES, _SPARE_BYTES = 6, 2, 4 << 30
 
 
 class _Enough(Exception):

@@ -6,8 +6,8 @@ Adam (Kingma and Ba, arXiv 1412.6980, algorithm 1) whose state takes less room:
 - the first moment m is kept relative to it, m / sqrt(v), as an int8. Cauchy's inequality bounds it, see `_bound`;
 - logits are float16 (see `half_logits`).
 
-The last two roundings are stochastic. One second moment a group instead of a weight would save 1.5 bytes more, and measured worse at
-the same rate: a step then differs by up to twice the rate between the weights of a group.
+The last two roundings are stochastic. One second moment a group instead of a weight would save 1.5 bytes more, and measured worse
+at the same rate: it moves the weights of a group by up to twice the rate.
 
 Shapes: `M` weights in a group, `G` groups (of a chunk of a site).
 """
