@@ -56,7 +56,8 @@ def test_kernels_of_a_bundle_are_one_json_object_and_three_files(
     assert value["gpu"]["measured"] or value["gpu"]["reason"]
     assert sorted(p.name for p in (tmp_path / "report").iterdir()) == ["report.html", "report.md", "result.json"]
     assert json.loads((tmp_path / "report/result.json").read_text())["schema"] == "maskpro-deploy/kernels"
-    out = run(*arguments, "--forms", "int8,int4").stdout
+    quick = ("--tokens", 1, "--sessions", 1, "--samples", 2, "--threads", 1, "--forms", "int8,int4")
+    out = run("benchmark", "kernels", dense_bundle, *quick).stdout
     assert "against int8" in out
     assert "2:4" not in out
 
