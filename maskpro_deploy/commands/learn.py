@@ -123,6 +123,7 @@ def command(
     result = learn_checkpoint(
         resolve(model), out, text, held, config,
         device=device, resume=resume, force=force, progress=Meter("learning", unit), observers=observers,
+        prior_progress=Meter(f"prior {config.prior.split(':')[0]}", "blocks"),
     )  # fmt: skip
     figures = result.summary()
     rows = _rows(config.pattern, figures)

@@ -132,6 +132,7 @@ def learn_checkpoint(
     force: bool = False,
     progress: Progress = SILENT,
     observers: Sequence[Observer] = (),
+    prior_progress: Progress = SILENT,
 ) -> LearnResult:
     """Learn the masks of a checkpoint and write a sparse checkpoint.
 
@@ -146,6 +147,7 @@ def learn_checkpoint(
         force: replace `out`, and discard the state of an interrupted run.
         progress: told after every step.
         observers: told more, see `monitor`.
+        prior_progress: told after every block of a prior that goes block by block.
 
     Raises:
         Interrupted: the user stopped it; the state is saved.
@@ -161,7 +163,7 @@ def learn_checkpoint(
     store = _store(checkpoint, out, text, f"{config.fingerprint()} {place} {dtype}", resume=resume, force=force)
     trainer = _trainer(checkpoint, text, heldout, config, store, progress, place, dtype, observers)
     with tuned_process(), _memory_errors(place):
-        trainer.prepare()
+        trainer.prepare(prior_progress)
         if resume:
             trainer.restore()
         finished = trainer.run()

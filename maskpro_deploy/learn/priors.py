@@ -103,7 +103,7 @@ def _blockwise(
                 members[name].weight.data = weight
         else:
             stream.states = outputs
-        progress.update(done, len(inside), f"prior {config.prior}, block {done} of {len(inside)}")
+        progress.update(done, len(inside))
     return logits
 
 

@@ -110,8 +110,11 @@ class Trainer:
 
     # -- setting up
 
-    def prepare(self) -> None:
+    def prepare(self, progress: Progress = SILENT) -> None:
         """Measure the dense model, compute the prior, and put a site in the place of every layer to prune.
+
+        Args:
+            progress: told after every block of a prior that goes block by block.
 
         Raises:
             ConfigError, PatternError: see `prunable_layers`.
@@ -122,7 +125,8 @@ class Trainer:
         self.model.check_head(self.text)
         self.dense_loss = self.heldout_loss()
         batches = self._calibration() if config.prior not in ("magnitude", "none") else []
-        priors = compute_prior(self.model, layers, config, batches, self.given, self.progress)
+        priors = compute_prior(self.model, layers, config, batches, self.given, progress)
+        progress.close()
         for name, layer in layers.items():
             logits = priors.pop(name)
             site = Site(name, layer, family, logits)
