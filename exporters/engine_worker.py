@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError, MaskPr
 from maskpro_deploy.exporters import provider_builder
 from maskpro_deploy.exporters.sparsity_log import parse_log
 from maskpro_deploy.exporters.trt_library import Library
+from maskpro_deploy.peak_memory import peak_rss
 
 BUILD, TIME, PROVIDER = "build", "time", "provider"
 # kinds of failure that cross the process border
@@ -60,7 +60,7 @@ def build(library: Library, job: dict[str, Any]) -> dict[str, Any]:
     return {
         "version": library.version,
         "build_s": seconds,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": peak_rss(),
         "warnings": library.warnings,
         "spoke": log.spoke,
         "eligible": log.eligible,

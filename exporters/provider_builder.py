@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import resource
 import time
 from collections.abc import Sequence
 from importlib import import_module
@@ -26,6 +25,7 @@ from maskpro_deploy.exporters.builder_flags import BuilderFlags
 from maskpro_deploy.exporters.ep_context import OPERATOR
 from maskpro_deploy.exporters.sparsity_log import parse_log
 from maskpro_deploy.manifest import Graph
+from maskpro_deploy.peak_memory import peak_rss
 from maskpro_deploy.tensorrt_provider import PROVIDER, Profile, graph_options, kept_folder
 
 LIBRARY = "tensorrt"
@@ -125,7 +125,7 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
     return {
         "version": _linked_version(),
         "build_s": seconds,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": peak_rss(),
         "warnings": [],
         "spoke": said.spoke,
         "eligible": said.eligible,

@@ -7,8 +7,6 @@ The log has one JSON object a line, flushed at once: `start` (settings), `step` 
 from __future__ import annotations
 
 import json
-import resource
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +17,7 @@ import torch
 from maskpro_deploy.errors import InputError
 from maskpro_deploy.extras import require
 from maskpro_deploy.files import atomic_file, disk_errors
+from maskpro_deploy.peak_memory import peak_rss
 
 _RISE = 0.005  # of the held-out loss: less is noise
 
@@ -162,8 +161,7 @@ def peak_memory(device: str) -> int:
     """The most memory that was in use so far: of the process on a CPU, of torch's allocator on a GPU; bytes."""
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated())
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_rss()
 
 
 def memorises(epochs: float, training: Sequence[float | None], heldout: Sequence[float]) -> bool:

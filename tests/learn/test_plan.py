@@ -24,7 +24,7 @@ LARGE = LearnConfig(
     pattern=NMPattern(2, 4), steps=1, window=256, batch_tokens=2048, calibration_tokens=256, heldout_tokens=256, dtype="float32"
 )
 RUN = """
-import resource, sys
+import sys
 from pathlib import Path
 import numpy as np, torch
 from maskpro_deploy.learn.config import LearnConfig
@@ -32,16 +32,17 @@ from maskpro_deploy.learn.memory import tuned_process
 from maskpro_deploy.learn.model import LearningModel
 from maskpro_deploy.learn.trainer import Trainer
 from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.peak_memory import peak_rss
 from maskpro_deploy.torch_lm import load_causal_lm
 import transformers.models.llama.modeling_llama
 config = LearnConfig(pattern=NMPattern(2, 4), steps=1, window=256, batch_tokens=2048, calibration_tokens=256, heldout_tokens=256)
 windows = np.random.default_rng(0).integers(0, 2000, (8, 256)).astype(np.int32)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_rss()
 with tuned_process():
     trainer = Trainer(LearningModel(load_causal_lm(Path(sys.argv[1]), torch.float32)), windows, windows[:1], config)
     trainer.prepare()
     trainer.run()
-print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+print(peak_rss() - before)
 """
 
 

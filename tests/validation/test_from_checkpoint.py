@@ -106,10 +106,9 @@ def test_all_requires_layers_that_are_not_listed(copy):
 
 def test_masks_of_missing_weights_and_other_shapes_are_contradictions(copy):
     masks = MaskSet.load(copy / MASKS_FILE)
-    masks.packed["gone.weight"] = masks.packed[UP]
-    masks.shapes["gone.weight"] = masks.shapes[UP]
-    masks.shapes[UP] = masks.shapes[UP][::-1]
-    MaskSet(pattern=masks.pattern, packed=masks.packed, shapes=masks.shapes).save(copy / MASKS_FILE)
+    packed = {**masks.packed, "gone.weight": masks.packed[UP]}
+    shapes = {**masks.shapes, "gone.weight": masks.shapes[UP], UP: masks.shapes[UP][::-1]}
+    MaskSet(pattern=masks.pattern, packed=packed, shapes=shapes).save(copy / MASKS_FILE)
     report = validate(copy)
     assert not report.holds
     assert len(report.problems) == 2
