@@ -5,71 +5,34 @@ Both are taken as they are; `mobius_graph` translates the graph. Tensors stay ma
 transposes takes no memory; what it rearranges does. Which checkpoint tensors went into which weight is recorded as mobius works,
 because a proof of sparsity has to name them.
 
-mobius needs torch; this is the only module of the exporters that loads it, and only for such an architecture.
+mobius needs torch; it is loaded for such an architecture only.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
-import onnx
-from safetensors import safe_open
 
 from maskpro_deploy.checkpoint import Checkpoint
-from maskpro_deploy.errors import FormatError, InputError
-from maskpro_deploy.exporters.graph import Rows
+from maskpro_deploy.errors import FormatError
+from maskpro_deploy.exporters.front_end import (
+    ForeignModel,
+    ForeignWeight,
+    TorchRows,
+    check_unused,
+    mapped,
+    one_line,
+    place,
+    quiet,
+)
 
 # the caller has made sure that mobius, and with it torch, is installed
 _TASK = "text-generation"
 _PROVIDER = "onnx-standard"  # mobius' name for graphs of standard operators only
 _DTYPES = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MobiusWeight:
-    """One weight of a graph.
-
-    Attributes:
-        rows: its values, read in parts.
-        sources: the checkpoint's tensors it was made from.
-        same: it is the one source as it is: not cut, not rearranged.
-        storage: equal for two weights that are one tensor.
-    """
-
-    rows: Rows
-    sources: tuple[str, ...]
-    same: bool
-    storage: tuple[object, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MobiusModel:
-    """A graph without weights.
-
-    Attributes:
-        nodes: in an order in which they can run.
-        constants: small arrays that mobius computed, by name.
-        parameters: name -> shape of each weight.
-        caches: name -> last dimension of each input that holds past keys or values.
-        logits: the value that holds the logits.
-        vocab_size: their last dimension.
-    """
-
-    nodes: tuple[onnx.NodeProto, ...]
-    constants: Mapping[str, npt.NDArray[Any]]
-    parameters: Mapping[str, tuple[int, ...]]
-    caches: Mapping[str, int]
-    logits: str
-    vocab_size: int
 
 
 class MobiusSource:
@@ -94,7 +57,7 @@ class MobiusSource:
         """Name and version."""
         return f"mobius-onnx {version('mobius-onnx')}"
 
-    def model(self, dtype: str) -> MobiusModel:
+    def model(self, dtype: str) -> ForeignModel:
         """The graph in a float type."""
         if dtype not in self._models:
             self._models[dtype] = _read(_build(self._checkpoint, dtype)[0])
@@ -103,7 +66,7 @@ class MobiusSource:
 
 def known(model_type: str) -> bool:
     """Whether mobius has a text generator of this kind."""
-    with _quiet():
+    with quiet():
         import mobius
 
     if model_type not in mobius.registry:
@@ -112,24 +75,10 @@ def known(model_type: str) -> bool:
     return bool(task == _TASK)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence: mobius and what it loads warn of their own affairs; what matters here is compared in the end."""
-    logger = logging.getLogger("mobius")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)
-
-
 def _build(checkpoint: Checkpoint, dtype: str) -> tuple[Any, Any]:
     """The graph as mobius has it (onnx-ir), and the module it was built from."""
     made: list[Any] = []
-    with _quiet():
+    with quiet():
         import mobius
 
         base: Any = mobius.registry.get(checkpoint.config["model_type"])
@@ -151,16 +100,11 @@ def _build(checkpoint: Checkpoint, dtype: str) -> tuple[Any, Any]:
                 execution_provider=_PROVIDER,
             )
         except Exception as e:  # whatever a foreign builder stumbles over: the config does not fit it
-            raise FormatError(f"{checkpoint.folder}: mobius-onnx cannot build this model: {_line(e)}.") from e
+            raise FormatError(f"{checkpoint.folder}: mobius-onnx cannot build this model: {one_line(e)}.") from e
     return package["model"], made[-1]
 
 
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
-
-
-def _read(model: Any) -> MobiusModel:
+def _read(model: Any) -> ForeignModel:
     import onnx_ir
 
     constants: dict[str, npt.NDArray[Any]] = {}
@@ -171,7 +115,7 @@ def _read(model: Any) -> MobiusModel:
         else:
             parameters[name] = tuple(int(d) for d in value.shape)
     logits = next(o for o in model.graph.outputs if o.name == "logits")
-    return MobiusModel(
+    return ForeignModel(
         nodes=tuple(onnx_ir.to_proto(node) for node in model.graph),
         constants=constants,
         parameters=parameters,
@@ -181,41 +125,27 @@ def _read(model: Any) -> MobiusModel:
     )
 
 
-def _weights(checkpoint: Checkpoint, module: Any, wanted: Container[str]) -> dict[str, MobiusWeight]:
+def _weights(checkpoint: Checkpoint, module: Any, wanted: Container[str]) -> dict[str, ForeignWeight]:
     """What mobius makes of the checkpoint's tensors, by the graph's names."""
-    tensors: dict[str, Any] = {}
-    for shard in checkpoint.shards:
-        with safe_open(shard, "pt") as file:
-            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    tensors = mapped(checkpoint)
     origin, track = _tracker(tensors)
     try:
-        with _quiet(), track:
+        with quiet(), track:
             made = module.preprocess_weights(dict(tensors))
     except Exception as e:
-        raise FormatError(f"{checkpoint.folder}: mobius-onnx cannot take its tensors: {_line(e)}.") from e
+        raise FormatError(f"{checkpoint.folder}: mobius-onnx cannot take its tensors: {one_line(e)}.") from e
     found = {}
     for name, tensor in ((n, t) for n, t in made.items() if n in wanted):
         sources = origin(tensor)
         source = tensors[sources[0]] if len(sources) == 1 else None
-        found[name] = MobiusWeight(
+        found[name] = ForeignWeight(
             rows=TorchRows(tensor),
             sources=sources,
-            same=source is not None and _place(source) == _place(tensor),
-            storage=_place(tensor),
+            same=source is not None and place(source) == place(tensor),
+            storage=place(tensor),
         )
-    used = {source for weight in found.values() for source in weight.sources}
-    buffers = (".inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
-    copies = ("lm_head.weight", "embed_out.weight") if checkpoint.config.get("tie_word_embeddings") else ()
-    if unused := [n for n in checkpoint.names if n not in used and not n.endswith((*buffers, *copies))]:
-        raise InputError(
-            f"{checkpoint.folder} has {len(unused)} tensors that mobius-onnx's graph of this architecture does not use, "
-            f"such as {unused[0]!r}.\nIt is a variant that the export does not know."
-        )
+    check_unused(checkpoint, {source for weight in found.values() for source in weight.sources}, "mobius-onnx")
     return found
-
-
-def _place(tensor: Any) -> tuple[object, ...]:
-    return tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype
 
 
 def _tracker(tensors: Mapping[str, Any]) -> tuple[Callable[[Any], tuple[str, ...]], Any]:
@@ -239,15 +169,3 @@ def _tracker(tensors: Mapping[str, Any]) -> tuple[Callable[[Any], tuple[str, ...
             return result
 
     return lambda tensor: tuple(names.get(tensor, {})), Track()  # type: ignore[no-untyped-call]
-
-
-class TorchRows:
-    """A torch tensor to read in parts as numpy arrays; bf16 and others come as fp32."""
-
-    def __init__(self, tensor: Any) -> None:
-        self._tensor = tensor
-        self.shape = tuple(int(d) for d in tensor.shape)
-
-    def __getitem__(self, key: Any) -> npt.NDArray[np.float32]:
-        part: npt.NDArray[np.float32] = self._tensor[key].float().numpy()
-        return part

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskpro_deploy.checkpoint import Checkpoint
-from maskpro_deploy.errors import InputError
+from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.exporters import gemma, gpt2, llama, opt, phi3, qwen, smollm3
 from maskpro_deploy.exporters.graph import Graph
 from maskpro_deploy.exporters.layers import Layers
@@ -49,13 +49,17 @@ TEMPLATES = {
 }
 
 
+# what mobius-onnx builds otherwise than transformers, as comparisons have shown (0.1.0): heads turned in pairs, norms
+MOBIUS_DIFFERS = frozenset({"cohere", "ernie4_5", "gemma"})
+
+
 def template_for(source: Checkpoint) -> Template:
-    """What builds the graph of a checkpoint: a template of ours, else a front end that knows more architectures.
+    """What builds the graph of a checkpoint: a template of ours, else the first front end that can.
 
     Raises:
-        InputError: neither knows its architecture.
-        MissingExtraError: there is no template, and the front end is not installed.
-        FormatError: the front end cannot take it.
+        InputError: none knows its architecture; the message says what each one said.
+        MissingExtraError: there is no template, and the front ends are not installed.
+        FormatError: no front end can take it.
     """
     model_type = str(source.config.get("model_type", "none"))
     if model_type in TEMPLATES:
@@ -64,13 +68,35 @@ def template_for(source: Checkpoint) -> Template:
     if "model_type" not in source.config:
         raise InputError(f"{source.folder}: config.json names no model_type. {ours}.")
     require("architectures", f"exporting model_type {model_type!r}, which has no template here,")
+    refusals = []
+    for front_end in (_through_mobius, _through_transformers):
+        try:
+            return front_end(source, model_type)
+        except (InputError, FormatError) as e:
+            refusals.append(e)
+    said = "\n".join(" ".join(str(e).split()) for e in refusals)
+    kind = FormatError if all(isinstance(e, FormatError) for e in refusals) else InputError
+    raise kind(f"config.json: model_type {model_type!r} is not supported. {ours}.\n{said}") from refusals[-1]
+
+
+def _through_mobius(source: Checkpoint, model_type: str) -> Template:
     from maskpro_deploy.exporters.mobius_graph import MobiusTemplate
     from maskpro_deploy.exporters.mobius_model import known
 
+    if model_type in MOBIUS_DIFFERS:
+        raise InputError("mobius-onnx builds it otherwise than transformers.")
     if not known(model_type):
-        raise InputError(
-            f"config.json: model_type {model_type!r} is not supported. {ours}.\n"
-            f"mobius-onnx does not know it as a text generator either."
-        )
+        raise InputError("mobius-onnx does not know it as a text generator.")
     found = MobiusTemplate(source)
+    found.read(source.config)  # refuses attention that it cannot translate
     return Template(read=found.read, build=found.build, prefix="", tool=found.tool, as_stored=not found.rearranged)
+
+
+def _through_transformers(source: Checkpoint, model_type: str) -> Template:
+    from maskpro_deploy.exporters.transformers_graph import TransformersTemplate
+    from maskpro_deploy.exporters.transformers_model import known
+
+    if not known(model_type):
+        raise InputError("transformers does not know it as a causal language model.")
+    found = TransformersTemplate(source)
+    return Template(read=found.read, build=found.build, prefix="", tool=found.tool)

@@ -11,7 +11,7 @@ from maskpro_deploy.errors import MissingExtraError
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "learn": ("torch", "transformers", "gguf", "accelerate"),
-    "architectures": ("mobius", "torch", "transformers"),
+    "architectures": ("mobius", "onnxscript", "torch", "transformers"),
     "cpu": ("onnxruntime",),
     "gpu": ("onnxruntime",),
     "tensorrt": ("tensorrt",),

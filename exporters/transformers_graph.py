@@ -1,0 +1,90 @@
+"""A graph traced by transformers in the place of a template: inputs and outputs of the `cat` form around the traced nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from onnx import TensorProto
+
+from maskpro_deploy.checkpoint import Checkpoint
+from maskpro_deploy.errors import InputError
+from maskpro_deploy.exporters.front_end import LENGTHS
+from maskpro_deploy.exporters.graph import Graph
+from maskpro_deploy.exporters.kv_common import declare_cache
+from maskpro_deploy.exporters.layers import Layers
+from maskpro_deploy.exporters.model_config import DecoderConfig, positive
+from maskpro_deploy.exporters.transformers_model import TransformersSource
+from maskpro_deploy.exporters.translation import Translation
+
+
+class TransformersTemplate:
+    """A checkpoint's graph through transformers.
+
+    Args:
+        checkpoint: of an architecture that transformers knows.
+
+    Raises:
+        InputError, FormatError: see `TransformersSource`.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._source = TransformersSource(checkpoint)
+        self._folder = checkpoint.folder
+
+    @property
+    def tool(self) -> str:
+        """Names and versions of the front end, for the manifest."""
+        return self._source.tool
+
+    def read(self, config: Mapping[str, Any]) -> DecoderConfig:
+        """Sizes, from the graph and the model; what attention does stays the graph's own affair.
+
+        Raises:
+            FormatError: the config has no length.
+        """
+        model, sizes = self._source.model("fp32"), self._source.sizes
+        layers, head_dim = len(model.caches) // 2, next(iter(model.caches.values()))
+        return DecoderConfig(
+            model_type=str(config["model_type"]),
+            vocab_size=model.vocab_size,
+            hidden_size=sizes.hidden,
+            intermediate_size=0,
+            num_layers=layers,
+            num_heads=sizes.heads,
+            num_kv_heads=model.kv_heads,
+            head_dim=head_dim,
+            max_length=positive(config, next((f for f in LENGTHS if config.get(f)), LENGTHS[0])),
+            norm_eps=0.0,
+            tied=False,
+            activation="",
+            attention_bias=False,
+            output_bias=False,
+            mlp_bias=False,
+            scale=head_dim**-0.5,
+            windows=(None,) * layers,
+            ropes=(None,) * layers,
+        )
+
+    def build(self, m: Layers) -> Graph:
+        """The whole graph; weights are named, not read.
+
+        Raises:
+            InputError: a form other than `cat` is asked for, or see `Translation.run`.
+        """
+        if m.form.name != "cat":
+            raise InputError(
+                f"{self._folder}: the form {m.form.name!r} is not made of this architecture. transformers' exporter traces its "
+                f"own cache, which grows by Concat.\nExport it with --forms cat."
+            )
+        # a graph of its own: the masks that the form has put into the other one are transformers' own here
+        graph = Graph(m.graph.dtype, m.form.opset, m.graph.quantization)
+        graph.input("input_ids", TensorProto.INT64, ["batch", "new"])
+        graph.input("attention_mask", TensorProto.INT64, ["batch", "total"])
+        graph.input("position_ids", TensorProto.INT64, ["batch", "new"])
+        declare_cache(graph, m.config, "past")
+        model = self._source.model(graph.dtype)
+        Translation(graph, model, self._source.weights, self._folder, m.form.name).run()
+        for name in model.outputs:
+            graph.output(name, graph.element_type, ["batch", m.config.num_kv_heads, "total", m.config.head_dim])
+        return graph
