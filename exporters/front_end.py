@@ -22,9 +22,10 @@ from safetensors import safe_open
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import InputError
 from maskpro_deploy.exporters.graph import Rows
+from maskpro_deploy.exporters.model_config import positive
 
 # fields of `config.json` that hold the longest sequence
-LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +80,15 @@ class TorchRows:
     def __getitem__(self, key: Any) -> npt.NDArray[np.float32]:
         part: npt.NDArray[np.float32] = self._tensor[key].float().numpy()
         return part
+
+
+def longest(config: Mapping[str, Any]) -> int:
+    """The longest sequence, in tokens.
+
+    Raises:
+        FormatError: the config does not name it.
+    """
+    return positive(config, next((field for field in _LENGTHS if config.get(field)), _LENGTHS[0]))
 
 
 def mapped(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from onnx import helper
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import InputError
-from maskpro_deploy.exporters.front_end import LENGTHS, ForeignModel, ForeignWeight
+from maskpro_deploy.exporters.front_end import ForeignModel, ForeignWeight, longest
 from maskpro_deploy.exporters.graph import Graph
 from maskpro_deploy.exporters.layers import Layers
 from maskpro_deploy.exporters.mobius_mask import is_causal
@@ -86,7 +86,7 @@ class MobiusTemplate:
             num_heads=kind.heads,
             num_kv_heads=kind.groups,
             head_dim=head_dim,
-            max_length=positive(config, next((f for f in LENGTHS if config.get(f)), LENGTHS[0])),
+            max_length=longest(config),
             norm_eps=0.0,
             tied=False,
             activation="",

@@ -9,11 +9,11 @@ from onnx import TensorProto
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import InputError
-from maskpro_deploy.exporters.front_end import LENGTHS
+from maskpro_deploy.exporters.front_end import longest
 from maskpro_deploy.exporters.graph import Graph
 from maskpro_deploy.exporters.kv_common import declare_cache
 from maskpro_deploy.exporters.layers import Layers
-from maskpro_deploy.exporters.model_config import DecoderConfig, positive
+from maskpro_deploy.exporters.model_config import DecoderConfig
 from maskpro_deploy.exporters.transformers_model import TransformersSource
 from maskpro_deploy.exporters.translation import Translation
 
@@ -29,6 +29,7 @@ class TransformersTemplate:
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
+        longest(checkpoint.config)  # told before the trace, which takes long
         self._source = TransformersSource(checkpoint)
         self._folder = checkpoint.folder
 
@@ -54,7 +55,7 @@ class TransformersTemplate:
             num_heads=sizes.heads,
             num_kv_heads=model.kv_heads,
             head_dim=head_dim,
-            max_length=positive(config, next((f for f in LENGTHS if config.get(f)), LENGTHS[0])),
+            max_length=longest(config),
             norm_eps=0.0,
             tied=False,
             activation="",

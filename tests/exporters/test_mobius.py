@@ -145,7 +145,7 @@ BAD = {
         "granite",
         lambda c, w: c.update(model_type="no_such_model"),
         InputError,
-        "(?s)no_such_model.*Templates: llama.*mobius-onnx does not.*transformers does not",
+        "(?s)no_such_model.*llama.*mobius.* not.*transformers does not",
     ),
     "no type": ("granite", lambda c, w: c.pop("model_type"), InputError, "names no model_type"),
     "an encoder": ("granite", lambda c, w: c.update(model_type="bert"), InputError, "does not know it as a text generator"),
