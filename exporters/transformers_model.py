@@ -62,10 +62,8 @@ class TransformersSource:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         model = self._open("fp32")
-        self.prefix = f"{model.base_model_prefix}."
-        self.weights = _weights(checkpoint, model, self.prefix)
-        config = model.config.get_text_config()
-        self.sizes = Sizes(hidden=int(config.hidden_size), heads=int(config.num_attention_heads))
+        self.weights = _weights(checkpoint, model)
+        self.sizes = _sizes(model, checkpoint.config["model_type"])
         self._models = {"fp32": _traced(model, checkpoint)}
 
     @property
@@ -97,9 +95,18 @@ def known(model_type: str) -> bool:
     return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
-def _weights(checkpoint: Checkpoint, model: Any, prefix: str) -> dict[str, ForeignWeight]:
+def _sizes(model: Any, kind: str) -> Sizes:
+    config = model.config.get_text_config()
+    hidden, heads = (getattr(config, field, None) for field in ("hidden_size", "num_attention_heads"))
+    if not isinstance(hidden, int) or not isinstance(heads, int):
+        raise InputError(f"model_type {kind!r} is not supported: in transformers it has no single number of attention heads.")
+    return Sizes(hidden=hidden, heads=heads)
+
+
+def _weights(checkpoint: Checkpoint, model: Any) -> dict[str, ForeignWeight]:
     """The checkpoint's tensor of each parameter; those that are tied have one, under whichever of their names is stored."""
     tensors = mapped(checkpoint)
+    prefix = f"{model.base_model_prefix}."  # which some checkpoints leave out
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names: dict[tuple[object, ...], list[str]] = {}
     for name, parameter in parameters.items():
