@@ -101,6 +101,10 @@ def prove(
                     f"groups with more than {promised.pattern.n} non-zeros.\n{hint}"
                 )
             proven.append(SparseWeight(initializer=weight.name, source=source, shape=region.shape, axis=0))
+    # sources side by side in one weight are listed in the order of their columns: readers set their masks side by side so
+    place = {(weight.name, piece.source): i for weight in weights.values() for i, piece in enumerate(weight.pieces)}
+    first = {entry.initializer: i for i, entry in reversed(list(enumerate(proven)))}
+    proven.sort(key=lambda entry: (first[entry.initializer], place[entry.initializer, entry.source]))
     return tuple(proven), under
 
 

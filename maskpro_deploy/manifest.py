@@ -122,7 +122,10 @@ class Graph(_Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SparseWeight(_Record):
-    """One weight that holds the pattern: its initializer in the graph, its name in the checkpoint, shape, reduction axis."""
+    """One weight that holds the pattern: its initializer in the graph, its name in the checkpoint, shape, reduction axis.
+
+    An initializer that holds several sources side by side is listed once for each, in the order of their columns.
+    """
 
     initializer: str
     source: str

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import ml_dtypes
 import numpy as np
 import onnx
@@ -132,6 +135,20 @@ def test_a_gqa_graph_alone_has_packed_products_that_hold_the_pattern(tiny_sparse
     stored = {t.name: (t.data_type, tuple(t.dims)) for t in model.graph.initializer}
     assert stored["model.layers.0.mlp.gate_up_proj.weight"] == (onnx.TensorProto.INT4, (32, 128))
     assert stored["lm_head.weight"] == (onnx.TensorProto.INT4, (32, 320))
+    report = validate(tmp_path / "out")
+    assert report.holds, report.verdict
+
+
+def test_sources_of_a_packed_weight_are_listed_in_the_order_of_its_columns(tiny_sparse, tmp_path):
+    """Queries, keys and values: in a mask file they stand in another order."""
+    sparse = tmp_path / "sparse"
+    shutil.copytree(tiny_sparse, sparse)
+    config = json.loads((sparse / "config.json").read_text())
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}  # the same weights, in heads that are packed
+    (sparse / "config.json").write_text(json.dumps({**config, **heads}))
+    manifest = export(sparse, tmp_path / "out", ExportConfig(forms=("gqa",)), reference=lambda: NumpyLlama(sparse))
+    name = "model.layers.1.self_attn.qkv_proj.weight"
+    assert [w.source.split(".")[-2] for w in manifest.sparse_weights if w.initializer == name] == ["q_proj", "k_proj", "v_proj"]
     report = validate(tmp_path / "out")
     assert report.holds, report.verdict
 
