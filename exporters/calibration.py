@@ -1,7 +1,14 @@
 """Calibration: weights become integers with the errors that matter, found by running the model on text.
 
-The inputs of every projection are collected from the fp32 graph itself, run in onnxruntime on built-in text; projections that
-share an input share its sum of outer products. `descent.py` does the rounding. The rounded weights go to a file as they are made.
+The model runs on built-in text twice side by side, as it is and as far as it is rounded. Each projection is rounded when both
+have come to it: on the inputs that it will really get, x', towards the outputs that it should have given, on x. So it makes good
+some of what the projections before it have lost; where its output is added to a sum (the residual), of what that sum has
+lost, too.
+
+    least  sum over tokens of (q * scale)^T x'  -  (w^T x  +  r - r')       r, r': the sum before, without rounding and with it
+
+Projections that share an input share its sums of outer products. `descent.py` does the rounding. The rounded weights go to a
+file as they are made. (Frantar et al. 2022, GPTQ, section 4, rounds on the inputs of the rounded model, towards w^T x'.)
 
 Shapes: `K` inputs of a projection, `N` outputs, `T` tokens.
 """
@@ -9,7 +16,9 @@ Shapes: `K` inputs of a projection, `N` outputs, `T` tokens.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +31,7 @@ from maskpro_deploy.data import BUILTIN, load_text, load_tokenizer
 from maskpro_deploy.exporters.blob import Quantised, columns, write_weights
 from maskpro_deploy.exporters.descent import damped, descend
 from maskpro_deploy.exporters.graph import DTYPES, Graph, Weight
+from maskpro_deploy.exporters.stages import Stream, stages
 from maskpro_deploy.extras import require
 from maskpro_deploy.progress import SILENT, Progress
 
@@ -29,7 +39,6 @@ Floats = npt.NDArray[np.float32]
 
 _SEQUENCES, _TOKENS = 32, 256
 _HEAD = "lm_head"
-_SECTION_BYTES = 512 << 20  # of sums of outer products held at a time
 
 
 def calibrate(
@@ -56,22 +65,30 @@ def calibrate(
         MissingExtraError: onnxruntime is not installed.
     """
     require("cpu", "calibrating on text")
-    path, texts = folder / "model.onnx", _texts(checkpoint, min(_TOKENS, max_length))
     blob = write_weights(graph.weights.values(), checkpoint, folder / "model.onnx.data", "fp32")
     model = graph.model(blob.tensors(), {})
+    feeds = [_feeds(model, tokens) for tokens in _texts(checkpoint, min(_TOKENS, max_length))]
+    copy = folder / "rounded.onnx.data"
+    shutil.copyfile(blob.path, copy)
+    plain, rounded = Stream(model, blob.path, feeds), Stream(model, copy, feeds)
     todo = {
         piece.name: dataclasses.replace(piece, quantization=weight.quantization)
         for weight in weights.values()
         if weight.quantization is not None and (weight.projection or weight.quantization.kind == "int4")
         for piece in weight.pieces
     }
+    products = _products(model, set(todo))
     result: dict[str, Quantised] = {}
-    for inputs in _sections(_inputs(model, set(todo)), todo):
-        for value, hessian in _hessians(model, path, list(inputs), texts).items():
-            damped(hessian)
-            for name in inputs[value]:
-                result[name] = _rounded(todo[name], checkpoint, hessian, folder, DTYPES[dtype][1])
-                progress.update(len(result), len(todo))
+    for stage, (value, users) in zip(stages(model, [p[0].number for p in products.values()]), products.items(), strict=True):
+        plain.advance(stage)
+        rounded.advance(stage)
+        hessian, drift = _sums(plain, rounded, value)
+        for product in users:
+            pulled = _pulled(plain, rounded, value, product.added_to)
+            weight = todo[product.weight]
+            result[weight.name], found = _rounded(weight, checkpoint, hessian, drift, pulled, folder, DTYPES[dtype][1])
+            rounded.change(weight.name, found)
+            progress.update(len(result), len(todo))
     return result
 
 
@@ -87,76 +104,106 @@ def _texts(checkpoint: Checkpoint, length: int) -> list[npt.NDArray[np.int64]]:
     return found
 
 
-def _inputs(model: onnx.ModelProto, names: set[str]) -> dict[str, list[str]]:
-    """The value that goes into each projection -> the projections, in graph order."""
-    users: dict[str, list[str]] = {}
-    for node in model.graph.node:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Product:
+    """A MatMul with a weight that is to be rounded.
+
+    Attributes:
+        number: of the node.
+        weight: its name.
+        added_to: the value that its output, or its output and bias, is added to; "" if there is none.
+    """
+
+    number: int
+    weight: str
+    added_to: str
+
+
+def _products(model: onnx.ModelProto, names: set[str]) -> dict[str, list[_Product]]:
+    """The value that goes into each product -> the products, in graph order."""
+    found: dict[str, list[_Product]] = {}
+    for number, node in enumerate(model.graph.node):
         if node.op_type != "MatMul":
             continue
         # a tied head is a transposed embedding here, and a weight of its own once it is quantised
         name = f"{_HEAD}.weight" if node.name == f"/{_HEAD}" and node.input[1] not in names else node.input[1]
         if name in names:
-            users.setdefault(node.input[0], []).append(name)
-    return users
+            product = _Product(number=number, weight=name, added_to=_added_to(model, node.output[0]))
+            found.setdefault(node.input[0], []).append(product)
+    return found
 
 
-def _sections(users: Mapping[str, list[str]], weights: Mapping[str, Weight]) -> Iterator[dict[str, list[str]]]:
-    """As many inputs at a time as their sums of outer products may take memory."""
-    section: dict[str, list[str]] = {}
-    held = 0
-    for value, names in users.items():
-        size = 4 * weights[names[0]].shape[0] ** 2
-        if section and held + size > _SECTION_BYTES:
-            yield section
-            section, held = {}, 0
-        section[value] = names
-        held += size
-    if section:
-        yield section
+def _added_to(model: onnx.ModelProto, value: str) -> str:
+    """What a value is added to, past its bias."""
+    constant = {tensor.name for tensor in model.graph.initializer}
+    while True:
+        users = [node for node in model.graph.node if value in node.input]
+        if len(users) != 1 or users[0].op_type != "Add":
+            return ""
+        other = next((name for name in users[0].input if name != value), "")
+        if other not in constant:
+            return other
+        value = users[0].output[0]
 
 
-def _hessians(
-    model: onnx.ModelProto, path: Path, values: Sequence[str], texts: Sequence[npt.NDArray[np.int64]]
-) -> dict[str, Floats]:
-    """The sum of outer products of each value over all tokens.  # (K, K) each"""
-    import onnxruntime
-
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    del probe.graph.output[:]
-    probe.graph.output.extend(onnx.ValueInfoProto(name=value) for value in values)
-    path.write_bytes(probe.SerializeToString())
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    sums: dict[str, Floats] = {}
-    for tokens in texts:
-        for value, x in zip(values, session.run(list(values), _feeds(session, tokens)), strict=True):
-            flat = x.reshape(-1, x.shape[-1])
-            sums[value] = sums[value] + flat.T @ flat if value in sums else flat.T @ flat
-    return sums
+def _sums(plain: Stream, rounded: Stream, value: str) -> tuple[Floats, Floats]:
+    """Sums over all tokens: H = x' x'^T, damped, and the drift x' (x' - x)^T.  # (K, K) each"""
+    hessian = drift = np.zeros((), np.float32)
+    for before, now in zip(plain.values, rounded.values, strict=True):
+        x, own = _flat(before[value]), _flat(now[value])
+        hessian = hessian + own.T @ own
+        drift = drift + own.T @ (own - x)
+    return damped(hessian), drift
 
 
-def _feeds(session: Any, tokens: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
+def _pulled(plain: Stream, rounded: Stream, value: str, added_to: str) -> Floats | None:
+    """The sum over all tokens of x' (r' - r)^T; None if the output is not added to what is there already.  # (K, N)"""
+    if added_to not in plain.values[0]:
+        return None
+    total = np.zeros((), np.float32)
+    for before, now in zip(plain.values, rounded.values, strict=True):
+        total = total + _flat(now[value]).T @ (_flat(now[added_to]) - _flat(before[added_to]))
+    return total
+
+
+def _flat(value: npt.NDArray[Any]) -> Floats:
+    """# (1, T, K) -> (T, K)"""
+    return value.reshape(-1, value.shape[-1])
+
+
+def _feeds(model: onnx.ModelProto, tokens: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
     """Inputs of the `cat` form without a past."""
     feeds: dict[str, npt.NDArray[Any]] = {
         "input_ids": tokens,
         "attention_mask": np.ones_like(tokens),
         "position_ids": np.arange(tokens.shape[1])[None],
     }
-    for value in session.get_inputs():
+    for value in model.graph.input:
         if value.name.startswith("past_key_values"):
-            feeds[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
-    return {value.name: feeds[value.name] for value in session.get_inputs()}
+            _, heads, _, size = (dim.dim_value for dim in value.type.tensor_type.shape.dim)
+            feeds[value.name] = np.zeros((1, heads, 0, size), np.float32)
+    return {value.name: feeds[value.name] for value in model.graph.input}
 
 
 def _rounded(
-    weight: Weight, checkpoint: Checkpoint, hessian: Floats, folder: Path, scale_type: np.dtype[np.generic]
-) -> Quantised:
-    """One projection; its integers are mapped from a file."""
+    weight: Weight,
+    checkpoint: Checkpoint,
+    hessian: Floats,
+    drift: Floats,
+    pulled: Floats | None,
+    folder: Path,
+    scale_type: np.dtype[np.generic],
+) -> tuple[Quantised, Floats]:
+    """One projection, its integers mapped from a file, and what it stands for.  # [K, N]"""
     quantization = weight.quantization
     assert quantization is not None
     k, n = weight.shape
     w = np.ascontiguousarray(columns(weight, checkpoint, 0, n).T)  # (K, N)
-    integers, scales = descend(w, hessian, quantization, scale_type)
+    slope = drift @ w
+    if pulled is not None:
+        slope += pulled
+    integers, scales = descend(w, hessian, quantization, scale_type, slope)
     path = folder / f"{weight.name}.int8"
     integers.tofile(path)
-    return Quantised(integers=np.memmap(path, np.int8, "r", shape=(k, n)), scales=scales)
+    wide = np.repeat(scales, k // len(scales), axis=0) if scales.ndim > 1 else scales
+    return Quantised(integers=np.memmap(path, np.int8, "r", shape=(k, n)), scales=scales), integers * wide

@@ -2,11 +2,12 @@
 
 The error e = q * scale - w of a rounded projection costs, on its inputs x,
 
-    e^T H e        H = sum of x x^T over the tokens seen
+    e^T H e + 2 s^T e        H = sum of x x^T over the tokens seen, s = sum of x d
 
-for every column. Beginning with what is nearest, each row in turn takes the integers that are best given all others,
+for every column, where d is what its output is off already, because its inputs are not those of the model before rounding; s is
+0 where they are. Beginning with what is nearest, each row in turn takes the integers that are best given all others,
 
-    e[i] <- round to the grid of (e[i] - g[i] / H[i, i])        g = H e
+    e[i] <- round to the grid of (e[i] - g[i] / H[i, i])        g = H e + s
 
 and each block the scale that is best given its integers. Neither step can raise the cost. Pruned weights are no variables: they
 are 0 before and after, whatever their neighbours do. (GPTQ goes through the rows once and pushes each error on to the rows still
@@ -37,7 +38,11 @@ def damped(hessian: Floats) -> Floats:
 
 
 def descend(
-    w: Floats, hessian: Floats, quantization: Quantization, scale_type: np.dtype[np.generic]
+    w: Floats,
+    hessian: Floats,
+    quantization: Quantization,
+    scale_type: np.dtype[np.generic],
+    slope: Floats | None = None,
 ) -> tuple[npt.NDArray[np.int8], Floats]:
     """Integers and scales of a weight.  # (K, N), (K, K) -> (K, N), (G, N) or (N,)
 
@@ -46,6 +51,7 @@ def descend(
         hessian: `damped` H of its inputs.
         quantization: kind and block.
         scale_type: the float type in which the scales will be stored.
+        slope: s, where the outputs are off already.  # (K, N)
     """
     block = quantization.block_for(len(w))
     scales = quantization.scales(np.ascontiguousarray(w.T), scale_type)
@@ -54,14 +60,14 @@ def descend(
     rows = block or len(w)
     e = integers * np.repeat(grouped, rows, axis=0) - w
     for sweep in range(_SWEEPS):
-        g = hessian @ e
+        g = _gradient(hessian, e, slope)
         for start in range(0, len(w), min(_ROWS, rows)):
             stop = min(start + min(_ROWS, rows), len(w))
             before = e[start:stop].copy()
             _round_rows(slice(start, stop), w, e, g, integers, grouped[start // rows], hessian, quantization)
             g[stop:] += hessian[stop:, start:stop] @ (e[start:stop] - before)
         if sweep + 1 < _SWEEPS:
-            _fit_scales(w, e, integers, grouped, hessian, scale_type)
+            _fit_scales(_gradient(hessian, e, slope), e, integers, grouped, hessian, scale_type)
     return integers, scales
 
 
@@ -78,24 +84,31 @@ def _round_rows(
     """The best integers of some rows, one after the other; all arrays change in place, `g` within these rows only."""
     for i in range(part.start, part.stop):
         wanted = w[i] + e[i] - g[i] / hessian[i, i]
-        q = np.clip(np.rint(wanted / scale), -quantization.largest, quantization.largest)
+        q = np.clip(np.rint(wanted / scale), quantization.smallest, quantization.largest)
         q *= w[i] != 0
         error = q * scale - w[i]
         g[i : part.stop] += np.outer(hessian[i : part.stop, i], error - e[i])
         integers[i], e[i] = q, error
 
 
+def _gradient(hessian: Floats, e: Floats, slope: Floats | None) -> Floats:
+    """Half of the cost's.  # (K, N)"""
+    g = hessian @ e
+    if slope is not None:
+        g += slope
+    return g
+
+
 def _fit_scales(
-    w: Floats,
+    g: Floats,
     e: Floats,
     integers: npt.NDArray[np.int8],
     scales: Floats,
     hessian: Floats,
     scale_type: np.dtype[np.generic],
 ) -> None:
-    """The best scale of each block, given its integers; `e` and `scales` change in place."""
-    rows = len(w) // len(scales)
-    g = hessian @ e
+    """The best scale of each block, given its integers; `g`, `e` and `scales` change in place."""
+    rows = len(e) // len(scales)
     for block in range(len(scales)):
         part = slice(block * rows, (block + 1) * rows)
         q = integers[part].astype(np.float32)

@@ -1,6 +1,6 @@
 """Weight-only quantisation: symmetric integers, or 8-bit floats, and one scale per column or per block of rows.
 
-    w[k, n]  ~  q[k, n] * scale[k // block, n]        q in -7..7 (int4), -127..127 (int8), or E4M3 up to 448 (fp8)
+    w[k, n]  ~  q[k, n] * scale[k // block, n]        q in -8..7 (int4), -127..127 (int8), or E4M3 up to 448 (fp8)
 
 Zero is stored as 0 and comes back as 0: a pattern of zeros survives. Runtimes see DequantizeLinear and MatMul, both standard;
 onnxruntime fuses them to one kernel. The scale is the one of a few candidates that loses least, measured in squared error
@@ -22,6 +22,7 @@ from maskpro_deploy.errors import ConfigError
 
 METHODS = ("nearest", "calibrated")
 _LARGEST = {"int8": 127, "int4": 7, "fp8": 448}
+_SMALLEST = {"int8": -127, "int4": -8, "fp8": -448}  # one value more is worth having only where there are few
 _DEFAULT_BLOCK = {"int8": 0, "int4": 32, "fp8": 0}
 _STORED: dict[str, np.dtype[np.generic]] = {
     "int8": np.dtype(np.int8),
@@ -30,7 +31,7 @@ _STORED: dict[str, np.dtype[np.generic]] = {
 }
 _SHORTEST_BLOCK = 16
 # shares of the largest value tried as the end of the range; int8 has steps so fine that clipping never pays
-_SHARES = {"int8": (1.0,), "fp8": (1.0,), "int4": tuple(float(s) for s in np.linspace(1.0, 0.6, 17))}
+_SHARES: dict[str, tuple[float, ...]] = {"int8": (), "fp8": (), "int4": tuple(float(s) for s in np.linspace(1.0, 0.6, 17))}
 _ROWS = 64  # columns whose candidates are compared at a time
 
 
@@ -70,8 +71,13 @@ class Quantization:
 
     @property
     def largest(self) -> int:
-        """The largest value; its negative is the smallest."""
+        """The largest value."""
         return _LARGEST[self.kind]
+
+    @property
+    def smallest(self) -> int:
+        """The smallest value."""
+        return _SMALLEST[self.kind]
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
@@ -108,13 +114,15 @@ class Quantization:
 
     def _best(self, groups: npt.NDArray[np.float32], dtype: np.dtype[np.generic]) -> npt.NDArray[np.float32]:
         """(n, G, block) -> (n, G)"""
-        top = np.abs(groups).max(axis=-1)
-        best, least = np.ones(top.shape, np.float32), np.full(top.shape, np.inf, np.float32)
-        for share in _SHARES[self.kind]:
+        high, low = groups.max(axis=-1), groups.min(axis=-1)
+        plain = np.maximum(high, -low) / np.float32(self.largest)
+        end = np.maximum(high / np.float32(self.largest), low / np.float32(self.smallest))  # no more than `plain`
+        best, least = np.ones(end.shape, np.float32), np.full(end.shape, np.inf, np.float32)
+        for wanted in (plain, *(end * np.float32(share) for share in _SHARES[self.kind])):
             with np.errstate(over="ignore"):
-                scale = np.asarray(top * np.float32(share / self.largest), dtype).astype(np.float32)
+                scale = np.asarray(wanted, dtype).astype(np.float32)
             scale[scale == 0] = 1  # all zeros, or too small for the type
-            steps = np.clip(self._on_grid(groups / scale[..., None]), -self.largest, self.largest)
+            steps = np.clip(self._on_grid(groups / scale[..., None]), self.smallest, self.largest)
             steps *= scale[..., None]
             steps -= groups
             error = np.einsum("ngb,ngb->ng", steps, steps)
@@ -134,7 +142,7 @@ class Quantization:
             block: `block_for(K)`.
         """
         scale = scales[np.arange(first, first + len(rows)) // block] if block else scales
-        steps = np.clip(self._on_grid(rows / scale), -self.largest, self.largest)
+        steps = np.clip(self._on_grid(rows / scale), self.smallest, self.largest)
         if self.kind == "fp8":
             return (steps + 0.0).astype(self.dtype).view(np.int8)  # + 0.0: no -0.0
         result: npt.NDArray[np.int8] = steps.astype(np.int8)
@@ -145,7 +153,7 @@ class Quantization:
         if self.kind != "fp8":
             return np.rint(values)
         # what lies beyond the range is clipped first: E4M3 has no infinity
-        within = np.clip(values, -self.largest, self.largest)
+        within = np.clip(values, self.smallest, self.largest)
         nearest: npt.NDArray[np.float32] = within.astype(self.dtype).astype(np.float32)
         return nearest
 

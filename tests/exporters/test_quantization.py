@@ -65,8 +65,9 @@ def test_rounding_is_within_half_a_step_or_clipped_and_never_worse_than_the_plai
     integers = q.integers(w, scales, 0, block)
     wide = np.repeat(scales, block, axis=0) if block else np.broadcast_to(scales, w.shape)
     assert (integers[w == 0] == 0).all()
-    assert np.abs(integers).max() <= q.largest
-    inside = np.abs(w) <= q.largest * wide
+    assert q.smallest <= integers.min()
+    assert integers.max() <= q.largest
+    inside = (q.smallest * wide <= w) & (w <= q.largest * wide)
     assert (np.abs(integers * wide - w)[inside] <= 0.5001 * wide[inside]).all()
     top = np.abs(w.reshape(-1, block or k, 5)).max(axis=1) / q.largest
     plain = np.repeat(top, block or k, axis=0)
@@ -216,6 +217,57 @@ def test_calibration_loses_less_of_the_output_than_rounding_to_nearest():
     clever = integers * np.repeat(own, 32, axis=0)
     assert (clever[w == 0] == 0).all()
     assert np.square(x @ (clever - w)).sum() < 0.7 * np.square(x @ (nearest - w)).sum()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(KINDS), st.booleans())
+def test_descent_never_costs_more_than_rounding_to_nearest_and_keeps_the_mask(seed, kind, drifted):
+    rng = np.random.default_rng(seed)
+    k, n = 64, 6
+    x = rng.standard_normal((200, k)).astype(np.float32) @ rng.standard_normal((k, k)).astype(np.float32)
+    own = x + np.float32(0.3 * drifted) * rng.standard_normal(x.shape).astype(np.float32)
+    w = rng.standard_normal((k, n)).astype(np.float32)
+    w.reshape(-1, 4, n)[:, 1:3] = 0  # 2:4
+    q = Quantization(kind=kind[0], block=kind[1])
+
+    def cost(integers, scales):
+        wide = np.repeat(scales, kind[1], axis=0) if kind[1] else scales
+        return np.square(own @ (integers * wide) - x @ w).sum()
+
+    scales = q.scales(np.ascontiguousarray(w.T), FP32)
+    nearest = cost(q.integers(w, scales, 0, q.block_for(k)), scales)
+    slope = own.T @ (own - x) @ w
+    results = [descend(w, own.T @ own, q, FP32, slope) for _ in range(2)]
+    assert cost(*results[0]) <= 1.0001 * nearest
+    assert (results[0][0][w == 0] == 0).all()
+    assert q.smallest <= results[0][0].min()
+    assert results[0][0].max() <= q.largest
+    for first, again in zip(*results, strict=True):
+        np.testing.assert_array_equal(first, again)
+
+
+def test_knowing_how_inputs_have_changed_saves_some_of_the_output():
+    rng = np.random.default_rng(4)
+    k, n = 128, 40
+    x = (rng.standard_normal((600, k)) @ rng.standard_normal((k, k))).astype(np.float32)
+    own = x @ (np.eye(k) + 0.02 * rng.standard_normal((k, k))).astype(np.float32)  # as projections before it have made them
+    w = rng.standard_normal((k, n)).astype(np.float32)
+    w.reshape(-1, 4, n)[:, ::2] = 0
+    q = Quantization(kind="int4", block=32)
+
+    def lost(slope):
+        integers, scales = descend(w, damped(own.T @ own), q, FP32, slope)
+        return np.square(own @ (integers * np.repeat(scales, 32, axis=0)) - x @ w).sum()
+
+    assert lost(own.T @ (own - x) @ w) < 0.9 * lost(None)
+
+
+def test_all_16_values_of_4_bits_are_used():
+    w = np.arange(-8, 8, dtype=np.float32)[:, None] * np.float32(0.25)
+    q = Quantization(kind="int4", block=16)
+    scales = q.scales(np.ascontiguousarray(w.T), FP32)
+    np.testing.assert_array_equal(q.integers(w, scales, 0, 16)[:, 0], np.arange(-8, 8))
+    np.testing.assert_array_equal(scales, [[0.25]])
 
 
 def test_scales_are_rounded_to_the_type_they_are_stored_in():
