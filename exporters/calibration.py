@@ -121,6 +121,11 @@ class _Product:
 
 def _products(model: onnx.ModelProto, names: set[str]) -> dict[str, list[_Product]]:
     """The value that goes into each product -> the products, in graph order."""
+    constant = {tensor.name for tensor in model.graph.initializer}
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
     found: dict[str, list[_Product]] = {}
     for number, node in enumerate(model.graph.node):
         if node.op_type != "MatMul":
@@ -128,22 +133,19 @@ def _products(model: onnx.ModelProto, names: set[str]) -> dict[str, list[_Produc
         # a tied head is a transposed embedding here, and a weight of its own once it is quantised
         name = f"{_HEAD}.weight" if node.name == f"/{_HEAD}" and node.input[1] not in names else node.input[1]
         if name in names:
-            product = _Product(number=number, weight=name, added_to=_added_to(model, node.output[0]))
+            product = _Product(number=number, weight=name, added_to=_added_to(users, constant, node.output[0]))
             found.setdefault(node.input[0], []).append(product)
     return found
 
 
-def _added_to(model: onnx.ModelProto, value: str) -> str:
-    """What a value is added to, past its bias."""
-    constant = {tensor.name for tensor in model.graph.initializer}
-    while True:
-        users = [node for node in model.graph.node if value in node.input]
-        if len(users) != 1 or users[0].op_type != "Add":
-            return ""
-        other = next((name for name in users[0].input if name != value), "")
+def _added_to(users: Mapping[str, list[onnx.NodeProto]], constant: set[str], value: str) -> str:
+    """What a value is added to, past its bias; "" if anything else uses it first."""
+    while len(adds := users.get(value, [])) == 1 and adds[0].op_type == "Add":
+        other = next((name for name in adds[0].input if name != value), "")
         if other not in constant:
             return other
-        value = users[0].output[0]
+        value = adds[0].output[0]
+    return ""
 
 
 def _sums(plain: Stream, rounded: Stream, value: str) -> tuple[Floats, Floats]:

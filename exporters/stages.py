@@ -125,7 +125,9 @@ class Stream:
         part.CopyFrom(onnx.ModelProto(ir_version=self._model.ir_version, opset_import=self._model.opset_import, graph=graph))
         path = self._data.parent / _STAGE
         path.write_bytes(part.SerializeToString())
-        return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # between runs numpy needs the cores
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def _stored_here(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
         """The tensor, in this stream's own file if it is in one."""
