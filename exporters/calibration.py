@@ -160,7 +160,8 @@ def _sums(plain: Stream, rounded: Stream, value: str) -> tuple[Floats, Floats]:
 
 def _pulled(plain: Stream, rounded: Stream, value: str, added_to: str) -> Floats | None:
     """The sum over all tokens of x' (r' - r)^T; None if the output is not added to what is there already.  # (K, N)"""
-    if added_to not in plain.values[0]:
+    first = plain.values[0]
+    if added_to not in first or first[added_to].shape[:-1] != first[value].shape[:-1]:
         return None
     total = np.zeros((), np.float32)
     for before, now in zip(plain.values, rounded.values, strict=True):
