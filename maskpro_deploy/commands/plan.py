@@ -21,6 +21,7 @@ _PARTS = {
     "head": "output head, a block of tokens",
     "gradients": "gradients and masked weights, one layer at a time",
     "prior": "prior (Gram matrices, calibration)",
+    "kernels": "scratch memory of matrix products",
     "loading": "loading (weights and files, before learning)",
 }
 

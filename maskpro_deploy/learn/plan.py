@@ -4,7 +4,8 @@ The model is built on torch's meta device (shapes, no memory) from `config.json`
 keeps is counted and not guessed. The learner's own state is weighed on a real learner over a tiny layer. For the time, matrix
 products of the model's shapes and the work on one layer's masks are measured on this machine.
 
-    peak = program + max(loading, weights + prior, weights + state + activations + max(head, one layer's gradients and mask))
+    peak = program + max(loading, weights + prior, learning)
+    learning = weights + state + activations + kernels + max(head, one layer's gradients and mask)
 
 Measured against real runs the prediction was within `ERROR` (`tests/learn/test_plan.py`, `scripts/bench_learn_plan`). The time
 leaves out attention, norms and activation functions, so it is a lower bound.
@@ -45,6 +46,9 @@ _PROBE_TOKENS = 512  # of a measured matrix product; the rest is scaled
 _TINY_SCALE, _LAYER_SIDE = 8, 256
 _PROBE_S = 0.3  # seconds for each measured shape
 _GRADIENT_BYTES = 24  # per weight of the largest layer: masked weight, gradient, and fp32 temporaries
+# scratch memory that the libraries of matrix products take at their first use on a CPU: real runs of one small model took 25 to
+# 80 MB more than everything that is counted
+_KERNEL_BYTES = 50_000_000
 _PASSING = 4  # gradients as wide as a block's widest layer at one time: gate, up, their product, and the one being formed
 _MASKLLM_COPIES = 4  # a logit, its gradient and two moments, in fp32
 
@@ -61,11 +65,12 @@ class Memory:
     gradients: int
     prior: int
     loading: int
+    kernels: int
 
     @property
     def peak(self) -> int:
         """The most at any time."""
-        learning = self.weights + self.state + self.activations + max(self.head, self.gradients)
+        learning = self.weights + self.state + self.activations + max(self.head, self.gradients) + self.kernels
         return self.program + max(self.loading, learning, self.weights + self.prior)
 
 
@@ -135,6 +140,7 @@ def plan(checkpoint: Checkpoint, config: LearnConfig, device: str, dtype: torch.
         gradients=largest * _GRADIENT_BYTES,
         prior=grams + streams,
         loading=parameters * size + (sum(s.stat().st_size for s in checkpoint.shards) if device == "cpu" else 0),
+        kernels=_KERNEL_BYTES if device == "cpu" else 0,
     )
     products = masks = None
     if timed:
