@@ -130,22 +130,37 @@ def gpu_lines(gpu: Mapping[str, Any]) -> list[str]:
     """What is known of the GPU."""
     if not gpu["measured"]:
         return [f"Sparse kernels on a GPU: not measured ({gpu['reason']})."]
-    lines = [f"GPU: {gpu['device']}, torch's 2:4 products against dense ones, {len(gpu['cells'])} of {gpu['planned']} measured."]
+    cells = gpu["cells"]
+    lines = [f"GPU: {gpu['device']}, torch's 2:4 products against dense ones, {len(cells)} of {gpu['planned']} measured."]
     for b in gpu["break_even"]:
         at = "at none of the M measured up to the largest" if b["from_m"] is None else f"from M {b['from_m']} on"
         lines.append(f"{b['dtype']}, {b['k']} x {b['n']}, {b['backend']}: faster than dense {at}.")
-    if wrong := [c["wrong"] for c in gpu["cells"] if c["wrong"]]:
-        lines.append(f"WRONG products on the GPU: {wrong[0]} ({len(wrong)} in all). Do not use these figures.")
+    lines += [f"Not on this GPU: {name}: {why}" for name, why in gpu["refused"].items()]
+    if padded := {(name, rows, c["m"]) for c in cells for name, rows in c.get("rows", {}).items()}:
+        told = ", ".join(f"{name} M {m} as {rows}" for name, rows, m in sorted(padded, key=lambda p: (p[2], p[0])))
+        lines.append(f"int8: padded inside the timed call, as the library takes no smaller M: {told}.")
+    if any(c["dtype"] == "int8" for c in cells):
+        lines.append("int8: the products alone, 8 bits to 32-bit sums; a layer also quantises its input and scales its output.")
+    if some := {f"{c['dtype']} {name}: {why}" for c in cells for name, why in c["refused"].items()}:
+        lines.append(f"Refused for some products: {'; '.join(sorted(some))}")
+    if failed := [c["failed"] for c in cells if c["failed"]]:
+        lines.append(f"Failed on the GPU, and not measured: {failed[0]} ({len(failed)} in all).")
+    if wrong := [c["wrong"] for c in cells if c["wrong"]]:
+        lines.append(f"WRONG products on the GPU, not timed: {wrong[0]} ({len(wrong)} in all). Do not use that way to multiply.")
     return lines
 
 
 def gpu_rows(gpu: Mapping[str, Any]) -> list[list[str]]:
     """All products of the model on the GPU."""
     return [
-        [t["dtype"], str(t["m"]), arm, number(ms), UNKNOWN if arm == "dense" else f"{t['ms']['dense'] / ms:.3f}x"]
+        [t["dtype"], str(t["m"]), arm, number(ms), _against(t["ms"], arm)]
         for t in gpu.get("whole_model", [])
         for arm, ms in t["ms"].items()
     ]
+
+
+def _against(ms: Mapping[str, float], arm: str) -> str:
+    return f"{ms['dense'] / ms[arm]:.3f}x" if "dense" in ms and arm != "dense" else UNKNOWN
 
 
 def page(result: KernelResult) -> Report:

@@ -128,7 +128,9 @@ def _measure(
         facts={"name": manifest.model.name, "path": str(bundle), "layers": manifest.model.num_layers},
         bandwidth=bandwidth,
         arithmetic=arithmetic,
-        gpu=_gpu_products.of_model(work.products, tokens, budget_s or _GPU_BUDGET_S),
+        gpu=_gpu_products.of_model(
+            _gpu_products.ModelProducts(products=work.products, tokens=tokens, budget_s=budget_s or _GPU_BUDGET_S)
+        ),
         duration_s=time.monotonic() - started,
     )
 

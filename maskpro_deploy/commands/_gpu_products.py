@@ -1,134 +1,33 @@
 """Item: torch's 2:4 matrix product against the dense one, over the shapes of real models and the number of tokens.
 
-Each product is timed by CUDA events, arms interleaved (A B B A). Before every timing a large buffer is overwritten: weights then
-come from memory, as they do in a model, and not from the cache; and while that runs, Python has launched the product, so that the
-time of launching is not measured (it is told by itself).
+fp16, bf16 and int8; each kind of product that this machine refuses is told with its reason, and the others are measured.
 
 Shapes: `M` tokens, `K` inputs, `N` outputs.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any
 
 from maskpro_deploy.bench import stats
-from maskpro_deploy.bench.arms import SAMPLES_PER_BLOCK, block_order
 from maskpro_deploy.bench.break_even import break_even
-from maskpro_deploy.commands._gpu_items import CPU, CUDA, Record, Settings, finish, torch_on
+from maskpro_deploy.commands._gpu_arms import DTYPES, Product, Way, Ways, first_line, random_operands, working_ways
+from maskpro_deploy.commands._gpu_items import CUDA, Record, Settings, finish, torch_on
 from maskpro_deploy.commands._gpu_models import ONE_B, SEVEN_B, SMOL, LlamaShape
+from maskpro_deploy.commands._gpu_timing import DENSE, EventClock, Stopwatch, judge, launch_ms, race
 from maskpro_deploy.errors import CheckFailed, MachineError
+from maskpro_deploy.progress import SILENT, Progress
 
 # the ends and the middle first: where time runs out, the curve is coarse but whole
 TOKENS = (1, 4096, 64, 512, 16, 1024, 256, 2048, 128, 32, 8)
-DTYPES = ("float16", "bfloat16")
-DENSE = "dense"
-# torch's two ways to run 2:4: name -> tensor class in torch.sparse
-BACKENDS = {"cusparselt": "SparseSemiStructuredTensorCUSPARSELT", "cutlass": "SparseSemiStructuredTensorCUTLASS"}
 _BLOCKS = 12
-_RESAMPLES = 1000
-_FLUSH_BYTES = 512 << 20  # several times any GPU's cache
 _TOLERANCE = 0.02  # largest difference of a product, as a part of its largest value
 
-
-class Stopwatch(Protocol):
-    """Times one call; the answer can be had once the device is done.
-
-    Attributes:
-        device: where the work runs.
-    """
-
-    device: str
-
-    def cover(self, launch_ms: float) -> None:
-        """See to it that a launch of this length is not measured, if it can be kept apart."""
-
-    def time(self, work: Callable[[], object]) -> Callable[[], float]:
-        """Run `work`; the result gives its milliseconds."""
-
-
-class WallClock:
-    """For work that is done when the call returns."""
-
-    device = CPU
-
-    def cover(self, launch_ms: float) -> None:
-        """The launch is all there is."""
-
-    def time(self, work: Callable[[], object]) -> Callable[[], float]:
-        started = time.perf_counter()
-        work()
-        milliseconds = 1e3 * (time.perf_counter() - started)
-        return lambda: milliseconds
-
-
-class EventClock:
-    """CUDA events around work on a cold cache.
-
-    Args:
-        torch: the module.
-    """
-
-    device = CUDA
-
-    def __init__(self, torch: Any) -> None:
-        self._torch = torch
-        self._buffer = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device=CUDA)
-        self._flushes = 1
-        self._buffer.zero_()
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        self._buffer.zero_()
-        torch.cuda.synchronize()
-        self._flush_ms = 1e3 * (time.perf_counter() - started)
-
-    def cover(self, launch_ms: float) -> None:
-        """Overwrite the buffer as often as it takes to hide a launch of this length twice over."""
-        self._flushes = max(1, math.ceil(2 * launch_ms / self._flush_ms))
-
-    def time(self, work: Callable[[], object]) -> Callable[[], float]:
-        begin, end = (self._torch.cuda.Event(enable_timing=True) for _ in range(2))
-        for _ in range(self._flushes):
-            self._buffer.zero_()
-        begin.record()
-        work()
-        end.record()
-
-        def milliseconds() -> float:
-            end.synchronize()
-            return float(begin.elapsed_time(end))
-
-        return milliseconds
-
-
-def race(arms: Mapping[str, Callable[[], object]], watch: Stopwatch, blocks: int) -> dict[str, list[list[float]]]:
-    """Time arms in interleaved blocks.  # name -> (blocks, SAMPLES_PER_BLOCK) milliseconds"""
-    samples: dict[str, list[list[float]]] = {name: [] for name in arms}
-    for block in range(blocks):
-        pending = [(name, watch.time(arms[name])) for name in block_order(list(arms), block)]
-        taken: dict[str, list[float]] = {name: [] for name in arms}
-        for name, milliseconds in pending:
-            taken[name].append(milliseconds())
-        for name, values in taken.items():
-            samples[name].append(values[:SAMPLES_PER_BLOCK])
-    return samples
-
-
-def judge(samples: Mapping[str, list[list[float]]]) -> dict[str, Any]:
-    """Medians of all arms, and each sparse one against the dense one with its 95 % interval."""
-    medians = {name: statistics.median([v for block in values for v in block]) for name, values in samples.items()}
-    ratios: dict[str, Any] = {}
-    for name in samples:
-        if name == DENSE:
-            continue
-        ratio = stats.compare(samples[name], samples[DENSE], resamples=_RESAMPLES)
-        if ratio is not None:
-            ratios[name] = {"speedup": ratio.speedup, "low": ratio.low, "high": ratio.high, "verdict": ratio.verdict}
-    return {"median_ms": medians, "against_dense": ratios}
+CellKey = tuple[str, int, int, int]  # dtype, M, N, K
 
 
 def linear_shapes(models: Sequence[LlamaShape]) -> dict[tuple[int, int], list[str]]:
@@ -145,53 +44,134 @@ def products(settings: Settings, record: Record) -> str:
 
     Raises:
         MachineError: no GPU, or torch has no working 2:4 product here.
-        CheckFailed: a sparse product is wrong.
+        CheckFailed: a product is wrong, or one failed while it was measured.
     """
     if settings.rehearse:
         raise MachineError("torch has 2:4 products on CUDA only")
     torch = torch_on(settings.device)
-    backends, refused = working_backends(torch)
-    record.put(backends=list(backends), refused=refused)
-    if not backends:
-        raise MachineError("; ".join(f"torch's {name}: {why}" for name, why in refused.items()))
-    watch = EventClock(torch)
+    ways, refused = working_ways(torch, settings.device)
+    record.put(arms={dtype: list(arms) for dtype, arms in ways.items()}, refused=refused)
+    if (reason := nothing_sparse(ways, refused)) is not None:
+        raise MachineError(reason)
     shapes = linear_shapes((SMOL, ONE_B, SEVEN_B))
     cells: list[dict[str, Any]] = []
-    planned = len(TOKENS) * len(DTYPES) * len(shapes)
-    for cell in measured_cells(torch, list(shapes), TOKENS, backends, watch):
+    planned = cell_keys(ways, list(shapes), TOKENS)
+    for cell in measured_cells(torch, planned, ways, EventClock(torch)):
         cells.append({**cell, "models": shapes[cell["n"], cell["k"]]})
-        record.put(cells=cells, planned=planned, break_even=break_evens(cells))
+        record.put(cells=cells, planned=len(planned), break_even=break_evens(cells))
         if record.left_s < 0:
             break
-    faster = sum(any(r["verdict"] == stats.FASTER for r in c["against_dense"].values()) for c in cells)
     if wrong := [c for c in cells if c["wrong"]]:
-        raise CheckFailed(f"{len(wrong)} of {len(cells)} sparse products are wrong, first {wrong[0]['wrong']}")
-    cut = "" if len(cells) == planned else f" ({planned} planned; the time was up)"
-    return f"{', '.join(backends)}: faster than dense in {faster} of {len(cells)} products{cut}"
+        raise CheckFailed(f"{len(wrong)} of {len(cells)} products are wrong, first {wrong[0]['wrong']}")
+    if failed := [c for c in cells if c["failed"]]:
+        raise CheckFailed(f"{len(failed)} of {len(cells)} products failed, first {failed[0]['failed']}")
+    cut = "" if len(cells) == len(planned) else f" ({len(planned)} planned; the time was up)"
+    return f"{faster_by_dtype(cells)}{cut}"
 
 
-def measured_cells(
-    torch: Any, shapes: Sequence[tuple[int, int]], tokens: Sequence[int], backends: Mapping[str, Any], watch: Stopwatch
-) -> Iterator[dict[str, Any]]:
-    """All products, (N, K) by M and dtype, in the order of `tokens`; each as soon as it is measured."""
-    for m in tokens:
-        for dtype in DTYPES:
-            for n, k in shapes:
-                with torch.no_grad():
-                    figures = measure(torch, getattr(torch, dtype), (m, n, k), backends, watch)
-                yield {"dtype": dtype, "m": m, "n": n, "k": k, **figures}
+def nothing_sparse(ways: Ways, refused: Mapping[str, str]) -> str | None:
+    """Why there is nothing to compare: no dtype has anything beside its dense product."""
+    if any(set(arms) - {DENSE} for arms in ways.values()):
+        return None
+    return "; ".join(f"torch's {name}: {why}" for name, why in refused.items())
 
 
-def of_model(products: Mapping[tuple[int, int], int], tokens: Sequence[int], budget_s: float) -> dict[str, Any]:
-    """The products of one model on this machine's GPU, dense beside 2:4, or the reason why they were not measured.
+def faster_by_dtype(cells: Sequence[Mapping[str, Any]]) -> str:
+    """In how many products 2:4 was faster than dense, for each dtype."""
+    counts: dict[str, list[bool]] = {}
+    for cell in cells:
+        counts.setdefault(cell["dtype"], []).append(any(r["verdict"] == stats.FASTER for r in cell["against_dense"].values()))
+    return "faster than dense: " + ", ".join(f"{dtype} {sum(found)} of {len(found)}" for dtype, found in counts.items())
+
+
+def cell_keys(ways: Ways, shapes: Iterable[tuple[int, int]], tokens: Sequence[int]) -> list[CellKey]:
+    """What there is to measure, in the order of `tokens`.
 
     Args:
+        ways: of each dtype; those without any are left out.
+        shapes: (N, K).
+        tokens: values of M.
+    """
+    shapes = list(shapes)
+    return [(dtype, m, n, k) for m in tokens for dtype in DTYPES if ways.get(dtype) for n, k in shapes]
+
+
+def measured_cells(torch: Any, keys: Iterable[CellKey], ways: Ways, watch: Stopwatch) -> Iterator[dict[str, Any]]:
+    """All products, each as soon as it is measured; ends early only where the device takes no more work."""
+    for dtype, m, n, k in keys:
+        figures: dict[str, Any] = {"median_ms": {}, "against_dense": {}, "refused": {}, "wrong": "", "failed": ""}
+        alive = True
+        try:
+            with torch.no_grad():
+                figures |= measure(torch, getattr(torch, dtype), (m, n, k), ways[dtype], watch)
+        except Exception as e:  # no memory, or anything else that concerns this product alone
+            figures["failed"] = f"{dtype} {m} x {k} x {n}: {first_line(e)}"
+            alive = _works(torch, watch.device)
+        yield {"dtype": dtype, "m": m, "n": n, "k": k, **figures}
+        if not alive:
+            return
+
+
+def _works(torch: Any, device: str) -> bool:
+    """Whether the device still computes: after some errors nothing does until the process ends."""
+    try:
+        torch.ones(1, device=device).add_(1)
+        finish(torch, device)
+    except Exception:  # as above
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelProducts:
+    """The products of one model, to be measured on a GPU.
+
+    Attributes:
         products: (K, N) -> how many the model has.
         tokens: values of M.
         budget_s: stop after so long.
+        earlier: cells that were measured before; they are kept, and not measured again.
+        save: given the findings so far after each cell.
+        progress: told after each cell.
+    """
+
+    products: Mapping[tuple[int, int], int]
+    tokens: Sequence[int]
+    budget_s: float
+    earlier: Sequence[Mapping[str, Any]] = ()
+    save: Callable[[dict[str, Any]], None] = lambda found: None
+    progress: Progress = SILENT
+
+    def measure(self, torch: Any, ways: Ways, watch: Stopwatch, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Measure them by the ways that work here.
+
+        Returns:
+            `facts`, "cells", "planned", "break_even" and "whole_model": milliseconds of all products.
+        """
+        cells = [dict(cell) for cell in self.earlier]
+        done = {(c["dtype"], c["m"], c["n"], c["k"]) for c in cells}
+        todo = [key for key in cell_keys(ways, [(n, k) for k, n in self.products], self.tokens) if key not in done]
+        planned = len(cells) + len(todo)
+
+        def found() -> dict[str, Any]:
+            figures = {"break_even": break_evens(cells), "whole_model": whole_model(cells, len(self.products))}
+            return {"measured": True, **facts, "cells": list(cells), "planned": planned, **figures}
+
+        until = time.monotonic() + self.budget_s
+        for cell in measured_cells(torch, todo, ways, watch):
+            cells.append({**cell, "count": self.products[cell["k"], cell["n"]]})
+            self.progress.update(len(cells), planned, f"{cell['dtype']}, M {cell['m']}")
+            self.save(found())
+            if time.monotonic() > until:
+                break
+        return found()
+
+
+def of_model(model: ModelProducts) -> dict[str, Any]:
+    """The products of one model on this machine's GPU, dense beside 2:4, or the reason why they were not measured.
 
     Returns:
-        "measured"; with "reason" if not, else "device", "cells", "break_even" and "whole_model": milliseconds of all products.
+        "measured"; with "reason" if not, else "device", "refused" and what `ModelProducts.measure` gives.
     """
     if find_spec("torch") is None:
         return {"measured": False, "reason": "torch is not installed"}
@@ -199,24 +179,10 @@ def of_model(products: Mapping[tuple[int, int], int], tokens: Sequence[int], bud
 
     if not torch.cuda.is_available():
         return {"measured": False, "reason": "torch sees no CUDA device"}
-    backends, refused = working_backends(torch)
-    if not backends:
-        return {"measured": False, "reason": "; ".join(f"torch's {name}: {why}" for name, why in refused.items())}
-    cells: list[dict[str, Any]] = []
-    until = time.monotonic() + budget_s
-    for cell in measured_cells(torch, [(n, k) for k, n in products], tokens, backends, EventClock(torch)):
-        cells.append({**cell, "count": products[cell["k"], cell["n"]]})
-        if time.monotonic() > until:
-            break
-    return {
-        "measured": True,
-        "device": torch.cuda.get_device_name(),
-        "refused": refused,
-        "cells": cells,
-        "planned": len(products) * len(tokens) * len(DTYPES),
-        "break_even": break_evens(cells),
-        "whole_model": whole_model(cells, len(products)),
-    }
+    ways, refused = working_ways(torch, CUDA)
+    if (reason := nothing_sparse(ways, refused)) is not None:
+        return {"measured": False, "reason": reason}
+    return model.measure(torch, ways, EventClock(torch), {"device": torch.cuda.get_device_name(), "refused": refused})
 
 
 def whole_model(cells: Sequence[Mapping[str, Any]], shapes: int) -> list[dict[str, Any]]:
@@ -227,7 +193,7 @@ def whole_model(cells: Sequence[Mapping[str, Any]], shapes: int) -> list[dict[st
     found = []
     for (dtype, m), group in groups.items():
         arms = set.intersection(*(set(cell["median_ms"]) for cell in group))
-        if len(group) == shapes:
+        if len(group) == shapes and arms:
             totals = {arm: sum(cell["count"] * cell["median_ms"][arm] for cell in group) for arm in sorted(arms)}
             found.append({"dtype": dtype, "m": m, "ms": totals})
     return found
@@ -245,74 +211,50 @@ def break_evens(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def working_backends(torch: Any) -> tuple[dict[str, Any], dict[str, str]]:
-    """Tensor classes that multiply here, and why the others do not."""
-    working, refused = {}, {}
-    for name, class_name in BACKENDS.items():
-        try:
-            kind = getattr(torch.sparse, class_name)
-            sparse = kind.from_dense(_two_of_four(torch, (64, 64), torch.float16, CUDA))
-            torch.nn.functional.linear(torch.ones(64, 64, dtype=torch.float16, device=CUDA), sparse)
-            torch.cuda.synchronize()
-            working[name] = kind
-        except Exception as e:  # torch raises many kinds; the first line says enough
-            refused[name] = (str(e).strip().splitlines() or [type(e).__name__])[0]
-    return working, refused
+def measure(torch: Any, dtype: Any, sizes: tuple[int, int, int], ways: Mapping[str, Way], watch: Stopwatch) -> dict[str, Any]:
+    """One product, (M, N, K), on all arms: checked against the product in fp32, warmed up, timed.
 
-
-def _two_of_four(torch: Any, shape: tuple[int, int], dtype: Any, device: str) -> Any:
-    """A random weight with the largest two of every four kept.  # (N, K)"""
-    groups = torch.randn(shape[0] * shape[1] // 4, 4, device=device)
-    kept = torch.zeros_like(groups).scatter_(1, groups.abs().topk(2, dim=1).indices, 1.0)
-    return (groups * kept).view(shape).to(dtype)
-
-
-def measure(torch: Any, dtype: Any, sizes: tuple[int, int, int], backends: Mapping[str, Any], watch: Stopwatch) -> dict[str, Any]:
-    """One product, (M, N, K), on all arms: checked, warmed up, timed.
+    An arm that is refused or wrong is named, and not timed.
 
     Args:
         torch: the module.
         dtype: of weight and input.
         sizes: M, N and K.
-        backends: name -> tensor class with `from_dense`.
+        ways: arm -> how it multiplies; speed is told against `DENSE`, if that is one of them.
         watch: times it.
+
+    Returns:
+        "median_ms", "launch_ms" by arm, "against_dense"; "refused" and "wrong", "" if none is; "rows" where an arm pads its input
+        (arm -> M with padding), and "output" (arm -> type of its result).
     """
     m, n, k = sizes
-    linear = torch.nn.functional.linear
-    dense = _two_of_four(torch, (n, k), dtype, watch.device)
-    x = torch.randn(m, k, device=watch.device, dtype=dtype)
-
-    def arm(weight: Any) -> Callable[[], object]:
-        return lambda: linear(x, weight)
-
-    arms = {DENSE: arm(dense)}
-    failed: dict[str, str] = {}
-    wrong = ""
-    expected = linear(x, dense).float()
+    weight, x = random_operands(torch, dtype, sizes, watch.device)
+    expected = x.float() @ weight.float().t()  # (M, N); exact for 8 bits: the sums are below 2**24
     scale = float(expected.abs().max())
-    for name, kind in backends.items():
+    made: dict[str, Product] = {}
+    refused: dict[str, str] = {}
+    wrong = ""
+    for name, way in ways.items():
         try:
-            weight = kind.from_dense(dense)
-            difference = float((linear(x, weight).float() - expected).abs().max()) / scale
-        except RuntimeError as e:  # a shape or type that this way does not take
-            failed[name] = (str(e).strip().splitlines() or [type(e).__name__])[0]
+            product = way(weight, x)
+            difference = float((product.run().float() - expected).abs().max()) / scale
+        except Exception as e:  # a shape or type that this way does not take
+            refused[name] = first_line(e)
             continue
-        if not difference < _TOLERANCE:
+        if difference < _TOLERANCE:
+            made[name] = product
+        else:
             wrong = wrong or f"{name} {m} x {k} x {n}: off by {difference:.3f} of the largest value"
-        arms[name] = arm(weight)
-    launch_ms = {name: _launch_ms(torch, work, watch.device) for name, work in arms.items()}
-    watch.cover(max(launch_ms.values()))
+    told = {
+        "refused": refused,
+        "wrong": wrong,
+        "rows": {name: product.rows for name, product in made.items() if product.rows != m},
+        "output": {name: product.output for name, product in made.items()},
+    }
+    if not made:
+        return told
+    arms = {name: product.run for name, product in made.items()}
+    launches = {name: launch_ms(torch, work, watch.device) for name, work in arms.items()}
+    watch.cover(max(launches.values()))
     race(arms, watch, 2)  # warm-up
-    return {**judge(race(arms, watch, _BLOCKS)), "launch_ms": launch_ms, "refused": failed, "wrong": wrong}
-
-
-def _launch_ms(torch: Any, work: Callable[[], object], device: str) -> float:
-    """The shortest time that Python needs to launch a product."""
-    best = math.inf
-    for _ in range(5):
-        finish(torch, device)
-        started = time.perf_counter()
-        work()
-        best = min(best, 1e3 * (time.perf_counter() - started))
-    finish(torch, device)
-    return best
+    return {**judge(race(arms, watch, _BLOCKS)), "launch_ms": launches, **told}

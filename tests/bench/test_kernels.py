@@ -140,17 +140,37 @@ def test_a_wrong_product_makes_the_run_invalid_and_leaves_no_comparison() -> Non
 
 
 def test_gpu_figures_are_told_with_their_break_even(measured: KernelResult) -> None:
+    whole = {"refused": {}, "wrong": "", "failed": ""}
     gpu = {
         "measured": True,
         "device": "a GPU",
+        "refused": {"int8 cusparselt": "no such kernel"},
         "planned": 3,
-        "cells": [{"wrong": ""}, {"wrong": ""}],
+        "cells": [
+            {**whole, "dtype": "float16", "m": 512},
+            {**whole, "dtype": "int8", "m": 1, "rows": {"dense": 32}, "failed": "int8 1 x 2 x 3: no memory"},
+        ],
         "break_even": [{"dtype": "float16", "k": 32, "n": 64, "backend": "cutlass", "from_m": 512}],
-        "whole_model": [{"dtype": "float16", "m": 512, "ms": {"dense": 3.0, "cutlass": 2.0}}],
+        "whole_model": [
+            {"dtype": "float16", "m": 512, "ms": {"dense": 3.0, "cutlass": 2.0}},
+            {"dtype": "int8", "m": 512, "ms": {"cusparselt": 1.0}},  # dense was refused
+        ],
     }
     found = dataclasses.replace(measured, gpu=gpu)
-    assert "float16, 32 x 64, cutlass: faster than dense from M 512 on." in kernels_report.notes(found)
-    assert kernels_report.gpu_rows(gpu) == [["float16", "512", "dense", "3", "-"], ["float16", "512", "cutlass", "2", "1.500x"]]
+    notes = "\n".join(kernels_report.notes(found))
+    for said in (
+        "float16, 32 x 64, cutlass: faster than dense from M 512 on.",
+        "Not on this GPU: int8 cusparselt: no such kernel",
+        "padded inside the timed call, as the library takes no smaller M: dense M 1 as 32.",
+        "Failed on the GPU, and not measured: int8 1 x 2 x 3: no memory (1 in all).",
+    ):
+        assert said in notes
+    assert "WRONG" not in notes
+    assert kernels_report.gpu_rows(gpu) == [
+        ["float16", "512", "dense", "3", "-"],
+        ["float16", "512", "cutlass", "2", "1.500x"],
+        ["int8", "512", "cusparselt", "1", "-"],
+    ]
     assert "The whole model on the GPU" in kernels_report.markdown(found)
 
 

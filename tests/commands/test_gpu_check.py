@@ -11,11 +11,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
-from hypothesis import strategies as st
 
-from maskpro_deploy.bench import stats
-from maskpro_deploy.commands import _gpu_check, _gpu_deploy, _gpu_engines, _gpu_products, _gpu_worker
+from maskpro_deploy.commands import _gpu_check, _gpu_deploy, _gpu_engines, _gpu_worker
 from maskpro_deploy.commands._gpu_items import FAILED, MEASURED, NOT_RUN, Record, Settings
 from maskpro_deploy.commands._gpu_models import ONE_B, PATTERN, SEVEN_B, SMOL, TINY, write_checkpoint, write_sparse
 from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError
@@ -287,110 +284,3 @@ def test_bundles_are_made_once_and_made_again_after_an_interrupt(settings):
     dense.rename(settings.scratch / "elsewhere")
     _gpu_deploy.bundles(TINY, settings.scratch)
     assert dense.is_dir()
-
-
-# -- products -------------------------------------------------------------------------------------------------------------
-
-
-def test_a_race_gives_every_arm_the_same_samples_in_mirrored_order():
-    order = []
-    arms = {name: lambda name=name: order.append(name) for name in ("dense", "a", "b")}
-    samples = _gpu_products.race(arms, _gpu_products.WallClock(), 3)
-    assert {name: [len(block) for block in blocks] for name, blocks in samples.items()} == {name: [2, 2, 2] for name in arms}
-    assert order[:6] == ["dense", "a", "b", "b", "a", "dense"]
-    assert order[6:12] == ["b", "a", "dense", "dense", "a", "b"]
-
-
-def test_a_slower_arm_is_found_slower():
-    class Simulated:
-        def time(self, work):
-            value = work()
-            return lambda: value
-
-    noise = iter([1.0, 1.01, 0.99, 1.005] * 1000)
-    arms = {"dense": lambda: next(noise), "fast": lambda: 0.5 * next(noise), "slow": lambda: 1.5 * next(noise)}
-    found = _gpu_products.judge(_gpu_products.race(arms, Simulated(), 12))
-    assert {name: r["verdict"] for name, r in found["against_dense"].items()} == {"fast": stats.FASTER, "slow": stats.SLOWER}
-    assert found["against_dense"]["fast"]["speedup"] == pytest.approx(2.0, rel=0.05)
-
-
-@given(st.dictionaries(st.integers(1, 4096), st.sampled_from([stats.FASTER, stats.SLOWER, stats.NO_DIFFERENCE])))
-def test_from_the_break_even_on_every_size_is_faster_and_the_one_below_is_not(verdicts):
-    found = _gpu_products.break_even(verdicts)
-    if found is None:
-        assert not verdicts or verdicts[max(verdicts)] != stats.FASTER
-    else:
-        assert all(v == stats.FASTER for m, v in verdicts.items() if m >= found)
-        below = [m for m in verdicts if m < found]
-        assert not below or verdicts[max(below)] != stats.FASTER
-
-
-def test_break_evens_are_told_by_dtype_shape_and_backend():
-    def cell(dtype, m, verdict):
-        return {"dtype": dtype, "m": m, "n": 8, "k": 16, "against_dense": {"cutlass": {"verdict": verdict}}}
-
-    cells = [cell("float16", 1, stats.SLOWER), cell("float16", 64, stats.FASTER), cell("bfloat16", 64, stats.SLOWER)]
-    found = {(b["dtype"], b["backend"]): (b["from_m"], b["measured_m"]) for b in _gpu_products.break_evens(cells)}
-    assert found == {("float16", "cutlass"): (64, [1, 64]), ("bfloat16", "cutlass"): (None, [64])}
-
-
-def test_shapes_are_those_of_the_three_models_each_once():
-    shapes = _gpu_products.linear_shapes((SMOL, ONE_B, SEVEN_B))
-    assert shapes[576, 576] == ["135m"]
-    assert shapes[11008, 4096] == ["7b"]
-    assert shapes[8192, 2048] == ["1b"]
-    assert len(shapes) == 11
-
-
-class Same:
-    """A way to multiply that changes nothing."""
-
-    from_dense = staticmethod(lambda weight: weight)
-
-
-class Wrong:
-    from_dense = staticmethod(lambda weight: 1.1 * weight)
-
-
-class Refusing:
-    @staticmethod
-    def from_dense(weight):
-        raise RuntimeError("not this shape\nand more")
-
-
-@pytest.mark.skipif(bool(missing("learn")), reason="torch is not installed")
-@pytest.mark.parametrize("dtype", _gpu_products.DTYPES)
-def test_a_product_is_checked_and_timed_on_every_arm_that_takes_it(dtype):
-    torch = pytest.importorskip("torch")
-    arms = {"same": Same, "refusing": Refusing}
-    found = _gpu_products.measure(torch, getattr(torch, dtype), (8, 32, 64), arms, _gpu_products.WallClock())
-    assert set(found["median_ms"]) == set(found["launch_ms"]) == {"dense", "same"}
-    assert set(found["against_dense"]) == {"same"}
-    assert found["refused"] == {"refusing": "not this shape"}
-    assert found["wrong"] == ""
-
-
-@pytest.mark.skipif(bool(missing("learn")), reason="torch is not installed")
-def test_a_wrong_product_is_found():
-    torch = pytest.importorskip("torch")
-    found = _gpu_products.measure(torch, torch.float32, (8, 32, 64), {"wrong": Wrong}, _gpu_products.WallClock())
-    assert "wrong 8 x 64 x 32: off by 0.1" in found["wrong"]
-
-
-@pytest.mark.skipif(bool(missing("learn")), reason="torch is not installed")
-def test_torch_has_the_names_that_are_used_on_a_gpu_only():
-    torch = pytest.importorskip("torch")
-    for name in _gpu_products.BACKENDS.values():
-        assert callable(getattr(torch.sparse, name).from_dense)
-    assert torch.cuda.is_bf16_supported(including_emulation=False) in (True, False)
-    for name in ("mem_get_info", "max_memory_allocated", "reset_peak_memory_stats", "synchronize", "Event"):
-        assert hasattr(torch.cuda, name)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not _gpu_check.gpu_is_here(), reason="no GPU")
-def test_products_are_measured_on_a_gpu(tmp_path):
-    record = Record(None, 3.0)
-    outcome = _gpu_worker.run("products", Settings(budget_s=3.0, scratch=tmp_path), record)
-    assert outcome.status == MEASURED, outcome.trace
-    assert all(cell["median_ms"]["dense"] > 0 for cell in record.figures["cells"])

@@ -1,0 +1,194 @@
+"""The ways in which torch multiplies on a GPU: dense and 2:4, in fp16, bf16 and int8.
+
+A way takes a weight and the input of a layer and makes a product that is ready to run. fp16 and bf16 go through `linear`, where
+torch itself pads the input of a 2:4 product to the multiple of tokens that the library asks for. The 8-bit products add up in
+int32: dense ones by `torch._int_mm`, 2:4 ones by cuSPARSELt. Where these take no M as small as the one asked for, the input is
+padded, and padding is a part of the product, so that it is timed with it; `Product.rows` tells. Quantising the input and scaling
+the output, which a layer needs as well, is in neither.
+
+Shapes: `M` tokens, `K` inputs, `N` outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from maskpro_deploy.commands._gpu_timing import DENSE
+
+CUSPARSELT, CUTLASS = "cusparselt", "cutlass"
+# torch's two ways to run 2:4: name -> tensor class in torch.sparse
+BACKENDS = {CUSPARSELT: "SparseSemiStructuredTensorCUSPARSELT", CUTLASS: "SparseSemiStructuredTensorCUTLASS"}
+INT8 = "int8"
+DTYPES = ("float16", "bfloat16", INT8)
+_PROBE = 64  # M, N and K of the product that shows whether a way works at all
+_STEPS = (16, 32)  # multiples of M that 8-bit kernels ask for
+_RANGE = 127
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """A product with its weight in place.
+
+    Attributes:
+        run: multiplies; gives `# (M, N)`.
+        rows: the M that is multiplied: above the one asked for where `run` pads the input.
+        output: type of the result.
+    """
+
+    run: Callable[[], Any]
+    rows: int
+    output: str
+
+
+Way = Callable[[Any, Any], Product]  # of a weight (N, K) and an input (M, K); raises where the library refuses
+Ways = Mapping[str, Mapping[str, Way]]  # dtype -> arm -> way
+
+
+def linear(torch: Any, convert: Callable[[Any], Any] = lambda weight: weight) -> Way:
+    """A layer of torch, with the weight stored by `convert`."""
+
+    def way(weight: Any, x: Any) -> Product:
+        stored = convert(weight)
+        multiply = torch.nn.functional.linear
+        return Product(run=lambda: multiply(x, stored), rows=len(x), output=_name(x.dtype))
+
+    return way
+
+
+def int8_dense(torch: Any) -> Way:
+    """`torch._int_mm`, which on CUDA has asked for more than 16 tokens."""
+
+    def way(weight: Any, x: Any) -> Product:
+        turned = weight.t()  # a view: the kernels take a weight that lies column by column
+        return _padded(torch, x, (1, *_STEPS), lambda given: torch._int_mm(given, turned), "int32")
+
+    return way
+
+
+def int8_sparse(torch: Any, kind: Any) -> Way:
+    """CuSPARSELt's product of 8-bit numbers: the same sums as those of the dense one, or rounded to bf16 where it refuses them.
+
+    Args:
+        torch: the module.
+        kind: the tensor class, whose `from_dense` gives something with `packed`.
+    """
+
+    def way(weight: Any, x: Any) -> Product:
+        packed = kind.from_dense(weight).packed
+        reasons = []
+        for dtype in (torch.int32, torch.bfloat16):
+            for turned in (True, False):  # the result row by row, as the next layer takes it; else column by column
+
+                def multiply(given: Any, dtype: Any = dtype, turned: bool = turned) -> Any:
+                    found = torch._cslt_sparse_mm(packed, given.t(), out_dtype=dtype, transpose_result=turned)
+                    return found if turned else found.t()
+
+                try:
+                    return _padded(torch, x, _STEPS, multiply, _name(dtype) + ("" if turned else ", column by column"))
+                except Exception as e:  # of whatever kind torch says no with
+                    reasons.append(first_line(e))
+        raise RuntimeError(reasons[0])
+
+    return way
+
+
+def _padded(torch: Any, x: Any, steps: tuple[int, ...], multiply: Callable[[Any], Any], output: str) -> Product:
+    """The product with as little padding as `multiply` takes: M up to a multiple of one of the steps.  # x: (M, K)
+
+    Raises:
+        RuntimeError: it takes none of them; what it said of the last.
+    """
+    m = len(x)
+    sizes = sorted({-(-m // step) * step for step in steps})
+    for rows in sizes:
+        run = _with_rows(torch, x, rows, multiply)
+        try:
+            run()
+        except RuntimeError:
+            if rows == sizes[-1]:
+                raise
+        else:
+            return Product(run=run, rows=rows, output=output)
+    raise AssertionError("no size was tried")
+
+
+def _with_rows(torch: Any, x: Any, rows: int, multiply: Callable[[Any], Any]) -> Callable[[], Any]:
+    m = len(x)
+    if rows == m:
+        return lambda: multiply(x)
+    return lambda: multiply(torch.nn.functional.pad(x, (0, 0, 0, rows - m)))[:m]
+
+
+def working_ways(torch: Any, device: str) -> tuple[dict[str, dict[str, Way]], dict[str, str]]:
+    """What multiplies here, and why the rest does not.
+
+    Returns:
+        dtype -> arm -> way, each dtype with its dense arm first; and reasons by "backend" or "int8 backend".
+    """
+    ways: dict[str, dict[str, Way]] = {}
+    refused: dict[str, str] = {}
+    for dtype in DTYPES:
+        for arm, way in _candidates(torch, dtype):
+            label = arm if dtype != INT8 else f"{INT8} {arm}"
+            if label in refused:
+                continue
+            try:
+                way(*random_operands(torch, getattr(torch, dtype), (_PROBE, _PROBE, _PROBE), device)).run()
+                if device != "cpu":
+                    torch.cuda.synchronize()
+            except Exception as e:  # torch raises many kinds; the first line says enough
+                refused[label] = first_line(e)
+            else:
+                ways.setdefault(dtype, {})[arm] = way
+    return ways, refused
+
+
+def _candidates(torch: Any, dtype: str) -> Iterator[tuple[str, Way]]:
+    kinds = {name: getattr(torch.sparse, class_name, None) for name, class_name in BACKENDS.items()}
+    if dtype == INT8:
+        yield DENSE, int8_dense(torch)
+        yield CUSPARSELT, int8_sparse(torch, kinds[CUSPARSELT])
+        return
+    yield DENSE, linear(torch)
+    for name, kind in kinds.items():
+        yield name, linear(torch, _stored_as(kind))
+
+
+def _stored_as(kind: Any) -> Callable[[Any], Any]:
+    return lambda weight: kind.from_dense(weight)  # looked up when it is called, where its absence is an answer
+
+
+def random_operands(torch: Any, dtype: Any, sizes: tuple[int, int, int], device: str) -> tuple[Any, Any]:
+    """A random weight with the largest two of every four along K kept, and an input.
+
+    Args:
+        torch: the module.
+        dtype: of both; integers are drawn from all that int8 has but -128.
+        sizes: M, N and K, of which K is a multiple of 4.
+        device: where they lie.
+
+    Returns:
+        `# (N, K), (M, K)`
+    """
+    m, n, k = sizes
+    groups = _random(torch, dtype, (n * k // 4, 4), device)
+    largest = groups.float().abs().topk(2, dim=1).indices
+    kept = torch.zeros_like(groups).scatter_(1, largest, 1)
+    return (groups * kept).view(n, k), _random(torch, dtype, (m, k), device)
+
+
+def _random(torch: Any, dtype: Any, shape: tuple[int, int], device: str) -> Any:
+    if dtype == torch.int8:
+        return torch.randint(-_RANGE, _RANGE + 1, shape, device=device, dtype=dtype)
+    return torch.randn(shape, device=device, dtype=dtype)
+
+
+def first_line(error: Exception) -> str:
+    """What torch said, without its traces."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
