@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from maskpro_deploy.files import check_free, copy_file, new_folder
 from maskpro_deploy.manifest import FileEntry, Graph, Manifest, ModelShape, SparseWeight, file_entry
 from maskpro_deploy.masks import MASKS_FILE
 from maskpro_deploy.progress import SILENT, Progress
+from maskpro_deploy.working_folder import working_folder
 
 _STATIC_LENGTH = 2048  # slots of a `static` cache, unless --max-length says; attention runs over all of them
 
@@ -94,8 +94,8 @@ def export(
     with new_folder(out, force=force) as folder:
         data = folder / data_path(config.layout, config.quantize, config.dtype)
         data.parent.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".calibration-", dir=folder) as scratch:
-            quantised = _calibrated(source, template, decoder, graph, config, Path(scratch), calibrating)
+        with working_folder(folder, "calibration") as scratch:
+            quantised = _calibrated(source, template, decoder, graph, config, scratch, calibrating)
             blob = write_weights(graph.weights.values(), source, data, config.dtype, progress, quantised)
         proven: tuple[SparseWeight, ...] = ()
         if promised is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -35,6 +34,7 @@ from maskpro_deploy.extras import missing
 from maskpro_deploy.files import disk_errors
 from maskpro_deploy.manifest import ENGINES, EngineFile, Graph, Manifest, safe_path
 from maskpro_deploy.progress import SILENT, Progress
+from maskpro_deploy.working_folder import remove_abandoned, working_folder
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,12 +87,14 @@ def build_engine(bundle: Path, config: EngineConfig | None = None, progress: Pro
     """
     config = config if config is not None else EngineConfig()
     source = open_source(bundle, config)
-    with disk_errors(bundle / ENGINES), tempfile.TemporaryDirectory(prefix=".build-", dir=bundle) as scratch:
+    for place in (bundle, bundle / ENGINES):
+        remove_abandoned(place)
+    with disk_errors(bundle / ENGINES), working_folder(bundle, "build") as scratch:
         if not config.compare_dense:
-            return _built(source, config, Path(scratch), progress)
+            return _built(source, config, scratch, progress)
         from maskpro_deploy.exporters.engine_compare import compared
 
-        return compared(source, config, Path(scratch), progress, _built)
+        return compared(source, config, scratch, progress, _built)
 
 
 def open_source(bundle: Path, config: EngineConfig) -> Source:

@@ -1,6 +1,6 @@
 """The builder library in a process of its own: start it, follow it, end it with this call.
 
-A crash of the library is an error message here, and an interrupt here leaves no process behind.
+A crash of the library is an error message here, and an interrupt here leaves no process behind; on Linux a kill does neither.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _work(scratch: Path, library: str, job: dict[str, Any], progress: Progress) 
     """Run the worker process on a job and read its result."""
     result = scratch / "result.json"
     result.unlink(missing_ok=True)
-    job |= {"library": library, "result": str(result.resolve())}
+    job |= {"library": library, "result": str(result.resolve()), "parent": os.getpid()}
     (scratch / "job.json").write_text(json.dumps(job), encoding="utf-8")
     code, stderr = _run_worker(scratch, progress)
     if code != 0 or not result.is_file():

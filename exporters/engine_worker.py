@@ -7,8 +7,11 @@ Reads the job, writes `result` (and the engine) beside it, and prints one JSON l
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -21,6 +24,7 @@ from maskpro_deploy.exporters.trt_library import Library
 from maskpro_deploy.peak_memory import peak_rss
 
 BUILD, TIME, PROVIDER = "build", "time", "provider"
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 # kinds of failure that cross the process border
 ERRORS: dict[str, type[MaskProError]] = {kind.__name__: kind for kind in (CheckFailed, ConfigError, MachineError)}
 
@@ -103,9 +107,19 @@ class _Steps:
             print(json.dumps({"percent": percent, "phase": phase}), flush=True)
 
 
+def _end_with(parent: int | None) -> None:
+    """Have the kernel end this process with the one that started it, which may be killed (Linux only)."""
+    if parent is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was gone before
+        sys.exit(1)
+
+
 def main() -> None:
     """Run the job named on the command line."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    _end_with(job.get("parent"))
     Path(job["result"]).write_text(json.dumps(run(job)), encoding="utf-8")
 
 

@@ -1,7 +1,8 @@
 """Files that appear whole or not at all, and their hashes.
 
-Whatever is written goes to a temporary name beside its final place, is fsynced, and then renamed: a crash, an interrupt or a
-full disk leaves the old state. The same holds for folders (`new_folder`).
+Whatever is written goes to a working folder beside its final place, is fsynced, and then renamed: a crash, an interrupt or a
+full disk leaves the old state. The same holds for folders (`new_folder`). What a killed process leaves there is removed when the
+same file or folder is written again.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from maskpro_deploy.errors import DiskFullError, FormatError, InputError
+from maskpro_deploy.working_folder import abandoned, is_still, remove_abandoned, working_folder
 
 LOCK_FILE = ".lock"
+_NEW, _REPLACED = "new", "replaced"  # in a working folder: a folder to be, and what was in its place
 _CHUNK_BYTES = 1 << 20
 _LARGEST_JSON = 1 << 28  # bytes; an index of a million tensors has half of that
 
@@ -75,14 +77,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        remove_abandoned(path.parent, path.name)
+        with working_folder(path.parent, path.name) as scratch:
+            temporary = scratch / path.name
             yield temporary
             _publish(temporary)
             temporary.replace(path)
             sync_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -100,7 +101,7 @@ def exclusive(folder: Path) -> Iterator[None]:
             fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
-                if _is_still(lock, fd):
+                if is_still(lock, fd):
                     break
             except BaseException:
                 os.close(fd)
@@ -111,14 +112,6 @@ def exclusive(folder: Path) -> Iterator[None]:
         finally:
             lock.unlink(missing_ok=True)
             os.close(fd)
-
-
-def _is_still(path: Path, fd: int) -> bool:
-    """Whether an open file is the one that has this name now."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(fd))
-    except FileNotFoundError:
-        return False
 
 
 @contextmanager
@@ -133,18 +126,17 @@ def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
         InputError: `path` exists, is not empty, and `force` is off.
         DiskFullError: no space left.
     """
+    _put_back(path)
     check_free(path, force=force)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-        try:
-            temporary.chmod(0o777 & ~_umask())
+        with working_folder(path.parent, path.name) as scratch:
+            temporary = scratch / _NEW
+            temporary.mkdir()
             yield temporary
             for file in sorted(p for p in temporary.rglob("*") if p.is_file() and not p.is_symlink()):
                 _publish(file)
-            _swap_in(temporary, path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _swap_in(temporary, path, scratch / _REPLACED)
 
 
 def _publish(file: Path) -> None:
@@ -155,16 +147,24 @@ def _publish(file: Path) -> None:
     file.chmod((0o777 if program else 0o666) & ~_umask())
 
 
-def _swap_in(temporary: Path, path: Path) -> None:
-    """Rename `temporary` to `path`; what was there moves aside first and is removed last."""
-    old = None
-    if path.exists():
-        old = path.with_name(f".{path.name}.{os.getpid()}.old")
-        path.rename(old)
-    temporary.rename(path)
+def _swap_in(temporary: Path, path: Path, aside: Path) -> None:
+    """Rename `temporary` to `path`; what was there moves to `aside` first."""
+    try:
+        if path.exists():
+            path.rename(aside)
+        temporary.rename(path)
+    except BaseException:
+        if aside.exists() and not path.exists():
+            aside.rename(path)
+        raise
     sync_folder(path.parent)
-    if old is not None:
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
+def _put_back(path: Path) -> None:
+    """Remove what killed runs left of `path`; the old state comes back if one was killed between the two renames."""
+    for folder in abandoned(path.parent, path.name):
+        if (old := folder / _REPLACED).exists() and not path.exists():
+            old.rename(path)
 
 
 def _umask() -> int:

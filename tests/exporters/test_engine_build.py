@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -426,14 +427,36 @@ def test_an_interrupt_ends_the_building_process_and_leaves_the_bundle_as_it_was(
     with pytest.raises(KeyboardInterrupt):
         build_engine(bundle, RTX, Interrupting())
     assert contents(bundle) == before
-    pid = int((tmp_path / "pid").read_text())
+    assert ends(int((tmp_path / "pid").read_text()))
+
+
+def ends(pid):
+    """Whether a process is gone within a second."""
     for _ in range(100):
         try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":  # nobody has asked for its exit code
+            return True
         time.sleep(0.01)
-    pytest.fail("the process lives on")
+    return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_building_process_ends_with_the_one_that_started_it(tied):
+    tie = "from maskpro_deploy.exporters import engine_worker; engine_worker._end_with(os.getppid())" if tied else "pass"
+    inner = f"import os, time; {tie}; print(os.getpid(), flush=True); time.sleep(20)"
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}], start_new_session=True)"
+    parent = subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE)
+    pid = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert ends(pid) == tied
+    if not tied:
+        os.kill(pid, signal.SIGKILL)
 
 
 def attention_graph(path, opset, **attributes):

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +20,21 @@ def run(*arguments, cwd):
     command = [sys.executable, "-m", "maskpro_deploy", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, env=environment, check=False)
+
+
+def killed(*arguments, cwd, when):
+    """Start a command and kill it as soon as `when()` says so."""
+    command = [sys.executable, "-m", "maskpro_deploy", *map(str, arguments)]
+    process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not when():
+        assert process.poll() is None, "it ended before it was killed"
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
 
 
 def test_export_prints_one_json_object(tiny_sparse, tmp_path):
@@ -72,6 +91,45 @@ def test_build_engine_prints_the_table_then_says_it_is_up_to_date(tiny_sparse, t
     assert value["reused"] is True
     assert value["gain"].startswith("not measured")
     assert (tmp_path / "b" / value["engine"]["file"]).is_file()
+
+
+def test_an_export_that_is_killed_leaves_nothing_once_it_is_run_again(tiny_sparse, tmp_path):
+    arguments = ("export", tiny_sparse, "--out", "b", "--no-verify", "--quantize", "int4", "--method", "calibrated")
+    killed(*arguments, cwd=tmp_path, when=lambda: list(tmp_path.glob(".b.*.tmp/new/.calibration.*/model.onnx.data")))
+    left = names(tmp_path)
+    assert len(left) == 1
+    done = run("-v", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"removing {left[0]}: the run that made it was killed" in done.stderr
+    assert names(tmp_path) == ["b"]
+    assert not [name for name in names(tmp_path / "b") if name.startswith(".")]
+
+
+@pytest.mark.skipif(bool(missing("tensorrt-rtx")), reason="tensorrt-rtx is not installed")
+def test_a_build_that_is_killed_takes_its_process_with_it_and_leaves_nothing_once_it_is_run_again(half_bundle, tmp_path):
+    bundle = shutil.copytree(half_bundle, tmp_path / "bundle")
+    before = names(bundle)
+    killed("build-engine", bundle, cwd=tmp_path, when=lambda: workers(bundle))
+    assert len(names(bundle)) == len(before) + 1
+    deadline = time.monotonic() + 10
+    while workers(bundle):
+        assert time.monotonic() < deadline, "the building process lives on"
+        time.sleep(0.01)
+    (bundle / "engines").mkdir()
+    (bundle / "engines" / ".x.engine.abcdefgh.tmp").mkdir()  # a kill while the engine was put in its place
+    done = run("build-engine", bundle, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert names(bundle) == sorted([*before, "engines"])
+    assert not [name for name in names(bundle / "engines") if name.startswith(".")]
+
+
+def workers(bundle):
+    """Processes that build from a bundle."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended
+            found.append(path.read_bytes())
+    return [line for line in found if f"{bundle}/.build.".encode() in line]
 
 
 @pytest.mark.parametrize("command", ["export", "build-engine"])
