@@ -136,9 +136,11 @@ def gpu_lines(gpu: Mapping[str, Any]) -> list[str]:
         at = "at none of the M measured up to the largest" if b["from_m"] is None else f"from M {b['from_m']} on"
         lines.append(f"{b['dtype']}, {b['k']} x {b['n']}, {b['backend']}: faster than dense {at}.")
     lines += [f"Not on this GPU: {name}: {why}" for name, why in gpu["refused"].items()]
-    if padded := {(name, rows, c["m"]) for c in cells for name, rows in c.get("rows", {}).items()}:
-        told = ", ".join(f"{name} M {m} as {rows}" for name, rows, m in sorted(padded, key=lambda p: (p[2], p[0])))
-        lines.append(f"int8: padded inside the timed call, as the library takes no smaller M: {told}.")
+    if padded := {(c["dtype"], c["m"], name, rows) for c in cells for name, rows in c.get("rows", {}).items()}:
+        told = ", ".join(f"{dtype} {name} M {m} as {rows}" for dtype, m, name, rows in sorted(padded))
+        lines.append(f"Padded inside the timed call, as the library takes no smaller M: {told}.")
+    if any("cusparselt-tuned" in c["against_dense"] for c in cells):
+        lines.append("cusparselt-tuned: by the fastest algorithm that cuSPARSELt's search finds; cusparselt: by torch's default.")
     if any(c["dtype"] == "int8" for c in cells):
         lines.append("int8: the products alone, 8 bits to 32-bit sums; a layer also quantises its input and scales its output.")
     if some := {f"{c['dtype']} {name}: {why}" for c in cells for name, why in c["refused"].items()}:

@@ -4,7 +4,8 @@ A way takes a weight and the input of a layer and makes a product that is ready 
 torch itself pads the input of a 2:4 product to the multiple of tokens that the library asks for. The 8-bit products add up in
 int32: dense ones by `torch._int_mm`, 2:4 ones by cuSPARSELt. Where these take no M as small as the one asked for, the input is
 padded, and padding is a part of the product, so that it is timed with it; `Product.rows` tells. Quantising the input and scaling
-the output, which a layer needs as well, is in neither.
+the output, which a layer needs as well, is in neither. cuSPARSELt runs by the algorithm that torch takes by default, and as
+`TUNED` by the fastest that the library's own search finds for this shape; the search is not timed.
 
 Shapes: `M` tokens, `K` inputs, `N` outputs.
 """
@@ -13,17 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from maskpro_deploy.commands._gpu_timing import DENSE
 
-CUSPARSELT, CUTLASS = "cusparselt", "cutlass"
+CUSPARSELT, TUNED, CUTLASS = "cusparselt", "cusparselt-tuned", "cutlass"
 # torch's two ways to run 2:4: name -> tensor class in torch.sparse
 BACKENDS = {CUSPARSELT: "SparseSemiStructuredTensorCUSPARSELT", CUTLASS: "SparseSemiStructuredTensorCUTLASS"}
 INT8 = "int8"
 DTYPES = ("float16", "bfloat16", INT8)
 _PROBE = 64  # M, N and K of the product that shows whether a way works at all
-_STEPS = (16, 32)  # multiples of M that 8-bit kernels ask for
+_STEPS = (16, 32)  # multiples of M that 8-bit kernels ask for; those for 16 bits take 8 as well
 _RANGE = 127
 
 
@@ -62,31 +64,30 @@ def int8_dense(torch: Any) -> Way:
 
     def way(weight: Any, x: Any) -> Product:
         turned = weight.t()  # a view: the kernels take a weight that lies column by column
-        return _padded(torch, x, (1, *_STEPS), lambda given: torch._int_mm(given, turned), "int32")
+        return _padded(torch, x, (1, *_STEPS), lambda sample: lambda given: torch._int_mm(given, turned), "int32")
 
     return way
 
 
-def int8_sparse(torch: Any, kind: Any) -> Way:
-    """CuSPARSELt's product of 8-bit numbers: the same sums as those of the dense one, or rounded to bf16 where it refuses them.
+def cusparselt(torch: Any, kind: Any, *, tuned: bool = False) -> Way:
+    """CuSPARSELt's product. Of 8-bit numbers: the same sums as those of the dense one, or rounded to bf16 where it refuses them.
 
     Args:
         torch: the module.
         kind: the tensor class, whose `from_dense` gives something with `packed`.
+        tuned: let the library search for its fastest algorithm first.
     """
 
     def way(weight: Any, x: Any) -> Product:
         packed = kind.from_dense(weight).packed
+        wide, steps = ((torch.int32, torch.bfloat16), _STEPS) if x.dtype == torch.int8 else ((None,), (8, *_STEPS))
         reasons = []
-        for dtype in (torch.int32, torch.bfloat16):
+        for dtype in wide:
             for turned in (True, False):  # the result row by row, as the next layer takes it; else column by column
-
-                def multiply(given: Any, dtype: Any = dtype, turned: bool = turned) -> Any:
-                    found = torch._cslt_sparse_mm(packed, given.t(), out_dtype=dtype, transpose_result=turned)
-                    return found if turned else found.t()
-
+                prepare = partial(_cusparselt_product, torch, packed, dtype, turned=turned, tuned=tuned)
                 try:
-                    return _padded(torch, x, _STEPS, multiply, _name(dtype) + ("" if turned else ", column by column"))
+                    output = _name(dtype or x.dtype) + ("" if turned else ", column by column")
+                    return _padded(torch, x, steps, prepare, output)
                 except Exception as e:  # of whatever kind torch says no with
                     reasons.append(first_line(e))
         raise RuntimeError(reasons[0])
@@ -94,8 +95,29 @@ def int8_sparse(torch: Any, kind: Any) -> Way:
     return way
 
 
-def _padded(torch: Any, x: Any, steps: tuple[int, ...], multiply: Callable[[Any], Any], output: str) -> Product:
-    """The product with as little padding as `multiply` takes: M up to a multiple of one of the steps.  # x: (M, K)
+def _cusparselt_product(torch: Any, packed: Any, dtype: Any, sample: Any, *, turned: bool, tuned: bool) -> Callable[[Any], Any]:
+    """What multiplies inputs of the sample's shape."""
+    options = {"out_dtype": dtype, "transpose_result": turned}
+    if tuned:
+        found = torch._C._cusparselt.mm_search(packed, sample.t(), None, None, dtype, turned)
+        options |= dict(zip(("alg_id", "split_k", "split_k_mode"), found[:3], strict=True))
+
+    def multiply(given: Any) -> Any:
+        result = torch._cslt_sparse_mm(packed, given.t(), **options)
+        return result if turned else result.t()
+
+    return multiply
+
+
+def _padded(torch: Any, x: Any, steps: tuple[int, ...], prepare: Callable[[Any], Callable[[Any], Any]], output: str) -> Product:
+    """The product with as little padding as the library takes: M up to a multiple of one of the steps.
+
+    Args:
+        torch: the module.
+        x: the input, `# (M, K)`.
+        steps: multiples to try.
+        prepare: given a padded input, makes what multiplies such ones.
+        output: type of the result.
 
     Raises:
         RuntimeError: it takes none of them; what it said of the last.
@@ -103,8 +125,8 @@ def _padded(torch: Any, x: Any, steps: tuple[int, ...], multiply: Callable[[Any]
     m = len(x)
     sizes = sorted({-(-m // step) * step for step in steps})
     for rows in sizes:
-        run = _with_rows(torch, x, rows, multiply)
         try:
+            run = _with_rows(torch, x, rows, prepare)
             run()
         except RuntimeError:
             if rows == sizes[-1]:
@@ -114,11 +136,14 @@ def _padded(torch: Any, x: Any, steps: tuple[int, ...], multiply: Callable[[Any]
     raise AssertionError("no size was tried")
 
 
-def _with_rows(torch: Any, x: Any, rows: int, multiply: Callable[[Any], Any]) -> Callable[[], Any]:
+def _with_rows(torch: Any, x: Any, rows: int, prepare: Callable[[Any], Callable[[Any], Any]]) -> Callable[[], Any]:
     m = len(x)
     if rows == m:
+        multiply = prepare(x)
         return lambda: multiply(x)
-    return lambda: multiply(torch.nn.functional.pad(x, (0, 0, 0, rows - m)))[:m]
+    pad = torch.nn.functional.pad
+    multiply = prepare(pad(x, (0, 0, 0, rows - m)))
+    return lambda: multiply(pad(x, (0, 0, 0, rows - m)))[:m]
 
 
 def working_ways(torch: Any, device: str) -> tuple[dict[str, dict[str, Way]], dict[str, str]]:
@@ -147,13 +172,12 @@ def working_ways(torch: Any, device: str) -> tuple[dict[str, dict[str, Way]], di
 
 def _candidates(torch: Any, dtype: str) -> Iterator[tuple[str, Way]]:
     kinds = {name: getattr(torch.sparse, class_name, None) for name, class_name in BACKENDS.items()}
+    yield DENSE, int8_dense(torch) if dtype == INT8 else linear(torch)
     if dtype == INT8:
-        yield DENSE, int8_dense(torch)
-        yield CUSPARSELT, int8_sparse(torch, kinds[CUSPARSELT])
-        return
-    yield DENSE, linear(torch)
-    for name, kind in kinds.items():
-        yield name, linear(torch, _stored_as(kind))
+        yield CUSPARSELT, cusparselt(torch, kinds[CUSPARSELT])
+    else:
+        yield from ((name, linear(torch, _stored_as(kind))) for name, kind in kinds.items())
+    yield TUNED, cusparselt(torch, kinds[CUSPARSELT], tuned=True)
 
 
 def _stored_as(kind: Any) -> Callable[[Any], Any]:

@@ -140,7 +140,7 @@ def test_a_wrong_product_makes_the_run_invalid_and_leaves_no_comparison() -> Non
 
 
 def test_gpu_figures_are_told_with_their_break_even(measured: KernelResult) -> None:
-    whole = {"refused": {}, "wrong": "", "failed": ""}
+    whole = {"refused": {}, "wrong": "", "failed": "", "against_dense": {}}
     gpu = {
         "measured": True,
         "device": "a GPU",
@@ -161,7 +161,7 @@ def test_gpu_figures_are_told_with_their_break_even(measured: KernelResult) -> N
     for said in (
         "float16, 32 x 64, cutlass: faster than dense from M 512 on.",
         "Not on this GPU: int8 cusparselt: no such kernel",
-        "padded inside the timed call, as the library takes no smaller M: dense M 1 as 32.",
+        "Padded inside the timed call, as the library takes no smaller M: int8 dense M 1 as 32.",
         "Failed on the GPU, and not measured: int8 1 x 2 x 3: no memory (1 in all).",
     ):
         assert said in notes

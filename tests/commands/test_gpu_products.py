@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.break_even import break_even
 from maskpro_deploy.commands import _gpu_arms, _gpu_check, _gpu_products, _gpu_timing, _gpu_worker
-from maskpro_deploy.commands._gpu_items import MEASURED, Record, Settings
+from maskpro_deploy.commands._gpu_items import FAILED, MEASURED, Record, Settings
 from maskpro_deploy.commands._gpu_models import ONE_B, SEVEN_B, SMOL
 from maskpro_deploy.extras import missing
 
@@ -115,7 +117,8 @@ class GpuTorch:
 
     def __init__(self, torch, outputs):
         self._torch, self._outputs = torch, outputs
-        self.multiplied = []
+        self.multiplied, self.algorithms = [], []
+        self._C = SimpleNamespace(_cusparselt=SimpleNamespace(mm_search=self._search))
 
     def __getattr__(self, name):
         return getattr(self._torch, name)
@@ -126,15 +129,23 @@ class GpuTorch:
         self.multiplied.append(len(x))
         return self._torch._int_mm(x, weight)
 
-    def _cslt_sparse_mm(self, packed, x, *, out_dtype, transpose_result):
+    def _cslt_sparse_mm(self, packed, x, *, out_dtype, transpose_result, **algorithm):
         if x.shape[1] % 16 or (out_dtype, transpose_result) not in self._outputs:
             raise RuntimeError(f"CUDA error: not supported for {out_dtype}")
-        found = self._torch._int_mm(packed, x.contiguous()).to(out_dtype)
+        self.algorithms.append(algorithm)
+        wide = self._torch.int32 if x.dtype == self._torch.int8 else x.dtype
+        found = (packed.to(wide) @ x.to(wide)).to(out_dtype or x.dtype)
         return found.t() if transpose_result else found
+
+    def _search(self, packed, x, bias, alpha, out_dtype, transpose_result):
+        if x.shape[1] % 16:
+            raise RuntimeError("CUDA error: not supported")
+        return x.shape[1], 2, 1, 40
 
 
 def int8_ways(torch):
-    return {"dense": _gpu_arms.int8_dense(torch), "cusparselt": _gpu_arms.int8_sparse(torch, Packed)}
+    tuned = _gpu_arms.cusparselt(torch, Packed, tuned=True)
+    return {"dense": _gpu_arms.int8_dense(torch), "cusparselt": _gpu_arms.cusparselt(torch, Packed), "cusparselt-tuned": tuned}
 
 
 @with_torch
@@ -152,11 +163,13 @@ def test_a_weight_has_two_of_every_four_and_the_type_asked_for(torch, dtype):
 def test_8_bit_products_are_padded_as_little_as_the_library_takes(torch, m, dense_rows, sparse_rows):
     library = GpuTorch(torch, {(torch.int32, True)})
     weight, x = _gpu_arms.random_operands(torch, torch.int8, (m, 32, 64), "cpu")
-    for name, rows in (("dense", dense_rows), ("cusparselt", sparse_rows)):
+    for name, rows in (("dense", dense_rows), ("cusparselt", sparse_rows), ("cusparselt-tuned", sparse_rows)):
         product = int8_ways(library)[name](weight, x)
         assert (product.rows, product.output) == (rows, "int32")
         assert torch.equal(product.run(), x.int() @ weight.int().t())
     assert library.multiplied[-1] == dense_rows  # padded within the call, not before
+    assert library.algorithms[0] == {}
+    assert library.algorithms[-1] == {"alg_id": sparse_rows, "split_k": 2, "split_k_mode": 1}
 
 
 @with_torch
@@ -176,7 +189,7 @@ def test_8_bit_sums_come_in_the_form_that_the_library_has(torch):
 def test_what_does_not_work_here_is_refused_with_its_reason_and_the_rest_is_left(torch):
     ways, refused = _gpu_arms.working_ways(torch, "cpu")
     assert {dtype: list(arms) for dtype, arms in ways.items()} == {d: ["dense"] for d in _gpu_arms.DTYPES}
-    assert set(refused) == {"cusparselt", "cutlass", "int8 cusparselt"}
+    assert set(refused) == {"cusparselt", "cusparselt-tuned", "cutlass", "int8 cusparselt", "int8 cusparselt-tuned"}
     assert all("CUDA" in why for why in refused.values())
     reason = _gpu_products.nothing_sparse(ways, refused)
     assert "torch's int8 cusparselt: " in reason
@@ -214,10 +227,20 @@ def test_a_product_is_checked_and_timed_on_every_arm_that_takes_it(torch, dtype)
 def test_8_bit_products_are_measured_and_say_how_they_were_padded(torch):
     library = GpuTorch(torch, {(torch.int32, True)})
     found = _gpu_products.measure(torch, torch.int8, (1, 32, 64), int8_ways(library), _gpu_timing.WallClock())
-    assert set(found["median_ms"]) == {"dense", "cusparselt"}
-    assert found["rows"] == {"dense": 32, "cusparselt": 16}
-    assert found["output"] == {"dense": "int32", "cusparselt": "int32"}
+    assert set(found["median_ms"]) == set(int8_ways(library))
+    assert found["rows"] == {"dense": 32, "cusparselt": 16, "cusparselt-tuned": 16}
+    assert set(found["output"].values()) == {"int32"}
     assert found["wrong"] == ""
+
+
+@with_torch
+def test_16_bit_products_are_tuned_too(torch):
+    library = GpuTorch(torch, {(None, True)})
+    ways = {"dense": _gpu_arms.linear(torch), "cusparselt-tuned": _gpu_arms.cusparselt(library, Packed, tuned=True)}
+    found = _gpu_products.measure(torch, torch.float16, (8, 32, 64), ways, _gpu_timing.WallClock())
+    assert set(found["against_dense"]) == {"cusparselt-tuned"}
+    assert found["rows"] == {"cusparselt-tuned": 16}
+    assert (found["output"]["cusparselt-tuned"], found["wrong"]) == ("float16", "")
 
 
 @with_torch
@@ -280,6 +303,33 @@ def test_products_of_a_model_are_kept_one_by_one_and_not_measured_again(torch):
     int8 = next(t for t in whole["whole_model"] if t["dtype"] == "int8")
     each = {(c["k"], c["n"]): c["median_ms"] for c in whole["cells"] if (c["dtype"], c["m"]) == ("int8", 1)}
     assert int8["ms"]["cusparselt"] == pytest.approx(3 * each[64, 32]["cusparselt"] + each[32, 64]["cusparselt"])
+
+
+@with_torch
+def test_the_item_keeps_its_cells_and_fails_on_a_wrong_product(torch, monkeypatch, tmp_path):
+    library = GpuTorch(torch, {(torch.int32, True)})
+    ways = {"float16": {"dense": _gpu_arms.linear(torch), "same": _gpu_arms.linear(torch)}, "int8": int8_ways(library)}
+    monkeypatch.setattr(_gpu_products, "torch_on", lambda device: library)
+    monkeypatch.setattr(_gpu_products, "working_ways", lambda torch, device: (ways, {"cutlass": "too new a GPU"}))
+    monkeypatch.setattr(_gpu_products, "EventClock", lambda torch: _gpu_timing.WallClock())
+    monkeypatch.setattr(_gpu_products, "linear_shapes", lambda models: {(32, 64): ["135m"]})
+    monkeypatch.setattr(_gpu_products, "TOKENS", (1, 16))
+    record = Record(None, 60.0)
+    outcome = _gpu_worker.run("products", Settings(budget_s=60.0, scratch=tmp_path), record)
+    assert outcome.status == MEASURED, outcome.trace
+    assert outcome.detail.startswith("faster than dense: float16 ")
+    assert "int8 " in outcome.detail
+    assert "of 2" in outcome.detail
+    assert [(c["dtype"], c["m"]) for c in record.figures["cells"]] == [
+        (dtype, m) for m in (1, 16) for dtype in ("float16", "int8")
+    ]
+    assert record.figures["refused"] == {"cutlass": "too new a GPU"}
+    ways["float16"]["wrong"] = _gpu_arms.linear(torch, Wrong.from_dense)
+    outcome = _gpu_worker.run("products", Settings(budget_s=60.0, scratch=tmp_path), record)
+    assert outcome.status == FAILED
+    assert "2 of 4 products are wrong" in outcome.detail
+    outcome = _gpu_worker.run("products", Settings(budget_s=1e-9, scratch=tmp_path), Record(None, 1e-9))
+    assert "1 of 1 products are wrong" in outcome.detail
 
 
 @pytest.mark.gpu
