@@ -50,6 +50,7 @@ def export(
     compare: bool = True,
     force: bool = False,
     progress: Progress = SILENT,
+    describing: Progress = SILENT,
     calibrating: Progress = SILENT,
     verifying: Progress = SILENT,
 ) -> Manifest:
@@ -67,6 +68,7 @@ def export(
         compare: compare several forms with each other, where onnxruntime can run them.
         force: replace `out` if it exists.
         progress: told the bytes of weights written.
+        describing: told how long a front end takes to describe an architecture without a template.
         calibrating: told the projections that are calibrated.
         verifying: told the steps of the comparison.
 
@@ -83,7 +85,7 @@ def export(
     source = Checkpoint.open(checkpoint)
     if source.folder.resolve().is_relative_to(out.resolve()):
         raise InputError(f"--out {out} would replace the checkpoint {checkpoint} itself.\nChoose another --out.")
-    template = template_for(source)
+    template = template_for(source, describing)
     decoder = _with_length(template.read(source.config), config.max_length)
     graphs = build_graphs(template, decoder, config, source)
     graph = graphs[config.forms[0]]

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import InputError
 from maskpro_deploy.exporters.graph import Rows
-from maskpro_deploy.exporters.model_config import positive
+from maskpro_deploy.exporters.model_config import DecoderConfig, positive
 
 # fields of `config.json` that hold the longest sequence
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
@@ -89,6 +89,36 @@ def longest(config: Mapping[str, Any]) -> int:
         FormatError: the config does not name it.
     """
     return positive(config, next((field for field in _LENGTHS if config.get(field)), _LENGTHS[0]))
+
+
+def sizes(
+    config: Mapping[str, Any], model: ForeignModel, *, hidden: int, layers: int, heads: int, kv_heads: int, head_dim: int
+) -> DecoderConfig:
+    """The sizes of a graph, for caches and the manifest; what its nodes compute stays their own affair.
+
+    Raises:
+        FormatError: the config names no longest sequence.
+    """
+    return DecoderConfig(
+        model_type=str(config["model_type"]),
+        vocab_size=model.vocab_size,
+        hidden_size=hidden,
+        intermediate_size=0,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        max_length=longest(config),
+        norm_eps=0.0,
+        tied=False,
+        activation="",
+        attention_bias=False,
+        output_bias=False,
+        mlp_bias=False,
+        scale=head_dim**-0.5,
+        windows=(None,) * layers,
+        ropes=(None,) * layers,
+    )
 
 
 def mapped(checkpoint: Checkpoint) -> dict[str, Any]:

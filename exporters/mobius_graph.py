@@ -7,6 +7,7 @@ Windows are those that `config.json` names: mobius leaves some of them out, and 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,14 @@ from onnx import helper
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import InputError
-from maskpro_deploy.exporters.front_end import ForeignModel, ForeignWeight, longest
+from maskpro_deploy.exporters.front_end import ForeignModel, ForeignWeight, sizes
 from maskpro_deploy.exporters.graph import Graph
 from maskpro_deploy.exporters.layers import Layers
 from maskpro_deploy.exporters.mobius_mask import is_causal
 from maskpro_deploy.exporters.mobius_model import MobiusSource
 from maskpro_deploy.exporters.model_config import DecoderConfig, layer_types, positive, windows_of
 from maskpro_deploy.exporters.translation import Translation
+from maskpro_deploy.progress import SILENT, Progress
 
 _OPSET = 24  # mobius' own
 
@@ -33,13 +35,14 @@ class MobiusTemplate:
 
     Args:
         checkpoint: of an architecture without a template.
+        progress: see `MobiusSource`.
 
     Raises:
         InputError, FormatError: see `MobiusSource`.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._source = MobiusSource(checkpoint)
+    def __init__(self, checkpoint: Checkpoint, progress: Progress = SILENT) -> None:
+        self._source = MobiusSource(checkpoint, progress)
         self._folder = checkpoint.folder
 
     @property
@@ -77,25 +80,12 @@ class MobiusTemplate:
         (head_dim, *others) = {model.caches[name] for node in nodes for name in node.input[4:6]}
         if others or not kind.groups:
             raise InputError(f"model_type {config['model_type']!r} is not supported: its keys and values differ in size.")
-        return DecoderConfig(
-            model_type=str(config["model_type"]),
-            vocab_size=model.vocab_size,
-            hidden_size=positive({**config, "hidden_size": config.get("hidden_size", config.get("n_embd"))}, "hidden_size"),
-            intermediate_size=0,
-            num_layers=layers,
-            num_heads=kind.heads,
-            num_kv_heads=kind.groups,
-            head_dim=head_dim,
-            max_length=longest(config),
-            norm_eps=0.0,
-            tied=False,
-            activation="",
-            attention_bias=False,
-            output_bias=False,
-            mlp_bias=False,
-            scale=kind.scale or head_dim**-0.5,
+        hidden = positive({**config, "hidden_size": config.get("hidden_size", config.get("n_embd"))}, "hidden_size")
+        found = sizes(config, model, hidden=hidden, layers=layers, heads=kind.heads, kv_heads=kind.groups, head_dim=head_dim)
+        return dataclasses.replace(
+            found,
+            scale=kind.scale or found.scale,
             windows=_windows(config, layers),
-            ropes=(None,) * layers,
             attention_softcap=kind.softcap or None,
         )
 

@@ -28,6 +28,7 @@ from maskpro_deploy.exporters.front_end import (
     place,
     quiet,
 )
+from maskpro_deploy.progress import SILENT, Progress, waiting
 
 # the caller has made sure that mobius, and with it torch, is installed
 _TASK = "text-generation"
@@ -40,14 +41,15 @@ class MobiusSource:
 
     Args:
         checkpoint: of an architecture that mobius knows as a text generator.
+        progress: told how long mobius takes to build the graph in another float type.
 
     Raises:
         InputError: it does not.
         FormatError: it cannot build the graph from this config, or take these tensors.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, checkpoint: Checkpoint, progress: Progress = SILENT) -> None:
+        self._checkpoint, self._progress = checkpoint, progress
         built, module = _build(checkpoint, "fp32")
         self._models = {"fp32": _read(built)}
         self.weights = _weights(checkpoint, module, self._models["fp32"].parameters)
@@ -60,7 +62,8 @@ class MobiusSource:
     def model(self, dtype: str) -> ForeignModel:
         """The graph in a float type."""
         if dtype not in self._models:
-            self._models[dtype] = _read(_build(self._checkpoint, dtype)[0])
+            with waiting(self._progress, self.tool):
+                self._models[dtype] = _read(_build(self._checkpoint, dtype)[0])
         return self._models[dtype]
 
 

@@ -13,6 +13,7 @@ from maskpro_deploy.exporters.graph import Graph
 from maskpro_deploy.exporters.layers import Layers
 from maskpro_deploy.exporters.model_config import DecoderConfig
 from maskpro_deploy.extras import require
+from maskpro_deploy.progress import SILENT, Progress, waiting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +54,12 @@ TEMPLATES = {
 MOBIUS_DIFFERS = frozenset({"cohere", "ernie4_5", "gemma"})
 
 
-def template_for(source: Checkpoint) -> Template:
+def template_for(source: Checkpoint, progress: Progress = SILENT) -> Template:
     """What builds the graph of a checkpoint: a template of ours, else the first front end that can.
+
+    Args:
+        source: the checkpoint.
+        progress: told how long a front end takes, now and when it builds the graph in another float type.
 
     Raises:
         InputError: none knows its architecture; the message says what each one said.
@@ -69,9 +74,10 @@ def template_for(source: Checkpoint) -> Template:
         raise InputError(f"{source.folder}: config.json names no model_type. {ours}.")
     require("architectures", f"exporting model_type {model_type!r}, which has no template here,")
     refusals = []
-    for front_end in (_through_mobius, _through_transformers):
+    for name, front_end in (("mobius-onnx", _through_mobius), ("transformers", _through_transformers)):
         try:
-            return front_end(source, model_type)
+            with waiting(progress, name):
+                return front_end(source, model_type, progress)
         except (InputError, FormatError) as e:
             refusals.append(e)
     said = "\n".join(" ".join(str(e).split()) for e in refusals)
@@ -79,7 +85,7 @@ def template_for(source: Checkpoint) -> Template:
     raise kind(f"config.json: model_type {model_type!r} is not supported. {ours}.\n{said}") from refusals[-1]
 
 
-def _through_mobius(source: Checkpoint, model_type: str) -> Template:
+def _through_mobius(source: Checkpoint, model_type: str, progress: Progress) -> Template:
     from maskpro_deploy.exporters.mobius_graph import MobiusTemplate
     from maskpro_deploy.exporters.mobius_model import known
 
@@ -87,16 +93,16 @@ def _through_mobius(source: Checkpoint, model_type: str) -> Template:
         raise InputError("mobius-onnx builds it otherwise than transformers.")
     if not known(model_type):
         raise InputError("mobius-onnx does not know it as a text generator.")
-    found = MobiusTemplate(source)
+    found = MobiusTemplate(source, progress)
     found.read(source.config)  # refuses attention that it cannot translate
     return Template(read=found.read, build=found.build, prefix="", tool=found.tool, as_stored=not found.rearranged)
 
 
-def _through_transformers(source: Checkpoint, model_type: str) -> Template:
+def _through_transformers(source: Checkpoint, model_type: str, progress: Progress) -> Template:
     from maskpro_deploy.exporters.transformers_graph import TransformersTemplate
     from maskpro_deploy.exporters.transformers_model import known
 
     if not known(model_type):
         raise InputError("transformers does not know it as a causal language model.")
-    found = TransformersTemplate(source)
+    found = TransformersTemplate(source, progress)
     return Template(read=found.read, build=found.build, prefix="", tool=found.tool)

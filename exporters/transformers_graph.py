@@ -9,13 +9,14 @@ from onnx import TensorProto
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import InputError
-from maskpro_deploy.exporters.front_end import longest
+from maskpro_deploy.exporters.front_end import longest, sizes
 from maskpro_deploy.exporters.graph import Graph
 from maskpro_deploy.exporters.kv_common import declare_cache
 from maskpro_deploy.exporters.layers import Layers
 from maskpro_deploy.exporters.model_config import DecoderConfig
 from maskpro_deploy.exporters.transformers_model import TransformersSource
 from maskpro_deploy.exporters.translation import Translation
+from maskpro_deploy.progress import SILENT, Progress
 
 
 class TransformersTemplate:
@@ -23,14 +24,15 @@ class TransformersTemplate:
 
     Args:
         checkpoint: of an architecture that transformers knows.
+        progress: see `TransformersSource`.
 
     Raises:
         InputError, FormatError: see `TransformersSource`.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, progress: Progress = SILENT) -> None:
         longest(checkpoint.config)  # told before the trace, which takes long
-        self._source = TransformersSource(checkpoint)
+        self._source = TransformersSource(checkpoint, progress)
         self._folder = checkpoint.folder
 
     @property
@@ -44,27 +46,15 @@ class TransformersTemplate:
         Raises:
             FormatError: the config has no length.
         """
-        model, sizes = self._source.model("fp32"), self._source.sizes
-        layers, head_dim = len(model.caches) // 2, next(iter(model.caches.values()))
-        return DecoderConfig(
-            model_type=str(config["model_type"]),
-            vocab_size=model.vocab_size,
-            hidden_size=sizes.hidden,
-            intermediate_size=0,
-            num_layers=layers,
-            num_heads=sizes.heads,
-            num_kv_heads=model.kv_heads,
-            head_dim=head_dim,
-            max_length=longest(config),
-            norm_eps=0.0,
-            tied=False,
-            activation="",
-            attention_bias=False,
-            output_bias=False,
-            mlp_bias=False,
-            scale=head_dim**-0.5,
-            windows=(None,) * layers,
-            ropes=(None,) * layers,
+        model, told = self._source.model("fp32"), self._source.sizes
+        return sizes(
+            config,
+            model,
+            hidden=told.hidden,
+            layers=len(model.caches) // 2,
+            heads=told.heads,
+            kv_heads=model.kv_heads,
+            head_dim=next(iter(model.caches.values())),
         )
 
     def build(self, m: Layers) -> Graph:

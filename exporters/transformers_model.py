@@ -32,6 +32,7 @@ from maskpro_deploy.exporters.front_end import (
     place,
     quiet,
 )
+from maskpro_deploy.progress import SILENT, Progress, waiting
 from maskpro_deploy.torch_lm import load_causal_lm
 
 _OPSET = 23  # the `cat` form's
@@ -53,14 +54,15 @@ class TransformersSource:
 
     Args:
         checkpoint: of an architecture that transformers knows as a causal language model.
+        progress: told how long the trace in another float type takes.
 
     Raises:
         InputError: it has no plain cache of keys and values, or tensors that the model does not use.
         FormatError: it cannot be opened or traced, or lacks tensors.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, checkpoint: Checkpoint, progress: Progress = SILENT) -> None:
+        self._checkpoint, self._progress = checkpoint, progress
         model = self._open("fp32")
         self.weights = _weights(checkpoint, model)
         self.sizes = _sizes(model, checkpoint.config["model_type"])
@@ -74,7 +76,8 @@ class TransformersSource:
     def model(self, dtype: str) -> ForeignModel:
         """The graph in a float type."""
         if dtype not in self._models:
-            self._models[dtype] = _traced(self._open(dtype), self._checkpoint)
+            with waiting(self._progress, self.tool):
+                self._models[dtype] = _traced(self._open(dtype), self._checkpoint)
         return self._models[dtype]
 
     def _open(self, dtype: str) -> Any:

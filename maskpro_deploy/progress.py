@@ -2,12 +2,17 @@
 
 Library functions take a `Progress` and call `update`; the command line passes a `Meter`, tests and callers pass nothing
 (`SILENT`). On a terminal the line is rewritten in place; elsewhere a line is printed every few seconds, so that logs stay short.
+Work that tells nothing of itself is shown by the time it has taken (`waiting`).
 """
 
 from __future__ import annotations
 
+import math
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol, TextIO
 
 
@@ -15,7 +20,7 @@ class Progress(Protocol):
     """What a library function needs in order to say how far it is."""
 
     def update(self, done: float, total: float, note: str = "") -> None:
-        """Say that `done` of `total` units are finished; `note` is free text such as "loss 3.21"."""
+        """Say that `done` of `total` units are finished (infinity: nobody knows); `note` is free text such as "loss 3.21"."""
 
     def close(self) -> None:
         """The work is over: finish the line."""
@@ -30,6 +35,27 @@ class _Silent:
 
 
 SILENT: Progress = _Silent()
+_TICK_S = 0.2
+
+
+@contextmanager
+def waiting(progress: Progress, note: str) -> Iterator[None]:
+    """Show, while the body runs, how long it has taken: for work of other libraries that do not say how far they are."""
+    over = threading.Event()
+
+    def tick() -> None:
+        while not over.wait(_TICK_S):
+            progress.update(0, math.inf, note)
+
+    progress.update(0, math.inf, note)
+    thread = threading.Thread(target=tick, name="maskpro-waiting", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    progress.update(1, 1, note)
 
 
 class Meter:
@@ -69,6 +95,8 @@ class Meter:
     def _line(self, done: float, total: float, note: str, now: float) -> str:
         before, since = self._first or (done, now)
         rate = (done - before) / (now - since) if now > since else 0.0
+        if math.isinf(total):
+            return f"{self._label}: {clock(now - self._started)}  {note}".rstrip()
         percent = 100.0 * done / total if total > 0 else 100.0
         parts = [f"{self._label}: {percent:3.0f} %"]
         if self._unit != "s":

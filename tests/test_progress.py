@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 
 from maskpro_deploy import progress
-from maskpro_deploy.progress import SILENT, Meter, clock
+from maskpro_deploy.progress import SILENT, Meter, clock, waiting
 
 
 class Terminal(io.StringIO):
@@ -92,3 +93,23 @@ def test_silence_says_nothing(capsys):
     SILENT.update(1, 2, "note")
     SILENT.close()
     assert capsys.readouterr() == ("", "")
+
+
+def test_work_that_tells_nothing_is_shown_by_its_time():
+    stream = Terminal()
+    meter = Meter("describing", "s", stream, every_s=0.0)
+    with waiting(meter, "transformers"):
+        time.sleep(1.3)
+    meter.close()
+    lines = stream.getvalue().split("\r")[1:]
+    assert len(lines) >= 4
+    assert lines[0].endswith("describing: 0s  transformers")
+    assert any(line.endswith("describing: 1s  transformers") for line in lines)
+    assert lines[-1].endswith("describing: 100 %  1s  transformers\n")
+
+
+def test_work_that_fails_ends_its_line_without_saying_that_it_is_done():
+    stream = io.StringIO()
+    with pytest.raises(ValueError, match="no"), waiting(Meter("describing", "s", stream), "transformers"):
+        raise ValueError("no")
+    assert stream.getvalue() == "describing: 0s  transformers\n"

@@ -120,7 +120,8 @@ def command(
     reason = _cannot_verify(dtype) if verify else "--no-verify"
     if verify and reason:
         click.echo(f"not verified: {reason}", err=True)
-    writing, verifying, calibrating = Meter("exporting", "bytes"), Meter("verifying", "steps"), Meter("calibrating", "weights")
+    describing, writing = Meter("describing", "s"), Meter("exporting", "bytes")
+    verifying, calibrating = Meter("verifying", "steps"), Meter("calibrating", "weights")
     manifest = export(
         folder,
         out,
@@ -130,10 +131,11 @@ def command(
         compare=verify,
         force=force,
         progress=writing,
+        describing=describing,
         calibrating=calibrating,
         verifying=verifying,
     )
-    for meter in (calibrating, writing, verifying):
+    for meter in (describing, calibrating, writing, verifying):
         meter.close()
     emit(as_json, {"bundle": str(out), **dataclasses.asdict(manifest)}, _text(out, manifest))
 

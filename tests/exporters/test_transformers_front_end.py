@@ -55,7 +55,7 @@ def test_a_sparse_checkpoint_agrees_with_transformers_and_keeps_its_pattern(kind
     from maskpro_deploy.torch_lm import TorchLM
 
     made_by = []  # a trace takes long, so its template serves twice
-    monkeypatch.setattr(bundle, "template_for", lambda source: made_by.append(template_for(source)) or made_by[-1])
+    monkeypatch.setattr(bundle, "template_for", lambda source, _: made_by.append(template_for(source)) or made_by[-1])
     checkpoint = sparse(made(kind), tmp_path / "sparse")
     manifest = export(checkpoint, tmp_path / "out", ExportConfig(require_sparsity=NMPattern(2, 4)))
     result = verify(tmp_path / "out", TorchLM.open(checkpoint), PROMPTS, greedy_tokens=256)
