@@ -136,7 +136,7 @@ def examine() -> Diagnosis:
         extras=tuple(_extra(name) for name in EXTRAS),
         providers=providers,
         lanes=lanes,
-        steps=main_steps(lanes),
+        steps=main_steps(lanes, _where(gpus, providers)),
     )
 
 
@@ -286,8 +286,22 @@ def _lane(name: str, detail: str, lacks: list[str], install: str) -> Ability:
     )
 
 
-def main_steps(lanes: tuple[Ability, ...]) -> tuple[Ability, ...]:
-    """Which steps of the path can run here."""
+def _where(gpus: tuple[Gpu, ...], providers: tuple[str, ...]) -> str:
+    """What runs a bundle here."""
+    if not gpus:
+        return "on the CPU; engines need an NVIDIA GPU"
+    own = ["its engines"] if not missing("native") and not (missing("tensorrt") and missing("tensorrt-rtx")) else []
+    cuda = ["the GPU"] if "CUDAExecutionProvider" in providers else []
+    return f"on {' and '.join(['the CPU', *cuda, *own])}"
+
+
+def main_steps(lanes: tuple[Ability, ...], where: str) -> tuple[Ability, ...]:
+    """Which steps of the path can run here.
+
+    Args:
+        lanes: to engines.
+        where: what runs a bundle.
+    """
     engine = any(lane.ready for lane in lanes)
     return (
         _step("demo", ("learn", "cpu", "serve", "report")),
@@ -301,8 +315,8 @@ def main_steps(lanes: tuple[Ability, ...]) -> tuple[Ability, ...]:
             lacks=() if engine else ("any of the three lanes",),
             install="" if engine else "pip install 'maskpro-deploy[tensorrt-rtx]'",
         ),
-        _step("serve", ("serve", "cpu")),
-        _step("benchmark", ("cpu",)),
+        _step("serve", ("serve", "cpu"), where),
+        _step("benchmark", ("cpu",), where),
         _step("eval", ("cpu",), "" if not missing("learn") else "bundles only: checkpoints need learn"),
     )
 

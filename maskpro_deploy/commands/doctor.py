@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from maskpro_deploy.commands._shared import emit, json_option
+from maskpro_deploy.commands._shared import PATH, emit, json_option
 from maskpro_deploy.errors import MachineError
 
 if TYPE_CHECKING:
@@ -16,21 +18,32 @@ _GIB = 1 << 30
 
 
 @click.command("doctor", short_help="Say what this machine can do, and how to get what is missing.")
+@click.argument("bundle", type=PATH, required=False)
 @json_option
-def command(as_json: bool) -> None:
+def command(bundle: Path | None, as_json: bool) -> None:
     r"""Say what this machine can do: hardware, packages, TensorRT lanes, and which steps can run here.
+
+    With a BUNDLE, also which of its graphs and engines can be served here, with which --provider, and what the others lack.
 
     Exit code: 0, or 3 if a package that everything needs is missing, too old or broken.
 
     \b
     Examples:
       maskpro-deploy doctor
+      maskpro-deploy doctor bundle
       maskpro-deploy doctor --json
     """
     from maskpro_deploy.doctor import examine
 
     diagnosis = examine()
-    emit(as_json, diagnosis.to_json(), render(diagnosis))
+    value, text = diagnosis.to_json(), render(diagnosis)
+    if bundle is not None and diagnosis.healthy:
+        from maskpro_deploy.commands._doctor_bundle import examine_bundle
+
+        found = examine_bundle(bundle, diagnosis)
+        value["bundle"] = [dataclasses.asdict(item) for item in found]
+        text = "\n".join([text, f"Bundle {bundle}", *_abilities(found)])
+    emit(as_json, value, text)
     if not diagnosis.healthy:
         broken = ", ".join(b.name for b in diagnosis.base if not b.ready)
         raise MachineError(f"the base installation is broken: {broken}.\nMend it with: pip install --upgrade maskpro-deploy")
