@@ -19,6 +19,7 @@ import onnx
 from onnx import helper
 
 from maskpro_deploy.cuda_driver import compute_capability
+from maskpro_deploy.cuda_packages import load_for
 from maskpro_deploy.elf import onnxruntime_tensorrt
 from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError, MissingExtraError
 from maskpro_deploy.exporters.builder_flags import BuilderFlags
@@ -139,10 +140,10 @@ def _make_session(graph: Path, options: dict[str, str]) -> None:
     ort: Any = import_module("onnxruntime")
     settings = ort.SessionOptions()
     settings.log_severity_level = 0
+    providers: list[Any] = [(PROVIDER, options), "CUDAExecutionProvider", "CPUExecutionProvider"]
+    load_for(providers)
     try:
-        session = ort.InferenceSession(
-            str(graph), settings, providers=[(PROVIDER, options), "CUDAExecutionProvider", "CPUExecutionProvider"]
-        )
+        session = ort.InferenceSession(str(graph), settings, providers=providers)
     except Exception as e:  # onnxruntime raises many types of its own
         raise CheckFailed(f"onnxruntime's TensorRT provider could not build the engine: {str(e).strip().splitlines()[0]}") from e
     if PROVIDER not in session.get_providers():

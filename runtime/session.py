@@ -9,7 +9,9 @@ Shapes: `B` rows, `S` new tokens, `P` past tokens, `T = P + S`, `V` vocabulary, 
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskpro_deploy.cuda_driver import compute_capability
+from maskpro_deploy.cuda_packages import load_for
 from maskpro_deploy.elf import onnxruntime_tensorrt
 from maskpro_deploy.errors import ConfigError, FormatError, InputError, MachineError
 from maskpro_deploy.extras import require
@@ -208,6 +211,7 @@ def _create(graph: Path, providers: Sequence[Any], config: SessionConfig, *, opt
     """An onnxruntime session on `providers`, as far as it can use them."""
     import onnxruntime
 
+    load_for(providers)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # its warnings are about its own graph rewriting
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if config.spin else "0")
@@ -217,7 +221,8 @@ def _create(graph: Path, providers: Sequence[Any], config: SessionConfig, *, opt
         options.intra_op_num_threads = config.threads
         options.inter_op_num_threads = 1
     try:
-        with warnings.catch_warnings():
+        # it prints why a provider fails, and standard output belongs to the results
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore", UserWarning)  # what it cannot use is checked afterwards
             return onnxruntime.InferenceSession(str(graph), options, providers=list(providers))
     except Exception as e:  # onnxruntime raises many types of its own; the first line says what failed

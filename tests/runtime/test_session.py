@@ -125,3 +125,22 @@ def test_settings_out_of_range_are_named() -> None:
         SessionConfig(provider="quantum")
     with pytest.raises(ConfigError, match="--threads"):
         SessionConfig(threads=0)
+
+
+def test_what_onnxruntime_prints_stays_off_standard_output(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It prints why a GPU provider fails, before it goes on without it; `--json` must still give one object."""
+    import onnxruntime
+
+    real = onnxruntime.InferenceSession
+
+    def noisy(*args: object, **options: object) -> object:
+        print("*** EP Error ***")
+        return real(*args, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", noisy)
+    open_session(tiny_bundle)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "EP Error" in err
