@@ -23,7 +23,8 @@ from torch import Tensor
 
 from maskpro_deploy.learn.calibration import BlockStream
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.estimator import Windows, check_loss
+from maskpro_deploy.learn.estimator import Windows, early_check
+from maskpro_deploy.learn.fused import chunk_step
 from maskpro_deploy.learn.model import LearningModel
 from maskpro_deploy.learn.optimizer import LogitOptimizer
 from maskpro_deploy.learn.pathwise import draw, pathwise_step
@@ -49,11 +50,12 @@ class BlockwiseEstimator:
         self._members = {block: found for block, found in members.items() if found}
         self._place = 0
         self._optimizer = LogitOptimizer()
+        self._chunk_step = chunk_step(sites[0].family, model.head.device)
         self._step, self._temperature = 0, 0.0
         for site in sites:
             site.draw, site.on_gradient = self._draw, self._move
 
-    def step(self, windows: Windows, step: int, left: float) -> float:
+    def step(self, windows: Windows, step: int, left: float) -> Tensor:
         """One step of the block whose turn it is; the loss is its relative error."""
         turn = (1 - left) * len(self._members)
         place = min(int(turn), len(self._members) - 1)
@@ -64,7 +66,7 @@ class BlockwiseEstimator:
         self._step, self._temperature = step, self._config.temperature * left_here
         block = list(self._members)[place]
         loss = self._error(windows, block)
-        value = check_loss(float(loss.detach()), step, self._model, windows)
+        value = early_check(loss, step, self._model, windows)
         loss.backward()  # type: ignore[no-untyped-call]
         self._mode(Mode.ARGMAX, self._members[block])
         return value
@@ -100,7 +102,7 @@ class BlockwiseEstimator:
 
     def _move(self, site: Site, grad_weight: Tensor) -> None:
         """Turn the gradient of a masked weight into a step of its logits.  # (O, C)"""
-        pathwise_step(self._optimizer, site, grad_weight, site.key(self._config.seed, self._step))
+        pathwise_step(self._optimizer, self._chunk_step, site, grad_weight, site.key(self._config.seed, self._step))
 
     def tensors(self) -> dict[str, Tensor]:
         """Logits, and the moments of the block at work."""

@@ -36,7 +36,7 @@ Windows = npt.NDArray[np.int32]  # (W, T)
 class Estimator(Protocol):
     """One way to learn the logits of the sites of a model."""
 
-    def step(self, windows: Windows, step: int, left: float) -> float:
+    def step(self, windows: Windows, step: int, left: float) -> Tensor:
         """Take one step.
 
         Args:
@@ -45,10 +45,10 @@ class Estimator(Protocol):
             left: share of the run that is left, 1 to 0: what schedules follow.
 
         Returns:
-            The loss of the masks that were tried, nats a token.
+            The loss of the masks that were tried: a scalar that a GPU may still be at work on, nats a token.
 
         Raises:
-            CheckFailed: the loss is no number; no logit has moved.
+            CheckFailed: the loss is no number, where it was looked at (see `early_check`); no logit has moved.
         """
 
     def tensors(self) -> dict[str, Tensor]:
@@ -108,3 +108,16 @@ def check_loss(value: float, step: int, model: LearningModel, windows: Windows) 
             f"kept.\nTry a smaller --learning-rate, or --dtype float32."
         )
     return value
+
+
+def early_check(loss: Tensor, step: int, model: LearningModel, windows: Windows) -> Tensor:
+    """The loss, without its graph; on a CPU checked before any logit moves.
+
+    Asking a GPU for a number would make it run dry, so there the loop checks the loss some steps later.
+
+    Raises:
+        CheckFailed: it is no number.
+    """
+    if loss.device.type == "cpu":
+        check_loss(float(loss.detach()), step, model, windows)
+    return loss.detach()

@@ -18,17 +18,18 @@ from torch import Tensor
 from maskpro_deploy.learn.top_n import centred, top_of_centred
 
 HALF_BITS = 13  # mantissa bits that float32 has beyond float16
-NOISE = 1 << 20  # numbers in the table; a chunk of groups has fewer weights
+NOISE = 1 << 20  # numbers in the table on a CPU, where a chunk of groups has fewer weights
+_NOISE_GPU = 1 << 22
+_ALIGNED = 4  # windows start at multiples of 16 bytes, as compiled kernels like them
 _LIMIT = 60000.0  # float16 ends at 65504
 
 
-def store(logits: Tensor, chunk: slice, moved: Tensor, kept: int, noise: Tensor) -> Tensor:
+def store(logits: Tensor, moved: Tensor, kept: int, noise: Tensor) -> Tensor:
     """Round new logits and put them in their place.
 
     Args:
-        logits: of the whole site, (M, all groups) float16.
-        chunk: which groups are stored.
-        moved: their new logits, (M, G) float32; they need not be centred.
+        logits: the place, (M, G) float16.
+        moved: the new logits, (M, G) float32; they need not be centred.
         kept: N of the pattern.
         noise: see `noise`; (M, G).
 
@@ -36,20 +37,27 @@ def store(logits: Tensor, chunk: slice, moved: Tensor, kept: int, noise: Tensor)
         The argmax mask of what is stored.  # (M, G) boolean
     """
     stored = round_to_half(centred(moved, kept), noise)
-    logits[:, chunk] = stored
+    logits.copy_(stored)
     return top_of_centred(stored, kept)
 
 
 def noise(shape: tuple[int, int], key: int, device: torch.device) -> Tensor:
     """Random integers of 13 bits; the key says where in the table they start.  # of `shape`, int32"""
     count = shape[0] * shape[1]
-    start = key % (NOISE - count + 1)
-    return _table(device)[start : start + count].view(shape)
+    table = _table(device)
+    start = key % ((len(table) - count) // _ALIGNED + 1) * _ALIGNED
+    return table[start : start + count].view(shape)
+
+
+def noise_bytes(device: torch.device) -> int:
+    """Size of the table of `noise`."""
+    return _table(device).nbytes
 
 
 @functools.lru_cache(maxsize=4)
 def _table(device: torch.device) -> Tensor:
-    table = np.random.default_rng(0).integers(0, 1 << HALF_BITS, NOISE, dtype=np.int32)
+    count = NOISE if device.type == "cpu" else _NOISE_GPU
+    table = np.random.default_rng(0).integers(0, 1 << HALF_BITS, count, dtype=np.int32)
     return torch.from_numpy(table).to(device)
 
 

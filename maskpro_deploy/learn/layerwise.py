@@ -24,7 +24,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from maskpro_deploy.learn.estimator import Windows, check_loss
+from maskpro_deploy.learn.estimator import Windows, early_check
 from maskpro_deploy.learn.pathwise import PathwiseEstimator
 from maskpro_deploy.learn.sites import Mode, Site
 
@@ -40,7 +40,7 @@ class LayerwiseEstimator(PathwiseEstimator):
     """
 
     @torch.no_grad()
-    def step(self, windows: Windows, step: int, left: float) -> float:
+    def step(self, windows: Windows, step: int, left: float) -> Tensor:
         """Send the batch through the dense and the masked model side by side; every layer learns as it is passed.
 
         Returns:
@@ -51,11 +51,11 @@ class LayerwiseEstimator(PathwiseEstimator):
         for site in self._sites:
             site.mode, site.rule = Mode.ARGMAX, self._both
         try:
-            value = self._model.paired_loss(windows)
+            loss = self._model.paired_loss(windows)
         finally:
             for site in self._sites:
                 site.rule = None
-        return check_loss(value, step, self._model, windows)
+        return early_check(loss, step, self._model, windows)
 
     def _both(self, site: Site, x: Tensor) -> Tensor:
         """Outputs of the dense layer and of the masked one, whose logits then move.  # (2 B, ..., C) -> (2 B, ..., O)"""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from maskpro_deploy.errors import PatternError
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.estimator import Windows, check_loss
+from maskpro_deploy.learn.estimator import Windows, early_check
 from maskpro_deploy.learn.model import LearningModel
 from maskpro_deploy.learn.packed import pack, unpack
 from maskpro_deploy.learn.sites import Mode, Site, to_planes
@@ -70,7 +70,7 @@ class MaskLLMEstimator:
             site.kept = self._argmax(site)
             site.draw, site.on_gradient = self._soft, self._move
 
-    def step(self, windows: Windows, step: int, left: float) -> float:
+    def step(self, windows: Windows, step: int, left: float) -> Tensor:
         """One forward pass under soft masks and one backward pass."""
         self._step, self._rate = step, self._config.rate * left
         self._tau = _TAU[0] * left + _TAU[1] * (1 - left)
@@ -79,7 +79,7 @@ class MaskLLMEstimator:
         for site in self._sites:
             site.mode = Mode.SAMPLE
         loss = self._loss(windows, differentiable=True)
-        value = check_loss(float(loss.detach()), step, self._model, windows)
+        value = early_check(loss, step, self._model, windows)
         loss.backward()  # type: ignore[no-untyped-call]
         return value
 

@@ -50,7 +50,7 @@ class MaskProEstimator:
         self._metrics: dict[str, float] = {}
 
     @torch.no_grad()
-    def step(self, windows: Windows, step: int, left: float) -> float:
+    def step(self, windows: Windows, step: int, left: float) -> Tensor:
         """Try some masks on the batch and move the logits by what they gave."""
         active = self._active(step)
         for site in self._sites:
@@ -58,7 +58,7 @@ class MaskProEstimator:
         argmax_loss = check_loss(float(self._loss(windows, differentiable=False)), step, self._model, windows)
         temperature = temperature_for(active, self._config.flip_rate * left) if left > 0 else 0.0
         if temperature <= 0:
-            return argmax_loss
+            return torch.tensor(argmax_loss, dtype=torch.float64)
         losses = []
         for sample in range(self._config.samples):
             for site in active:
@@ -77,7 +77,7 @@ class MaskProEstimator:
             "signal_to_noise": signal_to_noise(gram),
             "sample_excess": sum(losses) / len(losses) - argmax_loss,
         }
-        return sum(losses) / len(losses)
+        return torch.tensor(losses, dtype=torch.float64).mean()
 
     def _active(self, step: int) -> Sequence[Site]:
         """The part of the sites that this step samples: parts are runs of neighbouring layers, taken in turn."""
@@ -105,7 +105,7 @@ class MaskProEstimator:
             gram += (grads @ grads.t()).double().cpu()
             moved = logits.sub_(grads.sum(0).view(m, groups), alpha=rate)
             dither = noise((m, groups), site.key(self._config.seed, step) + number * 7919, logits.device)
-            kept[site.bits_of(chunk)] = pack(store(site.logits, chunk, moved, n, dither))
+            kept[site.bits_of(chunk)] = pack(store(site.logits[:, chunk], moved, n, dither))
         site.kept = kept
         return gram
 

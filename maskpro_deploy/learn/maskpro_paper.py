@@ -53,7 +53,7 @@ class MaskProPaperEstimator:
                 site.logits[:, chunk] = centred(mask.float().mul_(_STRENGTH), site.family.pattern.n).half()
 
     @torch.no_grad()
-    def step(self, windows: Windows, step: int, left: float) -> float:
+    def step(self, windows: Windows, step: int, left: float) -> Tensor:
         """Try one sample and the initial mask on the batch."""
         losses = {}
         for name, chosen in (("initial", self._first), ("sample", lambda site: self._draw(site, step))):
@@ -65,7 +65,7 @@ class MaskProPaperEstimator:
         for site in self._sites:
             self._move(site, step, residual - self._tracker)
         self._metrics = {"residual": residual, "tracker": self._tracker}
-        return losses["sample"]
+        return torch.tensor(losses["sample"], dtype=torch.float64)
 
     def _first(self, site: Site) -> Tensor:
         return self._initial[site.name]
@@ -84,7 +84,7 @@ class MaskProPaperEstimator:
             score = site.family.score(logits, self._planes(site, drawn, chunk))
             moved = logits.sub_(score, alpha=self._config.rate * advantage)
             dither = noise((moved.shape[0], moved.shape[1]), site.key(self._config.seed, step) + number * 7919, moved.device)
-            kept[site.bits_of(chunk)] = pack(store(site.logits, chunk, moved, site.family.pattern.n, dither))
+            kept[site.bits_of(chunk)] = pack(store(site.logits[:, chunk], moved, site.family.pattern.n, dither))
         site.kept = kept
 
     def tensors(self) -> dict[str, Tensor]:

@@ -108,7 +108,10 @@ class LearningModel:
 
     def tokens(self, windows: npt.NDArray[np.int32]) -> Tensor:
         """Windows as the model takes them.  # (B, T)"""
-        return torch.from_numpy(np.ascontiguousarray(windows, dtype=np.int64)).to(self.head.device)
+        tokens = torch.from_numpy(np.ascontiguousarray(windows, dtype=np.int64))
+        if self.head.device.type == "cpu":
+            return tokens
+        return tokens.pin_memory().to(self.head.device, non_blocking=True)  # from other memory it would wait for all work
 
     def loss(
         self, windows: npt.NDArray[np.int32], *, differentiable: bool, teacher: Tensor | None = None, share: float = 0.0
@@ -132,18 +135,18 @@ class LearningModel:
         return distillation(hidden, self.head, targets, teacher[:, :-1].flatten(0, 1), share, self.softcap)
 
     @torch.no_grad()
-    def paired_loss(self, windows: npt.NDArray[np.int32]) -> float:
+    def paired_loss(self, windows: npt.NDArray[np.int32]) -> Tensor:
         """Run every window twice in one batch, first halves and second halves, and take the cross-entropy of the second ones.
 
         Args:
             windows: (B, T).
 
         Returns:
-            Nats a token.
+            A scalar, nats a token.
         """
         tokens = self.tokens(windows)
         hidden = self.hidden(tokens.repeat(2, 1), differentiable=False)[len(tokens) :, :-1].flatten(0, 1)
-        return float(cross_entropy(hidden, self.head, tokens[:, 1:].flatten(), self.softcap))
+        return cross_entropy(hidden, self.head, tokens[:, 1:].flatten(), self.softcap)
 
     @torch.no_grad()
     def check_head(self, windows: npt.NDArray[np.int32]) -> None:

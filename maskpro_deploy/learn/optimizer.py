@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from maskpro_deploy.learn.half_logits import HALF_BITS, noise, store
+from maskpro_deploy.learn.half_logits import HALF_BITS, store
 
 _EPSILON = 1e-24  # of a squared gradient; gradients of a mask are small (1e-6 and less): Adam's usual 1e-8 would damp them
 _LEVELS = 127  # of the first moment, on either side of zero
@@ -62,38 +62,20 @@ class LogitOptimizer:
         self.step += 1
         self.rate = rate
 
-    def update(self, name: str, logits: Tensor, grad: Tensor, chunk: slice, *, kept: int, key: int) -> Tensor:
-        """Move the logits of some groups of a site, in place.
+    @property
+    def scale(self) -> float:
+        """The learning rate of the current step, with the correction of both moments' start at zero."""
+        return self.rate * math.sqrt(1 - self.beta2**self.step) / (1 - self.beta1**self.step)
 
-        Args:
-            name: the site's.
-            logits: of the whole site, (M, all groups) float16.
-            grad: of the groups in `chunk`, (M, G) float32.
-            chunk: which groups.
-            kept: N of the pattern.
-            key: of the roundings' noise: another number for every site, chunk and step.
+    @property
+    def betas(self) -> tuple[float, float]:
+        """Decay of the first and of the second moment."""
+        return self.beta1, self.beta2
 
-        Returns:
-            The new argmax mask of the chunk.  # (M, G) boolean
-        """
-        m, groups = grad.shape
-        moments, bound = self._moments(name, logits), self._bound()
-        dither = noise((m, groups), key, grad.device)
-
-        old = moments.second[:, chunk].float()
-        new = (old * self.beta2).addcmul_(grad, grad, value=1 - self.beta2)
-        inverse = (new + _EPSILON).rsqrt_()
-        carried = old.sqrt_().mul_(inverse).mul_(self.beta1 * bound / _LEVELS)
-        relative = moments.first[:, chunk].float().mul_(carried)
-        relative.addcmul_(grad, inverse, value=1 - self.beta1)
-
-        correction = math.sqrt(1 - self.beta2**self.step) / (1 - self.beta1**self.step)
-        moved = logits[:, chunk].float().add_(relative, alpha=-self.rate * correction)
-        mask = store(logits, chunk, moved, kept, dither)
-        moments.second[:, chunk] = new
-        levels = relative.mul_(_LEVELS / bound * (1 << HALF_BITS)).int()
-        moments.first[:, chunk] = levels.add_(dither).bitwise_right_shift_(HALF_BITS).clamp_(-_LEVELS, _LEVELS)
-        return mask
+    def part(self, name: str, logits: Tensor, chunk: slice) -> Moments:
+        """Views of both moments of some groups of a site, whose logits are (M, all groups)."""
+        moments = self._moments(name, logits)
+        return Moments(moments.first[:, chunk], moments.second[:, chunk])
 
     def tensors(self) -> dict[str, Tensor]:
         """The state, for saving."""
@@ -112,6 +94,48 @@ class LogitOptimizer:
             self.moments[name] = Moments(first, second)
         return self.moments[name]
 
-    def _bound(self) -> float:
-        """The largest |first| / sqrt(second) there can be, by Cauchy's inequality over all past gradients."""
-        return (1 - self.beta1) / math.sqrt((1 - self.beta2) * (1 - self.beta1**2 / self.beta2))
+
+def move(
+    logits: Tensor,
+    moments: Moments,
+    grad: Tensor,
+    dither: Tensor,
+    scale: float | Tensor,
+    *,
+    kept: int,
+    betas: tuple[float, float],
+) -> Tensor:
+    """One step of Adam, in place. Tensors in, tensors out, and no branch on their values: this can be compiled.
+
+    Args:
+        logits: (M, G) float16.
+        moments: of the same groups.
+        grad: (M, G) float32.
+        dither: random integers for the roundings, see `half_logits.noise`; (M, G).
+        scale: see `LogitOptimizer.scale`; a tensor where this is compiled, as a number would become part of the code.
+        kept: N of the pattern.
+        betas: decay of the two moments.
+
+    Returns:
+        The new argmax mask.  # (M, G) boolean
+    """
+    beta1, beta2 = betas
+    bound = _bound(beta1, beta2)
+    old = moments.second.float()
+    new = (old * beta2).addcmul_(grad, grad, value=1 - beta2)
+    inverse = (new + _EPSILON).rsqrt_()
+    carried = old.sqrt_().mul_(inverse).mul_(beta1 * bound / _LEVELS)
+    relative = moments.first.float().mul_(carried)
+    relative.addcmul_(grad, inverse, value=1 - beta1)
+    moved = logits.float()
+    moved = moved.sub_(relative * scale) if isinstance(scale, Tensor) else moved.add_(relative, alpha=-scale)
+    mask = store(logits, moved, kept, dither)
+    moments.second.copy_(new)
+    levels = relative.mul_(_LEVELS / bound * (1 << HALF_BITS)).int()
+    moments.first.copy_(levels.add_(dither).bitwise_right_shift_(HALF_BITS).clamp_(-_LEVELS, _LEVELS))
+    return mask
+
+
+def _bound(beta1: float, beta2: float) -> float:
+    """The largest |first| / sqrt(second) there can be, by Cauchy's inequality over all past gradients."""
+    return (1 - beta1) / math.sqrt((1 - beta2) * (1 - beta1**2 / beta2))

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.distribution import Pathwise
-from maskpro_deploy.learn.estimator import Windows, check_loss
+from maskpro_deploy.learn.estimator import Windows, early_check
+from maskpro_deploy.learn.fused import ChunkStep, chunk_step
+from maskpro_deploy.learn.half_logits import noise
 from maskpro_deploy.learn.model import LearningModel
 from maskpro_deploy.learn.optimizer import LogitOptimizer
 from maskpro_deploy.learn.packed import pack
-from maskpro_deploy.learn.sites import Mode, Site, to_planes
+from maskpro_deploy.learn.sites import Mode, Site
 from maskpro_deploy.learn.step_loss import StepLoss
 
 
@@ -37,18 +38,19 @@ class PathwiseEstimator:
     def __init__(self, config: LearnConfig, model: LearningModel, sites: Sequence[Site], loss: StepLoss) -> None:
         self._config, self._model, self._sites, self._loss = config, model, sites, loss
         self._optimizer = LogitOptimizer()
+        self._chunk_step = chunk_step(sites[0].family, model.head.device)
         self._step, self._temperature = 0, 0.0
         for site in sites:
             site.draw, site.on_gradient = self._draw, self._move
 
-    def step(self, windows: Windows, step: int, left: float) -> float:
+    def step(self, windows: Windows, step: int, left: float) -> Tensor:
         """One forward and one backward pass."""
         self._optimizer.begin(self._config.rate * left)
         self._step, self._temperature = step, self._config.temperature * left
         for site in self._sites:
             site.mode = Mode.SAMPLE if self._temperature > 0 else Mode.ARGMAX
         loss = self._loss(windows, differentiable=True)
-        value = check_loss(float(loss.detach()), step, self._model, windows)
+        value = early_check(loss, step, self._model, windows)
         loss.backward()  # type: ignore[no-untyped-call]
         return value
 
@@ -57,7 +59,7 @@ class PathwiseEstimator:
 
     def _move(self, site: Site, grad_weight: Tensor) -> None:
         """Turn the gradient of a masked weight into a step of its logits.  # (O, C)"""
-        pathwise_step(self._optimizer, site, grad_weight, site.key(self._config.seed, self._step))
+        pathwise_step(self._optimizer, self._chunk_step, site, grad_weight, site.key(self._config.seed, self._step))
 
     def tensors(self) -> dict[str, Tensor]:
         """Logits and moments."""
@@ -103,22 +105,22 @@ def draw(site: Site, temperature: float, key: int, *, mirrored: bool = False) ->
     return bits
 
 
-def pathwise_step(optimizer: LogitOptimizer, site: Site, grad_weight: Tensor, key: int) -> None:
+def pathwise_step(optimizer: LogitOptimizer, move: ChunkStep, site: Site, grad_weight: Tensor, key: int) -> None:
     """Carry ∂L/∂W to the logits, move them, and refresh the argmax mask, some groups at a time.
 
     Args:
-        optimizer: moves the logits.
-        site: whose logits; its distribution has `pathwise`.
+        optimizer: has the moments and the rate.
+        move: moves the logits of some groups.
+        site: whose logits.
         grad_weight: ∂L/∂W of the masked weight (O, C).
         key: of the roundings.
     """
-    family: Pathwise = site.family  # type: ignore[assignment]
-    flat, weight, (n, m) = grad_weight.reshape(-1), site.weight.view(-1), (family.pattern.n, family.pattern.m)
+    flat, weight, m = grad_weight.reshape(-1), site.weight.view(-1), site.family.pattern.m
     kept = torch.empty_like(site.kept)
     for number, chunk in site.chunks():
         part = slice(chunk.start * m, chunk.stop * m)
-        grad_mask = to_planes(flat[part] * weight[part], m)
-        grad = family.pathwise(site.logits[:, chunk].float(), grad_mask, is_centred=True)
-        moved = optimizer.update(site.name, site.logits, grad, chunk, kept=n, key=key + number * 7919)
-        kept[site.bits_of(chunk)] = pack(moved)
+        dither = noise((m, chunk.stop - chunk.start), key + number * 7919, weight.device)
+        moments = optimizer.part(site.name, site.logits, chunk)
+        bits = move(flat[part], weight[part], site.logits[:, chunk], moments, dither, optimizer.scale, optimizer.betas)
+        kept[site.bits_of(chunk)] = bits
     site.kept = kept

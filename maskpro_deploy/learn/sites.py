@@ -23,7 +23,8 @@ from maskpro_deploy.learn.distribution import Distribution
 from maskpro_deploy.learn.packed import masked, pack, unpack
 from maskpro_deploy.learn.top_n import centred, top, top_of_centred
 
-_CHUNK_WEIGHTS = 1 << 18  # worked on in one go: large enough that launching an operation costs little, small enough for a cache
+# worked on in one go: large enough that launching an operation costs little, small enough for a CPU's cache
+_CHUNK_WEIGHTS, _CHUNK_WEIGHTS_GPU = 1 << 18, 1 << 20
 _LARGEST_LOGIT = 60000.0  # float16 ends at 65504
 
 
@@ -78,7 +79,8 @@ class Site(nn.Module):
     def chunks(self) -> Iterator[tuple[int, slice]]:
         """The groups of the site, some at a time: number and slice.  # of (G,)"""
         groups, m = self.logits.shape[1], self.family.pattern.m
-        size = max(8, _CHUNK_WEIGHTS // m // 8 * 8)  # whole bytes of packed bits
+        weights = _CHUNK_WEIGHTS if self.logits.device.type == "cpu" else _CHUNK_WEIGHTS_GPU
+        size = max(8, weights // m // 8 * 8)  # whole bytes of packed bits
         for number, start in enumerate(range(0, groups, size)):
             yield number, slice(start, min(start + size, groups))
 

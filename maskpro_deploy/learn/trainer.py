@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 
 from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.estimator import Estimator, Windows, make_estimator, make_family
+from maskpro_deploy.learn.estimator import Estimator, Windows, check_loss, make_estimator, make_family
 from maskpro_deploy.learn.model import LearningModel, prunable_layers
 from maskpro_deploy.learn.monitor import Observer, Observers, memorises, peak_memory
 from maskpro_deploy.learn.packed import flips
@@ -31,6 +32,8 @@ from maskpro_deploy.masks import MaskSet
 from maskpro_deploy.progress import SILENT, Progress
 
 log = logging.getLogger(__name__)
+
+_BEHIND = 4  # steps that a GPU may be behind: it always has work, and a loss that is no number is seen soon
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +110,8 @@ class Trainer:
         self._prior: dict[str, torch.Tensor] = {}  # bits of the masks that learning started from
         self._best: dict[str, torch.Tensor] = {}  # and of those at the point with the lowest held-out loss
         self._started = time.monotonic()
+        self._untold: deque[tuple[dict[str, Any], torch.Tensor, Windows]] = deque()  # steps whose loss was not looked at yet
+        self._loss = math.nan  # the last one that was
 
     # -- setting up
 
@@ -158,10 +163,32 @@ class Trainer:
     def _step(self) -> None:
         counters = self.counters
         windows = self._batch(counters.step)
-        value = self.estimator.step(windows, counters.step, 1.0 - self._fraction())
-        counters.losses.append(value)
+        loss = self.estimator.step(windows, counters.step, 1.0 - self._fraction())
         counters.step += 1
         counters.tokens += windows.size
+        counters.seconds += time.monotonic() - self._started
+        self._started = time.monotonic()
+        facts = {
+            "step": counters.step,
+            "tokens": counters.tokens,
+            "seconds": round(counters.seconds, 3),
+            "tokens_per_s": round(counters.tokens / counters.seconds, 1),
+            **self.estimator.metrics(),
+        }
+        self._untold.append((facts, loss, windows))
+        self._tell(0 if self.model.head.device.type == "cpu" else _BEHIND)
+
+    def _tell(self, behind: int = 0) -> None:
+        """Look at the losses of all steps but the last few, and tell of these steps.
+
+        Raises:
+            CheckFailed: a loss is no number.
+        """
+        while len(self._untold) > behind:
+            facts, loss, windows = self._untold.popleft()
+            self._loss = check_loss(float(loss), facts["step"] - 1, self.model, windows)
+            self.counters.losses.append(self._loss)
+            self.observers.step({**facts, "loss": self._loss})
 
     # -- the loop
 
@@ -185,6 +212,7 @@ class Trainer:
                 if time.monotonic() - saved >= config.checkpoint_every_s:
                     self.save()
                     saved = time.monotonic()
+            self._tell()
             if stop.asked:
                 self.save()
                 return False
@@ -195,21 +223,9 @@ class Trainer:
 
     def _tick(self) -> None:
         counters, config = self.counters, self.config
-        counters.seconds += time.monotonic() - self._started
-        self._started = time.monotonic()
-        self.observers.step(
-            {
-                "step": counters.step,
-                "tokens": counters.tokens,
-                "seconds": round(counters.seconds, 3),
-                "loss": counters.losses[-1],
-                "tokens_per_s": round(counters.tokens / counters.seconds, 1),
-                **self.estimator.metrics(),
-            }
-        )
         point = counters.curve[-1]
         note = (
-            f"loss {counters.losses[-1]:.3f}  held out {point.heldout_loss:.3f}  flips {100 * point.flips:.1f} %  "
+            f"loss {self._loss:.3f}  held out {point.heldout_loss:.3f}  flips {100 * point.flips:.1f} %  "
             f"entropy {point.entropy:.2f}  {point.memory / 1e9:.1f} GB"
         )
         if config.budget_s is not None:
@@ -265,6 +281,7 @@ class Trainer:
                 )
 
     def _measure(self) -> None:
+        self._tell()
         self._check_finite()
         for site in self.sites:
             site.mode = Mode.ARGMAX
@@ -330,6 +347,7 @@ class Trainer:
         """Save the state, if there is a store."""
         if self.store is None:
             return
+        self._tell()
         self._check_finite()
         tensors = self.estimator.tensors() | {f"best/{k}": v for k, v in self._best.items()}
         counters: dict[str, Any] = {**asdict(self.counters), **self.estimator.numbers(), "dense_loss": self.dense_loss}

@@ -8,6 +8,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from maskpro_deploy.data import Text
 from maskpro_deploy.errors import CheckFailed, ConfigError, InputError, Interrupted, MachineError, PatternError
 from maskpro_deploy.learn import LearnConfig, LearnResult, learn_checkpoint
 from maskpro_deploy.learn import trainer as trainer_module
-from maskpro_deploy.learn.optimizer import LogitOptimizer
+from maskpro_deploy.learn.optimizer import Moments, move
 from maskpro_deploy.learn.state import StateStore
 from maskpro_deploy.masks import MaskSet
 from maskpro_deploy.pattern import NMPattern
@@ -96,14 +97,10 @@ def test_the_learned_mask_is_better_than_its_prior_on_held_out_text(learned: tup
 def test_a_run_that_only_makes_it_worse_returns_the_prior(
     dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = LogitOptimizer.update
+    def uphill(logits: torch.Tensor, moments: Moments, grad: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:
+        return move(logits, moments, -grad, *more, **named)
 
-    def uphill(
-        self: LogitOptimizer, name: str, logits: torch.Tensor, grad: torch.Tensor, chunk: slice, *, kept: int, key: int
-    ) -> torch.Tensor:
-        return step(self, name, logits, -grad, chunk, kept=kept, key=key)
-
-    monkeypatch.setattr(LogitOptimizer, "update", uphill)
+    monkeypatch.setattr("maskpro_deploy.learn.fused.move", uphill)
     result = run(dense, tmp_path / "out", text, heldout, replace(CONFIG, steps=30))
     assert min(p.heldout_loss for p in result.curve[1:]) > result.curve[0].heldout_loss
     assert result.masks.sha256() == result.prior_masks.sha256()

@@ -7,10 +7,14 @@ import math
 import pytest
 import torch
 
-from maskpro_deploy.learn.half_logits import NOISE, round_to_half
-from maskpro_deploy.learn.optimizer import LogitOptimizer
+from maskpro_deploy.learn.half_logits import NOISE, noise, round_to_half
+from maskpro_deploy.learn.optimizer import LogitOptimizer, move
 
-WHOLE = slice(0, 4096)
+
+def update(optimizer: LogitOptimizer, logits: torch.Tensor, grad: torch.Tensor, key: int) -> None:
+    moments = optimizer.part("a", logits, slice(0, logits.shape[1]))
+    dither = noise((logits.shape[0], logits.shape[1]), key, logits.device)
+    move(logits, moments, grad, dither, optimizer.scale, kept=2, betas=optimizer.betas)
 
 
 def spread_noise(count: int) -> torch.Tensor:
@@ -47,7 +51,7 @@ def test_it_moves_logits_as_adam_in_full_precision_does() -> None:
         grad = (direction + torch.randn(4, 4096)) * scales
         grad -= grad.mean(0)  # as those of a mask's logits are
         optimizer.begin(0.1)
-        optimizer.update("a", logits, grad.clone(), WHOLE, kept=2, key=step * 12345)
+        update(optimizer, logits, grad.clone(), key=step * 12345)
         first = 0.9 * first + 0.1 * grad.double()
         second = 0.95 * second + 0.05 * grad.double().square()
         exact -= 0.1 * (first / (1 - 0.9**step)) / (second / (1 - 0.95**step)).sqrt().clamp_min(1e-12)
@@ -60,14 +64,14 @@ def test_small_steps_are_not_lost() -> None:
     optimizer, logits = LogitOptimizer(), torch.tensor([16.0, 16.0, -16.0, -16.0]).half()[:, None].repeat(1, 4096)
     for step in range(100):
         optimizer.begin(1e-4)  # a float16 at 16 has steps of 0.0156
-        optimizer.update("a", logits, torch.tensor([1.0, 1, -1, -1])[:, None].repeat(1, 4096), WHOLE, kept=2, key=step * 7919)
+        update(optimizer, logits, torch.tensor([1.0, 1, -1, -1])[:, None].repeat(1, 4096), key=step * 7919)
     assert float(logits[0].double().mean()) == pytest.approx(16 - 100e-4, rel=0.0001)
 
 
 def test_the_state_is_five_bytes_a_weight() -> None:
     optimizer, logits = LogitOptimizer(), torch.zeros(4, 4096, dtype=torch.float16)
     optimizer.begin(0.1)
-    optimizer.update("a", logits, torch.randn(4, 4096), WHOLE, kept=2, key=0)
+    update(optimizer, logits, torch.randn(4, 4096), key=0)
     state = sum(t.nbytes for t in optimizer.tensors().values()) + logits.nbytes
     assert state == 5 * logits.numel()  # three masks of one bit each come on top: current, prior, best
 
@@ -76,5 +80,5 @@ def test_zero_gradients_move_nothing_and_give_numbers() -> None:
     optimizer, logits = LogitOptimizer(), torch.tensor([1.0, 0.5, -0.5, -1.0]).half()[:, None].repeat(1, 4096)
     before = logits.clone()
     optimizer.begin(0.1)
-    optimizer.update("a", logits, torch.zeros(4, 4096), WHOLE, kept=2, key=NOISE * 3 + 5)
+    update(optimizer, logits, torch.zeros(4, 4096), key=NOISE * 3 + 5)
     assert torch.equal(logits, before)
