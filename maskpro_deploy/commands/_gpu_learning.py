@@ -10,8 +10,10 @@ import gc
 import itertools
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 _STEPS_SHARE = 0.5  # of the budget for whole steps; the rest is for their parts
 _WARM_UP_STEPS, _LEAST_STEPS, _MOST_STEPS = 3, 5, 100_000
+_WATCHED_STEPS = 3
 # bytes a pruned weight: logits (2), two moments (1 and 2), three masks of one bit, rounded up; then the weight
 _PRUNED_BYTES, _WEIGHT_BYTES, _SPARE_BYTES = 6, 2, 4 << 30
 
@@ -97,9 +100,13 @@ def _timed(torch: Any, shape: LlamaShape, settings: Settings, record: Record) ->
     record.put(steps=len(ticks.step_ms), step_ms=whole, step_ms_all=ticks.step_ms, tokens_per_s=rate)
     peak = torch.cuda.max_memory_allocated() if on_gpu else None
     record.put(peak_memory_bytes=peak)
+    record.put(compiled=getattr(trainer.estimator, "compiled", None))
     parts = _parts(torch, trainer, settings.device, record)
     share = (parts["sampling"] + parts["update"]) / whole
     record.put(sampling_and_update_share=share)
+    if on_gpu:
+        waits = _waits(torch, trainer)
+        record.put(host_waits=waits, host_waits_per_step=len(waits) / _WATCHED_STEPS)
     memory = f", peak {peak / 1e9:.1f} GB" if peak is not None else ""
     return f"{shape.name}: {whole:.1f} ms a step, {rate:,.0f} tokens/s, {100 * share:.0f} % sampling and update{memory}"
 
@@ -169,6 +176,25 @@ def _parts(torch: Any, trainer: Trainer, device: str, record: Record) -> dict[st
     medians["dense"] = _time(torch, "dense_pass", dense, device, record)
     gc.collect()
     return medians
+
+
+def _waits(torch: Any, trainer: Trainer) -> list[str]:
+    """Where Python waited for the GPU during a few steps, as torch noticed it."""
+    for site in trainer.sites:
+        site.on_gradient = trainer.estimator._move  # type: ignore[attr-defined]
+    config = trainer.config
+    windows = trainer.text[: config.sequences]
+    trainer.estimator.step(windows, 0, 1.0)
+    finish(torch, CUDA)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            for step in range(_WATCHED_STEPS):
+                trainer.estimator.step(windows, step, 1.0)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchronizing" in str(w.message)]
 
 
 def _time(torch: Any, name: str, part: Callable[[], None], device: str, record: Record, rounds: int = 20) -> float:

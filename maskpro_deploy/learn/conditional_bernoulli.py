@@ -29,7 +29,7 @@ from maskpro_deploy.pattern import NMPattern
 
 MAX_MASKS = 70  # 4:8; beyond that the recursion is cheaper than enumeration
 _CLAMP = 20.0  # e^-20 is below the resolution of float32; the closed form of 2:4 takes the fourth power of e^20
-_GROUPS = 4096  # in one go of the recursion: its tables stay in the cache
+_GROUPS, _GROUPS_GPU = 4096, 1 << 17  # in one go of the recursion: its tables stay in a CPU's cache
 
 
 def conditional_bernoulli(pattern: NMPattern, device: torch.device | str = "cpu") -> Enumerated | Recursive:
@@ -324,6 +324,7 @@ def _convolve(before: Tensor, after: Tensor, d_before: Tensor, d_after: Tensor, 
 def _blocks(function: Callable[..., Tensor], *planes: Tensor) -> Tensor:
     """Apply a function to blocks of groups, so that its tables stay in the cache; groups are the last axis."""
     groups = planes[0].shape[-1]
-    if groups <= _GROUPS:
+    size = _GROUPS if planes[0].device.type == "cpu" else _GROUPS_GPU
+    if groups <= size:
         return function(*planes)
-    return torch.cat([function(*(p[..., i : i + _GROUPS] for p in planes)) for i in range(0, groups, _GROUPS)], dim=-1)
+    return torch.cat([function(*(p[..., i : i + size] for p in planes)) for i in range(0, groups, size)], dim=-1)

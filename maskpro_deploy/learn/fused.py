@@ -98,6 +98,11 @@ class _Compiled:
         self._eager = eager
         self._compiled: Callable[..., Tensor] | None = torch.compile(step, dynamic=True, fullgraph=True)
 
+    @property
+    def compiled(self) -> bool:
+        """Whether compiling has not failed so far."""
+        return self._compiled is not None
+
     def __call__(
         self,
         grad: Tensor,

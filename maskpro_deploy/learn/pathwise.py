@@ -54,6 +54,11 @@ class PathwiseEstimator:
         loss.backward()  # type: ignore[no-untyped-call]
         return value
 
+    @property
+    def compiled(self) -> bool:
+        """Whether steps run as compiled kernels."""
+        return getattr(self._chunk_step, "compiled", False)
+
     def _draw(self, site: Site) -> Tensor:
         return draw(site, self._temperature, site.key(self._config.seed, self._step))
 

@@ -83,7 +83,7 @@ def test_without_a_compiler_the_step_is_done_operation_by_operation(
     step = _Compiled(pattern, eager)
 
     def no_compiler(*_: object) -> torch.Tensor:
-        raise RuntimeError("cannot find a working triton installation\nmore")
+        raise RuntimeError("cannot find a working triton\ninstallation")
 
     monkeypatch.setattr(step, "_compiled", no_compiler)
     one, other = State(pattern, 16, 16), State(pattern, 16, 16)
