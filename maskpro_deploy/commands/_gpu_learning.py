@@ -66,7 +66,7 @@ def learn(shape: LlamaShape, settings: Settings, record: Record) -> str:
     torch = torch_on(settings.device)
     from maskpro_deploy.learn.memory import tuned_process
 
-    with tuned_process():
+    with tuned_process(settings.device):
         return _timed(torch, TINY if settings.rehearse else shape, settings, record)
 
 

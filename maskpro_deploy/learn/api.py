@@ -112,7 +112,7 @@ def learn_masks(
         text, held = (load_text(t) if isinstance(t, str) else t for t in (data, heldout))
     place = learning_device("auto")
     trainer = _trainer(checkpoint, text, held, config, None, progress, place, learning_dtype(config, place), observers)
-    with tuned_process(), _memory_errors(place):
+    with tuned_process(place), _memory_errors(place):
         trainer.prepare()
         finished = trainer.run()
     if not finished:
@@ -162,7 +162,7 @@ def learn_checkpoint(
     dtype = learning_dtype(config, place)
     store = _store(checkpoint, out, text, f"{config.fingerprint()} {place} {dtype}", resume=resume, force=force)
     trainer = _trainer(checkpoint, text, heldout, config, store, progress, place, dtype, observers)
-    with tuned_process(), _memory_errors(place):
+    with tuned_process(place), _memory_errors(place):
         trainer.prepare(prior_progress)
         if resume:
             trainer.restore()
