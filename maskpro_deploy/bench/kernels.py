@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,14 @@ import numpy as np
 
 from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.arms import Clock, MeasureConfig
-from maskpro_deploy.bench.result import plain
+from maskpro_deploy.bench.result import plain, samples_json, self_test_json
 from maskpro_deploy.bench.roofline import Arithmetic, Bandwidth
 from maskpro_deploy.bench.sessions import Opener, Run, Sessions
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.progress import SILENT, Progress
 
-SCHEMA, VERSION = "maskpro-deploy/kernels", 1
+KIND = "kernels"
+SCHEMA, VERSION = "maskpro-deploy/kernels", 2
 _COPIES_BYTES = 32 << 20  # enough for a sample of a millisecond, and quick to make
 
 
@@ -89,6 +90,10 @@ class KernelResult:
         last: (K, N) of the product that makes the logits, which is in no layer.
         layers: how many layers the model has.
         gpu: what was measured on a GPU, or why nothing was.
+        earlier: where the run went on with an earlier one or added to it: when and how those were started.
+        planned_sessions: how many sessions the run is to have in all; with a budget, at most.
+        cpu_finished: whether all sessions on the CPU are done.
+        finished: whether this is the end of the run, and not a state on the way that it can go on from.
     """
 
     forms: tuple[str, ...]
@@ -102,6 +107,10 @@ class KernelResult:
     arithmetic: Arithmetic
     gpu: Mapping[str, Any]
     duration_s: float
+    earlier: tuple[Mapping[str, Any], ...] = ()
+    planned_sessions: int = 0
+    cpu_finished: bool = True
+    finished: bool = True
 
     @property
     def cases(self) -> list[KernelCase]:
@@ -135,8 +144,8 @@ class KernelResult:
         return 1e3 * stats.summarise(seconds).median / case.copies if seconds else None
 
     def ratio(self, case: KernelCase, form: str) -> stats.Ratio | None:
-        """How much faster a form is than the first; None for an invalid run or too few sessions."""
-        return self.run.measurements[case].compare(form, self.forms[0]) if self.valid else None
+        """How much faster a form is than the first; None for a run that is invalid or not finished, or too few sessions."""
+        return self.run.measurements[case].compare(form, self.forms[0]) if self.finished and self.valid else None
 
     def model_ms(self, m: int, form: str, *, layer: bool = False) -> float | None:
         """All products of the model at M, each as often as the model has it; or those of one layer, on average."""
@@ -150,7 +159,8 @@ class KernelResult:
     def model_ratio(self, m: int, form: str) -> stats.Ratio | None:
         """How much faster a form is than the first over all products of the model."""
         cases = self._of(m)
-        if not self.valid or min((self.run.measurements[c].sessions for c in cases), default=0) < stats.MIN_SESSIONS:
+        sessions = min((self.run.measurements[c].sessions for c in cases), default=0)
+        if not self.finished or not self.valid or sessions < stats.MIN_SESSIONS:
             return None
         sums = {name: self._session_sums(cases, name) for name in (form, self.forms[0])}  # (P,)
         return stats.compare_sessions([[[v]] for v in sums[form]], [[[v]] for v in sums[self.forms[0]]])
@@ -179,7 +189,11 @@ class KernelResult:
         return {
             "schema": SCHEMA,
             "version": VERSION,
-            "kind": "kernels",
+            "kind": KIND,
+            "finished": self.finished,
+            "cpu_finished": self.cpu_finished,
+            "sessions": self.run.sessions,
+            "planned_sessions": self.planned_sessions,
             "date": self.environment.get("date"),
             "valid": self.valid,
             "invalid_reasons": self.invalid_reasons,
@@ -203,7 +217,9 @@ class KernelResult:
                 "passed": test.passed,
                 "invalid": test.invalid,
                 "attempts": [dataclasses.asdict(r) for r in test.attempts],
+                "samples": [self_test_json(m) for m in self.run.self_test],
             },
+            "earlier": plain(self.earlier),
             "memory_bandwidth": dataclasses.asdict(self.bandwidth),
             "arithmetic": dataclasses.asdict(self.arithmetic),
             "gpu": plain(self.gpu),
@@ -217,15 +233,13 @@ class KernelResult:
                 "form": form,
                 "product_ms": self.product_ms(case, form),
                 "against_first": _ratio_json(self.ratio(case, form)) if form != self.forms[0] else None,
-                "samples": {
-                    "session": [s.session for s in measured.samples[form]],
-                    "block": [s.block for s in measured.samples[form]],
-                    "seconds": [s.seconds for s in measured.samples[form]],
-                },
+                "tokens": plain(measured.work[form].tokens.tolist()) if form in measured.work else None,
+                "samples": samples_json(measured.samples[form]),
             }
             for form in self.forms
         ]
-        return {**dataclasses.asdict(case), "invalid": measured.invalid, "warm": measured.warm, "forms": forms}
+        state = {name: getattr(measured, name) for name in ("warmup_rounds", "warm", "failed", "invalid")}
+        return {**dataclasses.asdict(case), **state, "forms": forms}
 
 
 def _ratio_json(ratio: stats.Ratio | None) -> dict[str, Any]:
@@ -237,6 +251,8 @@ def run_kernels(
     cases: Sequence[KernelCase],
     config: MeasureConfig,
     *,
+    run: Run[KernelCase] | None = None,
+    save: Callable[[Run[KernelCase]], None] = lambda run: None,
     clock: Clock = time.perf_counter,
     wall: Clock = time.time,
     progress: Progress = SILENT,
@@ -247,11 +263,16 @@ def run_kernels(
         openers: form -> opens it; what it yields makes the task of a case, and may tell by `error(case)` how far it is off.
         cases: what to time; cases of one shape in a row.
         config: how long.
+        run: to go on with; by default a new one.
+        save: given the run so far after each case of each session.
         clock: seconds, monotonic.
         wall: the wall clock.
         progress: told after each case of each session.
     """
-    return Sessions(openers, cases, config, before=_wrong, clock=clock, wall=wall, progress=progress).measure()
+    sessions = Sessions(
+        openers, cases, config, run=run, before=_wrong, after=save, after_case=save, clock=clock, wall=wall, progress=progress
+    )
+    return sessions.measure()
 
 
 TOLERANCE = 0.05  # of the largest value: kernels for quantised weights may quantise the input to 8 bits too

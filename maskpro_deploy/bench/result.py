@@ -7,12 +7,12 @@ Units stand in the keys; what is not known is null. The schema is versioned.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from maskpro_deploy.bench import roofline, stats
-from maskpro_deploy.bench.arms import Measurement
+from maskpro_deploy.bench.arms import Measurement, Sample
 from maskpro_deploy.bench.model import DECODE, GENERATE, PREFILL, Agreement, Case, ModelArm, loads
 from maskpro_deploy.bench.sessions import SelfTest
 
@@ -84,6 +84,7 @@ class BenchResult:
         notes: remarks for the reader.
         self_test_samples: of each attempt at a self-test.
         earlier: where the run went on with an earlier one or added to it: when and how those were started.
+        planned_sessions: how many sessions the run is to have in all; with a budget, at most.
         finished: whether this is the end of the run, and not a state on the way that it can go on from.
     """
 
@@ -99,6 +100,7 @@ class BenchResult:
     notes: tuple[str, ...] = ()
     self_test_samples: tuple[Measurement, ...] = ()
     earlier: tuple[Mapping[str, Any], ...] = ()
+    planned_sessions: int = 0
     finished: bool = True
 
     @property
@@ -153,6 +155,7 @@ class BenchResult:
             "version": VERSION,
             "kind": self.kind,
             "finished": self.finished,
+            "planned_sessions": self.planned_sessions,
             "date": self.environment.get("date"),
             "valid": self.valid,
             "invalid_reasons": self.invalid_reasons,
@@ -164,7 +167,7 @@ class BenchResult:
                 "passed": self.self_test.passed,
                 "invalid": self.self_test.invalid,
                 "attempts": [dataclasses.asdict(r) for r in self.self_test.attempts],
-                "samples": [_self_test_json(m) for m in self.self_test_samples],
+                "samples": [self_test_json(m) for m in self.self_test_samples],
             },
             "memory_bandwidth": dataclasses.asdict(self.bandwidth),
             "arithmetic": dataclasses.asdict(self.arithmetic) if self.arithmetic is not None else None,
@@ -213,9 +216,7 @@ class BenchResult:
             **figures,
             "tokens": plain(result.measurement.work[arm.name].tokens.tolist()) if arm.name in result.measurement.work else None,
             "samples": {
-                "session": [s.session for s in samples],
-                "block": [s.block for s in samples],
-                "position": [s.position for s in samples],
+                **_places(samples),
                 **{f"{metric}_ms": values for metric, values in result.values_ms(arm.name).items()},
             },
         }
@@ -241,10 +242,18 @@ def arm_json(arm: ModelArm[Any]) -> dict[str, Any]:
     }
 
 
-def _self_test_json(measured: Measurement) -> dict[str, Any]:
-    names = ("session", "block", "position", "seconds")
-    samples = {arm: {n: [getattr(s, n) for s in found] for n in names} for arm, found in measured.samples.items()}
-    return {**samples, "invalid": measured.invalid}
+def self_test_json(measured: Measurement) -> dict[str, Any]:
+    """The samples of one attempt at a self-test."""
+    return {**{arm: samples_json(found) for arm, found in measured.samples.items()}, "invalid": measured.invalid}
+
+
+def samples_json(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Each sample's place and its seconds."""
+    return {**_places(samples), "seconds": [s.seconds for s in samples]}
+
+
+def _places(samples: Sequence[Sample]) -> dict[str, list[int]]:
+    return {name: [getattr(s, name) for s in samples] for name in ("session", "block", "position")}
 
 
 def vllm_names(metric: str, summary: stats.Summary | None) -> dict[str, float | None]:

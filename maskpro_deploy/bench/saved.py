@@ -22,7 +22,7 @@ from maskpro_deploy.files import read_json
 
 # what has to be the same for samples to belong together
 _ENVIRONMENT = ("cpu_model", "machine", "packages")
-_MAY_GROW = ("samples", "sessions", "budget_s", "batches", "prompts", "contexts", "prompt")
+_MAY_GROW = ("samples", "sessions", "budget_s", "batches", "prompts", "contexts", "prompt", "tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +52,11 @@ class Saved:
         return bool(self.value["finished"])
 
     @property
+    def planned_sessions(self) -> int:
+        """How many the run was to have in all, if it is known; with a budget, at most."""
+        return int(self.value.get("planned_sessions", 0))
+
+    @property
     def arms(self) -> list[str]:
         """Names of the arms."""
         return [arm["name"] for arm in self.value["arms"]]
@@ -78,7 +83,7 @@ def load(path: Path) -> Saved:
             path=file,
             value=value,
             cases={c.case: c for c in cases},
-            self_test=[_self_test(a) for a in value["self_test"]["samples"]],
+            self_test=[self_test(a) for a in value["self_test"]["samples"]],
             bandwidth=Bandwidth(**value["memory_bandwidth"]),
             arithmetic=Arithmetic(**value["arithmetic"]) if value["arithmetic"] is not None else None,
             sessions=_sessions(cases),
@@ -118,13 +123,15 @@ def _samples(value: Mapping[str, Any], case: Case) -> list[Sample]:
     return [Sample(session=int(s), block=int(b), position=int(p), seconds=t, first_token_s=f) for s, b, p, t, f in rows]
 
 
-def _self_test(value: Mapping[str, Any]) -> Measurement:
-    samples = {}
-    for name in SELF:
-        arm = value[name]
-        rows = zip(arm["session"], arm["block"], arm["position"], arm["seconds"], strict=True)
-        samples[name] = [Sample(session=s, block=b, position=p, seconds=t) for s, b, p, t in rows]
-    return Measurement(samples=samples, invalid=value["invalid"])
+def self_test(value: Mapping[str, Any]) -> Measurement:
+    """One attempt at a self-test, as `result.self_test_json` wrote it."""
+    return Measurement(samples={name: samples(value[name]) for name in SELF}, invalid=value["invalid"])
+
+
+def samples(value: Mapping[str, Any]) -> list[Sample]:
+    """Samples as `result.samples_json` wrote them."""
+    rows = zip(value["session"], value["block"], value["position"], value["seconds"], strict=True)
+    return [Sample(session=int(s), block=int(b), position=int(p), seconds=float(t)) for s, b, p, t in rows]
 
 
 def check_same(
@@ -162,15 +169,50 @@ def check_same(
                 )
     if len(value["arms"]) != len(now):
         raise InputError(f"{where}: it has {len(value['arms'])} bundles, and this run {len(now)}.\nChoose another --out.")
-    before, settings = value["config"], plain(config)
+    check_settings(where, value["config"], config, append=append)
+    check_machine(where, value["environment"], environment)
+
+
+def check_settings(where: str, before: Mapping[str, Any], now: Mapping[str, Any], *, append: bool) -> None:
+    """Refuse to go on with other settings.
+
+    Args:
+        where: start of the message: what cannot be gone on with.
+        before: settings as the result states them.
+        now: those of the run.
+        append: other cases and other numbers of samples are fine.
+
+    Raises:
+        InputError: naming the first difference.
+    """
+    settings = plain(now)
     for key in sorted({*before, *settings}):
         if before.get(key) != settings.get(key) and not (append and key in _MAY_GROW):
             raise InputError(
                 f"{where}: {key} is {settings.get(key)}, and was {before.get(key)}.\n"
                 f"Repeat its settings{'' if append else ', add to it with --append'}, or choose another --out."
             )
+
+
+def check_machine(where: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on elsewhere.
+
+    Args:
+        where: start of the message: what cannot be gone on with.
+        before: the result's environment block.
+        now: that of the run.
+
+    Raises:
+        InputError: naming the first difference.
+    """
     for key in _ENVIRONMENT:
-        if value["environment"].get(key) != plain(environment.get(key)):
+        if before.get(key) != plain(now.get(key)):
             raise InputError(
                 f"{where}: it was measured on another machine or with other packages ({key}).\nChoose another --out."
             )
+
+
+def start_of(value: Mapping[str, Any], sessions: int) -> dict[str, Any]:
+    """When and how a run was started that a later one goes on with, and the sessions it had done."""
+    kept = ("date", "command_line", "load_average_1min", "git")
+    return {"sessions": sessions, **{key: value["environment"].get(key) for key in kept}}

@@ -103,6 +103,7 @@ class Sessions(Generic[K]):
         before: called in the first session with the opened arms and a case, before it is timed; what it returns makes the case
             invalid.
         after: called after each session, such as to save the run.
+        after_case: called after each case of a session. A run that goes on from there does the rest of this session.
         clock: seconds, monotonic.
         wall: the wall clock, to be compared with `clock`.
         progress: told after each case.
@@ -118,13 +119,14 @@ class Sessions(Generic[K]):
         self_test: bool = True,
         before: Callable[[K, Mapping[str, MakeTask[K]]], str | None] = lambda case, opened: None,
         after: Callable[[Run[K]], None] = lambda run: None,
+        after_case: Callable[[Run[K]], None] = lambda run: None,
         clock: Clock = time.perf_counter,
         wall: Clock = time.time,
         progress: Progress = SILENT,
     ) -> None:
         self.run = run or empty_run(list(openers), cases)
         self._openers, self._cases, self._config = openers, list(cases), config
-        self._self_test, self._before, self._after = self_test, before, after
+        self._self_test, self._before, self._after, self._after_case = self_test, before, after, after_case
         self._clock, self._watch, self._progress = clock, ClockWatch(clock, wall), progress
         self._blocks = config.blocks if config.budget_s is None else 1
         self._first, self._planned = self.run.sessions, config.sessions
@@ -191,7 +193,9 @@ class Sessions(Generic[K]):
                         return
                     opened[name] = session
                 for place, case in enumerate(self._cases):
-                    self._portion(case, {name: opened[name] for name in order}, index)
+                    if not _has(self.run.measurements[case], index):
+                        self._portion(case, {name: opened[name] for name in order}, index)
+                        self._after_case(self.run)
                     self._tell(index, place + 1)
                 alone = opened[first]
                 del opened, session  # a closed session must not live on in a name
@@ -278,3 +282,8 @@ class Sessions(Generic[K]):
         done = 0.0 if unplanned else index + cases_done / parts
         self._shown = max(self._shown, min(1.0, done / self._planned))
         self._progress.update(self._shown * self._planned, self._planned, f"session {index + 1}")
+
+
+def _has(measurement: Measurement, session: int) -> bool:
+    """Whether a case was timed in this session, before the run was interrupted."""
+    return any(sample.session == session for samples in measurement.samples.values() for sample in samples)

@@ -15,7 +15,7 @@ from maskpro_deploy.bench.arms import SAMPLES_PER_BLOCK, Clock, MeasureConfig, T
 from maskpro_deploy.bench.model import Agreement, Case, Floats, Forward, Ints, ModelArm, check_arms, compare_logits, make_task
 from maskpro_deploy.bench.result import BenchResult, CaseResult
 from maskpro_deploy.bench.roofline import Arithmetic, Bandwidth, measure_arithmetic, measure_bandwidth
-from maskpro_deploy.bench.saved import Saved, check_same
+from maskpro_deploy.bench.saved import Saved, check_same, start_of
 from maskpro_deploy.bench.sessions import MakeTask, Opener, Sessions, empty_run
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.progress import SILENT, Progress
@@ -173,6 +173,9 @@ class _Sweep:
         self._arithmetic = options.get("arithmetic") or measure_arithmetic(threads)
         if options.get("append", False):
             config = dataclasses.replace(config, sessions=config.sessions + self._run.sessions)
+        elif self._earlier is not None:  # where that was an addition, there are more to do than these settings say
+            config = dataclasses.replace(config, sessions=max(config.sessions, self._earlier.planned_sessions))
+        self._planned_sessions = config.sessions
         Sessions(
             {arm.name: _opener(arm, self._config.seed, self._clock) for arm in self._arms},
             self._cases,
@@ -212,7 +215,7 @@ class _Sweep:
             CaseResult(case=case, measurement=self._run.measurements[case], agreement=self._agreement.get(case, {}))
             for case in self._cases
         ]
-        history = () if saved is None else (*saved.value["earlier"], _start_of(saved))
+        history = () if saved is None else (*saved.value["earlier"], start_of(saved.value, saved.sessions))
         return BenchResult(
             kind=self._kind,
             environment={**self._environment, "load_average_1min_after": environment.load_average()},
@@ -226,13 +229,9 @@ class _Sweep:
             duration_s=self._clock() - self._started + (saved.value["duration"] if saved is not None else 0.0),
             notes=tuple(self._options.get("notes", ())),
             earlier=history,
+            planned_sessions=self._planned_sessions,
             finished=finished,
         )
-
-
-def _start_of(saved: Saved) -> dict[str, Any]:
-    kept = ("date", "command_line", "load_average_1min", "git")
-    return {"sessions": saved.sessions, **{key: saved.value["environment"].get(key) for key in kept}}
 
 
 class _ArmError(Exception):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -70,12 +70,23 @@ def arm_options(function: F) -> F:
         threads_option,
         click.option("--spin", is_flag=True, help="Let waiting threads spin (as in `serve --spin`); off, they sleep."),
         seed_option,
-        click.option("--out", type=PATH, help="Folder for result.json, report.md and report.html; saved after each session."),
+    ]
+    return _with(options, out_options(function, saved="after each session"))
+
+
+def out_options(function: F, *, saved: str) -> F:
+    """Where a result goes, and how a run goes on from it."""
+    options = [
+        click.option("--out", type=PATH, help=f"Folder for result.json, report.md and report.html; saved {saved}."),
         click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out."),
         click.option("--append", is_flag=True, help="Add sessions or cases to the result in --out."),
         force_option,
         json_option,
     ]
+    return _with(options, function)
+
+
+def _with(options: Sequence[Callable[[F], F]], function: F) -> F:
     for option in reversed(options):
         function = option(function)
     return function

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from maskpro_deploy.commands._benchmark_arms import notes_for
 from maskpro_deploy.commands._shared import emit, table
@@ -12,6 +13,7 @@ from maskpro_deploy.errors import CheckFailed
 
 if TYPE_CHECKING:
     from maskpro_deploy.bench.model import ModelArm
+    from maskpro_deploy.bench.report import Report
     from maskpro_deploy.bench.result import BenchResult
     from maskpro_deploy.bench.roofline import Arithmetic
     from maskpro_deploy.bench.sweep import SweepOptions
@@ -29,12 +31,13 @@ def measure_and_emit(
     as_json: bool,
 ) -> None:
     """Open the bundles, measure, save after each session, print, write; exit code 1 for an invalid run."""
+    from maskpro_deploy.bench.page import page
     from maskpro_deploy.bench.saved import load
-    from maskpro_deploy.bench.summary import headline
+    from maskpro_deploy.bench.summary import headline, markdown
     from maskpro_deploy.extras import require
     from maskpro_deploy.progress import Meter
 
-    earlier = _check_out(out, force=force, resume=resume, append=append)
+    earlier = check_out(out, force=force, resume=resume, append=append)
     if out is not None:
         require("report", "writing report.html")
     arms = open_all()
@@ -43,18 +46,20 @@ def measure_and_emit(
     options: SweepOptions = {"notes": notes_for(arms), "progress": meter, "earlier": saved, "append": append}
     if all(arm.on_cpu for arm in arms):
         options["arithmetic"] = measured_arithmetic(threads)
-    if out is not None:
-        options["save"] = Folder(out, fresh=not earlier, force=force).save
-    result = measure(arms, options)
+    folder = Folder(out, fresh=not earlier, force=force) if out is not None else None
+    if folder is not None:
+        options["save"] = folder.save
+    with going_on(folder):
+        result = measure(arms, options)
     meter.close()
     if out is not None:
-        write_files(result, out)
+        write_files(result.to_json(), markdown(result), page(result), out)
     emit(as_json, result.to_json(), text(result, out))
     if not result.valid:
         raise CheckFailed(f"the run is invalid: {headline(result).removeprefix('Invalid: ')}\nNo comparison was made.")
 
 
-def _check_out(out: Path | None, *, force: bool, resume: bool, append: bool) -> bool:
+def check_out(out: Path | None, *, force: bool, resume: bool, append: bool) -> bool:
     """Whether there is an earlier result to go on with.
 
     Raises:
@@ -80,8 +85,15 @@ def _check_out(out: Path | None, *, force: bool, resume: bool, append: bool) -> 
     return False  # interrupted before the first session was over
 
 
+class Result(Protocol):
+    """What a benchmark found, or has found so far."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of result.json."""
+
+
 class Folder:
-    """A folder that holds the result so far after each session.
+    """A folder that holds the result so far.
 
     Args:
         path: the folder.
@@ -90,19 +102,40 @@ class Folder:
     """
 
     def __init__(self, path: Path, *, fresh: bool, force: bool) -> None:
-        self._path, self._fresh, self._force = path, fresh, force
+        self.path = path
+        self._fresh, self._force = fresh, force
 
-    def save(self, result: BenchResult) -> None:
+    @property
+    def holds_run(self) -> bool:
+        """Whether there is something to go on with."""
+        return not self._fresh
+
+    def save(self, result: Result) -> None:
         """Write result.json, whole or not at all."""
         from maskpro_deploy.bench.result import RESULT_FILE
         from maskpro_deploy.files import new_folder, write_json
 
         if self._fresh:
-            with new_folder(self._path, force=self._force) as folder:
+            with new_folder(self.path, force=self._force) as folder:
                 write_json(folder / RESULT_FILE, result.to_json())
             self._fresh = False
         else:
-            write_json(self._path / RESULT_FILE, result.to_json())
+            write_json(self.path / RESULT_FILE, result.to_json())
+
+
+@contextmanager
+def going_on(folder: Folder | None) -> Iterator[None]:
+    """Say how to go on, where a run is interrupted that was saved."""
+    from maskpro_deploy.errors import Interrupted
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        if folder is None or not folder.holds_run:
+            raise
+        raise Interrupted(
+            f"interrupted; what was measured is kept in {folder.path}.\nGo on with the same command and --resume."
+        ) from None
 
 
 def measured_arithmetic(threads: int | None) -> Arithmetic:
@@ -130,15 +163,13 @@ def text(result: BenchResult, out: Path | None = None) -> str:
     return "\n".join(lines)
 
 
-def write_files(result: BenchResult, out: Path) -> None:
+def write_files(value: Mapping[str, Any], markdown: str, page: Report, out: Path) -> None:
     """report.md and report.html, and then result.json, each whole or not at all."""
-    from maskpro_deploy.bench.page import page
     from maskpro_deploy.bench.report import REPORT_FILE, write
     from maskpro_deploy.bench.result import RESULT_FILE
-    from maskpro_deploy.bench.summary import markdown
     from maskpro_deploy.files import atomic_file, write_json
 
     with atomic_file(out / "report.md") as temporary:
-        temporary.write_text(markdown(result), encoding="utf-8")
-    write(page(result), out / REPORT_FILE)
-    write_json(out / RESULT_FILE, result.to_json())
+        temporary.write_text(markdown, encoding="utf-8")
+    write(page, out / REPORT_FILE)
+    write_json(out / RESULT_FILE, value)

@@ -19,7 +19,7 @@ from maskpro_deploy.commands._gpu_arms import DTYPES, Product, Way, Ways, first_
 from maskpro_deploy.commands._gpu_items import CUDA, Record, Settings, finish, torch_on
 from maskpro_deploy.commands._gpu_models import ONE_B, SEVEN_B, SMOL, LlamaShape
 from maskpro_deploy.commands._gpu_timing import DENSE, EventClock, Stopwatch, judge, launch_ms, race
-from maskpro_deploy.errors import CheckFailed, MachineError
+from maskpro_deploy.errors import CheckFailed, InputError, MachineError
 from maskpro_deploy.progress import SILENT, Progress
 
 # the ends and the middle first: where time runs out, the curve is coarse but whole
@@ -131,6 +131,7 @@ class ModelProducts:
         tokens: values of M.
         budget_s: stop after so long.
         earlier: cells that were measured before; they are kept, and not measured again.
+        device: the GPU that they were measured on.
         save: given the findings so far after each cell.
         progress: told after each cell.
     """
@@ -139,6 +140,7 @@ class ModelProducts:
     tokens: Sequence[int]
     budget_s: float
     earlier: Sequence[Mapping[str, Any]] = ()
+    device: str | None = None
     save: Callable[[dict[str, Any]], None] = lambda found: None
     progress: Progress = SILENT
 
@@ -172,6 +174,9 @@ def of_model(model: ModelProducts) -> dict[str, Any]:
 
     Returns:
         "measured"; with "reason" if not, else "device", "refused" and what `ModelProducts.measure` gives.
+
+    Raises:
+        InputError: the earlier cells were measured on another GPU.
     """
     if find_spec("torch") is None:
         return {"measured": False, "reason": "torch is not installed"}
@@ -179,10 +184,13 @@ def of_model(model: ModelProducts) -> dict[str, Any]:
 
     if not torch.cuda.is_available():
         return {"measured": False, "reason": "torch sees no CUDA device"}
+    device = torch.cuda.get_device_name()
+    if model.earlier and model.device != device:
+        raise InputError(f"the GPU is {device}, and was {model.device}: figures of two GPUs do not mix.\nChoose another --out.")
     ways, refused = working_ways(torch, CUDA)
     if (reason := nothing_sparse(ways, refused)) is not None:
         return {"measured": False, "reason": reason}
-    return model.measure(torch, ways, EventClock(torch), {"device": torch.cuda.get_device_name(), "refused": refused})
+    return model.measure(torch, ways, EventClock(torch), {"device": device, "refused": refused})
 
 
 def whole_model(cells: Sequence[Mapping[str, Any]], shapes: int) -> list[dict[str, Any]]:

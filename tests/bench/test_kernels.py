@@ -7,12 +7,13 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 from simulated import BANDWIDTH, ManualClock
 
-from maskpro_deploy.bench import environment, kernels_report, stats
+from maskpro_deploy.bench import environment, kernels_report, kernels_saved, stats
 from maskpro_deploy.bench.arms import MeasureConfig, PreparedTask, Task, Work
 from maskpro_deploy.bench.kernels import KernelCase, KernelResult, kernel_cases, run_kernels
 from maskpro_deploy.bench.report import render
@@ -124,9 +125,29 @@ def test_the_report_says_where_each_form_is_faster(measured: KernelResult) -> No
 
 def test_the_result_is_json_that_says_its_schema(measured: KernelResult) -> None:
     value = json.loads(json.dumps(measured.to_json(), allow_nan=False))
-    assert (value["schema"], value["version"], value["valid"]) == ("maskpro-deploy/kernels", 1, True)
+    assert (value["schema"], value["version"], value["valid"]) == ("maskpro-deploy/kernels", 2, True)
     assert len(value["products"]) == 6
     assert [len(form["samples"]["seconds"]) for form in value["products"][0]["forms"]] == [16, 16, 16]
+
+
+def test_a_result_is_read_back_whole(measured: KernelResult, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(json.dumps(measured.to_json()))
+    found = kernels_saved.load(tmp_path)
+    run = found.run(measured.forms, measured.cases)
+    assert run.sessions == 8
+    assert [m.samples for m in run.self_test] == [m.samples for m in measured.run.self_test]
+    for case, expected in measured.run.measurements.items():
+        again = run.measurements[case]
+        assert again.samples == expected.samples
+        assert {name: work.tokens.tolist() for name, work in again.work.items()} == {name: [case.m] for name in measured.forms}
+        assert (again.warm, again.warmup_rounds, again.failed) == (expected.warm, expected.warmup_rounds, expected.failed)
+    assert found.others(measured.cases[1:]).keys() == {measured.cases[0]}
+
+
+def test_a_run_that_is_not_finished_compares_nothing(measured: KernelResult) -> None:
+    state = dataclasses.replace(measured, finished=False)
+    assert state.ratio(state.cases[0], "int8") is None
+    assert state.model_ratio(1, "int8") is None
 
 
 def test_a_wrong_product_makes_the_run_invalid_and_leaves_no_comparison() -> None:
