@@ -15,7 +15,7 @@ import numpy as np
 from maskpro_deploy.bench.arms import Measurement, Work
 from maskpro_deploy.bench.kernels import KIND, SCHEMA, VERSION, KernelCase
 from maskpro_deploy.bench.result import RESULT_FILE, plain
-from maskpro_deploy.bench.saved import check_machine, check_settings, samples, self_test, start_of
+from maskpro_deploy.bench.saved import check_kind, check_machine, check_settings, samples, self_test, start_of
 from maskpro_deploy.bench.sessions import Run, empty_run
 from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.files import read_json
@@ -84,11 +84,7 @@ def load(path: Path) -> SavedKernels:
     """
     file = path / RESULT_FILE if path.is_dir() else path
     value = read_json(file)
-    if (value.get("schema"), value.get("version")) != (SCHEMA, VERSION):
-        raise FormatError(
-            f"{file} is {value.get('schema')!r} version {value.get('version')!r}; this command goes on with {SCHEMA!r} "
-            f"version {VERSION}.\nGive the result of `benchmark {KIND}`, measured by this version, or another --out."
-        )
+    check_kind(file, value, (KIND,), (SCHEMA, VERSION))
     try:
         return SavedKernels(
             path=file,

@@ -20,6 +20,14 @@ from maskpro_deploy.bench.sessions import SELF
 from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.files import read_json
 
+KINDS = ("latency", "throughput")
+# schema -> the command that writes it
+_ORIGIN = {
+    "maskpro-deploy/kernels": "benchmark kernels",
+    "maskpro-deploy/benchmark-comparison": "benchmark compare",
+    "maskpro-deploy/eval": "eval",
+    "maskpro-deploy/gpu-check": "scripts/gpu_check",
+}
 # what has to be the same for samples to belong together
 _ENVIRONMENT = ("cpu_model", "machine", "packages")
 _MAY_GROW = ("samples", "sessions", "budget_s", "batches", "prompts", "contexts", "prompt", "tokens")
@@ -71,12 +79,7 @@ def load(path: Path) -> Saved:
     """
     file = path / RESULT_FILE if path.is_dir() else path
     value = read_json(file)
-    found = value.get("schema"), value.get("version")
-    if found != (SCHEMA, VERSION):
-        raise FormatError(
-            f"{file} is {found[0]!r} version {found[1]!r}; this command reads {SCHEMA!r} version {VERSION}.\n"
-            "Give the result of `benchmark latency` or `benchmark throughput`, measured by this version."
-        )
+    check_kind(file, value, KINDS, (SCHEMA, VERSION))
     try:
         cases = [_case(c) for c in value["cases"]]
         return Saved(
@@ -90,6 +93,29 @@ def load(path: Path) -> Saved:
         )
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
         raise FormatError(f"{file} is damaged: {type(e).__name__}: {e}.\nMeasure again.") from e
+
+
+def check_kind(file: Path, value: Mapping[str, Any], kinds: Sequence[str], version: tuple[str, int]) -> None:
+    """Refuse a result that another command wrote, or another version.
+
+    Args:
+        file: where it is.
+        value: its content.
+        kinds: of results that will do.
+        version: schema and its version that will do.
+
+    Raises:
+        FormatError: saying what it is.
+    """
+    schema, kind, wanted = value.get("schema"), value.get("kind"), " or ".join(f"`benchmark {k}`" for k in kinds)
+    origin = f"benchmark {kind}" if schema == SCHEMA and kind is not None else _ORIGIN.get(str(schema))
+    if origin is not None and origin not in [f"benchmark {k}" for k in kinds]:
+        raise FormatError(f"{file} is a result of `{origin}`, and one of {wanted} is expected.")
+    if (schema, value.get("version")) != version:
+        raise FormatError(
+            f"{file} is {schema!r} version {value.get('version')!r}; this command reads {version[0]!r} version {version[1]}.\n"
+            f"Give the result of {wanted}, measured by this version."
+        )
 
 
 def _sessions(cases: Sequence[CaseResult]) -> int:

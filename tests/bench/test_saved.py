@@ -134,6 +134,13 @@ def test_samples_that_do_not_belong_together_are_not_mixed(change: Any, said: st
     [
         ('{"schema": "maskpro-deploy/doctor", "version": 1}', FormatError, "maskpro-deploy/doctor"),
         ('{"schema": "maskpro-deploy/benchmark", "version": 99}', FormatError, "version 99"),
+        (
+            '{"schema": "maskpro-deploy/benchmark", "version": 2, "kind": "serve"}',
+            FormatError,
+            "a result of `benchmark serve`, and",
+        ),
+        ('{"schema": "maskpro-deploy/kernels", "version": 2, "kind": "kernels"}', FormatError, "`benchmark kernels`, and one of"),
+        ('{"schema": "maskpro-deploy/benchmark", "version": 1, "kind": "latency"}', FormatError, "version 1; this command reads"),
         ('{"schema": "maskpro-deploy/benchmark", "version": 2, "cases": [{}]}', FormatError, "damaged: KeyError"),
         ("[1]", FormatError, "no JSON object"),
     ],

@@ -170,7 +170,9 @@ def test_two_results_are_compared(dense_bundle: Path, tmp_path: Path) -> None:
     assert "drift counts" in run("benchmark", "compare", tmp_path / "a", tmp_path / "b").stdout
     error, _ = fail("benchmark", "compare", tmp_path / "a", tmp_path / "both")
     assert isinstance(error, FormatError)
-    assert "maskpro-deploy/benchmark-comparison" in str(error)
+    assert "is a result of `benchmark compare`, and one of `benchmark latency` or `benchmark throughput` is expected." in str(
+        error
+    )
     error, _ = fail("benchmark", "compare", tmp_path / "a", tmp_path / "nowhere")
     assert isinstance(error, InputError)
 
