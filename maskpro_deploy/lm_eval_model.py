@@ -2,8 +2,9 @@
 
     maskpro-lm-eval run --model maskpro --model_args pretrained=BUNDLE --tasks hellaswag
 
-`maskpro-lm-eval` is the harness's command with this model registered. The harness (0.4.13) loads no plug-ins: its `lm_eval`
-knows only the models of its own package. In a program of your own, `register()` does the same.
+`maskpro-lm-eval` is the harness's command with this model registered. The package also declares the model as a plug-in of the
+harness (entry point group `lm_eval.models`), by which plain `lm_eval --model maskpro` runs where the harness reads entry points;
+releases up to 0.4.13 do not, and know only the models of their own package. In a program of your own, `register()` does it.
 
 Model arguments: `pretrained` (anything that `maskpro-deploy eval` measures), `provider`, `threads`, `dtype`, `form`, `engine`,
 `batch_size`, `max_length`, `add_bos_token`.
@@ -12,6 +13,7 @@ Model arguments: `pretrained` (anything that `maskpro-deploy eval` measures), `p
 from __future__ import annotations
 
 import sys
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from maskpro_deploy.errors import ConfigError, InputError, MaskProError
@@ -108,20 +110,11 @@ def _from_arguments(
     )
 
 
-def register() -> None:
-    """Make the harness know the model `maskpro`.
-
-    Raises:
-        MissingExtraError: the harness is not installed.
-    """
+@cache
+def _model_class() -> type[HarnessLM]:
+    """What the harness makes of `--model maskpro`; a class of the harness's, and so made when it is asked for."""
     require("eval", "the harness's command line")
-    import lm_eval.models  # noqa: F401 (fills the registry, which is filled only while it is empty)
-    from lm_eval.api.registry import model_registry
-
     from maskpro_deploy.evaluate.harness import HarnessLM
-
-    if NAME in model_registry:
-        return
 
     class MaskProLM(HarnessLM):
         """`--model maskpro`."""
@@ -137,7 +130,28 @@ def register() -> None:
             options = {k: v for k, v in (additional_config or {}).items() if v is not None}
             return _from_arguments(**{**options, **arg_dict})
 
-    model_registry.register(NAME)(MaskProLM)
+    return MaskProLM
+
+
+def __getattr__(name: str) -> Any:
+    """`MaskProLM`, which the entry point names."""
+    if name == "MaskProLM":
+        return _model_class()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def register() -> None:
+    """Make the harness know the model `maskpro`, if it has not read the entry point.
+
+    Raises:
+        MissingExtraError: the harness is not installed.
+    """
+    model = _model_class()
+    import lm_eval.models  # noqa: F401 (fills the registry, which is filled only while it is empty)
+    from lm_eval.api.registry import model_registry
+
+    if NAME not in model_registry:
+        model_registry.register(NAME)(model)
 
 
 def main() -> None:

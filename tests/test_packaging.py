@@ -128,3 +128,4 @@ def test_the_wheel_says_how_it_is_licensed_and_which_command_it_brings(wheel):
         entry = next(archive.read(n).decode() for n in names if n.endswith("entry_points.txt"))
     assert any(n.endswith("licenses/LICENSE") for n in names)
     assert "maskpro-deploy = maskpro_deploy.cli:main" in entry
+    assert "[lm_eval.models]\nmaskpro = " in entry  # by which the harness finds the model

@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 from lm_eval import simple_evaluate
-from lm_eval.api.registry import get_model
+from lm_eval.api.model import LM
+from lm_eval.api.registry import Registry, get_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
@@ -18,6 +21,7 @@ from maskpro_deploy.evaluate.tasks import Metric, TaskSet, TaskSettings
 from maskpro_deploy.lm_eval_model import adapt, register
 from maskpro_deploy.targets import RunConfig, find_target
 
+PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 NAMES = ("tiny_choice", "tiny_text", "tiny_answer")
 RUN = RunConfig(provider="cpu", threads=1)
 
@@ -136,6 +140,20 @@ def test_the_harness_finds_the_model_by_its_name(tiny_bundle: Path, tiny_tasks: 
     theirs = results["results"]["tiny_choice"]
     found = TaskSet(TaskSettings(names=("tiny_choice",), path=tiny_tasks)).run(adapt(find_target(str(tiny_bundle)), RUN))
     assert {m.metric: m.value for m in found} == {"acc": theirs["acc,none"], "acc_norm": theirs["acc_norm,none"]}
+
+
+def test_the_model_is_declared_as_a_plug_in_of_the_harness(tiny_bundle: Path) -> None:
+    group = "lm_eval.models"
+    (declared,) = tomllib.loads(PYPROJECT.read_text())["project"]["entry-points"][group].items()
+    assert declared[0] == "maskpro"
+    registry: Registry[type[LM]] = Registry("model", base_cls=LM)  # the harness's own, which takes entry points
+    registry.register(declared[0], target=EntryPoint(*declared, group))
+    model = registry.get("maskpro")
+    assert declared[1] == f"{model.__module__}:{model.__name__}"  # what the harness knows the same class by
+    register()
+    assert get_model("maskpro") is model
+    lm = model.create_from_arg_string(f"pretrained={tiny_bundle},provider=cpu,threads=1", {"batch_size": 1})
+    assert isinstance(lm, LM)
 
 
 def test_the_harnesss_own_command_line_answers() -> None:
