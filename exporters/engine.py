@@ -30,7 +30,7 @@ from maskpro_deploy.exporters.graph_weights import matmul_weights
 from maskpro_deploy.exporters.preflight import WeightFacts, inspect_weights, prove, spoiled_counts
 from maskpro_deploy.exporters.provider_builder import LIBRARY, check_machine, provider_job
 from maskpro_deploy.exporters.settings import EngineConfig
-from maskpro_deploy.extras import missing
+from maskpro_deploy.extras import missing, require
 from maskpro_deploy.files import disk_errors
 from maskpro_deploy.manifest import ENGINES, EngineFile, Graph, Manifest, safe_path
 from maskpro_deploy.progress import SILENT, Progress
@@ -113,6 +113,8 @@ def open_source(bundle: Path, config: EngineConfig) -> Source:
     library, target = choose(config)
     if library == "tensorrt-rtx" and config.timing_cache is not None:
         raise ConfigError("--timing-cache: tensorrt-rtx times no kernels when it builds, so it has none to keep. Leave it out.")
+    if config.compare_dense and compute_capability() is not None:
+        require("native", "timing engines (--compare-dense)")
     return Source(
         bundle=bundle,
         manifest=manifest,

@@ -13,26 +13,32 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from maskpro_deploy.cuda_device import OutOfDeviceMemory
 from maskpro_deploy.errors import MachineError
 from maskpro_deploy.exporters.engine_report import read_kernels
 from maskpro_deploy.exporters.engine_timing import Kernel, Point
 
 
 class Gpu(Protocol):
-    """What `cuda_memory.Cuda` gives."""
+    """What `cuda_device.CudaDevice` gives."""
 
-    @property
-    def stream(self) -> int: ...
+    stream: int
 
-    def allocate(self, size: int) -> int: ...
+    def allocate(self, nbytes: int) -> int: ...
 
-    def upload(self, address: int, values: npt.NDArray[Any]) -> None: ...
+    def upload(self, address: int, array: npt.NDArray[Any]) -> None: ...
+
+    def zero(self, address: int, nbytes: int) -> None: ...
 
     def wait(self) -> None: ...
 
     def time_ms(self, work: Callable[[], None]) -> float: ...
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None]: ...
+    def capture(self, work: Callable[[], None]) -> Any: ...
+
+    def launch(self, graph: Any) -> None: ...
+
+    def discard(self, graph: Any) -> None: ...
 
 
 class Loaded(Protocol):
@@ -90,11 +96,21 @@ class Buffers:
         return {name: self._block(in_place.get(name, name), size) for name, size in sizes.items()}
 
     def _block(self, name: str, size: int) -> int:
-        address, held = self._blocks.get(name, (0, -1))
-        if held < size:
-            address = self._gpu.allocate(size)
-            self._blocks[name] = address, size
+        address, held = self._blocks.get(name, (0, 0))
+        if held < max(size, 1):  # the smaller block stays: another engine may still be bound to it
+            address, held = self._allocated(max(size, 1)), max(size, 1)
+            self._gpu.zero(address, held)
+            self._blocks[name] = address, held
         return address
+
+    def _allocated(self, size: int) -> int:
+        try:
+            return self._gpu.allocate(size)
+        except OutOfDeviceMemory:
+            raise MachineError(
+                f"the GPU has no memory left for {size / 1e6:.0f} MB of inputs and outputs, so the engines cannot be timed.\n"
+                f"Give smaller --profiles."
+            ) from None
 
 
 class EngineRunner:
@@ -108,7 +124,7 @@ class EngineRunner:
 
     def __init__(self, loaded: Loaded, gpu: Gpu, buffers: Buffers) -> None:
         self._loaded, self._gpu, self._buffers = loaded, gpu, buffers
-        self._run: Callable[[], None] = self._enqueue
+        self._graph: Any = None
         self._kernels = read_kernels(loaded.inspection()) or []
 
     def _enqueue(self) -> None:
@@ -125,11 +141,17 @@ class EngineRunner:
         self._loaded.bind(self._buffers.place(point, sizes, in_place))
         self._enqueue()  # the first call at new shapes prepares things that cannot be recorded
         self._gpu.wait()
-        try:
-            self._run = self._gpu.record(self._enqueue)
-        except MachineError:  # an engine that cannot be recorded is launched call by call, as it would be served
-            self._run = self._enqueue
-            self._gpu.wait()
+        if self._graph is not None:
+            self._gpu.discard(self._graph)
+        self._graph = self._gpu.capture(self._enqueue)
+        self._gpu.wait()
+
+    def _run(self) -> None:
+        """One call; of an engine that cannot be recorded as it would be served then, without a graph."""
+        if self._graph is None:
+            self._enqueue()
+        else:
+            self._gpu.launch(self._graph)
 
     def time_ms(self) -> float:
         """Run once; milliseconds on the device."""

@@ -76,22 +76,22 @@ def build(library: Library, job: dict[str, Any]) -> dict[str, Any]:
 
 def time_engines(library: Library, job: dict[str, Any]) -> dict[str, Any]:
     """Time engines on the GPU of this machine."""
-    from maskpro_deploy.exporters.cuda_memory import Cuda
+    from maskpro_deploy.cuda_device import CudaDevice
     from maskpro_deploy.exporters.engine_runner import Buffers, EngineRunner
     from maskpro_deploy.exporters.engine_timing import Point, measure
 
     points = [Point(**point) for point in job["points"]]
     steps = _Steps()
-    with Cuda() as cuda:
-        buffers = Buffers(cuda, job["vocabulary"])
-        runners = {name: EngineRunner(library.open(Path(path)), cuda, buffers) for name, path in job["engines"].items()}
-        found = measure(
-            runners,
-            points,
-            job["nodes"],
-            budget_s=job["budget_s"],
-            on_point=lambda done, name: steps(done / len(points), f"timing {name}"),
-        )
+    gpu = CudaDevice()  # its memory goes with this process
+    buffers = Buffers(gpu, job["vocabulary"])
+    runners = {name: EngineRunner(library.open(Path(path)), gpu, buffers) for name, path in job["engines"].items()}
+    found = measure(
+        runners,
+        points,
+        job["nodes"],
+        budget_s=job["budget_s"],
+        on_point=lambda done, name: steps(done / len(points), f"timing {name}"),
+    )
     return {"points": [dataclasses.asdict(point) for point in found]}
 
 

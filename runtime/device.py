@@ -14,13 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from maskpro_deploy.cuda_device import OutOfDeviceMemory
 from maskpro_deploy.errors import MachineError
 
 _ALIGNMENT = 256  # bytes; what GPUs' allocators give, and more than vector instructions ask for
-
-
-class OutOfDeviceMemory(Exception):
-    """The device has no such block left; `Memory` frees what is idle and tries again."""
 
 
 class Device(Protocol):

@@ -7,11 +7,11 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from maskpro_deploy.cuda_device import CudaDevice
 from maskpro_deploy.errors import MissingExtraError
 from maskpro_deploy.extras import missing, require
 from maskpro_deploy.files import cache_folder
 from maskpro_deploy.manifest import EngineFile, Graph, Manifest
-from maskpro_deploy.runtime.cuda_device import CudaDevice
 from maskpro_deploy.runtime.device_session import DeviceSession
 from maskpro_deploy.runtime.engine_choice import check_hash, pick
 from maskpro_deploy.runtime.executor import FIRST_KEY, Executor

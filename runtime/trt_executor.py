@@ -18,9 +18,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from maskpro_deploy.cuda_device import CudaDevice
 from maskpro_deploy.errors import FormatError, MachineError
 from maskpro_deploy.files import atomic_file
-from maskpro_deploy.runtime.cuda_device import CudaDevice
 from maskpro_deploy.runtime.executor import Profile, Shape, TensorSpec
 
 log = logging.getLogger(__name__)

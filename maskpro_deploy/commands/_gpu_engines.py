@@ -42,7 +42,7 @@ def tensorrt_rtx(settings: Settings, record: Record) -> str:
 
 
 def _small(library: str, settings: Settings, record: Record) -> str:
-    _check_installed(library)
+    _check_installed(library, settings)
     line = ""
     shapes = (TINY,) if settings.rehearse else (TINY, SMOL)
     for shape in shapes:
@@ -58,7 +58,7 @@ def engine_7b(settings: Settings, record: Record) -> str:
         MachineError: tensorrt, the GPU or space is missing.
     """
     library = "tensorrt-rtx" if settings.rehearse else "tensorrt"
-    _check_installed(library)
+    _check_installed(library, settings)
     shape, profiles = (TINY, "prefill:1x32,4x32 decode:1,4") if settings.rehearse else (WIDE, _WIDE_PROFILES)
     record.put(model=dataclasses.asdict(shape), profiles=profiles)
     bundle = sparse_bundle(shape, settings.scratch)
@@ -85,9 +85,10 @@ def sparse_bundle(shape: LlamaShape, scratch: Path) -> Path:
     return folder / "bundle"
 
 
-def _check_installed(library: str) -> None:
-    if absent := missing(library):
-        raise MachineError(f"{', '.join(absent)} is not installed: pip install 'maskpro-deploy[{library}]'")
+def _check_installed(library: str, settings: Settings) -> None:
+    for extra in (library,) if settings.rehearse else (library, "native"):  # a rehearsal times nothing
+        if absent := missing(extra):
+            raise MachineError(f"{', '.join(absent)} is not installed: pip install 'maskpro-deploy[{extra}]'")
 
 
 def _compared(

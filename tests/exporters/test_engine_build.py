@@ -27,7 +27,7 @@ from maskpro_deploy.exporters.engine_process import time_in_process
 from maskpro_deploy.exporters.engine_profiles import profiles
 from maskpro_deploy.exporters.engine_report import EngineReport
 from maskpro_deploy.exporters.engine_store import install
-from maskpro_deploy.extras import missing
+from maskpro_deploy.extras import EXTRAS, missing
 from maskpro_deploy.manifest import EngineFile, Manifest, file_entry
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.progress import SILENT
@@ -394,6 +394,16 @@ def test_a_bundle_that_is_exported_anew_during_the_build_does_not_get_the_engine
     with pytest.raises(CheckFailed, match="exported anew"):
         install(bundle, before, engine, report)
     assert not (bundle / "engines").exists()
+
+
+def test_what_timing_needs_is_asked_for_before_anything_is_built(bundle, monkeypatch):
+    monkeypatch.setattr(engine_module, "compute_capability", lambda: "sm89")
+    monkeypatch.setattr(engine_module, "choose", lambda config: ("tensorrt", "sm89"))
+    monkeypatch.setitem(EXTRAS, "native", ("no_such_module",))
+    before = contents(bundle)
+    with pytest.raises(MissingExtraError, match=r"timing engines \(--compare-dense\) needs no_such_module"):
+        build_engine(bundle, EngineConfig(compare_dense=True))
+    assert contents(bundle) == before
 
 
 def test_a_crash_of_the_library_is_one_error_and_leaves_the_bundle_as_it_was(bundle, tmp_path, monkeypatch):

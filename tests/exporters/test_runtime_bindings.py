@@ -11,8 +11,9 @@ import pytest
 from adapter_names import follow
 from test_trt_bindings import VERSIONS, published, rtx
 
+from maskpro_deploy import cuda_device
 from maskpro_deploy.extras import missing
-from maskpro_deploy.runtime import cuda_device, trt_executor
+from maskpro_deploy.runtime import trt_executor
 
 __all__ = ["published", "rtx"]  # fixtures
 SOURCE = Path(trt_executor.__file__).read_text(encoding="utf-8")

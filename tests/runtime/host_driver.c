@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 typedef unsigned long long ptr;
 enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_CONTEXT = 201, NOT_FOUND = 500 };
@@ -57,6 +58,18 @@ int cuMemcpy2DAsync_v2(const copy2d *c, void *stream) {
         memcpy((char *)c->ddevice + i * c->dpitch, (char *)c->sdevice + i * c->spitch, c->width);
     return OK;
 }
+
+typedef struct { double ms; } event;
+int cuEventCreate(void **e, unsigned flags) { ENTER; *e = calloc(1, sizeof(event)); return flags ? INVALID_VALUE : OK; }
+int cuEventRecord(void *e, void *stream) {
+    ENTER; ON(stream);
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    ((event *)e)->ms = now.tv_sec * 1e3 + now.tv_nsec / 1e6;
+    return OK;
+}
+int cuEventSynchronize(void *e) { ENTER; return e ? OK : INVALID_VALUE; }
+int cuEventElapsedTime_v2(float *ms, void *from, void *to) { ENTER; *ms = (float)(((event *)to)->ms - ((event *)from)->ms); return OK; }
 
 static int launches;
 int cuStreamBeginCapture_v2(void *stream, int mode) { ENTER; ON(stream); capturing = 1; return mode == 2 ? OK : INVALID_VALUE; }

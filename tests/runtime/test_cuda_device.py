@@ -18,10 +18,10 @@ from maskpro_deploy.extras import missing
 ROOT = Path(__file__).resolve().parents[2]
 # runs in a process of its own: bindings look for the driver once
 CHECKS = """
-import ctypes, threading
+import ctypes, threading, time
 import numpy as np
 from maskpro_deploy.errors import MachineError
-from maskpro_deploy.runtime.cuda_device import CudaDevice
+from maskpro_deploy.cuda_device import CudaDevice
 from maskpro_deploy.runtime.device import HostDevice, Memory
 
 driver = ctypes.CDLL("libcuda.so.1")
@@ -74,6 +74,7 @@ graph = gpu.capture(lambda: gpu.zero(memory.take(10).address, 10))
 gpu.launch(graph), gpu.launch(graph)
 assert driver.host_launches() == 2
 gpu.discard(graph)
+assert 20 < gpu.time_ms(lambda: time.sleep(0.03)) < 2000 and gpu.time_ms(lambda: None) < 20
 print("no graph:", gpu.capture(lambda: gpu.wait()))  # waiting cannot be recorded
 del memory
 assert driver.host_live() == 0, driver.host_live()
@@ -136,5 +137,5 @@ def test_memory_threads_and_graphs(driver: Path) -> None:
     assert "the Host GPU has no memory left for 13 MB" in done.stdout
     assert "--max-num-seqs" in done.stdout
     assert "no graph: None" in done.stdout
-    assert "decode steps run without a CUDA graph: cuStreamSynchronize failed: refused" in done.stderr
+    assert "calls run without a CUDA graph: cuStreamSynchronize failed: refused" in done.stderr
     assert done.stdout.endswith("done\n")

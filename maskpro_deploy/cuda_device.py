@@ -18,9 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from maskpro_deploy.errors import MachineError
-from maskpro_deploy.runtime.device import OutOfDeviceMemory
 
 log = logging.getLogger(__name__)
+
+
+class OutOfDeviceMemory(Exception):
+    """The device has no such block left."""
 
 
 class CudaDevice:
@@ -55,6 +58,7 @@ class CudaDevice:
         self.compute_capability = f"sm{major}{minor}"
         self._stream = self._call(self._cuda.cuStreamCreate, self._cuda.CUstream_flags.CU_STREAM_NON_BLOCKING)
         self.stream = int(self._stream)
+        self._events: tuple[Any, Any] | None = None  # around what is timed
         self._pinned = (0, 0)  # address and size of page-locked memory for downloads
         weakref.finalize(self, self._cuda.cuStreamDestroy, self._stream).atexit = False
 
@@ -96,6 +100,17 @@ class CudaDevice:
     def wait(self) -> None:
         self._run(self._cuda.cuStreamSynchronize, self._stream)
 
+    def time_ms(self, work: Callable[[], None]) -> float:
+        """Milliseconds that the device takes for what `work` enqueues."""
+        if self._events is None:
+            self._events = (self._run(self._cuda.cuEventCreate, 0), self._run(self._cuda.cuEventCreate, 0))
+        begin, end = self._events
+        self._run(self._cuda.cuEventRecord, begin, self._stream)
+        work()
+        self._run(self._cuda.cuEventRecord, end, self._stream)
+        self._run(self._cuda.cuEventSynchronize, end)
+        return float(self._run(self._cuda.cuEventElapsedTime, begin, end))
+
     def free_bytes(self) -> int | None:
         free, _ = self._run(self._cuda.cuMemGetInfo)
         return int(free)
@@ -112,7 +127,7 @@ class CudaDevice:
             graph = self._run(self._cuda.cuGraphInstantiate, recorded, 0)
             self._run(self._cuda.cuGraphDestroy, recorded)
         except MachineError as e:
-            log.warning("decode steps run without a CUDA graph: %s", e)
+            log.warning("calls run without a CUDA graph: %s", e)
             return None
         return graph
 
