@@ -5,10 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tiny_model import magnitude_masks, write_tiny
 
 from maskpro_deploy.checkpoint import Checkpoint, save_sparse
 from maskpro_deploy.pattern import NMPattern
+
+# how fast a machine draws inputs is no property of this project: on a busy one the first draw alone can take over a second
+settings.register_profile("any speed", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any speed")
 
 
 @pytest.fixture(scope="session")
