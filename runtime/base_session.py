@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from maskpro_deploy.errors import InputError
-from maskpro_deploy.manifest import ModelShape
+from maskpro_deploy.manifest import Graph, ModelShape
 from maskpro_deploy.runtime.executor import Reach, choose, longest
 from maskpro_deploy.runtime.kv_cache import Cache, Floats, Ints
 
@@ -59,12 +59,14 @@ class BaseSession(ABC):
 
     Args:
         shape: the model's sizes and special tokens.
+        graph: the bundle's graph that it runs; of an engine, the one that it was built from.
         providers: what runs it; the first takes all it can.
         reaches: what the profiles of an engine cover; empty where any shape can be run.
         max_cache_tokens: tokens that the device has memory for, where that is known.
 
     Attributes:
         shape: as given; `max_length` is what this session can run.
+        graph: as given.
         providers: as given.
         limits: what it takes at once.
 
@@ -73,8 +75,14 @@ class BaseSession(ABC):
     """
 
     def __init__(
-        self, shape: ModelShape, providers: Sequence[str], reaches: Sequence[Reach] = (), max_cache_tokens: int | None = None
+        self,
+        shape: ModelShape,
+        graph: Graph,
+        providers: Sequence[str],
+        reaches: Sequence[Reach] = (),
+        max_cache_tokens: int | None = None,
     ) -> None:
+        self.graph = graph
         self.providers = tuple(providers)
         self.shape = shape
         self.limits = SessionLimits(max_cache_tokens=max_cache_tokens)

@@ -63,7 +63,7 @@ class DeviceSession(BaseSession):
         if self._fixed is not None:
             shape = dataclasses.replace(shape, max_length=min(shape.max_length, self._fixed))
         reaches = [Reach.of(profile, self._fixed) for profile in executor.profiles]
-        super().__init__(shape, (executor.name,), reaches, self._cache_tokens())
+        super().__init__(shape, graph, (executor.name,), reaches, self._cache_tokens())
         self._limit_rows()
 
     def _check_names(self, graph: Graph) -> None:

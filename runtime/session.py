@@ -83,10 +83,10 @@ class OrtSession(BaseSession):
         manifest: the bundle's manifest.
     """
 
-    def __init__(self, manifest: Manifest, session: Any, reaches: Sequence[Reach] = ()) -> None:
+    def __init__(self, manifest: Manifest, graph: Graph, session: Any, reaches: Sequence[Reach] = ()) -> None:
         import onnxruntime
 
-        super().__init__(manifest.model, session.get_providers(), reaches)
+        super().__init__(manifest.model, graph, session.get_providers(), reaches)
         self.manifest = manifest
         self._session = session
         self._from_numpy = onnxruntime.OrtValue.ortvalue_from_numpy
@@ -125,14 +125,14 @@ class OrtSession(BaseSession):
         return self._from_numpy(np.ascontiguousarray(value), self._device, 0)
 
     def _empty(self, batch: int) -> KvCache:
-        dtype = _NUMPY_TYPES[self.manifest.graph.dtype]
+        dtype = _NUMPY_TYPES[self.graph.dtype]
         zero: npt.NDArray[Any] = np.zeros((batch, self.shape.num_kv_heads, 0, self.shape.head_dim), dtype)
         return KvCache((zero,) * len(self._past), batch, 0)
 
     def _check_names(self, outputs: set[str]) -> None:
         if missing := [*({"input_ids", *self._past} - self._inputs), *({"logits", *self._present} - outputs)]:
             raise FormatError(
-                f"{self.manifest.graph.file} does not have the inputs and outputs that a bundle's graph has: "
+                f"{self.graph.file} does not have the inputs and outputs that a bundle's graph has: "
                 f"{sorted(missing)[0]} is missing.\nExport the bundle again."
             )
 
@@ -174,7 +174,7 @@ def open_session(bundle: Path, config: SessionConfig | None = None) -> BaseSessi
     _check_provider(wanted, session.get_providers())
     log.info("%s runs on %s", bundle, ", ".join(session.get_providers()))
     if graph.form == FORM:
-        return OrtSession(manifest, session)
+        return OrtSession(manifest, graph, session)
     return DeviceSession(manifest.model, graph, OrtExecutor(session), HostDevice())
 
 
@@ -192,7 +192,7 @@ def _open_tensorrt(bundle: Path, manifest: Manifest, graph: Graph, config: Sessi
             f"Install them: pip install 'maskpro-deploy[tensorrt]' 'tensorrt<{(onnxruntime_tensorrt() or 10) + 1}'"
         )
     log.info("%s runs on %s", bundle, ", ".join(session.get_providers()))
-    return OrtSession(manifest, session, [served.reach])
+    return OrtSession(manifest, graph, session, [served.reach])
 
 
 def _graph(bundle: Path, manifest: Manifest, form: str | None) -> Graph:

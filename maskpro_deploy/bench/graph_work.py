@@ -15,6 +15,8 @@ from maskpro_deploy.errors import FormatError
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
 
+# operator -> its inputs that are tables
+_LOOKED_UP = {"Gather": (0,), "RotaryEmbedding": (1, 2), "GroupQueryAttention": (7, 8)}
 _SAME_SHAPE = ("Cast", "DequantizeLinear", "Identity", "QuantizeLinear")
 
 
@@ -53,7 +55,7 @@ def graph_work(model: Path) -> GraphWork:
         graph = onnx.load(str(model), load_external_data=False).graph
     except Exception as e:  # the protobuf library raises its own kinds
         raise FormatError(f"{model} is no ONNX file: {e}") from e
-    read_whole = {name for node in graph.node for i, name in enumerate(node.input) if not (node.op_type == "Gather" and i == 0)}
+    read_whole = {name for node in graph.node for i, name in enumerate(node.input) if i not in _looked_up(node)}
     read_whole |= {output.name for output in graph.output}
     shapes = _Shapes(graph)
     products: Counter[tuple[int, int]] = Counter()
@@ -65,6 +67,13 @@ def graph_work(model: Path) -> GraphWork:
     return GraphWork(
         weight_bytes=sum(_tensor_bytes(t) for t in graph.initializer if t.name in read_whole), products=dict(products), last=last
     )
+
+
+def _looked_up(node: NodeProto) -> tuple[int, ...]:
+    """The inputs of which a node reads a few rows, however large they are."""
+    if node.op_type == "RotaryEmbedding" and len(node.input) < 4:  # without positions it reads its tables whole
+        return ()
+    return _LOOKED_UP.get(node.op_type, ())
 
 
 class _Shapes:

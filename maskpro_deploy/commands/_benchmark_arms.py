@@ -57,11 +57,11 @@ def open_arms(
     names = [" ".join(part for part in parts if part) for parts in zip(_names(bundles), forms, engines, strict=True)]
     for bundle, manifest, config, name in zip(bundles, manifests, configs, names, strict=True):
         session = open_session(bundle, config)
-        shape, active = session.shape, session.providers[0]
+        shape, graph, active = session.shape, session.graph, session.providers[0]
         del session  # one model in memory at a time
-        work = graph_work(safe_path(bundle, manifest.graph.file))
-        value_bytes = 4 if manifest.graph.dtype == "fp32" else 2
-        plain = manifest.graph.dtype == "fp32" and manifest.graph.quantization is None  # what the measured ceiling is for
+        work = graph_work(safe_path(bundle, graph.file))
+        value_bytes = 4 if graph.dtype == "fp32" else 2
+        plain = graph.dtype == "fp32" and graph.quantization is None  # what the measured ceiling is for
         arms.append(
             ModelArm(
                 name=name,
@@ -76,9 +76,9 @@ def open_arms(
                 facts={
                     "model_id": shape.name,
                     "path": str(bundle),
-                    "dtype": manifest.graph.dtype,
-                    "quantization": manifest.graph.quantization,
-                    "cache_form": config.form or manifest.graph.form,
+                    "dtype": graph.dtype,
+                    "quantization": graph.quantization,
+                    "cache_form": graph.form,
                     "sparsity": manifest.sparsity,
                     "sparse_weights": len(manifest.sparse_weights),
                     "provider": active,

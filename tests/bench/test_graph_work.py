@@ -39,6 +39,18 @@ def test_a_tied_table_counts_once(tmp_path: Path) -> None:
     assert (found.weight_bytes, found.products) == (100 * 8 * 2, {(8, 100): 1})
 
 
+def test_tables_of_positions_are_looked_up(tmp_path: Path) -> None:
+    tables = [numpy_helper.from_array(np.zeros((1000, 4), np.float32), name) for name in ("cos", "sin")]
+    inputs = ("q", "k", "v", "past_k", "past_v", "last", "total", "cos", "sin")
+    nodes = [
+        helper.make_node("RotaryEmbedding", ["x", "cos", "sin", "positions"], ["turned"]),
+        helper.make_node("GroupQueryAttention", inputs, ["out"], domain="com.microsoft"),
+    ]
+    assert graph_work(save_graph(tmp_path / "m.onnx", tables, nodes)).weight_bytes == 0
+    whole = [helper.make_node("RotaryEmbedding", ["x", "cos", "sin"], ["out"])]
+    assert graph_work(save_graph(tmp_path / "m.onnx", tables, whole)).weight_bytes == 2 * 1000 * 4 * 4
+
+
 def test_four_bit_weights_count_half_a_byte(tmp_path: Path) -> None:
     weight = helper.make_tensor("weight", TensorProto.INT4, [5, 3], [1] * 15)
     scale = numpy_helper.from_array(np.float32(1), "scale")

@@ -9,6 +9,7 @@ import pytest
 from bundle_cases import fail, run, run_json
 from click.testing import CliRunner
 
+from maskpro_deploy.bench.graph_work import graph_work
 from maskpro_deploy.bench.result import BenchResult
 from maskpro_deploy.bench.roofline import measure_bandwidth
 from maskpro_deploy.bench.sessions import SelfTest
@@ -17,6 +18,7 @@ from maskpro_deploy.cli import cli
 from maskpro_deploy.commands._benchmark_output import Folder
 from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, InputError
 from maskpro_deploy.exporters import ExportConfig, export
+from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.runtime import OrtSession
 
 QUICK = ("--samples", 4, "--threads", 1)
@@ -85,6 +87,10 @@ def test_two_forms_of_one_bundle_are_compared(tiny_sparse: Path, tmp_path: Path)
     assert value["valid"] is True
     assert [arm["cache_form"] for arm in value["arms"]] == ["gqa", "cat"]
     assert value["arms"][0]["name"].endswith("(1) gqa")
+    manifest = Manifest.load(tmp_path / "b")
+    files = {graph.form: graph.file for graph in (manifest.graph, *manifest.siblings)}
+    read = {form: graph_work(tmp_path / "b" / file).weight_bytes for form, file in files.items()}
+    assert {arm["cache_form"]: arm["weight_bytes"] for arm in value["arms"]} == read
 
 
 def test_models_that_are_not_the_same_make_the_run_invalid(sparse_bundle: Path, dense_bundle: Path, tmp_path: Path) -> None:
