@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from maskpro_deploy.commands._benchmark_arms import open_arms
-from maskpro_deploy.commands._benchmark_options import SIZES, arm_options, split_options
-from maskpro_deploy.commands._benchmark_output import measure_and_emit
-
-if TYPE_CHECKING:
-    from maskpro_deploy.bench.model import ModelArm
-    from maskpro_deploy.bench.result import BenchResult
-    from maskpro_deploy.bench.sweep import SweepOptions
+from maskpro_deploy.commands._benchmark_options import SIZES, arm_options, shared_options
 
 
 @click.command("latency")
@@ -31,14 +22,7 @@ def command(
     context: tuple[int, ...],
     decode_steps: int,
     samples: int,
-    bundle: Path,
-    against: Path | None,
-    provider: str,
-    form: str | None,
-    engine: str | None,
-    threads: int | None,
-    spin: bool,
-    **others: Any,
+    **shared: Any,
 ) -> None:
     r"""Measure prefill and decode latency of BUNDLE over batch, prompt and context lengths.
 
@@ -49,12 +33,6 @@ def command(
     """
     from maskpro_deploy.bench.latency import LatencyConfig, run_latency
 
-    sweep, ending = split_options(samples, threads, others)
+    sweep, run = shared_options(samples, shared)
     config = LatencyConfig(batches=batch, prompts=prompt, contexts=context, decode_steps=decode_steps, sweep=sweep)
-
-    def run(arms: list[ModelArm[Any]], given: SweepOptions) -> BenchResult:
-        return run_latency(arms, config, **given)
-
-    bundles = [bundle, *([against] if against is not None else [])]
-    opened = partial(open_arms, bundles, provider, threads, spin=spin, form=form, engine=engine)
-    measure_and_emit(run, opened, threads=threads, **ending)
+    run(lambda arms, given: run_latency(arms, config, **given))

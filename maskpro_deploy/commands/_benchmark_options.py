@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from maskpro_deploy.commands._benchmark_arms import open_arms
+from maskpro_deploy.commands._benchmark_output import Measure, measure_and_emit
 from maskpro_deploy.commands._shared import (
     DURATION,
     PATH,
@@ -92,17 +95,19 @@ def _with(options: Sequence[Callable[[F], F]], function: F) -> F:
     return function
 
 
-def split_options(samples: int, threads: int | None, options: dict[str, Any]) -> tuple[SweepConfig, dict[str, Any]]:
-    """The settings of a sweep, and what is left: where the result goes."""
+def shared_options(samples: int, options: dict[str, Any]) -> tuple[SweepConfig, Callable[[Measure], None]]:
+    """The settings of a sweep from the options of `arm_options`, and what runs one: opens the bundles, measures, saves, prints.
+
+    Args:
+        samples: of each arm in each case.
+        options: the options that these benchmarks have in common, by name.
+    """
     from maskpro_deploy.bench.sweep import SweepConfig
 
-    sweep = SweepConfig(
-        samples=samples,
-        sessions=options.pop("sessions"),
-        threads=threads,
-        budget_s=options.pop("budget"),
-        same_model=options.pop("same_model"),
-        logit_tolerance=options.pop("logit_tolerance"),
-        seed=options.pop("seed"),
-    )
-    return sweep, options
+    taken = {name: options.pop(name) for name in ("sessions", "same_model", "logit_tolerance", "seed")}
+    sweep = SweepConfig(samples=samples, threads=options["threads"], budget_s=options.pop("budget"), **taken)
+    bundle, against = options.pop("bundle"), options.pop("against")
+    arms = {name: options.pop(name) for name in ("provider", "spin", "form", "engine")}
+    bundles = [bundle, *([against] if against is not None else [])]
+    opened = partial(open_arms, bundles, threads=options["threads"], **arms)
+    return sweep, lambda measure: measure_and_emit(measure, opened, **options)

@@ -19,8 +19,14 @@ if TYPE_CHECKING:
     from maskpro_deploy.bench.sweep import SweepOptions
 
 
+class Measure(Protocol):
+    """Measures arms that are open."""
+
+    def __call__(self, arms: list[ModelArm[Any]], given: SweepOptions, /) -> BenchResult: ...
+
+
 def measure_and_emit(
-    measure: Callable[[list[ModelArm[Any]], SweepOptions], BenchResult],
+    measure: Measure,
     open_all: Callable[[], list[ModelArm[Any]]],
     *,
     out: Path | None,

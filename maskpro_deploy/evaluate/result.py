@@ -18,24 +18,56 @@ UNKNOWN = "-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PerplexityResult:
-    """Perplexity of several models on the same windows.
+class _OfModels:
+    """A result of several models.
 
     Attributes:
-        protocol: the facts of `ChosenProtocol.to_json`.
-        scores: name -> scores of all windows, the reference first if there is one.
         models: name -> what runs it and what it is.
         reference: the name of the model that the others are compared with, or None.
         environment: what it ran on, or None.
         notes: remarks for the reader.
     """
 
-    protocol: Mapping[str, Any]
-    scores: Mapping[str, Sequence[WindowScore]]
     models: Mapping[str, Mapping[str, Any]]
     reference: str | None = None
     environment: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
+
+    def _document(self, kind: str, asked: Mapping[str, Any], figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """The content of `result.json`.
+
+        Args:
+            kind: of result.
+            asked: key -> what was asked.
+            figures: name of a model -> its own.
+        """
+        rows = {name: {"name": name, **self.models.get(name, {}), **own} for name, own in figures.items()}
+        return {
+            "schema": SCHEMA,
+            "version": VERSION,
+            "kind": kind,
+            **asked,
+            "reference": rows.get(self.reference) if self.reference is not None else None,
+            "targets": [row for name, row in rows.items() if name != self.reference],
+            "notes": list(self.notes),
+            "environment": self.environment and dict(self.environment),
+        }
+
+    def _shown(self, name: str) -> str:
+        return f"{name} (reference)" if name == self.reference else name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerplexityResult(_OfModels):
+    """Perplexity of several models on the same windows.
+
+    Attributes:
+        protocol: the facts of `ChosenProtocol.to_json`.
+        scores: name -> scores of all windows, the reference first if there is one.
+    """
+
+    protocol: Mapping[str, Any]
+    scores: Mapping[str, Sequence[WindowScore]]
 
     @property
     def perplexities(self) -> dict[str, Perplexity]:
@@ -52,10 +84,9 @@ class PerplexityResult:
 
     def to_json(self) -> dict[str, Any]:
         """The content of `result.json`."""
-        found, compared = self.perplexities, self.comparisons
-        targets = []
-        for name, value in found.items():
-            row: dict[str, Any] = {"name": name, **self.models.get(name, {}), **dataclasses.asdict(value)}
+        compared, figures = self.comparisons, {}
+        for name, value in self.perplexities.items():
+            figures[name] = row = dataclasses.asdict(value)
             if name in compared:
                 comparison = compared[name]
                 row["against_reference"] = {
@@ -64,18 +95,7 @@ class PerplexityResult:
                     if f.name not in ("model", "reference")
                 }
                 row["window_kl"] = [s.kl / s.tokens for s in self.scores[name] if s.kl is not None]
-            targets.append(row)
-        own = [row for row in targets if row["name"] == self.reference]
-        return {
-            "schema": SCHEMA,
-            "version": VERSION,
-            "kind": PERPLEXITY,
-            "protocol": dict(self.protocol),
-            "reference": own[0] if own else None,
-            "targets": [row for row in targets if row["name"] != self.reference],
-            "notes": list(self.notes),
-            "environment": self.environment and dict(self.environment),
-        }
+        return self._document(PERPLEXITY, {"protocol": dict(self.protocol)}, figures)
 
     @property
     def header(self) -> list[str]:
@@ -87,8 +107,7 @@ class PerplexityResult:
         """The table, one line a model."""
         compared, lines = self.comparisons, []
         for name, value in self.perplexities.items():
-            shown = f"{name} (reference)" if name == self.reference else name
-            line = [shown, f"{value.perplexity:.3f}", error(value.stderr), f"{value.bits_per_token:.3f}"]
+            line = [self._shown(name), f"{value.perplexity:.3f}", error(value.stderr), f"{value.bits_per_token:.3f}"]
             if name == self.reference:
                 line += ["1", UNKNOWN, "0", UNKNOWN, "100.0 %"]
             elif name in compared:
@@ -112,44 +131,26 @@ class PerplexityResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskResult:
+class TaskResult(_OfModels):
     """Tasks on several models.
 
     Attributes:
         settings: what was asked.
         metrics: name of a model -> its figures; the reference first if there is one.
-        models, reference, environment, notes: as in `PerplexityResult`.
     """
 
     settings: Mapping[str, Any]
     metrics: Mapping[str, Sequence[Metric]]
-    models: Mapping[str, Mapping[str, Any]]
-    reference: str | None = None
-    environment: Mapping[str, Any] | None = None
-    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The content of `result.json`."""
-        targets = [
-            {"name": name, **self.models.get(name, {}), "metrics": [dataclasses.asdict(m) for m in metrics]}
-            for name, metrics in self.metrics.items()
-        ]
-        own = [row for row in targets if row["name"] == self.reference]
-        return {
-            "schema": SCHEMA,
-            "version": VERSION,
-            "kind": TASKS,
-            "settings": dict(self.settings),
-            "reference": own[0] if own else None,
-            "targets": [row for row in targets if row["name"] != self.reference],
-            "notes": list(self.notes),
-            "environment": self.environment and dict(self.environment),
-        }
+        figures = {name: {"metrics": [dataclasses.asdict(m) for m in metrics]} for name, metrics in self.metrics.items()}
+        return self._document(TASKS, {"settings": dict(self.settings)}, figures)
 
     @property
     def header(self) -> list[str]:
         """Columns of the table."""
-        names = [f"{name} (reference)" if name == self.reference else name for name in self.metrics]
+        names = [self._shown(name) for name in self.metrics]
         return ["task", "metric", "shots", "documents", *(cell for name in names for cell in (name, "±"))]
 
     def rows(self) -> list[list[str]]:
