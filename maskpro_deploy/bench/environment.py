@@ -103,6 +103,22 @@ def reproduce_note(environment: Mapping[str, Any]) -> str:
     return f"maskpro-deploy {environment.get('maskpro_deploy')}{commit}{with_runtime}. Raw samples are in result.json."
 
 
+def circumstances(environment: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """What a reader has to know of the circumstances: a busy machine, and earlier runs that this one goes on with.
+
+    Args:
+        environment: of the run.
+        earlier: of each run before it, as `saved.start_of` has it.
+    """
+    lines = []
+    cores, load = environment.get("cpu_count"), environment.get("load_average_1min")
+    if isinstance(cores, int) and isinstance(load, (int, float)) and load > 0.5 * cores:
+        lines.append(f"The machine was busy when the run began: load average {load} on {cores} cores.")
+    for part in earlier:
+        lines.append(f"Goes on with a run of {part['date']} that had done {part['sessions']} sessions: {part['command_line']}")
+    return lines
+
+
 def git_state(folder: Path) -> dict[str, Any] | None:
     """Commit and cleanliness of the work tree that tracks `folder`, or None outside one."""
     if (

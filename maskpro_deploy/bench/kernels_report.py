@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from maskpro_deploy.bench import plots, stats
-from maskpro_deploy.bench.environment import reproduce_note
+from maskpro_deploy.bench.environment import circumstances, reproduce_note
 from maskpro_deploy.bench.kernels import KernelCase, KernelResult
 from maskpro_deploy.bench.page import environment_table
 from maskpro_deploy.bench.plots import Bar
@@ -116,9 +116,7 @@ def notes(result: KernelResult) -> list[str]:
         lines.append("Stock onnxruntime has no 2:4 kernels on a CPU: the form shows that zeros are multiplied like any value.")
     if result.valid and (count := (len(result.cases) + len(result.tokens)) * (len(result.forms) - 1)) > 1:
         lines.append(f"One comparison in twenty shows a difference by chance; this run made {count}.")
-    cores, load = result.environment.get("cpu_count"), result.environment.get("load_average_1min")
-    if isinstance(cores, int) and isinstance(load, (int, float)) and load > 0.5 * cores:
-        lines.append(f"The machine was busy when the run began: load average {load} on {cores} cores.")
+    lines += circumstances(result.environment, result.earlier)
     return [*lines, *gpu_lines(result.gpu)]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskpro_deploy.bench import stats
+from maskpro_deploy.bench.environment import circumstances
 from maskpro_deploy.bench.model import DECODE, GENERATE, PREFILL, ModelArm
 from maskpro_deploy.bench.result import BenchResult, CaseResult
 
@@ -159,13 +160,11 @@ def caveats(result: BenchResult) -> list[str]:
     if cold:
         lines.append(f"Times were still changing when the warm-up ended in: {'; '.join(cold)}.")
     budget_s = result.config.get("budget_s")
-    if budget_s is not None and result.duration_s > 1.5 * budget_s:
+    if budget_s is not None and not result.earlier and result.duration_s > 1.5 * budget_s:
         lines.append(f"The budget of {budget_s:g} s was too short for {stats.MIN_SESSIONS} sessions: {result.duration_s:.0f} s.")
     if (count := len(verdicts(result))) > 1:
         lines.append(f"One comparison in twenty shows a difference by chance; this run made {count}.")
-    cores, load = result.environment.get("cpu_count"), result.environment.get("load_average_1min")
-    if isinstance(cores, int) and isinstance(load, (int, float)) and load > 0.5 * cores:
-        lines.append(f"The machine was busy when the run began: load average {load} on {cores} cores.")
+    lines += circumstances(result.environment, result.earlier)
     return [*lines, *result.notes]
 
 

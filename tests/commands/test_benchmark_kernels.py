@@ -122,6 +122,7 @@ def test_an_interrupted_run_loses_the_case_it_was_at_and_no_more(
     assert all(len(found) == 4 for found in after.values())
     assert all(after[case][: len(found)] == found for case, found in before.items())
     assert sorted(p.name for p in (tmp_path / "report").iterdir()) == ["report.html", "report.md", "result.json"]
+    assert "Goes on with a run of" in (tmp_path / "report/report.md").read_text()
     again = run_json(*arguments, "--resume")
     assert samples_of(again) == after  # there is nothing left to do
 

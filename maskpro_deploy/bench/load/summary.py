@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from maskpro_deploy.bench import stats
+from maskpro_deploy.bench.environment import circumstances
 from maskpro_deploy.bench.load.result import LoadResult, Point, ServerFacts
 from maskpro_deploy.bench.load.schedule import ClosedLoop, OpenLoop
 from maskpro_deploy.bench.summary import escape, markdown_table, number
@@ -130,9 +131,7 @@ def caveats(result: LoadResult) -> list[str]:
         lines.append(f"One comparison in twenty shows a difference by chance; this run made {count}.")
     if any(server.facts.get("same_machine") for server in result.servers):
         lines.append("The server ran on the same machine as the load generator, and both took from its cores.")
-    cores, load = result.environment.get("cpu_count"), result.environment.get("load_average_1min")
-    if isinstance(cores, int) and isinstance(load, (int, float)) and load > 0.5 * cores:
-        lines.append(f"The machine was busy when the run began: load average {load} on {cores} cores.")
+    lines += circumstances(result.environment)
     return [*lines, *result.all_notes]
 
 
