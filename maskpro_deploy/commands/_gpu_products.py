@@ -190,7 +190,11 @@ def of_model(model: ModelProducts) -> dict[str, Any]:
     ways, refused = working_ways(torch, CUDA)
     if (reason := nothing_sparse(ways, refused)) is not None:
         return {"measured": False, "reason": reason}
-    return model.measure(torch, ways, EventClock(torch), {"device": device, "refused": refused})
+    try:
+        watch = EventClock(torch)
+    except RuntimeError as e:  # no memory, or a device that the trials above have brought to an end
+        return {"measured": False, "reason": first_line(e)}
+    return model.measure(torch, ways, watch, {"device": device, "refused": refused})
 
 
 def whole_model(cells: Sequence[Mapping[str, Any]], shapes: int) -> list[dict[str, Any]]:
