@@ -12,6 +12,8 @@ Shapes: `M` tokens, `K` inputs, `N` outputs.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +29,8 @@ DTYPES = ("float16", "bfloat16", INT8)
 _PROBE = 64  # M, N and K of the product that shows whether a way works at all
 _STEPS = (16, 32)  # multiples of M that 8-bit kernels ask for; those for 16 bits take 8 as well
 _RANGE = 127
+_SEARCH = "import sys; from maskpro_deploy.commands._gpu_arms import search_once; search_once(sys.argv[1])"
+_SEARCH_S = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,15 +163,43 @@ def working_ways(torch: Any, device: str) -> tuple[dict[str, dict[str, Way]], di
             label = arm if dtype != INT8 else f"{INT8} {arm}"
             if label in refused:
                 continue
+            if arm == TUNED and device != "cpu" and (reason := _search_fails(dtype)):
+                refused[label] = reason
+                continue
             try:
-                way(*random_operands(torch, getattr(torch, dtype), (_PROBE, _PROBE, _PROBE), device)).run()
-                if device != "cpu":
-                    torch.cuda.synchronize()
+                try_out(torch, way, dtype, device)
             except Exception as e:  # torch raises many kinds; the first line says enough
                 refused[label] = first_line(e)
             else:
                 ways.setdefault(dtype, {})[arm] = way
     return ways, refused
+
+
+def try_out(torch: Any, way: Way, dtype: str, device: str) -> None:
+    """Run a way once on a small product; raises whatever it raises."""
+    way(*random_operands(torch, getattr(torch, dtype), (_PROBE, _PROBE, _PROBE), device)).run()
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def _search_fails(dtype: str) -> str:
+    """Why cuSPARSELt's search does not work here, or "".
+
+    It tries kernels that may end in an illegal instruction (seen with cuSPARSELt 0.8 and fp16 on an H100), after which a process
+    can do nothing more on the GPU: so it is tried in one of its own.
+    """
+    done = subprocess.run([sys.executable, "-c", _SEARCH, dtype], capture_output=True, text=True, timeout=_SEARCH_S, check=False)
+    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+
+
+def search_once(dtype: str) -> None:
+    """Let the library search for its fastest algorithm for a small product, on the GPU."""
+    import torch
+
+    try:
+        try_out(torch, dict(_candidates(torch, dtype))[TUNED], dtype, "cuda")
+    except Exception as e:
+        sys.exit(first_line(e))
 
 
 def _candidates(torch: Any, dtype: str) -> Iterator[tuple[str, Way]]:

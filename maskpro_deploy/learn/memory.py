@@ -50,11 +50,14 @@ def _same_bits() -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at its first product
     before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    attention = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # cuDNN's attention stays as it is when nothing but warnings is asked for
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # every tensor made here is written before it is read
     try:
         yield
     finally:
+        torch.backends.cuda.enable_cudnn_sdp(attention)
         torch.use_deterministic_algorithms(before, warn_only=warned)
         torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 

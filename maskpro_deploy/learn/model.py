@@ -5,6 +5,7 @@ Shapes: `B` sequences, `T` tokens in a sequence, `D` hidden size, `V` vocabulary
 
 from __future__ import annotations
 
+import inspect
 import re
 import time
 from typing import Any
@@ -72,6 +73,22 @@ def prunable_layers(model: Any, pattern: NMPattern, include: str | None, exclude
     return layers
 
 
+def without_waiting(base_model: Any) -> dict[str, Any]:
+    """Arguments that keep a GPU from having to wait in every forward pass: a cache that keeps nothing.
+
+    Without a cache transformers looks at the position of every token, for sequences that are packed into one.
+    """
+    from transformers import DynamicCache
+
+    class Passing(DynamicCache):  # type: ignore[misc]
+        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            return key_states, value_states
+
+    known = inspect.signature(base_model.forward).parameters
+    name = next((n for n in ("cache", "past_key_values") if n in known), None)
+    return {} if name is None else {name: Passing()}
+
+
 class LearningModel:
     """A frozen transformers model whose linear layers can be exchanged.
 
@@ -103,7 +120,9 @@ class LearningModel:
         embedded = self.model.get_input_embeddings()(tokens)
         if differentiable:  # else autograd would never reach the first layers: nothing below them needs a gradient
             embedded = embedded.detach().requires_grad_()
-        states: Tensor = self.model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        base = self.model.base_model
+        more = {} if tokens.device.type == "cpu" else without_waiting(base)
+        states: Tensor = base(inputs_embeds=embedded, use_cache=False, **more).last_hidden_state
         return states
 
     def tokens(self, windows: npt.NDArray[np.int32]) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 def pack(kept: Tensor) -> Tensor:
     """Bits of a mask given as planes.  # (M, G) boolean -> (ceil(n / 8),) uint8"""
     m, groups = kept.shape
-    planes = kept.view(torch.uint8)
+    planes = as_bytes(kept)
     if 8 % m == 0 and groups % (8 // m) == 0:
         byte = _fold(planes)  # (G,): m bits each
         while m < 8:  # two neighbours share a byte
@@ -30,6 +30,11 @@ def pack(kept: Tensor) -> Tensor:
     if rest := -len(flat) % 8:
         flat = torch.cat([flat, flat.new_zeros(rest)])
     return _fold(flat.view(-1, 8).t())
+
+
+def as_bytes(mask: Tensor) -> Tensor:
+    """Ones and zeros: the same memory, except in compiled code, which cannot look at booleans as numbers.  # boolean -> uint8"""
+    return mask.to(torch.uint8) if torch.compiler.is_compiling() else mask.view(torch.uint8)
 
 
 def _fold(planes: Tensor) -> Tensor:

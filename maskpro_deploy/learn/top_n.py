@@ -12,6 +12,8 @@ import functools
 import torch
 from torch import Tensor
 
+from maskpro_deploy.learn.packed import as_bytes
+
 
 @functools.cache
 def network(m: int) -> tuple[tuple[int, int], ...]:
@@ -78,8 +80,8 @@ def top_of_centred(planes: Tensor, n: int) -> Tensor:
     """
     bits = planes.view(torch.int16)  # integers compare several times faster, and show the sign of a zero
     sign = bits >> 15  # 0, or -1 below zero
-    kept = (sign + 1).to(torch.uint8).view(torch.bool)
     if planes.device.type == "cpu" and not torch.compiler.is_compiling():  # asking a GPU would make it wait
+        kept = (sign + 1).to(torch.uint8).view(torch.bool)
         count = _count(kept)
         if int(count.amin()) == n == int(count.amax()):  # nearly always
             return kept
@@ -89,7 +91,7 @@ def top_of_centred(planes: Tensor, n: int) -> Tensor:
 
 def _count(kept: Tensor) -> Tensor:
     """How many are kept.  # (M, G) boolean -> (G,) uint8"""
-    planes = kept.view(torch.uint8)
+    planes = as_bytes(kept)
     filled = planes[0] + planes[1]
     for plane in planes[2:]:
         filled += plane
@@ -101,6 +103,6 @@ def _fill(kept: Tensor, equal: Tensor, n: int) -> Tensor:
     filled = _count(kept)
     for i in range(len(kept)):
         taken = equal[i].logical_and_(filled < n)
-        filled += taken.view(torch.uint8)
+        filled += as_bytes(taken)
         kept[i].logical_or_(taken)
     return kept

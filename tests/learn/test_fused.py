@@ -52,7 +52,7 @@ class State:
         return step(self.grad, self.weight, self.logits, self.moments, self.dither, scale, BETAS)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:bf16 and fp16 are mixed:UserWarning")  # of the compiler
 def test_compiled_it_does_the_same() -> None:
     pattern = NMPattern(2, 4)
     family = conditional_bernoulli(pattern)

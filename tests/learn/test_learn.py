@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig
 
 from maskpro_deploy import learn_masks
 from maskpro_deploy.checkpoint import Checkpoint
@@ -21,6 +22,7 @@ from maskpro_deploy.data import Text
 from maskpro_deploy.errors import CheckFailed, ConfigError, InputError, Interrupted, MachineError, PatternError
 from maskpro_deploy.learn import LearnConfig, LearnResult, learn_checkpoint
 from maskpro_deploy.learn import trainer as trainer_module
+from maskpro_deploy.learn.model import without_waiting
 from maskpro_deploy.learn.optimizer import Moments, move
 from maskpro_deploy.learn.state import StateStore
 from maskpro_deploy.masks import MaskSet
@@ -356,3 +358,19 @@ def test_logits_that_are_no_numbers_never_replace_a_good_state(
     with pytest.raises(CheckFailed, match=f"logits of {trainer.sites[5].name} are not finite"):
         trainer.save()
     assert store.path.read_bytes() == good
+
+
+@pytest.mark.parametrize("kind", ["llama", "sliding"])
+def test_a_cache_that_keeps_nothing_changes_nothing(kind: str) -> None:
+    sizes: dict[str, Any] = dict(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=6, num_attention_heads=2, num_key_value_heads=1, vocab_size=50
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(**sizes) if kind == "llama" else Gemma3TextConfig(**sizes, sliding_window=8, head_dim=16)
+    base = AutoModelForCausalLM.from_config(config).eval().base_model
+    embedded = torch.randn(3, 32, 32)
+    more = without_waiting(base)
+    assert len(more) == 1
+    for _ in range(2):
+        expected = base(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        assert torch.equal(base(inputs_embeds=embedded, use_cache=False, **more).last_hidden_state, expected)
