@@ -362,9 +362,14 @@ def test_logits_that_are_no_numbers_never_replace_a_good_state(
 
 @pytest.mark.parametrize("kind", ["llama", "sliding"])
 def test_a_cache_that_keeps_nothing_changes_nothing(kind: str) -> None:
-    sizes: dict[str, Any] = dict(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=6, num_attention_heads=2, num_key_value_heads=1, vocab_size=50
-    )
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "vocab_size": 50,
+    }
     torch.manual_seed(0)
     config = LlamaConfig(**sizes) if kind == "llama" else Gemma3TextConfig(**sizes, sliding_window=8, head_dim=16)
     base = AutoModelForCausalLM.from_config(config).eval().base_model
