@@ -96,7 +96,7 @@ def _timed(torch: Any, shape: LlamaShape, settings: Settings, record: Record) ->
     if stopped:
         raise KeyboardInterrupt
     whole = statistics.median(ticks.step_ms)
-    rate = 1e3 * trainer.config.batch_tokens / whole
+    rate = 1e3 * trainer.config.sequences * trainer.config.window / whole
     record.put(steps=len(ticks.step_ms), step_ms=whole, step_ms_all=ticks.step_ms, tokens_per_s=rate)
     peak = torch.cuda.max_memory_allocated() if on_gpu else None
     record.put(peak_memory_bytes=peak)

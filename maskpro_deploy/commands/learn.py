@@ -42,16 +42,16 @@ from maskpro_deploy.pattern import NMPattern
 @click.option("--refine", is_flag=True, help="Improve the prior by swaps that lower each layer's reconstruction error.")
 @click.option(
     "--objective",
-    default="ce",
+    default="auto",
     show_default=True,
-    help="What to minimise: ce, kl (to the dense model), ce+kl, block (by blocks).",
+    help="What to minimise: ce, kl (to the dense model), ce+kl, block (by blocks), auto (kl for pathwise, else ce).",
 )
 @click.option("--calibration-tokens", type=int, default=8192, show_default=True, help="Tokens that the prior sees.")
 @click.option("--heldout-tokens", type=int, default=4096, show_default=True, help="Tokens to measure on while learning.")
 @click.option("--include", metavar="REGEX", help="Prune only layers whose name matches.")
 @click.option("--exclude", metavar="REGEX", help="Leave layers dense whose name matches.")
 @click.option("--window", type=int, default=256, show_default=True, help="Tokens in a sequence.")
-@click.option("--batch-tokens", type=int, default=2048, show_default=True, help="Tokens in a step.")
+@click.option("--batch-tokens", type=int, help="Tokens in a step.  [default: 512 on a CPU, 2048 on a GPU]")
 @click.option(
     "--estimator",
     default="pathwise",

@@ -30,11 +30,11 @@ _PARTS = {
 @click.option("--model", required=True, help="Checkpoint folder, .gguf file, Hub id, or `demo`.")
 @click.option("--sparsity", "pattern", type=PATTERN, default="2:4", show_default=True, help="N kept of every M weights.")
 @click.option("--window", type=int, default=256, show_default=True, help="Tokens in a sequence.")
-@click.option("--batch-tokens", type=int, default=2048, show_default=True, help="Tokens in a step.")
+@click.option("--batch-tokens", type=int, help="Tokens in a step.  [default: 512 on a CPU, 2048 on a GPU]")
 @click.option("--calibration-tokens", type=int, default=8192, show_default=True, help="Tokens that the prior sees.")
 @click.option("--prior", default="wanda", show_default=True, help="As in learn.")
 @click.option("--refine", is_flag=True, help="As in learn.")
-@click.option("--objective", default="ce", show_default=True, help="As in learn.")
+@click.option("--objective", default="auto", show_default=True, help="As in learn.")
 @click.option("--include", metavar="REGEX", help="Prune only layers whose name matches.")
 @click.option("--exclude", metavar="REGEX", help="Leave layers dense whose name matches.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
@@ -56,8 +56,8 @@ def command(model: str, device: str, no_time: bool, as_json: bool, **settings: A
     from maskpro_deploy.learn.plan import plan
     from maskpro_deploy.models import resolve
 
-    config = LearnConfig(**settings)
     place = learning_device(device)
+    config = LearnConfig(**settings).on(place)
     dtype = learning_dtype(config, place)
     found = plan(Checkpoint.open(resolve(model)), config, place, dtype, timed=not no_time)
     facts = {"model": model, "sparsity": str(config.pattern), "device": place, "dtype": str(dtype).removeprefix("torch.")}

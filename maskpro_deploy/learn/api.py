@@ -111,6 +111,7 @@ def learn_masks(
     else:
         text, held = (load_text(t) if isinstance(t, str) else t for t in (data, heldout))
     place = learning_device("auto")
+    config = config.on(place)
     trainer = _trainer(checkpoint, text, held, config, None, progress, place, learning_dtype(config, place), observers)
     with tuned_process(place), _memory_errors(place):
         trainer.prepare()
@@ -159,6 +160,7 @@ def learn_checkpoint(
         raise InputError(f"{folder} is a sparse checkpoint already.\nLearn from the dense one.")
     _check_space(checkpoint, out)
     place = learning_device(device)
+    config = config.on(place)
     dtype = learning_dtype(config, place)
     store = _store(checkpoint, out, text, f"{config.fingerprint()} {place} {dtype}", resume=resume, force=force)
     trainer = _trainer(checkpoint, text, heldout, config, store, progress, place, dtype, observers)

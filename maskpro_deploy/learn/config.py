@@ -14,7 +14,7 @@ from maskpro_deploy.pattern import NMPattern
 
 PRIORS = ("wanda", "magnitude", "sparsegpt", "ria", "none")
 FROM_FILE = "file:"
-OBJECTIVES = ("ce", "kl", "ce+kl", "block")
+OBJECTIVES = ("auto", "ce", "kl", "ce+kl", "block")
 PRIOR_INPUTS = ("auto", "dense", "pruned")
 DTYPES = ("auto", "float32", "bfloat16")
 ESTIMATORS = ("pathwise", "maskpro", "maskpro-paper", "maskllm")
@@ -30,8 +30,10 @@ _CHOICES = {
     "reward": REWARDS,
     "distribution": DISTRIBUTIONS,
 }
+# tokens in a step: many small steps learn more in the same time, but a GPU is not filled by few tokens
+BATCH_TOKENS = {"cpu": 512, "cuda": 2048}
 # steps of the logits; 50 is MaskPro's own, and MaskLLM's candidates are scaled by 100 and more before the softmax
-LEARNING_RATES = {"pathwise": 0.1, "maskpro": 0.1, "maskpro-paper": 50.0, "maskllm": 0.01}
+LEARNING_RATES = {"pathwise": 0.04, "maskpro": 0.1, "maskpro-paper": 50.0, "maskllm": 0.01}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +51,8 @@ class LearnConfig:
             that are pruned already; "auto", pruned for SparseGPT (as published) and dense for the others.
         refine: improve the prior by swaps on the Gram matrix (see `refine`).
         objective: "ce", cross-entropy; "kl", the divergence from the dense model's predictions; "ce+kl", their mean; "block", the
-            squared difference of each block's outputs from the dense one's, one block after the other (see `blockwise`).
+            squared difference of each block's outputs from the dense one's, one block after the other (see `blockwise`). "auto":
+            "kl" for the pathwise estimator with the dense weights, else "ce".
         prior_strength: inverse temperature of the first samples: the logits are this times log(score / mean score of the group).
         estimator: how a gradient of the logits is come by: "pathwise", "maskpro" (forward passes only), "maskpro-paper" (as
             published), "maskllm" (a baseline); see `estimator`.
@@ -62,7 +65,7 @@ class LearnConfig:
         temperature: of the samples at the start, decaying linearly to 0; 0 runs every step with the argmax mask, which measured
             best for short budgets (samples stray into masks that are worse, and their gradients say less about the best one).
         window: tokens in a sequence.
-        batch_tokens: tokens in a step.
+        batch_tokens: tokens in a step; None: those of `BATCH_TOKENS`, at least one window.
         calibration_tokens: tokens that the prior sees.
         heldout_tokens: tokens on which the argmax mask is measured during learning.
         evaluations: how often it is measured on the way.
@@ -85,7 +88,7 @@ class LearnConfig:
     prior_update: bool = False
     prior_inputs: str = "auto"
     refine: bool = False
-    objective: str = "ce"
+    objective: str = "auto"
     prior_strength: float = 6.0
     estimator: str = "pathwise"
     reward: str = "layer"
@@ -96,7 +99,7 @@ class LearnConfig:
     learning_rate: float | None = None
     temperature: float = 0.0
     window: int = 256
-    batch_tokens: int = 2048
+    batch_tokens: int | None = None
     calibration_tokens: int = 8192
     heldout_tokens: int = 4096
     evaluations: int = 5
@@ -124,9 +127,9 @@ class LearnConfig:
         if self.window < 2:
             raise ConfigError(f"--window {self.window} has to be at least 2 tokens.")
         for name in ("batch_tokens", "calibration_tokens", "heldout_tokens"):
-            if getattr(self, name) < self.window:
+            if (value := getattr(self, name)) is not None and value < self.window:
                 flag = name.replace("_", "-")
-                raise ConfigError(f"--{flag} {getattr(self, name)} has to be at least one --window ({self.window}).")
+                raise ConfigError(f"--{flag} {value} has to be at least one --window ({self.window}).")
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if value not in choices and not (name == "prior" and value.startswith(FROM_FILE)):
@@ -160,9 +163,9 @@ class LearnConfig:
     def _check_prior(self) -> None:
         if self.prior_update and self.prior != "sparsegpt":
             raise ConfigError(f"--prior-update belongs to --prior sparsegpt; --prior {self.prior} changes no weights.")
-        if self.prior_update and self.objective not in ("ce",):
+        if self.prior_update and self.minimised != "ce":
             raise ConfigError(
-                f"--objective {self.objective} compares with the dense model, whose weights --prior-update changes.\n"
+                f"--objective {self.minimised} compares with the dense model, whose weights --prior-update changes.\n"
                 f"Use --objective ce, or leave --prior-update out."
             )
         if self.refine and self.prior == "none":
@@ -196,7 +199,19 @@ class LearnConfig:
     @property
     def sequences(self) -> int:
         """Windows in a step."""
-        return max(1, self.batch_tokens // self.window)
+        return max(1, (self.batch_tokens or BATCH_TOKENS["cpu"]) // self.window)
+
+    @property
+    def minimised(self) -> str:
+        """The objective, where it is "auto" the one that measured best."""
+        if self.objective != "auto":
+            return self.objective
+        return "kl" if self.estimator == "pathwise" and not self.prior_update else "ce"
+
+    def on(self, device: str) -> LearnConfig:
+        """The same settings with nothing left open: what suits the estimator, and a device ("cpu" or "cuda")."""
+        tokens = self.batch_tokens or max(self.window, BATCH_TOKENS[device])
+        return dataclasses.replace(self, batch_tokens=tokens, objective=self.minimised)
 
     def to_json(self) -> dict[str, Any]:
         """Every setting, with the pattern as text."""

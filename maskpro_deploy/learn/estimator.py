@@ -73,7 +73,7 @@ def make_estimator(config: LearnConfig, model: LearningModel, sites: Sequence[Si
     from maskpro_deploy.learn.maskpro_paper import MaskProPaperEstimator
     from maskpro_deploy.learn.pathwise import PathwiseEstimator
 
-    if config.objective == "block":
+    if config.minimised == "block":
         return BlockwiseEstimator(config, model, sites)
     kinds: dict[str, Callable[[LearnConfig, LearningModel, Sequence[Site], StepLoss], Estimator]] = {
         "pathwise": PathwiseEstimator,

@@ -136,7 +136,7 @@ def plan(checkpoint: Checkpoint, config: LearnConfig, device: str, dtype: torch.
         weights=parameters * size,
         state=math.ceil(per_weight * prunable),
         activations=_activations(learning, layers, config),
-        head=head_tokens * vocabulary * (8 + 2 * size) * (1 if config.objective == "ce" else 2),
+        head=head_tokens * vocabulary * (8 + 2 * size) * (1 if config.minimised == "ce" else 2),
         gradients=largest * _GRADIENT_BYTES,
         prior=grams + streams,
         loading=parameters * size + (sum(s.stat().st_size for s in checkpoint.shards) if device == "cpu" else 0),
@@ -283,15 +283,15 @@ def state_bytes(config: LearnConfig) -> float:
 def _product_seconds(
     layers: Mapping[str, nn.Linear], model: LearningModel, config: LearnConfig, device: str, dtype: torch.dtype
 ) -> float:
-    """Seconds in matrix products of a step: one forward and two backward each, and three for the output head."""
+    """Seconds in matrix products of a step: one forward and two backward each, and one for a teacher; as many for the head."""
     shapes = Counter(tuple(layer.weight.shape) for layer in layers.values())
     tokens = config.sequences * config.window
     probe = min(_PROBE_TOKENS, tokens)
-    total = 0.0
+    passes, total = 3 if config.minimised in ("ce", "block") else 4, 0.0
     for (rows, columns), count in [*shapes.items(), ((model.head.shape[0], model.head.shape[1]), 1)]:
         x = torch.ones(probe, columns, dtype=dtype, device=device)
         w = torch.ones(rows, columns, dtype=dtype, device=device)
-        total += 3 * count * _best_seconds(partial(torch.matmul, x, w.t()), device) * tokens / probe
+        total += passes * count * _best_seconds(partial(torch.matmul, x, w.t()), device) * tokens / probe
     return total
 
 

@@ -99,7 +99,7 @@ class Trainer:
         observers: Sequence[Observer] = (),
         names: Mapping[str, str] | None = None,
     ) -> None:
-        self.model, self.text, self.heldout, self.config = model, text, heldout, config
+        self.model, self.text, self.heldout, self.config = model, text, heldout, config.on(model.head.device.type)
         self.store, self.progress, self.given = store, progress, given
         self.observers = Observers(observers)
         self.names = names or {}
@@ -138,7 +138,7 @@ class Trainer:
             self._prior[name] = site.kept
             self.model.replace(name, site)
             self.sites.append(site)
-        loss = StepLoss(self.model, self.sites, config.objective)
+        loss = StepLoss(self.model, self.sites, config.minimised)
         self.estimator = make_estimator(config, self.model, self.sites, loss)
 
     def _calibration(self) -> list[torch.Tensor]:

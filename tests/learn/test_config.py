@@ -44,6 +44,21 @@ def test_without_a_limit_the_default_budget_holds() -> None:
     assert LearnConfig(pattern=P, steps=5).budget_s is None
 
 
+def test_the_objective_follows_the_estimator_unless_it_is_given() -> None:
+    assert LearnConfig(pattern=P).minimised == LearnConfig(pattern=P).on("cpu").objective == "kl"
+    assert LearnConfig(pattern=P, estimator="maskllm").minimised == "ce"
+    assert LearnConfig(pattern=P, prior="sparsegpt", prior_update=True).minimised == "ce"  # the dense model is no teacher then
+    assert LearnConfig(pattern=P, objective="ce").minimised == "ce"
+
+
+def test_tokens_in_a_step_follow_the_device_unless_they_are_given() -> None:
+    assert [LearnConfig(pattern=P).on(device).sequences for device in ("cpu", "cuda")] == [2, 8]
+    assert LearnConfig(pattern=P, window=1024, calibration_tokens=2048).on("cpu").batch_tokens == 1024
+    assert LearnConfig(pattern=P, batch_tokens=4096).on("cpu").batch_tokens == 4096
+    decided = LearnConfig(pattern=P).on("cpu")
+    assert decided.on("cuda") == decided
+
+
 def test_the_fingerprint_changes_with_what_changes_the_result_and_not_with_the_limit() -> None:
     base = LearnConfig(pattern=P, steps=5)
     assert base.fingerprint() == LearnConfig(pattern=P, steps=9).fingerprint()
