@@ -5,7 +5,8 @@ The error e = q * scale - w of a rounded projection costs, on its inputs x,
     e^T H e + 2 s^T e        H = sum of x x^T over the tokens seen, s = sum of x d
 
 for every column, where d is what its output is off already, because its inputs are not those of the model before rounding; s is
-0 where they are. Beginning with what is nearest, each row in turn takes the integers that are best given all others,
+0 where they are. H's diagonal is raised first (`damped`). Beginning with the scales that are best if nothing but that diagonal
+counted, and with what is nearest on them, each row in turn takes the integers that are best given all others,
 
     e[i] <- round to the grid of (e[i] - g[i] / H[i, i])        g = H e + s
 
@@ -28,11 +29,14 @@ Floats = npt.NDArray[np.float32]
 _SWEEPS = 4
 _ROWS = 64  # rows whose changes are carried to the others together
 _DAMPING = 0.01  # of the mean of H's diagonal, added to it: inputs that were not seen matter a little too
+# how much H's diagonal grows: some thousand tokens tell of two inputs together what is half chance, and rounding would fit it
+_SHRINKAGE = 1.0
 
 
 def damped(hessian: Floats) -> Floats:
-    """H with something on its diagonal, in place."""
+    """H with more on its diagonal, in place: correlations of inputs shrink (Ledoit and Wolf 2004, towards the diagonal)."""
     diagonal = np.einsum("ii->i", hessian)  # a view
+    diagonal *= 1 + _SHRINKAGE
     diagonal += _DAMPING * diagonal.mean() + np.finfo(np.float32).tiny
     return hessian
 
@@ -54,7 +58,8 @@ def descend(
         slope: s, where the outputs are off already.  # (K, N)
     """
     block = quantization.block_for(len(w))
-    scales = quantization.scales(np.ascontiguousarray(w.T), scale_type)
+    # an error in a row costs at least its own share of H: scales that are best by that are a better start than by w alone
+    scales = quantization.scales(np.ascontiguousarray(w.T), scale_type, np.einsum("ii->i", hessian))
     integers = quantization.integers(w, scales, 0, block)
     grouped = scales.reshape(-1, w.shape[1])  # (G, N); a view
     rows = block or len(w)

@@ -97,23 +97,32 @@ class Quantization:
         """The block of a weight of `k` rows: 0 where `k` is no multiple of it."""
         return self.block if self.block and k % self.block == 0 else 0
 
-    def scales(self, columns: npt.NDArray[np.float32], dtype: np.dtype[np.generic]) -> npt.NDArray[np.float32]:
+    def scales(
+        self,
+        columns: npt.NDArray[np.float32],
+        dtype: np.dtype[np.generic],
+        importance: npt.NDArray[np.float32] | None = None,
+    ) -> npt.NDArray[np.float32]:
         """The best scales of some columns.  # (n, K) -> (G, n), or (n,) without blocks
 
         Args:
             columns: whole columns, one after the other in memory (the checkpoint's own layout).
             dtype: the type in which the scales will be stored; they are rounded to it.
+            importance: how much the squared error in each row counts; all the same by default.  # (K,)
         """
         n, k = columns.shape
         block = self.block_for(k)
         grouped = columns.reshape(n, -1, block or k)  # (n, G, block)
+        rows = None if importance is None else importance.reshape(-1, block or k)  # (G, block)
         best = np.empty(grouped.shape[:2], np.float32)
         for start in range(0, n, _ROWS):
-            best[start : start + _ROWS] = self._best(grouped[start : start + _ROWS], dtype)
+            best[start : start + _ROWS] = self._best(grouped[start : start + _ROWS], dtype, rows)
         return np.ascontiguousarray(best.T) if block else best[:, 0]
 
-    def _best(self, groups: npt.NDArray[np.float32], dtype: np.dtype[np.generic]) -> npt.NDArray[np.float32]:
-        """(n, G, block) -> (n, G)"""
+    def _best(
+        self, groups: npt.NDArray[np.float32], dtype: np.dtype[np.generic], importance: npt.NDArray[np.float32] | None
+    ) -> npt.NDArray[np.float32]:
+        """(n, G, block), (G, block) -> (n, G)"""
         high, low = groups.max(axis=-1), groups.min(axis=-1)
         plain = np.maximum(high, -low) / np.float32(self.largest)
         end = np.maximum(high / np.float32(self.largest), low / np.float32(self.smallest))  # no more than `plain`
@@ -125,7 +134,10 @@ class Quantization:
             steps = np.clip(self._on_grid(groups / scale[..., None]), self.smallest, self.largest)
             steps *= scale[..., None]
             steps -= groups
-            error = np.einsum("ngb,ngb->ng", steps, steps)
+            if importance is None:
+                error = np.einsum("ngb,ngb->ng", steps, steps)
+            else:
+                error = np.einsum("ngb,gb->ng", np.square(steps, out=steps), importance)
             better = error < least
             best[better], least[better] = scale[better], error[better]
         return best
