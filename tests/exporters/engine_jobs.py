@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ library = Library("tensorrt-rtx")
 for job in json.load(sys.stdin):
     try:
         if job["build"]:
-            engine = library.build(Path(job["graph"]), job["profiles"], sparse=False, targets=["sm89"], timing_cache=None,
+            engine = library.build(Path(job["graph"]), job["profiles"], sparse=False, targets=job["targets"], timing_cache=None,
                                    on_step=lambda *_: None)
             print(json.dumps(engine.nbytes), flush=True)
         else:
@@ -46,8 +47,8 @@ def static_profiles(manifest: Manifest, graph: Graph) -> list[dict[str, Any]]:
     return [shapes]
 
 
-def jobs(bundle: Path, *, build: bool) -> list[dict[str, Any]]:
-    """One job for each graph of a bundle: build an engine of it, or only parse it."""
+def jobs(bundle: Path, *, build: bool, targets: Sequence[str] = ("sm89",)) -> list[dict[str, Any]]:
+    """One job for each graph of a bundle: build an engine of it that runs on all targets, or only parse it."""
     manifest = Manifest.load(bundle)
     settings = EngineConfig(max_batch=2, max_length=64, max_prefill=32)
     return [
@@ -55,6 +56,7 @@ def jobs(bundle: Path, *, build: bool) -> list[dict[str, Any]]:
             "graph": str(bundle / graph.file),
             "profiles": profiles(manifest, settings) if graph.form == "cat" else static_profiles(manifest, graph),
             "build": build,
+            "targets": list(targets),
         }
         for graph in (manifest.graph, *manifest.siblings)
     ]
