@@ -33,7 +33,8 @@ _CHOICES = {
 # tokens in a step: many small steps learn more in the same time, but a GPU is not filled by few tokens
 BATCH_TOKENS = {"cpu": 512, "cuda": 2048}
 # steps of the logits; 50 is MaskPro's own, and MaskLLM's candidates are scaled by 100 and more before the softmax
-LEARNING_RATES = {"pathwise": 0.04, "maskpro": 0.1, "maskpro-paper": 50.0, "maskllm": 0.01}
+LEARNING_RATES = {"pathwise": 0.04, "maskpro": 0.01, "maskpro-paper": 50.0, "maskllm": 0.001}
+_RATE_OF_LOSS = 0.1  # of "maskpro" with the reward "loss", whose steps are not divided by a second moment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +145,8 @@ class LearnConfig:
 
     def _check_estimator(self) -> None:
         if self.estimator in LEARNING_RATES and self.learning_rate is None:
-            object.__setattr__(self, "learning_rate", LEARNING_RATES[self.estimator])
+            own = _RATE_OF_LOSS if (self.estimator, self.reward) == ("maskpro", "loss") else LEARNING_RATES[self.estimator]
+            object.__setattr__(self, "learning_rate", own)
         if self.samples < 2 or self.samples % 2:
             raise ConfigError(f"--samples {self.samples} has to be an even number: samples come in antithetic pairs.")
         if not 0 < self.flip_rate < 1:
@@ -184,7 +186,8 @@ class LearnConfig:
     @property
     def rate(self) -> float:
         """The learning rate at the start."""
-        return LEARNING_RATES[self.estimator] if self.learning_rate is None else self.learning_rate
+        assert self.learning_rate is not None  # it was filled in when the settings were made
+        return self.learning_rate
 
     @property
     def draws_without_replacement(self) -> bool:
