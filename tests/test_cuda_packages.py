@@ -36,10 +36,14 @@ def test_what_is_missing_is_logged_and_never_printed_among_results(
     assert "libcublas.so.13" in caplog.text
 
 
-def test_an_onnxruntime_that_cannot_load_them_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_onnxruntime_that_cannot_load_them_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delattr(onnxruntime, "preload_dlls", raising=False)
     load_for(["CUDAExecutionProvider"])
+    assert capsys.readouterr() == ("", "")
 
 
-def test_the_installed_onnxruntime_takes_the_call() -> None:
+def test_the_installed_onnxruntime_takes_the_call(capsys: pytest.CaptureFixture[str]) -> None:
     load_for(["CUDAExecutionProvider"])
+    assert capsys.readouterr() == ("", "")

@@ -194,7 +194,7 @@ def _waits(torch: Any, trainer: Trainer) -> list[str]:
                 trainer.estimator.step(windows, step, 1.0)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchronizing" in str(w.message)]
+    return [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "called a synchronizing" in str(w.message)]
 
 
 def _time(torch: Any, name: str, part: Callable[[], None], device: str, record: Record, rounds: int = 20) -> float:
