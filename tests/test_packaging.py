@@ -103,7 +103,7 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_every_module_and_data_file_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         held = {n for n in archive.namelist() if ".dist-info/" not in n}
-    data = {"maskpro_deploy/py.typed", "maskpro_deploy/text/corpus.jsonl.xz"}
+    data = {"maskpro_deploy/py.typed", "maskpro_deploy/learn/native_step.c", "maskpro_deploy/text/corpus.jsonl.xz"}
     data |= {f"maskpro_deploy/bench/{p.name}" for p in (ROOT / "maskpro_deploy" / "bench").glob("*.html")}
     assert held == set(modules()) | data
 

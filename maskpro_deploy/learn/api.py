@@ -47,6 +47,7 @@ class LearnResult:
         tokens: seen while learning.
         dtype: of the weights while learning.
         device: "cpu" or "cuda".
+        moved_by: by what logits were moved, see `fused.moved_by`; None where the estimator has one way only.
         memorised: whether the learning text was being memorised, see `monitor.memorises`.
     """
 
@@ -58,6 +59,7 @@ class LearnResult:
     tokens: int
     dtype: str
     device: str
+    moved_by: str | None = None
     memorised: bool = False
 
     def summary(self) -> dict[str, Any]:
@@ -183,6 +185,7 @@ def learn_checkpoint(
         tokens=trainer.counters.tokens,
         dtype=str(dtype).removeprefix("torch."),
         device=place,
+        moved_by=trainer.estimator.numbers().get("moved_by"),
         memorised=trainer.counters.memorised,
     )
     record = _provenance(checkpoint, text, heldout, config, result)
@@ -316,6 +319,7 @@ def _provenance(checkpoint: Checkpoint, text: Text, heldout: Text, config: Learn
         "settings": config.to_json(),
         "dtype": result.dtype,
         "device": result.device,
+        "logits_moved_by": result.moved_by,
         "text": {"name": Path(text.name).name, "sha256": text.sha256, "documents": len(text.documents)},
         "heldout": {"name": Path(heldout.name).name, "sha256": heldout.sha256, "documents": len(heldout.documents)},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},

@@ -24,7 +24,7 @@ from torch import Tensor
 from maskpro_deploy.learn.calibration import BlockStream
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.estimator import Windows, early_check
-from maskpro_deploy.learn.fused import chunk_step
+from maskpro_deploy.learn.fused import chunk_step, moved_by, tell_if_changed
 from maskpro_deploy.learn.model import LearningModel
 from maskpro_deploy.learn.optimizer import LogitOptimizer
 from maskpro_deploy.learn.pathwise import draw, pathwise_step
@@ -109,11 +109,12 @@ class BlockwiseEstimator:
         return {f"logits/{s.name}": s.logits for s in self._sites} | self._optimizer.tensors()
 
     def numbers(self) -> dict[str, Any]:
-        """The optimiser's step, and which block is at work."""
-        return {"optimizer_step": self._optimizer.step, "block": self._place}
+        """The optimiser's step, which block is at work, and by what logits are moved."""
+        return {"optimizer_step": self._optimizer.step, "block": self._place, "moved_by": moved_by(self._chunk_step)}
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
+        tell_if_changed(self._chunk_step, numbers)
         self._place, self._optimizer = int(numbers["block"]), LogitOptimizer()
         self._optimizer.step = int(numbers["optimizer_step"])
         for site in self._sites:

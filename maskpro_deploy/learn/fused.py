@@ -1,7 +1,8 @@
 r"""What a step does to the masks of some groups: from the gradient of a masked weight to new logits and the bits of the mask.
 
-That is some hundred elementwise operations. A CPU does them one by one on chunks that stay in its cache. On a GPU each would be a
-launch and a trip to memory, so there torch.compile makes few kernels of them; they read and write every tensor about once.
+That is some hundred elementwise operations. On a CPU they are one pass of native code where there is a C compiler (`native`),
+else done one by one on chunks that stay in its cache. On a GPU each would be a launch and a trip to memory, so torch.compile
+makes few kernels of them; they read and write every tensor about once.
 
 For few masks a group, the covariance is summed mask by mask, each a handful of operations over planes, which a compiler joins:
 
@@ -14,13 +15,14 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from maskpro_deploy.learn.distribution import Distribution, Pathwise
+from maskpro_deploy.learn.native import native_step
 from maskpro_deploy.learn.optimizer import Moments, move
 from maskpro_deploy.learn.packed import pack
 from maskpro_deploy.learn.sites import to_planes
@@ -52,16 +54,33 @@ class ChunkStep(Protocol):
 
 
 def chunk_step(family: Distribution, device: torch.device) -> ChunkStep:
-    """The way to move logits on a device: operation by operation, or compiled on a GPU that torch can compile for.
+    """The way to move logits on a device: compiled where that can be done, else operation by operation.
 
     Args:
         family: the distribution of the masks; it has `pathwise`.
         device: where the logits are.
     """
-    eager = functools.partial(_step, family.pattern, _pathwise(family))
-    if device.type != "cpu" and family.pattern.num_masks <= _FEW_MASKS:
-        return _Compiled(family.pattern, eager)
-    return eager
+    eager = by_operations(family)
+    if device.type == "cpu":
+        return native_step(family.pattern, eager)
+    return _Compiled(family.pattern, eager) if family.pattern.num_masks <= _FEW_MASKS else eager
+
+
+def by_operations(family: Distribution) -> ChunkStep:
+    """Operation by operation: anywhere, and what the other ways are measured against."""
+    return functools.partial(_step, family.pattern, _pathwise(family))
+
+
+def moved_by(step: ChunkStep) -> str:
+    """By what a step moves logits: "native", "compiled", or "torch" operation by operation."""
+    return str(getattr(step, "moved_by", "torch"))
+
+
+def tell_if_changed(step: ChunkStep, numbers: Mapping[str, Any]) -> None:
+    """Warn where a saved state was come by in another way: the last bits of logits and moments will not be the same."""
+    before, now = numbers.get("moved_by"), moved_by(step)
+    if before not in (None, now):
+        log.warning("the logits were moved by %s so far, from here on by %s: the last bits will differ.", before, now)
 
 
 def _step(
@@ -99,9 +118,9 @@ class _Compiled:
         self._compiled: Callable[..., Tensor] | None = torch.compile(step, dynamic=True, fullgraph=True)
 
     @property
-    def compiled(self) -> bool:
+    def moved_by(self) -> str:
         """Whether compiling has not failed so far."""
-        return self._compiled is not None
+        return "torch" if self._compiled is None else "compiled"
 
     def __call__(
         self,

@@ -10,6 +10,7 @@ Shapes: `M` weights in a group, `G` groups (of a chunk of a site).
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 import torch
@@ -65,11 +66,12 @@ def round_to_half(planes: Tensor, noise: Tensor) -> Tensor:
     """Round to one of the two nearest float16, the nearer the likelier; the planes are overwritten.
 
     Adding random bits below the float16's last one and cutting them off does it: the sum carries with the right probability.
+    What is no number becomes infinite: the bits of a NaN could carry to those of a zero.
 
     Args:
         planes: float32.
         noise: integers of 13 random bits, of the same shape.
     """
-    bits = planes.clamp_(-_LIMIT, _LIMIT).view(torch.int32)
+    bits = planes.clamp_(-_LIMIT, _LIMIT).nan_to_num_(nan=math.inf).view(torch.int32)
     bits.add_(noise).bitwise_and_(-(1 << HALF_BITS))
     return planes.half()

@@ -3,7 +3,7 @@
 Adam (Kingma and Ba, arXiv 1412.6980, algorithm 1) whose state takes less room:
 
 - the second moment v is bfloat16;
-- the first moment m is kept relative to it, m / sqrt(v), as an int8. Cauchy's inequality bounds it, see `_bound`;
+- the first moment m is kept relative to it, m / sqrt(v), as an int8. Cauchy's inequality bounds it, see `first_bound`;
 - logits are float16 (see `half_logits`).
 
 The last two roundings are stochastic. One second moment a group instead of a weight would save 1.5 bytes more, and measured worse
@@ -24,7 +24,7 @@ from torch import Tensor
 from maskpro_deploy.learn.half_logits import HALF_BITS, store
 
 _EPSILON = 1e-24  # of a squared gradient; gradients of a mask are small (1e-6 and less): Adam's usual 1e-8 would damp them
-_LEVELS = 127  # of the first moment, on either side of zero
+LEVELS = 127  # of the first moment, on either side of zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Moments:
     """Both moments of one site's gradient.
 
     Attributes:
-        first: relative to the root of the second, in units of `_bound` / 127.  # (M, G) int8
+        first: relative to the root of the second, in units of `first_bound` / 127.  # (M, G) int8
         second: (M, G) bfloat16.
     """
 
@@ -120,22 +120,22 @@ def move(
         The new argmax mask.  # (M, G) boolean
     """
     beta1, beta2 = betas
-    bound = _bound(beta1, beta2)
+    bound = first_bound(beta1, beta2)
     old = moments.second.float()
     new = (old * beta2).addcmul_(grad, grad, value=1 - beta2)
     inverse = (new + _EPSILON).rsqrt_()
-    carried = old.sqrt_().mul_(inverse).mul_(beta1 * bound / _LEVELS)
+    carried = old.sqrt_().mul_(inverse).mul_(beta1 * bound / LEVELS)
     relative = moments.first.float().mul_(carried)
     relative.addcmul_(grad, inverse, value=1 - beta1)
     moved = logits.float()
     moved = moved.sub_(relative * scale) if isinstance(scale, Tensor) else moved.add_(relative, alpha=-scale)
     mask = store(logits, moved, kept, dither)
     moments.second.copy_(new)
-    levels = relative.mul_(_LEVELS / bound * (1 << HALF_BITS)).int()
-    moments.first.copy_(levels.add_(dither).bitwise_right_shift_(HALF_BITS).clamp_(-_LEVELS, _LEVELS))
+    levels = relative.mul_(LEVELS / bound * (1 << HALF_BITS)).int()
+    moments.first.copy_(levels.add_(dither).bitwise_right_shift_(HALF_BITS).clamp_(-LEVELS, LEVELS))
     return mask
 
 
-def _bound(beta1: float, beta2: float) -> float:
+def first_bound(beta1: float, beta2: float) -> float:
     """The largest |first| / sqrt(second) there can be, by Cauchy's inequality over all past gradients."""
     return (1 - beta1) / math.sqrt((1 - beta2) * (1 - beta1**2 / beta2))

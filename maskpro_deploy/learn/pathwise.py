@@ -16,7 +16,7 @@ from torch import Tensor
 
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.estimator import Windows, early_check
-from maskpro_deploy.learn.fused import ChunkStep, chunk_step
+from maskpro_deploy.learn.fused import ChunkStep, chunk_step, moved_by, tell_if_changed
 from maskpro_deploy.learn.half_logits import noise
 from maskpro_deploy.learn.model import LearningModel
 from maskpro_deploy.learn.optimizer import LogitOptimizer
@@ -55,9 +55,9 @@ class PathwiseEstimator:
         return value
 
     @property
-    def compiled(self) -> bool:
-        """Whether steps run as compiled kernels."""
-        return getattr(self._chunk_step, "compiled", False)
+    def moved_by(self) -> str:
+        """See `fused.moved_by`."""
+        return moved_by(self._chunk_step)
 
     def _draw(self, site: Site) -> Tensor:
         return draw(site, self._temperature, site.key(self._config.seed, self._step))
@@ -71,11 +71,12 @@ class PathwiseEstimator:
         return {f"logits/{s.name}": s.logits for s in self._sites} | self._optimizer.tensors()
 
     def numbers(self) -> dict[str, Any]:
-        """The optimiser's step."""
-        return {"optimizer_step": self._optimizer.step}
+        """The optimiser's step, and by what logits are moved."""
+        return {"optimizer_step": self._optimizer.step, "moved_by": self.moved_by}
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
+        tell_if_changed(self._chunk_step, numbers)
         self._optimizer.step = int(numbers["optimizer_step"])
         for site in self._sites:
             site.logits.copy_(tensors[f"logits/{site.name}"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from maskpro_deploy.learn.conditional_bernoulli import conditional_bernoulli
-from maskpro_deploy.learn.fused import ChunkStep, _Compiled, chunk_step, covariance
+from maskpro_deploy.learn.fused import ChunkStep, _Compiled, by_operations, covariance
 from maskpro_deploy.learn.half_logits import noise
 from maskpro_deploy.learn.optimizer import Moments
 from maskpro_deploy.learn.packed import unpack
@@ -56,7 +56,7 @@ class State:
 def test_compiled_it_does_the_same() -> None:
     pattern = NMPattern(2, 4)
     family = conditional_bernoulli(pattern)
-    eager = chunk_step(family, CPU)
+    eager = by_operations(family)
 
     def fail(*_: object) -> torch.Tensor:
         raise AssertionError("it was not compiled")
@@ -75,11 +75,22 @@ def test_compiled_it_does_the_same() -> None:
         assert (kept.sum(1) == pattern.n).all()
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_no_number_shows_in_the_logits(bad: float) -> None:
+    state = State(NMPattern(2, 4), 16, 16)
+    state.grad[9] = bad
+    state.after(by_operations(conditional_bernoulli(NMPattern(2, 4))), 0.1)
+    finite = torch.isfinite(state.logits)
+    assert not finite[:, 2].any()
+    finite[:, 2] = True
+    assert finite.all()
+
+
 def test_without_a_compiler_the_step_is_done_operation_by_operation(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pattern = NMPattern(1, 2)
-    eager = chunk_step(conditional_bernoulli(pattern), CPU)
+    eager = by_operations(conditional_bernoulli(pattern))
     step = _Compiled(pattern, eager)
 
     def no_compiler(*_: object) -> torch.Tensor:

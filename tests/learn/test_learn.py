@@ -105,6 +105,7 @@ def test_a_run_that_only_makes_it_worse_returns_the_prior(
         return move(logits, moments, -grad, *more, **named)
 
     monkeypatch.setattr("maskpro_deploy.learn.fused.move", uphill)
+    monkeypatch.setattr("maskpro_deploy.learn.fused.native_step", lambda pattern, by_operations: by_operations)
     result = run(dense, tmp_path / "out", text, heldout, replace(CONFIG, steps=30))
     assert min(p.heldout_loss for p in result.curve[1:]) > result.curve[0].heldout_loss
     assert result.masks.sha256() == result.prior_masks.sha256()
@@ -120,7 +121,7 @@ def test_provenance_says_how_the_mask_was_made(learned: tuple[Path, LearnResult]
     out, result = learned
     record = json.loads((out / "learn.json").read_text())
     assert record["settings"]["steps"] == 60
-    assert (record["device"], record["dtype"]) == ("cpu", "float32")
+    assert (record["device"], record["dtype"], record["logits_moved_by"]) == ("cpu", "float32", result.moved_by)
     assert record["text"]["sha256"] == text.sha256
     assert record["dense_sha256"] == dense.dense_sha256(result.masks) == Checkpoint.open(out).masks.dense_sha256  # type: ignore[union-attr]
     assert record["heldout_perplexity"]["learned"] < record["heldout_perplexity"]["prior"]

@@ -1,0 +1,262 @@
+/* A step of the logits of some groups: what `fused._step` does, in one pass through memory.
+
+   `native.py` puts the pattern in front of this text: M and N, and as macros, so that every loop over groups has a straight body
+   which a compiler turns into vector instructions,
+
+     EACH_MASK(X)    X(s, product, sum) for each mask s: its probability but for a factor, and <m, h> counted from the mode's,
+                     as expressions in keep[i], drop[i] (factors) and kept[i], dropped[i] (what it adds to <m, h>);
+     EACH_WEIGHT(X)  X(i, sum) for each weight i of a group: the sum over the masks that keep it, in terms of part[s];
+     NETWORK(X)      X(i, j), i < j: comparators that sort M numbers.
+
+   Work goes through blocks that stay in a core's first cache. Groups are independent of each other, so how they are divided among
+   threads changes no bit. Numbers are float32; float16 and bfloat16 are converted with integers, which every machine can do. */
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define BLOCK (1024 / M / 32 * 32) /* groups; whole bytes of packed bits */
+
+/* what is worked on, as `native.py` describes it; planes are a stride apart */
+typedef struct {
+    const void *grad, *weight; /* both float32 or both bfloat16 */
+    ptrdiff_t is_float32;
+    uint16_t *logits, *second;
+    ptrdiff_t logits_stride, second_stride;
+    int8_t *first;
+    ptrdiff_t first_stride;
+    const int32_t *dither;
+    ptrdiff_t dither_stride;
+    uint8_t *packed;
+    float beta2, one_less_beta2, carry, one_less_beta1, scale, levels;
+} chunk;
+
+static inline uint32_t bits_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+
+static inline float float_of(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+static inline float from_bfloat(uint16_t x) { return float_of((uint32_t)x << 16); }
+
+/* to the nearest, ties to even */
+static inline uint16_t to_bfloat(float x) {
+    uint32_t bits = bits_of(x), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded;
+}
+
+/* Denormal float16 are normal float32; no denormal float32 comes up on the way, as those may be flushed to zero. */
+static inline float from_half(uint16_t x) {
+    uint32_t magnitude = (uint32_t)(x & 0x7fff) << 13, sign = (uint32_t)(x & 0x8000) << 16;
+    uint32_t normal = magnitude + (112u << 23);
+    uint32_t small = bits_of(float_of(magnitude + (113u << 23)) - 0x1p-14f);
+    uint32_t result = magnitude < (1u << 23) ? small : normal;
+    return float_of((magnitude >= (31u << 23) ? magnitude | 0x7f800000 : result) | sign);
+}
+
+/* What `half_logits.round_to_half` does: the random bits below the last one decide, and carry with the right probability. */
+static inline uint16_t to_half(float x, int32_t dither) {
+    x = 60000.0f < x ? 60000.0f : x; /* a NaN passes */
+    x = -60000.0f > x ? -60000.0f : x;
+    uint32_t all = bits_of(x), sign = all >> 16 & 0x8000, plain = all & 0x7fffffff;
+    uint32_t cut = (plain + (uint32_t)dither) & ~0x1fffu;
+    uint32_t small = bits_of(float_of(cut) + 0.5f) - 0x3f000000; /* below 2^-14 steps are 2^-24: the addition rounds to them */
+    uint32_t result = cut < (113u << 23) ? small : (cut - (112u << 23)) >> 13;
+    return (uint16_t)((plain > 0x7f800000 ? 0x7e00 : result) | sign);
+}
+
+/* e^-x for x >= 0, and e^-80 beyond 80; the relative error is below 2e-7 */
+static inline float exp_of_minus(float x) {
+    x = x < 80.0f ? -x : -80.0f;
+    float shifted = x * 0x1.715476p+0f + 0x1.8p+23f; /* the integer is in the low bits */
+    float whole = shifted - 0x1.8p+23f;
+    float r = x - whole * 0x1.62e4p-1f - whole * 0x1.7f7d1cp-20f;
+    float p = 1.0f + r * (1.0f + r * (0.5f + r * (1.6666667e-1f + r * (4.1666668e-2f + r * (8.3333770e-3f + r * 1.3888889e-3f)))));
+    return float_of(bits_of(p) + (bits_of(shifted) << 23)); /* at least 2^-116: a normal number */
+}
+
+/* Cov(m) h: theta is relative to the cut, a flip out of the mode costs |theta|, so no factor is above 1 */
+static void covariance(const uint16_t *restrict logits, ptrdiff_t stride, const float *restrict h, float (*restrict theta)[BLOCK],
+                       float (*restrict slope)[BLOCK], int groups) {
+#define FACTOR(i, sum)                                                             \
+    for (int g = 0; g < groups; g++) theta[i][g] = from_half(logits[i * stride + g]);
+    EACH_WEIGHT(FACTOR)
+    for (int g = 0; g < groups; g++) {
+        float keep[M], drop[M], kept[M], dropped[M], part[8], along[8], total = 0, mean = 0;
+#define WEIGHT(i, sum)                                                             \
+    {                                                                              \
+        float x = theta[i][g], y = h[g * M + i], e = exp_of_minus(fabsf(x));       \
+        keep[i] = x >= 0 ? 1.0f : e, drop[i] = x >= 0 ? e : 1.0f;                  \
+        kept[i] = x >= 0 ? 0.0f : y, dropped[i] = x >= 0 ? -y : 0.0f;              \
+    }
+        EACH_WEIGHT(WEIGHT)
+#define MASK(s, product, sum) part[s] = product, along[s] = sum, total += part[s], mean += part[s] * along[s];
+        EACH_MASK(MASK)
+        float inverse = 1.0f / total;
+        mean *= inverse;
+#define PART(s, product, sum) part[s] *= (along[s] - mean) * inverse;
+        EACH_MASK(PART)
+#define SLOPE(i, sum) slope[i][g] = sum;
+        EACH_WEIGHT(SLOPE)
+    }
+}
+
+/* `optimizer.move` for one plane; theta becomes what the logits move to */
+static void adam(const float *restrict slope, float *restrict theta, int8_t *restrict first, uint16_t *restrict second,
+                 const int32_t *restrict dither, const chunk *c, int groups) {
+    const float beta2 = c->beta2, one_less_beta2 = c->one_less_beta2, carry = c->carry, one_less_beta1 = c->one_less_beta1;
+    const float scale = c->scale, levels = c->levels;
+    for (int g = 0; g < groups; g++) {
+        float grad = slope[g], old = from_bfloat(second[g]);
+        float new = old * beta2 + grad * grad * one_less_beta2;
+        float inverse = 1.0f / sqrtf(new + 1e-24f);
+        float relative = (float)first[g] * (sqrtf(old) * inverse * carry) + grad * inverse * one_less_beta1;
+        theta[g] -= scale * relative;
+        second[g] = to_bfloat(new);
+        float level = relative * levels, most = 127.0f * 8192.0f; /* so that every number, NaN too, becomes an integer */
+        level = level < most ? level : most;
+        level = level > -most ? level : -most;
+        int32_t integer = ((int32_t)level + dither[g]) >> 13;
+        first[g] = (int8_t)(integer > 127 ? 127 : integer);
+    }
+}
+
+/* `half_logits.store`: what is stored is relative to the cut between the N-th and the (N+1)-th highest */
+static void centre(const float (*restrict theta)[BLOCK], float *restrict cut, int groups) {
+    for (int g = 0; g < groups; g++) {
+        float x[M];
+#define LOAD(i, sum) x[i] = theta[i][g];
+        EACH_WEIGHT(LOAD)
+#define COMPARE(i, j)                                                              \
+    {                                                                              \
+        float a = x[i], b = x[j];                                                  \
+        x[i] = a > b ? a : b, x[j] = a > b ? b : a;                                \
+    }
+        NETWORK(COMPARE)
+        cut[g] = 0.5f * (x[N - 1] + x[N]);
+    }
+}
+
+static void store(const float *restrict theta, const float *restrict cut, const int32_t *restrict dither,
+                  uint16_t *restrict logits, int16_t *restrict stored, int groups) {
+    for (int g = 0; g < groups; g++) {
+        uint16_t half = to_half(theta[g] - cut[g], dither[g]);
+        logits[g] = half, stored[g] = (int16_t)half;
+    }
+}
+
+/* `top_n.top_of_centred`: above the cut, then on it, +0 before -0 and first ones first */
+static void choose(const int16_t (*restrict stored)[BLOCK], uint8_t (*restrict kept)[BLOCK], int groups) {
+    for (int g = 0; g < groups; g++) {
+        int16_t count = 0, taken[M];
+#define ABOVE(i, sum) taken[i] = stored[i][g] > 0, count += taken[i];
+        EACH_WEIGHT(ABOVE)
+#define ZERO(i, sum)                                                               \
+    {                                                                              \
+        int16_t more = (stored[i][g] == 0) & (count < N);                          \
+        taken[i] |= more, count += more;                                           \
+    }
+        EACH_WEIGHT(ZERO)
+#define MINUS_ZERO(i, sum)                                                         \
+    {                                                                              \
+        int16_t more = (stored[i][g] == INT16_MIN) & (count < N);                  \
+        taken[i] |= more, count += more;                                           \
+    }
+        EACH_WEIGHT(MINUS_ZERO)
+#define KEEP(i, sum) kept[i][g] = (uint8_t)taken[i];
+        EACH_WEIGHT(KEEP)
+    }
+}
+
+/* `packed.pack`: eight weights a byte, first weight first; a last byte is filled with zeros */
+static void pack(uint8_t (*restrict kept)[BLOCK], uint8_t *restrict packed, int groups) {
+#if 8 % M == 0
+    enum { SHARE = 8 / M }; /* groups in a byte */
+    uint8_t number[BLOCK];
+    for (int g = 0; g < groups; g++) {
+        unsigned x = 0;
+#define DIGIT(i, sum) x = x << 1 | kept[i][g];
+        EACH_WEIGHT(DIGIT)
+        number[g] = (uint8_t)x;
+    }
+    for (int g = groups; g % SHARE; g++) number[g] = 0;
+    for (int b = 0; b < (groups + SHARE - 1) / SHARE; b++) {
+        unsigned x = 0;
+        for (int j = 0; j < SHARE; j++) x = x << M | number[b * SHARE + j];
+        packed[b] = (uint8_t)x;
+    }
+#else
+    memset(packed, 0, (size_t)(groups * M + 7) / 8);
+    for (int g = 0, place = 0; g < groups; g++)
+        for (int i = 0; i < M; i++, place++) packed[place / 8] |= (uint8_t)(kept[i][g] << (7 - place % 8));
+#endif
+}
+
+/* what a block's gradients and weights come to, group by group as they lie in memory */
+static void multiply_bfloat16(const uint16_t *restrict grad, const uint16_t *restrict weight, float *restrict h, int count) {
+    for (int j = 0; j < count; j++) h[j] = from_bfloat(grad[j]) * from_bfloat(weight[j]);
+}
+
+static void multiply_float32(const float *restrict grad, const float *restrict weight, float *restrict h, int count) {
+    for (int j = 0; j < count; j++) h[j] = grad[j] * weight[j];
+}
+
+static __attribute__((noinline)) void blocks(const chunk *c, ptrdiff_t begin, ptrdiff_t end) {
+    float h[M * BLOCK], theta[M][BLOCK], slope[M][BLOCK], cut[BLOCK];
+    int16_t stored[M][BLOCK];
+    uint8_t kept[M][BLOCK];
+    for (ptrdiff_t start = begin; start < end; start += BLOCK) {
+        int groups = end - start < BLOCK ? (int)(end - start) : BLOCK;
+        if (c->is_float32)
+            multiply_float32((const float *)c->grad + start * M, (const float *)c->weight + start * M, h, groups * M);
+        else
+            multiply_bfloat16((const uint16_t *)c->grad + start * M, (const uint16_t *)c->weight + start * M, h, groups * M);
+        uint16_t *logits = c->logits + start;
+        const int32_t *dither = c->dither + start;
+        covariance(logits, c->logits_stride, h, theta, slope, groups);
+        for (int i = 0; i < M; i++)
+            adam(slope[i], theta[i], c->first + i * c->first_stride + start, c->second + i * c->second_stride + start,
+                 dither + i * c->dither_stride, c, groups);
+        centre(theta, cut, groups);
+        for (int i = 0; i < M; i++)
+            store(theta[i], cut, dither + i * c->dither_stride, logits + i * c->logits_stride, stored[i], groups);
+        choose(stored, kept, groups);
+        pack(kept, c->packed + start * M / 8, groups);
+    }
+}
+
+/* Whatever a thread's mode is, here denormal numbers are zero (see `memory.py`): threads must not differ. */
+#if defined(__SSE2__)
+#include <immintrin.h>
+static unsigned long flush_denormals(void) {
+    unsigned before = _mm_getcsr();
+    _mm_setcsr(before | 0x8040);
+    return before;
+}
+static void restore_denormals(unsigned long before) { _mm_setcsr((unsigned)before); }
+#elif defined(__aarch64__)
+static unsigned long flush_denormals(void) {
+    unsigned long before;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+    __asm__ volatile("msr fpcr, %0" : : "r"(before | 1ul << 24));
+    return before;
+}
+static void restore_denormals(unsigned long before) { __asm__ volatile("msr fpcr, %0" : : "r"(before)); }
+#else
+static unsigned long flush_denormals(void) { return 0; }
+static void restore_denormals(unsigned long before) { (void)before; }
+#endif
+
+/* Groups from `begin`, a multiple of 8, to `end`. */
+void step(const chunk *c, ptrdiff_t begin, ptrdiff_t end) {
+    unsigned long before = flush_denormals();
+    blocks(c, begin, end);
+    restore_denormals(before);
+}
