@@ -100,7 +100,7 @@ def _timed(torch: Any, shape: LlamaShape, settings: Settings, record: Record) ->
     record.put(steps=len(ticks.step_ms), step_ms=whole, step_ms_all=ticks.step_ms, tokens_per_s=rate)
     peak = torch.cuda.max_memory_allocated() if on_gpu else None
     record.put(peak_memory_bytes=peak)
-    record.put(compiled=getattr(trainer.estimator, "compiled", None))
+    record.put(logits_moved_by=getattr(trainer.estimator, "moved_by", None))
     parts = _parts(torch, trainer, settings.device, record)
     share = (parts["sampling"] + parts["update"]) / whole
     record.put(sampling_and_update_share=share)

@@ -26,7 +26,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ MAX_MASKS = 8  # of a group: they are written out one by one
 _FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 _OWN_CPU = "-march=native"  # not all compilers know it everywhere
 _TIMEOUT_S = 60.0
-_PART_WEIGHTS = 1 << 15  # fewer are not worth another thread
+_THREAD_WEIGHTS = 1 << 15  # fewer are not worth another thread
 
 
 class _Chunk(ctypes.Structure):
@@ -62,6 +62,7 @@ class _Chunk(ctypes.Structure):
         ("dither", ctypes.c_void_p),
         ("dither_stride", ctypes.c_ssize_t),
         ("packed", ctypes.c_void_p),
+        *((name, ctypes.c_ssize_t) for name in ("groups", "begun")),
         *((name, ctypes.c_float) for name in ("beta2", "one_less_beta2", "carry", "one_less_beta1", "scale", "levels")),
     )
 
@@ -79,8 +80,7 @@ class NativeStep:
 
     def __init__(self, pattern: NMPattern, library: ctypes.CDLL, otherwise: ChunkStep) -> None:
         self._m, self._otherwise, self._step = pattern.m, otherwise, library.step
-        self._step.restype = None
-        self._step.argtypes = [ctypes.POINTER(_Chunk), ctypes.c_ssize_t, ctypes.c_ssize_t]
+        self._step.restype, self._step.argtypes = None, [ctypes.c_void_p]
 
     def __call__(
         self,
@@ -105,19 +105,15 @@ class NativeStep:
             grad=grad.data_ptr(), weight=weight.data_ptr(), is_float32=weight.dtype == torch.float32,
             logits=logits.data_ptr(), logits_stride=logits.stride(0), first=first.data_ptr(), first_stride=first.stride(0),
             second=second.data_ptr(), second_stride=second.stride(0), dither=dither.data_ptr(), dither_stride=dither.stride(0),
-            packed=packed.data_ptr(), beta2=beta2, one_less_beta2=1 - beta2, carry=beta1 * bound / LEVELS,
+            packed=packed.data_ptr(), groups=groups, beta2=beta2, one_less_beta2=1 - beta2, carry=beta1 * bound / LEVELS,
             one_less_beta1=1 - beta1, scale=scale, levels=LEVELS / bound * (1 << HALF_BITS),
         )  # fmt: skip
 
-        def part(begin: int, end: int) -> None:
-            self._step(chunk, begin, end)  # without Python's lock
-
-        parts = max(1, min(torch.get_num_threads(), groups * self._m // _PART_WEIGHTS))
-        size = -(-groups // (8 * parts)) * 8  # whole bytes of the mask
-        others = [_pool().submit(part, start, min(start + size, groups)) for start in range(size, groups, size)]
-        part(0, min(size, groups))
-        for other in others:
-            other.result()
+        threads = min(torch.get_num_threads(), groups * self._m // _THREAD_WEIGHTS)
+        if threads > 1:
+            _together(self._step, chunk, threads)
+        else:
+            self._step(ctypes.addressof(chunk))
         return packed
 
 
@@ -177,9 +173,31 @@ def source(pattern: NMPattern) -> str:
     return "".join(f"#define {name} {value}\n" for name, value in macros.items()) + text
 
 
-@functools.lru_cache(maxsize=1)
+def _together(step: Any, chunk: _Chunk, threads: int) -> None:
+    """Let several threads work on a chunk, without Python's lock: torch's own, which are awake, else some of Python's."""
+    if parallel := _openmp():
+        parallel(step, ctypes.addressof(chunk), threads, 0)
+        return
+    others = [_pool().submit(step, ctypes.addressof(chunk)) for _ in range(threads - 1)]
+    step(ctypes.addressof(chunk))
+    for other in others:
+        other.result()
+
+
+@functools.cache
+def _openmp() -> Any:
+    """`GOMP_parallel` of the OpenMP that torch has loaded: it calls a function in all threads of a team. Or None."""
+    try:
+        parallel = ctypes.CDLL(None).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    parallel.restype, parallel.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    return parallel
+
+
+@functools.cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), "native-step")
+    return ThreadPoolExecutor(os.cpu_count(), "native-step")
 
 
 def _compiler() -> list[str] | None:

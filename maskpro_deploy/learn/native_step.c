@@ -17,6 +17,7 @@
 #include <string.h>
 
 #define BLOCK (1024 / M / 32 * 32) /* groups; whole bytes of packed bits */
+#define SHARE (8 * BLOCK) /* groups that a thread takes at a time */
 
 /* what is worked on, as `native.py` describes it; planes are a stride apart */
 typedef struct {
@@ -29,6 +30,7 @@ typedef struct {
     const int32_t *dither;
     ptrdiff_t dither_stride;
     uint8_t *packed;
+    ptrdiff_t groups, begun; /* all of them, and how many some thread has taken */
     float beta2, one_less_beta2, carry, one_less_beta1, scale, levels;
 } chunk;
 
@@ -178,7 +180,7 @@ static void choose(const int16_t (*restrict stored)[BLOCK], uint8_t (*restrict k
 /* `packed.pack`: eight weights a byte, first weight first; a last byte is filled with zeros */
 static void pack(uint8_t (*restrict kept)[BLOCK], uint8_t *restrict packed, int groups) {
 #if 8 % M == 0
-    enum { SHARE = 8 / M }; /* groups in a byte */
+    enum { IN_BYTE = 8 / M }; /* groups */
     uint8_t number[BLOCK];
     for (int g = 0; g < groups; g++) {
         unsigned x = 0;
@@ -186,10 +188,10 @@ static void pack(uint8_t (*restrict kept)[BLOCK], uint8_t *restrict packed, int 
         EACH_WEIGHT(DIGIT)
         number[g] = (uint8_t)x;
     }
-    for (int g = groups; g % SHARE; g++) number[g] = 0;
-    for (int b = 0; b < (groups + SHARE - 1) / SHARE; b++) {
+    for (int g = groups; g % IN_BYTE; g++) number[g] = 0;
+    for (int b = 0; b < (groups + IN_BYTE - 1) / IN_BYTE; b++) {
         unsigned x = 0;
-        for (int j = 0; j < SHARE; j++) x = x << M | number[b * SHARE + j];
+        for (int j = 0; j < IN_BYTE; j++) x = x << M | number[b * IN_BYTE + j];
         packed[b] = (uint8_t)x;
     }
 #else
@@ -254,9 +256,11 @@ static unsigned long flush_denormals(void) { return 0; }
 static void restore_denormals(unsigned long before) { (void)before; }
 #endif
 
-/* Groups from `begin`, a multiple of 8, to `end`. */
-void step(const chunk *c, ptrdiff_t begin, ptrdiff_t end) {
+/* Work on the chunk until nothing is left: every thread that helps calls this. */
+void step(void *shared) {
+    chunk *c = shared;
     unsigned long before = flush_denormals();
-    blocks(c, begin, end);
+    for (ptrdiff_t begin; (begin = __atomic_fetch_add(&c->begun, SHARE, __ATOMIC_RELAXED)) < c->groups;)
+        blocks(c, begin, c->groups - begin < SHARE ? c->groups : begin + SHARE);
     restore_denormals(before);
 }
