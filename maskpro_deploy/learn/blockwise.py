@@ -67,7 +67,7 @@ class BlockwiseEstimator:
         block = list(self._members)[place]
         loss = self._error(windows, block)
         value = early_check(loss, step, self._model, windows)
-        loss.backward()  # type: ignore[no-untyped-call]
+        self._model.backward(loss)
         self._mode(Mode.ARGMAX, self._members[block])
         return value
 

@@ -80,7 +80,7 @@ class MaskLLMEstimator:
             site.mode = Mode.SAMPLE
         loss = self._loss(windows, differentiable=True)
         value = early_check(loss, step, self._model, windows)
-        loss.backward()  # type: ignore[no-untyped-call]
+        self._model.backward(loss)
         return value
 
     def _probabilities(self, site: Site) -> Tensor:

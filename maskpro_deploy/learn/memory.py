@@ -6,7 +6,8 @@ freed blocks stay with the process, also afterwards. Denormal numbers (tiny prob
 zero: they carry no information here and are slow on many CPUs. That changes arithmetic, so it ends with the learning.
 
 On a GPU some operations (the backward pass of attention above all) add numbers in whatever order their threads arrive. A resumed
-run would then not come to the bits of an uninterrupted one, so torch is asked for its deterministic algorithms.
+run would then not come to the bits of an uninterrupted one, so torch is asked for its deterministic algorithms; in the backward
+pass it has to refuse all others (`deterministic_or_error`): when it only warns, attention keeps to its own order.
 """
 
 from __future__ import annotations
@@ -60,6 +61,24 @@ def _same_bits() -> Iterator[None]:
         torch.backends.cuda.enable_cudnn_sdp(attention)
         torch.use_deterministic_algorithms(before, warn_only=warned)
         torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+
+
+@contextmanager
+def deterministic_or_error() -> Iterator[None]:
+    """Torch's deterministic algorithms, and an error instead of a warning where there is none.
+
+    Attention's backward pass takes its deterministic form in this mode alone. It is not the mode of a whole run: what runs
+    outside of the backward pass needs no order, and a warning is enough for what some model might bring.
+
+    Raises:
+        RuntimeError: inside, by an operation that has no deterministic form.
+    """
+    before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned)
 
 
 def _keep_freed_blocks() -> None:

@@ -6,8 +6,10 @@ Shapes: `B` sequences, `T` tokens in a sequence, `D` hidden size, `V` vocabulary
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,11 @@ from torch import Tensor, nn
 
 from maskpro_deploy.errors import ConfigError, InputError
 from maskpro_deploy.learn.experts import fused_left, unfuse
+from maskpro_deploy.learn.memory import deterministic_or_error
 from maskpro_deploy.learn.objective import cross_entropy, distillation
 from maskpro_deploy.pattern import NMPattern
+
+log = logging.getLogger(__name__)
 
 _FEW_TOKENS = 16
 _SAME_LOSS = 0.05  # relative: bf16 rounds differently in the two ways
@@ -109,6 +114,7 @@ class LearningModel:
             raise InputError(f"{type(model).__name__} cannot be learned on: it has no plain linear output embedding.")
         self.head: Tensor = head.weight
         self.softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        self._exact_backward = False
 
     def replace(self, weight_name: str, module: nn.Module) -> None:
         """Put `module` where the layer of `weight_name` is."""
@@ -166,6 +172,28 @@ class LearningModel:
         tokens = self.tokens(windows)
         hidden = self.hidden(tokens.repeat(2, 1), differentiable=False)[len(tokens) :, :-1].flatten(0, 1)
         return cross_entropy(hidden, self.head, tokens[:, 1:].flatten(), self.softcap)
+
+    def check_backward(self, windows: npt.NDArray[np.int32]) -> None:
+        """Find out on one window whether the backward pass can be made to give the same bits every time.
+
+        Attention's backward pass on a GPU adds numbers as its threads arrive, unless torch is told to refuse whatever has no
+        deterministic form; a model with such operations has to be learned on without.
+        """
+        if self.head.device.type == "cpu":
+            return
+        self._exact_backward = True
+        try:
+            self.backward(self.loss(windows[:1], differentiable=True))
+        except RuntimeError as e:
+            if "determini" not in str(e):
+                raise
+            self._exact_backward = False
+            log.warning("a resumed run may differ in the last bits on this device: %s", str(e).split(". ")[0])
+
+    def backward(self, loss: Tensor) -> None:
+        """The backward pass of a loss, with the same bits every time where that is possible (see `check_backward`)."""
+        with deterministic_or_error() if self._exact_backward else nullcontext():
+            loss.backward()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def check_head(self, windows: npt.NDArray[np.int32]) -> None:

@@ -51,7 +51,7 @@ class PathwiseEstimator:
             site.mode = Mode.SAMPLE if self._temperature > 0 else Mode.ARGMAX
         loss = self._loss(windows, differentiable=True)
         value = early_check(loss, step, self._model, windows)
-        loss.backward()  # type: ignore[no-untyped-call]
+        self._model.backward(loss)
         return value
 
     @property

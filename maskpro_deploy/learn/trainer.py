@@ -128,6 +128,7 @@ class Trainer:
         layers = prunable_layers(self.model.model, config.pattern, config.include, config.exclude)
         family = make_family(config, self.model.head.device)
         self.model.check_head(self.text)
+        self.model.check_backward(self.text)
         self.dense_loss = self.heldout_loss()
         batches = self._calibration() if config.prior not in ("magnitude", "none") else []
         priors = compute_prior(self.model, layers, config, batches, self.given, progress)

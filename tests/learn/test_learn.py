@@ -22,7 +22,7 @@ from maskpro_deploy.data import Text
 from maskpro_deploy.errors import CheckFailed, ConfigError, InputError, Interrupted, MachineError, PatternError
 from maskpro_deploy.learn import LearnConfig, LearnResult, learn_checkpoint
 from maskpro_deploy.learn import trainer as trainer_module
-from maskpro_deploy.learn.model import without_waiting
+from maskpro_deploy.learn.model import LearningModel, without_waiting
 from maskpro_deploy.learn.optimizer import Moments, move
 from maskpro_deploy.learn.state import StateStore
 from maskpro_deploy.masks import MaskSet
@@ -382,3 +382,30 @@ def test_a_cache_that_keeps_nothing_changes_nothing(kind: str) -> None:
     for _ in range(2):
         expected = base(inputs_embeds=embedded, use_cache=False).last_hidden_state
         assert torch.equal(base(inputs_embeds=embedded, use_cache=False, **more).last_hidden_state, expected)
+
+
+class Unordered(torch.autograd.Function):
+    """Its backward pass has no deterministic form: torch refuses `put_` in that mode."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(()).put_(torch.tensor(0), grads[0])
+
+
+def test_an_operation_without_a_deterministic_form_is_told_once_and_allowed(
+    dense: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    learning = LearningModel(load_causal_lm(dense.folder, torch.float32))
+    monkeypatch.setattr(learning, "head", learning.head.to("meta"))  # as on any device but a CPU
+    x = torch.ones((), requires_grad=True)
+    monkeypatch.setattr(learning, "loss", lambda *args, **kwargs: Unordered.apply(x))
+    learning.check_backward(np.zeros((2, 8), dtype=np.int32))
+    assert x.grad is None
+    assert "put_ does not have a deterministic implementation" in caplog.text
+    learning.backward(Unordered.apply(x))
+    assert x.grad == 1
+    assert not torch.are_deterministic_algorithms_enabled()
