@@ -47,7 +47,7 @@ class LearnResult:
         tokens: seen while learning.
         dtype: of the weights while learning.
         device: "cpu" or "cuda".
-        moved_by: by what logits were moved, see `fused.moved_by`; None where the estimator has one way only.
+        moved_by: by what logits were moved, see `fused.SiteStep`; None where the estimator has one way only.
         memorised: whether the learning text was being memorised, see `monitor.memorises`.
     """
 

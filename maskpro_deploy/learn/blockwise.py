@@ -24,10 +24,10 @@ from torch import Tensor
 from maskpro_deploy.learn.calibration import BlockStream
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.estimator import Windows, early_check
-from maskpro_deploy.learn.fused import chunk_step, moved_by, tell_if_changed
+from maskpro_deploy.learn.fused import site_step, tell_if_changed
 from maskpro_deploy.learn.model import LearningModel
 from maskpro_deploy.learn.optimizer import LogitOptimizer
-from maskpro_deploy.learn.pathwise import draw, pathwise_step
+from maskpro_deploy.learn.pathwise import draw
 from maskpro_deploy.learn.sites import Mode, Site
 
 
@@ -50,7 +50,7 @@ class BlockwiseEstimator:
         self._members = {block: found for block, found in members.items() if found}
         self._place = 0
         self._optimizer = LogitOptimizer()
-        self._chunk_step = chunk_step(sites[0].family, model.head.device)
+        self._site_step = site_step(sites[0].family, model.head.device)
         self._step, self._temperature = 0, 0.0
         for site in sites:
             site.draw, site.on_gradient = self._draw, self._move
@@ -102,7 +102,7 @@ class BlockwiseEstimator:
 
     def _move(self, site: Site, grad_weight: Tensor) -> None:
         """Turn the gradient of a masked weight into a step of its logits.  # (O, C)"""
-        pathwise_step(self._optimizer, self._chunk_step, site, grad_weight, site.key(self._config.seed, self._step))
+        self._site_step(self._optimizer, site, grad_weight, site.key(self._config.seed, self._step))
 
     def tensors(self) -> dict[str, Tensor]:
         """Logits, and the moments of the block at work."""
@@ -110,11 +110,11 @@ class BlockwiseEstimator:
 
     def numbers(self) -> dict[str, Any]:
         """The optimiser's step, which block is at work, and by what logits are moved."""
-        return {"optimizer_step": self._optimizer.step, "block": self._place, "moved_by": moved_by(self._chunk_step)}
+        return {"optimizer_step": self._optimizer.step, "block": self._place, "moved_by": self._site_step.moved_by}
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
-        tell_if_changed(self._chunk_step, numbers)
+        tell_if_changed(self._site_step, numbers)
         self._place, self._optimizer = int(numbers["block"]), LogitOptimizer()
         self._optimizer.step = int(numbers["optimizer_step"])
         for site in self._sites:

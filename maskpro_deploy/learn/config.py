@@ -53,7 +53,7 @@ class LearnConfig:
         refine: improve the prior by swaps on the Gram matrix (see `refine`).
         objective: "ce", cross-entropy; "kl", the divergence from the dense model's predictions; "ce+kl", their mean; "block", the
             squared difference of each block's outputs from the dense one's, one block after the other (see `blockwise`). "auto":
-            "kl" for the pathwise estimator with the dense weights, else "ce".
+            "ce+kl" for the pathwise estimator with the dense weights, else "ce".
         prior_strength: inverse temperature of the first samples: the logits are this times log(score / mean score of the group).
         estimator: how a gradient of the logits is come by: "pathwise", "maskpro" (forward passes only), "maskpro-paper" (as
             published), "maskllm" (a baseline); see `estimator`.
@@ -209,7 +209,7 @@ class LearnConfig:
         """The objective, where it is "auto" the one that measured best."""
         if self.objective != "auto":
             return self.objective
-        return "kl" if self.estimator == "pathwise" and not self.prior_update else "ce"
+        return "ce+kl" if self.estimator == "pathwise" and not self.prior_update else "ce"
 
     def on(self, device: str) -> LearnConfig:
         """The same settings with nothing left open: what suits the estimator, and a device ("cpu" or "cuda")."""

@@ -1,8 +1,8 @@
 r"""What a step does to the masks of some groups: from the gradient of a masked weight to new logits and the bits of the mask.
 
 That is some hundred elementwise operations. On a CPU they are one pass of native code where there is a C compiler (`native`),
-else done one by one on chunks that stay in its cache. On a GPU each would be a launch and a trip to memory, so torch.compile
-makes few kernels of them; they read and write every tensor about once.
+else done one by one on chunks that stay in its cache. On a GPU each would be a launch and a trip to memory: there they are one
+kernel (`triton_step`), or few of torch.compile's.
 
 For few masks a group, the covariance is summed mask by mask, each a handful of operations over planes, which a compiler joins:
 
@@ -22,10 +22,12 @@ import torch
 from torch import Tensor
 
 from maskpro_deploy.learn.distribution import Distribution, Pathwise
+from maskpro_deploy.learn.half_logits import noise
 from maskpro_deploy.learn.native import native_step
-from maskpro_deploy.learn.optimizer import Moments, move
+from maskpro_deploy.learn.optimizer import LogitOptimizer, Moments, move
 from maskpro_deploy.learn.packed import pack
-from maskpro_deploy.learn.sites import to_planes
+from maskpro_deploy.learn.sites import Site, to_planes
+from maskpro_deploy.learn.triton_step import triton_step
 from maskpro_deploy.pattern import NMPattern
 
 log = logging.getLogger(__name__)
@@ -66,19 +68,70 @@ def chunk_step(family: Distribution, device: torch.device) -> ChunkStep:
     return _Compiled(family.pattern, eager) if family.pattern.num_masks <= _FEW_MASKS else eager
 
 
+class SiteStep(Protocol):
+    """Carries ∂L/∂W of a layer to its logits, moves them, and refreshes its argmax mask."""
+
+    @property
+    def moved_by(self) -> str:
+        """By what: "triton", "native", "compiled", or "torch" operation by operation."""
+
+    def __call__(self, optimizer: LogitOptimizer, site: Site, grad_weight: Tensor, key: int) -> None:
+        """Move a site.
+
+        Args:
+            optimizer: has the moments and the rate.
+            site: whose logits.
+            grad_weight: ∂L/∂W of the masked weight (O, C).
+            key: of the roundings.
+        """
+
+
+class ByChunks:
+    """A `SiteStep` that goes some groups at a time.
+
+    Args:
+        step: moves these.
+    """
+
+    def __init__(self, step: ChunkStep) -> None:
+        self._step = step
+
+    @property
+    def moved_by(self) -> str:
+        """See `SiteStep`."""
+        return str(getattr(self._step, "moved_by", "torch"))
+
+    def __call__(self, optimizer: LogitOptimizer, site: Site, grad_weight: Tensor, key: int) -> None:
+        flat, weight, m = grad_weight.reshape(-1), site.weight.view(-1), site.family.pattern.m
+        kept = torch.empty_like(site.kept)
+        for number, chunk in site.chunks():
+            part = slice(chunk.start * m, chunk.stop * m)
+            dither = noise((m, chunk.stop - chunk.start), key + number * 7919, weight.device)
+            moments = optimizer.part(site.name, site.logits, chunk)
+            bits = self._step(flat[part], weight[part], site.logits[:, chunk], moments, dither, optimizer.scale, optimizer.betas)
+            kept[site.bits_of(chunk)] = bits
+        site.kept = kept
+
+
+def site_step(family: Distribution, device: torch.device) -> SiteStep:
+    """The way to move the logits of a layer on a device.
+
+    Args:
+        family: the distribution of the masks; it has `pathwise`.
+        device: where the logits are.
+    """
+    by_chunks = ByChunks(chunk_step(family, device))
+    return by_chunks if device.type == "cpu" else triton_step(family.pattern, by_chunks, by_operations(family), device)
+
+
 def by_operations(family: Distribution) -> ChunkStep:
     """Operation by operation: anywhere, and what the other ways are measured against."""
     return functools.partial(_step, family.pattern, _pathwise(family))
 
 
-def moved_by(step: ChunkStep) -> str:
-    """By what a step moves logits: "native", "compiled", or "torch" operation by operation."""
-    return str(getattr(step, "moved_by", "torch"))
-
-
-def tell_if_changed(step: ChunkStep, numbers: Mapping[str, Any]) -> None:
+def tell_if_changed(step: SiteStep, numbers: Mapping[str, Any]) -> None:
     """Warn where a saved state was come by in another way: the last bits of logits and moments will not be the same."""
-    before, now = numbers.get("moved_by"), moved_by(step)
+    before, now = numbers.get("moved_by"), step.moved_by
     if before not in (None, now):
         log.warning("the logits were moved by %s so far, from here on by %s: the last bits will differ.", before, now)
 

@@ -74,8 +74,16 @@ class LogitOptimizer:
 
     def part(self, name: str, logits: Tensor, chunk: slice) -> Moments:
         """Views of both moments of some groups of a site, whose logits are (M, all groups)."""
-        moments = self._moments(name, logits)
+        moments = self.whole(name, logits)
         return Moments(moments.first[:, chunk], moments.second[:, chunk])
+
+    def whole(self, name: str, logits: Tensor) -> Moments:
+        """Both moments of a site, whose logits are (M, G); zero before its first step."""
+        if name not in self.moments:
+            first = torch.zeros(logits.shape, dtype=torch.int8, device=logits.device)
+            second = torch.zeros(logits.shape, dtype=torch.bfloat16, device=logits.device)
+            self.moments[name] = Moments(first, second)
+        return self.moments[name]
 
     def tensors(self) -> dict[str, Tensor]:
         """The state, for saving."""
@@ -86,13 +94,6 @@ class LogitOptimizer:
         """Take one site's saved state, if it has any."""
         if f"first/{name}" in tensors:
             self.moments[name] = Moments(tensors[f"first/{name}"].to(device), tensors[f"second/{name}"].to(device))
-
-    def _moments(self, name: str, logits: Tensor) -> Moments:
-        if name not in self.moments:
-            first = torch.zeros(logits.shape, dtype=torch.int8, device=logits.device)
-            second = torch.zeros(logits.shape, dtype=torch.bfloat16, device=logits.device)
-            self.moments[name] = Moments(first, second)
-        return self.moments[name]
 
 
 def move(

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.estimator import Windows, early_check
-from maskpro_deploy.learn.fused import ChunkStep, chunk_step, moved_by, tell_if_changed
-from maskpro_deploy.learn.half_logits import noise
+from maskpro_deploy.learn.fused import site_step, tell_if_changed
 from maskpro_deploy.learn.model import LearningModel
 from maskpro_deploy.learn.optimizer import LogitOptimizer
 from maskpro_deploy.learn.packed import pack
@@ -38,7 +37,7 @@ class PathwiseEstimator:
     def __init__(self, config: LearnConfig, model: LearningModel, sites: Sequence[Site], loss: StepLoss) -> None:
         self._config, self._model, self._sites, self._loss = config, model, sites, loss
         self._optimizer = LogitOptimizer()
-        self._chunk_step = chunk_step(sites[0].family, model.head.device)
+        self._site_step = site_step(sites[0].family, model.head.device)
         self._step, self._temperature = 0, 0.0
         for site in sites:
             site.draw, site.on_gradient = self._draw, self._move
@@ -56,15 +55,15 @@ class PathwiseEstimator:
 
     @property
     def moved_by(self) -> str:
-        """See `fused.moved_by`."""
-        return moved_by(self._chunk_step)
+        """See `fused.SiteStep`."""
+        return self._site_step.moved_by
 
     def _draw(self, site: Site) -> Tensor:
         return draw(site, self._temperature, site.key(self._config.seed, self._step))
 
     def _move(self, site: Site, grad_weight: Tensor) -> None:
         """Turn the gradient of a masked weight into a step of its logits.  # (O, C)"""
-        pathwise_step(self._optimizer, self._chunk_step, site, grad_weight, site.key(self._config.seed, self._step))
+        self._site_step(self._optimizer, site, grad_weight, site.key(self._config.seed, self._step))
 
     def tensors(self) -> dict[str, Tensor]:
         """Logits and moments."""
@@ -76,7 +75,7 @@ class PathwiseEstimator:
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
-        tell_if_changed(self._chunk_step, numbers)
+        tell_if_changed(self._site_step, numbers)
         self._optimizer.step = int(numbers["optimizer_step"])
         for site in self._sites:
             site.logits.copy_(tensors[f"logits/{site.name}"])
@@ -109,24 +108,3 @@ def draw(site: Site, temperature: float, key: int, *, mirrored: bool = False) ->
             uniform = uniform.neg_().add_(1 - 2**-24).clamp_min_(0)  # torch draws multiples of 2^-24: so are these, in [0, 1)
         bits[site.bits_of(chunk)] = pack(site.family.sample(logits, uniform))
     return bits
-
-
-def pathwise_step(optimizer: LogitOptimizer, move: ChunkStep, site: Site, grad_weight: Tensor, key: int) -> None:
-    """Carry ∂L/∂W to the logits, move them, and refresh the argmax mask, some groups at a time.
-
-    Args:
-        optimizer: has the moments and the rate.
-        move: moves the logits of some groups.
-        site: whose logits.
-        grad_weight: ∂L/∂W of the masked weight (O, C).
-        key: of the roundings.
-    """
-    flat, weight, m = grad_weight.reshape(-1), site.weight.view(-1), site.family.pattern.m
-    kept = torch.empty_like(site.kept)
-    for number, chunk in site.chunks():
-        part = slice(chunk.start * m, chunk.stop * m)
-        dither = noise((m, chunk.stop - chunk.start), key + number * 7919, weight.device)
-        moments = optimizer.part(site.name, site.logits, chunk)
-        bits = move(flat[part], weight[part], site.logits[:, chunk], moments, dither, optimizer.scale, optimizer.betas)
-        kept[site.bits_of(chunk)] = bits
-    site.kept = kept

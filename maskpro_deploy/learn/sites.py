@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from maskpro_deploy.learn.distribution import Distribution
-from maskpro_deploy.learn.packed import masked, pack, unpack
+from maskpro_deploy.learn.packed import pack, unpack
 from maskpro_deploy.learn.top_n import centred, top, top_of_centred
+from maskpro_deploy.learn.triton_step import masked_weight
 
 # worked on in one go: large enough that launching an operation costs little, small enough for a CPU's cache
 _CHUNK_WEIGHTS, _CHUNK_WEIGHTS_GPU = 1 << 18, 1 << 20
@@ -111,7 +112,7 @@ class Site(nn.Module):
         """The weight under a mask that `choose` gave.  # (O, C)"""
         if mask is None:
             return self.weight
-        return masked(self.weight, mask) if mask.dtype == torch.uint8 else self.weight * mask
+        return masked_weight(self.weight, mask) if mask.dtype == torch.uint8 else self.weight * mask
 
     def masked_weight(self) -> Tensor:
         """The weight under the current mode's mask.  # (O, C)"""

@@ -45,7 +45,7 @@ def test_without_a_limit_the_default_budget_holds() -> None:
 
 
 def test_the_objective_follows_the_estimator_unless_it_is_given() -> None:
-    assert LearnConfig(pattern=P).minimised == LearnConfig(pattern=P).on("cpu").objective == "kl"
+    assert LearnConfig(pattern=P).minimised == LearnConfig(pattern=P).on("cpu").objective == "ce+kl"
     assert LearnConfig(pattern=P, estimator="maskllm").minimised == "ce"
     assert LearnConfig(pattern=P, prior="sparsegpt", prior_update=True).minimised == "ce"  # the dense model is no teacher then
     assert LearnConfig(pattern=P, objective="ce").minimised == "ce"

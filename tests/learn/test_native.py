@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from maskpro_deploy.learn import native
 from maskpro_deploy.learn.conditional_bernoulli import conditional_bernoulli
-from maskpro_deploy.learn.fused import ChunkStep, by_operations, chunk_step, moved_by, tell_if_changed
+from maskpro_deploy.learn.fused import ByChunks, ChunkStep, by_operations, chunk_step, tell_if_changed
 from maskpro_deploy.learn.half_logits import noise
 from maskpro_deploy.learn.native import NativeStep
 from maskpro_deploy.learn.optimizer import Moments
@@ -224,7 +224,7 @@ def test_threads_and_flushing_change_no_bit(openmp: bool, monkeypatch: pytest.Mo
 
 @needs_compiler
 def test_what_it_has_no_way_for_goes_to_torch() -> None:
-    assert moved_by(chunk_step(conditional_bernoulli(NMPattern.parse("4:8")), CPU)) == "torch"
+    assert ByChunks(chunk_step(conditional_bernoulli(NMPattern.parse("4:8")), CPU)).moved_by == "torch"
     one, other = State("2:4", 64, torch.float32), State("2:4", 64, torch.float32)
     one.grad, other.grad = (s.grad.double() for s in (one, other))
     one.weight, other.weight = (s.weight.double() for s in (one, other))
@@ -250,7 +250,7 @@ def learns(caplog: pytest.LogCaptureFixture) -> tuple[str, list[str]]:
     state = State("1:2", 50, torch.float32)
     bits = state.after(step)
     assert torch.equal(bits, pack(top_of_centred(state.logits.contiguous(), 1)))
-    return moved_by(step), [r.getMessage() for r in caplog.records]
+    return ByChunks(step).moved_by, [r.getMessage() for r in caplog.records]
 
 
 @needs_compiler
@@ -337,7 +337,7 @@ def test_a_compiler_that_fails_hangs_or_makes_nonsense(
 
 
 def test_a_run_that_goes_on_in_another_way_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    step = by_operations(conditional_bernoulli(NMPattern(2, 4)))
+    step = ByChunks(by_operations(conditional_bernoulli(NMPattern(2, 4))))
     tell_if_changed(step, {"moved_by": "torch"})
     tell_if_changed(step, {})
     assert not caplog.records
