@@ -121,7 +121,7 @@ def site_step(family: Distribution, device: torch.device) -> SiteStep:
         device: where the logits are.
     """
     by_chunks = ByChunks(chunk_step(family, device))
-    return by_chunks if device.type == "cpu" else triton_step(family.pattern, by_chunks, by_operations(family), device)
+    return triton_step(family.pattern, by_chunks, by_operations(family), device) if device.type == "cuda" else by_chunks
 
 
 def by_operations(family: Distribution) -> ChunkStep:

@@ -93,6 +93,8 @@ class NativeStep:
         betas: tuple[float, float],
     ) -> Tensor:
         first, second = moments.first, moments.second
+        if grad.dtype == torch.float32:  # rewards of layers have more bits than the weights
+            weight = weight.float()
         known = grad.dtype == weight.dtype and weight.dtype in (torch.bfloat16, torch.float32)
         rows = all(x.stride(1) == 1 for x in (logits, first, second, dither))
         if not (known and rows and grad.is_contiguous() and weight.is_contiguous()):

@@ -122,7 +122,7 @@ def triton_step(pattern: NMPattern, otherwise: SiteStep, reference: ChunkStep, d
 
 def masked_weight(weight: Tensor, bits: Tensor) -> Tensor:
     """The weight where its mask has a one, +0.0 elsewhere.  # (O, C), (ceil(n / 8),) uint8 -> (O, C)"""
-    kernels = None if weight.device.type == "cpu" else load(weight.device)
+    kernels = load(weight.device) if weight.device.type == "cuda" else None  # shapes are tried out on other devices
     return packed.masked(weight, bits) if kernels is None else _masked(kernels, weight, bits)
 
 

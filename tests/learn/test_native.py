@@ -232,6 +232,15 @@ def test_what_it_has_no_way_for_goes_to_torch() -> None:
     assert torch.equal(one.logits, other.logits)
 
 
+@needs_compiler
+def test_gradients_finer_than_the_weights_keep_their_bits() -> None:
+    fine, coarse = State("2:4", 5000, torch.float32), State("2:4", 5000, torch.float32)
+    fine.weight = fine.weight.bfloat16()
+    coarse.weight = fine.weight.float()
+    assert torch.equal(fine.after(native_step("2:4")), coarse.after(native_step("2:4")))
+    assert torch.equal(fine.logits, coarse.logits)
+
+
 # -- building
 
 
