@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_MASKS = 8  # of a group: they are written out one by one
+_MAX_MASKS = 8  # of a group, to be written out one by one; a recursion goes over more
+MAX_GROUP = 16  # weights in it: the recursion's numbers have to stay in a core's cache
 _FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 _OWN_CPU = "-march=native"  # not all compilers know it everywhere
 _TIMEOUT_S = 60.0
@@ -71,7 +72,7 @@ class NativeStep:
     """A `fused.ChunkStep` in native code, divided among as many threads as torch has; their number changes no bit.
 
     Args:
-        pattern: has at most `MAX_MASKS` masks a group.
+        pattern: of groups of at most `MAX_GROUP` weights.
         library: the code, see `load`.
         otherwise: takes what the code has no way for: weights that are neither bfloat16 nor float32, strided ones.
     """
@@ -126,7 +127,7 @@ def native_step(pattern: NMPattern, otherwise: ChunkStep) -> ChunkStep:
         pattern: the N:M pattern.
         otherwise: operation by operation.
     """
-    library = load(pattern) if pattern.num_masks <= MAX_MASKS else None
+    library = load(pattern) if pattern.m <= MAX_GROUP else None
     return otherwise if library is None else NativeStep(pattern, library, otherwise)
 
 
@@ -135,7 +136,7 @@ def load(pattern: NMPattern) -> ctypes.CDLL | None:
     """The code for a pattern, built if need be; None where that fails. Decided once in a process.
 
     Args:
-        pattern: has at most `MAX_MASKS` masks a group.
+        pattern: of groups of at most `MAX_GROUP` weights.
     """
     compiler = _compiler()
     if compiler is None:
@@ -156,21 +157,23 @@ def load(pattern: NMPattern) -> ctypes.CDLL | None:
 
 def source(pattern: NMPattern) -> str:
     """The C text for a pattern: `native_step.c` behind the macros that it speaks of."""
-    masks, places = pattern.all_masks().tolist(), range(pattern.m)
+    places = range(pattern.m)
+    masks = pattern.all_masks().tolist() if pattern.num_masks <= _MAX_MASKS else []
 
     def each(mask: list[bool], if_kept: str, if_dropped: str, joint: str) -> str:
         return joint.join(f"{if_kept if mask[i] else if_dropped}[{i}]" for i in places)
 
     products = [each(mask, "keep", "drop", " * ") for mask in masks]
     sums = [each(mask, "kept", "dropped", " + ") for mask in masks]
-    parts = [" + ".join(f"part[{s}]" for s, mask in enumerate(masks) if mask[i]) for i in places]
+    parts = [" + ".join(f"part[{s}]" for s, mask in enumerate(masks) if mask[i]) or "0" for i in places]
     macros = {
         "M": str(pattern.m),
         "N": str(pattern.n),
-        "EACH_MASK(X)": " ".join(f"X({s}, {p}, {a})" for s, (p, a) in enumerate(zip(products, sums, strict=True))),
         "EACH_WEIGHT(X)": " ".join(f"X({i}, {p})" for i, p in enumerate(parts)),
         "NETWORK(X)": " ".join(f"X({i}, {j})" for i, j in network(pattern.m)),
     }
+    if masks:
+        macros["EACH_MASK(X)"] = " ".join(f"X({s}, {p}, {a})" for s, (p, a) in enumerate(zip(products, sums, strict=True)))
     text = Path(__file__).with_name("native_step.c").read_text(encoding="utf-8")
     return "".join(f"#define {name} {value}\n" for name, value in macros.items()) + text
 

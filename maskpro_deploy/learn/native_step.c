@@ -4,7 +4,8 @@
    which a compiler turns into vector instructions,
 
      EACH_MASK(X)    X(s, product, sum) for each mask s: its probability but for a factor, and <m, h> counted from the mode's,
-                     as expressions in keep[i], drop[i] (factors) and kept[i], dropped[i] (what it adds to <m, h>);
+                     as expressions in keep[i], drop[i] (factors) and kept[i], dropped[i] (what it adds to <m, h>); not for
+                     patterns of many masks, which a recursion goes over;
      EACH_WEIGHT(X)  X(i, sum) for each weight i of a group: the sum over the masks that keep it, in terms of part[s];
      NETWORK(X)      X(i, j), i < j: comparators that sort M numbers.
 
@@ -85,6 +86,7 @@ static inline float exp_of_minus(float x) {
 }
 
 /* Cov(m) h: theta is relative to the cut, a flip out of the mode costs |theta|, so no factor is above 1 */
+#ifdef EACH_MASK
 static void covariance(const uint16_t *restrict logits, ptrdiff_t stride, const float *restrict h, float (*restrict theta)[BLOCK],
                        float (*restrict slope)[BLOCK], int groups) {
 #define FACTOR(i, sum)                                                             \
@@ -109,6 +111,70 @@ static void covariance(const uint16_t *restrict logits, ptrdiff_t stride, const 
         EACH_WEIGHT(SLOPE)
     }
 }
+#else
+/* Weight by weight: sums over all choices of k among the weights so far, of their probability (but for a factor) and of that times
+   <m, h>. What comes before a weight, the weight flipped, and what comes after make its share of masks out of the mode. */
+enum { LANES = 16 }; /* groups side by side */
+typedef float lanes[LANES];
+#define EACH_LANE for (int l = 0; l < LANES; l++)
+
+static void extend(lanes *restrict to, lanes *restrict to_sum, lanes *restrict from, lanes *restrict from_sum, const float *keep,
+                   const float *drop, const float *kept, const float *dropped) {
+    for (int k = 1; k <= N; k++)
+        EACH_LANE {
+            float with = keep[l] * from[k - 1][l], without = drop[l] * from[k][l];
+            to_sum[k][l] = keep[l] * from_sum[k - 1][l] + with * kept[l] + drop[l] * from_sum[k][l] + without * dropped[l];
+            to[k][l] = with + without;
+        }
+    EACH_LANE {
+        float without = drop[l] * from[0][l];
+        to_sum[0][l] = drop[l] * from_sum[0][l] + without * dropped[l];
+        to[0][l] = without;
+    }
+}
+
+static void covariance(const uint16_t *restrict logits, ptrdiff_t stride, const float *restrict h, float (*restrict theta)[BLOCK],
+                       float (*restrict slope)[BLOCK], int groups) {
+    static const lanes nothing = {0};
+    for (int i = 0; i < M; i++)
+        for (int g = 0; g < groups; g++) theta[i][g] = from_half(logits[i * stride + g]);
+    for (int start = 0; start < groups; start += LANES) {
+        lanes keep[M], drop[M], kept[M], dropped[M], front[M + 1][N + 1], front_sum[M + 1][N + 1];
+        lanes behind[2][N + 1], behind_sum[2][N + 1];
+        for (int i = 0; i < M; i++)
+            EACH_LANE {
+                float x = theta[i][start + l], y = h[(start + l) * M + i], e = exp_of_minus(fabsf(x));
+                keep[i][l] = x >= 0 ? 1.0f : e, drop[i][l] = x >= 0 ? e : 1.0f;
+                kept[i][l] = x >= 0 ? 0.0f : y, dropped[i][l] = x >= 0 ? -y : 0.0f;
+            }
+        for (int k = 0; k <= N; k++)
+            EACH_LANE front[0][k][l] = behind[M % 2][k][l] = k == 0, front_sum[0][k][l] = behind_sum[M % 2][k][l] = 0;
+        for (int i = 0; i < M; i++)
+            extend(front[i + 1], front_sum[i + 1], front[i], front_sum[i], keep[i], drop[i], kept[i], dropped[i]);
+        lanes inverse, mean;
+        EACH_LANE inverse[l] = 1.0f / front[M][N][l], mean[l] = front_sum[M][N][l] * inverse[l];
+        for (int i = M - 1; i >= 0; i--) {
+            lanes share = {0}, along = {0}, *back = behind[(i + 1) % 2], *back_sum = behind_sum[(i + 1) % 2];
+            for (int k = 0; k <= N; k++) { /* so many before it; it is dropped where the mode keeps it, and the other way round */
+                const float *other = k < N ? back[N - 1 - k] : nothing, *other_sum = k < N ? back_sum[N - 1 - k] : nothing;
+                EACH_LANE {
+                    int high = theta[i][start + l] >= 0;
+                    float b = high ? back[N - k][l] : other[l], b_sum = high ? back_sum[N - k][l] : other_sum[l];
+                    share[l] += front[i][k][l] * b;
+                    along[l] += front_sum[i][k][l] * b + front[i][k][l] * b_sum;
+                }
+            }
+            EACH_LANE {
+                int high = theta[i][start + l] >= 0;
+                float flip = high ? drop[i][l] : keep[i][l], gain = high ? dropped[i][l] : kept[i][l];
+                float part = flip * (along[l] + share[l] * (gain - mean[l])) * inverse[l];
+                slope[i][start + l] = high ? -part : part;
+            }
+            extend(behind[i % 2], behind_sum[i % 2], back, back_sum, keep[i], drop[i], kept[i], dropped[i]);
+        }
+    }
+}
+#endif
 
 /* `optimizer.move` for one plane; theta becomes what the logits move to */
 static void adam(const float *restrict slope, float *restrict theta, int8_t *restrict first, uint16_t *restrict second,
@@ -194,6 +260,13 @@ static void pack(uint8_t (*restrict kept)[BLOCK], uint8_t *restrict packed, int 
         for (int j = 0; j < IN_BYTE; j++) x = x << M | number[b * IN_BYTE + j];
         packed[b] = (uint8_t)x;
     }
+#elif M % 8 == 0
+    for (int g = 0; g < groups; g++) {
+        unsigned x[M / 8] = {0};
+#define DIGIT(i, sum) x[i / 8] = x[i / 8] << 1 | kept[i][g];
+        EACH_WEIGHT(DIGIT)
+        for (int b = 0; b < M / 8; b++) packed[g * (M / 8) + b] = (uint8_t)x[b];
+    }
 #else
     memset(packed, 0, (size_t)(groups * M + 7) / 8);
     for (int g = 0, place = 0; g < groups; g++)
@@ -211,7 +284,7 @@ static void multiply_float32(const float *restrict grad, const float *restrict w
 }
 
 static __attribute__((noinline)) void blocks(const chunk *c, ptrdiff_t begin, ptrdiff_t end) {
-    float h[M * BLOCK], theta[M][BLOCK], slope[M][BLOCK], cut[BLOCK];
+    float h[M * BLOCK] = {0}, theta[M][BLOCK] = {{0}}, slope[M][BLOCK], cut[BLOCK]; /* a last block is read beyond its groups */
     int16_t stored[M][BLOCK];
     uint8_t kept[M][BLOCK];
     for (ptrdiff_t start = begin; start < end; start += BLOCK) {
