@@ -1,8 +1,8 @@
 r"""What a step does to the masks of some groups: from the gradient of a masked weight to new logits and the bits of the mask.
 
-That is some hundred elementwise operations. On a CPU they are one pass of native code where there is a C compiler (`native`),
-else done one by one on chunks that stay in its cache. On a GPU each would be a launch and a trip to memory: there they are one
-kernel (`triton_step`), or few of torch.compile's.
+That is some hundred elementwise operations. On a CPU they are one pass of native code where there is a C compiler
+(`native_step`), else done one by one on chunks that stay in its cache. On a GPU each would be a launch and a trip to memory:
+there they are one kernel (`triton_step`), or few of torch.compile's.
 
 For few masks a group, the covariance is summed mask by mask, each a handful of operations over planes, which a compiler joins:
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from maskpro_deploy.learn.distribution import Distribution, Pathwise
 from maskpro_deploy.learn.half_logits import noise
-from maskpro_deploy.learn.native import native_step
+from maskpro_deploy.learn.native_step import native_step
 from maskpro_deploy.learn.optimizer import LogitOptimizer, Moments, move
 from maskpro_deploy.learn.packed import pack
 from maskpro_deploy.learn.sites import Site, to_planes

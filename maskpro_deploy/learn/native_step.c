@@ -1,6 +1,6 @@
 /* A step of the logits of some groups: what `fused._step` does, in one pass through memory.
 
-   `native.py` puts the pattern in front of this text: M and N, and as macros, so that every loop over groups has a straight body
+   `native_step.py` puts the pattern in front of this text: M and N, and as macros, so that every loop over groups has a straight body
    which a compiler turns into vector instructions,
 
      EACH_MASK(X)    X(s, product, sum) for each mask s: its probability but for a factor, and <m, h> counted from the mode's,
@@ -20,7 +20,7 @@
 #define BLOCK (1024 / M / 32 * 32) /* groups; whole bytes of packed bits */
 #define SHARE (8 * BLOCK) /* groups that a thread takes at a time */
 
-/* what is worked on, as `native.py` describes it; planes are a stride apart */
+/* what is worked on, as `native_step.py` describes it; planes are a stride apart */
 typedef struct {
     const void *grad, *weight; /* both float32 or both bfloat16 */
     ptrdiff_t is_float32;

@@ -17,11 +17,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskpro_deploy.learn import native
+from maskpro_deploy.learn import native_step as native
 from maskpro_deploy.learn.conditional_bernoulli import conditional_bernoulli
 from maskpro_deploy.learn.fused import ByChunks, ChunkStep, by_operations, chunk_step, tell_if_changed
 from maskpro_deploy.learn.half_logits import noise
-from maskpro_deploy.learn.native import NativeStep
+from maskpro_deploy.learn.native_step import NativeStep
 from maskpro_deploy.learn.optimizer import Moments
 from maskpro_deploy.learn.packed import pack, unpack
 from maskpro_deploy.learn.top_n import centred, top_of_centred
@@ -304,7 +304,7 @@ def test_a_cache_that_is_no_folder(fresh: Path, caplog: pytest.LogCaptureFixture
 @needs_compiler
 def test_two_processes_may_build_it_at_once(fresh: Path) -> None:
     code = (
-        "from maskpro_deploy.learn import native; from maskpro_deploy.pattern import NMPattern\n"
+        "from maskpro_deploy.learn import native_step as native; from maskpro_deploy.pattern import NMPattern\n"
         "assert native.load(NMPattern(1, 2)) is not None"
     )
     both = [subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]
