@@ -165,7 +165,7 @@ def _parts(torch: Any, trainer: Trainer, device: str, record: Record) -> dict[st
     def dense() -> None:
         for site in sites:
             site.mode = Mode.DENSE
-        trainer.model.loss(trainer.text[:8], differentiable=True).backward()  # type: ignore[no-untyped-call]
+        trainer.model.backward(trainer.model.loss(trainer.text[:8], differentiable=True))
 
     medians = {}
     with torch.no_grad():

@@ -75,7 +75,7 @@ static inline uint16_t to_half(float x, int32_t dither) {
     return (uint16_t)((plain > 0x7f800000 ? 0x7e00 : result) | sign);
 }
 
-/* e^-x for x >= 0, and e^-80 beyond 80; the relative error is below 2e-7 */
+/* e^-x for x >= 0, and e^-80 beyond 80; the relative error is at most 2.6e-7 */
 static inline float exp_of_minus(float x) {
     x = x < 80.0f ? -x : -80.0f;
     float shifted = x * 0x1.715476p+0f + 0x1.8p+23f; /* the integer is in the low bits */
