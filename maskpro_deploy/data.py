@@ -35,6 +35,7 @@ from maskpro_deploy.rows import file_rows, hub_rows, read_plain
 BUILTIN = "builtin"
 HELD_OUT = "builtin:heldout"
 SPLIT = "split:"
+_EXCERPTS, _EXCERPT_LENGTH = 16, 200  # of a held-out text, looked for in the learning text; characters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +131,28 @@ def split_text(text: Text, share: float) -> tuple[Text, Text]:
         Text(name=f"{text.name} (less {share:g} held out)", documents=parts[0]),
         Text(name=f"{text.name} ({share:g} held out)", documents=parts[1]),
     )
+
+
+def shared_share(text: Text, heldout: Text) -> float:
+    """Share of the held-out text that the learning text holds too, judged by excerpts spread over it.
+
+    Short excerpts are left out: that a sentence stands in both says little.
+    """
+    total = sum(map(len, heldout.documents))
+    excerpts = [_around(heldout.documents, (2 * i + 1) * total // (2 * _EXCERPTS)) for i in range(_EXCERPTS)]
+    long_enough = [e for e in excerpts if len(e) >= _EXCERPT_LENGTH // 2]
+    found = sum(any(e in document for document in text.documents) for e in long_enough)
+    return found / max(1, len(long_enough))
+
+
+def _around(documents: Sequence[str], place: int) -> str:
+    """Characters from a place on, counted over all documents, or the last ones of the document that it is in."""
+    for document in documents:
+        if place < len(document):
+            start = max(0, min(place, len(document) - _EXCERPT_LENGTH))
+            return document[start : start + _EXCERPT_LENGTH].strip()
+        place -= len(document)
+    return ""
 
 
 def _builtin(split: str) -> list[str]:

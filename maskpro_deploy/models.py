@@ -53,9 +53,8 @@ def resolve(model: str) -> Path:
         return convert_gguf(path, cache_folder() / f"gguf-{sha256_file(path)[:16]}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith((".", "/")) and not path.exists():
         return _hub(model)
-    raise InputError(
-        f"{model or 'the empty name'} does not exist.\nGive a checkpoint folder, a .gguf file, a Hub id (owner/name), or `demo`."
-    )
+    wrong = f"{path} is a file of another kind" if model and path.is_file() else f"{model or 'the empty name'} does not exist"
+    raise InputError(f"{wrong}.\nGive a checkpoint folder, a .gguf file, a Hub id (owner/name), or `demo`.")
 
 
 def demo_is_cached() -> bool:

@@ -61,7 +61,7 @@ class TestResolve:
 
     def test_a_file_that_is_no_gguf_is_refused(self, tmp_path):
         (tmp_path / "model.bin").write_text("x")
-        with pytest.raises(InputError):
+        with pytest.raises(InputError, match=r"model\.bin is a file of another kind\.\nGive a checkpoint folder"):
             resolve(str(tmp_path / "model.bin"))
 
     def test_a_hub_id_offline_is_a_download_error(self, monkeypatch, tmp_path):

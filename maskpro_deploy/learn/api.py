@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import platform
 import shutil
@@ -17,7 +18,17 @@ import torch
 
 from maskpro_deploy import __version__
 from maskpro_deploy.checkpoint import Checkpoint, save_sparse
-from maskpro_deploy.data import HELD_OUT, Text, load_text, load_texts, load_tokenizer, separator_token, token_stream, windows
+from maskpro_deploy.data import (
+    HELD_OUT,
+    Text,
+    load_text,
+    load_texts,
+    load_tokenizer,
+    separator_token,
+    shared_share,
+    token_stream,
+    windows,
+)
 from maskpro_deploy.errors import ConfigError, InputError, Interrupted, MachineError
 from maskpro_deploy.files import check_free
 from maskpro_deploy.learn.config import LearnConfig
@@ -32,6 +43,9 @@ from maskpro_deploy.masks import MASKS_FILE, MaskSet
 from maskpro_deploy.models import resolve
 from maskpro_deploy.progress import SILENT, Progress
 from maskpro_deploy.torch_lm import load_causal_lm
+
+_MUCH_SHARED = 0.1  # of the held-out text in the learning text: one excerpt of 16 may be a licence or a letterhead
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +220,13 @@ def _trainer(
     observers: Sequence[Observer] = (),
 ) -> Trainer:
     """Load everything that a run needs."""
+    if (shared := shared_share(text, heldout)) > _MUCH_SHARED:
+        log.warning(
+            "about %.0f %% of the held-out text (%s) stands in the learning text too: its perplexity will look too good. "
+            "Give another --heldout, or split:0.1.",
+            100 * shared,
+            heldout.name,
+        )
     learn_windows = _windows(checkpoint, text, config.window)
     heldout_windows = _windows(checkpoint, heldout, config.window)
     count = max(1, config.heldout_tokens // config.window)

@@ -132,6 +132,15 @@ def test_too_little_text_is_memorised_and_the_result_says_so(
     assert sum("memorised" in r.message for r in caplog.records) == 1
 
 
+def test_measuring_on_the_learning_text_is_warned_of(
+    dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(dense, tmp_path / "apart", text, heldout, replace(CONFIG, steps=1))
+    assert not [r for r in caplog.records if "stands in the learning text" in r.message]
+    run(dense, tmp_path / "same", text, text, replace(CONFIG, steps=1))
+    assert sum("100 % of the held-out text" in r.message for r in caplog.records) == 1
+
+
 def test_patience_ends_a_run_that_brings_nothing(dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path) -> None:
     # a rate that destroys the mask: the prior stays the best
     config = replace(CONFIG, steps=60, learning_rate=50.0, evaluations=20, heldout_tokens=128, patience=2)
