@@ -27,6 +27,7 @@ def test_a_missing_extra_names_what_is_missing_and_the_command():
 
 def test_what_is_installed_passes(monkeypatch):
     monkeypatch.setitem(extras.EXTRAS, "here", ("numpy", "click"))
+    assert extras.missing("here") == []
     extras.require("here", "anything")
 
 

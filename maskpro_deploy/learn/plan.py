@@ -175,7 +175,10 @@ def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
 
 
 class _Attention(torch.autograd.Function):
-    """Attention as far as memory is concerned: what the fused kernels keep is query, key, value, output and one sum a row."""
+    """Attention as far as memory is concerned: what the fused kernels keep is query, key, value, output and one sum a row.
+
+    It has no backward pass: tensors without values have no gradients.
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -183,10 +186,6 @@ class _Attention(torch.autograd.Function):
         sums = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
         ctx.save_for_backward(query, key, value, output, sums)
         return output
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None]:
-        raise NotImplementedError("a model without values has no gradients")
 
 
 def _counted_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:

@@ -282,7 +282,7 @@ def test_what_is_known_but_not_supported_is_refused(http: httpx2.Client, extra: 
 
 
 def test_what_asks_for_nothing_or_is_unknown_is_ignored(client: openai.OpenAI) -> None:
-    client.chat.completions.create(
+    completion = client.chat.completions.create(
         model=MODEL,
         messages=HELLO,  # type: ignore[arg-type]
         max_tokens=1,
@@ -292,6 +292,8 @@ def test_what_asks_for_nothing_or_is_unknown_is_ignored(client: openai.OpenAI) -
         store=False,
         extra_body={"a_field_of_tomorrow": 1},
     )
+    assert completion.usage is not None
+    assert completion.usage.completion_tokens == 1
 
 
 @pytest.mark.parametrize(
