@@ -87,7 +87,7 @@ def made(tiny_checkpoint, tmp_path):
     return make_one
 
 
-def agrees(checkpoint, out, greedy=32):
+def assert_agrees(checkpoint, out, greedy=32):
     from maskpro_deploy.torch_lm import TorchLM
 
     export(checkpoint, out)
@@ -103,7 +103,7 @@ def test_gpt2_without_the_first_part_of_its_names_and_with_stored_masks(made, tm
         for i in range(3):
             weights[f"h.{i}.attn.bias"] = np.tril(np.ones((1, 1, 512, 512), np.float32))
 
-    agrees(made("gpt2", as_on_the_hub), tmp_path / "out")
+    assert_agrees(made("gpt2", as_on_the_hub), tmp_path / "out")
 
 
 def test_a_learned_table_of_positions_is_cut_to_the_length(made, tmp_path):
@@ -119,13 +119,13 @@ def test_gemma3_with_the_older_fields(made, tmp_path):
         config |= {"rope_theta": 5e5, "rope_local_base_freq": 1e4, "sliding_window_pattern": 2}
         config["rope_scaling"] = {"rope_type": "linear", "factor": 4.0}
 
-    agrees(made("gemma3", older), tmp_path / "out")
+    assert_agrees(made("gemma3", older), tmp_path / "out")
 
 
 def test_yarn_with_every_field(made, tmp_path):
     fields = {"mscale": 0.9, "mscale_all_dim": 0.7, "beta_fast": 8.0, "beta_slow": 2.0, "truncate": False}
     rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 64, **fields}
-    agrees(made("llama with yarn", rope_parameters=rope), tmp_path / "out")
+    assert_agrees(made("llama with yarn", rope_parameters=rope), tmp_path / "out")
 
 
 @pytest.mark.parametrize("length", [399, 401, 450])
