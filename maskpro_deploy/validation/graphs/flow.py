@@ -14,6 +14,7 @@ from onnx import NodeProto
 from maskpro_deploy.validation.accounts import Rule
 from maskpro_deploy.validation.graphs import operators as ops
 from maskpro_deploy.validation.graphs.ledger import Ledger
+from maskpro_deploy.validation.graphs.picked import move_picked, pick, without_axes
 from maskpro_deploy.validation.graphs.products import attribute
 from maskpro_deploy.validation.graphs.shapes import Dims, Shapes
 from maskpro_deploy.validation.graphs.values import (
@@ -49,8 +50,19 @@ class Flow:
     def __init__(self, ledger: Ledger, shapes: Shapes) -> None:
         self._ledger, self._shapes = ledger, shapes
 
-    def result(self, node: NodeProto, inputs: Sequence[Input]) -> Value:
-        """What a node that is no product makes; a table that it is not known to treat is left for the caller to refuse."""
+    def results(self, node: NodeProto, inputs: Sequence[Input]) -> list[Value]:
+        """What a node that is not a product makes, one value an output."""
+        picked = move_picked(node, inputs)
+        if picked is not None:
+            self._ledger.exempt(origins_of(*inputs[1:]), Rule.INDEX)
+            return [picked] * len(node.output)
+        value = self._result(node, without_axes(inputs))
+        if node.op_type == "DynamicQuantizeLinear":  # scale and zero point are single numbers
+            return [value, Runtime.ACTIVE, Runtime.ACTIVE][: len(node.output)]
+        return [value] * len(node.output)
+
+    def _result(self, node: NodeProto, inputs: Sequence[Input]) -> Value:
+        """What a node that is not a product makes; a table that it is not known to treat is left for the caller to refuse."""
         parameters = ops.PARAMETERS.get((node.domain if node.domain not in ops.STANDARD else "", node.op_type))
         if parameters is not None:
             return self._with_parameters(node, inputs, parameters)
@@ -109,6 +121,9 @@ class Flow:
         if index is Runtime.INPUT and flat and attribute(node, "axis", 0) in (0, -2):
             self._ledger.exempt(table.origins, Rule.TOKEN_TABLE)
             return Opaque(table.origins, Kind.LOOKED_UP, "its rows are looked up")
+        index_dims = self._shapes.dims(node.input[1])
+        if isinstance(table, Constant) and len(table.dims) > 2 and attribute(node, "axis", 0) == 0 and node.op_type == "Gather":
+            return pick(table, None if index_dims is None else len(index_dims))
         return Opaque(table.origins, Kind.SELECTED, "a part of it is selected at run time")
 
     def _unary(self, node: NodeProto, inputs: Sequence[Input]) -> Value:

@@ -56,7 +56,7 @@ class Heads:
 def _last_products(graph: GraphProto, outputs: list[str]) -> set[str]:
     """Results of nodes that become one of some outputs, directly or through elementwise steps with constants."""
     maker = {name: node for node in graph.node for name in node.output if name}
-    stored = {t.name for t in graph.initializer} | {n.output[0] for n in graph.node if n.op_type == "Constant" and n.output}
+    stored = _fixed(graph)
     last: set[str] = set()
     waiting = list(outputs)
     while waiting:
@@ -66,6 +66,17 @@ def _last_products(graph: GraphProto, outputs: list[str]) -> set[str]:
         last.add(name)
         waiting.extend(_before(maker[name], stored))
     return last
+
+
+def _fixed(graph: GraphProto) -> set[str]:
+    """Names of constants, of the scales by which activations were quantised, and of what elementwise steps make of these."""
+    fixed = {t.name for t in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" or (node.op_type in _AFTER and all(name in fixed for name in node.input if name)):
+            fixed.update(node.output)
+        elif node.op_type == "DynamicQuantizeLinear":
+            fixed.update(node.output[1:])
+    return fixed
 
 
 def _before(node: NodeProto, stored: set[str]) -> list[str]:

@@ -16,8 +16,9 @@ from maskpro_deploy.validation.arrays import Array
 from maskpro_deploy.validation.graphs.flow import title
 from maskpro_deploy.validation.graphs.ledger import Ledger
 from maskpro_deploy.validation.graphs.linear import dequantised
-from maskpro_deploy.validation.graphs.nbits import nbits_array
-from maskpro_deploy.validation.graphs.products import Product, attribute
+from maskpro_deploy.validation.graphs.nbits import unpacked
+from maskpro_deploy.validation.graphs.picked import is_weight
+from maskpro_deploy.validation.graphs.products import Product
 from maskpro_deploy.validation.graphs.shapes import Shapes
 from maskpro_deploy.validation.graphs.steps import small_array
 from maskpro_deploy.validation.graphs.values import (
@@ -25,6 +26,7 @@ from maskpro_deploy.validation.graphs.values import (
     Input,
     Kind,
     Opaque,
+    Picked,
     Runtime,
     Value,
     is_constant,
@@ -86,6 +88,8 @@ class Multiplier:
             others = [v for i, _, v in operands if i != number]
             if isinstance(value, Constant):
                 self._constant(node, inputs, product, number, axis)
+            elif isinstance(value, Picked) and (own := _own_axis(value, axis)) is not None and number not in product.scales:
+                self._weight(node, value.base, own)
             elif isinstance(value, Opaque):
                 self._opaque(node, value, number, axis, others)
         return Runtime.ACTIVE
@@ -128,11 +132,8 @@ class Multiplier:
         zeros = small_array(zero)
         if scales is None or (zero is not None and zeros is None) or value.perm != tuple(range(len(value.perm))):
             return None
-        if product.bits:
-            columns, block = attribute(node, "K", 0), attribute(node, "block_size", 0)
-            if value.dtype != "u8":
-                return None
-            data = nbits_array(value.data, value.shape, columns, product.bits, block, scales, zeros)
+        if product.packed:
+            data = unpacked(node, product.packed, value, scales, zeros)
             return None if data is None else replace(value, shape=(data.rows, data.columns), data=data, perm=(0, 1))
         scales, zeros = _alike(scales, zeros)
         for channel in (len(value.shape) - 1, 0):  # by columns, or by rows where the weight is transposed or a kernel
@@ -178,7 +179,7 @@ class Multiplier:
             self._ledger.exempt(value.origins, Rule.VECTOR)
             return
         activations = value.kind in (Kind.LOOKED_UP, Kind.ADDED)
-        if activations and all(isinstance(v, Constant) for v in others):
+        if activations and all(is_weight(v) for v in others):
             self._ledger.exempt(value.origins, Rule.TOKEN_TABLE if value.kind is Kind.LOOKED_UP else Rule.ELEMENTWISE)
             return
         reason = f"{value.reason}, and is then multiplied with activations" if value.kind is not Kind.CONSTANT else value.reason
@@ -190,6 +191,12 @@ class Multiplier:
         if dims is None or axis is None or not -len(dims) <= axis < len(dims):
             return self._ledger.largest(value.origins) <= _TINY
         return dims[axis] == 1 or sum(d is None or d > 1 for d in dims) <= 1 or self._ledger.largest(value.origins) <= _TINY
+
+
+def _own_axis(value: Picked, axis: int | None) -> int | None:
+    """The axis of the constant that a product of picked entries sums over; None if it is not one of it."""
+    known = axis is not None and -len(value.axes) <= axis < (len(value.axes) if value.whole else 0)
+    return value.axes[axis] if known and axis is not None else None
 
 
 def _alike(scales: Array, zeros: Array | None) -> tuple[Array, Array | None]:

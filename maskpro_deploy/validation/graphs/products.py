@@ -23,13 +23,13 @@ class Product:
         factors: (input number, axis that is summed over) of every operand; the axis is None for one that is never a weight.
         parameters: input number -> what it serves as; those that are not named are activations.
         scales: input number of a quantised operand -> the numbers of its scale and zero point; None where it has none.
-        bits: of each weight in a packed operand of MatMulNBits; 0 otherwise.
+        packed: how the weight is packed into bytes, "nbits" or "bnb4"; "" if it is not.
     """
 
     factors: tuple[tuple[int, int | None], ...]
     parameters: Mapping[int, Rule] = field(default_factory=dict)
     scales: Mapping[int, tuple[int | None, int | None]] = field(default_factory=dict)
-    bits: int = 0
+    packed: str = ""
 
 
 def product_of(node: NodeProto) -> Product | str | None:
@@ -139,7 +139,13 @@ def _nbits(node: NodeProto) -> Product | str:
     if len(node.input) > 4 and node.input[4]:
         return "MatMulNBits with rows in another order (g_idx) is not followed"
     others = {2: Rule.QUANTISATION, 3: Rule.QUANTISATION, 5: Rule.ELEMENTWISE}
-    return Product(factors=((0, -1), (1, 1)), parameters=others, scales={1: (2, 3)}, bits=bits)
+    return Product(factors=((0, -1), (1, 1)), parameters=others, scales={1: (2, 3)}, packed="nbits")
+
+
+def _bnb4(node: NodeProto) -> Product | str:
+    if attribute(node, "quant_type", 1) not in (0, 1):
+        return "MatMulBnb4 of this type is not followed"
+    return Product(factors=((0, -1), (1, 1)), parameters={2: Rule.QUANTISATION}, scales={1: (2, None)}, packed="bnb4")
 
 
 def _refuse(reason: str) -> Callable[[NodeProto], str]:
@@ -169,7 +175,7 @@ _MICROSOFT: dict[str, Callable[[NodeProto], Product | str]] = {
     "FusedGemm": _gemm,
     "FusedMatMul": _fused_matmul,
     "GemmFastGelu": _matmul,
-    "MatMulBnb4": _refuse("packs its weights in a table of values, which is not followed"),
+    "MatMulBnb4": _bnb4,
     "MatMulFpQ4": _refuse("packs its weights in a way that is not followed"),
     "MatMulIntegerToFloat": _quantised(1, 3, 5),
     "MatMulNBits": _nbits,

@@ -5,7 +5,7 @@ multiplies with becomes a weight to check; `steps` and `pieces` say through whic
 All other uses are noted in the `Ledger`: a rule exempts them, or they are refused. Where a node's results do not hold a table
 that went into it, and nothing was noted, the table is refused: what is not known to be harmless is unaccounted for.
 
-Nothing recurses along the graph, so cycles cannot hang it: a value used before it was made is an error.
+Nothing recurses along the graph, so cycles cannot hang it: a value that nothing made before it is used is an error.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from maskpro_deploy.validation.graphs.flow import Flow, title
 from maskpro_deploy.validation.graphs.heads import Heads
 from maskpro_deploy.validation.graphs.ledger import Ledger
 from maskpro_deploy.validation.graphs.multiply import Multiplier
+from maskpro_deploy.validation.graphs.order import ordered
 from maskpro_deploy.validation.graphs.pieces import make_pieces
 from maskpro_deploy.validation.graphs.products import product_of
 from maskpro_deploy.validation.graphs.shapes import Shapes
@@ -89,7 +90,7 @@ class Tracer:
             size = len(sparse.values.raw_data) + len(sparse.indices.raw_data) or 4 * len(sparse.values.float_data)
             key = self.ledger.enter_bytes(sparse.values.name, tuple(sparse.dims), size, scope)
             values[sparse.values.name] = Opaque(frozenset({key}), Kind.CONSTANT, "it is stored as a sparse tensor")
-        self._nodes(((node, (*scope, i)) for i, node in enumerate(graph.node)), values)
+        self._nodes(((node, (*scope, i)) for i, node in ordered(graph.node, values)), values)
         return [values.get(output.name, Runtime.ACTIVE) for output in graph.output]
 
     def _stored(self, tensor: TensorProto, name: str, scope: Scope) -> Value:
@@ -145,7 +146,7 @@ class Tracer:
         product = product_of(node)
         if product is not None:
             return [self._multiplier.multiply(node, inputs, product)] * count
-        return self._followed(node, inputs) or [self._flow.result(node, inputs)] * count
+        return self._followed(node, inputs) or self._flow.results(node, inputs)
 
     def _attributes(self, node: NodeProto, scope: Scope) -> None:
         """Refuse what a node may multiply with that is no input of it."""

@@ -68,6 +68,26 @@ class Opaque:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Picked(Opaque):
+    """Whole entries of a constant's first axis, chosen at run time: whichever they are, the other axes are those of the constant.
+
+    Attributes:
+        base: the constant.
+        axes: for each axis of the value the one of the constant; None for those that the index made.
+        whole: whether these are all axes; else the index made some more in front of them.
+    """
+
+    base: Constant
+    axes: tuple[int | None, ...]
+    whole: bool = True
+
+    @property
+    def plain(self) -> Opaque:
+        """The same without knowledge of its axes."""
+        return Opaque(self.origins, self.kind, self.reason)
+
+
 Value = Constant | Opaque | Runtime
 Input = Value | None  # None: an optional input that is not given
 
