@@ -1,8 +1,8 @@
 """Intervals of few values: a trimmed mean with Student's t (Yuen 1974, Biometrika 61).
 
 A benchmark has 8 to 40 independent values, the logarithms of the ratios of pairs of sessions. Most scatter normally; now and then
-something disturbs a pair badly. A bootstrap over so few values is too narrow, and the plain mean loses its power to a single
-disturbed pair. So from each end one value in ten is trimmed, one at least from 8 values on, and
+something disturbs a pair badly, and the plain mean loses its power to a single such pair. A rank test has no interval for so few
+values at the levels that many comparisons need. So from each end one value in ten is trimmed, one at least from 8 values on, and
 
 1. the centre is the mean of the `H = P - 2 G` values that are left;
 2. its standard error comes from the *winsorised* values (each trimmed one replaced by its nearest kept one): with their sum of

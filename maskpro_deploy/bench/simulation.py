@@ -41,7 +41,7 @@ _DISTURBED, _DISTURBANCE = 0.02, 0.33
 _CHUNK = 250  # runs at a time: bounds the memory
 
 # logarithms of the ratios of 24 pairs of sessions of the demo bundle against itself (prefill of 64 tokens, decode at context 64):
-# 2 cores of a shared virtual machine, on which others computed meanwhile
+# 2 cores of a shared virtual machine, on which others computed meanwhile; how: docs/benchmark.md
 MEASURED = np.array(
     [
         *(0.018, 0.033, -0.023, 0.074, -0.022, 0.011, -0.018, 0.101, -0.023, -0.029, 0.033, -0.348),
