@@ -80,7 +80,7 @@ class Branches:
         state = [self._carried(v, "Loop") for v in inputs[2:]]
         self._tracer.ledger.exempt(origins_of(*inputs[:2]), Rule.INDEX)
         names = [v.name for v in body.input]
-        first: list[Value] = [Runtime.INPUT, Runtime.INPUT]  # number of the pass, and whether to go on
+        first: list[Value] = [Runtime.ACTIVE, Runtime.INPUT]  # number of the pass, and whether to go on
         return self._repeat(body, values, lambda s: dict(zip(names, [*first, *s], strict=False)), state, scope, skipped=1)[:count]
 
     def _scan(

@@ -42,6 +42,7 @@ class _Entry:
     default: Rule
     table: bool
     place: tuple[str, int] | None = None
+    consumer: str = ""
     rules: set[Rule] = field(default_factory=set)
     weighed: bool = False
     refusals: dict[str, list[str]] = field(default_factory=dict)  # reason -> consumers
@@ -112,9 +113,14 @@ class Ledger:
         """Whether one of the tensors could be a weight."""
         return any(self._entries[key].table for key in keys)
 
-    def largest(self, keys: Iterable[str]) -> int:
-        """Elements of the largest of some tensors."""
-        return max((math.prod(self._entries[key].shape) for key in keys), default=0)
+    def elements(self, keys: Iterable[str]) -> int:
+        """Elements of some tensors."""
+        return sum(math.prod(self._entries[key].shape) for key in keys)
+
+    def consume(self, keys: Iterable[str], consumer: str) -> None:
+        """Note that a node uses some tensors, whatever it makes of them."""
+        for key in keys:
+            self._entries[key].consumer = self._entries[key].consumer or consumer
 
     def token_rows(self) -> int:
         """Rows of the longest table that tokens are looked up in; 0 if there is none."""
@@ -134,7 +140,7 @@ class Ledger:
         found = [
             Unchecked(name=key, shape=e.shape, reason=reason, consumers=tuple(users[:_SHOWN]), bytes=e.bytes)
             for key, e in self._entries.items()
-            for reason, users in list(e.refusals.items())[:1]
+            for reason, users in (list(e.refusals.items()) or _loose_end(e))[:1]
         ]
         return (*found, *(Unchecked(name=title, shape=(), reason=reason) for title, reason in self._nodes.items()))
 
@@ -184,8 +190,15 @@ def _default(data_type: int) -> Rule:
     return Rule.INDEX if data_type in _INTEGERS else Rule.VECTOR
 
 
+def _loose_end(entry: _Entry) -> list[tuple[str, list[str]]]:
+    """Why a table that is used, and of which nothing else is known, is unaccounted for."""
+    if entry.table and entry.consumer and not entry.rules and not entry.weighed and entry.default is not Rule.BOOLEAN:
+        return [("it is used, and what becomes of it is not known", [entry.consumer])]
+    return []
+
+
 def _rule(entry: _Entry) -> Rule | None:
-    if entry.refusals:
+    if entry.refusals or _loose_end(entry):
         return None
     if entry.weighed and Rule.HEAD not in entry.rules:
         return None

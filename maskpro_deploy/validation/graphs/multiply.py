@@ -13,7 +13,7 @@ from onnx import NodeProto
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.validation.accounts import Rule
 from maskpro_deploy.validation.arrays import Array
-from maskpro_deploy.validation.graphs.flow import title
+from maskpro_deploy.validation.graphs.flow import may_meet, title
 from maskpro_deploy.validation.graphs.ledger import Ledger
 from maskpro_deploy.validation.graphs.linear import dequantised
 from maskpro_deploy.validation.graphs.nbits import unpacked
@@ -22,6 +22,7 @@ from maskpro_deploy.validation.graphs.products import Product
 from maskpro_deploy.validation.graphs.shapes import Shapes
 from maskpro_deploy.validation.graphs.steps import small_array
 from maskpro_deploy.validation.graphs.values import (
+    ACTIVATIONS,
     Constant,
     Input,
     Kind,
@@ -35,7 +36,7 @@ from maskpro_deploy.validation.graphs.values import (
 )
 from maskpro_deploy.validation.source import Weight
 
-_TINY = 1 << 12  # elements: what is computed from so few holds no weights
+_FEW = 256  # numbers: what is computed from so few, in a shape that is not known, is taken for a vector
 
 
 @dataclass(slots=True)
@@ -92,7 +93,15 @@ class Multiplier:
                 self._weight(node, value.base, own)
             elif isinstance(value, Opaque):
                 self._opaque(node, value, number, axis, others)
+        biases = (i for i, rule in product.parameters.items() if rule is Rule.ELEMENTWISE and i < len(inputs))
+        added = [v for v in (inputs[i] for i in biases) if self._is_added(v)]
+        if added:
+            return Opaque(origins_of(*added), Kind.ADDED, "it is added to what a product makes")
         return Runtime.ACTIVE
+
+    def _is_added(self, value: Input) -> bool:
+        """Whether a bias is a whole table."""
+        return isinstance(value, (Constant, Opaque)) and self._ledger.holds_table(value.origins)
 
     def mark(self) -> object:
         """What was found so far."""
@@ -178,8 +187,7 @@ class Multiplier:
         if not self._ledger.holds_table(value.origins) and self._is_small(node, value, number, axis):
             self._ledger.exempt(value.origins, Rule.VECTOR)
             return
-        activations = value.kind in (Kind.LOOKED_UP, Kind.ADDED)
-        if activations and all(is_weight(v) for v in others):
+        if value.kind in ACTIVATIONS and (all(is_weight(v) for v in others) or may_meet(value, others)):
             self._ledger.exempt(value.origins, Rule.TOKEN_TABLE if value.kind is Kind.LOOKED_UP else Rule.ELEMENTWISE)
             return
         reason = f"{value.reason}, and is then multiplied with activations" if value.kind is not Kind.CONSTANT else value.reason
@@ -189,8 +197,10 @@ class Multiplier:
         """Whether a value that is computed from vectors is one itself, or is computed from next to nothing."""
         dims = self._shapes.dims(node.input[number])
         if dims is None or axis is None or not -len(dims) <= axis < len(dims):
-            return self._ledger.largest(value.origins) <= _TINY
-        return dims[axis] == 1 or sum(d is None or d > 1 for d in dims) <= 1 or self._ledger.largest(value.origins) <= _TINY
+            return self._ledger.elements(value.origins) <= _FEW
+        if dims[axis] == 1 or sum(d is None or d > 1 for d in dims) <= 1:
+            return True
+        return self._ledger.elements(value.origins) <= (_FEW if None in dims else 1)
 
 
 def _own_axis(value: Picked, axis: int | None) -> int | None:

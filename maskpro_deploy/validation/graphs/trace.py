@@ -36,6 +36,7 @@ from maskpro_deploy.validation.source import Unchecked, Weight
 
 Scope = tuple[object, ...]
 _DEEPEST = 32  # functions in functions
+_MOST_NODES = 300_000  # nodes that are traced, a function's again at each call
 
 
 class Tracer:
@@ -56,8 +57,8 @@ class Tracer:
         self._flow = Flow(self.ledger, shapes)
         self._multiplier = Multiplier(self.ledger, shapes, path)
         self._branches = Branches(self)
-        self._depth = 0
-        self.trace(model.graph, {}, ())
+        self._depth = self._count = 0
+        self._outputs(self.trace(model.graph, {}, ()))
         self._enter_uncalled(model.functions)
         self.weights: tuple[Weight, ...] = Heads(model.graph, self.ledger).apply(self._multiplier.found)
 
@@ -104,6 +105,13 @@ class Tracer:
             return Opaque(origins, Kind.CONSTANT, f"its dtype is {type_name}")
         return Constant(key, shape, dtype, flat_array(tensor, self._path, self._external), tuple(range(len(shape))), origins)
 
+    def _outputs(self, values: Iterable[Value]) -> None:
+        """Note what becomes an output of the model without another product."""
+        for value in values:
+            if isinstance(value, Opaque) and value.kind is Kind.EXPANDED:
+                self.ledger.refuse(value.origins, value.reason, "an output of the model")
+            self.ledger.exempt(origins_of(value), Rule.ELEMENTWISE)
+
     def mark(self) -> object:
         """The weights that were found so far, for `undo`."""
         return self._multiplier.mark()
@@ -121,6 +129,12 @@ class Tracer:
                         f"The graph lacks an initializer, or is not in topological order."
                     )
             inputs: list[Input] = [values[name] if name else None for name in node.input]
+            self._count += 1
+            if self._count > _MOST_NODES:
+                raise FormatError(
+                    f"{self._path}: its functions and loops come to more than {_MOST_NODES:,} nodes: it is not read."
+                )
+            self.ledger.consume(origins_of(*inputs), title(node))
             self.ledger.touched = set()
             results = self._results(node, inputs, values, scope)
             lost = self.ledger.tables(origins_of(*inputs) - origins_of(*results) - self.ledger.touched)
