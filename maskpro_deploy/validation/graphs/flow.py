@@ -131,8 +131,8 @@ class Flow:
             return runtime_of(table, index)
         if isinstance(table, Opaque) and table.kind is not Kind.CONSTANT:
             return table
-        flat = any(len(dims) == 2 for infer in (False, True) if (dims := self._dims(node, inputs, 0, infer)) is not None)
-        if index is Runtime.INPUT and flat and attribute(node, "axis", 0) in (0, -2):
+        dims = self._dims(node, inputs, 0)
+        if index is Runtime.INPUT and dims is not None and len(dims) == 2 and attribute(node, "axis", 0) in (0, -2):
             self._ledger.exempt(table.origins, Rule.TOKEN_TABLE)
             return Opaque(table.origins, Kind.LOOKED_UP, "its rows are looked up")
         index_dims = self._shapes.dims(node.input[1])
@@ -157,7 +157,7 @@ class Flow:
         return runtime_of(value)
 
     def _not_followed(self, node: NodeProto, inputs: Sequence[Input]) -> Opaque:
-        reason = reason_of(*inputs) or f"it passes through {node.op_type}, which is not followed"
+        reason = reason_of(*inputs[:1]) or f"it passes through {node.op_type}, which is not followed"
         return Opaque(origins_of(*inputs), Kind.CONSTANT, reason)
 
     def _moved(self, node: NodeProto, inputs: Sequence[Input]) -> Value:
@@ -165,9 +165,18 @@ class Flow:
         self._ledger.exempt(origins_of(*others), Rule.INDEX)
         if isinstance(value, Opaque) and value.kind is not Kind.CONSTANT:
             return value
+        if isinstance(value, Constant) and (rank := self._picks(node, value)) is not None:
+            return pick(value, rank)
         if isinstance(value, (Constant, Opaque)):
             return Opaque(value.origins, Kind.SELECTED, f"{node.op_type} takes parts of it that are chosen at run time")
         return runtime_of(*inputs)
+
+    def _picks(self, node: NodeProto, value: Constant) -> int | None:
+        """For a GatherND of whole entries of the first axis, the rank of its indices; else None."""
+        if node.op_type != "GatherND" or attribute(node, "batch_dims", 0) or len(value.dims) < 3:
+            return None
+        dims = self._shapes.dims(node.input[1])
+        return len(dims) - 1 if dims and dims[-1] == 1 else None
 
     def _normalised(self, node: NodeProto, inputs: Sequence[Input], count: int) -> Value:
         shifts = [v for v in inputs[count:] if self._is_weighty(v)]
@@ -267,16 +276,13 @@ class Flow:
 
     def _lengthens(self, node: NodeProto, inputs: Sequence[Input], number: int) -> bool:
         """Whether a table may have a fixed dimension above 1 that the other operand lacks, or has as 1."""
-        for infer in (False, True):
-            table = self._dims(node, inputs, number, infer)
-            others = [self._dims(node, inputs, i, infer) for i in range(len(inputs)) if i != number]
-            if table is not None and all(o is not None and _covers(o, table) for o in others):
-                return False
-        return True
+        table = self._dims(node, inputs, number)
+        others = [self._dims(node, inputs, i) for i in range(len(inputs)) if i != number]
+        return table is None or not all(o is not None and _covers(o, table) for o in others)
 
-    def _dims(self, node: NodeProto, inputs: Sequence[Input], number: int, infer: bool) -> Dims | None:
+    def _dims(self, node: NodeProto, inputs: Sequence[Input], number: int) -> Dims | None:
         value = inputs[number]
-        return value.dims if isinstance(value, Constant) else self._shapes.dims(node.input[number], infer=infer)
+        return value.dims if isinstance(value, Constant) else self._shapes.dims(node.input[number])
 
 
 def _is_active(value: Constant | Opaque) -> bool:

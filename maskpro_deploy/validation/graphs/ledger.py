@@ -55,7 +55,7 @@ class Ledger:
         self.touched: set[str] = set()  # keys that the present node accounted for
         self._entries: dict[str, _Entry] = {}
         self._keys: dict[tuple[object, ...], str] = {}
-        self._spans: set[tuple[str, int]] = set()
+        self._spans: dict[tuple[str, int], int] = {}
         self._nodes: dict[str, str] = {}
 
     def enter(self, tensor: TensorProto, name: str, scope: tuple[object, ...]) -> str:
@@ -64,10 +64,13 @@ class Ledger:
         if place not in self._keys:
             shape = tuple(tensor.dims)
             span = _place(tensor)
-            size = 0 if span in self._spans else tensor_bytes(tensor)
+            size = tensor_bytes(tensor)
+            if span is not None:  # further names of the same bytes add only what reaches beyond
+                counted = self._spans.get(span, 0)
+                self._spans[span] = max(counted, size)
+                size = max(0, size - counted)
             key = self._add(name, shape, size, _default(tensor.data_type), is_table(shape))
             self._entries[key].place = span
-            self._spans |= {span} if span is not None else set()
             self._keys[place] = key
         return self._keys[place]
 
@@ -159,7 +162,7 @@ def _place(tensor: TensorProto) -> tuple[str, int] | None:
         return None
     facts = {e.key: e.value for e in tensor.external_data}
     offset = facts.get("offset", "0")
-    return facts.get("location", ""), int(offset) if offset.isdecimal() else 0
+    return facts.get("location", ""), int(offset) if offset.isdecimal() and len(offset) < 20 else 0
 
 
 def tensor_bytes(tensor: TensorProto) -> int:

@@ -18,7 +18,7 @@ from maskpro_deploy.validation.graphs.ledger import Ledger
 from maskpro_deploy.validation.graphs.linear import dequantised
 from maskpro_deploy.validation.graphs.nbits import unpacked
 from maskpro_deploy.validation.graphs.picked import is_weight
-from maskpro_deploy.validation.graphs.products import Product
+from maskpro_deploy.validation.graphs.products import Product, attribute
 from maskpro_deploy.validation.graphs.shapes import Shapes
 from maskpro_deploy.validation.graphs.steps import small_array
 from maskpro_deploy.validation.graphs.values import (
@@ -31,6 +31,7 @@ from maskpro_deploy.validation.graphs.values import (
     Runtime,
     Value,
     is_constant,
+    is_table,
     origins_of,
     reason_of,
 )
@@ -65,10 +66,12 @@ class Multiplier:
     Attributes:
         found: the weights, each once for every axis that it is summed along.
         multiply_adds: of all products with stored tensors, for one token.
+        in_main_graph: whether the present node is one of the main graph.
     """
 
     def __init__(self, ledger: Ledger, shapes: Shapes, path: Path) -> None:
         self.found: list[Found] = []
+        self.in_main_graph = True
         self.multiply_adds = 0
         self._ledger, self._shapes, self._path = ledger, shapes, path
         self._seen: dict[tuple[str, int, int], int] = {}  # to its place in `found`
@@ -134,7 +137,7 @@ class Multiplier:
         """A quantised operand as the product multiplies with it."""
         value = inputs[number]
         assert isinstance(value, Constant)
-        scale_at, zero_at = product.scales[number]
+        scale_at, zero_at, channel = product.scales[number]
         zero = inputs[zero_at] if zero_at is not None and zero_at < len(inputs) else None
         scale = inputs[scale_at] if scale_at is not None and scale_at < len(inputs) else None
         scales = np.ones((), np.float32) if scale_at is None else small_array(scale)
@@ -145,19 +148,19 @@ class Multiplier:
             data = unpacked(node, product.packed, value, scales, zeros)
             return None if data is None else replace(value, shape=(data.rows, data.columns), data=data, perm=(0, 1))
         scales, zeros = _alike(scales, zeros)
-        for channel in (len(value.shape) - 1, 0):  # by columns, or by rows where the weight is transposed or a kernel
-            plain = dequantised(value.data, value.shape, channel, scales, zeros, 0)
-            if plain is not None:
-                return replace(value, data=plain)
-        return None
+        plain = dequantised(value.data, value.shape, channel % len(value.shape), scales, zeros, 0) if value.shape else None
+        return replace(value, data=plain) if plain is not None else None
 
     def _weight(self, node: NodeProto, value: Constant, axis: int) -> None:
         rank = len(value.shape)
         if not -rank <= axis < rank:
             raise FormatError(f"{self._path}: {title(node)} has a weight {value.name!r} of {rank} dimensions.")
         at, size = value.perm[axis], math.prod(value.shape)
-        if value.shape[at] == 1 or rank == 1:
-            self._ledger.exempt(value.origins, Rule.VECTOR if rank == 1 or size == 1 else Rule.NARROW)
+        if rank == 1 or (value.shape[at] == 1 and not is_table(value.shape)):
+            self._ledger.exempt(value.origins, Rule.VECTOR)
+            return
+        if value.shape[at] == 1:
+            self._narrow(node, value)
             return
         self.multiply_adds += size
         single = size == value.shape[at]  # a single output: it is checked where a list asks for it
@@ -181,7 +184,14 @@ class Multiplier:
         else:
             known = self.found[self._seen[key]]
             known.weight = replace(known.weight, uses=known.weight.uses + 1)
-        self.found[self._seen[key]].results.extend(node.output[:1])
+        self.found[self._seen[key]].results.extend(node.output[:1] if self.in_main_graph else [""])
+
+    def _narrow(self, node: NodeProto, value: Constant) -> None:
+        """A weight whose reduction dimension is 1: only in a depthwise convolution does it not sum over what activations lack."""
+        if "Conv" in node.op_type and attribute(node, "group", 1) == value.dims[0]:
+            self._ledger.exempt(value.origins, Rule.NARROW)
+        else:
+            self.refuse(value.origins, f"its reduction dimension is 1: how {node.op_type} uses it is not followed", node)
 
     def _opaque(self, node: NodeProto, value: Opaque, number: int, axis: int | None, others: Sequence[Input]) -> None:
         if not self._ledger.holds_table(value.origins) and self._is_small(node, value, number, axis):
