@@ -20,8 +20,9 @@ from maskpro_deploy.exporters.calibration import calibrate
 from maskpro_deploy.exporters.graph import Graph as OnnxGraph
 from maskpro_deploy.exporters.graph import Weight
 from maskpro_deploy.exporters.graph_file import metadata, write_graph
-from maskpro_deploy.exporters.kv_forms import FORMS
+from maskpro_deploy.exporters.half_precision import NotRounded
 from maskpro_deploy.exporters.half_report import describe_unverified, explain_difference, with_underflow
+from maskpro_deploy.exporters.kv_forms import FORMS
 from maskpro_deploy.exporters.layers import Layers
 from maskpro_deploy.exporters.layouts import data_path, graph_path, write_genai
 from maskpro_deploy.exporters.model_config import DecoderConfig
@@ -31,6 +32,7 @@ from maskpro_deploy.exporters.settings import ExportConfig
 from maskpro_deploy.exporters.special_tokens import end_tokens, token_id
 from maskpro_deploy.exporters.templates import TEMPLATES as TEMPLATES
 from maskpro_deploy.exporters.templates import Template, template_for
+from maskpro_deploy.exporters.underflow import Underflow
 from maskpro_deploy.files import check_free, copy_file, new_folder
 from maskpro_deploy.manifest import FileEntry, Graph, Manifest, ModelShape, SparseWeight, file_entry
 from maskpro_deploy.masks import MASKS_FILE
@@ -135,7 +137,7 @@ def export(
         manifest.save(folder)
         figures = dict(manifest.verification)
         if reference is not None:
-            figures = with_underflow(_verified(folder, reference(), shape.max_length, verifying), blob.underflow)
+            figures = with_underflow(_verified(folder, reference(), blob.underflow, verifying), blob.underflow)
         if compare and len(entries) > 1:
             figures["forms"] = _compared(folder, manifest)
         if figures != manifest.verification:
@@ -200,23 +202,25 @@ def _calibrated(
     return calibrate(same, graph.weights, source, scratch, config.dtype, decoder.max_length, progress)
 
 
-def _verified(folder: Path, reference: Reference, max_length: int, progress: Progress) -> dict[str, Any]:
-    """The figures of a comparison that passed.
+def _verified(folder: Path, reference: Reference, underflow: Underflow, progress: Progress) -> dict[str, Any]:
+    """The figures of a comparison that passed, or why there are none.
 
     Raises:
         CheckFailed: it did not pass; the message has the figures.
     """
-    prompts, greedy = verification_prompts(folder, max_length)
     manifest = Manifest.load(folder)
+    prompts, greedy = verification_prompts(folder, manifest.model.max_length)
     dtype = manifest.graph.dtype
     try:
         result = verify(folder, reference, prompts, greedy, progress)
     except OutOfRange as e:
         raise CheckFailed(f"the exported graph does not work in {dtype}; nothing was kept.\n{e}") from e
+    except NotRounded as e:
+        return describe_unverified(dtype, str(e))
     if not result.passed:
         raise CheckFailed(
             f"the exported graph does not agree with the checkpoint; nothing was kept.\n{result.summary()}.\n"
-            f"{explain_difference(folder, manifest, reference, prompts[0])}".rstrip()
+            f"{explain_difference(folder, manifest, reference, prompts[0], underflow)}".rstrip()
         )
     return result.to_json()
 

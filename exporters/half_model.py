@@ -14,9 +14,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from maskpro_deploy.errors import MachineError
 from maskpro_deploy.exporters.graph import DTYPES
-from maskpro_deploy.exporters.half_precision import HALVES, describe_arithmetic, round_graph
+from maskpro_deploy.exporters.half_precision import HALVES, NotRounded, describe_arithmetic, round_graph
 from maskpro_deploy.exporters.half_range import Probes
 from maskpro_deploy.exporters.ort_model import OrtModel, model_of, open_model, open_session
 from maskpro_deploy.manifest import Graph, Manifest, safe_path
@@ -33,12 +32,14 @@ class Opened:
         arithmetic: what it computes in, in words.
         unrounded: "fp16 not verified" and why, if a half-precision graph computes in fp32; else "".
         probes: the scalars that tell how large its values become; None in fp32 arithmetic.
+        routed: it chooses experts in half precision.
     """
 
     model: OrtModel
     arithmetic: str = FP32
     unrounded: str = ""
     probes: Probes | None = None
+    routed: bool = False
 
 
 def open_to_compare(bundle: Path, manifest: Manifest, graph: Graph | None = None) -> Opened:
@@ -50,7 +51,7 @@ def open_to_compare(bundle: Path, manifest: Manifest, graph: Graph | None = None
         graph: one of its graphs; by default its own.
 
     Raises:
-        MachineError: it is bf16, which onnxruntime runs on no CPU, and cannot be rewritten.
+        NotRounded: it is bf16, which onnxruntime runs on no CPU, and cannot be rewritten.
     """
     graph = graph if graph is not None else manifest.graph
     if graph.dtype not in HALVES:
@@ -59,13 +60,14 @@ def open_to_compare(bundle: Path, manifest: Manifest, graph: Graph | None = None
     try:
         _check_roundings(graph.dtype)
         model, places = round_graph(onnx.load(path, load_external_data=False), graph.dtype)
-    except MachineError as e:
+    except NotRounded as e:
         if graph.dtype == "bf16":
             raise
         return Opened(model=open_model(bundle, manifest, graph), unrounded=f"{graph.dtype} not verified: {e}")
     probes = Probes(model, places, graph.dtype)
     session = model_of(model.SerializeToString(), path.parent, manifest, graph, rounded=True)
-    return Opened(model=session, arithmetic=describe_arithmetic(graph.dtype), probes=probes)
+    routed = any(node.op_type == "TopK" for node in model.graph.node)
+    return Opened(model=session, arithmetic=describe_arithmetic(graph.dtype), probes=probes, routed=routed)
 
 
 def open_unrounded(bundle: Path, manifest: Manifest) -> OrtModel:
@@ -80,7 +82,7 @@ def _check_roundings(dtype: str) -> None:
     """Run two products with a rounding behind each, one by a stored constant, and compare them with numpy's.
 
     Raises:
-        MachineError: the session computes something else.
+        NotRounded: the session computes something else.
     """
     element, kind = DTYPES[dtype]
     shape = ["n", 4]
@@ -107,4 +109,4 @@ def _check_roundings(dtype: str) -> None:
     with np.errstate(over="ignore"):
         expected = (values.astype(kind).astype(np.float32) * 2).astype(kind).astype(np.float32)
     if not np.array_equal(found, expected):
-        raise MachineError(f"this version of onnxruntime leaves out the roundings to {dtype}: it runs such graphs in fp32.")
+        raise NotRounded(f"this version of onnxruntime leaves out the roundings to {dtype}: it runs such graphs in fp32.")

@@ -27,38 +27,16 @@ from maskpro_deploy.exporters.graph import CONTRIB, DTYPES
 
 HALVES = ("fp16", "bf16")
 # their outputs are values of their inputs, or those with the other sign
-_MOVES = frozenset(
-    (  # fmt: skip
-        "Abs",
-        "Concat",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "GatherElements",
-        "GatherND",
-        "Identity",
-        "If",
-        "Max",
-        "Min",
-        "Neg",
-        "Pad",
-        "Relu",
-        "Reshape",
-        "ScatterElements",
-        "ScatterND",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "TensorScatter",
-        "Tile",
-        "TopK",
-        "Transpose",
-        "Trilu",
-        "Unsqueeze",
-        "Where",
-    )  # fmt: skip
-)
+_MOVES = {
+    "Abs", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Max", "Min", "Neg",
+    "Pad", "Relu", "Reshape", "Slice", "Split", "Squeeze", "TensorScatter", "Tile", "TopK",
+    "Transpose", "Trilu", "Unsqueeze", "Where",
+}  # fmt: skip
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
+
+
+class NotRounded(MachineError):
+    """A half-precision graph cannot be run with its values rounded here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +71,7 @@ def round_graph(model: onnx.ModelProto, dtype: str, *, rounding: bool = True) ->
         the fp32 graph, whose inputs and outputs are fp32 where they were half, and the roundings of its main graph.
 
     Raises:
-        MachineError: the type of a value is not known.
+        NotRounded: the type of a value is not known.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -172,7 +150,7 @@ class _Rewriter:
 
     def _type_of(self, name: str, node: onnx.NodeProto) -> int:
         if name not in self._types:
-            raise MachineError(f"the type of {name!r}, which {node.op_type} {node.name!r} puts out, is not known.")
+            raise NotRounded(f"the type of {name!r}, which {node.op_type} {node.name!r} puts out, is not known.")
         return self._types[name]
 
 
@@ -187,7 +165,7 @@ def _types_of(model: onnx.ModelProto, half: int) -> dict[str, int]:
     try:
         known = onnx.shape_inference.infer_shapes(known)
     except Exception as e:
-        raise MachineError(f"onnx cannot infer the types of the graph: {e}") from e
+        raise NotRounded(f"onnx cannot infer the types of the graph: {e}") from e
     found: dict[str, int] = {}
     _collect(known.graph, found)
     return found

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 
 from maskpro_deploy.exporters.graph import DTYPES, WIDER
 from maskpro_deploy.exporters.half_precision import Rounding
-from maskpro_deploy.exporters.half_values import layers_of_values, masked_values
+from maskpro_deploy.exporters.half_values import layer_named, layers_of_values, masked_values
 from maskpro_deploy.exporters.ort_model import OrtModel
 
 LOW_MARGIN = 2.0  # the largest value times this should still fit
@@ -104,7 +104,7 @@ class Probes:
         self._places, self._dtype = places, dtype
         self._limit = float(ml_dtypes.finfo(DTYPES[dtype][1]).max)
         layers, self._masked = layers_of_values(model.graph), masked_values(model.graph, -self._limit)
-        self._layers = [layers[place.exact] for place in places]
+        self._layers = [layer_named(place.node) or layers[place.exact] for place in places]
         for i, place in enumerate(places):
             model.graph.node.extend(_scalars(i, place.exact))
             model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in _names(i))

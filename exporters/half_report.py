@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from maskpro_deploy.errors import MachineError
 from maskpro_deploy.exporters.graph import WIDER
 from maskpro_deploy.exporters.half_model import open_unrounded
-from maskpro_deploy.exporters.half_precision import HALVES
+from maskpro_deploy.exporters.half_precision import HALVES, NotRounded
 from maskpro_deploy.exporters.layer_check import LayerReference, first_difference, layer_differences
 from maskpro_deploy.exporters.logit_figures import compare
 from maskpro_deploy.exporters.parity import Reference, tolerance_of
@@ -33,21 +32,28 @@ def with_underflow(figures: dict[str, Any], underflow: Underflow) -> dict[str, A
     return figures | {"underflow": underflow.to_json(), "warnings": warnings}
 
 
-def explain_difference(bundle: Path, manifest: Manifest, reference: Reference, prompt: Sequence[int]) -> str:
+def explain_difference(
+    bundle: Path, manifest: Manifest, reference: Reference, prompt: Sequence[int], underflow: Underflow
+) -> str:
     """Why a comparison failed, as far as it can be told: half precision, or the first layer that differs."""
     dtype = manifest.graph.dtype
+    if lost := underflow.warning():
+        return f"{lost}. Export it with {WIDER[dtype]}."
     if dtype in HALVES and _agrees_unrounded(bundle, manifest, reference, prompt):
-        return f"In fp32 arithmetic the same weights agree: {dtype} is too coarse for this model.\nExport it with {WIDER[dtype]}."
-    if not isinstance(reference, LayerReference):
-        return ""
-    return first_difference(layer_differences(bundle, manifest, reference, prompt), dtype)
+        return f"In fp32 arithmetic the same weights agree: {dtype} is too coarse for this model. Export it with {WIDER[dtype]}."
+    found = ""
+    if isinstance(reference, LayerReference):
+        found = first_difference(layer_differences(bundle, manifest, reference, prompt), dtype)
+    if dtype in HALVES:
+        found += f" If --dtype fp32 passes, {dtype} is too coarse for this model: export it with {WIDER[dtype]}."
+    return found.strip()
 
 
 def _agrees_unrounded(bundle: Path, manifest: Manifest, reference: Reference, prompt: Sequence[int]) -> bool:
     """Whether the stored weights give the reference's logits where nothing else is rounded."""
     try:
         model = open_unrounded(bundle, manifest)
-    except MachineError:
+    except NotRounded:
         return False
     tokens, tolerance = np.asarray([list(prompt)], dtype=np.int64), tolerance_of(manifest.graph)
     found = compare(model.logits(tokens)[0], reference.logits(tokens)[0], tokens[0])

@@ -17,6 +17,12 @@ _ENDS_OF_MASKS = frozenset(("Softmax", "LogSoftmax", "Exp", "Attention", "GroupQ
 EMBEDDING, HEAD = "embedding", "head"
 
 
+def layer_named(name: str) -> str:
+    """The layer that a name tells, "" if it tells none."""
+    found = _NUMBER.search(name)
+    return f"layer {found[1]}" if found else ""
+
+
 def layers_of_values(graph: onnx.GraphProto) -> dict[str, str]:
     """Value -> "layer 0" and so on, `EMBEDDING` for what comes before, `HEAD` for what comes after.
 

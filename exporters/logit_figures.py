@@ -47,6 +47,9 @@ TOLERANCES = {
     "fp8": Tolerance(logits=None, kl=0.1, perplexity=1.1),
     "int4": Tolerance(logits=None, kl=1.5, perplexity=2.5),
 }
+# graphs that choose experts: where two are nearly as good, half precision may choose the other one, which moves all logits of
+# that position
+ROUTED = {"fp16": Tolerance(logits=None, kl=0.01, perplexity=1.05), "bf16": Tolerance(logits=None, kl=0.1, perplexity=1.1)}
 # two forms over the same quantised weights: onnxruntime rounds activations too, and turns last bits into whole steps
 QUANTISED_SIBLINGS = Tolerance(logits=None, kl=0.02, perplexity=1.02)
 

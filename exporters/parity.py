@@ -19,12 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from maskpro_deploy.data import HELD_OUT, load_text, load_tokenizer
-from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError
+from maskpro_deploy.errors import CheckFailed, ConfigError
 from maskpro_deploy.exporters.graph import WIDER
 from maskpro_deploy.exporters.half_model import Opened, open_to_compare
+from maskpro_deploy.exporters.half_precision import NotRounded
 from maskpro_deploy.exporters.half_range import Ranges
 from maskpro_deploy.exporters.logit_figures import (
     QUANTISED_SIBLINGS,
+    ROUTED,
     TOLERANCES,
     Logits,
     Tolerance,
@@ -89,14 +91,15 @@ def verify(
     Raises:
         ConfigError: the prompts are too short, or too long for the graph.
         MissingExtraError: onnxruntime is not installed.
-        MachineError: onnxruntime has no kernels for the graph's dtype, and the graph cannot be rewritten.
+        NotRounded: the graph is bf16, for which onnxruntime has no kernels, and cannot be rewritten.
         OutOfRange: a value does not fit the graph's half-precision type.
     """
     require("cpu", "checking a bundle")
     manifest = Manifest.load(bundle)
     _check_prompts(prompts, greedy_tokens, manifest.model.max_length)
     opened = open_to_compare(bundle, manifest)
-    return _compare_models(opened, reference, prompts, greedy_tokens, tolerance_of(manifest.graph), progress)
+    tolerance = tolerance_of(manifest.graph, routed=opened.routed)
+    return _compare_models(opened, reference, prompts, greedy_tokens, tolerance, progress)
 
 
 def verify_siblings(bundle: Path, manifest: Manifest) -> dict[str, Verification | str]:
@@ -115,18 +118,20 @@ def verify_siblings(bundle: Path, manifest: Manifest) -> dict[str, Verification 
             figures[graph.form] = f"{absent[0]} is not installed"
             continue
         prompts, greedy = verification_prompts(bundle, graph.length or manifest.model.max_length)
-        tolerance = QUANTISED_SIBLINGS if graph.quantization else tolerance_of(graph)
         try:
             own, further = open_to_compare(bundle, manifest), open_to_compare(bundle, manifest, graph)
-        except MachineError as e:
+        except NotRounded as e:
             figures[graph.form] = str(e)
             continue
+        tolerance = QUANTISED_SIBLINGS if graph.quantization else tolerance_of(graph, routed=further.routed)
         figures[graph.form] = _compare_models(further, own.model, prompts, greedy, tolerance, SILENT)
     return figures
 
 
-def tolerance_of(graph: Graph) -> Tolerance:
-    """What passes for a graph."""
+def tolerance_of(graph: Graph, *, routed: bool = False) -> Tolerance:
+    """What passes for a graph; `routed`: it chooses experts in half precision."""
+    if routed and not graph.quantization:
+        return ROUTED[graph.dtype]
     return TOLERANCES[graph.quantization.split()[0] if graph.quantization else graph.dtype]
 
 
