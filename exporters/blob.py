@@ -350,7 +350,8 @@ def _check_finite(before: npt.NDArray[Any], stored: npt.NDArray[Any], weight: We
         raise FormatError(f"{where} has infinite values.\nThe checkpoint is damaged: download or convert it again.")
     name = next(name for name, (_, kind) in DTYPES.items() if kind == stored.dtype)
     largest, limit = float(np.abs(before.astype(np.float64)).max()), float(ml_dtypes.finfo(stored.dtype).max)
-    hint = f"Export it with {WIDER[name]}." if name in WIDER else "No --dtype holds them: scale the weight."
+    fits = name in WIDER and largest <= float(np.finfo(np.float32).max)
+    hint = f"Export it with {WIDER[name]}." if fits else "No --dtype holds them: scale the weight."
     raise FormatError(f"{where} has values up to {largest:.4g}; the largest {name} number is {limit:.6g}.\n{hint}")
 
 

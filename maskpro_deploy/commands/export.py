@@ -120,7 +120,7 @@ def command(
     folder = resolve(checkpoint)
     reason = _cannot_verify() if verify else "--no-verify"
     if verify and reason:
-        click.echo(f"not verified: {reason}", err=True)
+        click.echo(f"{'' if dtype == 'fp32' else f'{dtype} '}not verified: {reason}", err=True)
     describing, writing = Meter("describing", "s"), Meter("exporting", "bytes")
     verifying, calibrating = Meter("verifying", "steps"), Meter("calibrating", "weights")
     manifest = export(
