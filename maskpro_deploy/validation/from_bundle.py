@@ -13,7 +13,7 @@ from maskpro_deploy.masks import MASKS_FILE
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.progress import Progress
 from maskpro_deploy.validation.accounts import Stored
-from maskpro_deploy.validation.arrays import FileArray, FlatArray, MappedArray, NibbleArray, SideBySideArray
+from maskpro_deploy.validation.arrays import FileArray, FlatArray, NibbleArray, SideBySideArray
 from maskpro_deploy.validation.from_masks import MaskFile
 from maskpro_deploy.validation.from_onnx import read_graph
 from maskpro_deploy.validation.inputs import InputFile
@@ -115,7 +115,7 @@ def _own_tensors(file: str, sibling: Source, graph: Source) -> list[Stored]:
 def _use(weight: Weight) -> tuple[object, ...]:
     """What two graphs have to agree on: shape, type, axis, and the bytes of the data file."""
     data: object = weight.data
-    while isinstance(data, (MappedArray, NibbleArray)):
+    while isinstance(data, NibbleArray):  # a MappedArray changes values: two of them cannot be compared by their place
         data = data.base
     place = (data.file.path, data.offset, data.size) if isinstance(data, FileArray) else None
     return (weight.shape, weight.dtype, weight.axis, place)

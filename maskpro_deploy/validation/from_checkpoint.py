@@ -85,7 +85,7 @@ def _refuse_pipes(folder: Path) -> None:
 def _with_mask(item: Weight, masks: MaskFile) -> Weight:
     if not item.listed or masks.shapes[item.name] != item.shape:
         return item
-    return dataclasses.replace(item, mask=masks.array(item.name), axis=1)
+    return dataclasses.replace(item, mask=masks.array(item.name))
 
 
 def _mask_problems(masks: MaskFile, entries: Entries, contents: Contents) -> list[str]:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,11 +28,11 @@ from maskpro_deploy.validation.accounts import Rule, Stored
 from maskpro_deploy.validation.arrays import Array, FileArray, FlatArray, MappedArray, NibbleArray
 from maskpro_deploy.validation.bitmask24 import DTYPES, Entries, Entry
 from maskpro_deploy.validation.inputs import InputFile
-from maskpro_deploy.validation.names import Doubt, Matrix, role_of
-from maskpro_deploy.validation.source import Source, Unchecked, Weight
+from maskpro_deploy.validation.names import Doubt, Matrix, reduction_axis
+from maskpro_deploy.validation.neighbours import Neighbours
+from maskpro_deploy.validation.source import Finding, Source, Unchecked, Weight
 
 _FP4 = np.dtype(ml_dtypes.float4_e2m1fn)
-_TRANSPOSED_FAMILIES = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 
 
 class Header(NamedTuple):
@@ -69,23 +69,18 @@ def _entry(value: dict[str, Any], start: int, size: int) -> Entry:
     return Entry(str(value["dtype"]), tuple(int(d) for d in value["shape"]), start + first, last - first)
 
 
-def linear_axis(config: Mapping[str, Any]) -> int:
-    """The reduction axis of the linear layers of a model with this `config.json`."""
-    return 0 if config.get("model_type") in _TRANSPOSED_FAMILIES else 1
-
-
-Finding = Weight | Unchecked | Rule
-
-
-def find(file: InputFile, name: str, entry: Entry, axis: int, *, longest: int = 0, listed: bool = False) -> Finding:
+def find(
+    file: InputFile, name: str, entry: Entry, axis: int | None, role: Matrix | Rule | Doubt, *, listed: bool = False
+) -> Finding:
     """What a tensor is to the checker: a weight, exempt by a rule, or unaccounted for."""
-    role = role_of(name, entry.dtype, entry.shape, longest)
     if isinstance(role, Rule) and not listed:
         return role
     if isinstance(role, Doubt) and not listed:
         return _doubtful(name, entry, role.reason)
     if len(entry.shape) != 2:
         return _doubtful(name, entry, f"a tensor of {len(entry.shape)} dimensions does not say which one is the reduction axis")
+    if axis is None:
+        return _doubtful(name, entry, "its reduction axis depends on the model's family: there is no config.json next to it")
     size = math.prod(entry.shape)
     data: FlatArray
     if entry.dtype in DTYPES:
@@ -127,7 +122,7 @@ class Contents:
     multiply_adds: int
 
 
-def read_contents(entries: Entries, config: Mapping[str, Any], listed: Container[str] | None) -> Contents:
+def read_contents(entries: Entries, config: Mapping[str, Any], listed: Collection[str] | None) -> Contents:
     """Account for every tensor, in name order; the tensors of a compressed weight make one weight.
 
     Args:
@@ -135,8 +130,8 @@ def read_contents(entries: Entries, config: Mapping[str, Any], listed: Container
         config: the model's `config.json`; empty if there is none.
         listed: names of the weights that masks list; None if nothing lists them.
     """
-    axis, compressed = linear_axis(config), bitmask24.prefixes(entries)
-    longest = max((max(e.shape) for _, e in entries.values() if len(e.shape) == 2), default=0)
+    compressed = bitmask24.prefixes(entries)
+    names = Neighbours(entries, listed)
     weights: list[Weight] = []
     unchecked: list[Unchecked] = []
     stored: list[Stored] = []
@@ -149,8 +144,8 @@ def read_contents(entries: Entries, config: Mapping[str, Any], listed: Container
             found = bitmask24.weight(prefix, entries, listed or ()) if name.endswith(bitmask24.VALUES) else None
             size = math.prod(found.shape) if found is not None else 0
         else:
-            found = find(file, name, entry, axis, longest=longest, listed=listed is not None and name in listed)
-            found = found if listed is None else _as_declared(found, name, listed)
+            found = find(file, name, entry, reduction_axis(name, config), names.role(name), listed=names.is_listed(name))
+            found = names.judge(found, name)
         if isinstance(found, Weight):
             weights.append(found)
         elif isinstance(found, Unchecked):
@@ -165,26 +160,6 @@ def read_contents(entries: Entries, config: Mapping[str, Any], listed: Container
         num_parameters=sum(s.elements for s in stored),
         multiply_adds=adds,
     )
-
-
-def _as_declared(found: Finding, name: str, listed: Container[str]) -> Finding:
-    """What is not listed is declared dense, unless it changes what a listed weight multiplies with."""
-    if isinstance(found, Rule) or (isinstance(found, Weight) and found.listed):
-        return found
-    owner = next((w for w in _owners(name) if w in listed and w != name), None)
-    if owner is not None:
-        reason = f"it belongs to {owner}, which is listed: it may change what that layer computes"
-        return Unchecked(name=name, shape=found.shape, reason=reason)
-    return replace(found, declared=True) if isinstance(found, Unchecked) else found
-
-
-def _owners(name: str) -> Iterator[str]:
-    """Names of the weights whose modules a tensor may belong to: a.b.weight of a.b.lora_A.weight and of a.b.weight._data."""
-    parts = name.split(".")
-    for count in range(len(parts) - 1, 0, -1):
-        yield ".".join(parts[:count]) + ".weight"
-        if parts[count - 1] == "weight":
-            yield ".".join(parts[:count])
 
 
 def _multiplies(found: Finding | None, name: str, config: Mapping[str, Any]) -> bool:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import math
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from maskpro_deploy.validation.accounts import Rule
 
 _TABLES = re.compile(
-    r"^(embed|embedd?ings?|embed_(in|positions)|emb|shared|word_embeddings?|tok_embeddings?|wte|wpe|\w*_embeddings?|\w*embed_tokens\w*"
-    r"|relative_attention_bias|relative_bias_table)$"
+    r"^(embed|embeddings?|emb|embed_(in|positions|tokens\w*)|tok_embeddings|wte|wpe"
+    r"|(word|token|tok|position|positional|pos|segment|token_type|type)_embeddings?|relative_attention_bias|relative_bias_table)$"
 )
 _HEADS = re.compile(r"^(lm_head|output_head|embed_out)$")
+_NUMBERED = re.compile(r"\.\d+\.")  # a module inside a stack of layers
 _POSITIONS = re.compile(
     r"^(inv_freq|original_inv_freq|cos_cached|sin_cached|cos_cache|sin_cache|freqs_cis|freqs_cos|freqs_sin|position_ids"
     r"|masked_bias|causal_mask|attn_mask|relative_position_index)$"
@@ -26,6 +28,7 @@ _SCALES = re.compile(
 )
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0", "F4"})
 _FEW = 64  # integers that are settings, not weights
+_SHORT = 16  # taps of a depthwise convolution over positions
 _CAUSAL = 4  # dimensions of a stored causal mask, the first two of them 1
 
 
@@ -39,44 +42,71 @@ class Doubt(NamedTuple):
     reason: str
 
 
+_TRANSPOSED = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")
+_TRANSPOSED_FAMILIES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+
+
+def reduction_axis(name: str, config: Mapping[str, Any]) -> int | None:
+    """The reduction axis of a linear layer: 1, (out, in), but 0 for layers that the GPT-2 family stores the other way round.
+
+    Returns:
+        None where the name suggests such a layer and there is no `config.json` that could say.
+    """
+    if _TRANSPOSED.search(name) is None:
+        return 1
+    if not config:
+        return None
+    types = {config.get("model_type"), *(v.get("model_type") for v in config.values() if isinstance(v, Mapping))}
+    return 0 if types & _TRANSPOSED_FAMILIES else 1
+
+
 def module_of(name: str) -> str:
     """The last module of a tensor's name: `embed_tokens` of `model.embed_tokens.weight`."""
     parts = name.split(".")
     return parts[-2] if len(parts) > 1 else ""
 
 
-def role_of(name: str, dtype: str, shape: tuple[int, ...], longest: int) -> Matrix | Rule | Doubt:
+def role_of(name: str, dtype: str, shape: tuple[int, ...], longest: int, partner: int = 0) -> Matrix | Rule | Doubt:
     """What a tensor is.
 
     Args:
         name: as the checkpoint has it.
         dtype: in the words of safetensors.
         shape: its shape.
-        longest: the longest dimension of all matrices of the checkpoint; no vector of it is longer.
+        longest: the longest dimension of the checkpoint's matrices; no vector of it is longer.
+        partner: elements of the largest tensor of the same module, for scales.
     """
     last, module = name.rpartition(".")[2], module_of(name)
     is_weight = last == "weight" or last == "in_proj_weight" or name == "weight"
+    single = math.prod(shape) > 0 and sum(d > 1 for d in shape) <= 1
     if dtype == "BOOL":
-        return Rule.BOOLEAN
+        return Doubt("a weight of true and false") if is_weight and not single else Rule.BOOLEAN
     if _POSITIONS.match(last):
         return Rule.POSITIONS
-    if math.prod(shape) > 0 and sum(d > 1 for d in shape) <= 1 and not (len(shape) == 2 and is_weight):
+    if single and not (len(shape) == 2 and is_weight):
         return _vector(last, dtype, math.prod(shape), longest)
     if len(shape) == _CAUSAL and shape[:2] == (1, 1) and last == "bias":
         return Rule.POSITIONS
-    if _SCALES.match(last):
+    if _SCALES.match(last) and 0 < math.prod(shape) < partner:
         return Rule.QUANTISATION
-    if dtype in _FLOATS and (last == "bias" or last.endswith("_bias")):
+    if dtype in _FLOATS and len(shape) == 2 and "expert" in name and (last == "bias" or last.endswith("_bias")):
         return Rule.BIAS
-    if len(shape) == 2 and is_weight and _TABLES.match(module):
-        return Rule.TOKEN_TABLE
-    if len(shape) == 2 and is_weight and _HEADS.match(module):
-        return Rule.HEAD
     if len(shape) == 2 and is_weight:
-        return Matrix()
+        return _matrix(name, module)
+    return _doubt(name, dtype, shape, is_weight)
+
+
+def _matrix(name: str, module: str) -> Matrix | Rule:
+    inside = _NUMBERED.search(name) is not None
+    if _TABLES.match(module) or name == "shared.weight":
+        return Rule.TOKEN_TABLE
+    return Rule.HEAD if _HEADS.match(module) and not inside else Matrix()
+
+
+def _doubt(name: str, dtype: str, shape: tuple[int, ...], is_weight: bool) -> Rule | Doubt:
     if dtype not in _FLOATS:
         return Doubt(f"dtype {dtype} packs or encodes its weights")
-    if len(shape) > 2 and is_weight and shape[1] == 1:
+    if len(shape) == 3 and is_weight and shape[1] == 1 and shape[2] <= _SHORT:
         return Rule.NARROW
     if len(shape) != 2:
         return Doubt(f"a tensor of {len(shape)} dimensions does not say which one is the reduction axis")

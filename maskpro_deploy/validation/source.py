@@ -13,7 +13,7 @@ from typing import Protocol
 
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.progress import Progress
-from maskpro_deploy.validation.accounts import Stored
+from maskpro_deploy.validation.accounts import Rule, Stored
 from maskpro_deploy.validation.arrays import FlatArray
 from maskpro_deploy.validation.inputs import InputFile
 
@@ -77,6 +77,9 @@ class Unchecked:
     consumers: tuple[str, ...] = ()
     bytes: int = 0
     declared: bool = False
+
+
+Finding = Weight | Unchecked | Rule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,9 +91,10 @@ def kinds_for(dtype: np.dtype) -> tuple[str, ...]:
 def safetensors_file(rng: np.random.Generator, folder: Path) -> Case:
     dtype, pattern, axis = pick(rng, STORED), pick(rng, PATTERNS), int(rng.integers(0, 2))
     array, kind, at_most, good = weight(rng, pattern, axis, dtype, kinds_for(dtype))
-    tensors = {"layers.1.up_proj.weight": array, "model.norm.weight": np.ones(3, np.float32)}
+    layer = "mlp.c_fc" if axis == 0 else "up_proj"  # the one that GPT-2 stores the other way round
+    tensors = {f"layers.1.{layer}.weight": array, "model.norm.weight": np.ones(3, np.float32)}
     if rng.random() < 0.5:
-        tensors["layers.0.up_proj.weight"] = lawful(rng, (pattern.m, pattern.m), axis, pattern, dtype)
+        tensors[f"layers.0.{layer}.weight"] = lawful(rng, (pattern.m, pattern.m), axis, pattern, dtype)
     path = folder / "w.safetensors"
     save_file(tensors, path)
     if axis == 0:

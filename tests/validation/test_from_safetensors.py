@@ -55,12 +55,13 @@ def test_intact_files_hold_and_damaged_ones_do_not(dtype, pattern, kind, given_p
 def test_embeddings_norms_and_heads_do_not_count(tmp_path):
     rng = np.random.default_rng(0)
     dense = np.ones((8, 8), np.float32)
-    tensors = dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight", "transformer.wte.weight", "a.bias"), dense)
-    tensors |= {"model.norm.weight": np.ones(8, np.float32), "up.weight": lawful(rng, (8, 8), 1, TWO_FOUR, np.dtype(np.float32))}
+    tensors = dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight", "transformer.wte.weight"), dense)
+    vectors = {"model.norm.weight": np.ones(8, np.float32), "a.bias": np.ones(8, np.float32)}
+    tensors |= {**vectors, "up.weight": lawful(rng, (8, 8), 1, TWO_FOUR, np.dtype(np.float32))}
     report = validate(save(tmp_path, tensors))
     assert report.holds
     assert [t.name for t in report.tensors] == ["up.weight"]
-    assert report.share == pytest.approx(64 / (5 * 64 + 8))
+    assert report.share == pytest.approx(64 / (4 * 64 + 16))
 
 
 def test_a_file_without_a_checkable_weight_never_holds(tmp_path):

@@ -13,7 +13,7 @@ from maskpro_deploy.errors import FormatError
 from maskpro_deploy.masks import MASKS_FILE
 from maskpro_deploy.validation import validate
 from maskpro_deploy.validation.accounts import Rule
-from maskpro_deploy.validation.names import Doubt, Matrix, role_of
+from maskpro_deploy.validation.names import Doubt, Matrix, reduction_axis, role_of
 
 UP = "model.layers.1.mlp.up_proj.weight"
 LONGEST = 320
@@ -81,12 +81,16 @@ def write_index(folder, places):
         ("up_proj.weight_scale", "F32", (64, 2), Rule.QUANTISATION),
         ("up_proj.__weight_mma_mask", "BOOL", (64, 32), Rule.BOOLEAN),
         ("mixer.conv1d.weight", "F32", (64, 1, 4), Rule.NARROW),
+        ("model.layers.3.lm_head.weight", "F32", (320, 32), Matrix()),
+        ("embed_state.weight", "F32", (64, 32), Matrix()),
+        ("block.shared.weight", "F32", (64, 32), Matrix()),
+        ("shared.weight", "F32", (320, 32), Rule.TOKEN_TABLE),
         ("position_ids", "I64", (1, 512), Rule.POSITIONS),
         ("num_batches_tracked", "I64", (), Rule.INDEX),
     ],
 )
 def test_what_a_tensor_is(name, dtype, shape, role):
-    assert role_of(name, dtype, shape, LONGEST) == role
+    assert role_of(name, dtype, shape, LONGEST, partner=2048) == role
 
 
 @pytest.mark.parametrize(
@@ -105,6 +109,10 @@ def test_what_a_tensor_is(name, dtype, shape, role):
         ("patch_embed.proj.weight", "F32", (64, 3, 4, 4)),
         ("flat_param", "F32", (2048,)),
         ("up_proj.packed", "U8", (1024, 1)),
+        ("up_proj.scales", "F32", (64, 64)),
+        ("up_proj.x_bias", "F32", (64, 32)),
+        ("up_proj.weight", "BOOL", (64, 32)),
+        ("patch_embed.proj.weight", "F32", (64, 1, 16, 16)),
     ],
 )
 def test_what_may_hide_a_weight_is_in_doubt(name, dtype, shape, unlisted):
@@ -126,13 +134,47 @@ def test_a_partly_packed_checkpoint_is_not_passed(unlisted, suffix):
     assert "unaccounted for" in validate(unlisted).verdict
 
 
-@pytest.mark.parametrize("extra", ["lora_A__weight", "weight_scale_2d__codes", "weight___data"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        *("lora_A__weight", "weight_scale_2d__codes", "weight___data", "x_bias", "emb__weight", "lm_head__weight", "cos_cached"),
+        *("lora_embedding__weight", "scales"),
+    ],
+)
 def test_what_stands_next_to_a_listed_weight_may_change_it(listed, extra):
     assert validate(listed).holds
     add(listed, **{UP.removesuffix("weight").replace(".", "__") + extra: np.ones((8, 32), np.float32)})
     report = validate(listed)
     assert not report.holds
     assert "which is listed" in report.unchecked[0].reason
+
+
+@pytest.mark.parametrize("prefix", ["base_model.model.", "_orig_mod.", "module."])
+def test_an_adapter_under_another_prefix_is_not_passed(listed, prefix):
+    add(listed, **{(prefix + UP.removesuffix("weight") + "lora_A.weight").replace(".", "__"): np.ones((8, 32), np.float32)})
+    assert not validate(listed).holds
+
+
+@pytest.mark.parametrize(("zero", "scale", "holds"), [(0, 1.0, True), (3, 1.0, False), (0, np.inf, False), (0, 0.0, False)])
+def test_integers_count_with_their_zero_points_and_scales(unlisted, zero, scale, holds):
+    weight = load_file(unlisted / "model.safetensors")[UP]
+    module = UP.removesuffix("weight").replace(".", "__")
+    extra = {
+        module + "weight": (weight != 0).astype(np.int8) * 5,
+        module + "weight_scale": np.full((len(weight), 1), scale, np.float32),
+        module + "weight_zero_point": np.full((len(weight), 1), zero, np.int8),
+    }
+    add(unlisted, **extra)
+    assert validate(unlisted).holds == holds
+
+
+@pytest.mark.parametrize(
+    ("config", "axis"),
+    [({"model_type": "gpt2"}, 0), ({"model_type": "llama"}, 1), ({"decoder": {"model_type": "gpt2"}}, 0), ({}, None)],
+)
+def test_the_axis_of_layers_that_one_family_transposes(config, axis):
+    assert reduction_axis("h.0.attn.c_attn.weight", config) == axis
+    assert reduction_axis("score.weight", config) == 1
 
 
 def test_what_masks_leave_out_is_declared_dense(listed):

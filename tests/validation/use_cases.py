@@ -369,3 +369,124 @@ def rows_that_meet_activations(d: Draft) -> None:
     d.inputs.append(helper.make_tensor_value_info("ids", TensorProto.INT64, [K]))
     d.node("Gather", [d.const("w", d.weight(64, K)), "ids"], ["rows"])
     d.node("MatMul", ["h", "rows"], ["y"])
+
+
+@way(proven=False)
+def values_of_a_palette(d: Draft) -> None:
+    """Numbers of a few values; they are looked up when the graph runs, by numbers that are stored."""
+    numbers = np.where(d.weight(K, K) == 0, 0, 1 + d.rng.integers(0, 7, (K, K)))
+    d.node("Abs", [d.const("palette", np.arange(8).astype(np.float32))], ["values"])
+    d.node("Gather", ["values", d.const("numbers", numbers)], ["w"])
+    d.node("MatMul", ["h", "w"], ["y"])
+
+
+@way(proven=True)
+def values_of_a_stored_palette(d: Draft) -> None:
+    numbers = np.where(d.weight(K, K) == 0, 0, 1 + d.rng.integers(0, 7, (K, K)))
+    d.node("Gather", [d.const("palette", np.arange(8).astype(np.float32)), d.const("numbers", numbers)], ["w"])
+    d.node("MatMul", ["h", "w"], ["y"])
+
+
+@way(proven=False)
+def signs_of_weights(d: Draft) -> None:
+    d.node("Greater", [d.const("w", d.weight(K, K)), d.const("zero", np.float32(0))], ["above"])
+    d.node("Cast", ["above"], ["ww"], to=FLOAT)
+    d.node("MatMul", ["h", "ww"], ["y"])
+
+
+@way(proven=True)
+def mask_of_truth_values(d: Draft) -> None:
+    keep = d.const("keep", d.weight(K, K) != 0)
+    d.node("Where", [keep, d.const("w", np.ones((K, K), np.float32)), d.const("zero", np.float32(0))], ["ww"])
+    d.node("MatMul", ["h", "ww"], ["y"])
+
+
+@way(proven=False)
+def flattened_and_changed(d: Draft) -> None:
+    d.node("Neg", [d.const("v", d.weight(K, K).reshape(-1))], ["v2"])
+    d.node("Reshape", ["v2", d.const("shape", np.array([K, K]))], ["w"])
+    d.node("MatMul", ["h", "w"], ["y"])
+
+
+@way(proven=False)
+def gated_by_an_input(d: Draft) -> None:
+    d.inputs.append(helper.make_tensor_value_info("gate", FLOAT, [K, K]))
+    d.node("Mul", [d.const("w", d.weight(K, K)), "gate"], ["ww"])
+    d.node("MatMul", ["h", "ww"], ["y"])
+
+
+@way(proven=False)
+def bias_that_is_multiplied(d: Draft) -> None:
+    d.node("Tile", ["h", d.const("t", np.array([K, 1]))], ["many"])
+    d.node("Gemm", ["many", "good", d.const("w", d.weight(K, K))], ["ww"], alpha=0.0)
+    d.node("MatMul", ["h", "ww"], ["y"])
+
+
+@way(proven=False)
+def product_in_disguise_after_expand(d: Draft) -> None:
+    d.node("Unsqueeze", ["h", d.const("ax", np.array([2]))], ["column"])
+    d.node("Expand", ["column", d.const("shape", np.array([1, K, K]))], ["wide"])
+    d.node("Mul", ["wide", d.const("w", d.weight(K, K))], ["each"])
+    d.node("ReduceSum", ["each", d.const("a1", np.array([1]))], ["y"], keepdims=0)
+
+
+@way(proven=False)
+def rows_that_are_multiplied_and_summed(d: Draft) -> None:
+    d.inputs.append(helper.make_tensor_value_info("ids", TensorProto.INT64, [K]))
+    d.node("Gather", [d.const("w", d.weight(64, K)), "ids"], ["rows"])
+    d.node("Unsqueeze", ["h", d.const("ax", np.array([2]))], ["column"])
+    d.node("Mul", ["column", "rows"], ["each"])
+    d.node("ReduceSum", ["each", d.const("a1", np.array([1]))], ["y"], keepdims=0)
+
+
+@way(proven=False)
+def chosen_and_summed(d: Draft) -> None:
+    d.node("Unsqueeze", ["h", d.const("ax", np.array([2]))], ["column"])
+    d.node("Greater", ["column", d.const("zero", np.float32(0))], ["above"])
+    d.node("Where", ["above", d.const("w", d.weight(K, K)), "zero"], ["each"])
+    d.node("ReduceSum", ["each", d.const("a1", np.array([1]))], ["y"], keepdims=0)
+
+
+@way(proven=False)
+def convolution_of_one_channel(d: Draft) -> None:
+    d.node("Unsqueeze", ["h", d.const("ax", np.array([1]))], ["line"])
+    d.node("Conv", ["line", d.const("w", d.weight(8, 1, K, axis=2))], ["y"])
+
+
+@way(proven=False)
+def outer_products(d: Draft) -> None:
+    d.node("Transpose", ["h"], ["t"])
+    d.node("Unsqueeze", ["t", d.const("ax", np.array([2]))], ["columns"])
+    d.node("MatMul", ["columns", d.const("w", d.weight(K, 1, K))], ["each"])
+    d.node("ReduceSum", ["each", d.const("a0", np.array([0]))], ["y"], keepdims=0)
+
+
+@way(proven=False)
+def key_and_mask_at_once(d: Draft) -> None:
+    d.node("Reshape", ["h", d.const("s", np.array([1, 1, -1, K]))], ["q"])
+    d.node("Reshape", [d.const("w", d.weight(K, K)), d.const("sk", np.array([1, 1, K, K]))], ["k"])
+    d.node("MultiHeadAttention", ["q", "k", "q", "", "", "k"], ["y"], num_heads=1, domain=MS)
+
+
+@way(proven=True)
+def zero_points_of_a_left_weight(d: Draft) -> None:
+    stored = (d.weight(K, K, axis=1) + 7).astype(np.uint8)
+    d.node("Transpose", ["h"], ["t"])
+    d.node("DynamicQuantizeLinear", ["t"], ["tq", "ts", "tz"])
+    inputs = [d.const("w", stored), "tq", d.const("z", np.uint8(7)), "tz"]
+    d.node("MatMulInteger", inputs, ["p"])
+    d.node("Cast", ["p"], ["y"], to=FLOAT)
+
+
+@way(proven=False)
+def function_that_replaces_an_operator(d: Draft) -> None:
+    body = [helper.make_node("Identity", ["a"], ["o"])]
+    d.functions.append(helper.make_function(MS, "FusedMatMul", ["a", "b"], ["o"], body, [helper.make_opsetid("", 21)]))
+    d.node("FusedMatMul", ["h", d.const("w", d.weight(K, K))], ["y"], domain=MS)
+
+
+@way(proven=False)
+def values_that_look_random(d: Draft) -> None:
+    d.inputs.append(helper.make_tensor_value_info("gate", FLOAT, [K, K]))
+    d.node("RandomNormalLike", ["gate"], ["w"], seed=1.0)
+    d.node("MatMul", ["h", "w"], ["y"])

@@ -93,16 +93,14 @@ def _slice(node: NodeProto, inputs: list[Constant]) -> Made:
 
 
 def _gather(node: NodeProto, inputs: list[Constant]) -> Made:
-    """One entry of an axis, by a constant number."""
-    value, index = inputs[0], integers(inputs[1]) if len(inputs) == 2 else None
-    rank, axis = len(value.dims), attribute(node, "axis", 0)
-    if (
-        index is None
-        or inputs[1].dims not in ((), (1,))
-        or len(index) != 1
-        or not -rank <= axis < rank
-        or not -value.dims[axis] <= index[0] < value.dims[axis]
-    ):
+    """Entries of an axis, by constant numbers."""
+    value, rank, axis = inputs[0], len(inputs[0].dims), attribute(node, "axis", 0)
+    if len(inputs) != 2 or not -rank <= axis < rank:
+        return None
+    index = integers(inputs[1])
+    if index is None or inputs[1].dims not in ((), (1,)):
+        return _gather_many(value, inputs[1], axis % rank)
+    if not -value.dims[axis] <= index[0] < value.dims[axis]:
         return None
     axis, at, scalar = axis % rank, index[0] % value.dims[axis], not inputs[1].dims
     shape = tuple(d for i, d in enumerate(value.dims) if i != axis or not scalar)
