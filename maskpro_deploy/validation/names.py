@@ -43,7 +43,7 @@ class Doubt(NamedTuple):
 
 
 _TRANSPOSED = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")
-_TRANSPOSED_FAMILIES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+_TRANSPOSED_FAMILIES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"})
 
 
 def reduction_axis(name: str, config: Mapping[str, Any]) -> int | None:

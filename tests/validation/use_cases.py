@@ -490,3 +490,16 @@ def values_that_look_random(d: Draft) -> None:
     d.inputs.append(helper.make_tensor_value_info("gate", FLOAT, [K, K]))
     d.node("RandomNormalLike", ["gate"], ["w"], seed=1.0)
     d.node("MatMul", ["h", "w"], ["y"])
+
+
+@way(proven=False)
+def product_of_quarter_squares(d: Draft) -> None:
+    """((x + w)^2 - (x - w)^2) / 4, summed over K."""
+    d.const("w", d.weight(K, K))
+    d.node("Unsqueeze", ["h", d.const("ax", np.array([2]))], ["column"])
+    d.const("a1", np.array([1]))
+    for name, op in (("plus", "Add"), ("minus", "Sub")):
+        d.node(op, ["column", "w"], [name])
+        d.node("ReduceSumSquare", [name, "a1"], [f"{name}2"], keepdims=0)
+    d.node("Sub", ["plus2", "minus2"], ["y4"])
+    d.node("Mul", ["y4", d.const("quarter", np.float32(0.25))], ["y"])

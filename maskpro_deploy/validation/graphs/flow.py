@@ -39,6 +39,11 @@ def title(node: NodeProto) -> str:
     return f"{operator} {node.name!r}" if node.name else operator
 
 
+_JOINING = frozenset(
+    {"Concat", "QLinearConcat", "ScatterElements", "ScatterND", "SequenceConstruct", "SequenceInsert", "TensorScatter"}
+)
+
+
 class Flow:
     """Follows values through nodes, and notes in the ledger what becomes of tables.
 
@@ -224,6 +229,8 @@ class Flow:
         origins = origins_of(*(v for _, v in weighty))
         self._ledger.exempt(origins, Rule.ELEMENTWISE)
         kinds = [v.kind for _, v in weighty if isinstance(v, Opaque)]
+        if node.op_type not in _JOINING and any(self._surely_lengthens(node, inputs, i) for i, v in weighty if not _is_active(v)):
+            return Opaque(origins, Kind.EXPANDED, "it is added to activations along dimensions that they lack")
         if not runtime and len(kinds) == len(weighty) and set(kinds) == {Kind.LOOKED_UP}:
             return Opaque(origins, Kind.LOOKED_UP, "its rows are looked up")
         for kind in (Kind.EXPANDED, Kind.SCALED):
@@ -280,9 +287,22 @@ class Flow:
         others = [self._dims(node, inputs, i) for i in range(len(inputs)) if i != number]
         return table is None or not all(o is not None and _covers(o, table) for o in others)
 
+    def _surely_lengthens(self, node: NodeProto, inputs: Sequence[Input], number: int) -> bool:
+        """Whether a table has a fixed dimension above 1 where the other operands are known to have 1."""
+        table = self._dims(node, inputs, number)
+        others = [self._dims(node, inputs, i) for i in range(len(inputs)) if i != number]
+        return table is not None and bool(others) and all(o is not None and _lacks(o, table) for o in others)
+
     def _dims(self, node: NodeProto, inputs: Sequence[Input], number: int) -> Dims | None:
         value = inputs[number]
         return value.dims if isinstance(value, Constant) else self._shapes.dims(node.input[number])
+
+
+def _lacks(dims: Dims, table: Dims) -> bool:
+    """Whether the other operand has 1, or nothing, where the table has a fixed dimension above 1, and is more than a number."""
+    padded = (1,) * (len(table) - len(dims)) + dims[max(0, len(dims) - len(table)) :]
+    grown = any(t is not None and t > 1 and d == 1 for t, d in zip(table, padded, strict=True))
+    return grown and any(d != 1 for d in padded)
 
 
 def _is_active(value: Constant | Opaque) -> bool:

@@ -92,8 +92,8 @@ class Multiplier:
             others = [v for i, _, v in operands if i != number]
             if isinstance(value, Constant):
                 self._constant(node, inputs, product, number, axis)
-            elif isinstance(value, Picked) and (own := _own_axis(value, axis)) is not None and number not in product.scales:
-                self._weight(node, value.base, own)
+            elif isinstance(value, Picked) and (own := _own_axis(value, axis)) is not None:
+                self._picked(node, inputs, product, number, value, own)
             elif isinstance(value, Opaque):
                 self._opaque(node, value, number, axis, others)
         biases = (i for i, rule in product.parameters.items() if rule is Rule.ELEMENTWISE and i < len(inputs))
@@ -126,17 +126,29 @@ class Multiplier:
             self.refuse(value.origins, f"it is what {node.op_type} works on, which is not followed", node)
             return
         if number in product.scales:
-            plain = self._dequantised(node, inputs, product, number)
+            plain = self._dequantised(node, inputs, product, number, value)
             if plain is None:
                 self.refuse(value.origins, f"the scales or zero points of {node.op_type} do not fit or are not constant", node)
                 return
             value = plain
         self._weight(node, value, axis)
 
-    def _dequantised(self, node: NodeProto, inputs: Sequence[Input], product: Product, number: int) -> Constant | None:
+    def _picked(self, node: NodeProto, inputs: Sequence[Input], product: Product, number: int, value: Picked, axis: int) -> None:
+        """Entries of a stack of weights; if they are quantised, by one scale and zero point for all."""
+        base: Constant | None = value.base
+        if number in product.scales:
+            small = [inputs[i] for i in product.scales[number][:2] if i is not None and i < len(inputs)]
+            single = all(v is None or (isinstance(v, Constant) and math.prod(v.shape) == 1) for v in small)
+            base = self._dequantised(node, inputs, product, number, value.base) if single and not product.packed else None
+        if base is None:
+            self.refuse(value.origins, value.reason, node)
+        else:
+            self._weight(node, base, axis)
+
+    def _dequantised(
+        self, node: NodeProto, inputs: Sequence[Input], product: Product, number: int, value: Constant
+    ) -> Constant | None:
         """A quantised operand as the product multiplies with it."""
-        value = inputs[number]
-        assert isinstance(value, Constant)
         scale_at, zero_at, channel = product.scales[number]
         zero = inputs[zero_at] if zero_at is not None and zero_at < len(inputs) else None
         scale = inputs[scale_at] if scale_at is not None and scale_at < len(inputs) else None

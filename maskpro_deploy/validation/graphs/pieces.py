@@ -132,7 +132,9 @@ def _concat(node: NodeProto, inputs: list[Constant]) -> Made:
 
 def _elementwise(function: Callable[[Array, Array], Array]) -> Callable[[NodeProto, list[Constant]], Made]:
     def make(node: NodeProto, inputs: list[Constant]) -> Made:
-        if len(inputs) != 2 or any(element_type(c.data) not in _FLOATS for c in inputs):
+        types = [element_type(c.data) for c in inputs]
+        # integers that only stand for what is zero may be multiplied, not added
+        if len(inputs) != 2 or (function not in _SCALING and any(t not in _FLOATS for t in types)) or not {*types} & {*_FLOATS}:
             return None
         try:
             shape = np.broadcast_shapes(*(c.dims for c in inputs))
@@ -178,6 +180,7 @@ def _expand(node: NodeProto, inputs: list[Constant]) -> Made:
     return [_made(inputs[0].name, shape, inputs[:1], lambda: np.broadcast_to(whole(inputs[0]), shape))]
 
 
+_SCALING = (np.multiply, np.divide)
 _FLOATS = tuple(np.dtype(t) for t in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16))
 _MAKERS: dict[str, Callable[[NodeProto, list[Constant]], Made]] = {
     "Add": _elementwise(np.add),

@@ -57,9 +57,7 @@ def _dequantize(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Co
     if data is None:
         return None
     target = cast_target(attribute(node, "output_dtype", 0))
-    if target is None or target == found.scale.dtype:
-        return replace(value, data=data)
-    return replace(value, data=MappedArray(base=data, function=lambda piece, start: _narrowed(piece, target)))
+    return replace(value, data=data) if target is None or target == found.scale.dtype else None
 
 
 def _quantize(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:

@@ -36,7 +36,7 @@ from maskpro_deploy.validation.source import Unchecked, Weight
 
 Scope = tuple[object, ...]
 _DEEPEST = 32  # functions in functions
-_MOST_NODES = 300_000  # nodes that are traced, a function's again at each call
+_MOST_NODES = 100_000  # nodes that are traced, a function's again at each call
 
 
 class Tracer:
@@ -64,6 +64,11 @@ class Tracer:
         self._depth = self._count = 0
         self._outputs(self.trace(model.graph, {}, ()))
         self._enter_uncalled(model.functions)
+        for number, info in enumerate(model.training_info):
+            for graph in (info.initialization, info.algorithm):
+                for tensor in graph.initializer:
+                    shape_of(tensor, path)
+                    self.ledger.enter(tensor, tensor.name, ("training", number))
         self.weights: tuple[Weight, ...] = Heads(model.graph, self.ledger).apply(self._multiplier.found)
 
     @property
