@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,8 +28,9 @@ from maskpro_deploy.masks import MASKS_FILE, MaskSet
 from maskpro_deploy.progress import SILENT, Progress
 
 LEARN_FILE = "learn.json"
-_INDEX_FILE = "model.safetensors.index.json"
+INDEX_FILE = "model.safetensors.index.json"
 _BLOCK_VALUES = 1 << 21
+_MOST_SHARDS = 10_000
 # what goes along with the weights into every folder made from a checkpoint
 SIDE_FILES = (
     "config.json",
@@ -143,25 +145,57 @@ class Checkpoint:
             yield parts[start : min(start + step, rows)]
 
 
-def _shards(folder: Path) -> dict[str, Path]:
-    if (folder / _INDEX_FILE).is_file():
-        weight_map = read_json(folder / _INDEX_FILE).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise FormatError(f"{folder / _INDEX_FILE} has no weight_map.")
-        files = sorted({str(f) for f in weight_map.values()})
-    else:
-        weight_map = {}
-        files = sorted(p.name for p in folder.glob("*.safetensors") if p.name != MASKS_FILE)
-    if not files:
+def read_index(folder: Path) -> dict[str, str]:
+    """Tensor name -> file, as the folder's index says; empty if it has none.
+
+    Raises:
+        FormatError: the index is damaged, or names a file outside the folder.
+    """
+    if not (folder / INDEX_FILE).is_file():
+        return {}
+    weight_map = read_json(folder / INDEX_FILE).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FormatError(f"{folder / INDEX_FILE} has no weight_map.")
+    places = {str(name): str(file) for name, file in weight_map.items()}
+    if outside := sorted(file for file in set(places.values()) if Path(file).name != file):
+        raise FormatError(f"{folder / INDEX_FILE} names a file outside the folder: {outside[0]!r}.")
+    return places
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Every file of weights in a folder, those that its index leaves out too.
+
+    Raises:
+        InputError: there is none.
+        FormatError: the index or the numbering of the files names one that is missing.
+    """
+    index = read_index(folder)
+    files = {p.name for p in folder.glob("*.safetensors") if p.name != MASKS_FILE}
+    if not files and not index:
         raise InputError(f"{folder} has no *.safetensors file: weights in other formats are not read.")
+    expected = files.union(index.values() if index else (name for file in files for name in _series(file)))
+    if absent := [name for name in sorted(expected) if not (folder / name).is_file()]:
+        raise FormatError(f"{folder / absent[0]} is missing: the checkpoint is incomplete.")
+    return [folder / name for name in sorted(expected)]
+
+
+def _series(file: str) -> list[str]:
+    """The names of all shards of a series, from that of one: model-00001-of-00002.safetensors."""
+    match = re.fullmatch(r"(.*-)(\d+)(-of-)(\d+)(\.safetensors)", file)
+    if match is None or int(match[4]) > _MOST_SHARDS:
+        return []
+    return [f"{match[1]}{i:0{len(match[2])}d}{match[3]}{match[4]}{match[5]}" for i in range(1, int(match[4]) + 1)]
+
+
+def _shards(folder: Path) -> dict[str, Path]:
+    index = read_index(folder)
+    every = {path.name for path in weight_files(folder)}
     shard_of: dict[str, Path] = {}
-    for name in files:
-        if Path(name).name != name:
-            raise FormatError(f"{folder / _INDEX_FILE} names a file outside the folder: {name!r}.")
+    for name in sorted(set(index.values()) or every):
         with _open(folder / name) as file:
             shard_of.update(dict.fromkeys(file.keys(), folder / name))
-    if absent := sorted(weight_map.keys() - shard_of.keys()):
-        raise FormatError(f"{folder / _INDEX_FILE} names {absent[0]}, which is in none of its files.")
+    if absent := sorted(index.keys() - shard_of.keys()):
+        raise FormatError(f"{folder / INDEX_FILE} names {absent[0]}, which is in none of its files.")
     return shard_of
 
 
@@ -226,8 +260,8 @@ def save_sparse(
                 tensors[name] = apply_mask(tensors[name], masks.mask(name))
             save_file(tensors, folder / shard.name, metadata=metadata)
             progress.update(done, len(dense.shards))
-        if (dense.folder / _INDEX_FILE).is_file():
-            copy_file(dense.folder / _INDEX_FILE, folder / _INDEX_FILE)
+        if (dense.folder / INDEX_FILE).is_file():
+            copy_file(dense.folder / INDEX_FILE, folder / INDEX_FILE)
         masks.save(folder / MASKS_FILE)
         write_json(folder / LEARN_FILE, json.loads(json.dumps(learn)))
 

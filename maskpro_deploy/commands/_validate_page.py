@@ -9,7 +9,7 @@ from maskpro_deploy.bench import plots
 from maskpro_deploy.bench.report import ListSection, PlotSection, Report, Section, TableSection
 
 if TYPE_CHECKING:
-    from maskpro_deploy.validation import TensorReport, ValidationReport
+    from maskpro_deploy.validation import TensorReport, Unchecked, ValidationReport
 
 _HEADER = ("tensor", "shape", "dtype", "axis", "satisfies", "groups", "violations", "short", "density", "-0.0", "cores", "result")
 _MOST_BARS = 2000
@@ -23,8 +23,11 @@ def build(report: ValidationReport) -> Report:
     if report.problems:
         sections.append(ListSection(title="Contradictions", points=report.problems, warning=True))
     if report.unchecked:
-        points = [f"{u.name}: {u.reason}" for u in report.unchecked]
-        sections.append(ListSection(title="Not checked", points=points, warning=bool(report.unchecked_required)))
+        points = [f"{u.name}: {u.reason}{_users(u)}" for u in report.unchecked]
+        sections.append(ListSection(title="Unaccounted for", points=points, warning=True))
+    sections.append(
+        TableSection(title="Account", header=("stored tensors", "bytes", "share"), rows=_account(report), note=_EXEMPT)
+    )
     if report.notes:
         sections.append(ListSection(title="To know", points=report.notes))
     sections += _sparsity(report)
@@ -38,6 +41,19 @@ def build(report: ValidationReport) -> Report:
         sections=sections,
         invalid=not report.holds,
     )
+
+
+_EXEMPT = "Every stored tensor is in one of these classes; one that is unaccounted for forbids a pass."
+
+
+def _account(report: ValidationReport) -> list[tuple[str, str, str]]:
+    account = report.account
+    rows = [(name, f"{size:,}", f"{100 * share:.2f} %") for name, size, share in account.rows()]
+    return [*rows, ("all", f"{account.total:,}", "100.00 %")]
+
+
+def _users(item: Unchecked) -> str:
+    return f" (used by {', '.join(item.consumers)})" if item.consumers else ""
 
 
 _HOW_TO_READ = (
@@ -60,7 +76,7 @@ def _totals(report: ValidationReport) -> list[tuple[str, str]]:
         ("short groups", f"{sum(t.short for t in required):,}"),
         ("zeros with a sign (-0.0)", f"{sum(t.negative_zeros for t in required):,}"),
         ("NaN or infinite values", f"{sum(t.not_finite for t in required):,}"),
-        ("not checked", f"{len(report.unchecked)}, {len(report.unchecked_required)} of them required"),
+        ("unaccounted for", str(len(report.unchecked))),
         ("share of the parameters", f"{100 * report.share:.1f} %"),
         ("share of the multiply-adds", "not known" if macs is None else f"{100 * macs:.1f} %"),
         ("shapes for sparse tensor cores", ", ".join(shapes) or "-"),

@@ -14,7 +14,7 @@ from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.progress import Meter
 
 if TYPE_CHECKING:
-    from maskpro_deploy.validation import TensorReport, ValidationReport
+    from maskpro_deploy.validation import TensorReport, Unchecked, ValidationReport
 
 _SHOWN = 20
 
@@ -91,9 +91,10 @@ def render(report: ValidationReport) -> str:
     if report.tensors:
         header = ["layers", "tensors", "shape", "dtype", "axis", "pattern", "groups", "violations", "short", "density", "cores"]
         blocks.append(table(_rows(report), header))
+    blocks.append(_account(report))
     failed = report.failed if report.pattern is not None else ()
     blocks.extend(_lines("fails", [(t.name, t.why()) for t in failed]))
-    blocks.extend(_lines("not checked", [(u.name, u.reason) for u in report.unchecked]))
+    blocks.extend(_lines("unaccounted for", [(u.name, _reason(u)) for u in report.unchecked]))
     blocks.extend(_lines("contradiction", [("", p) for p in report.problems]))
     if signed := sum(t.negative_zeros for t in report.required):
         blocks.append(f"note: {signed} zeros are -0.0, which some sparse kernels take for values")
@@ -105,6 +106,18 @@ def render(report: ValidationReport) -> str:
         blocks.append("note: cores says whether the shape suits sparse tensor cores (f32: once it is 16 bit), not what is faster")
     blocks.append(report.verdict)
     return "\n".join(blocks)
+
+
+def _account(report: ValidationReport) -> str:
+    """What became of the bytes of all stored tensors, in a line."""
+    account = report.account
+    parts = ", ".join(f"{name} {size:,} ({100 * share:.1f} %)" for name, size, share in account.rows())
+    return f"account of {account.total:,} bytes in stored tensors: {parts}"
+
+
+def _reason(item: Unchecked) -> str:
+    users = f" (used by {', '.join(item.consumers)})" if item.consumers else ""
+    return f"{item.reason}{users}"
 
 
 def _lines(label: str, items: list[tuple[str, str]]) -> list[str]:

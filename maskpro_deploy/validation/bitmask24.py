@@ -17,7 +17,7 @@ import numpy as np
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.validation.arrays import Array, BitArray, FileArray
 from maskpro_deploy.validation.inputs import InputFile
-from maskpro_deploy.validation.source import Unchecked, Weight, is_linear
+from maskpro_deploy.validation.source import Unchecked, Weight
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
@@ -35,11 +35,12 @@ VALUES, _BITS, _SHAPE = ".compressed", ".bitmask", ".shape"
 
 
 class Entry(NamedTuple):
-    """One tensor of a safetensors file: dtype as the header names it, shape, where its bytes begin."""
+    """One tensor of a safetensors file: dtype as the header names it, shape, where its bytes begin, and how many they are."""
 
     dtype: str
     shape: tuple[int, ...]
     offset: int
+    bytes: int
 
 
 Entries = Mapping[str, tuple[InputFile, Entry]]
@@ -61,16 +62,21 @@ def weight_name(prefix: str) -> str:
     return prefix if prefix.endswith(".weight") else f"{prefix}.weight"
 
 
+def parts(prefix: str) -> tuple[str, ...]:
+    """Names of the tensors that one weight is stored in."""
+    return (prefix + VALUES, prefix + _BITS, prefix + _SHAPE)
+
+
 def weight(prefix: str, entries: Entries, listed: Container[str]) -> Weight | Unchecked:
     """One compressed weight, its bitmask as its mask."""
     name = weight_name(prefix)
-    linear, named = is_linear(name), name in listed
+    named = name in listed
     value_file, values = entries[prefix + VALUES]
     bit_file, bits = entries[prefix + _BITS]
     shape = _shape(entries.get(prefix + _SHAPE))
 
     def unchecked(reason: str) -> Unchecked:
-        return Unchecked(name=name, shape=shape or values.shape, reason=reason, listed=named, linear=linear)
+        return Unchecked(name=prefix + VALUES, shape=shape or values.shape, reason=reason, bytes=values.bytes)
 
     if shape is None:
         return unchecked("its compressed form has no valid shape")
@@ -85,7 +91,16 @@ def weight(prefix: str, entries: Entries, listed: Container[str]) -> Weight | Un
     mask = BitArray(packed=packed, size=rows * columns, columns=columns, order="little")
     kept = FileArray(file=value_file, offset=values.offset, dtype=DTYPES[values.dtype], size=math.prod(values.shape))
     data = ExpandedArray(mask, kept)
-    return Weight(name=name, shape=shape, dtype=values.dtype.lower(), axis=1, data=data, mask=mask, listed=named, linear=linear)
+    return Weight(
+        name=name,
+        shape=shape,
+        dtype=values.dtype.lower(),
+        axis=1,
+        data=data,
+        mask=mask,
+        listed=named,
+        constants=tuple(p for p in parts(prefix) if p in entries),
+    )
 
 
 def _shape(found: tuple[InputFile, Entry] | None) -> tuple[int, int] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Literal
@@ -17,11 +18,12 @@ import numpy as np
 
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.progress import SILENT, Progress
+from maskpro_deploy.validation.accounts import Account, Stored, settle
 from maskpro_deploy.validation.bitmask24 import ExpandedArray
 from maskpro_deploy.validation.law import Scan, Tally, scan
 from maskpro_deploy.validation.readers import open_source
 from maskpro_deploy.validation.report import TensorReport, ValidationReport, alignment, tensor_core_class
-from maskpro_deploy.validation.source import Source, Unchecked, Weight
+from maskpro_deploy.validation.source import Source, Weight
 
 Require = Literal["listed", "all"]
 # finest first: what holds 2:4 holds 4:8 as well, and 2:4 is the better answer
@@ -80,7 +82,7 @@ def validate(
         require=require,
         tensors=tuple(reports),
         unchecked=source.unchecked,
-        unchecked_required=tuple(u for u in source.unchecked if _counts(u, source, require)),
+        account=_account(source, reports),
         problems=(*source.problems, *_layout_problems(source)),
         notes=source.notes,
         num_parameters=source.num_parameters,
@@ -88,7 +90,28 @@ def validate(
     )
 
 
-def _counts(weight: Weight | Unchecked, source: Source, require: Require) -> bool:
+def _account(source: Source, reports: Sequence[TensorReport]) -> Account:
+    """What became of every stored tensor."""
+    proven: set[str] = set()
+    broken: set[str] = set()
+    declared: set[str] = set()
+    for weight, report in zip(source.weights, reports, strict=True):
+        if report.required:
+            (proven if report.holds else broken).update(weight.made_of)
+        elif weight.linear:
+            declared.update(weight.made_of)
+    stored = source.stored or tuple(_stored(w) for w in source.weights)
+    files = {file.path: file.size for file in source.tensor_files or source.inputs}
+    return settle(stored, proven, broken, declared, {u.name for u in source.unchecked}, sum(files.values()))
+
+
+def _stored(weight: Weight) -> Stored:
+    """A weight as a stored tensor of its own, where the file holds nothing else."""
+    size = -(-weight.size // 8) if weight.dtype == "bit" else weight.size * _BYTES.get(weight.dtype, 1)
+    return Stored(name=weight.name, shape=weight.shape, bytes=size, rule=None, elements=weight.size)
+
+
+def _counts(weight: Weight, source: Source, require: Require) -> bool:
     if source.has_list and require == "listed":
         return weight.listed
     return weight.linear or weight.listed

@@ -12,11 +12,12 @@ from maskpro_deploy.manifest import MANIFEST_FILE, Manifest, SparseWeight, safe_
 from maskpro_deploy.masks import MASKS_FILE
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.progress import Progress
+from maskpro_deploy.validation.accounts import Stored
 from maskpro_deploy.validation.arrays import FileArray, FlatArray, MappedArray, NibbleArray, SideBySideArray
 from maskpro_deploy.validation.from_masks import MaskFile
 from maskpro_deploy.validation.from_onnx import read_graph
 from maskpro_deploy.validation.inputs import InputFile
-from maskpro_deploy.validation.source import Source, Unchecked, Weight
+from maskpro_deploy.validation.source import Source, Weight
 
 
 class BundleReader:
@@ -35,24 +36,24 @@ class BundleReader:
             listed.setdefault(entry.initializer, []).append(entry)
         problems = [*_file_problems(path, manifest, graph.files, progress), *_list_problems(manifest, graph, masks)]
         siblings = [(g.file, read_graph(_inside(path, g.file))) for g in manifest.siblings]
-        opened = [*files, *graph.inputs, *([masks.file] if masks is not None else [])]
+        tensor_files = [*graph.inputs]
+        stored, unchecked = [*graph.stored], [*graph.unchecked]
         for file, sibling in siblings:
-            opened += sibling.inputs
+            tensor_files += sibling.inputs
             problems += _sibling_problems(file, sibling, graph, listed)
+            stored += _own_tensors(file, sibling, graph)
+            unchecked += [dataclasses.replace(u, name=f"{file}: {u.name}") for u in sibling.unchecked]
         return Source(
             kind="bundle",
             weights=tuple(_listed(w, listed.get(w.name, []), masks) for w in graph.weights),
-            unchecked=tuple(_mark(u, listed) for u in graph.unchecked),
+            unchecked=tuple(unchecked),
+            stored=tuple(stored),
             problems=tuple(problems),
             num_parameters=graph.num_parameters,
             pattern=_pattern(path, manifest),
             has_list=bool(manifest.sparse_weights),
-            inputs=(
-                *files,
-                *graph.inputs,
-                *(f for _, s in siblings for f in s.inputs),
-                *([masks.file] if masks is not None else []),
-            ),
+            inputs=(*files, *tensor_files, *([masks.file] if masks is not None else [])),
+            tensor_files=tuple(tensor_files),
             multiply_adds=graph.multiply_adds,
         )
 
@@ -94,10 +95,21 @@ def _file_problems(path: Path, manifest: Manifest, data_files: tuple[str, ...], 
 
 
 def _sibling_problems(file: str, sibling: Source, graph: Source, listed: Container[str]) -> list[str]:
-    """Listed weights that another graph of the bundle takes from other bytes, or multiplies with along another axis."""
+    """Weights that only one of two graphs multiplies with: listed ones of the first, and any of the second."""
     found = {w.name: _use(w) for w in sibling.weights}
-    wrong = [w.name for w in graph.weights if w.name in listed and (_use(w)[-1] is None or found.get(w.name) != _use(w))]
-    return [f"{file} does not use {name} as the graph does" for name in wrong]
+    own = {w.name: _use(w) for w in graph.weights}
+    wrong = [name for name, use in own.items() if name in listed and (use[-1] is None or found.get(name) != use)]
+    extra = [w.name for w in sibling.weights if w.linear and own.get(w.name) != _use(w) and w.name not in wrong]
+    return [
+        *(f"{file} does not use {name} as the graph does" for name in wrong),
+        *(f"{file} multiplies with {name}, which the graph does not" for name in extra),
+    ]
+
+
+def _own_tensors(file: str, sibling: Source, graph: Source) -> list[Stored]:
+    """The tensors of another graph that are not stored in the bytes of the first one's."""
+    places = {s.place for s in graph.stored if s.place is not None}
+    return [dataclasses.replace(s, name=f"{file}: {s.name}") for s in sibling.stored if s.place is None or s.place not in places]
 
 
 def _use(weight: Weight) -> tuple[object, ...]:
@@ -159,7 +171,3 @@ def _mask(weight: Weight, masks: MaskFile, sources: Sequence[str]) -> FlatArray 
     if weight.shape == shape[::-1] and weight.axis == 0:
         return masks.transposed(source)
     return None
-
-
-def _mark(item: Unchecked, listed: Container[str]) -> Unchecked:
-    return dataclasses.replace(item, listed=item.name in listed)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from maskpro_deploy.checkpoint import Checkpoint
-from maskpro_deploy.errors import FormatError
+from maskpro_deploy.checkpoint import INDEX_FILE, read_index, weight_files
+from maskpro_deploy.errors import FormatError, InputError
+from maskpro_deploy.files import read_json
 from maskpro_deploy.masks import MASKS_FILE
 from maskpro_deploy.progress import Progress
 from maskpro_deploy.validation import bitmask24
 from maskpro_deploy.validation.bitmask24 import Entries, Entry
 from maskpro_deploy.validation.from_masks import MaskFile
-from maskpro_deploy.validation.from_safetensors import collect, linear_axis, matrices, num_parameters, read_header
+from maskpro_deploy.validation.from_safetensors import Contents, read_contents, read_header
 from maskpro_deploy.validation.inputs import InputFile
-from maskpro_deploy.validation.source import Source, Unchecked, Weight
+from maskpro_deploy.validation.source import Source, Weight
 
 
 class CheckpointReader:
@@ -25,9 +26,10 @@ class CheckpointReader:
 
     def read(self, path: Path, progress: Progress) -> Source:
         _refuse_pipes(path)
-        checkpoint = Checkpoint.open(path)
+        config = read_json(_config(path))
         masks = MaskFile.open(path / MASKS_FILE) if (path / MASKS_FILE).is_file() else None
-        files = [InputFile(shard) for shard in checkpoint.shards]
+        shards = weight_files(path)
+        files = [InputFile(shard) for shard in shards]
         entries: dict[str, tuple[InputFile, Entry]] = {}
         problems = []
         for file in files:
@@ -35,22 +37,42 @@ class CheckpointReader:
                 if name in entries:
                     problems.append(f"{name} is in two files, {entries[name][0].path.name} and {file.path.name}")
                 entries[name] = (file, entry)
-        found = list(collect(entries, linear_axis(checkpoint.config), masks.shapes if masks is not None else {}))
-        kept = [f for f in found if f.linear or f.listed]
+        problems += _index_problems(path, entries)
+        contents = read_contents(entries, config, masks.shapes if masks is not None else None)
+        weights = contents.weights
         if masks is not None:
-            kept = [_with_mask(item, masks) for item in kept]
-            problems += _mask_problems(masks, entries, found)
+            weights = tuple(_with_mask(weight, masks) for weight in weights)
+            problems += _mask_problems(masks, entries, contents)
         return Source(
             kind="checkpoint",
-            weights=tuple(f for f in kept if isinstance(f, Weight)),
-            unchecked=tuple(f for f in kept if isinstance(f, Unchecked)),
+            weights=weights,
+            unchecked=contents.unchecked,
+            stored=contents.stored,
             problems=tuple(problems),
-            num_parameters=num_parameters(entries, found),
+            num_parameters=contents.num_parameters,
             pattern=masks.pattern if masks is not None else bitmask24.PATTERN if bitmask24.prefixes(entries) else None,
             has_list=masks is not None,
             inputs=(*files, *([masks.file] if masks is not None else [])),
-            multiply_adds=matrices(found, checkpoint.config),
+            multiply_adds=contents.multiply_adds,
         )
+
+
+def _config(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} is no Hugging Face checkpoint: it has no config.json.")
+    return folder / "config.json"
+
+
+def _index_problems(folder: Path, entries: Entries) -> list[str]:
+    """What the index says and the files do not hold."""
+    places = read_index(folder)
+    absent = [f"{INDEX_FILE} names {name}, which is in no file" for name in sorted(places) if name not in entries]
+    elsewhere = [
+        f"{INDEX_FILE} says that {name} is in {file}; it is in {entries[name][0].path.name}"
+        for name, file in sorted(places.items())
+        if name in entries and entries[name][0].path.name != file
+    ]
+    return absent + elsewhere
 
 
 def _refuse_pipes(folder: Path) -> None:
@@ -60,14 +82,14 @@ def _refuse_pipes(folder: Path) -> None:
             raise FormatError(f"{path} is no regular file: it is not read.")
 
 
-def _with_mask(item: Weight | Unchecked, masks: MaskFile) -> Weight | Unchecked:
-    if not isinstance(item, Weight) or not item.listed or masks.shapes[item.name] != item.shape:
+def _with_mask(item: Weight, masks: MaskFile) -> Weight:
+    if not item.listed or masks.shapes[item.name] != item.shape:
         return item
     return dataclasses.replace(item, mask=masks.array(item.name), axis=1)
 
 
-def _mask_problems(masks: MaskFile, entries: Entries, found: list[Weight | Unchecked]) -> list[str]:
-    shapes = {name: entry.shape for name, (_, entry) in entries.items()} | {f.name: f.shape for f in found}
+def _mask_problems(masks: MaskFile, entries: Entries, contents: Contents) -> list[str]:
+    shapes = {name: entry.shape for name, (_, entry) in entries.items()} | {w.name: w.shape for w in contents.weights}
     problems = [f"{MASKS_FILE} names {name}, which the checkpoint lacks" for name in sorted(masks.shapes) if name not in shapes]
     for name in sorted(masks.shapes):
         if name in shapes and shapes[name] != masks.shapes[name]:

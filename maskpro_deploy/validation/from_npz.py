@@ -120,7 +120,7 @@ def _weight(file: InputFile, member: _Member, shapes: dict[str, tuple[int, ...]]
     size = math.prod(shape)
     if -(-size // 8) != member.count or len(shape) > 2:
         reason = f"its mask has {8 * member.count} bits, the weight {list(shape)} has {size}"
-        return Unchecked(name=name, shape=shape, reason=reason, listed=True)
+        return Unchecked(name=name, shape=shape, reason=reason)
     data = BitArray(packed=_MemberArray(file, member), size=size, columns=size)
     return Weight(name=name, shape=shape, dtype="bit", axis=len(shape) - 1, data=data, listed=True)
 

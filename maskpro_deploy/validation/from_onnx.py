@@ -1,4 +1,4 @@
-"""An ONNX file, with or without external data. The reduction axis of every weight comes from the graph (see `onnx_trace`)."""
+"""An ONNX file, with or without external data. The reduction axis of every weight comes from the graph (see `graphs`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_graph(path: Path) -> Source:
     import onnx
     from google.protobuf.message import DecodeError
 
-    from maskpro_deploy.validation.onnx_trace import Tracer
+    from maskpro_deploy.validation.graphs.trace import Tracer
 
     file = InputFile(path)
     if file.size >= _LARGEST:
@@ -41,8 +41,9 @@ def read_graph(path: Path) -> Source:
     trace = Tracer(model, path)
     return Source(
         kind="onnx",
-        weights=tuple(trace.weights),
-        unchecked=tuple(trace.unchecked),
+        weights=trace.weights,
+        unchecked=trace.unchecked,
+        stored=trace.ledger.stored,
         num_parameters=trace.num_parameters,
         files=tuple(sorted(trace.files)),
         inputs=(file, *trace.inputs),

@@ -1,9 +1,9 @@
 """One safetensors file. Its header is checked by the safetensors library; values are then read by their offsets.
 
-Which tensors count: all matrices named `*.weight` that are no embedding, norm or output head. Their axis is 1, `(out, in)`, as
-`torch.nn.Linear` stores them; models of the GPT-2 family, known by the `config.json` beside the file, store `(in, out)`.
+Which tensors count: all matrices named `*.weight` that are not a table or an output head (`names`). Their axis is 1, `(out, in)`,
+as `torch.nn.Linear` stores them; models of the GPT-2 family, known by the `config.json` next to the file, store `(in, out)`.
 Weights that the compressed-tensors library stored as `sparse-24-bitmask` are unpacked (see `bitmask24`). Other packed forms are
-reported as not checked.
+unaccounted for.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,14 +24,14 @@ from maskpro_deploy.errors import FormatError
 from maskpro_deploy.files import read_json
 from maskpro_deploy.progress import Progress
 from maskpro_deploy.validation import bitmask24
+from maskpro_deploy.validation.accounts import Rule, Stored
 from maskpro_deploy.validation.arrays import Array, FileArray, FlatArray, MappedArray, NibbleArray
-from maskpro_deploy.validation.bitmask24 import DTYPES, Entry
+from maskpro_deploy.validation.bitmask24 import DTYPES, Entries, Entry
 from maskpro_deploy.validation.inputs import InputFile
-from maskpro_deploy.validation.source import Source, Unchecked, Weight, is_linear
+from maskpro_deploy.validation.names import Doubt, Matrix, role_of
+from maskpro_deploy.validation.source import Source, Unchecked, Weight
 
 _FP4 = np.dtype(ml_dtypes.float4_e2m1fn)
-# linear layers in packed forms that are not read: GPTQ, AWQ, HQQ, Marlin and compressed-tensors name them so
-_PACKED = (".weight_packed", ".qweight", ".W_q", ".B_24")
 _TRANSPOSED_FAMILIES = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 
 
@@ -65,56 +66,130 @@ def _entry(value: dict[str, Any], start: int, size: int) -> Entry:
     first, last = (int(v) for v in value["data_offsets"])
     if not 0 <= first <= last <= size - start:
         raise ValueError(f"a tensor lies at bytes {first} to {last} of {size - start}")
-    return Entry(str(value["dtype"]), tuple(int(d) for d in value["shape"]), start + first)
+    return Entry(str(value["dtype"]), tuple(int(d) for d in value["shape"]), start + first, last - first)
 
 
-def linear_axis(config: dict[str, Any]) -> int:
+def linear_axis(config: Mapping[str, Any]) -> int:
     """The reduction axis of the linear layers of a model with this `config.json`."""
     return 0 if config.get("model_type") in _TRANSPOSED_FAMILIES else 1
 
 
-def find(file: InputFile, name: str, entry: Entry, axis: int, *, listed: bool = False) -> Weight | Unchecked | None:
-    """What a tensor is to the checker: a weight, one that cannot be checked, or nothing."""
-    packed = name.endswith(_PACKED)
-    matrix = len(entry.shape) == 2 and name.endswith((".weight", "in_proj_weight"))
-    linear = (matrix or packed or (len(entry.shape) > 2 and "expert" in name)) and is_linear(name)
-    if not (listed or matrix or linear):
-        return None
-    if len(entry.shape) != 2 and not packed:
-        reason = f"a tensor of {len(entry.shape)} dimensions does not say which one is the reduction axis"
-        return Unchecked(name=name, shape=entry.shape, reason=reason, listed=listed, linear=linear)
+Finding = Weight | Unchecked | Rule
+
+
+def find(file: InputFile, name: str, entry: Entry, axis: int, *, longest: int = 0, listed: bool = False) -> Finding:
+    """What a tensor is to the checker: a weight, exempt by a rule, or unaccounted for."""
+    role = role_of(name, entry.dtype, entry.shape, longest)
+    if isinstance(role, Rule) and not listed:
+        return role
+    if isinstance(role, Doubt) and not listed:
+        return _doubtful(name, entry, role.reason)
+    if len(entry.shape) != 2:
+        return _doubtful(name, entry, f"a tensor of {len(entry.shape)} dimensions does not say which one is the reduction axis")
     size = math.prod(entry.shape)
     data: FlatArray
-    if entry.dtype in DTYPES and not packed:
+    if entry.dtype in DTYPES:
         data = FileArray(file=file, offset=entry.offset, dtype=DTYPES[entry.dtype], size=size)
-    elif entry.dtype == "F4" and not packed:  # two to a byte
+    elif entry.dtype == "F4":  # two to a byte
         nibbles = FileArray(file=file, offset=entry.offset, dtype=np.dtype(np.uint8), size=-(-size // 2))
         data = MappedArray(base=NibbleArray(base=nibbles, size=size, signed=False), function=_as_fp4)
     else:
-        reason = f"dtype {entry.dtype} packs or encodes its weights"
-        return Unchecked(name=name, shape=entry.shape, reason=reason, listed=listed, linear=linear)
+        return _doubtful(name, entry, f"dtype {entry.dtype} packs or encodes its weights")
+    linear = isinstance(role, Matrix)
     return Weight(name=name, shape=entry.shape, dtype=entry.dtype.lower(), axis=axis, data=data, listed=listed, linear=linear)
+
+
+def _doubtful(name: str, entry: Entry, reason: str) -> Unchecked:
+    return Unchecked(name=name, shape=entry.shape, reason=reason, bytes=entry.bytes)
 
 
 def _as_fp4(piece: Array, start: int) -> Array:
     return piece.view(_FP4)
 
 
-def matrices(found: Iterable[Weight | Unchecked], config: Mapping[str, Any]) -> int:
-    """Multiply-adds of a model for one token: every matrix once, the output head too, also where it is the tied embedding.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What some files hold.
 
-    Every expert counts as if it were used.
+    Attributes:
+        weights: that can be checked.
+        unchecked: what is unaccounted for.
+        stored: every tensor.
+        num_parameters: elements of all tensors, compressed ones in their full shape.
+        multiply_adds: of the model for one token: every matrix once, the output head too, also where it is the tied embedding;
+            every expert as if it were used.
     """
-    total = 0
-    for item in found:
-        size = math.prod(item.shape)
-        head = re.search(r"(^|\.)(lm_head|embed_out|output_head)\.", item.name) is not None
-        tied = (
-            bool(config.get("tie_word_embeddings")) and re.search(r"(embed_tokens|wte|embed_in)\.weight$", item.name) is not None
-        )
-        if item.linear or item.listed or head or tied:
-            total += size
-    return total
+
+    weights: tuple[Weight, ...]
+    unchecked: tuple[Unchecked, ...]
+    stored: tuple[Stored, ...]
+    num_parameters: int
+    multiply_adds: int
+
+
+def read_contents(entries: Entries, config: Mapping[str, Any], listed: Container[str] | None) -> Contents:
+    """Account for every tensor, in name order; the tensors of a compressed weight make one weight.
+
+    Args:
+        entries: tensor name -> file and place.
+        config: the model's `config.json`; empty if there is none.
+        listed: names of the weights that masks list; None if nothing lists them.
+    """
+    axis, compressed = linear_axis(config), bitmask24.prefixes(entries)
+    longest = max((max(e.shape) for _, e in entries.values() if len(e.shape) == 2), default=0)
+    weights: list[Weight] = []
+    unchecked: list[Unchecked] = []
+    stored: list[Stored] = []
+    adds = 0
+    for name in sorted(entries):
+        file, entry = entries[name]
+        size = math.prod(entry.shape)
+        found: Finding | None
+        if (prefix := bitmask24.prefix_of(name)) in compressed and name in bitmask24.parts(prefix):
+            found = bitmask24.weight(prefix, entries, listed or ()) if name.endswith(bitmask24.VALUES) else None
+            size = math.prod(found.shape) if found is not None else 0
+        else:
+            found = find(file, name, entry, axis, longest=longest, listed=listed is not None and name in listed)
+            found = found if listed is None else _as_declared(found, name, listed)
+        if isinstance(found, Weight):
+            weights.append(found)
+        elif isinstance(found, Unchecked):
+            unchecked.append(found)
+        rule = found if isinstance(found, Rule) else None
+        adds += size if _multiplies(found, name, config) else 0
+        stored.append(Stored(name=name, shape=entry.shape, bytes=entry.bytes, rule=rule, elements=size))
+    return Contents(
+        weights=tuple(weights),
+        unchecked=tuple(unchecked),
+        stored=tuple(stored),
+        num_parameters=sum(s.elements for s in stored),
+        multiply_adds=adds,
+    )
+
+
+def _as_declared(found: Finding, name: str, listed: Container[str]) -> Finding:
+    """What is not listed is declared dense, unless it changes what a listed weight multiplies with."""
+    if isinstance(found, Rule) or (isinstance(found, Weight) and found.listed):
+        return found
+    owner = next((w for w in _owners(name) if w in listed and w != name), None)
+    if owner is not None:
+        reason = f"it belongs to {owner}, which is listed: it may change what that layer computes"
+        return Unchecked(name=name, shape=found.shape, reason=reason)
+    return Rule.UNLISTED if isinstance(found, Unchecked) else found
+
+
+def _owners(name: str) -> Iterator[str]:
+    """Names of the weights whose modules a tensor may belong to: a.b.weight of a.b.lora_A.weight and of a.b.weight._data."""
+    parts = name.split(".")
+    for count in range(len(parts) - 1, 0, -1):
+        yield ".".join(parts[:count]) + ".weight"
+        if parts[count - 1] == "weight":
+            yield ".".join(parts[:count])
+
+
+def _multiplies(found: Finding | None, name: str, config: Mapping[str, Any]) -> bool:
+    tied = bool(config.get("tie_word_embeddings")) and re.search(r"(embed_tokens|wte|embed_in)\.weight$", name) is not None
+    return isinstance(found, (Weight, Unchecked)) or found in (Rule.HEAD, Rule.UNLISTED) or tied
 
 
 class SafetensorsReader:
@@ -128,36 +203,14 @@ class SafetensorsReader:
         entries = {name: (file, entry) for name, entry in read_header(file).entries.items()}
         beside = path.parent / "config.json"
         config = read_json(beside) if beside.is_file() else {}
-        found = [*collect(entries, linear_axis(config), {})]
+        contents = read_contents(entries, config, None)
         return Source(
             kind="safetensors",
-            weights=tuple(f for f in found if isinstance(f, Weight) and f.linear),
-            unchecked=tuple(f for f in found if isinstance(f, Unchecked) and f.linear),
-            num_parameters=num_parameters(entries, found),
+            weights=contents.weights,
+            unchecked=contents.unchecked,
+            stored=contents.stored,
+            num_parameters=contents.num_parameters,
             pattern=bitmask24.PATTERN if bitmask24.prefixes(entries) else None,
             inputs=(file,),
-            multiply_adds=matrices(found, config),
+            multiply_adds=contents.multiply_adds,
         )
-
-
-def collect(entries: Mapping[str, tuple[InputFile, Entry]], axis: int, listed: Container[str]) -> Iterator[Weight | Unchecked]:
-    """Everything that may be a weight, in name order; three tensors of a compressed one make one weight."""
-    compressed = bitmask24.prefixes(entries)
-    for name in sorted(entries):
-        prefix = bitmask24.prefix_of(name)
-        if prefix in compressed:
-            if name.endswith(bitmask24.VALUES):
-                yield bitmask24.weight(prefix, entries, listed)
-            continue
-        file, entry = entries[name]
-        item = find(file, name, entry, axis, listed=name in listed)
-        if item is not None:
-            yield item
-
-
-def num_parameters(entries: Mapping[str, tuple[InputFile, Entry]], found: Iterable[Weight | Unchecked]) -> int:
-    """Elements of all tensors, compressed ones in their full shape."""
-    compressed = bitmask24.prefixes(entries)
-    stored = sum(math.prod(e.shape) for name, (_, e) in entries.items() if bitmask24.prefix_of(name) not in compressed)
-    full = {f.name: math.prod(f.shape) for f in found}
-    return stored + sum(full[bitmask24.weight_name(p)] for p in compressed)

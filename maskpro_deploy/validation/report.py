@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.validation.accounts import Account
 from maskpro_deploy.validation.source import Unchecked
 
 # sparse tensor cores take rows and columns in multiples of 16 (16-bit types) or 32 (8-bit types); below 256 nothing is gained
@@ -132,7 +133,8 @@ class ValidationReport:
         at_most: fewer than N nonzeros in a group are allowed.
         require: which tensors the verdict depends on, "listed" or "all".
         problems: contradictions, such as a hash that differs.
-        unchecked: weights that could not be looked at.
+        unchecked: stored tensors that are unaccounted for; one of them forbids a pass.
+        account: bytes of all stored tensors, by what became of them.
         notes: what has to be known to read the answer rightly.
         num_parameters: elements of all tensors at the path.
         multiply_adds: of all products with stored weights, for one token (or one output position of a convolution), embedding
@@ -147,7 +149,7 @@ class ValidationReport:
     require: str
     tensors: tuple[TensorReport, ...]
     unchecked: tuple[Unchecked, ...]
-    unchecked_required: tuple[Unchecked, ...]
+    account: Account
     problems: tuple[str, ...]
     num_parameters: int
     multiply_adds: int = 0
@@ -166,7 +168,7 @@ class ValidationReport:
     @property
     def holds(self) -> bool:
         """Whether the pattern is proved: something was checked, and nothing speaks against it."""
-        return bool(self.required) and not (self.failed or self.unchecked_required or self.problems)
+        return bool(self.required) and not (self.failed or self.unchecked or self.account.missing or self.problems)
 
     @property
     def share(self) -> float:
@@ -189,15 +191,16 @@ class ValidationReport:
             if self.share_of_multiply_adds is not None:
                 line += f", {100 * self.share_of_multiply_adds:.1f} % of the multiply-adds"
             return line + (" (detected)" if self.detected else "")
-        if not required and not self.unchecked_required and not self.problems:
+        if not required and not self.unchecked and not self.problems:
             return "not proved: nothing here could be checked"
         reasons = []
         if failed and self.pattern is None:
             reasons.append(f"no N:M pattern in any of {required} required tensors")
         elif failed:
             reasons.append(f"{failed} of {required} required tensors break {law}")
-        if self.unchecked_required:
-            reasons.append(f"{len(self.unchecked_required)} required tensors could not be checked")
+        if self.unchecked or self.account.missing:
+            count = max(len(self.unchecked), len(self.account.missing))
+            reasons.append(f"{count} {'tensor is' if count == 1 else 'tensors are'} unaccounted for")
         reasons.extend(
             self.problems[:1] if len(self.problems) == 1 else [f"{len(self.problems)} contradictions"] * bool(self.problems)
         )
@@ -229,6 +232,7 @@ class ValidationReport:
             "share_of_multiply_adds": self.share_of_multiply_adds,
             "notes": list(self.notes),
             "problems": list(self.problems),
+            "account": self.account.to_json(),
             "unchecked": [dataclasses.asdict(u) for u in self.unchecked],
             "tensors": [t.to_json() for t in self.tensors],
         }

@@ -7,13 +7,13 @@ axis; where it cannot, the weight becomes `Unchecked` with the reason, so that i
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.progress import Progress
+from maskpro_deploy.validation.accounts import Stored
 from maskpro_deploy.validation.arrays import FlatArray
 from maskpro_deploy.validation.inputs import InputFile
 
@@ -32,6 +32,7 @@ class Weight:
         listed: whether masks or manifest say that it holds the pattern.
         linear: whether it is the weight of a linear layer by the default rule (no embedding, norm or output head).
         uses: how many products multiply with it.
+        constants: names of the stored tensors that it is made of; by default the one of its own name.
     """
 
     name: str
@@ -43,6 +44,12 @@ class Weight:
     listed: bool = False
     linear: bool = True
     uses: int = 1
+    constants: tuple[str, ...] = ()
+
+    @property
+    def made_of(self) -> tuple[str, ...]:
+        """Names of the stored tensors that it is made of."""
+        return self.constants or (self.name,)
 
     @property
     def size(self) -> int:
@@ -52,13 +59,21 @@ class Weight:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unchecked:
-    """A weight that could not be checked, and why."""
+    """A stored tensor that no rule exempts and that could not be checked, or a node that may hold one: it forbids a pass.
+
+    Attributes:
+        name: of the tensor or node.
+        shape: as the file has it.
+        reason: why it could not be checked.
+        consumers: what uses it, the first few.
+        bytes: what it takes in the file.
+    """
 
     name: str
     shape: tuple[int, ...]
     reason: str
-    listed: bool = False
-    linear: bool = True
+    consumers: tuple[str, ...] = ()
+    bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +85,13 @@ class Source:
         pattern: the pattern it claims to hold, if it does.
         has_list: whether it says which weights hold it.
         weights: those that can be checked.
-        unchecked: those that cannot.
+        unchecked: what is unaccounted for.
+        stored: every stored tensor, for the account; empty where all of them are weights.
         problems: contradictions within it, each a sentence.
         num_parameters: elements of all its tensors.
         files: other files that the tensors lie in, relative to the path's folder.
         inputs: every file that was opened, to see at the end that none was changed.
+        tensor_files: those of them that hold the tensors; empty if all do.
         multiply_adds: of all products with stored weights, for one token (or one output position of a convolution); 0 if the
             path does not say.
         notes: what a reader of the report has to know.
@@ -86,9 +103,11 @@ class Source:
     pattern: NMPattern | None = None
     has_list: bool = False
     unchecked: tuple[Unchecked, ...] = ()
+    stored: tuple[Stored, ...] = ()
     problems: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     inputs: tuple[InputFile, ...] = ()
+    tensor_files: tuple[InputFile, ...] = ()
     multiply_adds: int = 0
     notes: tuple[str, ...] = ()
 
@@ -106,13 +125,3 @@ class Reader(Protocol):
             InputError: it is something else after all.
             FormatError: it is damaged.
         """
-
-
-_NOT_LINEAR = re.compile(
-    r"(^|[._/])(lm_head|output_head|embed\w*|\w*embeddings?|wte|wpe|\w*norm\w*|ln_\w+|rotary\w*|inv_freq)([._/]|$)"
-)
-
-
-def is_linear(name: str) -> bool:
-    """Whether a matrix of this name counts by the default rule: no embedding, no norm, no output head."""
-    return _NOT_LINEAR.search(name) is None

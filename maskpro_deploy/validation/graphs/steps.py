@@ -3,64 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import ml_dtypes
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from maskpro_deploy.validation.arrays import Array, FlatArray, LoadedArray, MappedArray, MemoryArray
-from maskpro_deploy.validation.onnx_linear import dequantised, element_type, quantised
-from maskpro_deploy.validation.onnx_tensors import cast_target
+from maskpro_deploy.validation.arrays import Array, LoadedArray, MappedArray
+from maskpro_deploy.validation.graphs.linear import dequantised, element_type, quantised
+from maskpro_deploy.validation.graphs.products import attribute
+from maskpro_deploy.validation.graphs.tensors import cast_target
+from maskpro_deploy.validation.graphs.values import Constant, Input
 
-_EAGER_LIMIT = 1 << 26  # elements that are read at once
-
-
-@dataclass(frozen=True, slots=True)
-class Constant:
-    """A value that is a stored tensor with permuted axes: axis `i` of the value is axis `perm[i]` of the tensor."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    data: FlatArray
-    perm: tuple[int, ...]
+EAGER_LIMIT = 1 << 26  # elements that are read at once
 
 
-@dataclass(frozen=True, slots=True)
-class Opaque:
-    """A constant value that is not followed, from the tensor `name`, for `reason`."""
-
-    name: str
-    shape: tuple[int, ...]
-    reason: str
+Step = Callable[[NodeProto, Constant, Sequence[Input]], Constant | None]
 
 
-Value = Constant | Opaque | None  # None: depends on the graph's inputs
-
-
-Step = Callable[[NodeProto, Constant, list[Value]], Constant | None]
-
-
-def integer(node: NodeProto, name: str, default: int) -> int:
-    """An integer attribute of a node."""
-    return next((int(a.i) for a in node.attribute if a.name == name), default)
-
-
-def _identity(node: NodeProto, value: Constant, inputs: list[Value]) -> Constant | None:
+def _identity(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
     return value
 
 
-def _transpose(node: NodeProto, value: Constant, inputs: list[Value]) -> Constant | None:
+def _transpose(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
     order = next((list(a.ints) for a in node.attribute if a.name == "perm"), list(reversed(range(len(value.perm)))))
     if sorted(order) != list(range(len(value.perm))):
         return None
     return replace(value, perm=tuple(value.perm[i] for i in order))
 
 
-def _cast(node: NodeProto, value: Constant, inputs: list[Value]) -> Constant | None:
-    target = cast_target(integer(node, "to", 0))
+def _cast(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
+    target = cast_target(attribute(node, "to", 0))
     if target is None:
         return None
     if np.can_cast(element_type(value.data), target, "safe"):
@@ -73,7 +47,7 @@ def _cast(node: NodeProto, value: Constant, inputs: list[Value]) -> Constant | N
     return replace(value, data=MappedArray(base=value.data, function=narrow))
 
 
-def _dequantize(node: NodeProto, value: Constant, inputs: list[Value]) -> Constant | None:
+def _dequantize(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
     found = _scales(node, value, inputs)
     if found is None:
         return None
@@ -81,7 +55,7 @@ def _dequantize(node: NodeProto, value: Constant, inputs: list[Value]) -> Consta
     return replace(value, data=data) if data is not None else None
 
 
-def _quantize(node: NodeProto, value: Constant, inputs: list[Value]) -> Constant | None:
+def _quantize(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
     found = _scales(node, value, inputs)
     if found is None:
         return None
@@ -89,7 +63,7 @@ def _quantize(node: NodeProto, value: Constant, inputs: list[Value]) -> Constant
     if isinstance(zero_point, Constant):
         name = zero_point.dtype
     else:
-        name = _OUTPUT.get(integer(node, "output_dtype", TensorProto.UINT8), "")
+        name = _OUTPUT.get(attribute(node, "output_dtype", TensorProto.UINT8), "")
     if name not in _QUANTISED:
         return None
     target, limits = _QUANTISED[name]
@@ -107,14 +81,14 @@ class _Scales:
     zero_point: Array | None
 
 
-def _scales(node: NodeProto, value: Constant, inputs: list[Value]) -> _Scales | None:
-    small = [_whole(v) for v in inputs[1:]]
+def _scales(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> _Scales | None:
+    small = [small_array(v) for v in inputs[1:]]
     if not small or small[0] is None or (len(small) > 1 and node.input[2] and small[1] is None):
         return None
     scale, zero_point = small[0], small[1] if len(small) > 1 else None
-    rank, axis = len(value.perm), integer(node, "axis", 1)
+    rank, axis = len(value.perm), attribute(node, "axis", 1)
     axis += rank if axis < 0 else 0
-    block = integer(node, "block_size", 0)
+    block = attribute(node, "block_size", 0)
     if block:  # the scale's axes are those of the value: bring them into the stored order
         if scale.ndim != rank:
             return None
@@ -124,12 +98,12 @@ def _scales(node: NodeProto, value: Constant, inputs: list[Value]) -> _Scales | 
     return _Scales(value.perm[axis] if 0 <= axis < rank else -1, block, scale, zero_point)
 
 
-def _reshape(node: NodeProto, value: Constant, inputs: list[Value]) -> Constant | None:
-    wanted = _integers(inputs[1]) if len(inputs) > 1 else None
+def _reshape(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
+    wanted = integers(inputs[1]) if len(inputs) > 1 else None
     shape = tuple(value.shape[i] for i in value.perm)
     if wanted is None:
         return None
-    if not integer(node, "allowzero", 0):
+    if not attribute(node, "allowzero", 0):
         if any(d == 0 and i >= len(shape) for i, d in enumerate(wanted)):
             return None
         wanted = [shape[i] if d == 0 else d for i, d in enumerate(wanted)]
@@ -141,7 +115,7 @@ def _reshape(node: NodeProto, value: Constant, inputs: list[Value]) -> Constant 
     return _in_shape(value, wanted)
 
 
-def _squeeze(node: NodeProto, value: Constant, inputs: list[Value]) -> Constant | None:
+def _squeeze(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
     shape = [value.shape[i] for i in value.perm]
     axes = _axes(node, inputs, len(shape))
     if axes is None:
@@ -149,9 +123,9 @@ def _squeeze(node: NodeProto, value: Constant, inputs: list[Value]) -> Constant 
     return _in_shape(value, [d for i, d in enumerate(shape) if i not in axes])
 
 
-def _unsqueeze(node: NodeProto, value: Constant, inputs: list[Value]) -> Constant | None:
+def _unsqueeze(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
     shape = [value.shape[i] for i in value.perm]
-    given = _integers(inputs[1]) if len(inputs) > 1 else _attribute(node, "axes")
+    given = integers(inputs[1]) if len(inputs) > 1 else _listed(node, "axes")
     axes = _axes(node, inputs, len(shape) + len(given or ()))
     if axes is None:
         return None
@@ -159,8 +133,8 @@ def _unsqueeze(node: NodeProto, value: Constant, inputs: list[Value]) -> Constan
     return _in_shape(value, [1 if i in axes else next(rest, 0) for i in range(len(shape) + len(axes))])
 
 
-def _flatten(node: NodeProto, value: Constant, inputs: list[Value]) -> Constant | None:
-    shape, axis = [value.shape[i] for i in value.perm], integer(node, "axis", 1)
+def _flatten(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
+    shape, axis = [value.shape[i] for i in value.perm], attribute(node, "axis", 1)
     axis += len(shape) if axis < 0 else 0
     return _in_shape(value, [math.prod(shape[:axis]), math.prod(shape[axis:])]) if 0 <= axis <= len(shape) else None
 
@@ -173,7 +147,7 @@ def _in_shape(value: Constant, wanted: list[int]) -> Constant | None:
     data = value.data
     moving = [i for i in perm if shape[i] != 1]
     if moving != sorted(moving):
-        if size > _EAGER_LIMIT:
+        if size > EAGER_LIMIT:
             return None
 
         def ordered() -> Array:
@@ -182,43 +156,30 @@ def _in_shape(value: Constant, wanted: list[int]) -> Constant | None:
             return whole
 
         data = LoadedArray(ordered, size)
-    return Constant(value.name, tuple(wanted), value.dtype, data, tuple(range(len(wanted))))
+    return replace(value, shape=tuple(wanted), data=data, perm=tuple(range(len(wanted))))
 
 
-def _axes(node: NodeProto, inputs: list[Value], rank: int) -> set[int] | None:
+def _axes(node: NodeProto, inputs: Sequence[Input], rank: int) -> set[int] | None:
     """The axes of a Squeeze or Unsqueeze, from its second input or, in old graphs, its attribute."""
-    axes = _integers(inputs[1]) if len(inputs) > 1 else _attribute(node, "axes")
+    axes = integers(inputs[1]) if len(inputs) > 1 else _listed(node, "axes")
     if axes is None or any(not -rank <= a < rank for a in axes):
         return None
     return {a % rank for a in axes}
 
 
-def _attribute(node: NodeProto, name: str) -> list[int] | None:
+def _listed(node: NodeProto, name: str) -> list[int] | None:
     return next((list(a.ints) for a in node.attribute if a.name == name), None)
 
 
-def _integers(value: Value) -> list[int] | None:
-    found = _whole(value)
+def integers(value: Input) -> list[int] | None:
+    """The elements of a short constant of integers."""
+    found = small_array(value)
     return [int(v) for v in found.reshape(-1)] if found is not None and found.dtype.kind == "i" and found.size <= 64 else None
 
 
-def constant_value(node: NodeProto) -> Constant | None:
-    """The value of a Constant node that is written as a number or a list of numbers."""
-    for a in node.attribute:
-        if a.name in ("value_int", "value_ints"):
-            values: Array = np.array(a.i if a.name == "value_int" else a.ints, dtype=np.int64)
-        elif a.name in ("value_float", "value_floats"):
-            values = np.array(a.f if a.name == "value_float" else a.floats, dtype=np.float32)
-        else:
-            continue
-        dtype = "i64" if values.dtype == np.int64 else "f32"
-        return Constant(node.output[0], values.shape, dtype, MemoryArray(values), tuple(range(values.ndim)))
-    return None
-
-
-def _whole(value: Value) -> Array | None:
+def small_array(value: Input) -> Array | None:
     """The values of a small constant."""
-    if not isinstance(value, Constant) or value.data.size > _EAGER_LIMIT or value.perm != tuple(range(len(value.perm))):
+    if not isinstance(value, Constant) or value.data.size > EAGER_LIMIT or value.perm != tuple(range(len(value.perm))):
         return None
     found = value.data.read(0, value.data.size).reshape(value.shape)
     value.data.release()

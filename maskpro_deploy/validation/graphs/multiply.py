@@ -1,0 +1,210 @@
+"""Products: the constant that one multiplies with becomes a weight to check, whatever else it multiplies with is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from onnx import NodeProto
+
+from maskpro_deploy.errors import FormatError
+from maskpro_deploy.validation.accounts import Rule
+from maskpro_deploy.validation.arrays import Array
+from maskpro_deploy.validation.graphs.flow import title
+from maskpro_deploy.validation.graphs.ledger import Ledger
+from maskpro_deploy.validation.graphs.linear import dequantised
+from maskpro_deploy.validation.graphs.nbits import unpacked
+from maskpro_deploy.validation.graphs.picked import is_weight
+from maskpro_deploy.validation.graphs.products import Product
+from maskpro_deploy.validation.graphs.shapes import Shapes
+from maskpro_deploy.validation.graphs.steps import small_array
+from maskpro_deploy.validation.graphs.values import (
+    Constant,
+    Input,
+    Kind,
+    Opaque,
+    Picked,
+    Runtime,
+    Value,
+    is_constant,
+    origins_of,
+    reason_of,
+)
+from maskpro_deploy.validation.source import Weight
+
+_TINY = 1 << 12  # elements: what is computed from so few holds no weights
+
+
+@dataclass(slots=True)
+class Found:
+    """A weight, and what its products make.
+
+    Attributes:
+        weight: to be checked.
+        width: outputs of the product.
+        results: names of what its products make.
+    """
+
+    weight: Weight
+    width: int
+    results: list[str] = field(default_factory=list)
+
+
+class Multiplier:
+    """Collects the weights of a graph's products.
+
+    Args:
+        ledger: of the graph.
+        shapes: of its values.
+        path: of the file, for errors.
+
+    Attributes:
+        found: the weights, each once for every axis that it is summed along.
+        multiply_adds: of all products with stored tensors, for one token.
+    """
+
+    def __init__(self, ledger: Ledger, shapes: Shapes, path: Path) -> None:
+        self.found: list[Found] = []
+        self.multiply_adds = 0
+        self._ledger, self._shapes, self._path = ledger, shapes, path
+        self._seen: dict[tuple[str, int, int], int] = {}  # to its place in `found`
+
+    def multiply(self, node: NodeProto, inputs: Sequence[Input], product: Product | str) -> Value:
+        """The result of a product; its constants are noted."""
+        if isinstance(product, str):
+            self.refuse(origins_of(*inputs), product, node)
+            return Runtime.ACTIVE
+        for number, rule in product.parameters.items():
+            if number < len(inputs):
+                self._ledger.exempt(origins_of(inputs[number]), rule)
+        operands = [(i, axis, inputs[i]) for i, axis in product.factors if i < len(inputs) and inputs[i] is not None]
+        if all(is_constant(v) for _, _, v in operands):
+            reason = reason_of(*(v for _, _, v in operands)) or f"it is multiplied with another constant by {node.op_type}"
+            return Opaque(origins_of(*(v for _, _, v in operands)), Kind.CONSTANT, reason)
+        for number, axis, value in operands:
+            others = [v for i, _, v in operands if i != number]
+            if isinstance(value, Constant):
+                self._constant(node, inputs, product, number, axis)
+            elif isinstance(value, Picked) and (own := _own_axis(value, axis)) is not None and number not in product.scales:
+                self._weight(node, value.base, own)
+            elif isinstance(value, Opaque):
+                self._opaque(node, value, number, axis, others)
+        return Runtime.ACTIVE
+
+    def mark(self) -> object:
+        """What was found so far."""
+        return [replace(f, results=list(f.results)) for f in self.found], dict(self._seen), self.multiply_adds
+
+    def undo(self, mark: object) -> None:
+        """Go back to a mark."""
+        assert isinstance(mark, tuple)
+        self.found, self._seen, self.multiply_adds = mark
+
+    def refuse(self, keys: Iterable[str], reason: str, node: NodeProto) -> None:
+        """Note that some tensors are used in a way that is not followed."""
+        self.multiply_adds += self._ledger.refuse(keys, reason, title(node))
+
+    def _constant(self, node: NodeProto, inputs: Sequence[Input], product: Product, number: int, axis: int | None) -> None:
+        value = inputs[number]
+        assert isinstance(value, Constant)
+        if axis is None:
+            self.refuse(value.origins, f"it is what {node.op_type} works on, which is not followed", node)
+            return
+        if number in product.scales:
+            plain = self._dequantised(node, inputs, product, number)
+            if plain is None:
+                self.refuse(value.origins, f"the scales or zero points of {node.op_type} do not fit or are not constant", node)
+                return
+            value = plain
+        self._weight(node, value, axis)
+
+    def _dequantised(self, node: NodeProto, inputs: Sequence[Input], product: Product, number: int) -> Constant | None:
+        """A quantised operand as the product multiplies with it."""
+        value = inputs[number]
+        assert isinstance(value, Constant)
+        scale_at, zero_at = product.scales[number]
+        zero = inputs[zero_at] if zero_at is not None and zero_at < len(inputs) else None
+        scale = inputs[scale_at] if scale_at is not None and scale_at < len(inputs) else None
+        scales = np.ones((), np.float32) if scale_at is None else small_array(scale)
+        zeros = small_array(zero)
+        if scales is None or (zero is not None and zeros is None) or value.perm != tuple(range(len(value.perm))):
+            return None
+        if product.packed:
+            data = unpacked(node, product.packed, value, scales, zeros)
+            return None if data is None else replace(value, shape=(data.rows, data.columns), data=data, perm=(0, 1))
+        scales, zeros = _alike(scales, zeros)
+        for channel in (len(value.shape) - 1, 0):  # by columns, or by rows where the weight is transposed or a kernel
+            plain = dequantised(value.data, value.shape, channel, scales, zeros, 0)
+            if plain is not None:
+                return replace(value, data=plain)
+        return None
+
+    def _weight(self, node: NodeProto, value: Constant, axis: int) -> None:
+        rank = len(value.shape)
+        if not -rank <= axis < rank:
+            raise FormatError(f"{self._path}: {title(node)} has a weight {value.name!r} of {rank} dimensions.")
+        at, size = value.perm[axis], math.prod(value.shape)
+        if value.shape[at] == 1 or rank == 1:
+            self._ledger.exempt(value.origins, Rule.VECTOR if rank == 1 or size == 1 else Rule.NARROW)
+            return
+        self.multiply_adds += size
+        single = size == value.shape[at]  # a single output: it is checked where a list asks for it
+        if single:
+            self._ledger.exempt(value.origins, Rule.VECTOR)
+        else:
+            self._ledger.weigh(value.origins)
+        key = (value.name, at, id(value.data))
+        if key not in self._seen:
+            self._seen[key] = len(self.found)
+            weight = Weight(
+                name=value.name,
+                shape=value.shape,
+                dtype=value.dtype,
+                axis=at,
+                data=value.data,
+                linear=not single,
+                constants=tuple(sorted(value.origins)),
+            )
+            self.found.append(Found(weight, size // value.shape[at]))
+        else:
+            known = self.found[self._seen[key]]
+            known.weight = replace(known.weight, uses=known.weight.uses + 1)
+        self.found[self._seen[key]].results.extend(node.output[:1])
+
+    def _opaque(self, node: NodeProto, value: Opaque, number: int, axis: int | None, others: Sequence[Input]) -> None:
+        if not self._ledger.holds_table(value.origins) and self._is_small(node, value, number, axis):
+            self._ledger.exempt(value.origins, Rule.VECTOR)
+            return
+        activations = value.kind in (Kind.LOOKED_UP, Kind.ADDED)
+        if activations and all(is_weight(v) for v in others):
+            self._ledger.exempt(value.origins, Rule.TOKEN_TABLE if value.kind is Kind.LOOKED_UP else Rule.ELEMENTWISE)
+            return
+        reason = f"{value.reason}, and is then multiplied with activations" if value.kind is not Kind.CONSTANT else value.reason
+        self.refuse(value.origins, reason, node)
+
+    def _is_small(self, node: NodeProto, value: Opaque, number: int, axis: int | None) -> bool:
+        """Whether a value that is computed from vectors is one itself, or is computed from next to nothing."""
+        dims = self._shapes.dims(node.input[number])
+        if dims is None or axis is None or not -len(dims) <= axis < len(dims):
+            return self._ledger.largest(value.origins) <= _TINY
+        return dims[axis] == 1 or sum(d is None or d > 1 for d in dims) <= 1 or self._ledger.largest(value.origins) <= _TINY
+
+
+def _own_axis(value: Picked, axis: int | None) -> int | None:
+    """The axis of the constant that a product of picked entries sums over; None if it is not one of it."""
+    known = axis is not None and -len(value.axes) <= axis < (len(value.axes) if value.whole else 0)
+    return value.axes[axis] if known and axis is not None else None
+
+
+def _alike(scales: Array, zeros: Array | None) -> tuple[Array, Array | None]:
+    """Scales and zero points of one length: a single one of either stands for all."""
+    if zeros is None:
+        return (scales if scales.size == 1 else scales.reshape(-1)), None
+    size = max(scales.size, zeros.size)
+    if size == 1 or scales.size not in (1, size) or zeros.size not in (1, size):
+        return scales, zeros
+    pair = [np.broadcast_to(a.reshape(-1), (size,)).copy() for a in (scales, zeros)]
+    return pair[0], pair[1]

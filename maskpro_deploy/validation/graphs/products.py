@@ -1,0 +1,188 @@
+"""Which inputs of an operator are multiplied with each other, and along which axis of each it sums.
+
+`product_of` knows the matrix products of ONNX and of onnxruntime's own operators (com.microsoft), quantised ones included. A
+reason instead of an answer means: it multiplies, and how is not followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from onnx import NodeProto
+
+from maskpro_deploy.validation.accounts import Rule
+from maskpro_deploy.validation.graphs.operators import MICROSOFT, STANDARD
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """What an operator multiplies.
+
+    Attributes:
+        factors: (input number, axis that is summed over) of every operand; the axis is None for one that is never a weight.
+        parameters: input number -> what it serves as; those that are not named are activations.
+        scales: input number of a quantised operand -> the numbers of its scale and zero point; None where it has none.
+        packed: how the weight is packed into bytes, "nbits" or "bnb4"; "" if it is not.
+    """
+
+    factors: tuple[tuple[int, int | None], ...]
+    parameters: Mapping[int, Rule] = field(default_factory=dict)
+    scales: Mapping[int, tuple[int | None, int | None]] = field(default_factory=dict)
+    packed: str = ""
+
+
+def product_of(node: NodeProto) -> Product | str | None:
+    """How a node multiplies its inputs, or why that is not followed; None if it is no product."""
+    if node.domain in STANDARD and node.op_type in _STANDARD:
+        return _STANDARD[node.op_type](node)
+    if node.domain == MICROSOFT and node.op_type in _MICROSOFT:
+        return _MICROSOFT[node.op_type](node)
+    return None
+
+
+def attribute(node: NodeProto, name: str, default: int) -> int:
+    """An integer attribute of a node."""
+    return next((int(a.i) for a in node.attribute if a.name == name), default)
+
+
+def _bias(*inputs: int) -> dict[int, Rule]:
+    return dict.fromkeys(inputs, Rule.ELEMENTWISE)
+
+
+def _matmul(node: NodeProto) -> Product:
+    return Product(factors=((0, -1), (1, -2)), parameters=_bias(2, 3))
+
+
+def _gemm(node: NodeProto) -> Product:
+    a, b = 0 if attribute(node, "transA", 0) else 1, 1 if attribute(node, "transB", 0) else 0
+    return Product(factors=((0, a), (1, b)), parameters=_bias(2))
+
+
+def _fused_matmul(node: NodeProto) -> Product | str:
+    if attribute(node, "transBatchA", 0) or attribute(node, "transBatchB", 0):
+        return "its batch axis is transposed, which is not followed"
+    a, b = -2 if attribute(node, "transA", 0) else -1, -1 if attribute(node, "transB", 0) else -2
+    return Product(factors=((0, a), (1, b)))
+
+
+def _conv(node: NodeProto) -> Product:
+    return Product(factors=((0, None), (1, 1)), parameters=_bias(2, 3))
+
+
+def _conv_transpose(node: NodeProto) -> Product | str:
+    if attribute(node, "group", 1) != 1:
+        return "a transposed convolution in groups is not followed"
+    return Product(factors=((0, None), (1, 0)), parameters=_bias(2))
+
+
+def _recurrent(node: NodeProto) -> Product:
+    """Weights are (directions, gates * hidden, inputs), and (directions, gates * hidden, hidden)."""
+    return Product(factors=((0, None), (1, 2), (2, 2)), parameters={**_bias(3, 5, 6, 7), 4: Rule.INDEX})
+
+
+def _einsum(node: NodeProto) -> Product | str:
+    text = next((a.s.decode("ascii", "replace") for a in node.attribute if a.name == "equation"), "").replace(" ", "")
+    terms, arrow, result = text.partition("->")
+    parts = terms.split(",")
+    if len(parts) != 2 or not arrow or "." in text or any(len(set(p)) != len(p) for p in parts):
+        return f"Einsum {text!r} is not followed"
+    summed = [c for c in parts[0] if c in parts[1] and c not in result]
+    if len(summed) != 1 or any(c not in result and c not in summed for p in parts for c in p):
+        return f"Einsum {text!r} does not sum over one axis of both operands"
+    return Product(factors=tuple((i, part.index(summed[0])) for i, part in enumerate(parts)))
+
+
+def _quantised(weight: int, scale: int | None, zero: int | None, *, data: int = 0, left: bool = True) -> Callable[..., Product]:
+    """A quantised MatMul: `data` times `weight`, both with axes as in MatMul."""
+
+    def build(node: NodeProto) -> Product:
+        factors = ((data, -1 if left else None), (weight, -2))
+        others = {i: Rule.QUANTISATION for i in range(len(node.input)) if i not in (data, weight)}
+        return Product(factors=factors, parameters=others, scales={weight: (scale, zero)})
+
+    return build
+
+
+def _convolution(weight: int, scale: int | None, zero: int | None) -> Callable[..., Product]:
+    def build(node: NodeProto) -> Product:
+        others = {i: Rule.QUANTISATION for i in range(1, len(node.input)) if i != weight}
+        return Product(factors=((0, None), (weight, 1)), parameters=others, scales={weight: (scale, zero)})
+
+    return build
+
+
+def _qgemm(node: NodeProto) -> Product:
+    a, b = 0 if attribute(node, "transA", 0) else 1, 1 if attribute(node, "transB", 0) else 0
+    others = dict.fromkeys((1, 2, 4, 5, 6, 7, 8), Rule.QUANTISATION)
+    return Product(factors=((0, a), (3, b)), parameters=others, scales={3: (4, 5)})
+
+
+def _attention(node: NodeProto) -> Product:
+    """Queries, keys and values of one packed weight (inputs, 3 * hidden)."""
+    return Product(factors=((0, -1), (1, 0)), parameters={**_bias(2, 5), 3: Rule.INDEX, 6: Rule.INDEX, 7: Rule.INDEX})
+
+
+def _qattention(node: NodeProto) -> Product:
+    others = {2: Rule.ELEMENTWISE, 5: Rule.INDEX} | dict.fromkeys((3, 4, 6, 7), Rule.QUANTISATION)
+    return Product(factors=((0, -1), (1, 0)), parameters=others, scales={1: (4, 7)})
+
+
+def _decoder_attention(node: NodeProto) -> Product:
+    return Product(factors=((0, None), (1, None), (2, 0), (3, 0)), parameters={4: Rule.ELEMENTWISE})
+
+
+def _nbits(node: NodeProto) -> Product | str:
+    bits = attribute(node, "bits", 4)
+    if bits not in (2, 4, 8):
+        return f"MatMulNBits of {bits} bits is not followed"
+    if len(node.input) > 4 and node.input[4]:
+        return "MatMulNBits with rows in another order (g_idx) is not followed"
+    others = {2: Rule.QUANTISATION, 3: Rule.QUANTISATION, 5: Rule.ELEMENTWISE}
+    return Product(factors=((0, -1), (1, 1)), parameters=others, scales={1: (2, 3)}, packed="nbits")
+
+
+def _bnb4(node: NodeProto) -> Product | str:
+    if attribute(node, "quant_type", 1) not in (0, 1):
+        return "MatMulBnb4 of this type is not followed"
+    return Product(factors=((0, -1), (1, 1)), parameters={2: Rule.QUANTISATION}, scales={1: (2, None)}, packed="bnb4")
+
+
+def _refuse(reason: str) -> Callable[[NodeProto], str]:
+    return lambda node: f"{node.op_type} {reason}"
+
+
+_STANDARD: dict[str, Callable[[NodeProto], Product | str]] = {
+    "Conv": _conv,
+    "ConvInteger": _convolution(1, None, 3),
+    "ConvTranspose": _conv_transpose,
+    "Einsum": _einsum,
+    "GRU": _recurrent,
+    "Gemm": _gemm,
+    "LSTM": _recurrent,
+    "MatMul": _matmul,
+    "MatMulInteger": _quantised(1, None, 3),
+    "QLinearConv": _convolution(3, 4, 5),
+    "QLinearMatMul": _quantised(3, 4, 5),
+    "RNN": _recurrent,
+}
+_MICROSOFT: dict[str, Callable[[NodeProto], Product | str]] = {
+    "Attention": _attention,
+    "DecoderAttention": _decoder_attention,
+    "DecoderMaskedSelfAttention": _attention,
+    "DynamicQuantizeMatMul": _quantised(1, 2, 3),
+    "FusedConv": _conv,
+    "FusedGemm": _gemm,
+    "FusedMatMul": _fused_matmul,
+    "GemmFastGelu": _matmul,
+    "MatMulBnb4": _bnb4,
+    "MatMulFpQ4": _refuse("packs its weights in a way that is not followed"),
+    "MatMulIntegerToFloat": _quantised(1, 3, 5),
+    "MatMulNBits": _nbits,
+    "MoE": _refuse("stacks experts in an order that differs between versions, which is not followed"),
+    "PackedAttention": _attention,
+    "QAttention": _qattention,
+    "QGemm": _qgemm,
+    "QMoE": _refuse("packs its experts in a way that is not followed"),
+    "TransposeMatMul": _fused_matmul,
+}

@@ -1,0 +1,207 @@
+"""From every constant of an ONNX graph to all that uses it, and from every product to the axis that it sums over.
+
+One pass over the nodes in their order carries, for each value, what it is made of (`values`). A constant that a product
+multiplies with becomes a weight to check; `steps` and `pieces` say through which operators it is still known element by element.
+All other uses are noted in the `Ledger`: a rule exempts them, or they are refused. Where a node's results do not hold a table
+that went into it, and nothing was noted, the table is refused: what is not known to be harmless is unaccounted for.
+
+Nothing recurses along the graph, so cycles cannot hang it: a value that nothing made before it is used is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+
+from maskpro_deploy.errors import FormatError
+from maskpro_deploy.validation.accounts import Rule
+from maskpro_deploy.validation.graphs import operators as ops
+from maskpro_deploy.validation.graphs.attributes import bind, constant_of, large_attributes
+from maskpro_deploy.validation.graphs.branches import Branches
+from maskpro_deploy.validation.graphs.flow import Flow, title
+from maskpro_deploy.validation.graphs.heads import Heads
+from maskpro_deploy.validation.graphs.ledger import Ledger
+from maskpro_deploy.validation.graphs.multiply import Multiplier
+from maskpro_deploy.validation.graphs.order import ordered
+from maskpro_deploy.validation.graphs.pieces import make_pieces
+from maskpro_deploy.validation.graphs.products import product_of
+from maskpro_deploy.validation.graphs.shapes import Shapes
+from maskpro_deploy.validation.graphs.steps import STEPS
+from maskpro_deploy.validation.graphs.tensors import ExternalFiles, dtype_name, flat_array, shape_of
+from maskpro_deploy.validation.graphs.values import Constant, Input, Kind, Opaque, Runtime, Value, origins_of
+from maskpro_deploy.validation.inputs import InputFile
+from maskpro_deploy.validation.source import Unchecked, Weight
+
+Scope = tuple[object, ...]
+_DEEPEST = 32  # functions in functions
+
+
+class Tracer:
+    """One pass over a model.
+
+    Attributes:
+        files: names of the files of external data.
+        ledger: every stored tensor, and what became of it.
+    """
+
+    def __init__(self, model: ModelProto, path: Path) -> None:
+        self.files: set[str] = set()
+        self.ledger = Ledger()
+        self._path = path
+        self._external = ExternalFiles(path)
+        self._functions = {(f.domain, f.name): f for f in model.functions}
+        shapes = Shapes(model)
+        self._flow = Flow(self.ledger, shapes)
+        self._multiplier = Multiplier(self.ledger, shapes, path)
+        self._branches = Branches(self)
+        self._depth = 0
+        self.trace(model.graph, {}, ())
+        self._enter_uncalled(model.functions)
+        self.weights: tuple[Weight, ...] = Heads(model.graph, self.ledger).apply(self._multiplier.found)
+
+    @property
+    def inputs(self) -> tuple[InputFile, ...]:
+        """The files of external data that were opened."""
+        return self._external.opened
+
+    @property
+    def unchecked(self) -> tuple[Unchecked, ...]:
+        """All that is unaccounted for."""
+        return self.ledger.unchecked
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all stored tensors that something uses."""
+        return sum(s.elements for s in self.ledger.stored if s.rule is not Rule.UNUSED)
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of all products with stored tensors."""
+        return self._multiplier.multiply_adds
+
+    def trace(self, graph: GraphProto, outer: Mapping[str, Value], scope: Scope) -> list[Value]:
+        """The values of a graph's outputs; `outer` holds all that it may use, its own inputs included."""
+        values: dict[str, Value] = {i.name: Runtime.INPUT for i in graph.input if i.name not in outer or not scope} | dict(outer)
+        for tensor in graph.initializer:
+            values[tensor.name] = self._stored(tensor, tensor.name, scope)
+        for sparse in graph.sparse_initializer:
+            size = len(sparse.values.raw_data) + len(sparse.indices.raw_data) or 4 * len(sparse.values.float_data)
+            key = self.ledger.enter_bytes(sparse.values.name, tuple(sparse.dims), size, scope)
+            values[sparse.values.name] = Opaque(frozenset({key}), Kind.CONSTANT, "it is stored as a sparse tensor")
+        self._nodes(((node, (*scope, i)) for i, node in ordered(graph.node, values)), values)
+        return [values.get(output.name, Runtime.ACTIVE) for output in graph.output]
+
+    def _stored(self, tensor: TensorProto, name: str, scope: Scope) -> Value:
+        shape = shape_of(tensor, self._path)
+        key = self.ledger.enter(tensor, name, scope)
+        if tensor.data_location == TensorProto.EXTERNAL:
+            self.files.update(e.value for e in tensor.external_data if e.key == "location")
+        origins, dtype = frozenset({key}), dtype_name(tensor)
+        if dtype is None:
+            type_name = TensorProto.DataType.Name(tensor.data_type) if tensor.data_type in TensorProto.DataType.values() else "?"
+            return Opaque(origins, Kind.CONSTANT, f"its dtype is {type_name}")
+        return Constant(key, shape, dtype, flat_array(tensor, self._path, self._external), tuple(range(len(shape))), origins)
+
+    def mark(self) -> object:
+        """The weights that were found so far, for `undo`."""
+        return self._multiplier.mark()
+
+    def undo(self, mark: object) -> None:
+        """Forget the weights that were found since; what the ledger holds against tensors stays."""
+        self._multiplier.undo(mark)
+
+    def _nodes(self, nodes: Iterable[tuple[NodeProto, Scope]], values: dict[str, Value]) -> None:
+        for node, scope in nodes:
+            for name in node.input:
+                if name and name not in values:
+                    raise FormatError(
+                        f"{self._path}: {title(node)} uses {name!r}, which is no input, initializer or earlier result.\n"
+                        f"The graph lacks an initializer, or is not in topological order."
+                    )
+            inputs: list[Input] = [values[name] if name else None for name in node.input]
+            self.ledger.touched = set()
+            results = self._results(node, inputs, values, scope)
+            lost = self.ledger.tables(origins_of(*inputs) - origins_of(*results) - self.ledger.touched)
+            if lost:
+                self._multiplier.refuse(lost, f"{title(node)} uses it in a way that is not followed", node)
+            values.update({name: value for name, value in zip(node.output, results, strict=False) if name})
+
+    def _results(self, node: NodeProto, inputs: list[Input], values: dict[str, Value], scope: Scope) -> list[Value]:
+        """What a node makes of its inputs, one value an output."""
+        count = len(node.output)
+        function = self._functions.get((node.domain, node.op_type))
+        if function is not None:
+            return self._call(function, node, inputs, scope)
+        if node.op_type == "Constant" and node.domain in ops.STANDARD:
+            return [self._constant(node, scope)] * count
+        self._attributes(node, scope)
+        if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
+            return self._branches.results(node, inputs, values, scope)
+        if node.op_type in ops.RANDOM and node.domain in ops.STANDARD:
+            shape = next((tuple(a.ints) for a in node.attribute if a.name == "shape"), ())
+            key = self.ledger.enter_bytes(node.output[0] if count else node.op_type, shape, 0, scope)
+            return [Opaque(frozenset({key}), Kind.CONSTANT, f"its values come from {node.op_type}")] * count
+        product = product_of(node)
+        if product is not None:
+            return [self._multiplier.multiply(node, inputs, product)] * count
+        return self._followed(node, inputs) or self._flow.results(node, inputs)
+
+    def _attributes(self, node: NodeProto, scope: Scope) -> None:
+        """Refuse what a node may multiply with that is no input of it."""
+        if node.domain not in ops.KNOWN_DOMAINS:
+            self.ledger.refuse_node(title(node), "its operator is not known here: it may hold weights of its own")
+        elif node.op_type in ops.SEALED:
+            self.ledger.refuse_node(title(node), "it is an engine that was compiled elsewhere, with weights of its own")
+        for name, size in large_attributes(node):
+            key = self.ledger.enter_bytes(f"{node.output[0] if node.output else node.op_type}.{name}", (size,), size, scope)
+            self.ledger.refuse([key], f"it is an attribute of {node.op_type}, which is not followed", title(node))
+
+    def _followed(self, node: NodeProto, inputs: list[Input]) -> list[Value] | None:
+        """The results of a step through which constants stay known."""
+        if node.domain not in ops.STANDARD:
+            return None
+        source = inputs[0] if inputs else None
+        made = make_pieces(node, inputs)
+        if made is not None:
+            self.ledger.exempt([k for v in inputs[1:] for k in origins_of(v) if k not in origins_of(*made)], Rule.INDEX)
+            return list(made)
+        step = STEPS.get(node.op_type)
+        if step is None or not isinstance(source, Constant) or any(isinstance(v, Runtime) for v in inputs):
+            return None
+        followed = step(node, source, inputs)
+        if followed is None:
+            return None
+        quantises = node.op_type in ("DequantizeLinear", "QuantizeLinear")
+        self.ledger.exempt(origins_of(*inputs[1:]), Rule.QUANTISATION if quantises else Rule.INDEX)
+        return [followed]
+
+    def _constant(self, node: NodeProto, scope: Scope) -> Value:
+        tensor = constant_of(node)
+        if tensor is None:
+            key = self.ledger.enter_bytes(node.output[0], (), 0, scope)
+            return Opaque(frozenset({key}), Kind.CONSTANT, "it is a constant without a tensor")
+        return self._stored(tensor, node.output[0], scope)
+
+    def _call(self, function: FunctionProto, node: NodeProto, inputs: list[Input], scope: Scope) -> list[Value]:
+        """The results of a local function, at this call."""
+        if self._depth >= _DEEPEST:
+            raise FormatError(f"{self._path}: {title(node)} calls itself, or functions are nested more than {_DEEPEST} deep.")
+        given = [v if v is not None else Runtime.INPUT for v in inputs]
+        values: dict[str, Value] = dict.fromkeys(function.input, Runtime.INPUT) | dict(zip(function.input, given, strict=False))
+        self._depth += 1
+        # constants of the body are the function's own, however often it is called; what has attributes of the call is the call's
+        place: Scope = ("function", function.domain, function.name)
+        body = zip(bind(function, node), function.node, strict=True)
+        self._nodes(((n, (*place, i) if n is own else (*scope, i)) for i, (n, own) in enumerate(body)), values)
+        self._depth -= 1
+        self.ledger.touched |= origins_of(*given[: len(function.input)])
+        return [values.get(name, Runtime.ACTIVE) for name in function.output]
+
+    def _enter_uncalled(self, functions: Iterable[FunctionProto]) -> None:
+        """Enter the constants of functions that nothing calls."""
+        for function in functions:
+            for number, node in enumerate(function.node):
+                if node.op_type == "Constant" and (tensor := constant_of(node)) is not None:
+                    self.ledger.enter(tensor, node.output[0], ("function", function.domain, function.name, number))
