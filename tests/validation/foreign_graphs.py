@@ -2,13 +2,14 @@
 
 A label says how a graph came to be: "torchscript/llama/cache > dynamic int8 > all". What is before the first ">" is a base: an
 export of a tiny model. Each following step is a tool that takes a graph and makes one. The dense version has the dense weight
-before the first step: exporters do not look at values, so it is put where the export has stored the sparse one.
+before the first step: exporters do not look at values, so it is put where the export has stored the sparse one, and only where an
+export has taken the weight to pieces is the model exported again.
 """
 
 from __future__ import annotations
 
 import shutil
-import zlib
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,21 @@ class Case:
         """How it came to be."""
         return " > ".join((self.base, *self.steps))
 
+    @property
+    def tool(self) -> str:
+        """What made it last."""
+        step = self.steps[-1] if self.steps else ""
+        if not step:
+            return self.base.split("/")[0]
+        kinds = {
+            "optimiser": "transformers optimiser",
+            "dynamic": "quantize_dynamic",
+            "static": "quantize_static",
+            "half": "float16",
+        }
+        found = next((name for part, name in kinds.items() if part in step), "weight-only quantisers")
+        return "onnxruntime " + ("sessions" if step in ort.LEVELS else found)
+
 
 class Workshop:
     """Makes graphs in a folder; a base is exported once."""
@@ -86,16 +102,16 @@ class Workshop:
         self._folder, self._tools = folder, tools or TOOLS
         self._models: dict[str, Any] = {}
 
-    def make(self, case: Case, *, dense: bool) -> Path:
-        """The path of a graph."""
-        target = self._folder / ("dense" if dense else "sparse") / f"{slug(case.label)}.onnx"
+    def make(self, case: Case, *, dense: bool, turn: int = 0) -> Path:
+        """The path of a graph. Each turn has another weight dense."""
+        target = self._folder / (f"dense-{turn}" if dense else "sparse") / f"{models.slug(case.label)}.onnx"
         if target.exists():
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with quiet():
-            path = self._dense_base(case) if dense else self.base(case.base)
-            for number, step in enumerate(case.steps):
-                following = target.with_suffix(f".{number}.onnx")
+            path = self._dense_base(case, turn) if dense else self.base(case.base)
+            for step in case.steps:
+                following = target.with_name(f"step-{models.slug(step)}-{target.name}")
                 self._tools[step](path, following)
                 path = following
         shutil.copyfile(path, target)
@@ -103,12 +119,15 @@ class Workshop:
 
     def base(self, name: str) -> Path:
         """The sparse export of a base."""
-        path = self._folder / "bases" / f"{slug(name)}.onnx"
+        path = self._folder / "bases" / f"{models.slug(name)}.onnx"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            exporter, family, *options = name.split("/")
-            BASES[exporter](family, self.model(family), path, options)
+            self._export(name, self.model(name.split("/")[1]), path)
         return path
+
+    def _export(self, base: str, model: Any, path: Path) -> None:
+        exporter, family, *options = base.split("/")
+        BASES[exporter](family, model, path, options)
 
     def model(self, family: str) -> Any:
         """The sparse model of a family."""
@@ -116,29 +135,20 @@ class Workshop:
             self._models[family] = models.build(family)
         return self._models[family]
 
-    def _dense_base(self, case: Case) -> Path:
+    def _dense_base(self, case: Case, turn: int) -> Path:
         family = case.base.split("/")[1]
         model = self.model(family)
-        name = dense_weight(case.label, model)
-        path = self._folder / "bases" / f"{slug(case.base)}-{name}.onnx"
+        name = models.chosen(case.label, model, turn)
+        path = self._folder / "bases" / f"{models.slug(case.base)}-{name}.onnx"
         if not path.exists():
             graph = onnx.load(self.base(case.base))
             old = model.get_parameter(name).numpy()
-            if not exchange(graph, old, models.dense_values(family, name, old.shape)):
-                raise AssertionError(f"{case.label}: {name} is not in the export")
-            onnx.save(graph, path)
+            new = models.dense_values(family, name, old.shape)
+            if exchange(graph, old, new):
+                onnx.save(graph, path)
+            else:
+                self._export(case.base, models.with_weight(model, name, new), path)
         return path
-
-
-def dense_weight(label: str, model: Any) -> str:
-    """The weight that is dense in the dense version: another one for each label."""
-    names = models.candidates(model)
-    return names[zlib.crc32(label.encode()) % len(names)]
-
-
-def slug(label: str) -> str:
-    """A name for a file."""
-    return label.replace(" > ", "+").replace("/", "-").replace(" ", "_")
 
 
 def _torchscript(family: str, model: Any, path: Path, options: list[str]) -> None:
@@ -157,39 +167,92 @@ def _dynamo(family: str, model: Any, path: Path, options: list[str]) -> None:
     exports.export(family, model, path, dynamo=True, optimize="raw" not in options, **settings)
 
 
-BASES: dict[str, Callable[[str, Any, Path, list[str]], None]] = {"torchscript": _torchscript, "dynamo": _dynamo}
+def _mobius(family: str, model: Any, path: Path, options: list[str]) -> None:
+    import mobius
+    import onnx_ir
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        onnx.save(onnx_ir.to_proto(mobius.build(folder, dtype="f32")["model"]), path)
+
+
+BASES: dict[str, Callable[[str, Any, Path, list[str]], None]] = {
+    "torchscript": _torchscript,
+    "dynamo": _dynamo,
+    "mobius": _mobius,
+}
 ENCODERS = ("bert", "bert-mlm", "bert-classifier", "roberta", "distilbert")
 OTHERS = (*ENCODERS, "vit", *models.PLAIN)
 DECODERS = tuple(f for f in models.FAMILIES if f not in OTHERS)
-_SLOW = ("past", "cache", "none", "raw")
+_BASE = {f: f"torchscript/{f}/past" if f in DECODERS else f"torchscript/{f}" for f in (*DECODERS, *OTHERS)}
+_QUANTISERS = list(TOOLS)[list(TOOLS).index("half") :]
+_MOBIUS = (
+    "llama",
+    "llama-tied",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "phi",
+    "phi3",
+    "gpt2",
+    "opt",
+    "gpt_neox",
+    "mixtral",
+    "qwen2_moe",
+)
 
 
 def quick_cases() -> list[Case]:
-    """Those that take a second at most, with what this project itself is developed with."""
+    """A part of them that takes about a minute."""
+    plain = [Case(f"torchscript/{f}") for f in OTHERS]
+    past = [Case(_BASE[f], steps) for f in DECODERS for steps in ((), ("all",))]
+    fixed = [Case(f"torchscript/{f}/static") for f in ("qwen2", "opt", "encoder")]
+    other = [Case("dynamo/perceptron"), Case("torchscript/gpt2/raw"), Case("torchscript/phi3/cache")]
+    mobius = [Case(f"mobius/{f}") for f in ("llama", "qwen3", "gpt2", "qwen2_moe")]
+    levels = [Case(_BASE[f], (level,)) for f in ("bert-classifier", "distilbert", "encoder", "vit") for level in ort.LEVELS]
+    fused = [Case(_BASE["bert"], (f"bert optimiser{how}",)) for how in ("", " half", " level 2")]
+    gpt2 = [Case("torchscript/gpt2", ("gpt2 optimiser",))]
+    small = [Case(_BASE["encoder"], (tool,)) for tool in _QUANTISERS]
+    large = (
+        "dynamic int8",
+        "dynamic uint8 channels",
+        "static operators",
+        "4 bits",
+        "4 bits gather",
+        "4 bits qdq asymmetric",
+        "fp4",
+    )
+    quantised = [Case(_BASE[f], (tool,)) for f in ("bert", "llama-tied") for tool in large]
+    after = [Case(_BASE[f], (tool, "all")) for f in ("gpt2", "bert") for tool in ("dynamic int8", "4 bits qdq")]
+    twice = [Case(_BASE["bert"], ("bert optimiser", tool)) for tool in ("static qdq", "4 bits")]
+    return [*plain, *past, *fixed, *other, *mobius, *levels, *fused, *gpt2, *small, *quantised, *after, *twice]
+
+
+def all_cases() -> list[Case]:
+    """All that need only what this project is developed with."""
     plain = [Case(f"torchscript/{f}") for f in (*DECODERS, *OTHERS)]
     cached = [Case(f"torchscript/{f}/{how}") for f in DECODERS for how in ("past", "cache")]
     raw = [Case(f"torchscript/{f}/raw") for f in ("llama", "gpt2", "bert", "encoder")]
     fixed = [Case(f"torchscript/{f}/static") for f in ("qwen2", "opt", "vit", "encoder")]
-    base = {f: f"torchscript/{f}/past" if f in DECODERS else f"torchscript/{f}" for f in (*DECODERS, *OTHERS)}
-    levels = [Case(b, (level,)) for b in base.values() for level in ort.LEVELS]
-    bert = [Case(base[f], (tool,)) for f in ENCODERS for tool in TOOLS if tool.startswith("bert")]
+    second = [Case(f"dynamo/{f}") for f in (*DECODERS, *OTHERS)]
+    second += [
+        Case(f"dynamo/{name}") for name in ("gpt2/past", "gpt2/raw", "qwen2/past/raw", "bert/raw", "encoder/static", "opt/static")
+    ]
+    second += [
+        Case(f"dynamo/{f}", (tool,)) for f in ("gpt2", "bert", "qwen2") for tool in ("all", "dynamic int8", "4 bits", "half")
+    ]
+    mobius = [Case(f"mobius/{f}", steps) for f in _MOBIUS for steps in ((), ("4 bits",))]
+    levels = [Case(b, (level,)) for b in _BASE.values() for level in ort.LEVELS]
+    bert = [Case(_BASE[f], (tool,)) for f in ENCODERS for tool in TOOLS if tool.startswith("bert")]
     gpt2 = [
-        Case(b, (tool,)) for b in ("torchscript/gpt2", base["gpt2"], base["opt"]) for tool in TOOLS if tool.startswith("gpt2")
+        Case(b, (tool,)) for b in ("torchscript/gpt2", _BASE["gpt2"], _BASE["opt"]) for tool in TOOLS if tool.startswith("gpt2")
     ]
-    quantisers = list(TOOLS)[list(TOOLS).index("half") :]
     chosen = ("llama", "llama-tied", "gpt2", "bert", "encoder", "perceptron", "qwen2_moe")
-    quantised = [Case(base[f], (tool,)) for f in chosen for tool in quantisers]
+    quantised = [Case(_BASE[f], (tool,)) for f in chosen for tool in _QUANTISERS]
     kinds = ("dynamic int8", "dynamic uint8 channels", "static qdq", "static operators", "4 bits", "4 bits qdq", "8 bits")
-    after = [Case(base[f], (tool, "all")) for f in ("llama", "gpt2", "bert", "encoder") for tool in kinds]
-    fused = [
-        Case(base["bert"], (f"bert optimiser{how}", tool))
-        for how in ("", " level 2")
-        for tool in ("dynamic int8", "static qdq", "4 bits")
-    ]
-    return [*plain, *cached, *raw, *fixed, *levels, *bert, *gpt2, *quantised, *after, *fused]
-
-
-def slow_cases() -> list[Case]:
-    """Those through torch's second exporter."""
-    plain = [Case(f"dynamo/{f}") for f in (*DECODERS, *OTHERS)]
-    return plain
+    after = [Case(_BASE[f], (tool, "all")) for f in ("llama", "gpt2", "bert", "encoder") for tool in kinds]
+    twice = [Case(_BASE["bert"], (f"bert optimiser{how}", tool)) for how in ("", " level 2") for tool in ("static qdq", "4 bits")]
+    made = [*plain, *cached, *raw, *fixed, *second, *mobius, *levels, *bert, *gpt2, *quantised, *after, *twice]
+    return list(dict.fromkeys([*made, *quick_cases()]))

@@ -6,6 +6,8 @@ quantisation rounds it to zero. Works with transformers 4 and 5.
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 import zlib
 from collections.abc import Callable
@@ -29,7 +31,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3ForCausalLM", {**_DECODER, "num_key_value_heads": 2, "head_dim": 16}),
     "gemma": ("GemmaForCausalLM", {**_DECODER, "num_key_value_heads": 1, "head_dim": 16}),
     "gemma2": ("Gemma2ForCausalLM", {**_DECODER, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 16}),
-    "phi3": ("Phi3ForCausalLM", {**_DECODER, "num_key_value_heads": 2}),
+    "phi3": ("Phi3ForCausalLM", {**_DECODER, "num_key_value_heads": 2, "original_max_position_embeddings": LENGTH}),
     "phi": ("PhiForCausalLM", {**_DECODER, "num_key_value_heads": 4}),
     "gpt2": (
         "GPT2LMHeadModel",
@@ -79,7 +81,7 @@ class Perceptron(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         sizes = (HIDDEN, INNER, INNER, HIDDEN)
-        self.layers = nn.ModuleList(nn.Linear(k, n) for k, n in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(k, n) for k, n in itertools.pairwise(sizes))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(batch, hidden) -> the same."""
@@ -124,10 +126,9 @@ def inner_weights(model: nn.Module) -> dict[str, int]:
     """The linear weights inside the layers, and the axis each is summed along."""
     found = {}
     for name, parameter in model.named_parameters():
-        if parameter.ndim < 2 or any(part in name for part in _OUTSIDE) or "embeddings" in name.replace("patch_embeddings", ""):
-            continue
         owner = model.get_submodule(name.rpartition(".")[0])
-        if isinstance(owner, nn.Embedding):
+        table = isinstance(owner, nn.Embedding) or ("embeddings" in name and not isinstance(owner, nn.Conv2d))
+        if parameter.ndim < 2 or table or any(part in name for part in _OUTSIDE):
             continue
         first = type(owner).__name__ == "Conv1D"
         found[name] = 0 if first else 1 if isinstance(owner, nn.Conv2d) else parameter.ndim - 1
@@ -137,6 +138,25 @@ def inner_weights(model: nn.Module) -> dict[str, int]:
 def candidates(model: nn.Module) -> list[str]:
     """Names of the weights that a dense version may have dense."""
     return sorted(n for n in inner_weights(model) if 1 not in model.get_parameter(n).shape)
+
+
+def slug(label: str) -> str:
+    """A name for a file."""
+    return label.replace(" > ", "+").replace("/", "-").replace(" ", "_")
+
+
+def chosen(label: str, model: nn.Module, turn: int = 0) -> str:
+    """The weight that is dense in the dense version of a case: another one for each label and turn."""
+    names = candidates(model)
+    return names[(zlib.crc32(label.encode()) + turn) % len(names)]
+
+
+def with_weight(model: nn.Module, name: str, values: np.ndarray) -> nn.Module:
+    """A copy of a model with one weight exchanged."""
+    made = copy.deepcopy(model)
+    with torch.no_grad():
+        made.get_parameter(name).copy_(torch.from_numpy(values))
+    return made
 
 
 def dense_values(family: str, name: str, shape: tuple[int, ...]) -> np.ndarray:

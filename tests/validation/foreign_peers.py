@@ -1,8 +1,9 @@
 """Graphs of tools with an environment of their own: optimum, onnxslim, onnxsim, onnxruntime-genai. Runs in that environment.
 
-    python foreign_peers.py OUT     writes OUT/sparse/NAME.onnx, OUT/dense/NAME.onnx and OUT/cases.json: name -> label or failure
+    python foreign_peers.py OUT [START]
 
-A dense version is exported from a model with a dense weight.
+It writes OUT/sparse/NAME.onnx, OUT/dense/NAME.onnx and OUT/cases.json (label -> what failed, or nothing) for the tools that are
+installed, and of these for the labels that begin with START. A dense version is exported from a model with a dense weight.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import shutil
 import sys
 import tempfile
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,11 @@ _GENAI = ("llama", "llama-tied", "mistral", "qwen2", "qwen3", "gemma", "gemma2",
 
 def cases() -> Iterator[tuple[str, str, Make]]:
     """Label, family, and what makes the graph."""
-    yield from _optimum_cases()
-    yield from _slimming_cases()
-    yield from _genai_cases()
+    if find_spec("optimum"):
+        yield from _optimum_cases()
+        yield from _slimming_cases()
+    if find_spec("onnxruntime_genai"):
+        yield from _genai_cases()
 
 
 def _optimum_cases() -> Iterator[tuple[str, str, Make]]:
@@ -64,10 +67,12 @@ def _optimum_cases() -> Iterator[tuple[str, str, Make]]:
 def _slimming_cases() -> Iterator[tuple[str, str, Make]]:
     for family in ("llama", "gpt2", "qwen2", "phi3", "opt", "bert", "distilbert", "vit", "encoder", "perceptron"):
         for tool, run in (("onnxslim", _slim), ("onnxsim", _sim)):
-            yield f"{tool}/{family}", family, _after_torchscript(family, run)
+            past = _TASKS.get(family, "text-generation-with-past")
+            first = _torchscript(family) if family in models.PLAIN else _optimum(past)
+            yield f"{tool}/{family}", family, _after(first, run)
     for tool, run in (("onnxslim", _slim), ("onnxsim", _sim)):
-        yield f"{tool}/gpt2/dynamo", "gpt2", _after_dynamo("gpt2", run)
-        yield f"{tool}/bert/dynamo", "bert", _after_dynamo("bert", run)
+        for family in ("gpt2", "bert"):
+            yield f"{tool}/{family}/dynamo", family, _after(_dynamo(family), run)
 
 
 def _genai_cases() -> Iterator[tuple[str, str, Make]]:
@@ -80,12 +85,12 @@ def _genai_cases() -> Iterator[tuple[str, str, Make]]:
         "k_quant_mixed": ["int4_algo_config=k_quant_mixed"],
         "rtn_last": ["int4_algo_config=rtn_last"],
         "qdq": ["use_qdq=true"],
-        "shared_embeddings": ["shared_embeddings=true"],
         "int8": ["int4_algo_config=k_quant", "int4_accuracy_level=4"],
     }
     for name, options in more.items():
         for family in ("llama", "qwen2"):
             yield f"genai/{family}/int4/{name}", family, _genai("int4", options)
+    yield "genai/llama-tied/int4/shared_embeddings", "llama-tied", _genai("int4", ["shared_embeddings=true"])
     for options in (["include_hidden_states=true"], ["exclude_embeds=true"], ["exclude_lm_head=true"]):
         yield f"genai/qwen3/fp32/{options[0].split('=')[0]}", "qwen3", _genai("fp32", options)
     yield "genai/llama/fp16", "llama", _genai("fp16", [], provider="cuda")
@@ -119,18 +124,17 @@ def _optimum_quantised(task: str, kind: str) -> Make:
     return make
 
 
-def _after_torchscript(family: str, run: Callable[[Path, Path], None]) -> Make:
+def _torchscript(family: str) -> Make:
+    return lambda model, target: exports.export(family, model, target, dynamo=False)
+
+
+def _dynamo(family: str) -> Make:
+    return lambda model, target: exports.export(family, model, target, dynamo=True)
+
+
+def _after(first: Make, run: Callable[[Path, Path], None]) -> Make:
     def make(model: Any, target: Path) -> None:
-        cache = "none" if family in _TASKS or family in models.PLAIN else "takes"
-        exports.export(family, model, target, dynamo=False, cache=cache)
-        run(target, target)
-
-    return make
-
-
-def _after_dynamo(family: str, run: Callable[[Path, Path], None]) -> Make:
-    def make(model: Any, target: Path) -> None:
-        exports.export(family, model, target, dynamo=True)
+        first(model, target)
         run(target, target)
 
     return make
@@ -180,15 +184,14 @@ def tokenizer() -> Any:
 
 def write(label: str, family: str, make: Make, out: Path) -> str:
     """Both versions of a case; what failed, or nothing."""
-    name = label.replace("/", "-").replace(" ", "_")
+    name = models.slug(label)
     try:
         for kind in ("sparse", "dense"):
             model = models.build(family)
             if kind == "dense":
-                names = models.candidates(model)
-                weight = names[zlib.crc32(label.encode()) % len(names)]
-                parameter = model.get_parameter(weight)
-                parameter.copy_(torch.from_numpy(models.dense_values(family, weight, tuple(parameter.shape))))
+                weight = models.chosen(label, model)
+                shape = tuple(model.get_parameter(weight).shape)
+                model = models.with_weight(model, weight, models.dense_values(family, weight, shape))
             with quiet():
                 make(model, out / kind / f"{name}.onnx")
     except BaseException as e:  # foreign tools stop in every way, SystemExit included
