@@ -24,7 +24,6 @@ from maskpro_deploy.exporters.sparsity_log import mentions
 SPARSE, DENSE = "sparse", "dense"
 NO_GPU = "not measured (no GPU)"
 BLOCKS, LAYER_PASSES, _WARM_UP = 24, 4, 3
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +93,7 @@ class PointResult:
         sparse_ms: median of the sparse engine.
         dense_ms: median of the dense engine.
         speedup: dense over sparse, drift removed, with `low` and `high` of its 95 % interval; None with too few blocks.
-        verdict: "faster", "slower" or "no difference seen at this n", for the sparse engine.
+        verdict: "faster", "slower" or "no difference seen" (or "of interest"), for the sparse engine.
         layers: initializer -> milliseconds of the kernels that use it, [sparse, dense]; one that fuses several counts for each.
         layers_sum_ms: all layers under the profiler, [sparse, dense].
     """
@@ -221,7 +220,7 @@ def measure(
                 runner.time_ms()
         samples = _race(runners, ends, clock)
         layers = {name: _layer_medians(runner) for name, runner in runners.items()}
-        found.append(_result(point, samples, layers, runners, nodes))
+        found.append(_result(point, samples, layers, runners, nodes, comparisons=len(points)))
     return tuple(found)
 
 
@@ -250,8 +249,12 @@ def _result(
     layers: Mapping[str, Mapping[str, float]],
     runners: Mapping[str, Runner],
     nodes: Mapping[str, str],
+    *,
+    comparisons: int,
 ) -> PointResult:
-    ratio = stats.compare(samples[SPARSE], samples[DENSE], resamples=_RESAMPLES)
+    ratio = stats.compare(samples[SPARSE], samples[DENSE])
+    if ratio is not None:  # the verdicts of all points hold together
+        ratio = ratio.judged(comparisons, stats.LEAST_DIFFERENCE)
     of_weight = {name: _by_weight(runners[name].kernels(), layers[name], nodes) for name in (SPARSE, DENSE)}
     return PointResult(
         name=point.name,

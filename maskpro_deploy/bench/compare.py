@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from maskpro_deploy.bench import plots, stats
+from maskpro_deploy.bench import plots, stats, wording
 from maskpro_deploy.bench.model import Case
 from maskpro_deploy.bench.plots import Bar
 from maskpro_deploy.bench.report import CodeSection, ListSection, PlotSection, Report, Section, TableSection
@@ -51,6 +51,7 @@ class Comparison:
         differences: of environment, settings and bundles: (what, in A, in B).
         pairs: what both runs have.
         left_out: cases and models that only one of them has.
+        least_difference: the smallest difference of interest, as a fraction.
     """
 
     a: str
@@ -60,6 +61,7 @@ class Comparison:
     pairs: tuple[Pair, ...]
     left_out: tuple[str, ...]
     environment: Mapping[str, Any]
+    least_difference: float = stats.LEAST_DIFFERENCE
 
     def to_json(self) -> dict[str, Any]:
         """The content of `result.json`."""
@@ -82,23 +84,29 @@ class Comparison:
                 }
                 for p in self.pairs
             ],
+            "verdicts": wording.family_json(len(self.pairs), self.least_difference),
             "left_out": list(self.left_out),
             "date": self.environment["date"],
             "command_line": self.environment["command_line"],
         }
 
 
-def compare(a: Saved, b: Saved, environment: Mapping[str, Any]) -> Comparison:
+def compare(
+    a: Saved, b: Saved, environment: Mapping[str, Any], *, least_difference: float = stats.LEAST_DIFFERENCE
+) -> Comparison:
     """Match cases and models of two results.
 
     Args:
         a: the first, such as the one from before a change.
         b: the second.
         environment: of the comparison itself.
+        least_difference: the smallest difference of interest, as a fraction.
 
     Raises:
+        ConfigError: the least difference is out of range.
         InputError: a run is invalid or not finished, or they have nothing in common.
     """
+    stats.check_least_difference(least_difference)
     for saved in (a, b):
         if not saved.finished:
             raise InputError(f"{saved.path} is not finished: go on with that run with --resume first.")
@@ -114,15 +122,18 @@ def compare(a: Saved, b: Saved, environment: Mapping[str, Any]) -> Comparison:
             f"{a.path} and {b.path} have no {'model' if not names else 'case'} in common.\n"
             f"{a.path}: {_contents(a)}\n{b.path}: {_contents(b)}"
         )
-    pairs = tuple(_pair(a, b, case, *both) for case in common for both in names)
+    count = len(common) * len(names)
+    pairs = [_pair(a, b, case, *both) for case in common for both in names]
+    pairs = [p if p.ratio is None else replace(p, ratio=p.ratio.judged(count, least_difference)) for p in pairs]
     return Comparison(
         a=str(a.path),
         b=str(b.path),
         kind=kinds[0],
         differences=tuple(_differences(a, b, names)),
-        pairs=pairs,
+        pairs=tuple(pairs),
         left_out=tuple(_left_out(a, b, {n for n, _ in names}, {n for _, n in names}, set(common))),
         environment=environment,
+        least_difference=least_difference,
     )
 
 
@@ -200,7 +211,7 @@ def rows(found: Comparison) -> list[list[str]]:
     for p in found.pairs:
         ratio = ["too few sessions", UNKNOWN, UNKNOWN]
         if p.ratio is not None:
-            ratio = [f"{p.ratio.speedup:.3f}x", f"[{p.ratio.low:.3f}, {p.ratio.high:.3f}]", p.ratio.verdict]
+            ratio = [*wording.figures(p.ratio), wording.outcome(p.ratio)]
         name = f"{p.name} (same files)" if p.same_files else p.name
         lines.append([p.case.label, name, number(p.a_ms), number(p.b_ms), *ratio])
     return lines
@@ -212,26 +223,21 @@ def headline(found: Comparison) -> str:
     if not ratios:
         return f"Too few sessions to compare the runs ({stats.MIN_SESSIONS} of each are needed)."
     if len(found.pairs) == 1:
-        (r,) = ratios
-        return f"B runs at {r.speedup:.3f}x the speed of A, 95 % interval [{r.low:.3f}, {r.high:.3f}]: {r.verdict}."
-    words = (stats.FASTER, stats.SLOWER, stats.NO_DIFFERENCE)
-    counts = {word: sum(r.verdict == word for r in ratios) for word in words}
-    told = [f"{word.removesuffix(' at this n')} in {count}" for word, count in counts.items() if count]
-    return f"B beside A: {', '.join(told)} of {len(ratios)} comparisons."
+        return wording.sentence("B", "A", ratios[0])
+    return f"B compared with A: {wording.tally([p.ratio for p in found.pairs])}."
 
 
 def notes(found: Comparison) -> list[str]:
     """What a reader has to know."""
     lines = [WARNING]
     for p in found.pairs:
-        if p.same_files and p.ratio is not None and p.ratio.verdict != stats.NO_DIFFERENCE:
+        if p.same_files and p.ratio is not None and p.ratio.differs:
             lines.append(
                 f"{p.name} is the same bundle in both runs, and yet B runs at {p.ratio.speedup:.3f}x the speed of A "
                 f"({p.case.label}): the machine drifted, by about as much."
             )
-    if (count := sum(p.ratio is not None for p in found.pairs)) > 1:
-        lines.append(f"One comparison in twenty shows a difference by chance; here are {count}.")
-    lines += ["The interval draws the sessions of each run by itself.", *found.left_out]
+    lines.append(wording.family_note(len(found.pairs), found.least_difference))
+    lines += ["The interval takes the sessions of the two runs as independent.", *found.left_out]
     return lines
 
 

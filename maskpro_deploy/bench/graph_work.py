@@ -1,19 +1,23 @@
 """What one step of an ONNX model has to read and to compute: its weights, and its matrix products with constant weights.
 
+Also a hash of the graph without the values of its weights: on a CPU onnxruntime chooses kernels by operators, types and shapes,
+so models with the same hash run the same kernels.
+
 Shapes: `K` inputs, `N` outputs of a product.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskpro_deploy.errors import FormatError
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, NodeProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 # operator -> its inputs that are tables
 _LOOKED_UP = {"Gather": (0,), "RotaryEmbedding": (1, 2), "GroupQueryAttention": (7, 8)}
@@ -28,11 +32,13 @@ class GraphWork:
         weight_bytes: bytes of the weights that a step reads whole, as stored: all but those that are only looked up.
         products: (K, N) -> how many products with such a constant weight each token goes through.
         last: shape of the product that makes the logits, or None.
+        structure_sha256: hash of all of the graph but the values of its weights.
     """
 
     weight_bytes: int
     products: dict[tuple[int, int], int]
     last: tuple[int, int] | None = None
+    structure_sha256: str = field(default="", compare=False)
 
     @property
     def operations_per_token(self) -> int:
@@ -52,9 +58,10 @@ def graph_work(model: Path) -> GraphWork:
     import onnx
 
     try:
-        graph = onnx.load(str(model), load_external_data=False).graph
+        loaded = onnx.load(str(model), load_external_data=False)
     except Exception as e:  # the protobuf library raises its own kinds
         raise FormatError(f"{model} is no ONNX file: {e}") from e
+    graph = loaded.graph
     read_whole = {name for node in graph.node for i, name in enumerate(node.input) if i not in _looked_up(node)}
     read_whole |= {output.name for output in graph.output}
     shapes = _Shapes(graph)
@@ -65,8 +72,37 @@ def graph_work(model: Path) -> GraphWork:
             products[shape] += 1
             last = shape
     return GraphWork(
-        weight_bytes=sum(_tensor_bytes(t) for t in graph.initializer if t.name in read_whole), products=dict(products), last=last
+        weight_bytes=sum(_tensor_bytes(t) for t in graph.initializer if t.name in read_whole),
+        products=dict(products),
+        last=last,
+        structure_sha256=_structure(loaded),
     )
+
+
+def _structure(model: ModelProto) -> str:
+    """Hash of operators, their attributes and order, of the names, types and shapes of all values, and of small whole numbers."""
+    digest = hashlib.sha256()
+    parts = [model.opset_import, model.functions, model.graph.input, model.graph.output]
+    for message in (m for part in parts for m in part):
+        digest.update(message.SerializeToString(deterministic=True) + b"\n")
+    for node in model.graph.node:
+        plain = type(node)()
+        plain.CopyFrom(node)
+        plain.ClearField("doc_string")
+        plain.ClearField("metadata_props")
+        digest.update(plain.SerializeToString(deterministic=True) + b"\n")
+    for tensor in model.graph.initializer:
+        digest.update(f"{tensor.name} {tensor.data_type} {list(tensor.dims)}\n".encode())
+        if _is_setting(tensor):
+            digest.update(tensor.raw_data + bytes(str([*tensor.int64_data, *tensor.int32_data]), "ascii") + b"\n")
+    return digest.hexdigest()
+
+
+def _is_setting(tensor: TensorProto) -> bool:
+    """Whether an initializer is no weight but a shape, an axis or the like."""
+    from onnx import TensorProto as Proto
+
+    return tensor.data_type in (Proto.INT64, Proto.INT32, Proto.BOOL) and len(tensor.dims) <= 1 and sum(tensor.dims) <= 64
 
 
 def _looked_up(node: NodeProto) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from maskpro_deploy.bench import stats
+from maskpro_deploy.bench import stats, wording
 from maskpro_deploy.bench.arms import Clock, MeasureConfig
 from maskpro_deploy.bench.result import plain, samples_json, self_test_json
 from maskpro_deploy.bench.roofline import Arithmetic, Bandwidth
@@ -28,6 +28,7 @@ from maskpro_deploy.progress import SILENT, Progress
 KIND = "kernels"
 SCHEMA, VERSION = "maskpro-deploy/kernels", 2
 _COPIES_BYTES = 32 << 20  # enough for a sample of a millisecond, and quick to make
+_SAME_KERNELS = {"fp32", "2:4"}  # forms that run the same ones on a CPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +139,20 @@ class KernelResult:
         """Whether the figures may be believed."""
         return not self.invalid_reasons
 
+    @property
+    def comparison_count(self) -> int:
+        """How many comparisons the run makes on the CPU; their verdicts hold together."""
+        return (len(self.cases) + len(self.tokens)) * (len(self.forms) - 1)
+
+    @property
+    def least_difference(self) -> float:
+        """The smallest difference of interest, as a fraction."""
+        return float(self.config.get("least_difference", stats.LEAST_DIFFERENCE))
+
+    def same_kernels(self, form: str) -> bool:
+        """Whether a form runs the kernels of the first: a CPU multiplies zeros like any value."""
+        return {form, self.forms[0]} == _SAME_KERNELS
+
     def product_ms(self, case: KernelCase, form: str) -> float | None:
         """Median time of one product."""
         seconds = [s.seconds for s in self.run.measurements[case].samples[form]]
@@ -145,7 +160,7 @@ class KernelResult:
 
     def ratio(self, case: KernelCase, form: str) -> stats.Ratio | None:
         """How much faster a form is than the first; None for a run that is invalid or not finished, or too few sessions."""
-        return self.run.measurements[case].compare(form, self.forms[0]) if self.finished and self.valid else None
+        return self._judged(self.run.measurements[case].compare(form, self.forms[0])) if self.finished and self.valid else None
 
     def model_ms(self, m: int, form: str, *, layer: bool = False) -> float | None:
         """All products of the model at M, each as often as the model has it; or those of one layer, on average."""
@@ -163,7 +178,10 @@ class KernelResult:
         if not self.finished or not self.valid or sessions < stats.MIN_SESSIONS:
             return None
         sums = {name: self._session_sums(cases, name) for name in (form, self.forms[0])}  # (P,)
-        return stats.compare_sessions([[[v]] for v in sums[form]], [[[v]] for v in sums[self.forms[0]]])
+        return self._judged(stats.compare_sessions([[[v]] for v in sums[form]], [[[v]] for v in sums[self.forms[0]]]))
+
+    def _judged(self, ratio: stats.Ratio | None) -> stats.Ratio | None:
+        return None if ratio is None else ratio.judged(self.comparison_count, self.least_difference)
 
     def _session_sums(self, cases: Sequence[KernelCase], form: str) -> list[float]:
         """Seconds of all products in each session, from its medians.  # (P,)"""
@@ -213,6 +231,7 @@ class KernelResult:
                 for m in self.tokens
                 for form in self.forms
             ],
+            "verdicts": wording.family_json(self.comparison_count, self.least_difference),
             "self_test": {
                 "passed": test.passed,
                 "invalid": test.invalid,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from maskpro_deploy.bench import plots, stats
+from maskpro_deploy.bench import plots, stats, wording
 from maskpro_deploy.bench.environment import circumstances, reproduce_note
 from maskpro_deploy.bench.kernels import KernelCase, KernelResult
 from maskpro_deploy.bench.page import environment_table
@@ -19,10 +19,11 @@ PRODUCTS = ("product", "count", "M", "form", "us", "GFLOP/s", "floor us", "again
 GPU_TOTALS = ("dtype", "M", "arm", "model ms", "against dense")
 
 
-def _compared(ratio: stats.Ratio | None, *, first: bool) -> list[str]:
+def _compared(result: KernelResult, form: str, ratio: stats.Ratio | None) -> list[str]:
+    first = form == result.forms[0]
     if first or ratio is None:
         return [UNKNOWN, UNKNOWN, UNKNOWN if first else "too few sessions"]
-    return [f"{ratio.speedup:.3f}x", f"[{ratio.low:.3f}, {ratio.high:.3f}]", ratio.verdict]
+    return [*wording.figures(ratio), wording.outcome(ratio, same_kernels=result.same_kernels(form))]
 
 
 def header(columns: tuple[str, ...], result: KernelResult) -> tuple[str, ...]:
@@ -37,7 +38,7 @@ def total_rows(result: KernelResult) -> list[list[str]]:
         for form in result.forms:
             times = [number(result.model_ms(m, form)), number(result.model_ms(m, form, layer=True))]
             first = form == result.forms[0]
-            rows.append([str(m), form, *times, *_compared(None if first else result.model_ratio(m, form), first=first)])
+            rows.append([str(m), form, *times, *_compared(result, form, None if first else result.model_ratio(m, form))])
     return rows
 
 
@@ -58,7 +59,7 @@ def _product_row(result: KernelResult, case: KernelCase, form: str) -> list[str]
         number(rate),
         number(None if least is None else 1e6 * least.seconds),
     ]
-    return [*cells, *_compared(None if first else result.ratio(case, form), first=first)]
+    return [*cells, *_compared(result, form, None if first else result.ratio(case, form))]
 
 
 def verdicts(result: KernelResult) -> list[str]:
@@ -69,10 +70,11 @@ def verdicts(result: KernelResult) -> list[str]:
     for form in result.forms[1:]:
         for m in result.tokens:
             if (ratio := result.model_ratio(m, form)) is not None:
-                lines.append(
-                    f"all products of the model, M {m}: {form} runs at {ratio.speedup:.3f}x the speed of {result.forms[0]}, "
-                    f"95 % interval [{ratio.low:.3f}, {ratio.high:.3f}]: {ratio.verdict}."
-                )
+                same = result.same_kernels(form)
+                words = wording.sentence(form, result.forms[0], ratio, same_kernels=same)
+                lines.append(f"all products of the model, M {m}: {words}")
+        if result.same_kernels(form):
+            continue
         shapes = dict.fromkeys((c.k, c.n) for c in result.cases)
         found = {shape: result.faster_at(form, shape) for shape in shapes}
         parts = [f"{k} x {n} at {', '.join(map(str, at))}" for (k, n), at in found.items() if at]
@@ -87,10 +89,11 @@ def headline(result: KernelResult) -> str:
     parts = []
     for form in result.forms[1:]:
         ratios = [(m, r) for m in result.tokens if (r := result.model_ratio(m, form)) is not None]
-        told = [f"{r.speedup:.2f}x at M {m}" for m, r in ratios if r.verdict != stats.NO_DIFFERENCE]
-        if even := [str(m) for m, r in ratios if r.verdict == stats.NO_DIFFERENCE]:
+        told = [f"{r.speedup:.2f}x at M {m}" for m, r in ratios if r.differs]
+        if even := [str(m) for m, r in ratios if not r.differs]:
             told.append(f"no difference seen at M {', '.join(even)}")
-        parts.append(f"{form} {', '.join(told) or 'not compared (too few sessions)'}")
+        expected = f" ({wording.SAME_KERNELS})" if result.same_kernels(form) else ""
+        parts.append(f"{form} {', '.join(told) or 'not compared (too few sessions)'}{expected}")
     return f"All matrix products of {result.facts['name']} against {result.forms[0]}: {'; '.join(parts)}."
 
 
@@ -114,8 +117,8 @@ def notes(result: KernelResult) -> list[str]:
     ]
     if "2:4" in result.forms:
         lines.append("Stock onnxruntime has no 2:4 kernels on a CPU: the form shows that zeros are multiplied like any value.")
-    if result.valid and (count := (len(result.cases) + len(result.tokens)) * (len(result.forms) - 1)) > 1:
-        lines.append(f"One comparison in twenty shows a difference by chance; this run made {count}.")
+    if result.valid and result.comparison_count:
+        lines.append(wording.family_note(result.comparison_count, result.least_difference))
     lines += circumstances(result.environment, result.earlier)
     return [*lines, *gpu_lines(result.gpu)]
 
@@ -137,6 +140,7 @@ def gpu_lines(gpu: Mapping[str, Any]) -> list[str]:
     if padded := {(c["dtype"], c["m"], name, rows) for c in cells for name, rows in c.get("rows", {}).items()}:
         told = ", ".join(f"{dtype} {name} M {m} as {rows}" for dtype, m, name, rows in sorted(padded))
         lines.append(f"Padded inside the timed call, as the library takes no smaller M: {told}.")
+    lines.append("Verdicts on the GPU hold for one product at a time: among many products, some differ by chance.")
     if any("cusparselt-tuned" in c["against_dense"] for c in cells):
         lines.append("cusparselt-tuned: by the fastest algorithm that cuSPARSELt's search finds; cusparselt: by torch's default.")
     if any(c["dtype"] == "int8" for c in cells):

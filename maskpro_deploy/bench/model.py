@@ -85,6 +85,16 @@ class Case:
         return f"{self.phase}, batch {self.batch_size}, {given} {self.input_len}{output}"
 
 
+def same_kernels(a: ModelArm[Any], b: ModelArm[Any]) -> bool:
+    """Whether two arms are known to run the same kernels: their graphs differ at most in the values of weights.
+
+    Only on a CPU: onnxruntime has no sparse kernels there, and chooses by types and shapes. TensorRT may choose by the values.
+    """
+    graph, provider = (a.facts.get(key) for key in ("graph_sha256", "provider"))
+    alike = graph == b.facts.get("graph_sha256") and provider == b.facts.get("provider") == "CPUExecutionProvider"
+    return a.on_cpu and b.on_cpu and graph is not None and alike
+
+
 def loads(arm: ModelArm[Any], case: Case) -> list[Load]:
     """What each of the calls in one unit of work has to do at least; for DECODE of one step, as its time is told by step."""
     if case.phase == PREFILL:

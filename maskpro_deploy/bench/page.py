@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from maskpro_deploy.bench import plots, stats, summary
+from maskpro_deploy.bench import intervals, plots, stats, summary
 from maskpro_deploy.bench.environment import reproduce_note
 from maskpro_deploy.bench.plots import Bar
 from maskpro_deploy.bench.report import CodeSection, ListSection, PlotSection, Report, Section, TableSection
@@ -93,8 +93,9 @@ def _bar(case: CaseResult, name: str, colour: int) -> Bar:
     sessions = np.array([np.log(np.median(portion)) for portion in case.measurement.portions(name)])
     low = high = None
     if len(sessions) >= stats.MIN_SESSIONS:
-        centre, below, above = stats.centre_interval(sessions)
-        low, high = found.median * math.exp(below - centre), found.median * math.exp(above - centre)
+        estimate = intervals.trimmed_mean(sessions)
+        half = intervals.half_width(float(estimate.error), float(estimate.degrees), stats.CONFIDENCE)
+        low, high = found.median * math.exp(-half), found.median * math.exp(half)
     return Bar(
         name=f"{case.case.label}: {name}",
         value=found.median,

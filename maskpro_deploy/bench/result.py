@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from maskpro_deploy.bench import roofline, stats
+from maskpro_deploy.bench import roofline, stats, wording
 from maskpro_deploy.bench.arms import Measurement, Sample
-from maskpro_deploy.bench.model import DECODE, GENERATE, PREFILL, Agreement, Case, ModelArm, loads
+from maskpro_deploy.bench.model import DECODE, GENERATE, PREFILL, Agreement, Case, ModelArm, loads, same_kernels
 from maskpro_deploy.bench.sessions import SelfTest
 
 SCHEMA = "maskpro-deploy/benchmark"
@@ -122,12 +122,28 @@ class BenchResult:
         """Whether the figures may be believed."""
         return not self.invalid_reasons
 
+    @property
+    def comparison_count(self) -> int:
+        """How many comparisons the run makes; their verdicts hold together."""
+        return len(self.cases) * (len(self.arms) - 1)
+
+    @property
+    def least_difference(self) -> float:
+        """The smallest difference of interest, as a fraction."""
+        return float(self.config.get("least_difference", stats.LEAST_DIFFERENCE))
+
     def comparisons(self, result: CaseResult) -> dict[str, stats.Ratio | None]:
         """Baseline name -> how the first arm compares with it; empty for a run that is invalid or not finished."""
         if not self.valid or not self.finished:
             return {}
         first, *others = self.arms
-        return {other.name: result.measurement.compare(first.name, other.name) for other in others}
+        alone = {other.name: result.measurement.compare(first.name, other.name) for other in others}
+        judge = self.comparison_count, self.least_difference
+        return {name: None if ratio is None else ratio.judged(*judge) for name, ratio in alone.items()}
+
+    def same_kernels(self, baseline: str) -> bool:
+        """Whether an arm is known to run the same kernels as the first."""
+        return any(same_kernels(self.arms[0], arm) for arm in self.arms[1:] if arm.name == baseline)
 
     def floor(self, result: CaseResult, arm: ModelArm[Any]) -> roofline.Floor | None:
         """What the metric of a case is at least on this machine, or None where that is not known."""
@@ -163,6 +179,7 @@ class BenchResult:
             "config": plain(self.config),
             "arms": [arm_json(arm) for arm in self.arms],
             "cases": [self._case_json(result) for result in self.cases],
+            "verdicts": wording.family_json(self.comparison_count, self.least_difference),
             "self_test": {
                 "passed": self.self_test.passed,
                 "invalid": self.self_test.invalid,
@@ -192,7 +209,12 @@ class BenchResult:
             ],
             "arms": [self._samples_json(result, arm) for arm in self.arms],
             "comparisons": [
-                {"candidate": self.arms[0].name, "baseline": name, **(dataclasses.asdict(ratio) if ratio else {"verdict": None})}
+                {
+                    "candidate": self.arms[0].name,
+                    "baseline": name,
+                    "same_kernels": self.same_kernels(name),
+                    **(dataclasses.asdict(ratio) if ratio else {"verdict": None}),
+                }
                 for name, ratio in self.comparisons(result).items()
             ],
         }

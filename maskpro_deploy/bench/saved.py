@@ -28,8 +28,10 @@ _ORIGIN = {
     "maskpro-deploy/eval": "eval",
     "maskpro-deploy/gpu-check": "scripts/gpu_check",
 }
+_NOT_COMPARED = ("path", "graph_sha256")  # of an arm: where it is, and what follows from the hash of its files
 # what has to be the same for samples to belong together
 _ENVIRONMENT = ("cpu_model", "machine", "packages")
+_JUDGING = ("least_difference",)  # settings that concern the verdicts, not the samples
 _MAY_GROW = ("samples", "sessions", "budget_s", "batches", "prompts", "contexts", "prompt", "tokens")
 
 
@@ -187,7 +189,7 @@ def check_same(
         raise InputError(f"{where}: it is the result of a {value['kind']} run, not of {kind}.\nChoose another --out.")
     now = [plain(arm_json(arm)) for arm in arms]
     for before, arm in zip(value["arms"], now, strict=False):
-        for key in sorted({*before, *arm} - {"path"}):
+        for key in sorted({*before, *arm} - {*_NOT_COMPARED}):
             if before.get(key) != arm.get(key):
                 raise InputError(
                     f"{where}: {key} of {arm['name']} is {arm.get(key)}, and was {before.get(key)}.\n"
@@ -212,7 +214,7 @@ def check_settings(where: str, before: Mapping[str, Any], now: Mapping[str, Any]
         InputError: naming the first difference.
     """
     settings = plain(now)
-    for key in sorted({*before, *settings}):
+    for key in sorted({*before, *settings} - {*_JUDGING}):
         if before.get(key) != settings.get(key) and not (append and key in _MAY_GROW):
             raise InputError(
                 f"{where}: {key} is {settings.get(key)}, and was {before.get(key)}.\n"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from maskpro_deploy.bench import stats
+from maskpro_deploy.bench import stats, wording
 from maskpro_deploy.bench.environment import circumstances
 from maskpro_deploy.bench.model import DECODE, GENERATE, PREFILL, ModelArm
 from maskpro_deploy.bench.result import BenchResult, CaseResult
@@ -28,7 +28,8 @@ class Verdict:
 
     Attributes:
         sentence: such as "decode, batch 1, context 128: sparse runs at 1.02x the speed of dense, ...: no difference seen."
-        ratio: the figures, or None where there were too few blocks.
+        ratio: the figures, or None where there were too few sessions.
+        same_kernels: both are known to run the same kernels, so no difference is expected.
     """
 
     case: str
@@ -36,6 +37,7 @@ class Verdict:
     baseline: str
     sentence: str
     ratio: stats.Ratio | None
+    same_kernels: bool = False
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -82,19 +84,25 @@ def verdicts(result: BenchResult) -> list[Verdict]:
     found = []
     for case in result.cases:
         for baseline, ratio in result.comparisons(case).items():
-            sentence = f"{case.case.label}: {_sentence(result.arms[0].name, baseline, ratio)}"
+            candidate, same = result.arms[0].name, result.same_kernels(baseline)
+            sentence = f"{case.case.label}: {_sentence(candidate, baseline, ratio, same_kernels=same)}"
             found.append(
-                Verdict(case=case.case.label, candidate=result.arms[0].name, baseline=baseline, sentence=sentence, ratio=ratio)
+                Verdict(
+                    case=case.case.label,
+                    candidate=candidate,
+                    baseline=baseline,
+                    sentence=sentence,
+                    ratio=ratio,
+                    same_kernels=same,
+                )
             )
     return found
 
 
-def _sentence(candidate: str, baseline: str, ratio: stats.Ratio | None) -> str:
+def _sentence(candidate: str, baseline: str, ratio: stats.Ratio | None, *, same_kernels: bool) -> str:
     if ratio is None:
         return f"too few sessions to compare {candidate} with {baseline} ({stats.MIN_SESSIONS} are needed)."
-    speed = f"{candidate} runs at {ratio.speedup:.3f}x the speed of {baseline}"
-    interval = f"[{ratio.low:.3f}, {ratio.high:.3f}]"
-    return f"{speed}, 95 % interval {interval}: {ratio.verdict}."
+    return wording.sentence(candidate, baseline, ratio, same_kernels=same_kernels)
 
 
 def headline(result: BenchResult) -> str:
@@ -106,17 +114,10 @@ def headline(result: BenchResult) -> str:
         case, name = result.cases[0], result.arms[0].name
         summary = case.summary(name)
         return f"{name}: {number(summary.median if summary else None)} ms {_METRIC_WORDS[case.case.phase]} ({case.case.label})."
-    compared = [v.ratio for v in found if v.ratio is not None]
-    counts = {word: sum(r.verdict == word for r in compared) for word in (stats.FASTER, stats.SLOWER, stats.NO_DIFFERENCE)}
     if len(found) == 1:
         return found[0].sentence
     name, others = found[0].candidate, " and ".join(dict.fromkeys(v.baseline for v in found))
-    parts = [f"{word} in {counts[word]}" for word in (stats.FASTER, stats.SLOWER) if counts[word]]
-    if counts[stats.NO_DIFFERENCE]:
-        parts.append(f"no difference seen in {counts[stats.NO_DIFFERENCE]}")
-    if len(compared) < len(found):
-        parts.append(f"too few sessions in {len(found) - len(compared)}")
-    return f"{name} beside {others}: {', '.join(parts)} of {len(found)} comparisons."
+    return f"{name} compared with {others}: {wording.tally([v.ratio for v in found], [v.same_kernels for v in found])}."
 
 
 def best_batches(result: BenchResult) -> list[str]:
@@ -148,7 +149,7 @@ def self_test_line(result: BenchResult) -> str:
     if last.session_sd is not None:
         found += f" over {last.sessions} pairs of sessions (one pair alone is off by {100 * last.session_sd:.1f} % or so)"
     if test.passed:
-        again = " at the second attempt (one in twenty misses by chance)" if len(test.attempts) > 1 else ""
+        again = " at the second attempt (5 % of attempts see one by chance)" if len(test.attempts) > 1 else ""
         return f"Self-test: {found}, no difference seen{again}, as it should be."
     return f"Self-test: {found}: a difference twice in a row where there is none. The timing here cannot be trusted."
 
@@ -162,8 +163,8 @@ def caveats(result: BenchResult) -> list[str]:
     budget_s = result.config.get("budget_s")
     if budget_s is not None and not result.earlier and result.duration_s > 1.5 * budget_s:
         lines.append(f"The budget of {budget_s:g} s was too short for {stats.MIN_SESSIONS} sessions: {result.duration_s:.0f} s.")
-    if (count := len(verdicts(result))) > 1:
-        lines.append(f"One comparison in twenty shows a difference by chance; this run made {count}.")
+    if verdicts(result):
+        lines.append(wording.family_note(result.comparison_count, result.least_difference))
     lines += circumstances(result.environment, result.earlier)
     return [*lines, *result.notes]
 

@@ -35,6 +35,7 @@ class SweepConfig:
         logit_tolerance: the arms are the same model up to rounding: no logit may differ by more, and tokens need not be the same.
         threads: cores at work in the bandwidth measurement; None: all.
         seed: of the tokens that are drawn.
+        least_difference: the smallest difference of interest, as a fraction; it concerns the verdicts only.
     """
 
     samples: int = 60
@@ -44,8 +45,10 @@ class SweepConfig:
     logit_tolerance: float | None = None
     threads: int | None = None
     seed: int = 0
+    least_difference: float = stats.LEAST_DIFFERENCE
 
     def __post_init__(self) -> None:
+        stats.check_least_difference(self.least_difference)
         if self.samples < 2:
             raise ConfigError(f"--samples {self.samples} is out of range: 2 or more (20 or more for a comparison).")
         if self.sessions is not None and self.sessions < 1:

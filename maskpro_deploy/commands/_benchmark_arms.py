@@ -87,6 +87,7 @@ def open_arms(
                     "threads_spin": spin,
                     "files_sha256": _digest(manifest),
                     "weights_sha256": _weights(manifest),
+                    "graph_sha256": work.structure_sha256,
                 },
             )
         )

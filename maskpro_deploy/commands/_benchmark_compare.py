@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from maskpro_deploy.commands._benchmark_options import least_difference_option
 from maskpro_deploy.commands._shared import PATH, emit, force_option, json_option, table
 
 if TYPE_CHECKING:
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
 @click.option("--out", type=PATH, help="Folder for result.json, report.md and report.html.")
+@least_difference_option
 @force_option
 @json_option
-def command(a: Path, b: Path, out: Path | None, force: bool, as_json: bool) -> None:
+def command(a: Path, b: Path, out: Path | None, least_difference: float, force: bool, as_json: bool) -> None:
     r"""Compare two results of `benchmark latency` or `benchmark throughput`: result.json files or their folders.
 
     Cases and models of one name are matched, and what differs between the runs is listed first. The runs were not interleaved, so
@@ -37,7 +39,7 @@ def command(a: Path, b: Path, out: Path | None, force: bool, as_json: bool) -> N
     if out is not None:
         check_free(out, force=force)
         require("report", "writing report.html")
-    found = compare.compare(load(a), load(b), environment.capture())
+    found = compare.compare(load(a), load(b), environment.capture(), least_difference=least_difference)
     if out is not None:
         _write(found, out, force=force)
     emit(as_json, found.to_json(), _text(found, out))

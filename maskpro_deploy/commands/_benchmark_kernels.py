@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from maskpro_deploy.commands._benchmark_options import SIZES, out_options
+from maskpro_deploy.commands._benchmark_options import SIZES, least_difference_option, out_options
 from maskpro_deploy.commands._shared import DURATION, PATH, emit, table, threads_option
 from maskpro_deploy.errors import CheckFailed, ConfigError
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--sessions", type=int, show_default="8, up to 40 with --budget", help="Times that everything is opened anew.")
 @click.option("--samples", type=int, default=16, show_default=True, help="Samples of each form in each case, over all sessions.")
 @threads_option
+@least_difference_option
 @partial(out_options, saved="after each product")
 def command(
     bundle: Path,
@@ -38,6 +39,7 @@ def command(
     sessions: int | None,
     samples: int,
     threads: int | None,
+    least_difference: float,
     out: Path | None,
     resume: bool,
     append: bool,
@@ -65,7 +67,13 @@ def command(
     if out is not None:
         require("report", "writing report.html")
     config = KernelsConfig(
-        tokens=tokens, forms=_forms(forms), budget_s=budget, sessions=sessions, samples=samples, threads=threads
+        tokens=tokens,
+        forms=_forms(forms),
+        budget_s=budget,
+        sessions=sessions,
+        samples=samples,
+        threads=threads,
+        least_difference=least_difference,
     )
     folder = Folder(out, fresh=not goes_on, force=force) if out is not None else None
     earlier = load(out) if out is not None and goes_on else None

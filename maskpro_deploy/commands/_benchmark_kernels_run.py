@@ -42,6 +42,7 @@ class KernelsConfig:
         sessions: times that everything is opened anew.
         samples: of each form in each case, over all sessions.
         threads: CPU threads; None: all cores.
+        least_difference: the smallest difference of interest, as a fraction; it concerns the verdicts only.
     """
 
     tokens: tuple[int, ...]
@@ -50,12 +51,19 @@ class KernelsConfig:
     sessions: int | None
     samples: int
     threads: int | None
+    least_difference: float = stats.LEAST_DIFFERENCE
 
     @property
     def measure(self) -> MeasureConfig:
         """The settings of the timing loop."""
         sessions = stats.MIN_SESSIONS if self.sessions is None and self.budget_s is None else self.sessions
-        return SweepConfig(samples=self.samples, sessions=sessions, budget_s=self.budget_s, threads=self.threads).measure
+        return SweepConfig(
+            samples=self.samples,
+            sessions=sessions,
+            budget_s=self.budget_s,
+            threads=self.threads,
+            least_difference=self.least_difference,
+        ).measure
 
     def to_json(self) -> dict[str, Any]:
         """As the result states it; the forms stand beside it."""

@@ -113,7 +113,7 @@ async def _measure_targets(
             client = await stack.enter_async_context(OpenAIClient(_client_config(target.url, options, bundle=target.bundle)))
             listed = await client.models()
             root = next((m.get("root") for m in listed if m["id"] == client.model), None)
-            facts = {"model_id": client.model, "root": root, "base_url": client.root, **_where(target)}
+            facts = {"model_id": client.model, "root": root, "base_url": client.root, **_where(target, options["provider"])}
             servers.append(Server(name=target.name, client=client, facts=facts))
             clients[target.name] = client
         source, notes = await _source(clients, prompts, options["endpoint"])
@@ -123,7 +123,17 @@ async def _measure_targets(
                 notes.append(f"{name} refuses the fields {' and '.join(refused)}: they were left out.")
         if len(targets) > 1:
             notes.append(PROCESS_NOTE if config.sessions == 1 else SESSIONS_NOTE.format(config.sessions))
-        kept = ("endpoint", "prompts", "input_len", "output_len", "stream", "ignore_eos", "temperature", "same_model")
+        kept = (
+            "endpoint",
+            "prompts",
+            "input_len",
+            "output_len",
+            "stream",
+            "ignore_eos",
+            "temperature",
+            "same_model",
+            "least_difference",
+        )
         return await run_sweep(
             servers,
             source,
@@ -151,15 +161,20 @@ def _client_config(url: str, options: dict[str, Any], *, bundle: Path | None = N
     )
 
 
-def _where(target: Target) -> dict[str, Any]:
+def _where(target: Target, provider: str) -> dict[str, Any]:
     """Where a server runs, and what it serves as far as that is known."""
-    facts = {"started_here": target.bundle is not None, "same_machine": urlsplit(target.url).hostname in LOOPBACK}
+    facts: dict[str, Any] = {"started_here": target.bundle is not None, "same_machine": urlsplit(target.url).hostname in LOOPBACK}
     if target.bundle is None:
         return facts
-    from maskpro_deploy.manifest import Manifest
+    from maskpro_deploy.bench.graph_work import graph_work
+    from maskpro_deploy.manifest import Manifest, safe_path
 
     manifest = Manifest.load(target.bundle)
-    return {**facts, "path": str(target.bundle), "dtype": manifest.graph.dtype, "sparsity": manifest.sparsity}
+    facts |= {"path": str(target.bundle), "dtype": manifest.graph.dtype, "sparsity": manifest.sparsity}
+    if provider == "cpu":  # where equal graphs mean equal kernels; the server chooses one of them
+        graphs = (manifest.graph, *manifest.siblings)
+        facts["graphs_sha256"] = "+".join(graph_work(safe_path(target.bundle, g.file)).structure_sha256 for g in graphs)
+    return facts
 
 
 async def _source(clients: dict[str, OpenAIClient], prompts: Prompts, endpoint: str) -> tuple[Source, list[str]]:

@@ -46,6 +46,16 @@ SIZES = SizesType()
 PROVIDERS = "cpu|cuda|tensorrt|trt-native|auto"
 
 
+least_difference_option = click.option(
+    "--least-difference",
+    type=float,
+    default=0.02,
+    show_default=True,
+    metavar="D",
+    help="Smallest difference of interest, as a fraction; concerns the verdicts only.",
+)
+
+
 def arm_options(function: F) -> F:
     """The options that these benchmarks have in common."""
     options = [
@@ -73,6 +83,7 @@ def arm_options(function: F) -> F:
         threads_option,
         click.option("--spin", is_flag=True, help="Let waiting threads spin (as in `serve --spin`); off, they sleep."),
         seed_option,
+        least_difference_option,
     ]
     return _with(options, out_options(function, saved="after each session"))
 
@@ -104,7 +115,7 @@ def shared_options(samples: int, options: dict[str, Any]) -> tuple[SweepConfig, 
     """
     from maskpro_deploy.bench.sweep import SweepConfig
 
-    taken = {name: options.pop(name) for name in ("sessions", "same_model", "logit_tolerance", "seed")}
+    taken = {name: options.pop(name) for name in ("sessions", "same_model", "logit_tolerance", "seed", "least_difference")}
     sweep = SweepConfig(samples=samples, threads=options["threads"], budget_s=options.pop("budget"), **taken)
     bundle, against = options.pop("bundle"), options.pop("against")
     arms = {name: options.pop(name) for name in ("provider", "spin", "form", "engine")}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from maskpro_deploy.commands._benchmark_load import BUILTIN, RANDOM, Prompts, measure, text, write_files
-from maskpro_deploy.commands._benchmark_options import SIZES
+from maskpro_deploy.commands._benchmark_options import SIZES, least_difference_option
 from maskpro_deploy.commands._benchmark_servers import is_url
 from maskpro_deploy.commands._shared import (
     DURATION,
@@ -97,6 +97,7 @@ class RatesType(click.ParamType[tuple[float, ...]]):
     "--max-num-seqs", type=int, default=16, show_default=True, help="Answers that a BUNDLE's server generates at a time."
 )
 @seed_option
+@least_difference_option
 @click.option("--out", type=PATH, help="Folder for result.json, report.md, report.html and one file per load in vLLM's format.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted sweep; needs --out.")
 @force_option
@@ -137,7 +138,8 @@ def command(target: str, against: str | None, out: Path | None, resume: bool, fo
     if out is not None:
         check_free(out, force=force)
         require("report", "writing report.html")
-        points = PointsFile(out, {"targets": targets, **{k: _plain(v) for k, v in options.items()}})
+        kept = {k: _plain(v) for k, v in options.items() if k != "least_difference"}  # what the samples depend on
+        points = PointsFile(out, {"targets": targets, **kept})
     elif resume:
         raise ConfigError("--resume needs --out: the points of an interrupted sweep lie beside it.")
     finished = points.begin(resume=resume, force=force) if points is not None else {}
@@ -192,4 +194,5 @@ def _config(options: dict[str, Any]) -> LoadConfig:
         limits=Limits(max_failed=options["max_failed"], max_lag_ms=options["max_lag"]),
         same_model=options["same_model"],
         seed=options["seed"],
+        least_difference=options["least_difference"],
     )

@@ -31,6 +31,7 @@ from maskpro_deploy.progress import Meter
 
 if TYPE_CHECKING:
     from maskpro_deploy.bench.result import BenchResult
+    from maskpro_deploy.bench.summary import Verdict
     from maskpro_deploy.learn import LearnResult
     from maskpro_deploy.validation import ValidationReport
 
@@ -247,6 +248,7 @@ def evaluate(demo: Demo) -> None:
 def measure(demo: Demo) -> None:
     """Prefill and decode latency of both bundles in one interleaved run."""
     from maskpro_deploy.bench.latency import LatencyConfig, run_latency
+    from maskpro_deploy.bench.summary import verdicts
     from maskpro_deploy.bench.sweep import SweepConfig
     from maskpro_deploy.commands._benchmark_arms import notes_for, open_arms
 
@@ -266,7 +268,18 @@ def measure(demo: Demo) -> None:
             if summary is not None:
                 name = "sparse" if arm is result.arms[0] else "dense"
                 demo.rows.append((f"{case.case.label}, {name}", f"{summary.median:.1f} ms"))
+    demo.rows += [(f"{v.case}, speed of sparse over dense", _compared(v)) for v in verdicts(result)]
     demo.not_measured.append("a gain of 2:4 on this CPU: stock onnxruntime has no 2:4 kernels, so none is expected")
+
+
+def _compared(verdict: Verdict) -> str:
+    """A comparison in a line of the table."""
+    from maskpro_deploy.bench import wording
+
+    if verdict.ratio is None:
+        return "too few sessions"
+    speed, interval = wording.figures(verdict.ratio)
+    return f"{speed} {interval}: {wording.outcome(verdict.ratio, same_kernels=verdict.same_kernels)}"
 
 
 def ask(demo: Demo) -> None:

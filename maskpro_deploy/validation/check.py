@@ -23,7 +23,7 @@ from maskpro_deploy.validation.bitmask24 import ExpandedArray
 from maskpro_deploy.validation.law import Scan, Tally, scan
 from maskpro_deploy.validation.readers import open_source
 from maskpro_deploy.validation.report import TensorReport, ValidationReport, alignment, tensor_core_class
-from maskpro_deploy.validation.source import Source, Weight
+from maskpro_deploy.validation.source import Source, Unchecked, Weight
 
 Require = Literal["listed", "all"]
 # finest first: what holds 2:4 holds 4:8 as well, and 2:4 is the better answer
@@ -69,6 +69,7 @@ def validate(
     scans = _scan_all(source, patterns, at_most, threads or _cores(), progress)
     for file in source.inputs:
         file.check_unchanged()
+    unchecked = tuple(u for u in source.unchecked if require == "all" or not u.declared)
     chosen = given or _common([s for s, needed in zip(scans, required, strict=True) if needed])
     reports = [
         _tensor_report(w, s, chosen, at_most, needed) for w, s, needed in zip(source.weights, scans, required, strict=True)
@@ -81,8 +82,8 @@ def validate(
         at_most=at_most,
         require=require,
         tensors=tuple(reports),
-        unchecked=source.unchecked,
-        account=_account(source, reports),
+        unchecked=unchecked,
+        account=_account(source, reports, unchecked),
         problems=(*source.problems, *_layout_problems(source)),
         notes=source.notes,
         num_parameters=source.num_parameters,
@@ -90,11 +91,11 @@ def validate(
     )
 
 
-def _account(source: Source, reports: Sequence[TensorReport]) -> Account:
+def _account(source: Source, reports: Sequence[TensorReport], unchecked: Sequence[Unchecked]) -> Account:
     """What became of every stored tensor."""
     proven: set[str] = set()
     broken: set[str] = set()
-    declared: set[str] = set()
+    declared = {u.name for u in source.unchecked if u.declared}
     for weight, report in zip(source.weights, reports, strict=True):
         if report.required:
             (proven if report.holds else broken).update(weight.made_of)
@@ -102,7 +103,7 @@ def _account(source: Source, reports: Sequence[TensorReport]) -> Account:
             declared.update(weight.made_of)
     stored = source.stored or tuple(_stored(w) for w in source.weights)
     files = {file.path: file.size for file in source.tensor_files or source.inputs}
-    return settle(stored, proven, broken, declared, {u.name for u in source.unchecked}, sum(files.values()))
+    return settle(stored, proven, broken, declared, {u.name for u in unchecked}, sum(files.values()))
 
 
 def _stored(weight: Weight) -> Stored:

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,7 +175,7 @@ def _as_declared(found: Finding, name: str, listed: Container[str]) -> Finding:
     if owner is not None:
         reason = f"it belongs to {owner}, which is listed: it may change what that layer computes"
         return Unchecked(name=name, shape=found.shape, reason=reason)
-    return Rule.UNLISTED if isinstance(found, Unchecked) else found
+    return replace(found, declared=True) if isinstance(found, Unchecked) else found
 
 
 def _owners(name: str) -> Iterator[str]:
@@ -189,7 +189,7 @@ def _owners(name: str) -> Iterator[str]:
 
 def _multiplies(found: Finding | None, name: str, config: Mapping[str, Any]) -> bool:
     tied = bool(config.get("tie_word_embeddings")) and re.search(r"(embed_tokens|wte|embed_in)\.weight$", name) is not None
-    return isinstance(found, (Weight, Unchecked)) or found in (Rule.HEAD, Rule.UNLISTED) or tied
+    return isinstance(found, (Weight, Unchecked)) or found is Rule.HEAD or tied
 
 
 class SafetensorsReader:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from maskpro_deploy.validation.accounts import Rule
 
 _TABLES = re.compile(
-    r"^(embed|embedd?ings?|embed_\w+|emb|shared|word_embeddings?|tok_embeddings?|wte|wpe|\w*_embeddings?|\w*embed_tokens\w*"
+    r"^(embed|embedd?ings?|embed_(in|positions)|emb|shared|word_embeddings?|tok_embeddings?|wte|wpe|\w*_embeddings?|\w*embed_tokens\w*"
     r"|relative_attention_bias|relative_bias_table)$"
 )
 _HEADS = re.compile(r"^(lm_head|output_head|embed_out)$")

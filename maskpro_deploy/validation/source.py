@@ -67,6 +67,8 @@ class Unchecked:
         reason: why it could not be checked.
         consumers: what uses it, the first few.
         bytes: what it takes in the file.
+        declared: a list of weights leaves it out, and nothing suggests that it changes those on the list: it forbids a pass only
+            where all weights are required.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Unchecked:
     reason: str
     consumers: tuple[str, ...] = ()
     bytes: int = 0
+    declared: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,15 @@ BANDWIDTH = Bandwidth(
 )
 CEILINGS = SweepOptions(bandwidth=BANDWIDTH, arithmetic=Arithmetic(operations_per_s=1e11, method="simulated"))
 LIKE = Ratio(
-    speedup=1.2, speedup_of_medians=1.2, low=1.1, high=1.3, confidence=0.95, blocks=20, verdict=FASTER
+    speedup=1.2,
+    speedup_of_medians=1.2,
+    low=1.1,
+    high=1.3,
+    confidence=0.95,
+    error=0.04,
+    degrees=17.0,
+    blocks=20,
+    verdict=FASTER,
 )  # what a broken harness finds between an arm and itself
 BROKEN_SELF_TEST = SelfTest(attempts=(LIKE, LIKE), passed=False)
 

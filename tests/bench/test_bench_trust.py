@@ -30,3 +30,21 @@ def test_runs_are_counted_saved_and_gone_on_with(tiny_bundle: Path, tmp_path: Pa
     assert "same 2/2" in progress
     assert "same 1/2" not in progress
     assert "planted" not in progress
+
+
+def test_simulated_runs_are_counted_without_a_bundle() -> None:
+    command = [sys.executable, str(SCRIPT), "--simulate", "400", "--seed", "5"]
+    first, again = (subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout for _ in range(2))
+    assert first == again
+    found = json.loads(first.splitlines()[-1])
+    assert (found["simulated_runs"], found["seed"]) == (400, 5)
+    assert set(found["noise"]) == {"normal", "heavy-tailed", "disturbed", "skewed", "measured"}
+    for by_pairs in found["noise"].values():
+        assert set(by_pairs) == {"4", "8", "12", "24"}
+        assert all(0 <= counts["false_alarms_of_two"] < 0.08 for counts in by_pairs.values())  # 400 runs count roughly
+
+
+def test_nothing_to_do_is_a_usage_error() -> None:
+    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "give a bundle and --out, or --simulate" in done.stderr

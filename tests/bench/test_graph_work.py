@@ -89,3 +89,37 @@ def test_quantised_bundles_have_the_same_products(tiny_bundle: Path, tiny_checkp
     found = graph_work(tmp_path / "int8" / "model.onnx")
     assert found.products == graph_work(tiny_bundle / "model.onnx").products
     assert found.weight_bytes < 0.5 * graph_work(tiny_bundle / "model.onnx").weight_bytes
+
+
+def test_models_that_differ_in_weights_only_have_the_same_structure(
+    tiny_checkpoint: Path, tiny_sparse: Path, tmp_path: Path
+) -> None:
+    kinds = {
+        "dense": (tiny_checkpoint, ExportConfig()),
+        "sparse": (tiny_sparse, ExportConfig()),
+        "int8": (tiny_checkpoint, ExportConfig(quantize="int8")),
+        "fp16": (tiny_checkpoint, ExportConfig(dtype="fp16")),
+    }
+    for name, (checkpoint, config) in kinds.items():
+        export(checkpoint, tmp_path / name, config, unverified="only the graph counts")
+    found = {name: graph_work(tmp_path / name / "model.onnx").structure_sha256 for name in kinds}
+    assert found["dense"] == found["sparse"]
+    assert len({found[name] for name in ("dense", "int8", "fp16")}) == 3
+
+
+@pytest.mark.parametrize(("value", "same"), [(np.ones((8, 16), np.float32), True), (np.ones((8, 17), np.float32), False)])
+def test_shapes_count_for_the_structure_and_values_do_not(value: np.ndarray, same: bool, tmp_path: Path) -> None:
+    def digest(name: str, weight: np.ndarray) -> str:
+        nodes = [helper.make_node("MatMul", ["x", "weight"], ["out"])]
+        return graph_work(save_graph(tmp_path / name, [numpy_helper.from_array(weight, "weight")], nodes)).structure_sha256
+
+    assert (digest("a.onnx", np.zeros((8, 16), np.float32)) == digest("b.onnx", value)) == same
+
+
+def test_numbers_that_shape_the_work_count_for_the_structure(tmp_path: Path) -> None:
+    def digest(shape: list[int]) -> str:
+        nodes = [helper.make_node("Reshape", ["ids", "shape"], ["out"])]
+        constants = [numpy_helper.from_array(np.array(shape, np.int64), "shape")]
+        return graph_work(save_graph(tmp_path / "m.onnx", constants, nodes)).structure_sha256
+
+    assert digest([1, -1]) != digest([-1, 1])

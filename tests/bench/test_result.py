@@ -35,10 +35,18 @@ def test_the_figures_can_be_computed_again_from_the_raw_samples(latency_result: 
             sessions = np.asarray(arm["samples"]["session"])
             portions[arm["name"]] = [np.asarray(values)[sessions == s].reshape(-1, 2) for s in np.unique(sessions)]
         (stated,) = case["comparisons"]
-        again = stats.compare_sessions(portions["sparse"], portions["dense"])
-        assert again is not None
+        alone = stats.compare_sessions(portions["sparse"], portions["dense"])
+        assert alone is not None
+        again = alone.judged(4, 0.02)
         assert (stated["candidate"], stated["baseline"], stated["verdict"]) == ("sparse", "dense", again.verdict)
         assert stated["low"] == pytest.approx(again.low)
+        assert (stated["confidence"], stated["comparisons"]) == (0.95, 4)
+    assert latency_result.to_json()["verdicts"] == {
+        "comparisons": 4,
+        "confidence_together": 0.95,
+        "confidence_each": pytest.approx(0.9875),
+        "least_difference": 0.02,
+    }
 
 
 def test_tokens_are_counted(throughput_result: BenchResult) -> None:

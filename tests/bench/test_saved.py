@@ -93,6 +93,21 @@ def test_a_finished_run_that_is_resumed_measures_nothing_more(tmp_path: Path) ->
     assert again.cases[0].measurement.sessions == 8
 
 
+def test_what_concerns_the_verdicts_only_may_differ_from_the_saved_run(tmp_path: Path) -> None:
+    """Also a result of before there was a least difference and a hash of the graph."""
+    clock = ManualClock()
+    result = run_latency(arms(clock), CONFIG, clock=clock, **CEILINGS)
+    write(result, tmp_path / "result.json")
+    old = json.loads((tmp_path / "result.json").read_text())
+    del old["config"]["least_difference"], old["verdicts"]
+    (tmp_path / "result.json").write_text(json.dumps(old))
+    now = [dataclasses.replace(arm, facts={**arm.facts, "graph_sha256": "new"}) for arm in arms(clock)]
+    other = dataclasses.replace(CONFIG, sweep=dataclasses.replace(SWEEP, least_difference=0.1))
+    again = run_latency(now, other, clock=clock, earlier=saved.load(tmp_path), **CEILINGS)
+    assert again.least_difference == 0.1
+    assert {r.least_difference for r in again.comparisons(again.cases[0]).values() if r} == {0.1}
+
+
 def test_appending_adds_sessions_and_cases(tmp_path: Path) -> None:
     clock = ManualClock()
     write(run_latency(arms(clock), CONFIG, clock=clock, **CEILINGS), tmp_path / "result.json")

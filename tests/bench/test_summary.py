@@ -32,7 +32,7 @@ def test_a_verdict_names_both_arms_the_interval_and_the_answer(latency_result: B
         f"prefill, batch 1, prompt 16: sparse runs at {first.ratio.speedup:.3f}x the speed of dense, "
         f"95 % interval [{first.ratio.low:.3f}, {first.ratio.high:.3f}]: faster."
     )
-    assert summary.headline(latency_result) == "sparse beside dense: faster in 4 of 4 comparisons."
+    assert summary.headline(latency_result) == "sparse compared with dense: faster in 4 of 4 comparisons."
 
 
 def test_an_invalid_run_prints_no_speedup_anywhere(latency_result: BenchResult, throughput_result: BenchResult) -> None:
@@ -60,8 +60,46 @@ def test_the_reader_is_told_of_the_self_test_the_bandwidth_and_the_notes(latency
     assert "GB/s" in text
     assert "GFLOP/s" in text
     assert "The floor is the longer of bytes of weights and cache over this bandwidth and operations" in text
-    assert "this run made 4" in text
+    assert "Verdicts hold for all 4 comparisons of this run together at 95 %: each uses its 98.75 % interval." in text
+    assert "The least difference of interest is 2 %" in text
     assert text.endswith("A note.")
+
+
+def same_kernels(result: BenchResult, **facts: object) -> BenchResult:
+    """The result with arms whose graphs differ in the values of weights only."""
+    known = {"provider": "CPUExecutionProvider", "graph_sha256": "one", **facts}
+    first, second = result.arms
+    arms = (
+        dataclasses.replace(first, facts={**first.facts, **known, "graph_sha256": "one"}),
+        dataclasses.replace(second, facts={**second.facts, **known}),
+    )
+    return dataclasses.replace(result, arms=arms)
+
+
+def test_a_difference_between_same_kernels_is_a_caution_and_no_speedup(latency_result: BenchResult) -> None:
+    found = same_kernels(latency_result)
+    for verdict in summary.verdicts(found):
+        assert verdict.same_kernels
+        assert verdict.sentence.endswith(
+            ": measured faster, but same kernels: no difference expected. Something disturbed this measurement."
+        )
+    assert summary.headline(found) == (
+        "sparse compared with dense: a difference that same kernels cannot have, so a disturbed measurement, "
+        "in 4 of 4 comparisons."
+    )
+    assert all(c["comparisons"][0]["same_kernels"] is True for c in found.to_json()["cases"])
+
+
+def test_no_difference_between_same_kernels_is_said_to_be_expected(throughput_result: BenchResult) -> None:
+    for verdict in summary.verdicts(same_kernels(throughput_result)):
+        assert verdict.sentence.endswith("(same kernels: no difference expected).")
+
+
+@pytest.mark.parametrize("facts", [{"graph_sha256": "two"}, {"graph_sha256": None}, {"provider": "CUDAExecutionProvider"}])
+def test_kernels_that_are_not_known_to_be_the_same_are_not_called_so(latency_result: BenchResult, facts: dict[str, str]) -> None:
+    found = same_kernels(latency_result, **facts)
+    assert not any(v.same_kernels for v in summary.verdicts(found))
+    assert "same kernels" not in summary.markdown(found)
 
 
 def test_a_busy_machine_is_mentioned(latency_result: BenchResult) -> None:

@@ -45,6 +45,7 @@ def test_latency_of_two_bundles_is_one_json_object(sparse_bundle: Path, dense_bu
     for case in value["cases"]:
         assert [arm["completed"] for arm in case["arms"]] == [4, 4]
         assert case["comparisons"][0]["verdict"] is None  # four samples do not make one
+        assert case["comparisons"][0]["same_kernels"] is True  # a CPU multiplies zeros like any value
 
 
 def test_throughput_writes_the_three_files(sparse_bundle: Path, tmp_path: Path) -> None:
@@ -72,6 +73,8 @@ def test_the_text_has_the_table_the_verdicts_and_the_remark(sparse_bundle: Path,
     assert "95 % interval [" in out
     assert "Self-test: sparse-bundle against itself" in out
     assert "no 2:4 kernels on a CPU" in out
+    assert out.count("same kernels: no difference expected") == 2
+    assert "Verdicts hold for all 2 comparisons of this run together at 95 %" in out
 
 
 def test_a_bundle_can_be_measured_against_itself_as_the_same_model(dense_bundle: Path) -> None:
@@ -210,6 +213,7 @@ def test_logits_within_the_tolerance_may_choose_other_tokens(
     assert 0.5 < near["same_top_token"] <= 1.0
     assert near["positions"] == 8
     assert "the same weights" in run(*settings).stdout
+    assert value["cases"][0]["comparisons"][0]["same_kernels"] is False
     error, result = fail(*settings, "--logit-tolerance", 1e-6)
     assert isinstance(error, CheckFailed)
     assert "logits differ by up to" in str(error)
@@ -217,7 +221,8 @@ def test_logits_within_the_tolerance_may_choose_other_tokens(
 
 
 def test_a_self_test_that_fails_twice_makes_the_run_invalid(dense_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = Ratio(speedup=1.2, speedup_of_medians=1.2, low=1.1, high=1.3, confidence=0.95, blocks=20, verdict=FASTER)
+    figures = {"speedup": 1.2, "speedup_of_medians": 1.2, "low": 1.1, "high": 1.3, "error": 0.04, "degrees": 17.0}
+    seen = Ratio(**figures, confidence=0.95, blocks=20, verdict=FASTER)
     broken = SelfTest(attempts=(seen, seen), passed=False)
     monkeypatch.setattr("maskpro_deploy.bench.sessions.Run.verdict", lambda run: broken)
     error, _ = fail("benchmark", "latency", dense_bundle, "--context", 8, *SMALL, "--json")

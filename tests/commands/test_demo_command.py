@@ -52,6 +52,10 @@ def check(figures: dict[str, object], out: Path, layers: int) -> None:
     assert masks is not None
     assert len(masks) == layers
     page = (out / "report.html").read_text(encoding="utf-8")
+    if figures["latency"]["valid"]:  # type: ignore[index]
+        assert page.count("same kernels: no difference expected") >= 4  # two comparisons, in the table and in the list
+        for case in figures["latency"]["cases"]:  # type: ignore[index]
+            assert case["comparisons"][0]["same_kernels"]
     assert page.count("<svg") >= 4
     assert not re.search(r"(src|href)=.?https?:", page)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from maskpro_deploy.bench import stats
+from maskpro_deploy.bench import stats, wording
 from maskpro_deploy.bench.load.client import Failure
 from maskpro_deploy.bench.load.figures import Figures, Limits, latencies_ms
 from maskpro_deploy.bench.load.record import Record, Recording
@@ -37,7 +37,7 @@ class ServerFacts:
 PointKey = tuple[int, str]  # session and label
 
 
-@dataclass(frozen=True, kw_only=True)  # no slots: a bootstrap is made once and kept
+@dataclass(frozen=True, kw_only=True)  # no slots: comparisons are made once and kept
 class Point:
     """One load and what was recorded under it, by server; a comparison has several sub-runs of each."""
 
@@ -197,7 +197,7 @@ class LoadResult:
             if abs(a - b) > SAME_WORK * max(a, b):
                 found.append(f"{first} and {second} did different amounts of work: {a:.1f} and {b:.1f} tokens an answer.")
         test = point.self_test
-        if test is not None and test.verdict != stats.NO_DIFFERENCE:
+        if test is not None and test.differs:
             found.append("self-test: a server measured against itself looked different; something else disturbs the timing.")
         return found
 
@@ -213,7 +213,26 @@ class LoadResult:
 
     def comparisons(self, point: Point) -> dict[str, stats.Ratio | None]:
         """Metric -> how the first server compares with the second; empty for an invalid run."""
-        return point.compared if self.valid else {}
+        if not self.valid:
+            return {}
+        judge = self.comparison_count, self.least_difference
+        return {metric: None if ratio is None else ratio.judged(*judge) for metric, ratio in point.compared.items()}
+
+    @property
+    def same_kernels(self) -> bool:
+        """Whether both servers are known to run the same kernels: on a CPU, from graphs that differ in weights only."""
+        graphs = [server.facts.get("graphs_sha256") for server in self.servers]
+        return len(graphs) == 2 and graphs[0] is not None and graphs[0] == graphs[1]
+
+    @property
+    def comparison_count(self) -> int:
+        """How many comparisons the run makes; their verdicts hold together."""
+        return sum(len(point.compared) for point in self.points)
+
+    @property
+    def least_difference(self) -> float:
+        """The smallest difference of interest, as a fraction."""
+        return float(self.config.get("least_difference", stats.LEAST_DIFFERENCE))
 
     @property
     def all_notes(self) -> list[str]:
@@ -258,6 +277,7 @@ class LoadResult:
             "limits": dataclasses.asdict(self.limits),
             "arms": [{"name": server.name, **server.facts} for server in self.servers],
             "points": [self._point_json(point) for point in self.points],
+            "verdicts": wording.family_json(self.comparison_count, self.least_difference),
             "notes": self.all_notes,
             "environment": dict(self.environment),
         }
@@ -274,6 +294,7 @@ class LoadResult:
                     "candidate": self.servers[0].name,
                     "baseline": self.servers[1].name,
                     "metric": metric,
+                    "same_kernels": self.same_kernels,
                     **(dataclasses.asdict(ratio) if ratio else {"verdict": None}),
                 }
                 for metric, ratio in self.comparisons(point).items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from maskpro_deploy.bench import stats
+from maskpro_deploy.bench import stats, wording
 from maskpro_deploy.bench.environment import circumstances
 from maskpro_deploy.bench.load.result import LoadResult, Point, ServerFacts
 from maskpro_deploy.bench.load.schedule import ClosedLoop, OpenLoop
@@ -64,10 +64,8 @@ def verdicts(result: LoadResult) -> list[str]:
                     f"({stats.MIN_BLOCKS}, or {stats.MIN_SESSIONS} sessions, are needed), or no times."
                 )
             else:
-                lines.append(
-                    f"{point.load.label}, {METRIC_WORDS[metric]}: {first} runs at {ratio.speedup:.3f}x the speed of {second}, "
-                    f"95 % interval [{ratio.low:.3f}, {ratio.high:.3f}]: {ratio.verdict}."
-                )
+                words = wording.sentence(first, second, ratio, same_kernels=result.same_kernels)
+                lines.append(f"{point.load.label}, {METRIC_WORDS[metric]}: {words}")
     return lines
 
 
@@ -106,13 +104,7 @@ def headline(result: LoadResult) -> str:
 def _compared(result: LoadResult) -> str:
     first, second = (server.name for server in result.servers)
     ratios = [ratio for point in result.points for ratio in result.comparisons(point).values()]
-    counts = {word: sum(r is not None and r.verdict == word for r in ratios) for word in (stats.FASTER, stats.SLOWER)}
-    parts = [f"{word} in {count}" for word, count in counts.items() if count]
-    if same := sum(r is not None and r.verdict == stats.NO_DIFFERENCE for r in ratios):
-        parts.append(f"no difference seen in {same}")
-    if few := sum(r is None for r in ratios):
-        parts.append(f"too few blocks in {few}")
-    return f"{first} beside {second}: {', '.join(parts)} of {len(ratios)} comparisons."
+    return f"{first} compared with {second}: {wording.tally(ratios, [result.same_kernels] * len(ratios), few='too few blocks')}."
 
 
 def caveats(result: LoadResult) -> list[str]:
@@ -126,9 +118,8 @@ def caveats(result: LoadResult) -> list[str]:
             "can do, not what users of a fixed rate would wait."
         )
     lines += [line for point in result.points if (line := _self_test_line(result, point)) is not None]
-    count = sum(ratio is not None for point in result.points for ratio in result.comparisons(point).values())
-    if count > 1:
-        lines.append(f"One comparison in twenty shows a difference by chance; this run made {count}.")
+    if result.valid and result.comparison_count:
+        lines.append(wording.family_note(result.comparison_count, result.least_difference))
     if any(server.facts.get("same_machine") for server in result.servers):
         lines.append("The server ran on the same machine as the load generator, and both took from its cores.")
     lines += circumstances(result.environment)
@@ -141,7 +132,7 @@ def _self_test_line(result: LoadResult, point: Point) -> str | None:
         return None
     name = result.servers[0].name
     found = f"Self-test, {point.load.label}: {name} against itself gave {test.speedup:.3f}x [{test.low:.3f}, {test.high:.3f}]"
-    if test.verdict == stats.NO_DIFFERENCE:
+    if not test.differs:
         return f"{found}, no difference seen, as it should be."
     return f"{found}: a difference where there is none. The timing here cannot be trusted."
 

@@ -1,11 +1,11 @@
 """A sweep over loads: one server, or two in interleaved blocks of sub-runs.
 
 Two servers are compared as `bench.arms` compares models: they answer the same check requests first, with the same number of
-tokens (the same text, where they are said to be the same model), or nothing is measured. Then each load is put on them in blocks
-of short sub-runs, A B B A, B A A B, and so on; in a block both get the same prompts and timetables. The ratio of medians has the
-interval of a paired bootstrap over blocks or, since two processes with the same model differ by some per cent for as long as they
-live, over sessions: pairs of servers started anew. The first sub-runs of the first server against its second ones in the same
-blocks are the self-test: a sound harness sees no difference there.
+tokens (the same text, where they are said to be the same model), or nothing is measured. Then each load is put on them in
+blocks of short sub-runs, A B B A, B A A B, and so on; in a block both get the same prompts and timetables. The interval of the
+ratio takes blocks as its unit or, since two processes with the same model differ by some per cent for as long as they live,
+sessions: pairs of servers started anew. The first sub-runs of the first server against its second ones in the same blocks are
+the self-test: a sound harness sees no difference there.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class LoadConfig:
         limits: where a run stops being valid.
         same_model: two servers have to answer the check requests with the same text.
         seed: of prompts and timetables.
+        least_difference: the smallest difference of interest, as a fraction; it concerns the verdicts only.
     """
 
     loads: tuple[Load, ...]
@@ -70,8 +71,10 @@ class LoadConfig:
     limits: Limits = field(default_factory=Limits)
     same_model: bool = False
     seed: int = 0
+    least_difference: float = stats.LEAST_DIFFERENCE
 
     def __post_init__(self) -> None:
+        stats.check_least_difference(self.least_difference)
         if not self.loads:
             raise ConfigError("nothing to measure: give --request-rate or --concurrency.")
         for load in self.loads:

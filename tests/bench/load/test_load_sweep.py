@@ -21,7 +21,7 @@ from maskpro_deploy.bench.load.slo import Slo
 from maskpro_deploy.bench.load.summary import headline, markdown, verdicts
 from maskpro_deploy.bench.load.sweep import LoadConfig, Server, run_sweep
 from maskpro_deploy.bench.report import render
-from maskpro_deploy.bench.stats import NO_DIFFERENCE, SLOWER
+from maskpro_deploy.bench.stats import SLOWER
 from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, InputError
 
 SOURCE = random_tokens(range(100), input_len=8, output_len=4)
@@ -80,10 +80,13 @@ def test_a_slower_server_is_seen_and_an_equal_one_is_not() -> None:
     )
     assert found["e2el"].speedup == pytest.approx(1 / 1.05, rel=0.01)  # type: ignore[union-attr]
     same = sweep(noisy(2), noisy(3), config=config)
-    assert same.points[0].compared["e2el"].verdict == NO_DIFFERENCE  # type: ignore[union-attr]
+    assert same.points[0].compared["e2el"].differs is False  # type: ignore[union-attr]
     assert same.valid
-    assert same.points[0].self_test.verdict == NO_DIFFERENCE  # type: ignore[union-attr]
+    assert same.points[0].self_test.differs is False  # type: ignore[union-attr]
     assert "whole request: server 0 runs at" in verdicts(same)[2]
+    judged = same.comparisons(same.points[0])["e2el"]
+    assert judged is not None
+    assert (judged.comparisons, same.to_json()["verdicts"]["comparisons"]) == (4, 4)  # three times and throughput
 
 
 def test_luck_that_lasts_as_long_as_a_process_is_no_difference_over_sessions() -> None:
@@ -100,7 +103,7 @@ def test_luck_that_lasts_as_long_as_a_process_is_no_difference_over_sessions() -
     same = over_sessions(1.0)
     found = same.points[0].compared["e2el"]
     assert found is not None
-    assert (found.verdict, found.sessions) == (NO_DIFFERENCE, 8)
+    assert (found.differs, found.sessions) == (False, 8)
     slow = over_sessions(1.2).points[0].compared["e2el"]
     assert slow is not None
     assert slow.verdict == SLOWER

@@ -1,0 +1,194 @@
+"""Checkpoints: every tensor of every shard is a weight, exempt by a rule, or unaccounted for, whatever its name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from maskpro_deploy.errors import FormatError
+from maskpro_deploy.masks import MASKS_FILE
+from maskpro_deploy.validation import validate
+from maskpro_deploy.validation.accounts import Rule
+from maskpro_deploy.validation.names import Doubt, Matrix, role_of
+
+UP = "model.layers.1.mlp.up_proj.weight"
+LONGEST = 320
+
+
+@pytest.fixture
+def unlisted(tiny_sparse, tmp_path):
+    """A sparse checkpoint without its mask file."""
+    folder = shutil.copytree(tiny_sparse, tmp_path / "sparse")
+    (folder / MASKS_FILE).unlink()
+    return folder
+
+
+@pytest.fixture
+def listed(tiny_sparse, tmp_path):
+    """A sparse checkpoint with its mask file."""
+    return shutil.copytree(tiny_sparse, tmp_path / "listed")
+
+
+def add(folder, drop=(), **tensors):
+    found = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in found.items() if name not in drop}
+    save_file(
+        kept | {n.replace("__", "."): v for n, v in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"}
+    )
+
+
+def split(folder, names=("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"), index=True):
+    """Two shards of one file; returns the tensors of each."""
+    tensors = load_file(folder / "model.safetensors")
+    order = sorted(tensors)
+    parts = {names[0]: order[: len(order) // 2], names[1]: order[len(order) // 2 :]}
+    for file, part in parts.items():
+        save_file({n: tensors[n] for n in part}, folder / file)
+    (folder / "model.safetensors").unlink()
+    if index:
+        write_index(folder, {n: file for file, part in parts.items() for n in part})
+    return parts
+
+
+def write_index(folder, places):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "shape", "role"),
+    [
+        ("model.layers.0.mlp.up_proj.weight", "F32", (64, 32), Matrix()),
+        ("transformer.h.0.attn.in_proj_weight", "F32", (64, 32), Matrix()),
+        ("norm1.linear.weight", "F32", (64, 32), Matrix()),
+        ("embedder.embed_proj.weight", "F32", (64, 32), Matrix()),
+        ("time_embedding.linear_1.weight", "F32", (64, 32), Matrix()),
+        ("score.weight", "F32", (1, 32), Matrix()),
+        ("model.embed_tokens.weight", "BF16", (320, 32), Rule.TOKEN_TABLE),
+        ("transformer.wpe.weight", "F32", (64, 32), Rule.TOKEN_TABLE),
+        ("bert.embeddings.word_embeddings.weight", "F32", (320, 32), Rule.TOKEN_TABLE),
+        ("model.embed_tokens_per_layer.weight", "F32", (320, 64), Rule.TOKEN_TABLE),
+        ("lm_head.weight", "F32", (320, 32), Rule.HEAD),
+        ("model.norm.weight", "F32", (32,), Rule.VECTOR),
+        ("model.layers.0.mlp.up_proj.bias", "F32", (64,), Rule.VECTOR),
+        ("layers.0.experts.gate_up_proj_bias", "F32", (4, 64), Rule.BIAS),
+        ("h.0.attn.bias", "U8", (1, 1, 64, 64), Rule.POSITIONS),
+        ("rotary_emb.inv_freq", "F32", (16,), Rule.POSITIONS),
+        ("rotary_emb.cos_cached", "F32", (64, 32), Rule.POSITIONS),
+        ("up_proj.weight_scale", "F32", (64, 2), Rule.QUANTISATION),
+        ("up_proj.__weight_mma_mask", "BOOL", (64, 32), Rule.BOOLEAN),
+        ("mixer.conv1d.weight", "F32", (64, 1, 4), Rule.NARROW),
+        ("position_ids", "I64", (1, 512), Rule.POSITIONS),
+        ("num_batches_tracked", "I64", (), Rule.INDEX),
+    ],
+)
+def test_what_a_tensor_is(name, dtype, shape, role):
+    assert role_of(name, dtype, shape, LONGEST) == role
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "shape"),
+    [
+        ("up_proj.weight_qdata", "I8", (64, 32)),
+        ("up_proj.weight._data", "I8", (64, 32)),
+        ("up_proj.qweight", "I32", (8, 32)),
+        ("up_proj.weight_packed", "I32", (64, 4)),
+        ("up_proj.W_q", "U8", (64, 32)),
+        ("up_proj.codes", "I16", (64, 4, 1)),
+        ("up_proj.trellis", "U16", (4, 4, 16)),
+        ("block_sparse_moe.input_linear.weight", "F32", (4, 64, 32)),
+        ("mlp.experts.gate_up_proj", "F32", (4, 64, 32)),
+        ("ffn.w1", "F32", (64, 32)),
+        ("patch_embed.proj.weight", "F32", (64, 3, 4, 4)),
+        ("flat_param", "F32", (2048,)),
+        ("up_proj.packed", "U8", (1024, 1)),
+    ],
+)
+def test_what_may_hide_a_weight_is_in_doubt(name, dtype, shape, unlisted):
+    assert isinstance(role_of(name, dtype, shape, LONGEST), Doubt)
+
+
+def test_a_tensor_in_doubt_forbids_a_pass_and_is_named(unlisted):
+    assert validate(unlisted).holds
+    add(unlisted, model__layers__0__experts__w1=np.ones((4, 8, 8), np.float32))
+    report = validate(unlisted)
+    assert not report.holds
+    assert [(u.name, u.bytes) for u in report.unchecked] == [("model.layers.0.experts.w1", 1024)]
+    assert report.account.unaccounted == 1024
+
+
+@pytest.mark.parametrize("suffix", ["_qdata", "._data"])
+def test_a_partly_packed_checkpoint_is_not_passed(unlisted, suffix):
+    add(unlisted, drop=[UP], **{UP.replace(".", "__") + suffix.replace(".", "__"): np.zeros((64, 32), np.int8)})
+    assert "unaccounted for" in validate(unlisted).verdict
+
+
+@pytest.mark.parametrize("extra", ["lora_A__weight", "weight_scale_2d__codes", "weight___data"])
+def test_what_stands_next_to_a_listed_weight_may_change_it(listed, extra):
+    assert validate(listed).holds
+    add(listed, **{UP.removesuffix("weight").replace(".", "__") + extra: np.ones((8, 32), np.float32)})
+    report = validate(listed)
+    assert not report.holds
+    assert "which is listed" in report.unchecked[0].reason
+
+
+def test_what_masks_leave_out_is_declared_dense(listed):
+    add(listed, model__experts__w1=np.ones((4, 8, 8), np.float32))
+    report = validate(listed)
+    assert report.holds
+    assert report.account.exempt[Rule.UNLISTED] == 1024
+    assert not validate(listed, require="all").holds
+
+
+@pytest.mark.parametrize("folder", ["listed", "unlisted"])
+def test_bytes_add_up_to_the_files(folder, request):
+    path = request.getfixturevalue(folder)
+    account = validate(path).account
+    assert account.total == sum(t.nbytes for t in load_file(path / "model.safetensors").values())
+    assert account.total == account.proven + account.broken + account.unaccounted + sum(account.exempt.values())
+    header = int.from_bytes((path / "model.safetensors").read_bytes()[:8], "little") + 8
+    assert (path / "model.safetensors").stat().st_size == account.total + header
+    assert account.unaccounted == account.broken == 0
+
+
+class TestShards:
+    def test_whole_ones_hold(self, unlisted):
+        split(unlisted)
+        assert validate(unlisted).holds
+
+    def test_one_outside_the_index_is_read_too(self, unlisted):
+        split(unlisted)
+        save_file({"more.up_proj.weight": np.ones((8, 8), np.float32)}, unlisted / "model-00003-of-00003.safetensors")
+        assert [t.name for t in validate(unlisted).failed] == ["more.up_proj.weight"]
+
+    @pytest.mark.parametrize("number", [0, 1])
+    def test_one_that_the_numbering_calls_for_is_missed(self, unlisted, number):
+        parts = split(unlisted, index=False)
+        missing = sorted(parts)[number]
+        (unlisted / missing).unlink()
+        with pytest.raises(FormatError, match=f"{missing} is missing"):
+            validate(unlisted)
+
+    def test_a_tensor_of_the_index_that_is_nowhere_is_a_contradiction(self, unlisted):
+        parts = split(unlisted)
+        first = sorted(parts)[0]
+        write_index(unlisted, {n: f for f, names in parts.items() for n in names} | {"gone.weight": first})
+        assert any("gone.weight, which is in no file" in p for p in validate(unlisted).problems)
+
+    def test_a_tensor_in_another_shard_than_the_index_says_is_a_contradiction(self, unlisted):
+        parts = split(unlisted)
+        first, second = sorted(parts)
+        places = {n: f for f, names in parts.items() for n in names}
+        moved = parts[first][0]
+        write_index(unlisted, places | {moved: second})
+        assert any(moved in p and first in p for p in validate(unlisted).problems)
+
+    def test_a_tensor_in_two_shards_is_a_contradiction(self, unlisted):
+        parts = split(unlisted)
+        first, second = sorted(parts)
+        again = load_file(unlisted / second) | {parts[first][0]: load_file(unlisted / first)[parts[first][0]]}
+        save_file(again, unlisted / second)
+        assert any("two files" in p for p in validate(unlisted).problems)
