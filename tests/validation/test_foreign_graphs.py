@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 
 import pytest
-from foreign_graphs import Case, Workshop, quick_cases
+from foreign_cases import quick_cases
+from foreign_graphs import Case, Workshop
 from foreign_verdicts import REFUSED, judge
 
 CASES = quick_cases()
