@@ -23,8 +23,9 @@ from onnx import TensorProto
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import FormatError, InputError
-from maskpro_deploy.exporters.graph import DTYPES, Rows, Weight
+from maskpro_deploy.exporters.graph import DTYPES, WIDER, Rows, Weight
 from maskpro_deploy.exporters.quantization import Quantization, pack_nibbles
+from maskpro_deploy.exporters.underflow import Underflow
 from maskpro_deploy.progress import SILENT, Progress
 
 _LARGE_BYTES = 1 << 20
@@ -96,12 +97,20 @@ class _SideBySide:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blob:
-    """A written data file: initializer name -> where it lies, and the file's size and hash."""
+    """A written data file.
+
+    Attributes:
+        path: the file.
+        regions: initializer name -> where it lies.
+        bytes, sha256: its size and hash.
+        underflow: what the cast of the weights lost.
+    """
 
     path: Path
     regions: dict[str, Region]
     bytes: int
     sha256: str
+    underflow: Underflow
 
     def tensors(self) -> list[onnx.TensorProto]:
         """Initializers that point into the file."""
@@ -180,15 +189,15 @@ def write_weights(
     target = DTYPES[dtype][1]
     regions = _layout(weights := list(weights), target)
     total = max((r.offset + r.bytes for r in regions.values()), default=0)
-    digest, position = hashlib.sha256(), 0
+    digest, position, lost = hashlib.sha256(), 0, Underflow(dtype)
     with path.open("wb") as file:
         for weight in weights:
-            for name, data in _pieces(weight, checkpoint, target, _prepared(weight, quantised or {})):
+            for name, data in _pieces(weight, checkpoint, target, _prepared(weight, quantised or {}), lost):
                 if name:  # the first piece of an initializer
                     position += _put(file, digest, b"\0" * (regions[name].offset - position))
                 position += _put(file, digest, data)
                 progress.update(position, total)
-    return Blob(path=path, regions=regions, bytes=position, sha256=digest.hexdigest())
+    return Blob(path=path, regions=regions, bytes=position, sha256=digest.hexdigest(), underflow=lost)
 
 
 def _prepared(weight: Weight, quantised: Mapping[str, Quantised]) -> Quantised | None:
@@ -227,12 +236,12 @@ def _layout(weights: Iterable[Weight], dtype: np.dtype[np.generic]) -> dict[str,
 
 
 def _pieces(
-    weight: Weight, checkpoint: Checkpoint, dtype: np.dtype[np.generic], quantised: Quantised | None
+    weight: Weight, checkpoint: Checkpoint, dtype: np.dtype[np.generic], quantised: Quantised | None, lost: Underflow
 ) -> Iterator[tuple[str, memoryview]]:
     """The bytes of a weight and its scales, in file order; each initializer's name comes with its first piece."""
     if weight.quantization is None:
         name = weight.name
-        for tile in tiles(weight, checkpoint, dtype):
+        for tile in tiles(weight, checkpoint, dtype, lost):
             yield name, bits(tile).data
             name = ""
         return
@@ -264,7 +273,7 @@ def columns(weight: Weight, checkpoint: Checkpoint, start: int, stop: int) -> np
     parts = _rows(weight, checkpoint)
     found = parts[at] if weight.transposed else parts[:, at].T
     result = np.ascontiguousarray(found, np.float32)
-    _check_finite(result, weight, checkpoint)
+    _check_finite(found, result, weight, checkpoint)
     return result
 
 
@@ -287,24 +296,32 @@ def _integer_tiles(
         row += len(tile)
 
 
-def tiles(weight: Weight, checkpoint: Checkpoint, dtype: np.dtype[np.generic]) -> Iterator[npt.NDArray[Any]]:
-    """The weight in its final form, some rows of the graph's shape at a time."""
+def tiles(
+    weight: Weight, checkpoint: Checkpoint, dtype: np.dtype[np.generic], lost: Underflow | None = None
+) -> Iterator[npt.NDArray[Any]]:
+    """The weight in its final form, some rows of the graph's shape at a time; `lost` counts what the cast loses."""
     if weight.parts and len(weight.shape) == 1:
-        yield np.concatenate([tile for part in weight.parts for tile in tiles(part, checkpoint, dtype)])
+        yield np.concatenate([tile for part in weight.parts for tile in tiles(part, checkpoint, dtype, lost)])
         return
     sources = [(piece, _rows(piece, checkpoint)) for piece in weight.pieces]
     for start, stop in row_tiles(weight.shape, dtype.itemsize):
-        found = [_tile(piece, rows, start, stop, dtype) for piece, rows in sources]
-        for piece, tile in zip(weight.pieces, found, strict=True):
-            _check_finite(tile, piece, checkpoint)
+        found = []
+        for piece, rows in sources:
+            before = _tile(piece, rows, start, stop)
+            with np.errstate(over="ignore", invalid="ignore"):
+                # a copy with rows along memory, in the target's byte order
+                found.append(np.array(before, dtype=dtype, order="C"))
+            _check_finite(before, found[-1], piece, checkpoint)
+            if lost is not None and piece.source:
+                lost.count(weight.name, before, found[-1])
         tile = found[0] if len(found) == 1 else np.concatenate(found, axis=1)
         plain = bits(tile)
         plain[plain == 1 << (8 * dtype.itemsize - 1)] = 0  # -0.0
         yield tile
 
 
-def _tile(weight: Weight, rows: Any, start: int, stop: int, dtype: np.dtype[np.generic]) -> npt.NDArray[Any]:
-    """Rows `start` to `stop` of the graph's shape."""
+def _tile(weight: Weight, rows: Any, start: int, stop: int) -> npt.NDArray[Any]:
+    """Rows `start` to `stop` of the graph's shape, in the checkpoint's type."""
     outputs = slice(weight.start, weight.start + weight.shape[-1]) if weight.whole else slice(None)
     if weight.transposed:
         tile: npt.NDArray[Any] = rows[outputs, start:stop].T
@@ -314,11 +331,7 @@ def _tile(weight: Weight, rows: Any, start: int, stop: int, dtype: np.dtype[np.g
         tile = rows[start:stop, outputs]
     else:
         tile = rows[start:stop]
-    if weight.plus:
-        tile = tile.astype(np.float64) + weight.plus
-    with np.errstate(over="ignore", invalid="ignore"):
-        # a copy with rows along memory, in the target's byte order
-        return np.array(tile, dtype=dtype, order="C")
+    return tile.astype(np.float64) + weight.plus if weight.plus else tile
 
 
 def _rows(weight: Weight, checkpoint: Checkpoint) -> Any:
@@ -326,12 +339,20 @@ def _rows(weight: Weight, checkpoint: Checkpoint) -> Any:
     return weight.values if weight.values is not None else checkpoint.slices(weight.source)
 
 
-def _check_finite(tile: npt.NDArray[Any], weight: Weight, checkpoint: Checkpoint) -> None:
-    if not np.isfinite(tile).all():
-        raise FormatError(
-            f"{checkpoint.folder}: {weight.name} has values that {tile.dtype.name} cannot hold (too large, NaN or infinite).\n"
-            f"If the checkpoint itself is sound, export it with --dtype fp32."
-        )
+def _check_finite(before: npt.NDArray[Any], stored: npt.NDArray[Any], weight: Weight, checkpoint: Checkpoint) -> None:
+    """Refuse what a type cannot hold, and tell why."""
+    if np.isfinite(stored).all():
+        return
+    where = f"{checkpoint.folder}: {weight.name}"
+    if np.isnan(before).any():
+        raise FormatError(f"{where} has NaN values.\nThe checkpoint is damaged: download or convert it again.")
+    if np.isinf(before).any():
+        raise FormatError(f"{where} has infinite values.\nThe checkpoint is damaged: download or convert it again.")
+    name = next(name for name, (_, kind) in DTYPES.items() if kind == stored.dtype)
+    largest, limit = float(np.abs(before.astype(np.float64)).max()), float(ml_dtypes.finfo(stored.dtype).max)
+    fits = name in WIDER and largest <= float(np.finfo(np.float32).max)
+    hint = f"Export it with {WIDER[name]}." if fits else "No --dtype holds them: scale the weight."
+    raise FormatError(f"{where} has values up to {largest:.4g}; the largest {name} number is {limit:.6g}.\n{hint}")
 
 
 def row_tiles(shape: tuple[int, ...], itemsize: int, multiple: int = _TILE_ROWS_MULTIPLE) -> Iterator[tuple[int, int]]:

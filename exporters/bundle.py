@@ -20,17 +20,19 @@ from maskpro_deploy.exporters.calibration import calibrate
 from maskpro_deploy.exporters.graph import Graph as OnnxGraph
 from maskpro_deploy.exporters.graph import Weight
 from maskpro_deploy.exporters.graph_file import metadata, write_graph
+from maskpro_deploy.exporters.half_precision import NotRounded
+from maskpro_deploy.exporters.half_report import describe_unverified, explain_difference, with_underflow
 from maskpro_deploy.exporters.kv_forms import FORMS
-from maskpro_deploy.exporters.layer_check import LayerReference, first_difference, layer_differences
 from maskpro_deploy.exporters.layers import Layers
 from maskpro_deploy.exporters.layouts import data_path, graph_path, write_genai
 from maskpro_deploy.exporters.model_config import DecoderConfig
-from maskpro_deploy.exporters.parity import Reference, verification_prompts, verify, verify_siblings
+from maskpro_deploy.exporters.parity import OutOfRange, Reference, verification_prompts, verify, verify_siblings
 from maskpro_deploy.exporters.proof import claim, prove, prunable
 from maskpro_deploy.exporters.settings import ExportConfig
 from maskpro_deploy.exporters.special_tokens import end_tokens, token_id
 from maskpro_deploy.exporters.templates import TEMPLATES as TEMPLATES
 from maskpro_deploy.exporters.templates import Template, template_for
+from maskpro_deploy.exporters.underflow import Underflow
 from maskpro_deploy.files import check_free, copy_file, new_folder
 from maskpro_deploy.manifest import FileEntry, Graph, Manifest, ModelShape, SparseWeight, file_entry
 from maskpro_deploy.masks import MASKS_FILE
@@ -78,7 +80,8 @@ def export(
     Raises:
         InputError: the checkpoint cannot be read or is of a kind without a template, or `out` exists.
         ConfigError: a setting does not fit the model.
-        CheckFailed: the weights do not hold the pattern, or the bundle does not agree with `reference`; nothing is kept.
+        CheckFailed: the weights do not hold the pattern, or the bundle does not agree with `reference`, or its values do not fit
+            its half-precision type; nothing is kept.
     """
     config = config if config is not None else ExportConfig()
     check_free(out, force=force)
@@ -129,12 +132,12 @@ def export(
             sparsity=pattern,
             sparse_weights=proven,
             source=origin,
-            verification={"status": "not verified", "reason": unverified},
+            verification=with_underflow(describe_unverified(config.dtype, unverified), blob.underflow),
         )
         manifest.save(folder)
         figures = dict(manifest.verification)
         if reference is not None:
-            figures = _verified(folder, reference(), shape.max_length, verifying)
+            figures = with_underflow(_verified(folder, reference(), blob.underflow, verifying), blob.underflow)
         if compare and len(entries) > 1:
             figures["forms"] = _compared(folder, manifest)
         if figures != manifest.verification:
@@ -199,19 +202,26 @@ def _calibrated(
     return calibrate(same, graph.weights, source, scratch, config.dtype, decoder.max_length, progress)
 
 
-def _verified(folder: Path, reference: Reference, max_length: int, progress: Progress) -> dict[str, Any]:
-    """The figures of a comparison that passed.
+def _verified(folder: Path, reference: Reference, underflow: Underflow, progress: Progress) -> dict[str, Any]:
+    """The figures of a comparison that passed, or why there are none.
 
     Raises:
         CheckFailed: it did not pass; the message has the figures.
     """
-    prompts, greedy = verification_prompts(folder, max_length)
-    result = verify(folder, reference, prompts, greedy, progress)
+    manifest = Manifest.load(folder)
+    prompts, greedy = verification_prompts(folder, manifest.model.max_length)
+    dtype = manifest.graph.dtype
+    try:
+        result = verify(folder, reference, prompts, greedy, progress)
+    except OutOfRange as e:
+        raise CheckFailed(f"the exported graph does not work in {dtype}; nothing was kept.\n{e}") from e
+    except NotRounded as e:
+        return describe_unverified(dtype, str(e))
     if not result.passed:
-        where = ""
-        if isinstance(reference, LayerReference):
-            where = "\n" + first_difference(layer_differences(folder, Manifest.load(folder), reference, prompts[0]))
-        raise CheckFailed(f"the exported graph does not agree with the checkpoint; nothing was kept.\n{result.summary()}.{where}")
+        raise CheckFailed(
+            f"the exported graph does not agree with the checkpoint; nothing was kept.\n{result.summary()}.\n"
+            f"{explain_difference(folder, manifest, reference, prompts[0], underflow)}".rstrip()
+        )
     return result.to_json()
 
 
@@ -222,7 +232,11 @@ def _compared(folder: Path, manifest: Manifest) -> dict[str, Any]:
         CheckFailed: one does not; the message has the figures.
     """
     figures: dict[str, Any] = {}
-    for form, result in verify_siblings(folder, manifest).items():
+    try:
+        results = verify_siblings(folder, manifest)
+    except OutOfRange as e:
+        raise CheckFailed(f"a form of the exported graph does not work in {manifest.graph.dtype}; nothing was kept.\n{e}") from e
+    for form, result in results.items():
         if isinstance(result, str):
             figures[form] = {"status": "not verified", "reason": result}
             continue

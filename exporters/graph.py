@@ -28,6 +28,8 @@ DTYPES: dict[str, tuple[int, np.dtype[np.generic]]] = {
     "fp16": (TensorProto.FLOAT16, np.dtype(np.float16)),
     "bf16": (TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
 }
+# what to ask for where a float type does not hold a model's numbers
+WIDER = {"fp16": "--dtype bf16 (wider range) or --dtype fp32", "bf16": "--dtype fp32"}
 CONTRIB = "com.microsoft"  # domain of onnxruntime's own operators
 
 

@@ -1,6 +1,7 @@
 """Where a graph leaves its reference: the outputs of every layer, side by side.
 
-Used when a comparison has failed. The graph is opened once more with the sums at the end of each layer as outputs.
+Used when a comparison has failed. The graph is opened once more with the sums at the end of each layer as outputs; a
+half-precision one in its own arithmetic (`half_precision`).
 
 Shapes: `T` tokens, `E` hidden size.
 """
@@ -16,12 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from maskpro_deploy.exporters.half_precision import HALVES, round_graph
 from maskpro_deploy.exporters.ort_model import model_of
 from maskpro_deploy.manifest import Manifest, safe_path
 
 _END_OF_LAYER = "/add_mlp"
 _HEAD = "/lm_head"
-_SAME = 1e-3  # of the largest value of a layer: less is rounding
+_SAME = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}  # of the largest value of a layer: less is rounding
 
 
 @runtime_checkable
@@ -58,9 +60,11 @@ def layer_differences(
         return []  # a graph of a front end, whose layers have other ends
     # the reference gives its last layer after the last norm
     values[-1:] = [node.input[0] for node in model.graph.node if node.name == _HEAD]
+    if rounded := manifest.graph.dtype in HALVES:
+        model, _ = round_graph(model, manifest.graph.dtype)
     model.graph.output.extend(onnx.ValueInfoProto(name=value) for value in values)
     tokens = np.asarray([list(prompt)], dtype=np.int64)
-    runner = model_of(model.SerializeToString(), path.parent, manifest)
+    runner = model_of(model.SerializeToString(), path.parent, manifest, rounded=rounded)
     ours = runner.values(tokens, values)
     theirs = reference.hidden_states(tokens)[1:]
     return [
@@ -73,14 +77,15 @@ def layer_differences(
     ]
 
 
-def first_difference(differences: Sequence[LayerDifference]) -> str:
-    """In one sentence: the first layer that is off by more than rounding."""
+def first_difference(differences: Sequence[LayerDifference], dtype: str) -> str:
+    """In one sentence: the first layer that is off by more than the rounding of the graph's float type."""
+    same = _SAME[dtype]
     for index, found in enumerate(differences):
-        if not found.largest <= _SAME * found.scale:  # a NaN is a difference too
+        if not found.largest <= same * found.scale:  # a NaN is a difference too
             return (
                 f"The first layer whose output differs is layer {index} of {len(differences)} ({found.name}): "
                 f"by {found.largest:.2g}, where values reach {found.scale:.2g}."
             )
     if not differences:
         return "Its layers cannot be told apart in the graph."
-    return f"No single layer of {len(differences)} is off by more than {_SAME:g} of its largest value."
+    return f"No single layer of {len(differences)} is off by more than {same:g} of its largest value."

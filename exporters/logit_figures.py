@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from maskpro_deploy.exporters.half_range import Ranges
+
 Logits = npt.NDArray[np.float32]
 
 
@@ -24,22 +26,30 @@ class Tolerance:
         logits: the largest difference of any logit; None: any, as for quantised weights, which are other weights.
         kl: the mean KL divergence in nats.
         perplexity: of the bundle's, over the reference's; None: any.
+        preference: how far, in logits, the reference may prefer its own greedy token where the first one differs; None: twice
+            `logits`, because two logits may each be off by that before a preference turns over.
     """
 
     logits: float | None
     kl: float
     perplexity: float | None = None
+    preference: float | None = None
 
 
 # per float type of the graph, or per quantisation; half precision moves single logits of a large vocabulary far more than it
-# moves distributions. Those of quantised weights tell a wrong graph from a coarse one, no more: the figures are there to be read.
+# moves distributions: its tolerances are about twice the most that a tiny model of any architecture needs (docs/export.md).
+# Those of quantised weights tell a wrong graph from a coarse one, no more: the figures are there to be read.
 TOLERANCES = {
     "fp32": Tolerance(logits=1e-3, kl=1e-6),
-    "fp16": Tolerance(logits=0.5, kl=1e-4),
+    "fp16": Tolerance(logits=1.5, kl=1e-3, preference=0.25),
+    "bf16": Tolerance(logits=10.0, kl=0.05, preference=1.0),
     "int8": Tolerance(logits=None, kl=0.1, perplexity=1.1),
     "fp8": Tolerance(logits=None, kl=0.1, perplexity=1.1),
     "int4": Tolerance(logits=None, kl=1.5, perplexity=2.5),
 }
+# graphs that choose experts: where two are nearly as good, half precision may choose the other one, which moves all logits of
+# that position
+ROUTED = {"fp16": Tolerance(logits=None, kl=0.01, perplexity=1.05), "bf16": Tolerance(logits=None, kl=0.1, perplexity=1.1)}
 # two forms over the same quantised weights: onnxruntime rounds activations too, and turns last bits into whole steps
 QUANTISED_SIBLINGS = Tolerance(logits=None, kl=0.02, perplexity=1.02)
 
@@ -61,6 +71,9 @@ class Verification:
         greedy_margin: the reference's preference, in logits, where the first token differs; 0 if none does.
         step_difference: largest logit difference between a prompt fed at once and token by token.
         padding_difference: largest logit difference to the reference in a left-padded batch of two.
+        arithmetic: what the graph computed in, in words.
+        unrounded: "fp16 not verified" and why, if a half-precision graph computed in fp32; else "".
+        ranges: the largest values of a graph that computed in half precision.
     """
 
     passed: bool
@@ -79,10 +92,19 @@ class Verification:
     greedy_margin: float
     step_difference: float
     padding_difference: float
+    arithmetic: str = "fp32"
+    unrounded: str = ""
+    ranges: Ranges | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest."""
-        return {"status": "passed" if self.passed else "failed", **dataclasses.asdict(self)}
+        figures = {"status": "passed" if self.passed else "failed", **dataclasses.asdict(self)}
+        del figures["unrounded"], figures["ranges"]
+        if self.unrounded:
+            figures["half_precision"] = self.unrounded
+        if self.ranges is not None:
+            figures |= {"range": self.ranges.to_json(), "warnings": [text] if (text := self.ranges.warning()) else []}
+        return figures
 
     def summary(self) -> str:
         """The figures in one line."""
@@ -148,9 +170,8 @@ def verdict(
     # a NaN fails every comparison
     passed = mean_kl <= tolerance.kl
     if tolerance.logits is not None:
-        # two logits may each be off by the tolerance before a preference turns over
-        limits = ((largest, 1), (steps, 1), (padding, 1), (margin, 2))
-        passed = passed and all(value <= factor * tolerance.logits for value, factor in limits)
+        preference = tolerance.preference if tolerance.preference is not None else 2 * tolerance.logits
+        passed = passed and all(value <= tolerance.logits for value in (largest, steps, padding)) and margin <= preference
     if tolerance.perplexity is not None:
         passed = passed and perplexity <= tolerance.perplexity * reference
     return Verification(

@@ -42,12 +42,18 @@ class OrtModel:
         session: the session.
         shape: the model's sizes.
         graph: the graph's entry in the manifest.
+        dtype: float type of its cache.
     """
 
-    def __init__(self, session: Any, shape: ModelShape, graph: Graph) -> None:
+    def __init__(self, session: Any, shape: ModelShape, graph: Graph, dtype: str) -> None:
+        import onnxruntime
+
         self._session, self._shape, self._graph = session, shape, graph
-        self._dtype = DTYPES[graph.dtype][1]
-        self._outputs = [output.name for output in session.get_outputs()]
+        self._dtype = DTYPES[dtype][1]
+        named = [output.name for output in session.get_outputs()]
+        self._outputs = [name for name in named if name == "logits" or name.startswith("present.")]
+        self._needed_only = onnxruntime.RunOptions()  # further outputs cost time only where they are asked for
+        self._needed_only.only_execute_path_to_fetches = True
 
     def start(self, batch: int) -> State:
         """An empty cache for `batch` sequences."""
@@ -73,7 +79,7 @@ class OrtModel:
         return {"attention_mask": state.mask, "position_ids": positions}
 
     def _call(self, feeds: dict[str, npt.NDArray[Any]], state: State) -> Floats:
-        results = dict(zip(self._outputs, self._session.run(None, feeds), strict=True))
+        results = dict(zip(self._outputs, self._session.run(self._outputs, feeds, self._needed_only), strict=True))
         logits: Floats = results.pop("logits")
         state.cache = {name.replace("present.", "past_key_values."): value for name, value in results.items()}
         return logits
@@ -83,7 +89,7 @@ class OrtModel:
         state = self.start(len(tokens))
         state.mask = np.ones_like(tokens)
         feeds = {"input_ids": tokens, **self._inputs(tokens.shape[1], state), **state.cache}
-        found: list[npt.NDArray[Any]] = self._session.run(list(names), feeds)
+        found: list[npt.NDArray[Any]] = self._session.run(list(names), feeds, self._needed_only)
         return found
 
     def logits(self, tokens: Ints) -> Floats:
@@ -156,7 +162,9 @@ def open_model(bundle: Path, manifest: Manifest, graph: Graph | None = None) -> 
     return model_of(str(path), path.parent, manifest, graph)
 
 
-def model_of(model: str | bytes, folder: Path, manifest: Manifest, graph: Graph | None = None) -> OrtModel:
+def model_of(
+    model: str | bytes, folder: Path, manifest: Manifest, graph: Graph | None = None, *, rounded: bool = False
+) -> OrtModel:
     """Open a graph given as a path or as bytes.
 
     Args:
@@ -164,15 +172,24 @@ def model_of(model: str | bytes, folder: Path, manifest: Manifest, graph: Graph 
         folder: where the data file lies.
         manifest: the bundle's manifest.
         graph: the graph's entry in it; by default the bundle's own.
+        rounded: it was rewritten to fp32 with roundings (`half_precision`), which have to stay.
     """
+    graph = graph if graph is not None else manifest.graph
+    session = open_session(model, folder, rounded=rounded)
+    return _CLASSES[graph.form](session, manifest.model, graph, "fp32" if rounded else graph.dtype)
+
+
+def open_session(model: str | bytes, folder: Path | None = None, *, rounded: bool = False) -> Any:
+    """An onnxruntime session on the CPU (see `model_of`)."""
     import onnxruntime
 
-    graph = graph if graph is not None else manifest.graph
     options = onnxruntime.SessionOptions()
-    if isinstance(model, bytes):
+    if isinstance(model, bytes) and folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     options.log_severity_level = 3  # its warnings are about its own graph rewriting
     # waiting threads sleep: a comparison shares the machine with the reference model
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return _CLASSES[graph.form](session, manifest.model, graph)
+    if rounded:  # constants are computed once, in the session's first second; nothing else is to be rewritten
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

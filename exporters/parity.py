@@ -2,13 +2,15 @@
 
 The bundle runs in onnxruntime, the checkpoint in anything that gives logits and greedy tokens (`Reference`; in practice
 torch). Compared are logits, the distributions they mean, perplexity, greedy continuations, a prompt fed at once and token by
-token, and a left-padded batch. Tolerances apply to logits and KL; the other figures are there to be read.
+token, and a left-padded batch. Tolerances apply to logits and KL; the other figures are there to be read. A half-precision graph
+runs with every value rounded to half precision (`half_precision`), and its values must stay in the type's range.
 
 Shapes: `B` batch, `T` tokens, `V` vocabulary.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -17,9 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from maskpro_deploy.data import HELD_OUT, load_text, load_tokenizer
-from maskpro_deploy.errors import ConfigError, MachineError
+from maskpro_deploy.errors import CheckFailed, ConfigError
+from maskpro_deploy.exporters.graph import WIDER
+from maskpro_deploy.exporters.half_model import Opened, open_to_compare
+from maskpro_deploy.exporters.half_precision import NotRounded
+from maskpro_deploy.exporters.half_range import Ranges
 from maskpro_deploy.exporters.logit_figures import (
     QUANTISED_SIBLINGS,
+    ROUTED,
     TOLERANCES,
     Logits,
     Tolerance,
@@ -27,13 +34,17 @@ from maskpro_deploy.exporters.logit_figures import (
     compare,
     verdict,
 )
-from maskpro_deploy.exporters.ort_model import OrtModel, open_model
+from maskpro_deploy.exporters.ort_model import OrtModel
 from maskpro_deploy.extras import missing, require
 from maskpro_deploy.manifest import Graph, Manifest
 from maskpro_deploy.progress import SILENT, Progress
 
 _PROMPTS, _PROMPT_TOKENS, _GREEDY_TOKENS = 4, 96, 64
 _STEPS = 16
+
+
+class OutOfRange(CheckFailed):
+    """A value of a graph does not fit its half-precision type."""
 
 
 class Reference(Protocol):
@@ -80,13 +91,15 @@ def verify(
     Raises:
         ConfigError: the prompts are too short, or too long for the graph.
         MissingExtraError: onnxruntime is not installed.
-        MachineError: onnxruntime has no kernels for the graph's dtype.
+        NotRounded: the graph is bf16, for which onnxruntime has no kernels, and cannot be rewritten.
+        OutOfRange: a value does not fit the graph's half-precision type.
     """
     require("cpu", "checking a bundle")
     manifest = Manifest.load(bundle)
     _check_prompts(prompts, greedy_tokens, manifest.model.max_length)
-    tolerance = _tolerance(manifest.graph)
-    return _compare_models(open_model(bundle, manifest), reference, prompts, greedy_tokens, tolerance, progress)
+    opened = open_to_compare(bundle, manifest)
+    tolerance = tolerance_of(manifest.graph, routed=opened.routed)
+    return _compare_models(opened, reference, prompts, greedy_tokens, tolerance, progress)
 
 
 def verify_siblings(bundle: Path, manifest: Manifest) -> dict[str, Verification | str]:
@@ -94,37 +107,50 @@ def verify_siblings(bundle: Path, manifest: Manifest) -> dict[str, Verification 
 
     Returns:
         form -> the figures, or in words why there are none.
+
+    Raises:
+        OutOfRange: a value of one of them does not fit its half-precision type.
     """
-    unable = ""
-    if absent := missing("cpu"):
-        unable = f"{absent[0]} is not installed"
-    elif manifest.graph.dtype not in TOLERANCES:
-        unable = f"onnxruntime has no {manifest.graph.dtype} kernels for CPUs"
+    absent = missing("cpu")
     figures: dict[str, Verification | str] = {}
     for graph in manifest.siblings:
-        if unable:
-            figures[graph.form] = unable
+        if absent:
+            figures[graph.form] = f"{absent[0]} is not installed"
             continue
         prompts, greedy = verification_prompts(bundle, graph.length or manifest.model.max_length)
-        own = open_model(bundle, manifest)
-        tolerance = QUANTISED_SIBLINGS if graph.quantization else _tolerance(graph)
-        figures[graph.form] = _compare_models(open_model(bundle, manifest, graph), own, prompts, greedy, tolerance, SILENT)
+        try:
+            own, further = open_to_compare(bundle, manifest), open_to_compare(bundle, manifest, graph)
+        except NotRounded as e:
+            figures[graph.form] = str(e)
+            continue
+        tolerance = QUANTISED_SIBLINGS if graph.quantization else tolerance_of(graph, routed=further.routed)
+        figures[graph.form] = _compare_models(further, own.model, prompts, greedy, tolerance, SILENT)
     return figures
 
 
-def _tolerance(graph: Graph) -> Tolerance:
-    """What passes for a graph.
-
-    Raises:
-        MachineError: it cannot run here.
-    """
-    if graph.dtype not in TOLERANCES:
-        raise MachineError(f"onnxruntime has no {graph.dtype} kernels for CPUs: this bundle cannot be checked here.")
+def tolerance_of(graph: Graph, *, routed: bool = False) -> Tolerance:
+    """What passes for a graph; `routed`: it chooses experts in half precision."""
+    if routed and not graph.quantization:
+        return ROUTED[graph.dtype]
     return TOLERANCES[graph.quantization.split()[0] if graph.quantization else graph.dtype]
 
 
+def _ranges(opened: Opened, prompts: Sequence[Sequence[int]]) -> Ranges | None:
+    """How large the values of a half-precision graph become.
+
+    Raises:
+        OutOfRange: one does not fit the type.
+    """
+    if opened.probes is None:
+        return None
+    ranges = opened.probes.measure(opened.model, prompts)
+    if ranges.fault:
+        raise OutOfRange(f"{ranges.fault}.\nExport it with {WIDER[ranges.dtype]}.")
+    return ranges
+
+
 def _compare_models(
-    model: OrtModel,
+    opened: Opened,
     reference: Reference,
     prompts: Sequence[Sequence[int]],
     greedy_tokens: int,
@@ -132,6 +158,7 @@ def _compare_models(
     progress: Progress,
 ) -> Verification:
     """All figures of one comparison."""
+    model, ranges = opened.model, _ranges(opened, prompts)
     stages = len(prompts) + 3
     pairs = []
     for done, prompt in enumerate(prompts, start=1):
@@ -144,7 +171,8 @@ def _compare_models(
     progress.update(stages - 1, stages)
     equal, margin = _greedy(model, reference, prompts[0], greedy_tokens)
     progress.update(stages, stages)
-    return verdict(tolerance, pairs, steps=steps, padding=padding, greedy=greedy_tokens, equal=equal, margin=margin)
+    found = verdict(tolerance, pairs, steps=steps, padding=padding, greedy=greedy_tokens, equal=equal, margin=margin)
+    return dataclasses.replace(found, arithmetic=opened.arithmetic, unrounded=opened.unrounded, ranges=ranges)
 
 
 def _check_prompts(prompts: Sequence[Sequence[int]], greedy_tokens: int, max_length: int) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from maskpro_deploy.commands._shared import PATH, PATTERN, emit, force_option, json_option
+from maskpro_deploy.commands._verification_text import verification_lines
 from maskpro_deploy.pattern import NMPattern
 
 if TYPE_CHECKING:
@@ -117,9 +118,9 @@ def command(
     )
     check_free(out, force=force)
     folder = resolve(checkpoint)
-    reason = _cannot_verify(dtype) if verify else "--no-verify"
+    reason = _cannot_verify() if verify else "--no-verify"
     if verify and reason:
-        click.echo(f"not verified: {reason}", err=True)
+        click.echo(f"{'' if dtype == 'fp32' else f'{dtype} '}not verified: {reason}", err=True)
     describing, writing = Meter("describing", "s"), Meter("exporting", "bytes")
     verifying, calibrating = Meter("verifying", "steps"), Meter("calibrating", "weights")
     manifest = export(
@@ -140,12 +141,10 @@ def command(
     emit(as_json, {"bundle": str(out), **dataclasses.asdict(manifest)}, _text(out, manifest))
 
 
-def _cannot_verify(dtype: str) -> str:
+def _cannot_verify() -> str:
     """Why the bundle cannot be compared with the checkpoint here; "" if it can."""
     from maskpro_deploy.extras import missing
 
-    if dtype == "bf16":
-        return "onnxruntime has no bf16 kernels for CPUs"
     if absent := sorted({*missing("learn"), *missing("cpu")}):
         return f"{', '.join(absent)} not installed; pip install 'maskpro-deploy[learn,cpu]'"
     return ""
@@ -168,23 +167,4 @@ def _text(out: Path, manifest: Manifest) -> str:
         f"sparsity: {sparsity}",
         "forms: " + ", ".join(f"{g.form} ({g.file})" for g in (graph, *manifest.siblings)),
     ]
-    v = manifest.verification
-    if v["status"] == "passed":
-        bound = "" if v["tolerance"] is None else f" (tolerance {v['tolerance']:g})"
-        lines.append(
-            f"verified against torch: largest logit difference {v['max_logit_difference']:.2g} "
-            f"over {v['tokens']} positions{bound}, "
-            f"mean KL {v['mean_kl']:.2g}, greedy tokens equal {v['greedy_equal']} of {v['greedy_tokens']}, "
-            f"perplexity {v['perplexity']:.3f} against {v['reference_perplexity']:.3f}"
-        )
-    else:
-        lines.append(f"not verified: {v['reason']}")
-    for form, f in v.get("forms", {}).items():
-        if f["status"] == "passed":
-            lines.append(
-                f"{form} against {graph.form}: largest logit difference {f['max_logit_difference']:.2g}, "
-                f"greedy tokens equal {f['greedy_equal']} of {f['greedy_tokens']}"
-            )
-        else:
-            lines.append(f"{form} not compared: {f['reason']}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *verification_lines(manifest)])

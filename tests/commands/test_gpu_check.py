@@ -235,7 +235,8 @@ def test_the_wide_model_has_the_layers_of_a_7b_one_and_prefill_of_4096_tokens():
 def test_latency_and_tokens_are_compared(settings, record):
     line = _gpu_deploy.onnxruntime(settings, record)
     assert "greedy tokens equal to the CPU's: 64 of 64" in line
-    assert record.figures["gpu_against_cpu"]["max_logit_difference"] == 0.0
+    # the comparison rounds as fp16 does, the rehearsing session on the CPU does not
+    assert 0 < record.figures["gpu_against_cpu"]["max_logit_difference"] < 0.1
     assert [a["name"] for a in record.figures["latency"]["arms"]] == ["sparse-bundle", "dense-bundle"]
 
 
@@ -252,7 +253,7 @@ def test_perplexities_stay_beside_the_reference(settings, record):
 def test_a_served_engine_is_compared_and_timed_in_a_rehearsal_on_the_graph(settings, record):
     line = _gpu_worker.ITEMS["serve-tensorrt"](settings, record)
     assert "greedy tokens equal to the CPU's: 64 of 64" in line
-    assert record.figures["against_cpu"]["max_logit_difference"] < 0.01
+    assert 0 < record.figures["against_cpu"]["max_logit_difference"] < 0.1
     assert [a["name"] for a in record.figures["latency"]["arms"]] == ["sparse-bundle static", "dense-bundle static"]
 
 

@@ -288,6 +288,10 @@ def nan(config, weights):
     weights[Q0][0, 0] = np.nan
 
 
+def infinite(config, weights):
+    weights[Q0][0, 0] = -np.inf
+
+
 def quantised(config, weights):
     weights[Q0] = weights[Q0].astype(np.int8)
 
@@ -314,7 +318,8 @@ BAD = {
     "missing tensor": (missing_tensor, FormatError, "no tensor 'model.norm.weight'"),
     "extra tensor": (extra_tensor, InputError, "q_norm.weight"),
     "smaller vocabulary": (smaller_vocabulary, FormatError, "320 tokens, the model knows 300"),
-    "nan": (nan, FormatError, "q_proj.weight has values"),
+    "nan": (nan, FormatError, r"q_proj.weight has NaN values.\nThe checkpoint is damaged"),
+    "infinite": (infinite, FormatError, r"q_proj.weight has infinite values.\nThe checkpoint is damaged"),
     "quantised": (quantised, FormatError, "of type I8"),
 }
 
@@ -329,14 +334,40 @@ def test_bad_checkpoints_give_one_plain_error_and_no_bundle(variant, tmp_path, c
     assert [p.name for p in tmp_path.iterdir()] == ["variant"]
 
 
+@pytest.mark.parametrize("damage", [np.nan, np.inf])
+def test_a_damaged_weight_is_not_called_too_large_for_fp16(variant, tmp_path, damage):
+    def change(config, weights):
+        weights[Q0][0, 0] = damage
+
+    with pytest.raises(FormatError, match="damaged") as caught:
+        export(variant(change), tmp_path / "out", ExportConfig(dtype="fp16"))
+    assert "--dtype" not in str(caught.value)
+
+
 def test_values_beyond_fp16_are_refused(variant, tmp_path):
     def change(config, weights):
-        weights[Q0][0, 0] = 1e6
+        weights[Q0][0, 0] = -1e6
 
     checkpoint = variant(change)
-    with pytest.raises(FormatError, match="--dtype fp32"):
+    words = (
+        r"q_proj.weight has values up to 1e\+06; the largest fp16 number is 65504.\nExport it with --dtype bf16 \(wider range\)"
+    )
+    with pytest.raises(FormatError, match=words):
         export(checkpoint, tmp_path / "out", ExportConfig(dtype="fp16"))
     assert not (tmp_path / "out").exists()
+    export(checkpoint, tmp_path / "out", ExportConfig(dtype="bf16"))
+
+
+def test_values_beyond_fp32_are_sent_to_no_other_type(variant, tmp_path):
+    def change(config, weights):
+        weights[Q0] = weights[Q0].astype(np.float64)
+        weights[Q0][0, 0] = 1e40
+
+    checkpoint = variant(change)
+    for dtype in ("fp32", "bf16"):
+        with pytest.raises(FormatError, match=r"values up to 1e\+40; the largest") as caught:
+            export(checkpoint, tmp_path / "out", ExportConfig(dtype=dtype))
+        assert "No --dtype holds them" in str(caught.value)
 
 
 def test_a_checkpoint_without_tokenizer_is_refused(tiny_checkpoint, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from maskpro_deploy.extras import missing
 
@@ -52,6 +54,35 @@ def test_export_verifies_against_torch_by_default(tiny_sparse, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "verified against torch" in done.stdout
     assert json.loads((tmp_path / "b" / "manifest.json").read_text())["verification"]["status"] == "passed"
+
+
+@pytest.mark.skipif(bool(missing("learn")), reason="the learn extra is not installed")
+def test_a_model_that_overflows_in_fp16_is_refused_and_passes_in_bf16(tiny_sparse, tmp_path):
+    checkpoint = shutil.copytree(tiny_sparse, tmp_path / "wide")
+    weights = load_file(checkpoint / "model.safetensors")
+    for part in ("up_proj", "down_proj"):
+        weights[f"model.layers.0.mlp.{part}.weight"] *= 2048
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    done = run("export", "wide", "--out", "b", "--dtype", "fp16", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    error = done.stderr[done.stderr.index("error: ") :].splitlines()
+    assert error[0] == "error: the exported graph does not work in fp16; nothing was kept."
+    assert re.match(r"layer 0, /model/layers.0/mlp/down_proj reaches \S+, and the largest fp16 number is 65504.", error[1])
+    assert error[2] == "Export it with --dtype bf16 (wider range) or --dtype fp32."
+    assert names(tmp_path) == ["wide"]
+    done = run("export", "wide", "--out", "b", "--dtype", "bf16", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "verified against torch in bf16 arithmetic: largest logit difference" in done.stdout
+    assert re.search(r"largest bf16 activation \S+, \S+ times below the limit of 3.38953e\+38: layer 0, /model", done.stdout)
+
+
+def test_half_precision_that_is_not_verified_says_so(tiny_sparse, tmp_path):
+    done = run("export", tiny_sparse, "--out", "b", "--no-verify", "--dtype", "fp16", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "fp16 not verified: --no-verify" in done.stdout.splitlines()
+    figures = json.loads((tmp_path / "b" / "manifest.json").read_text())["verification"]
+    assert figures["half_precision"] == "fp16 not verified: --no-verify"
+    assert figures["underflow"]["zero"] == 0
 
 
 def test_a_refused_pattern_exits_with_1_and_writes_nothing(tiny_checkpoint, tmp_path):

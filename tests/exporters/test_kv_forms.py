@@ -143,9 +143,11 @@ def test_a_form_that_computes_something_else_is_refused(tiny_sparse, tmp_path, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_forms_over_bf16_say_why_they_were_not_compared(tiny_sparse, tmp_path):
+def test_forms_over_bf16_are_compared_in_bf16(tiny_sparse, tmp_path):
     manifest = export(tiny_sparse, tmp_path / "out", ExportConfig(dtype="bf16", forms=("cat", "static")))
-    assert "bf16" in manifest.verification["forms"]["static"]["reason"]
+    figures = manifest.verification["forms"]["static"]
+    assert (figures["status"], figures["arithmetic"]) == ("passed", "bf16, rounded after every node, accumulated in fp32")
+    assert manifest.verification["half_precision"] == "bf16 not verified: not asked for"
 
 
 @pytest.mark.parametrize("forms", [(), ("cat", "cat"), ("static", "ring")])

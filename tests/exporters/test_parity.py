@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from numpy_llama import NumpyLlama
 
-from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError
+from maskpro_deploy.errors import CheckFailed, ConfigError
 from maskpro_deploy.exporters import ExportConfig, export, verification_prompts, verify
+from maskpro_deploy.exporters.logit_figures import TOLERANCES, compare, verdict
 from maskpro_deploy.manifest import Manifest
 
 PROMPTS = [list(range(3, 30)), list(range(60, 80))]
@@ -104,7 +105,25 @@ def test_prompts_that_do_not_fit_are_refused(sparse_bundle, tiny_sparse, prompts
         verify(sparse_bundle, NumpyLlama(tiny_sparse), prompts, greedy_tokens=8)
 
 
-def test_bf16_cannot_be_compared_on_a_cpu(tiny_sparse, tmp_path):
-    export(tiny_sparse, tmp_path / "out", ExportConfig(dtype="bf16"))
-    with pytest.raises(MachineError, match="bf16"):
-        verify(tmp_path / "out", NumpyLlama(tiny_sparse), PROMPTS)
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_half_precision_is_compared_in_its_own_arithmetic(tiny_sparse, tmp_path, dtype):
+    manifest = export(tiny_sparse, tmp_path / "out", ExportConfig(dtype=dtype), reference=lambda: NumpyLlama(tiny_sparse))
+    figures = manifest.verification
+    assert figures["status"] == "passed"
+    assert figures["arithmetic"] == f"{dtype}, rounded after every node, accumulated in fp32"
+    assert figures["max_logit_difference"] > (1e-3 if dtype == "fp16" else 1e-2)  # fp32 would be below 1e-4
+    assert figures["range"]["layers"].keys() == {"layer 0", "layer 1", "head"}
+
+
+def test_fp32_says_what_it_was_compared_in(sparse_bundle, tiny_sparse):
+    figures = verify(sparse_bundle, NumpyLlama(tiny_sparse), PROMPTS, greedy_tokens=2).to_json()
+    assert figures["arithmetic"] == "fp32"
+    assert not figures.keys() & {"range", "warnings", "half_precision"}
+
+
+@pytest.mark.parametrize(("margin", "passes"), [(0.2, True), (0.3, False), (float("nan"), False)])
+def test_another_greedy_token_passes_at_a_near_tie_only(margin, passes):
+    logits = np.random.default_rng(0).standard_normal((9, 20)).astype(np.float32)
+    pairs = [compare(logits, logits, np.arange(9))]
+    found = verdict(TOLERANCES["fp16"], pairs, steps=0.0, padding=0.0, greedy=8, equal=3, margin=margin)
+    assert found.passed == passes

@@ -299,7 +299,7 @@ def test_multiply_adds_count_every_product_with_a_stored_weight(tmp_path):
         node("MatMul", ["x", "good"], ["a"]),
         node("MatMul", ["a", "good"], ["b"]),
         node("MatMul", ["b", "lm_head.weight"], ["y"]),
-        node("MatMul", ["y", "b"], ["z"]),  # of activations: not counted
+        node("MatMul", ["a", "b"], ["z"]),  # of activations: not counted
     ]
     report = validate(save_model(tmp_path, nodes, {"good": good, "lm_head.weight": dense}), TWO_FOUR)
     assert report.holds
@@ -397,8 +397,8 @@ class TestWhatCounts:
         if kind == "tied":
             nodes += [node("Gather", [head, "ids"], ["e"]), node("Transpose", [head], ["t"]), node("MatMul", ["y", "t"], ["o"])]
         else:
-            nodes += [node("MatMul", ["y", head], ["p"]), node("Mul", ["p", "half"], ["logits"])]
-        out = "o" if kind == "tied" else "logits" if kind == "output" else "p"
+            nodes += [node("MatMul", ["y", head], ["p"]), node("Mul", ["p", "half"], ["logits" if kind == "output" else "q"])]
+        out = "o" if kind == "tied" else "logits" if kind == "output" else "q"
         constants = {"up": weight, head: dense, "half": np.array(0.5, np.float32)}
         report = validate(save_model(tmp_path, nodes, constants, inputs=("x", "ids"), outputs=(out,)))
         assert report.holds

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorProto, numpy_helper
+
+from maskpro_deploy.validation.graphs.operators import MICROSOFT, STANDARD
 
 _LARGE = 64  # numbers or bytes of an attribute that may be weights
 
@@ -33,8 +35,14 @@ def large_attributes(node: NodeProto) -> Iterator[tuple[str, int]]:
         size = max(4 * len(a.floats), 8 * len(a.ints), len(a.s), sum(map(len, a.strings)))
         for tensor in (*([a.t] if a.HasField("t") else []), *a.tensors):
             size = max(size, tensor.ByteSize())
-        if size > 8 * _LARGE:
+        limit = 8 * _LARGE if node.domain in (*STANDARD, MICROSOFT) else 0  # models of ai.onnx.ml are attributes
+        if size > limit and (limit or a.floats or a.HasField("t") or a.tensors):
             yield a.name, size
+
+
+def graphs_of(node: NodeProto) -> tuple[GraphProto, ...]:
+    """The graphs that a node holds."""
+    return tuple(g for a in node.attribute for g in (*((a.g,) if a.HasField("g") else ()), *a.graphs))
 
 
 def bind(function: FunctionProto, call: NodeProto) -> list[NodeProto]:

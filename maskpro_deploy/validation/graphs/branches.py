@@ -8,6 +8,7 @@ from typing import Protocol
 from onnx import GraphProto, NodeProto
 
 from maskpro_deploy.validation.accounts import Rule
+from maskpro_deploy.validation.graphs.attributes import graphs_of
 from maskpro_deploy.validation.graphs.ledger import Ledger
 from maskpro_deploy.validation.graphs.products import attribute
 from maskpro_deploy.validation.graphs.values import Constant, Input, Kind, Opaque, Runtime, Value, is_table, origins_of
@@ -39,7 +40,7 @@ class Branches:
 
     def results(self, node: NodeProto, inputs: Sequence[Input], values: Mapping[str, Value], scope: Scope) -> list[Value]:
         """The values of a node's outputs."""
-        graphs = [g for a in node.attribute for g in ((a.g,) if a.HasField("g") else tuple(a.graphs))]
+        graphs = graphs_of(node)
         touched = set(origins_of(*inputs))
         if node.op_type == "Loop":
             results = self._loop(graphs[0], inputs, values, scope, len(node.output))
@@ -80,7 +81,7 @@ class Branches:
         state = [self._carried(v, "Loop") for v in inputs[2:]]
         self._tracer.ledger.exempt(origins_of(*inputs[:2]), Rule.INDEX)
         names = [v.name for v in body.input]
-        first: list[Value] = [Runtime.INPUT, Runtime.INPUT]  # number of the pass, and whether to go on
+        first: list[Value] = [Runtime.ACTIVE, Runtime.INPUT]  # number of the pass, and whether to go on
         return self._repeat(body, values, lambda s: dict(zip(names, [*first, *s], strict=False)), state, scope, skipped=1)[:count]
 
     def _scan(

@@ -18,19 +18,19 @@ from maskpro_deploy.validation.graphs.picked import move_picked, pick, without_a
 from maskpro_deploy.validation.graphs.products import attribute
 from maskpro_deploy.validation.graphs.shapes import Dims, Shapes
 from maskpro_deploy.validation.graphs.values import (
+    ACTIVATIONS,
     Constant,
     Input,
     Kind,
     Opaque,
     Runtime,
     Value,
+    is_constant,
     is_table,
     origins_of,
     reason_of,
     runtime_of,
 )
-
-_ACTIVATIONS = (Kind.LOOKED_UP, Kind.ADDED)
 
 
 def title(node: NodeProto) -> str:
@@ -66,15 +66,16 @@ class Flow:
         parameters = ops.PARAMETERS.get((node.domain if node.domain not in ops.STANDARD else "", node.op_type))
         if parameters is not None:
             return self._with_parameters(node, inputs, parameters)
+        kind = node.op_type
         if node.domain not in (*ops.STANDARD, ops.MICROSOFT):
             return Runtime.ACTIVE
-        kind = node.op_type
         if kind in ops.SHAPES:
             self._ledger.exempt(origins_of(*inputs), Rule.INDEX)
             return Runtime.INPUT
+        if all(v is None or is_constant(v) for v in inputs):
+            return self._not_followed(node, inputs)
         if kind in ops.LOGIC:
-            self._ledger.exempt(origins_of(*inputs), Rule.ELEMENTWISE)
-            return runtime_of(*inputs)
+            return self._compared(inputs)
         if kind in ("Gather", "GatherBlockQuantized"):
             return self._gather(node, inputs)
         if kind in ops.UNARY:
@@ -87,8 +88,6 @@ class Flow:
             return self._reduced(node, inputs)
         if kind in ops.ADDING or kind in ops.MULTIPLYING:
             return self._combined(node, inputs)
-        if all(v is None or isinstance(v, Constant) or (isinstance(v, Opaque) and v.kind is Kind.CONSTANT) for v in inputs):
-            return Opaque(origins_of(*inputs), Kind.CONSTANT, f"it passes through {kind}, which is not followed")
         return Runtime.ACTIVE
 
     def _is_weighty(self, value: Input) -> TypeGuard[Constant | Opaque]:
@@ -98,14 +97,31 @@ class Flow:
         return isinstance(value, Opaque) and self._ledger.holds_table(value.origins)
 
     def _with_parameters(self, node: NodeProto, inputs: Sequence[Input], parameters: dict[int, Rule]) -> Value:
+        """The result of an operator whose inputs have parts of their own; activations may go into the others."""
         for number, rule in parameters.items():
             if number < len(inputs):
                 self._ledger.exempt(origins_of(inputs[number]), rule)
-        rotary = node.op_type == "RotaryEmbedding"  # keeps activations what they are
         data = [v for i, v in enumerate(inputs) if i not in parameters and self._is_weighty(v)]
-        if rotary and data and isinstance(data[0], Opaque) and data[0].kind in _ACTIVATIONS:
-            return data[0]
+        if node.op_type == "RotaryEmbedding":  # elementwise
+            if any(not isinstance(v, Opaque) or v.kind not in ACTIVATIONS for v in data):
+                return Runtime.ACTIVE
+            origins = origins_of(*data, *(inputs[i] for i in parameters if i < len(inputs) and self._is_weighty(inputs[i])))
+            return Opaque(origins, Kind.SCALED, "activations are rotated by it") if origins else Runtime.ACTIVE
+        for value in data:
+            others = [v for v in data if v is not value]
+            if not may_meet(value, others):
+                self._ledger.refuse(origins_of(value), f"{title(node)} multiplies activations with it", title(node))
+            else:
+                self._ledger.exempt(origins_of(value), Rule.ELEMENTWISE)
         return Runtime.ACTIVE
+
+    def _compared(self, inputs: Sequence[Input]) -> Value:
+        """Truth values: a mask, as long as nothing multiplies with it."""
+        tables = [v for v in inputs if self._is_weighty(v)]
+        if not tables:
+            return runtime_of(*inputs)
+        self._ledger.exempt(origins_of(*tables), Rule.ELEMENTWISE)
+        return Opaque(origins_of(*tables), Kind.ADDED, "it is compared with values that are computed at run time")
 
     def _gather(self, node: NodeProto, inputs: Sequence[Input]) -> Value:
         table, index = inputs[0], inputs[1] if len(inputs) > 1 else None
@@ -115,10 +131,8 @@ class Flow:
             return runtime_of(table, index)
         if isinstance(table, Opaque) and table.kind is not Kind.CONSTANT:
             return table
-        if not isinstance(index, Runtime):
-            return self._moved(node, inputs)
-        flat = any(len(dims) == 2 for infer in (False, True) if (dims := self._dims(node, inputs, 0, infer)) is not None)
-        if index is Runtime.INPUT and flat and attribute(node, "axis", 0) in (0, -2):
+        dims = self._dims(node, inputs, 0)
+        if index is Runtime.INPUT and dims is not None and len(dims) == 2 and attribute(node, "axis", 0) in (0, -2):
             self._ledger.exempt(table.origins, Rule.TOKEN_TABLE)
             return Opaque(table.origins, Kind.LOOKED_UP, "its rows are looked up")
         index_dims = self._shapes.dims(node.input[1])
@@ -143,7 +157,7 @@ class Flow:
         return runtime_of(value)
 
     def _not_followed(self, node: NodeProto, inputs: Sequence[Input]) -> Opaque:
-        reason = reason_of(*inputs) or f"it passes through {node.op_type}, which is not followed"
+        reason = reason_of(*inputs[:1]) or f"it passes through {node.op_type}, which is not followed"
         return Opaque(origins_of(*inputs), Kind.CONSTANT, reason)
 
     def _moved(self, node: NodeProto, inputs: Sequence[Input]) -> Value:
@@ -151,37 +165,46 @@ class Flow:
         self._ledger.exempt(origins_of(*others), Rule.INDEX)
         if isinstance(value, Opaque) and value.kind is not Kind.CONSTANT:
             return value
+        if isinstance(value, Constant) and (rank := self._picks(node, value)) is not None:
+            return pick(value, rank)
         if isinstance(value, (Constant, Opaque)):
-            if any(isinstance(v, Runtime) or (isinstance(v, Opaque) and v.kind is not Kind.CONSTANT) for v in others):
-                return Opaque(value.origins, Kind.SELECTED, f"{node.op_type} takes parts of it that are chosen at run time")
-            return self._not_followed(node, inputs[:1])
+            return Opaque(value.origins, Kind.SELECTED, f"{node.op_type} takes parts of it that are chosen at run time")
         return runtime_of(*inputs)
 
+    def _picks(self, node: NodeProto, value: Constant) -> int | None:
+        """For a GatherND of whole entries of the first axis, the rank of its indices; else None."""
+        if node.op_type != "GatherND" or attribute(node, "batch_dims", 0) or len(value.dims) < 3:
+            return None
+        dims = self._shapes.dims(node.input[1])
+        return len(dims) - 1 if dims and dims[-1] == 1 else None
+
     def _normalised(self, node: NodeProto, inputs: Sequence[Input], count: int) -> Value:
+        shifts = [v for v in inputs[count:] if self._is_weighty(v)]
         self._ledger.exempt(origins_of(*inputs[count:]), Rule.ELEMENTWISE)
-        value = self._combined(node, inputs[:count]) if count > 1 else inputs[0]
+        value = self._combined(node, inputs[:count]) if count > 1 else (inputs[0] if inputs else None)
         if isinstance(value, Opaque) and value.kind is Kind.EXPANDED:
-            self._refuse_sum(node, value)
-            return Runtime.ACTIVE
-        if isinstance(value, Opaque) and value.kind is Kind.ADDED:
+            return self._refused_sum(node, value)
+        if isinstance(value, Opaque) and value.kind is Kind.ADDED and node.op_type in ops.SETTLING:
             self._ledger.exempt(value.origins, Rule.ELEMENTWISE)
-            return Runtime.ACTIVE
+            value = Runtime.ACTIVE
         if isinstance(value, Constant):
-            return self._not_followed(node, [value])
+            value = self._not_followed(node, [value])
+        if shifts:
+            kind = max(Kind.SCALED, value.kind) if isinstance(value, Opaque) else Kind.SCALED
+            return Opaque(origins_of(*shifts, value), kind, "activations are multiplied with it element by element")
         return value if value is not None else Runtime.ACTIVE
 
     def _reduced(self, node: NodeProto, inputs: Sequence[Input]) -> Value:
         value = inputs[0] if inputs else None
         self._ledger.exempt(origins_of(*inputs[1:]), Rule.INDEX)
         if isinstance(value, Opaque):
-            if value.kind is Kind.EXPANDED:
-                self._refuse_sum(node, value)
-                return Runtime.ACTIVE
-            return value
+            summed = value.kind in (Kind.SCALED, Kind.SELECTED) and node.op_type in ops.SUMMING
+            return self._refused_sum(node, value) if value.kind is Kind.EXPANDED or summed else value
         return self._not_followed(node, [value]) if isinstance(value, Constant) else runtime_of(value)
 
-    def _refuse_sum(self, node: NodeProto, value: Opaque) -> None:
-        self._ledger.refuse(value.origins, f"{value.reason}, and {node.op_type} sums over them", title(node))
+    def _refused_sum(self, node: NodeProto, value: Opaque) -> Runtime:
+        self._ledger.refuse(value.origins, f"{value.reason}, and {node.op_type} sums over it", title(node))
+        return Runtime.ACTIVE
 
     def _combined(self, node: NodeProto, inputs: Sequence[Input]) -> Value:
         """The result of adding, joining or multiplying element by element."""
@@ -192,62 +215,92 @@ class Flow:
         weighty = [(i, v) for i, v in data if self._is_weighty(v)]
         runtime = [v for _, v in data if isinstance(v, Runtime)]
         if not weighty:
-            return runtime_of(*(v for _, v in data)) if runtime or chosen else self._not_followed(node, inputs)
-        active = bool(runtime) or any(isinstance(v, Opaque) and v.kind in _ACTIVATIONS for _, v in weighty)
+            return runtime_of(*(v for _, v in data))
+        active = bool(runtime) or any(_is_active(v) for _, v in weighty)
         if not active:
             return self._joined(node, [v for _, v in weighty], chosen)
         if node.op_type in ops.MULTIPLYING:
-            return self._multiplied(node, inputs, weighty, bool(runtime))
+            return self._multiplied(node, inputs, weighty)
         origins = origins_of(*(v for _, v in weighty))
         self._ledger.exempt(origins, Rule.ELEMENTWISE)
-        expanded = [v for _, v in weighty if isinstance(v, Opaque) and v.kind is Kind.EXPANDED]
-        if expanded:
-            return Opaque(origins, Kind.EXPANDED, expanded[0].reason)
-        only_rows = not runtime and all(isinstance(v, Opaque) and v.kind is Kind.LOOKED_UP for _, v in weighty)
-        return Opaque(origins, Kind.LOOKED_UP if only_rows else Kind.ADDED, "it is added to activations")
+        kinds = [v.kind for _, v in weighty if isinstance(v, Opaque)]
+        if not runtime and len(kinds) == len(weighty) and set(kinds) == {Kind.LOOKED_UP}:
+            return Opaque(origins, Kind.LOOKED_UP, "its rows are looked up")
+        for kind in (Kind.EXPANDED, Kind.SCALED):
+            if kind in kinds:
+                return Opaque(origins, kind, next(v.reason for _, v in weighty if isinstance(v, Opaque) and v.kind is kind))
+        return Opaque(origins, Kind.ADDED, "it is added to activations")
 
     def _joined(self, node: NodeProto, values: Sequence[Constant | Opaque], chosen: bool) -> Opaque:
         """Tables alone: still a table."""
         kinds = [v.kind if isinstance(v, Opaque) else Kind.CONSTANT for v in values]
         kind = max(*kinds, Kind.SELECTED) if chosen else max(kinds)
-        reason = (
-            f"{node.op_type} chooses between versions of it"
-            if chosen
-            else f"it passes through {node.op_type}, which is not followed"
-        )
+        reason = f"it passes through {node.op_type}, which is not followed"
+        if chosen:
+            reason = f"{node.op_type} chooses between versions of it at run time"
         return Opaque(origins_of(*values), kind, reason_of(*values) or reason)
 
-    def _multiplied(
-        self, node: NodeProto, inputs: Sequence[Input], weighty: Sequence[tuple[int, Constant | Opaque]], runtime: bool
-    ) -> Value:
-        kept: list[Opaque] = []
-        for number, value in weighty:
-            if isinstance(value, Opaque) and value.kind in (*_ACTIVATIONS, Kind.EXPANDED):
-                kept.append(value)
-            elif self._lengthens(node, inputs, number):
-                reason = "it is multiplied with activations element by element, along dimensions that they may lack"
-                kept.append(Opaque(value.origins, Kind.EXPANDED, reason))
-            else:
-                self._ledger.exempt(value.origins, Rule.ELEMENTWISE)
-        if not kept:
-            return Runtime.ACTIVE
-        worst = max(kept, key=lambda v: v.kind)
-        kind = Kind.ADDED if worst.kind is Kind.LOOKED_UP and runtime else worst.kind
-        self._ledger.exempt(origins_of(*kept), Rule.ELEMENTWISE)
-        return Opaque(origins_of(*kept), kind, worst.reason)
+    def _multiplied(self, node: NodeProto, inputs: Sequence[Input], weighty: Sequence[tuple[int, Constant | Opaque]]) -> Value:
+        """A product element by element, of which one operand at least is activations."""
+        origins = origins_of(*(v for _, v in weighty))
+        self._ledger.exempt(origins, Rule.ELEMENTWISE)
+        found = [self._scaled(node, inputs, number, value) for number, value in weighty]
+        kind = max(found)
+        reason = {
+            Kind.EXPANDED: "activations are multiplied with it element by element, along dimensions that they may lack",
+            Kind.SELECTED: "it is scaled by a value from the inputs",
+            Kind.SCALED: "activations are multiplied with it element by element",
+        }
+        return Opaque(origins, kind, reason_of(*(v for _, v in weighty)) or reason.get(kind, "it is added to activations"))
+
+    def _scaled(self, node: NodeProto, inputs: Sequence[Input], number: int, value: Constant | Opaque) -> Kind:
+        """What one operand of an elementwise product makes of the result."""
+        kind = value.kind if isinstance(value, Opaque) else Kind.CONSTANT
+        others = [v for i, v in enumerate(inputs) if i != number]
+        if kind in (Kind.ADDED, Kind.SCALED, Kind.EXPANDED):
+            return kind
+        if kind is Kind.LOOKED_UP and not any(isinstance(v, Runtime) or _is_mixed(v) for v in others):
+            return kind  # rows of a table times constants, or times what was made of rows
+        if kind is Kind.LOOKED_UP and all(v is Runtime.INPUT for v in others):
+            return kind if all(self._is_single(node, i) for i in range(len(inputs)) if i != number) else Kind.SCALED
+        if self._lengthens(node, inputs, number):
+            return Kind.EXPANDED
+        if kind is not Kind.LOOKED_UP and all(v is Runtime.INPUT for v in others):
+            return Kind.SELECTED
+        return Kind.SCALED
+
+    def _is_single(self, node: NodeProto, number: int) -> bool:
+        """Whether an operand is a single number."""
+        dims = self._shapes.dims(node.input[number])
+        return dims is not None and all(d == 1 for d in dims)
 
     def _lengthens(self, node: NodeProto, inputs: Sequence[Input], number: int) -> bool:
         """Whether a table may have a fixed dimension above 1 that the other operand lacks, or has as 1."""
-        for infer in (False, True):
-            table = self._dims(node, inputs, number, infer)
-            others = [self._dims(node, inputs, i, infer) for i in range(len(inputs)) if i != number]
-            if table is not None and all(o is not None and _covers(o, table) for o in others):
-                return False
-        return True
+        table = self._dims(node, inputs, number)
+        others = [self._dims(node, inputs, i) for i in range(len(inputs)) if i != number]
+        return table is None or not all(o is not None and _covers(o, table) for o in others)
 
-    def _dims(self, node: NodeProto, inputs: Sequence[Input], number: int, infer: bool) -> Dims | None:
+    def _dims(self, node: NodeProto, inputs: Sequence[Input], number: int) -> Dims | None:
         value = inputs[number]
-        return value.dims if isinstance(value, Constant) else self._shapes.dims(node.input[number], infer=infer)
+        return value.dims if isinstance(value, Constant) else self._shapes.dims(node.input[number])
+
+
+def _is_active(value: Constant | Opaque) -> bool:
+    return isinstance(value, Opaque) and value.kind in ACTIVATIONS
+
+
+def _is_mixed(value: Input) -> bool:
+    return isinstance(value, Opaque) and value.kind in (Kind.ADDED, Kind.SCALED)
+
+
+def may_meet(value: Input, others: Sequence[Input]) -> bool:
+    """Whether activations with tables in them may be multiplied with other activations: both were scaled by the same table.
+
+    Queries and keys are rotated by one table of sines; nothing else that is multiplied so is known to be harmless.
+    """
+    if not isinstance(value, Opaque) or value.kind is not Kind.SCALED:
+        return False
+    return any(isinstance(v, Opaque) and v.kind is Kind.SCALED and v.origins & value.origins for v in others)
 
 
 def _covers(dims: Dims, table: Dims) -> bool:

@@ -1,13 +1,13 @@
 """Which products make the outputs of a model: the output head need not hold the pattern.
 
-A head's result becomes an output of the graph through elementwise steps with constants alone, and the output is called `logits`,
-or the head is as wide as the token table has rows, or its weight is named as heads are.
+A head's result becomes an output of the graph through elementwise steps with constants alone, and meets no further product. And
+the output is called `logits`, or the head is as wide as the token table has rows, or its weight is named as heads are.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from onnx import GraphProto, NodeProto
@@ -15,12 +15,32 @@ from onnx import GraphProto, NodeProto
 from maskpro_deploy.validation.accounts import Rule
 from maskpro_deploy.validation.graphs.ledger import Ledger
 from maskpro_deploy.validation.graphs.multiply import Found
+from maskpro_deploy.validation.graphs.operators import STANDARD
+from maskpro_deploy.validation.graphs.order import uses
+from maskpro_deploy.validation.graphs.products import product_of
 from maskpro_deploy.validation.source import Weight
 
 # between the last product and the output
 _AFTER = frozenset(
-    {"Add", "Cast", "Clip", "DequantizeLinear", "Div", "Identity", "Mul", "QuantizeLinear", "Squeeze", "Sub", "Tanh"}
+    (
+        *(
+            "Add",
+            "Cast",
+            "Clip",
+            "DequantizeLinear",
+            "Div",
+            "Gather",
+            "Identity",
+            "LogSoftmax",
+            "Mul",
+            "QuantizeLinear",
+            "Reshape",
+        ),
+        *("Slice", "Softmax", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze"),
+    )
 )
+# only the first input of these is data
+_BY_POSITION = frozenset({"Gather", "Reshape", "Slice", "Squeeze", "Unsqueeze"})
 _NAMED = re.compile(r"(^|[./_])(lm_head|output_head|embed_out)([./_]|$)")
 
 
@@ -54,18 +74,35 @@ class Heads:
 
 
 def _last_products(graph: GraphProto, outputs: list[str]) -> set[str]:
-    """Results of nodes that become one of some outputs, directly or through elementwise steps with constants."""
+    """Results of nodes that become one of some outputs, directly or through elementwise steps, and meet no further product."""
     maker = {name: node for node in graph.node for name in node.output if name}
+    users: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        for name in set(uses(node)):
+            users.setdefault(name, []).append(node)
     stored = _fixed(graph)
     last: set[str] = set()
-    waiting = list(outputs)
+    waiting = [name for name in outputs if not _meets_product(name, users)]
     while waiting:
         name = waiting.pop()
         if name in last or name not in maker:
             continue
         last.add(name)
-        waiting.extend(_before(maker[name], stored))
+        waiting.extend(before for before in _before(maker[name], stored) if not _meets_product(before, users))
     return last
+
+
+def _meets_product(name: str, users: Mapping[str, Sequence[NodeProto]]) -> bool:
+    """Whether a value goes into another product: then what made it is inside the model, also where it is an output."""
+    seen, waiting = {name}, [name]
+    while waiting:
+        for node in users.get(waiting.pop(), ()):
+            if product_of(node) is not None or node.domain not in STANDARD:
+                return True
+            new = [output for output in node.output if output and output not in seen]
+            seen.update(new)
+            waiting.extend(new)
+    return False
 
 
 def _fixed(graph: GraphProto) -> set[str]:
@@ -83,5 +120,8 @@ def _before(node: NodeProto, stored: set[str]) -> list[str]:
     """The one input that an elementwise step changes; none if there are several."""
     if node.op_type not in _AFTER:
         return []
-    moving = [name for name in node.input if name and name not in stored]
+    named = [name for name in node.input if name]
+    if node.op_type in _BY_POSITION:
+        return [name for name in named[:1] if name not in stored]
+    moving = [name for name in named if name not in stored]
     return moving if len(moving) == 1 else []

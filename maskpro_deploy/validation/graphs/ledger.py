@@ -42,6 +42,7 @@ class _Entry:
     default: Rule
     table: bool
     place: tuple[str, int] | None = None
+    consumer: str = ""
     rules: set[Rule] = field(default_factory=set)
     weighed: bool = False
     refusals: dict[str, list[str]] = field(default_factory=dict)  # reason -> consumers
@@ -54,7 +55,7 @@ class Ledger:
         self.touched: set[str] = set()  # keys that the present node accounted for
         self._entries: dict[str, _Entry] = {}
         self._keys: dict[tuple[object, ...], str] = {}
-        self._spans: set[tuple[str, int]] = set()
+        self._spans: dict[tuple[str, int], int] = {}
         self._nodes: dict[str, str] = {}
 
     def enter(self, tensor: TensorProto, name: str, scope: tuple[object, ...]) -> str:
@@ -63,10 +64,13 @@ class Ledger:
         if place not in self._keys:
             shape = tuple(tensor.dims)
             span = _place(tensor)
-            size = 0 if span in self._spans else tensor_bytes(tensor)
+            size = tensor_bytes(tensor)
+            if span is not None:  # further names of the same bytes add only what reaches beyond
+                counted = self._spans.get(span, 0)
+                self._spans[span] = max(counted, size)
+                size = max(0, size - counted)
             key = self._add(name, shape, size, _default(tensor.data_type), is_table(shape))
             self._entries[key].place = span
-            self._spans |= {span} if span is not None else set()
             self._keys[place] = key
         return self._keys[place]
 
@@ -112,9 +116,14 @@ class Ledger:
         """Whether one of the tensors could be a weight."""
         return any(self._entries[key].table for key in keys)
 
-    def largest(self, keys: Iterable[str]) -> int:
-        """Elements of the largest of some tensors."""
-        return max((math.prod(self._entries[key].shape) for key in keys), default=0)
+    def elements(self, keys: Iterable[str]) -> int:
+        """Elements of some tensors."""
+        return sum(math.prod(self._entries[key].shape) for key in keys)
+
+    def consume(self, keys: Iterable[str], consumer: str) -> None:
+        """Note that a node uses some tensors, whatever it makes of them."""
+        for key in keys:
+            self._entries[key].consumer = self._entries[key].consumer or consumer
 
     def token_rows(self) -> int:
         """Rows of the longest table that tokens are looked up in; 0 if there is none."""
@@ -134,7 +143,7 @@ class Ledger:
         found = [
             Unchecked(name=key, shape=e.shape, reason=reason, consumers=tuple(users[:_SHOWN]), bytes=e.bytes)
             for key, e in self._entries.items()
-            for reason, users in list(e.refusals.items())[:1]
+            for reason, users in (list(e.refusals.items()) or _loose_end(e))[:1]
         ]
         return (*found, *(Unchecked(name=title, shape=(), reason=reason) for title, reason in self._nodes.items()))
 
@@ -153,7 +162,7 @@ def _place(tensor: TensorProto) -> tuple[str, int] | None:
         return None
     facts = {e.key: e.value for e in tensor.external_data}
     offset = facts.get("offset", "0")
-    return facts.get("location", ""), int(offset) if offset.isdecimal() else 0
+    return facts.get("location", ""), int(offset) if offset.isdecimal() and len(offset) < 20 else 0
 
 
 def tensor_bytes(tensor: TensorProto) -> int:
@@ -184,8 +193,15 @@ def _default(data_type: int) -> Rule:
     return Rule.INDEX if data_type in _INTEGERS else Rule.VECTOR
 
 
+def _loose_end(entry: _Entry) -> list[tuple[str, list[str]]]:
+    """Why a table that is used, and of which nothing else is known, is unaccounted for."""
+    if entry.table and entry.consumer and not entry.rules and not entry.weighed and entry.default is not Rule.BOOLEAN:
+        return [("it is used, and what becomes of it is not known", [entry.consumer])]
+    return []
+
+
 def _rule(entry: _Entry) -> Rule | None:
-    if entry.refusals:
+    if entry.refusals or _loose_end(entry):
         return None
     if entry.weighed and Rule.HEAD not in entry.rules:
         return None

@@ -13,15 +13,16 @@ from onnx import NodeProto
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.validation.accounts import Rule
 from maskpro_deploy.validation.arrays import Array
-from maskpro_deploy.validation.graphs.flow import title
+from maskpro_deploy.validation.graphs.flow import may_meet, title
 from maskpro_deploy.validation.graphs.ledger import Ledger
 from maskpro_deploy.validation.graphs.linear import dequantised
 from maskpro_deploy.validation.graphs.nbits import unpacked
 from maskpro_deploy.validation.graphs.picked import is_weight
-from maskpro_deploy.validation.graphs.products import Product
+from maskpro_deploy.validation.graphs.products import Product, attribute
 from maskpro_deploy.validation.graphs.shapes import Shapes
 from maskpro_deploy.validation.graphs.steps import small_array
 from maskpro_deploy.validation.graphs.values import (
+    ACTIVATIONS,
     Constant,
     Input,
     Kind,
@@ -30,12 +31,13 @@ from maskpro_deploy.validation.graphs.values import (
     Runtime,
     Value,
     is_constant,
+    is_table,
     origins_of,
     reason_of,
 )
 from maskpro_deploy.validation.source import Weight
 
-_TINY = 1 << 12  # elements: what is computed from so few holds no weights
+_FEW = 256  # numbers: what is computed from so few, in a shape that is not known, is taken for a vector
 
 
 @dataclass(slots=True)
@@ -64,10 +66,12 @@ class Multiplier:
     Attributes:
         found: the weights, each once for every axis that it is summed along.
         multiply_adds: of all products with stored tensors, for one token.
+        in_main_graph: whether the present node is one of the main graph.
     """
 
     def __init__(self, ledger: Ledger, shapes: Shapes, path: Path) -> None:
         self.found: list[Found] = []
+        self.in_main_graph = True
         self.multiply_adds = 0
         self._ledger, self._shapes, self._path = ledger, shapes, path
         self._seen: dict[tuple[str, int, int], int] = {}  # to its place in `found`
@@ -92,7 +96,15 @@ class Multiplier:
                 self._weight(node, value.base, own)
             elif isinstance(value, Opaque):
                 self._opaque(node, value, number, axis, others)
+        biases = (i for i, rule in product.parameters.items() if rule is Rule.ELEMENTWISE and i < len(inputs))
+        added = [v for v in (inputs[i] for i in biases) if self._is_added(v)]
+        if added:
+            return Opaque(origins_of(*added), Kind.ADDED, "it is added to what a product makes")
         return Runtime.ACTIVE
+
+    def _is_added(self, value: Input) -> bool:
+        """Whether a bias is a whole table."""
+        return isinstance(value, (Constant, Opaque)) and self._ledger.holds_table(value.origins)
 
     def mark(self) -> object:
         """What was found so far."""
@@ -125,7 +137,7 @@ class Multiplier:
         """A quantised operand as the product multiplies with it."""
         value = inputs[number]
         assert isinstance(value, Constant)
-        scale_at, zero_at = product.scales[number]
+        scale_at, zero_at, channel = product.scales[number]
         zero = inputs[zero_at] if zero_at is not None and zero_at < len(inputs) else None
         scale = inputs[scale_at] if scale_at is not None and scale_at < len(inputs) else None
         scales = np.ones((), np.float32) if scale_at is None else small_array(scale)
@@ -136,19 +148,19 @@ class Multiplier:
             data = unpacked(node, product.packed, value, scales, zeros)
             return None if data is None else replace(value, shape=(data.rows, data.columns), data=data, perm=(0, 1))
         scales, zeros = _alike(scales, zeros)
-        for channel in (len(value.shape) - 1, 0):  # by columns, or by rows where the weight is transposed or a kernel
-            plain = dequantised(value.data, value.shape, channel, scales, zeros, 0)
-            if plain is not None:
-                return replace(value, data=plain)
-        return None
+        plain = dequantised(value.data, value.shape, channel % len(value.shape), scales, zeros, 0) if value.shape else None
+        return replace(value, data=plain) if plain is not None else None
 
     def _weight(self, node: NodeProto, value: Constant, axis: int) -> None:
         rank = len(value.shape)
         if not -rank <= axis < rank:
             raise FormatError(f"{self._path}: {title(node)} has a weight {value.name!r} of {rank} dimensions.")
         at, size = value.perm[axis], math.prod(value.shape)
-        if value.shape[at] == 1 or rank == 1:
-            self._ledger.exempt(value.origins, Rule.VECTOR if rank == 1 or size == 1 else Rule.NARROW)
+        if rank == 1 or (value.shape[at] == 1 and not is_table(value.shape)):
+            self._ledger.exempt(value.origins, Rule.VECTOR)
+            return
+        if value.shape[at] == 1:
+            self._narrow(node, value)
             return
         self.multiply_adds += size
         single = size == value.shape[at]  # a single output: it is checked where a list asks for it
@@ -172,14 +184,20 @@ class Multiplier:
         else:
             known = self.found[self._seen[key]]
             known.weight = replace(known.weight, uses=known.weight.uses + 1)
-        self.found[self._seen[key]].results.extend(node.output[:1])
+        self.found[self._seen[key]].results.extend(node.output[:1] if self.in_main_graph else [""])
+
+    def _narrow(self, node: NodeProto, value: Constant) -> None:
+        """A weight whose reduction dimension is 1: only in a depthwise convolution does it not sum over what activations lack."""
+        if "Conv" in node.op_type and attribute(node, "group", 1) == value.dims[0]:
+            self._ledger.exempt(value.origins, Rule.NARROW)
+        else:
+            self.refuse(value.origins, f"its reduction dimension is 1: how {node.op_type} uses it is not followed", node)
 
     def _opaque(self, node: NodeProto, value: Opaque, number: int, axis: int | None, others: Sequence[Input]) -> None:
         if not self._ledger.holds_table(value.origins) and self._is_small(node, value, number, axis):
             self._ledger.exempt(value.origins, Rule.VECTOR)
             return
-        activations = value.kind in (Kind.LOOKED_UP, Kind.ADDED)
-        if activations and all(is_weight(v) for v in others):
+        if value.kind in ACTIVATIONS and (all(is_weight(v) for v in others) or may_meet(value, others)):
             self._ledger.exempt(value.origins, Rule.TOKEN_TABLE if value.kind is Kind.LOOKED_UP else Rule.ELEMENTWISE)
             return
         reason = f"{value.reason}, and is then multiplied with activations" if value.kind is not Kind.CONSTANT else value.reason
@@ -189,8 +207,10 @@ class Multiplier:
         """Whether a value that is computed from vectors is one itself, or is computed from next to nothing."""
         dims = self._shapes.dims(node.input[number])
         if dims is None or axis is None or not -len(dims) <= axis < len(dims):
-            return self._ledger.largest(value.origins) <= _TINY
-        return dims[axis] == 1 or sum(d is None or d > 1 for d in dims) <= 1 or self._ledger.largest(value.origins) <= _TINY
+            return self._ledger.elements(value.origins) <= _FEW
+        if dims[axis] == 1 or sum(d is None or d > 1 for d in dims) <= 1:
+            return True
+        return self._ledger.elements(value.origins) <= (_FEW if None in dims else 1)
 
 
 def _own_axis(value: Picked, axis: int | None) -> int | None:

@@ -89,8 +89,16 @@ NORMALISING = {
     "SkipSimplifiedLayerNormalization": 2,
     "Softmax": 1,
 }
+# after these, a table that was added to activations is no longer to be seen in them
+SETTLING = frozenset(
+    (
+        *("BiasSoftmax", "Hardmax", "LayerNormalization", "LogSoftmax", "RMSNormalization", "SimplifiedLayerNormalization"),
+        *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "Softmax"),
+    )
+)
+SUMMING = frozenset({"AveragePool", "CumSum", "GlobalAveragePool", "ReduceLogSumExp", "ReduceSum"})
 SHAPES = frozenset({"Shape", "Size"})
-RANDOM = frozenset({"RandomNormal", "RandomUniform"})
+RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
 # the inputs of these that hold data; the others are indices
 _DATA = {"ScatterElements": (0, 2), "ScatterND": (0, 2), "TensorScatter": (0, 1), "Where": (1, 2)}
 # an operator's engine, compiled elsewhere, holds weights of its own

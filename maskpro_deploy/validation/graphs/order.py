@@ -17,7 +17,7 @@ def ordered(nodes: Sequence[NodeProto], known: Container[str]) -> list[tuple[int
     """
     numbered = list(enumerate(nodes))
     maker = {name: number for number, node in numbered for name in node.output if name}
-    needs = [{maker[name] for name in _uses(node) if name in maker and name not in known} for _, node in numbered]
+    needs = [{maker[name] for name in uses(node) if name in maker and name not in known} for _, node in numbered]
     if all(need < number for number, needed in enumerate(needs) for need in needed):
         return numbered
     users: dict[int, list[int]] = {}
@@ -38,10 +38,10 @@ def ordered(nodes: Sequence[NodeProto], known: Container[str]) -> list[tuple[int
     return [numbered[number] for number in (*done, *rest)]
 
 
-def _uses(node: NodeProto) -> Iterator[str]:
+def uses(node: NodeProto) -> Iterator[str]:
     """Names of the values that a node uses, in the graphs that it holds too."""
     yield from (name for name in node.input if name)
     for attribute in node.attribute:
         for graph in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
             own = {name for inner in graph.node for name in inner.output}
-            yield from (name for inner in graph.node for name in _uses(inner) if name not in own)
+            yield from (name for inner in graph.node for name in uses(inner) if name not in own)

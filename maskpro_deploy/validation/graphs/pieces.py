@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import ml_dtypes
 import numpy as np
 from onnx import NodeProto
 
 from maskpro_deploy.validation.arrays import Array, LoadedArray
+from maskpro_deploy.validation.graphs.linear import element_type
 from maskpro_deploy.validation.graphs.products import attribute
-from maskpro_deploy.validation.graphs.steps import EAGER_LIMIT, integers
+from maskpro_deploy.validation.graphs.steps import EAGER_LIMIT, integers, small_array
 from maskpro_deploy.validation.graphs.values import Constant, Input, origins_of
 
 Made = list[Constant] | None
@@ -73,7 +75,8 @@ def _split(node: NodeProto, inputs: list[Constant]) -> Made:
 
 def _slice(node: NodeProto, inputs: list[Constant]) -> Made:
     value = inputs[0]
-    given = [integers(v) for v in inputs[1:]]
+    old = [next((list(a.ints) for a in node.attribute if a.name == name), None) for name in ("starts", "ends", "axes")]
+    given = [integers(v) for v in inputs[1:]] or old[: 2 if old[2] is None else 3]
     if len(given) < 2 or any(g is None for g in given) or (len(given) > 3 and set(given[3] or ()) != {1}):
         return None
     starts, stops = given[0] or [], given[1] or []
@@ -108,6 +111,16 @@ def _gather(node: NodeProto, inputs: list[Constant]) -> Made:
     return [_made(name, shape, [value], lambda: whole(value).take([at], axis=axis).reshape(shape))]
 
 
+def _gather_many(value: Constant, numbers: Constant, axis: int) -> Made:
+    at = small_array(numbers)
+    if at is None or at.dtype.kind not in "iu" or not at.size or at.min() < -value.dims[axis] or at.max() >= value.dims[axis]:
+        return None
+    shape = (*value.dims[:axis], *at.shape, *value.dims[axis + 1 :])
+    if math.prod(shape) > EAGER_LIMIT:
+        return None
+    return [_made(f"{value.name}[...]", shape, [value, numbers], lambda: whole(value).take(at, axis=axis))]
+
+
 def _concat(node: NodeProto, inputs: list[Constant]) -> Made:
     rank, axis = len(inputs[0].dims), attribute(node, "axis", 0)
     others = [tuple(d for i, d in enumerate(c.dims) if i != axis % rank) for c in inputs] if -rank <= axis < rank else []
@@ -121,7 +134,7 @@ def _concat(node: NodeProto, inputs: list[Constant]) -> Made:
 
 def _elementwise(function: Callable[[Array, Array], Array]) -> Callable[[NodeProto, list[Constant]], Made]:
     def make(node: NodeProto, inputs: list[Constant]) -> Made:
-        if len(inputs) != 2 or len({c.dtype for c in inputs}) != 1 or inputs[0].dtype not in ("f64", "f32", "f16", "bf16"):
+        if len(inputs) != 2 or any(element_type(c.data) not in _FLOATS for c in inputs):
             return None
         try:
             shape = np.broadcast_shapes(*(c.dims for c in inputs))
@@ -140,13 +153,43 @@ def _elementwise(function: Callable[[Array, Array], Array]) -> Callable[[NodePro
     return make
 
 
+def _where(node: NodeProto, inputs: list[Constant]) -> Made:
+    if len(inputs) != 3 or element_type(inputs[0].data) != np.bool_:
+        return None
+    try:
+        shape = np.broadcast_shapes(*(c.dims for c in inputs))
+    except ValueError:
+        return None
+    if math.prod(shape) > EAGER_LIMIT:
+        return None
+    main = max(inputs[1:], key=lambda c: c.data.size)
+    sources = [main, *(c for c in inputs if c is not main)]
+    return [_made(main.name, shape, sources, lambda: np.where(*(whole(c) for c in inputs)))]
+
+
+def _expand(node: NodeProto, inputs: list[Constant]) -> Made:
+    wanted = integers(inputs[1]) if len(inputs) == 2 else None
+    if wanted is None or min(wanted, default=1) < 1:
+        return None
+    try:
+        shape = np.broadcast_shapes(inputs[0].dims, tuple(wanted))
+    except ValueError:
+        return None
+    if math.prod(shape) > EAGER_LIMIT:
+        return None
+    return [_made(inputs[0].name, shape, inputs[:1], lambda: np.broadcast_to(whole(inputs[0]), shape))]
+
+
+_FLOATS = tuple(np.dtype(t) for t in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16))
 _MAKERS: dict[str, Callable[[NodeProto, list[Constant]], Made]] = {
     "Add": _elementwise(np.add),
     "Concat": _concat,
     "Div": _elementwise(np.divide),
+    "Expand": _expand,
     "Gather": _gather,
     "Mul": _elementwise(np.multiply),
     "Slice": _slice,
     "Split": _split,
     "Sub": _elementwise(np.subtract),
+    "Where": _where,
 }

@@ -22,13 +22,14 @@ class Product:
     Attributes:
         factors: (input number, axis that is summed over) of every operand; the axis is None for one that is never a weight.
         parameters: input number -> what it serves as; those that are not named are activations.
-        scales: input number of a quantised operand -> the numbers of its scale and zero point; None where it has none.
+        scales: input number of a quantised operand -> the numbers of its scale and zero point, None where it has none, and the
+            axis that they run along.
         packed: how the weight is packed into bytes, "nbits" or "bnb4"; "" if it is not.
     """
 
     factors: tuple[tuple[int, int | None], ...]
     parameters: Mapping[int, Rule] = field(default_factory=dict)
-    scales: Mapping[int, tuple[int | None, int | None]] = field(default_factory=dict)
+    scales: Mapping[int, tuple[int | None, int | None, int]] = field(default_factory=dict)
     packed: str = ""
 
 
@@ -85,21 +86,34 @@ def _einsum(node: NodeProto) -> Product | str:
     text = next((a.s.decode("ascii", "replace") for a in node.attribute if a.name == "equation"), "").replace(" ", "")
     terms, arrow, result = text.partition("->")
     parts = terms.split(",")
-    if len(parts) != 2 or not arrow or "." in text or any(len(set(p)) != len(p) for p in parts):
+    if len(parts) == 2 and parts[0].startswith("...") and result.startswith("..."):
+        parts, result = [parts[0][3:], parts[1]], result[3:]
+        ellipsis = True
+    else:
+        ellipsis = False
+    if len(parts) != 2 or not arrow or "." in "".join((*parts, result)) or any(len(set(p)) != len(p) for p in parts):
         return f"Einsum {text!r} is not followed"
-    summed = [c for c in parts[0] if c in parts[1] and c not in result]
-    if len(summed) != 1 or any(c not in result and c not in summed for p in parts for c in p):
-        return f"Einsum {text!r} does not sum over one axis of both operands"
-    return Product(factors=tuple((i, part.index(summed[0])) for i, part in enumerate(parts)))
+    summed = [c for c in parts[1] if c in parts[0] and c not in result]
+    if not summed or any(c not in result and c not in summed for p in parts for c in p):
+        return f"Einsum {text!r} does not sum over axes of both operands"
+    if any("".join(summed) not in part for part in parts):
+        return f"Einsum {text!r} sums over axes that are not next to each other"
+    # of several axes that are summed over, the last one: a row of them is one run of values
+    return Product(factors=((0, None if ellipsis else parts[0].index(summed[-1])), (1, parts[1].index(summed[-1]))))
 
 
-def _quantised(weight: int, scale: int | None, zero: int | None, *, data: int = 0, left: bool = True) -> Callable[..., Product]:
-    """A quantised MatMul: `data` times `weight`, both with axes as in MatMul."""
+Numbers = tuple[int, int | None, int | None]  # of an operand, its scale and its zero point
+
+
+def _quantised(left: Numbers, right: Numbers, bias: int = -1) -> Callable[[NodeProto], Product]:
+    """A quantised MatMul of two operands."""
 
     def build(node: NodeProto) -> Product:
-        factors = ((data, -1 if left else None), (weight, -2))
-        others = {i: Rule.QUANTISATION for i in range(len(node.input)) if i not in (data, weight)}
-        return Product(factors=factors, parameters=others, scales={weight: (scale, zero)})
+        operands = (left[0], right[0])
+        others = {i: Rule.QUANTISATION for i in range(len(node.input)) if i not in operands}
+        scales = {left[0]: (*left[1:], -2), right[0]: (*right[1:], -1)}
+        parameters = others | ({bias: Rule.ELEMENTWISE} if bias in others else {})
+        return Product(factors=((left[0], -1), (right[0], -2)), parameters=parameters, scales=scales)
 
     return build
 
@@ -107,7 +121,7 @@ def _quantised(weight: int, scale: int | None, zero: int | None, *, data: int = 
 def _convolution(weight: int, scale: int | None, zero: int | None) -> Callable[..., Product]:
     def build(node: NodeProto) -> Product:
         others = {i: Rule.QUANTISATION for i in range(1, len(node.input)) if i != weight}
-        return Product(factors=((0, None), (weight, 1)), parameters=others, scales={weight: (scale, zero)})
+        return Product(factors=((0, None), (weight, 1)), parameters=others, scales={weight: (scale, zero, 0)})
 
     return build
 
@@ -115,7 +129,7 @@ def _convolution(weight: int, scale: int | None, zero: int | None) -> Callable[.
 def _qgemm(node: NodeProto) -> Product:
     a, b = 0 if attribute(node, "transA", 0) else 1, 1 if attribute(node, "transB", 0) else 0
     others = dict.fromkeys((1, 2, 4, 5, 6, 7, 8), Rule.QUANTISATION)
-    return Product(factors=((0, a), (3, b)), parameters=others, scales={3: (4, 5)})
+    return Product(factors=((0, a), (3, b)), parameters=others, scales={0: (1, 2, 1 - a), 3: (4, 5, 1 - b)})
 
 
 def _attention(node: NodeProto) -> Product:
@@ -125,7 +139,7 @@ def _attention(node: NodeProto) -> Product:
 
 def _qattention(node: NodeProto) -> Product:
     others = {2: Rule.ELEMENTWISE, 5: Rule.INDEX} | dict.fromkeys((3, 4, 6, 7), Rule.QUANTISATION)
-    return Product(factors=((0, -1), (1, 0)), parameters=others, scales={1: (4, 7)})
+    return Product(factors=((0, -1), (1, 0)), parameters=others, scales={1: (4, 7, -1)})
 
 
 def _decoder_attention(node: NodeProto) -> Product:
@@ -139,13 +153,13 @@ def _nbits(node: NodeProto) -> Product | str:
     if len(node.input) > 4 and node.input[4]:
         return "MatMulNBits with rows in another order (g_idx) is not followed"
     others = {2: Rule.QUANTISATION, 3: Rule.QUANTISATION, 5: Rule.ELEMENTWISE}
-    return Product(factors=((0, -1), (1, 1)), parameters=others, scales={1: (2, 3)}, packed="nbits")
+    return Product(factors=((0, -1), (1, 1)), parameters=others, scales={1: (2, 3, 0)}, packed="nbits")
 
 
 def _bnb4(node: NodeProto) -> Product | str:
     if attribute(node, "quant_type", 1) not in (0, 1):
         return "MatMulBnb4 of this type is not followed"
-    return Product(factors=((0, -1), (1, 1)), parameters={2: Rule.QUANTISATION}, scales={1: (2, None)}, packed="bnb4")
+    return Product(factors=((0, -1), (1, 1)), parameters={2: Rule.QUANTISATION}, scales={1: (2, None, 0)}, packed="bnb4")
 
 
 def _refuse(reason: str) -> Callable[[NodeProto], str]:
@@ -161,23 +175,23 @@ _STANDARD: dict[str, Callable[[NodeProto], Product | str]] = {
     "Gemm": _gemm,
     "LSTM": _recurrent,
     "MatMul": _matmul,
-    "MatMulInteger": _quantised(1, None, 3),
+    "MatMulInteger": _quantised((0, None, 2), (1, None, 3)),
     "QLinearConv": _convolution(3, 4, 5),
-    "QLinearMatMul": _quantised(3, 4, 5),
+    "QLinearMatMul": _quantised((0, 1, 2), (3, 4, 5)),
     "RNN": _recurrent,
 }
 _MICROSOFT: dict[str, Callable[[NodeProto], Product | str]] = {
     "Attention": _attention,
     "DecoderAttention": _decoder_attention,
     "DecoderMaskedSelfAttention": _attention,
-    "DynamicQuantizeMatMul": _quantised(1, 2, 3),
+    "DynamicQuantizeMatMul": _quantised((0, None, None), (1, 2, 3), bias=4),
     "FusedConv": _conv,
     "FusedGemm": _gemm,
     "FusedMatMul": _fused_matmul,
     "GemmFastGelu": _matmul,
     "MatMulBnb4": _bnb4,
     "MatMulFpQ4": _refuse("packs its weights in a way that is not followed"),
-    "MatMulIntegerToFloat": _quantised(1, 3, 5),
+    "MatMulIntegerToFloat": _quantised((0, 2, 4), (1, 3, 5), bias=6),
     "MatMulNBits": _nbits,
     "MoE": _refuse("stacks experts in an order that differs between versions, which is not followed"),
     "PackedAttention": _attention,

@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
-from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper, shape_inference
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, checker, helper, shape_inference
 
 Dims = tuple[int | None, ...]
 _SMALL = 1 << 10  # elements of a constant whose values may decide shapes
 
 
 class Shapes:
-    """Shapes by value name: those that the file gives, and once one is missing, those that follow from them.
+    """Shapes by value name: those that follow from the graph, else those that the file gives.
 
     Args:
         model: its weights are not copied.
+
+    Attributes:
+        known: whether names mean those of the main graph now; functions and branches have names of their own.
     """
 
     def __init__(self, model: ModelProto) -> None:
+        self.known = True
         self._model = model
-        self._dims = _declared(model.graph)
-        self._inferred = False
+        self._dims: dict[str, Dims] | None = None
 
-    def dims(self, name: str, *, infer: bool = True) -> Dims | None:
-        """The dimensions of a value, None where one is not fixed; None if not even their number is known.
-
-        Args:
-            name: of the value.
-            infer: infer shapes if the file does not give this one; once for the whole graph.
-        """
-        if infer and not self._inferred:
-            self._inferred = True
-            self._dims |= self._infer()
+    def dims(self, name: str) -> Dims | None:
+        """The dimensions of a value, None where one is not fixed; None if not even their number is known."""
+        if not self.known:
+            return None
+        if self._dims is None:
+            self._dims = _declared(self._model.graph) | self._infer()
         return self._dims.get(name)
 
     def _infer(self) -> dict[str, Dims]:
         try:
             return _declared(shape_inference.infer_shapes(_without_weights(self._model), data_prop=True).graph)
-        except (shape_inference.InferenceError, RuntimeError, ValueError):
+        except (shape_inference.InferenceError, checker.ValidationError, RuntimeError, ValueError, TypeError):
             return {}
 
 
@@ -56,7 +55,6 @@ def _without_weights(model: ModelProto) -> ModelProto:
     graph.node.extend(model.graph.node)
     graph.input.extend(model.graph.input)
     graph.output.extend(model.graph.output)
-    graph.value_info.extend(model.graph.value_info)
     named = {value.name for value in model.graph.input}
     for tensor in model.graph.initializer:
         if _size(tensor) <= _SMALL and tensor.data_location != TensorProto.EXTERNAL:

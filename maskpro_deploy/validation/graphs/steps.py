@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -40,11 +41,12 @@ def _cast(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant
     if np.can_cast(element_type(value.data), target, "safe"):
         return value
 
-    def narrow(piece: Array, start: int) -> Array:
-        with np.errstate(all="ignore"):
-            return piece.astype(target)
+    return replace(value, data=MappedArray(base=value.data, function=lambda piece, start: _narrowed(piece, target)))
 
-    return replace(value, data=MappedArray(base=value.data, function=narrow))
+
+def _narrowed(piece: Array, target: np.dtype[Any]) -> Array:
+    with np.errstate(all="ignore"):
+        return piece.astype(target)
 
 
 def _dequantize(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
@@ -52,7 +54,12 @@ def _dequantize(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Co
     if found is None:
         return None
     data = dequantised(value.data, value.shape, found.axis, found.scale, found.zero_point, found.block)
-    return replace(value, data=data) if data is not None else None
+    if data is None:
+        return None
+    target = cast_target(attribute(node, "output_dtype", 0))
+    if target is None or target == found.scale.dtype:
+        return replace(value, data=data)
+    return replace(value, data=MappedArray(base=data, function=lambda piece, start: _narrowed(piece, target)))
 
 
 def _quantize(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:

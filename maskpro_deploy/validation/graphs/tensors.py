@@ -23,6 +23,7 @@ _DTYPES: dict[int, tuple[str, np.dtype[Any]]] = {
     TensorProto.FLOAT8E5M2: ("f8_e5m2", np.dtype(ml_dtypes.float8_e5m2)),
     TensorProto.FLOAT8E4M3FNUZ: ("f8_e4m3fnuz", np.dtype(ml_dtypes.float8_e4m3fnuz)),
     TensorProto.FLOAT8E5M2FNUZ: ("f8_e5m2fnuz", np.dtype(ml_dtypes.float8_e5m2fnuz)),
+    TensorProto.BOOL: ("bool", np.dtype(np.bool_)),
     TensorProto.INT8: ("i8", np.dtype(np.int8)),
     TensorProto.UINT8: ("u8", np.dtype(np.uint8)),
     TensorProto.INT16: ("i16", np.dtype(np.int16)),

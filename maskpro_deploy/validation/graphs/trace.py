@@ -18,11 +18,11 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.validation.accounts import Rule
 from maskpro_deploy.validation.graphs import operators as ops
-from maskpro_deploy.validation.graphs.attributes import bind, constant_of, large_attributes
+from maskpro_deploy.validation.graphs.attributes import bind, constant_of, graphs_of, large_attributes
 from maskpro_deploy.validation.graphs.branches import Branches
 from maskpro_deploy.validation.graphs.flow import Flow, title
 from maskpro_deploy.validation.graphs.heads import Heads
-from maskpro_deploy.validation.graphs.ledger import Ledger
+from maskpro_deploy.validation.graphs.ledger import Ledger, tensor_bytes
 from maskpro_deploy.validation.graphs.multiply import Multiplier
 from maskpro_deploy.validation.graphs.order import ordered
 from maskpro_deploy.validation.graphs.pieces import make_pieces
@@ -36,6 +36,7 @@ from maskpro_deploy.validation.source import Unchecked, Weight
 
 Scope = tuple[object, ...]
 _DEEPEST = 32  # functions in functions
+_MOST_NODES = 300_000  # nodes that are traced, a function's again at each call
 
 
 class Tracer:
@@ -51,13 +52,17 @@ class Tracer:
         self.ledger = Ledger()
         self._path = path
         self._external = ExternalFiles(path)
-        self._functions = {(f.domain, f.name): f for f in model.functions}
-        shapes = Shapes(model)
-        self._flow = Flow(self.ledger, shapes)
-        self._multiplier = Multiplier(self.ledger, shapes, path)
+        self._functions = {(f.domain, f.name, f.overload): f for f in model.functions}
+        for domain, name, _ in self._functions:
+            if domain in ops.KNOWN_DOMAINS:
+                title_of = f"{domain}.{name}" if domain else name
+                self.ledger.refuse_node(f"function {title_of}", "it stands for an operator that runtimes have themselves")
+        self._shapes = Shapes(model)
+        self._flow = Flow(self.ledger, self._shapes)
+        self._multiplier = Multiplier(self.ledger, self._shapes, path)
         self._branches = Branches(self)
-        self._depth = 0
-        self.trace(model.graph, {}, ())
+        self._depth = self._count = 0
+        self._outputs(self.trace(model.graph, {}, ()))
         self._enter_uncalled(model.functions)
         self.weights: tuple[Weight, ...] = Heads(model.graph, self.ledger).apply(self._multiplier.found)
 
@@ -87,7 +92,7 @@ class Tracer:
         for tensor in graph.initializer:
             values[tensor.name] = self._stored(tensor, tensor.name, scope)
         for sparse in graph.sparse_initializer:
-            size = len(sparse.values.raw_data) + len(sparse.indices.raw_data) or 4 * len(sparse.values.float_data)
+            size = tensor_bytes(sparse.values) + tensor_bytes(sparse.indices)
             key = self.ledger.enter_bytes(sparse.values.name, tuple(sparse.dims), size, scope)
             values[sparse.values.name] = Opaque(frozenset({key}), Kind.CONSTANT, "it is stored as a sparse tensor")
         self._nodes(((node, (*scope, i)) for i, node in ordered(graph.node, values)), values)
@@ -103,6 +108,13 @@ class Tracer:
             type_name = TensorProto.DataType.Name(tensor.data_type) if tensor.data_type in TensorProto.DataType.values() else "?"
             return Opaque(origins, Kind.CONSTANT, f"its dtype is {type_name}")
         return Constant(key, shape, dtype, flat_array(tensor, self._path, self._external), tuple(range(len(shape))), origins)
+
+    def _outputs(self, values: Iterable[Value]) -> None:
+        """Note what becomes an output of the model without another product."""
+        for value in values:
+            if isinstance(value, Opaque) and value.kind is Kind.EXPANDED:
+                self.ledger.refuse(value.origins, value.reason, "an output of the model")
+            self.ledger.exempt(origins_of(value), Rule.ELEMENTWISE)
 
     def mark(self) -> object:
         """The weights that were found so far, for `undo`."""
@@ -121,8 +133,18 @@ class Tracer:
                         f"The graph lacks an initializer, or is not in topological order."
                     )
             inputs: list[Input] = [values[name] if name else None for name in node.input]
+            self._count += 1
+            if self._count > _MOST_NODES:
+                raise FormatError(
+                    f"{self._path}: its functions and loops come to more than {_MOST_NODES:,} nodes: it is not read."
+                )
+            self.ledger.consume(origins_of(*inputs), title(node))
             self.ledger.touched = set()
-            results = self._results(node, inputs, values, scope)
+            self._shapes.known = self._multiplier.in_main_graph = len(scope) == 1
+            try:
+                results = self._results(node, inputs, values, scope)
+            except (IndexError, ZeroDivisionError, KeyError) as e:
+                raise FormatError(f"{self._path}: {title(node)} lacks an input, an output or an attribute.") from e
             lost = self.ledger.tables(origins_of(*inputs) - origins_of(*results) - self.ledger.touched)
             if lost:
                 self._multiplier.refuse(lost, f"{title(node)} uses it in a way that is not followed", node)
@@ -131,7 +153,7 @@ class Tracer:
     def _results(self, node: NodeProto, inputs: list[Input], values: dict[str, Value], scope: Scope) -> list[Value]:
         """What a node makes of its inputs, one value an output."""
         count = len(node.output)
-        function = self._functions.get((node.domain, node.op_type))
+        function = self._functions.get((node.domain, node.op_type, node.overload))
         if function is not None:
             return self._call(function, node, inputs, scope)
         if node.op_type == "Constant" and node.domain in ops.STANDARD:
@@ -140,9 +162,10 @@ class Tracer:
         if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
             return self._branches.results(node, inputs, values, scope)
         if node.op_type in ops.RANDOM and node.domain in ops.STANDARD:
-            shape = next((tuple(a.ints) for a in node.attribute if a.name == "shape"), ())
+            shape = next((tuple(max(0, d) for d in a.ints) for a in node.attribute if a.name == "shape"), (0, 0))
             key = self.ledger.enter_bytes(node.output[0] if count else node.op_type, shape, 0, scope)
-            return [Opaque(frozenset({key}), Kind.CONSTANT, f"its values come from {node.op_type}")] * count
+            self.ledger.exempt(origins_of(*inputs), Rule.INDEX)
+            return [Opaque(frozenset({key}), Kind.SELECTED, f"its values come from {node.op_type}")] * count
         product = product_of(node)
         if product is not None:
             return [self._multiplier.multiply(node, inputs, product)] * count
@@ -160,7 +183,7 @@ class Tracer:
 
     def _followed(self, node: NodeProto, inputs: list[Input]) -> list[Value] | None:
         """The results of a step through which constants stay known."""
-        if node.domain not in ops.STANDARD:
+        if node.domain not in ops.STANDARD and node.op_type not in ("DequantizeLinear", "QuantizeLinear"):
             return None
         source = inputs[0] if inputs else None
         made = make_pieces(node, inputs)
@@ -180,7 +203,9 @@ class Tracer:
     def _constant(self, node: NodeProto, scope: Scope) -> Value:
         tensor = constant_of(node)
         if tensor is None:
-            key = self.ledger.enter_bytes(node.output[0], (), 0, scope)
+            sparse = next((a.sparse_tensor for a in node.attribute if a.HasField("sparse_tensor")), None)
+            size = 0 if sparse is None else tensor_bytes(sparse.values) + tensor_bytes(sparse.indices)
+            key = self.ledger.enter_bytes(node.output[0], () if sparse is None else tuple(sparse.dims), size, scope)
             return Opaque(frozenset({key}), Kind.CONSTANT, "it is a constant without a tensor")
         return self._stored(tensor, node.output[0], scope)
 
@@ -192,7 +217,7 @@ class Tracer:
         values: dict[str, Value] = dict.fromkeys(function.input, Runtime.INPUT) | dict(zip(function.input, given, strict=False))
         self._depth += 1
         # constants of the body are the function's own, however often it is called; what has attributes of the call is the call's
-        place: Scope = ("function", function.domain, function.name)
+        place: Scope = ("function", function.domain, function.name, function.overload)
         body = zip(bind(function, node), function.node, strict=True)
         self._nodes(((n, (*place, i) if n is own else (*scope, i)) for i, (n, own) in enumerate(body)), values)
         self._depth -= 1
@@ -202,6 +227,17 @@ class Tracer:
     def _enter_uncalled(self, functions: Iterable[FunctionProto]) -> None:
         """Enter the constants of functions that nothing calls."""
         for function in functions:
+            place: Scope = ("function", function.domain, function.name, function.overload)
             for number, node in enumerate(function.node):
-                if node.op_type == "Constant" and (tensor := constant_of(node)) is not None:
-                    self.ledger.enter(tensor, node.output[0], ("function", function.domain, function.name, number))
+                self._enter_unused(node, (*place, number))
+
+    def _enter_unused(self, node: NodeProto, scope: Scope) -> None:
+        if node.op_type == "Constant" and (tensor := constant_of(node)) is not None and node.output:
+            shape_of(tensor, self._path)
+            self.ledger.enter(tensor, node.output[0], scope)
+        for graph in graphs_of(node):
+            for tensor in graph.initializer:
+                shape_of(tensor, self._path)
+                self.ledger.enter(tensor, tensor.name, scope)
+            for number, inner in enumerate(graph.node):
+                self._enter_unused(inner, (*scope, number))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from maskpro_deploy.validation.arrays import FlatArray
 
 # a constant of one dimension that is longer than any norm or bias is treated as a matrix that was flattened
-LARGE = 1 << 16
+LARGE = 1 << 14
 
 
 class Kind(enum.IntEnum):
@@ -21,9 +21,14 @@ class Kind(enum.IntEnum):
 
     CONSTANT = 0  # of constants alone, by a step that is not followed
     LOOKED_UP = 1  # rows of a table of two dimensions, at indices from the graph's inputs: activations
-    ADDED = 2  # activations, to which a table was added: activations
-    SELECTED = 3  # a part or a version of a stored tensor, chosen when the graph runs
-    EXPANDED = 4  # activations, multiplied by a table along dimensions that they lacked: half of a matrix product
+    ADDED = 2  # activations, to which a table was added
+    SCALED = 3  # activations, multiplied element by element by a table that has no dimension which they lack
+    SELECTED = 4  # a part or a version of a stored tensor, chosen when the graph runs
+    EXPANDED = 5  # activations, multiplied by a table along dimensions that they lacked: half of a matrix product
+
+
+# tables went into them, and yet they are activations: a proven weight may multiply with them
+ACTIVATIONS = (Kind.LOOKED_UP, Kind.ADDED, Kind.SCALED)
 
 
 class Runtime(enum.Enum):
