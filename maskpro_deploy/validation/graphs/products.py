@@ -200,3 +200,4 @@ _MICROSOFT: dict[str, Callable[[NodeProto], Product | str]] = {
     "QMoE": _refuse("packs its experts in a way that is not followed"),
     "TransposeMatMul": _fused_matmul,
 }
+PRODUCTS = frozenset({*_STANDARD, *_MICROSOFT})  # names of operators that multiply

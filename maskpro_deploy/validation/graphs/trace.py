@@ -26,11 +26,11 @@ from maskpro_deploy.validation.graphs.ledger import Ledger, tensor_bytes
 from maskpro_deploy.validation.graphs.multiply import Multiplier
 from maskpro_deploy.validation.graphs.order import ordered
 from maskpro_deploy.validation.graphs.pieces import make_pieces
-from maskpro_deploy.validation.graphs.products import product_of
+from maskpro_deploy.validation.graphs.products import PRODUCTS, product_of
 from maskpro_deploy.validation.graphs.shapes import Shapes
 from maskpro_deploy.validation.graphs.steps import STEPS
 from maskpro_deploy.validation.graphs.tensors import ExternalFiles, dtype_name, flat_array, shape_of
-from maskpro_deploy.validation.graphs.values import Constant, Input, Kind, Opaque, Runtime, Value, origins_of
+from maskpro_deploy.validation.graphs.values import Constant, Input, Kind, Opaque, Runtime, Value, is_table, origins_of
 from maskpro_deploy.validation.inputs import InputFile
 from maskpro_deploy.validation.source import Unchecked, Weight
 
@@ -52,17 +52,14 @@ class Tracer:
         self.ledger = Ledger()
         self._path = path
         self._external = ExternalFiles(path)
-        self._functions = {(f.domain, f.name, f.overload): f for f in model.functions}
-        for domain, name, _ in self._functions:
-            if domain in ops.KNOWN_DOMAINS:
-                title_of = f"{domain}.{name}" if domain else name
-                self.ledger.refuse_node(f"function {title_of}", "it stands for an operator that runtimes have themselves")
+        self._functions = {(f.domain, f.name, f.overload): f for f in model.functions if f.domain not in ops.KNOWN_DOMAINS}
         self._shapes = Shapes(model)
         self._flow = Flow(self.ledger, self._shapes)
         self._multiplier = Multiplier(self.ledger, self._shapes, path)
         self._branches = Branches(self)
         self._depth = self._count = 0
         self._outputs(self.trace(model.graph, {}, ()))
+        self._refuse_replacements(model.functions)
         self._enter_uncalled(model.functions)
         for number, info in enumerate(model.training_info):
             for graph in (info.initialization, info.algorithm):
@@ -229,6 +226,14 @@ class Tracer:
         self.ledger.touched |= origins_of(*given[: len(function.input)])
         return [values.get(name, Runtime.ACTIVE) for name in function.output]
 
+    def _refuse_replacements(self, functions: Iterable[FunctionProto]) -> None:
+        """A function in place of an operator that runtimes have themselves counts as that operator, and may not multiply."""
+        for function in functions:
+            multiplies = any(product_of(n) is not None or graphs_of(n) or _is_large(constant_of(n)) for n in function.node)
+            if function.domain in ops.KNOWN_DOMAINS and (multiplies or function.name in PRODUCTS):
+                name = f"{function.domain}.{function.name}" if function.domain else function.name
+                self.ledger.refuse_node(f"function {name}", "it stands for an operator that runtimes have themselves")
+
     def _enter_uncalled(self, functions: Iterable[FunctionProto]) -> None:
         """Enter the constants of functions that nothing calls."""
         for function in functions:
@@ -246,3 +251,7 @@ class Tracer:
                 self.ledger.enter(tensor, tensor.name, scope)
             for number, inner in enumerate(graph.node):
                 self._enter_unused(inner, (*scope, number))
+
+
+def _is_large(tensor: TensorProto | None) -> bool:
+    return tensor is not None and is_table(tuple(tensor.dims))
