@@ -16,7 +16,8 @@ from maskpro_deploy.validation.graphs import operators as ops
 from maskpro_deploy.validation.graphs.ledger import Ledger
 from maskpro_deploy.validation.graphs.picked import move_picked, pick, without_axes
 from maskpro_deploy.validation.graphs.products import attribute
-from maskpro_deploy.validation.graphs.shapes import Dims, Shapes
+from maskpro_deploy.validation.graphs.scaling import Scaling, is_active, may_meet
+from maskpro_deploy.validation.graphs.shapes import Shapes
 from maskpro_deploy.validation.graphs.values import (
     ACTIVATIONS,
     Constant,
@@ -53,7 +54,7 @@ class Flow:
     """
 
     def __init__(self, ledger: Ledger, shapes: Shapes) -> None:
-        self._ledger, self._shapes = ledger, shapes
+        self._ledger, self._shapes, self._scaling = ledger, shapes, Scaling(shapes)
 
     def results(self, node: NodeProto, inputs: Sequence[Input]) -> list[Value]:
         """What a node that is not a product makes, one value an output."""
@@ -136,7 +137,7 @@ class Flow:
             return runtime_of(table, index)
         if isinstance(table, Opaque) and table.kind is not Kind.CONSTANT:
             return table
-        dims = self._dims(node, inputs, 0)
+        dims = self._scaling.dims(node, inputs, 0)
         if index is Runtime.INPUT and dims is not None and len(dims) == 2 and attribute(node, "axis", 0) in (0, -2):
             self._ledger.exempt(table.origins, Rule.TOKEN_TABLE)
             return Opaque(table.origins, Kind.LOOKED_UP, "its rows are looked up")
@@ -221,7 +222,7 @@ class Flow:
         runtime = [v for _, v in data if isinstance(v, Runtime)]
         if not weighty:
             return runtime_of(*(v for _, v in data))
-        active = bool(runtime) or any(_is_active(v) for _, v in weighty)
+        active = bool(runtime) or any(is_active(v) for _, v in weighty)
         if not active:
             return self._joined(node, [v for _, v in weighty], chosen)
         if node.op_type in ops.MULTIPLYING:
@@ -229,7 +230,9 @@ class Flow:
         origins = origins_of(*(v for _, v in weighty))
         self._ledger.exempt(origins, Rule.ELEMENTWISE)
         kinds = [v.kind for _, v in weighty if isinstance(v, Opaque)]
-        if node.op_type not in _JOINING and any(self._surely_lengthens(node, inputs, i) for i, v in weighty if not _is_active(v)):
+        if node.op_type not in _JOINING and any(
+            self._scaling.surely_lengthens(node, inputs, i) for i, v in weighty if not is_active(v)
+        ):
             return Opaque(origins, Kind.EXPANDED, "it is added to activations along dimensions that they lack")
         if not runtime and len(kinds) == len(weighty) and set(kinds) == {Kind.LOOKED_UP}:
             return Opaque(origins, Kind.LOOKED_UP, "its rows are looked up")
@@ -251,7 +254,7 @@ class Flow:
         """A product element by element, of which one operand at least is activations."""
         origins = origins_of(*(v for _, v in weighty))
         self._ledger.exempt(origins, Rule.ELEMENTWISE)
-        found = [self._scaled(node, inputs, number, value) for number, value in weighty]
+        found = [self._scaling.scaled_kind(node, inputs, number, value) for number, value in weighty]
         kind = max(found)
         reason = {
             Kind.EXPANDED: "activations are multiplied with it element by element, along dimensions that they may lack",
@@ -259,71 +262,3 @@ class Flow:
             Kind.SCALED: "activations are multiplied with it element by element",
         }
         return Opaque(origins, kind, reason_of(*(v for _, v in weighty)) or reason.get(kind, "it is added to activations"))
-
-    def _scaled(self, node: NodeProto, inputs: Sequence[Input], number: int, value: Constant | Opaque) -> Kind:
-        """What one operand of an elementwise product makes of the result."""
-        kind = value.kind if isinstance(value, Opaque) else Kind.CONSTANT
-        others = [v for i, v in enumerate(inputs) if i != number]
-        if kind in (Kind.ADDED, Kind.SCALED, Kind.EXPANDED):
-            return kind
-        if kind is Kind.LOOKED_UP and not any(isinstance(v, Runtime) or _is_mixed(v) for v in others):
-            return kind  # rows of a table times constants, or times what was made of rows
-        if kind is Kind.LOOKED_UP and all(v is Runtime.INPUT for v in others):
-            return kind if all(self._is_single(node, i) for i in range(len(inputs)) if i != number) else Kind.SCALED
-        if self._lengthens(node, inputs, number):
-            return Kind.EXPANDED
-        if kind is not Kind.LOOKED_UP and all(v is Runtime.INPUT for v in others):
-            return Kind.SELECTED
-        return Kind.SCALED
-
-    def _is_single(self, node: NodeProto, number: int) -> bool:
-        """Whether an operand is a single number."""
-        dims = self._shapes.dims(node.input[number])
-        return dims is not None and all(d == 1 for d in dims)
-
-    def _lengthens(self, node: NodeProto, inputs: Sequence[Input], number: int) -> bool:
-        """Whether a table may have a fixed dimension above 1 that the other operand lacks, or has as 1."""
-        table = self._dims(node, inputs, number)
-        others = [self._dims(node, inputs, i) for i in range(len(inputs)) if i != number]
-        return table is None or not all(o is not None and _covers(o, table) for o in others)
-
-    def _surely_lengthens(self, node: NodeProto, inputs: Sequence[Input], number: int) -> bool:
-        """Whether a table has a fixed dimension above 1 where the other operands are known to have 1."""
-        table = self._dims(node, inputs, number)
-        others = [self._dims(node, inputs, i) for i in range(len(inputs)) if i != number]
-        return table is not None and bool(others) and all(o is not None and _lacks(o, table) for o in others)
-
-    def _dims(self, node: NodeProto, inputs: Sequence[Input], number: int) -> Dims | None:
-        value = inputs[number]
-        return value.dims if isinstance(value, Constant) else self._shapes.dims(node.input[number])
-
-
-def _lacks(dims: Dims, table: Dims) -> bool:
-    """Whether the other operand has 1, or nothing, where the table has a fixed dimension above 1, and is more than a number."""
-    padded = (1,) * (len(table) - len(dims)) + dims[max(0, len(dims) - len(table)) :]
-    grown = any(t is not None and t > 1 and d == 1 for t, d in zip(table, padded, strict=True))
-    return grown and any(d != 1 for d in padded)
-
-
-def _is_active(value: Constant | Opaque) -> bool:
-    return isinstance(value, Opaque) and value.kind in ACTIVATIONS
-
-
-def _is_mixed(value: Input) -> bool:
-    return isinstance(value, Opaque) and value.kind in (Kind.ADDED, Kind.SCALED)
-
-
-def may_meet(value: Input, others: Sequence[Input]) -> bool:
-    """Whether activations with tables in them may be multiplied with other activations: both were scaled by the same table.
-
-    Queries and keys are rotated by one table of sines; nothing else that is multiplied so is known to be harmless.
-    """
-    if not isinstance(value, Opaque) or value.kind is not Kind.SCALED:
-        return False
-    return any(isinstance(v, Opaque) and v.kind is Kind.SCALED and v.origins & value.origins for v in others)
-
-
-def _covers(dims: Dims, table: Dims) -> bool:
-    """Whether every fixed dimension of the table above 1 is a dimension of the other operand."""
-    padded = (1,) * (len(table) - len(dims)) + dims[max(0, len(dims) - len(table)) :]
-    return all(t is None or t == 1 or t == d for t, d in zip(table, padded, strict=True))
