@@ -22,6 +22,7 @@ class Rule(enum.StrEnum):
     INDEX = "index"
     BOOLEAN = "boolean"
     BIAS = "bias"
+    ROUTER = "router"
     NARROW = "narrow convolution"
     UNUSED = "not used"
     UNLISTED = "not listed"
@@ -31,12 +32,13 @@ RULES: dict[Rule, str] = {
     Rule.TOKEN_TABLE: "rows of it are looked up at indices that come from the inputs; nothing else multiplies with it",
     Rule.HEAD: "its product becomes an output of the model: the logits, as wide as the token table or so named",
     Rule.VECTOR: "at most one of its dimensions is above 1: a norm, a bias, a scale, the weight of a single output",
-    Rule.ELEMENTWISE: "it is added to activations, or multiplied with them element by element, and never summed over",
+    Rule.ELEMENTWISE: "it is added to activations or scales them; nothing but a proven weight sums over the result",
     Rule.POSITIONS: "sines, cosines, frequencies or a mask of positions, used as such by the operator or so named",
     Rule.QUANTISATION: "the scales or zero points of a quantised tensor",
     Rule.INDEX: "integers that serve as shapes, axes or indices",
     Rule.BOOLEAN: "true and false: a mask, no weights",
-    Rule.BIAS: "so named: it is added",
+    Rule.BIAS: "biases of a stack of experts, by name",
+    Rule.ROUTER: "so named, with a row for each expert that config.json gives: it chooses experts",
     Rule.NARROW: "a convolution whose reduction dimension is 1: each channel by itself",
     Rule.UNUSED: "nothing in the graph uses it",
     Rule.UNLISTED: "masks or manifest do not list it: it is declared dense",

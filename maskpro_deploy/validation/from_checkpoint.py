@@ -17,6 +17,8 @@ from maskpro_deploy.validation.from_safetensors import Contents, read_contents, 
 from maskpro_deploy.validation.inputs import InputFile
 from maskpro_deploy.validation.source import Source, Weight
 
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
 
 class CheckpointReader:
     """Reader of checkpoint folders."""
@@ -37,7 +39,7 @@ class CheckpointReader:
                 if name in entries:
                     problems.append(f"{name} is in two files, {entries[name][0].path.name} and {file.path.name}")
                 entries[name] = (file, entry)
-        problems += _index_problems(path, entries)
+        problems += [*_index_problems(path, entries), *_adapter_problems(path)]
         contents = read_contents(entries, config, masks.shapes if masks is not None else None)
         weights = contents.weights
         if masks is not None:
@@ -54,6 +56,7 @@ class CheckpointReader:
             has_list=masks is not None,
             inputs=(*files, *([masks.file] if masks is not None else [])),
             multiply_adds=contents.multiply_adds,
+            notes=_notes(path),
         )
 
 
@@ -61,6 +64,17 @@ def _config(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} is no Hugging Face checkpoint: it has no config.json.")
     return folder / "config.json"
+
+
+def _adapter_problems(folder: Path) -> list[str]:
+    """An adapter next to the weights changes what they compute."""
+    return [f"{name} belongs to an adapter, which is not merged" for name in _ADAPTER_FILES if (folder / name).is_file()]
+
+
+def _notes(folder: Path) -> tuple[str, ...]:
+    """What a reader has to know of the folder."""
+    inner = sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/*.safetensors"))
+    return (f"weights in folders inside are not read: {inner[0]}" + (" and others" if len(inner) > 1 else ""),) if inner else ()
 
 
 def _index_problems(folder: Path, entries: Entries) -> list[str]:

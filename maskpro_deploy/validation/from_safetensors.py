@@ -80,7 +80,9 @@ def find(
     if len(entry.shape) != 2:
         return _doubtful(name, entry, f"a tensor of {len(entry.shape)} dimensions does not say which one is the reduction axis")
     if axis is None:
-        return _doubtful(name, entry, "its reduction axis depends on the model's family: there is no config.json next to it")
+        return _doubtful(
+            name, entry, "its reduction axis depends on the model's family, which config.json does not say or which is not known"
+        )
     size = math.prod(entry.shape)
     data: FlatArray
     if entry.dtype in DTYPES:
@@ -131,7 +133,7 @@ def read_contents(entries: Entries, config: Mapping[str, Any], listed: Collectio
         listed: names of the weights that masks list; None if nothing lists them.
     """
     compressed = bitmask24.prefixes(entries)
-    names = Neighbours(entries, listed)
+    names = Neighbours(entries, listed, config)
     weights: list[Weight] = []
     unchecked: list[Unchecked] = []
     stored: list[Stored] = []
@@ -141,8 +143,10 @@ def read_contents(entries: Entries, config: Mapping[str, Any], listed: Collectio
         size = math.prod(entry.shape)
         found: Finding | None
         if (prefix := bitmask24.prefix_of(name)) in compressed and name in bitmask24.parts(prefix):
-            found = bitmask24.weight(prefix, entries, listed or ()) if name.endswith(bitmask24.VALUES) else None
-            size = math.prod(found.shape) if found is not None else 0
+            found = (
+                names.judge(bitmask24.weight(prefix, entries, listed or ()), name) if name.endswith(bitmask24.VALUES) else None
+            )
+            size = 0 if found is None or isinstance(found, Rule) else math.prod(found.shape)
         else:
             found = find(file, name, entry, reduction_axis(name, config), names.role(name), listed=names.is_listed(name))
             found = names.judge(found, name)

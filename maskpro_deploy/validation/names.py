@@ -15,13 +15,17 @@ from maskpro_deploy.validation.accounts import Rule
 
 _TABLES = re.compile(
     r"^(embed|embeddings?|emb|embed_(in|positions|tokens\w*)|tok_embeddings|wte|wpe"
-    r"|(word|token|tok|position|positional|pos|segment|token_type|type)_embeddings?|relative_attention_bias|relative_bias_table)$"
+    r"|(word|token|tok|position|positional|pos|segment|token_type|type|rel)_embeddings?|relative_attention_bias|relative_bias_table)$"
 )
 _HEADS = re.compile(r"^(lm_head|output_head|embed_out)$")
+# the last layer of a model for other tasks, or of one that is not from transformers
+_TOP = frozenset({"output.weight", "head.weight", "score.weight", "classifier.weight", "qa_outputs.weight"})
+# parameters of state space and decay layers, and biases of gates: never a factor of a product
+_ELEMENTWISE = re.compile(r"^(A_log|\w+_decay|\w+_gate_bias)$")
 _NUMBERED = re.compile(r"\.\d+\.")  # a module inside a stack of layers
 _POSITIONS = re.compile(
     r"^(inv_freq|original_inv_freq|cos_cached|sin_cached|cos_cache|sin_cache|freqs_cis|freqs_cos|freqs_sin|position_ids"
-    r"|masked_bias|causal_mask|attn_mask|relative_position_index)$"
+    r"|masked_bias|causal_mask|attn_mask|relative_position_index|(position|pos)_embed(ding)?s?)$"
 )
 _SCALES = re.compile(
     r"^((weight|input|output|k|v|q)_(scale|zero_point|scale_inv|global_scale)(_\d+)?|scales?|qzeros|zero_points?|SCB|absmax|_scale|_shift)$"
@@ -42,22 +46,27 @@ class Doubt(NamedTuple):
     reason: str
 
 
-_TRANSPOSED = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")
-_TRANSPOSED_FAMILIES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"})
+_TRANSPOSED = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|c_fc2|q_attn)\.weight$")
+# families that store these layers (in, out), and families that do not
+_TRANSPOSED_FAMILIES = frozenset(
+    {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder", "jais", "btlm"}
+)
+_PLAIN_FAMILIES = frozenset({"gpt_bigcode", "starcoder2", "gpt_neo", "qwen", "clip", "kosmos-2", "exaone"})
 
 
 def reduction_axis(name: str, config: Mapping[str, Any]) -> int | None:
     """The reduction axis of a linear layer: 1, (out, in), but 0 for layers that the GPT-2 family stores the other way round.
 
     Returns:
-        None where the name suggests such a layer and there is no `config.json` that could say.
+        None where the name suggests such a layer, and `config.json` does not say of which family it is.
     """
     if _TRANSPOSED.search(name) is None:
         return 1
-    if not config:
-        return None
-    types = {config.get("model_type"), *(v.get("model_type") for v in config.values() if isinstance(v, Mapping))}
-    return 0 if types & _TRANSPOSED_FAMILIES else 1
+    found = (config.get("model_type"), *(v.get("model_type") for v in config.values() if isinstance(v, Mapping)))
+    types = {value for value in found if isinstance(value, str)}
+    if types & _TRANSPOSED_FAMILIES:
+        return None if types & _PLAIN_FAMILIES else 0
+    return 1 if types & _PLAIN_FAMILIES else None
 
 
 def module_of(name: str) -> str:
@@ -77,13 +86,17 @@ def role_of(name: str, dtype: str, shape: tuple[int, ...], longest: int, partner
         partner: elements of the largest tensor of the same module, for scales.
     """
     last, module = name.rpartition(".")[2], module_of(name)
-    is_weight = last == "weight" or last == "in_proj_weight" or name == "weight"
+    is_weight = last == "weight" or last.endswith("_proj_weight")
     single = math.prod(shape) > 0 and sum(d > 1 for d in shape) <= 1
     if dtype == "BOOL":
         return Doubt("a weight of true and false") if is_weight and not single else Rule.BOOLEAN
     if _POSITIONS.match(last):
         return Rule.POSITIONS
-    if single and not (len(shape) == 2 and is_weight):
+    if last == "_extra_state":
+        return Rule.INDEX
+    if dtype in _FLOATS and _ELEMENTWISE.match(last):
+        return Rule.ELEMENTWISE
+    if single and not (len(shape) == 2 and is_weight and shape[0] > 1):
         return _vector(last, dtype, math.prod(shape), longest)
     if len(shape) == _CAUSAL and shape[:2] == (1, 1) and last == "bias":
         return Rule.POSITIONS
@@ -100,13 +113,13 @@ def _matrix(name: str, module: str) -> Matrix | Rule:
     inside = _NUMBERED.search(name) is not None
     if _TABLES.match(module) or name == "shared.weight":
         return Rule.TOKEN_TABLE
-    return Rule.HEAD if _HEADS.match(module) and not inside else Matrix()
+    return Rule.HEAD if name in _TOP or (_HEADS.match(module) and not inside) else Matrix()
 
 
 def _doubt(name: str, dtype: str, shape: tuple[int, ...], is_weight: bool) -> Rule | Doubt:
     if dtype not in _FLOATS:
         return Doubt(f"dtype {dtype} packs or encodes its weights")
-    if len(shape) == 3 and is_weight and shape[1] == 1 and shape[2] <= _SHORT:
+    if len(shape) == 3 and is_weight and shape[1] == 1 and shape[2] <= _SHORT and "conv1d" in name:
         return Rule.NARROW
     if len(shape) != 2:
         return Doubt(f"a tensor of {len(shape)} dimensions does not say which one is the reduction axis")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -13,10 +15,12 @@ from maskpro_deploy.validation.bitmask24 import DTYPES, Entries
 from maskpro_deploy.validation.names import Doubt, Matrix, role_of
 from maskpro_deploy.validation.source import Finding, Unchecked, Weight
 
-_ADAPTER = ("lora_", "lora.", "adapter", "_delta", "delta_")
-_ZERO_POINTS = ("weight_zero_point", "zero_point", "zeros", "qzeros")
+_ADAPTER = ("lora_", "lokr_", "loha_", "vera_")
+_ZERO_POINT = re.compile(r"zero|zp|offset")
+_SCALE = re.compile(r"^(weight_scale(_inv)?|scales?|SCB|absmax|_scale)$")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_ROUTER = re.compile(r"(^|\.)(gate|router|router\.layer|wg)\.weight$")
 _SMALL = 1 << 24  # bytes of scales and zero points that are looked at
-_INTEGERS = {"I8": np.int8, "U8": np.uint8, "I16": np.int16, "I32": np.int32, "I64": np.int64}
 
 
 class Neighbours:
@@ -25,11 +29,16 @@ class Neighbours:
     Args:
         entries: all of them.
         listed: names of the weights that masks list; None if nothing lists them.
+        config: the model's `config.json`.
     """
 
-    def __init__(self, entries: Entries, listed: Collection[str] | None) -> None:
+    def __init__(self, entries: Entries, listed: Collection[str] | None, config: Mapping[str, Any]) -> None:
         self._entries, self._listed = entries, listed
-        self._modules = {name.rpartition(".")[0] for name in listed or ()}
+        self._experts = {v for key in _EXPERTS for c in (config, *_parts(config)) if isinstance(v := c.get(key), int)}
+        self._modules = {path: name for name in listed or () for path in _tails(name.rpartition(".")[0])}
+        self._members: dict[str, list[str]] = {}
+        for name in entries:
+            self._members.setdefault(name.rpartition(".")[0], []).append(name)
         self._largest: dict[str, int] = {}
         for name, (_, entry) in entries.items():
             module = name.rpartition(".")[0]
@@ -48,16 +57,18 @@ class Neighbours:
 
     def judge(self, found: Finding, name: str) -> Finding:
         """What was found, in view of what stands next to it."""
+        entry = self._entries[name][1]
         if isinstance(found, Weight) and (reason := self._quantisation(name)):
-            return Unchecked(name=name, shape=found.shape, reason=reason, bytes=self._entries[name][1].bytes)
+            return Unchecked(name=name, shape=found.shape, reason=reason, bytes=entry.bytes)
+        if isinstance(found, Weight) and not found.listed and entry.shape[0] in self._experts and _ROUTER.search(name):
+            return Rule.ROUTER
         if self._listed is None or (isinstance(found, Weight) and found.listed):
             return found
-        entry = self._entries[name][1]
         owner = self._owner(name)
         if owner and not self._is_harmless(found, name, len(entry.shape)):
             reason = f"it belongs to {owner}, which is listed: it may change what that layer computes"
             return Unchecked(name=name, shape=entry.shape, reason=reason, bytes=entry.bytes)
-        if any(part in name for part in _ADAPTER) and not isinstance(found, Rule):
+        if any(part in name for part in _ADAPTER):
             return Unchecked(name=name, shape=entry.shape, reason="it may be an adapter of a listed layer", bytes=entry.bytes)
         return replace(found, declared=True) if isinstance(found, Unchecked) else found
 
@@ -66,10 +77,15 @@ class Neighbours:
         return role_of(name, entry.dtype, entry.shape, longest, self._largest.get(name.rpartition(".")[0], 0))
 
     def _owner(self, name: str) -> str:
-        """The listed layer that a tensor may belong to: its path is a part of the tensor's; "" if there is none."""
-        parts = name.split(".")
-        paths = (".".join(parts[a:b]) for b in range(len(parts) - 1, 0, -1) for a in range(b))
-        return next((path for path in paths if path in self._modules), "")
+        """The listed layer that a tensor may belong to, whatever its path is wrapped in or lacks; "" if there is none."""
+        words = _words(name)
+        for stop in range(len(words), 0, -1):
+            for start in range(stop):
+                layer = self._modules.get(words[start:stop])
+                # the weight of a layer of the same path in another part of the model is a layer of its own
+                if layer is not None and (words[stop:] != ("weight",) or words[start:stop] == _words(layer)[:-1]):
+                    return layer
+        return ""
 
     def _is_harmless(self, found: Finding, name: str, rank: int) -> bool:
         """Whether a tensor of a listed layer leaves alone which of its weights are zero: a bias, a scale, a mask."""
@@ -89,16 +105,40 @@ class Neighbours:
         module, dtype = name.rpartition(".")[0], self._entries[name][1].dtype
         if dtype != "I8" and not dtype.startswith("F8"):
             return ""
-        for last in _ZERO_POINTS:
-            file_entry = self._entries.get(f"{module}.{last}")
-            if file_entry is None:
-                continue
-            file, entry = file_entry
-            if entry.dtype not in _INTEGERS or entry.bytes > _SMALL or file.read(entry.offset, entry.bytes).any():
-                return f"its zero points ({last}) are not all zero, or are packed"
-        scale = self._entries.get(f"{module}.weight_scale")
-        if scale is not None and scale[1].dtype in DTYPES and scale[1].bytes <= _SMALL:
-            values = scale[0].read(scale[1].offset, scale[1].bytes).view(DTYPES[scale[1].dtype]).astype(np.float64)
-            if not np.isfinite(values).all() or (values == 0).any():
-                return "its scales are not all finite and above zero"
+        members = [n for m in (module, f"{module}.weight_quantizer") for n in self._members.get(m, ()) if n != name]
+        for member in members:
+            file, entry = self._entries[member]
+            last = member.rpartition(".")[2]
+            if _ZERO_POINT.search(last):
+                if entry.bytes > _SMALL or file.read(entry.offset, entry.bytes).any():
+                    return f"its zero points ({last}) are not all zero, or are packed"
+            elif _SCALE.match(last) and not self._is_positive(member):
+                return f"its scales ({last}) are not all finite and other than zero"
         return ""
+
+    def _is_positive(self, name: str) -> bool:
+        file, entry = self._entries[name]
+        if entry.dtype not in DTYPES:
+            return True  # a type of scales alone, or packed
+        if entry.bytes > _SMALL:
+            return False
+        values = file.read(entry.offset, entry.bytes).view(DTYPES[entry.dtype]).astype(np.float64)
+        return bool(np.isfinite(values).all() and (values != 0).all())
+
+
+def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    return (value for value in config.values() if isinstance(value, Mapping))
+
+
+def _words(name: str) -> tuple[str, ...]:
+    """The parts of a path, with dots or underscores between them."""
+    return tuple(part for part in re.split(r"[._]", name) if part)
+
+
+def _tails(module: str) -> Iterator[tuple[str, ...]]:
+    """The path of a module, and what is left of it without the names in front of its layer."""
+    words = _words(module)
+    yield words
+    number = next((i for i, word in enumerate(words) if word.isdigit()), 0)
+    if number > 1:
+        yield words[number - 1 :]

@@ -66,7 +66,13 @@ def write_index(folder, places):
         ("norm1.linear.weight", "F32", (64, 32), Matrix()),
         ("embedder.embed_proj.weight", "F32", (64, 32), Matrix()),
         ("time_embedding.linear_1.weight", "F32", (64, 32), Matrix()),
-        ("score.weight", "F32", (1, 32), Matrix()),
+        ("mlp.shared_expert_gate.weight", "F32", (1, 32), Rule.VECTOR),
+        ("score.weight", "F32", (3, 32), Rule.HEAD),
+        ("output.weight", "F32", (320, 32), Rule.HEAD),
+        ("layers.0.output.weight", "F32", (32, 32), Matrix()),
+        ("attn.q_proj_weight", "F32", (32, 32), Matrix()),
+        ("mixer.A_log", "F32", (64, 16), Rule.ELEMENTWISE),
+        ("vit.embeddings.position_embeddings", "F32", (1, 17, 32), Rule.POSITIONS),
         ("model.embed_tokens.weight", "BF16", (320, 32), Rule.TOKEN_TABLE),
         ("transformer.wpe.weight", "F32", (64, 32), Rule.TOKEN_TABLE),
         ("bert.embeddings.word_embeddings.weight", "F32", (320, 32), Rule.TOKEN_TABLE),
@@ -155,14 +161,51 @@ def test_an_adapter_under_another_prefix_is_not_passed(listed, prefix):
     assert not validate(listed).holds
 
 
+@pytest.mark.parametrize(
+    "name", ["lycoris_model_layers_1_mlp_up_proj.lokr_w1", "layers.1.mlp.up_proj.diff", "model_layers_1_mlp_up_proj.res"]
+)
+def test_an_adapter_in_another_spelling_is_not_passed(listed, name):
+    tensors = load_file(listed / "model.safetensors") | {name: np.ones((8, 32), np.float32)}
+    save_file(tensors, listed / "model.safetensors")
+    assert not validate(listed).holds
+
+
+def test_the_same_layer_of_another_part_of_the_model_is_a_layer_of_its_own(listed):
+    tensors = load_file(listed / "model.safetensors") | {"vision.layers.1.mlp.up_proj.weight": np.ones((8, 32), np.float32)}
+    save_file(tensors, listed / "model.safetensors")
+    assert validate(listed).holds
+
+
+def test_an_adapter_file_is_a_contradiction(unlisted):
+    (unlisted / "adapter_config.json").write_text("{}")
+    assert "not merged" in validate(unlisted).verdict
+
+
+def test_weights_of_inner_folders_are_named(unlisted):
+    (unlisted / "2_Dense").mkdir()
+    save_file({"w": np.ones((8, 8), np.float32)}, unlisted / "2_Dense" / "model.safetensors")
+    assert "2_Dense/model.safetensors" in validate(unlisted).notes[0]
+
+
+def test_a_router_is_known_by_its_name_and_the_number_of_experts(unlisted):
+    add(unlisted, model__layers__0__mlp__gate__weight=np.ones((4, 32), np.float32))
+    assert not validate(unlisted).holds
+    config = json.loads((unlisted / "config.json").read_text()) | {"num_local_experts": 4}
+    (unlisted / "config.json").write_text(json.dumps(config))
+    report = validate(unlisted)
+    assert report.holds
+    assert report.account.exempt[Rule.ROUTER] == 512
+
+
+@pytest.mark.parametrize(("scale_name", "zero_name"), [("weight_scale", "weight_zero_point"), ("SCB", "weight_zp")])
 @pytest.mark.parametrize(("zero", "scale", "holds"), [(0, 1.0, True), (3, 1.0, False), (0, np.inf, False), (0, 0.0, False)])
-def test_integers_count_with_their_zero_points_and_scales(unlisted, zero, scale, holds):
+def test_integers_count_with_their_zero_points_and_scales(unlisted, zero, scale, holds, scale_name, zero_name):
     weight = load_file(unlisted / "model.safetensors")[UP]
     module = UP.removesuffix("weight").replace(".", "__")
     extra = {
         module + "weight": (weight != 0).astype(np.int8) * 5,
-        module + "weight_scale": np.full((len(weight), 1), scale, np.float32),
-        module + "weight_zero_point": np.full((len(weight), 1), zero, np.int8),
+        module + scale_name: np.full((len(weight), 1), scale, np.float32),
+        module + zero_name: np.full((len(weight), 1), zero, np.int8),
     }
     add(unlisted, **extra)
     assert validate(unlisted).holds == holds
@@ -170,7 +213,14 @@ def test_integers_count_with_their_zero_points_and_scales(unlisted, zero, scale,
 
 @pytest.mark.parametrize(
     ("config", "axis"),
-    [({"model_type": "gpt2"}, 0), ({"model_type": "llama"}, 1), ({"decoder": {"model_type": "gpt2"}}, 0), ({}, None)],
+    [
+        ({"model_type": "gpt2"}, 0),
+        ({"model_type": "llama"}, None),
+        ({"model_type": "gpt_bigcode"}, 1),
+        ({"model_type": ["gpt2"]}, None),
+        ({"decoder": {"model_type": "gpt2"}}, 0),
+        ({}, None),
+    ],
 )
 def test_the_axis_of_layers_that_one_family_transposes(config, axis):
     assert reduction_axis("h.0.attn.c_attn.weight", config) == axis
