@@ -32,7 +32,7 @@ _SCALES = re.compile(
 )
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0", "F4"})
 _FEW = 64  # integers that are settings, not weights
-_SHORT = 16  # taps of a depthwise convolution over positions
+_SHORT = 8  # taps of a depthwise convolution over positions
 _CAUSAL = 4  # dimensions of a stored causal mask, the first two of them 1
 
 
@@ -119,7 +119,7 @@ def _matrix(name: str, module: str) -> Matrix | Rule:
 def _doubt(name: str, dtype: str, shape: tuple[int, ...], is_weight: bool) -> Rule | Doubt:
     if dtype not in _FLOATS:
         return Doubt(f"dtype {dtype} packs or encodes its weights")
-    if len(shape) == 3 and is_weight and shape[1] == 1 and shape[2] <= _SHORT and "conv1d" in name:
+    if len(shape) == 3 and is_weight and shape[1] == 1 and shape[2] <= _SHORT and "conv" in name:
         return Rule.NARROW
     if len(shape) != 2:
         return Doubt(f"a tensor of {len(shape)} dimensions does not say which one is the reduction axis")
