@@ -13,28 +13,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from maskpro_deploy.exporters.builder_flags import BuilderFlags as BuilderFlags
     from maskpro_deploy.exporters.bundle import export as export
-    from maskpro_deploy.exporters.engine import build_engine as build_engine
-    from maskpro_deploy.exporters.engine_report import EngineReport as EngineReport
-    from maskpro_deploy.exporters.logit_figures import Verification as Verification
-    from maskpro_deploy.exporters.parity import Reference as Reference
-    from maskpro_deploy.exporters.parity import verification_prompts as verification_prompts
-    from maskpro_deploy.exporters.parity import verify as verify
-    from maskpro_deploy.exporters.settings import EngineConfig as EngineConfig
-    from maskpro_deploy.exporters.settings import ExportConfig as ExportConfig
+    from maskpro_deploy.exporters.checks.logit_figures import Verification as Verification
+    from maskpro_deploy.exporters.checks.parity import Reference as Reference
+    from maskpro_deploy.exporters.checks.parity import verification_prompts as verification_prompts
+    from maskpro_deploy.exporters.checks.parity import verify as verify
+    from maskpro_deploy.exporters.config import ExportConfig as ExportConfig
+    from maskpro_deploy.exporters.engines.build import build_engine as build_engine
+    from maskpro_deploy.exporters.engines.builder_flags import BuilderFlags as BuilderFlags
+    from maskpro_deploy.exporters.engines.config import EngineConfig as EngineConfig
+    from maskpro_deploy.exporters.engines.report import EngineReport as EngineReport
 
 _WHERE = {
-    "BuilderFlags": "builder_flags",
-    "EngineConfig": "settings",
-    "EngineReport": "engine_report",
-    "ExportConfig": "settings",
-    "Reference": "parity",
-    "Verification": "logit_figures",
-    "build_engine": "engine",
+    "BuilderFlags": "engines.builder_flags",
+    "EngineConfig": "engines.config",
+    "EngineReport": "engines.report",
+    "ExportConfig": "config",
+    "Reference": "checks.parity",
+    "Verification": "checks.logit_figures",
+    "build_engine": "engines.build",
     "export": "bundle",
-    "verification_prompts": "parity",
-    "verify": "parity",
+    "verification_prompts": "checks.parity",
+    "verify": "checks.parity",
 }
 __all__ = [
     "BuilderFlags",

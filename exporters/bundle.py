@@ -15,29 +15,29 @@ from typing import Any
 from maskpro_deploy.checkpoint import Checkpoint, copy_side_files
 from maskpro_deploy.data import load_tokenizer
 from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, InputError
-from maskpro_deploy.exporters.blob import Blob, Quantised, check_weights, write_weights
-from maskpro_deploy.exporters.calibration import calibrate
-from maskpro_deploy.exporters.graph import Graph as OnnxGraph
-from maskpro_deploy.exporters.graph import Weight
-from maskpro_deploy.exporters.graph_file import metadata, write_graph
-from maskpro_deploy.exporters.half_precision import NotRounded
-from maskpro_deploy.exporters.half_report import describe_unverified, explain_difference, with_underflow
-from maskpro_deploy.exporters.kv_forms import FORMS
-from maskpro_deploy.exporters.layers import Layers
+from maskpro_deploy.exporters.checks.half_precision import NotRounded
+from maskpro_deploy.exporters.checks.half_report import describe_unverified, explain_difference, with_underflow
+from maskpro_deploy.exporters.checks.parity import OutOfRange, Reference, verification_prompts, verify, verify_siblings
+from maskpro_deploy.exporters.checks.proof import claim, prove, prunable
+from maskpro_deploy.exporters.config import ExportConfig
+from maskpro_deploy.exporters.frontends.templates import TEMPLATES as TEMPLATES
+from maskpro_deploy.exporters.frontends.templates import Template, template_for
+from maskpro_deploy.exporters.graph.builder import Graph as OnnxGraph
+from maskpro_deploy.exporters.graph.builder import Weight
+from maskpro_deploy.exporters.graph.cache_forms.forms import FORMS
+from maskpro_deploy.exporters.graph.data_file import Blob, Quantised, check_weights, write_weights
+from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig
+from maskpro_deploy.exporters.graph.layers import Layers
+from maskpro_deploy.exporters.graph.model_file import metadata, write_graph
+from maskpro_deploy.exporters.graph.underflow import Underflow
 from maskpro_deploy.exporters.layouts import data_path, graph_path, write_genai
-from maskpro_deploy.exporters.model_config import DecoderConfig
-from maskpro_deploy.exporters.parity import OutOfRange, Reference, verification_prompts, verify, verify_siblings
-from maskpro_deploy.exporters.proof import claim, prove, prunable
-from maskpro_deploy.exporters.settings import ExportConfig
+from maskpro_deploy.exporters.quantize.calibration import calibrate
 from maskpro_deploy.exporters.special_tokens import end_tokens, token_id
-from maskpro_deploy.exporters.templates import TEMPLATES as TEMPLATES
-from maskpro_deploy.exporters.templates import Template, template_for
-from maskpro_deploy.exporters.underflow import Underflow
-from maskpro_deploy.files import check_free, copy_file, new_folder
 from maskpro_deploy.manifest import FileEntry, Graph, Manifest, ModelShape, SparseWeight, file_entry
 from maskpro_deploy.masks import MASKS_FILE
-from maskpro_deploy.progress import SILENT, Progress
-from maskpro_deploy.working_folder import working_folder
+from maskpro_deploy.system.files import check_free, copy_file, new_folder
+from maskpro_deploy.system.progress import SILENT, Progress
+from maskpro_deploy.system.working_folder import working_folder
 
 _STATIC_LENGTH = 2048  # slots of a `static` cache, unless --max-length says; attention runs over all of them
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.exporters.special_tokens import read_optional
-from maskpro_deploy.files import write_json
 from maskpro_deploy.manifest import Graph, ModelShape
+from maskpro_deploy.system.files import write_json
 
 LAYOUTS = ("bundle", "hub", "genai")
 GENAI_FILE = "genai_config.json"

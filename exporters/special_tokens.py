@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from maskpro_deploy.errors import FormatError
-from maskpro_deploy.files import read_json
+from maskpro_deploy.system.files import read_json
 
 _END_NAMES = ("eos_token", "eot_token", "end_of_turn_token")
 

@@ -23,9 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from maskpro_deploy.errors import FormatError, InputError
-from maskpro_deploy.files import copy_file, new_folder, read_json, write_json
 from maskpro_deploy.masks import MASKS_FILE, MaskSet
-from maskpro_deploy.progress import SILENT, Progress
+from maskpro_deploy.system.files import copy_file, new_folder, read_json, write_json
+from maskpro_deploy.system.progress import SILENT, Progress
 
 LEARN_FILE = "learn.json"
 INDEX_FILE = "model.safetensors.index.json"

@@ -29,8 +29,8 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from maskpro_deploy.errors import ConfigError, FormatError, InputError
-from maskpro_deploy.files import read_json
 from maskpro_deploy.rows import file_rows, hub_rows, read_plain
+from maskpro_deploy.system.files import read_json
 
 BUILTIN = "builtin"
 HELD_OUT = "builtin:heldout"

@@ -17,9 +17,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from maskpro_deploy.errors import ConfigError, InputError, MaskProError
-from maskpro_deploy.extras import require
-from maskpro_deploy.progress import SILENT, Meter, Progress
-from maskpro_deploy.targets import RunConfig, Target, find_target, open_target
+from maskpro_deploy.system.extras import require
+from maskpro_deploy.system.progress import SILENT, Meter, Progress
+from maskpro_deploy.targets.models import RunConfig, Target, find_target, open_target
 
 if TYPE_CHECKING:
     from maskpro_deploy.evaluate.harness import Answers, HarnessLM

@@ -36,9 +36,9 @@ from pathlib import Path, PurePosixPath
 from types import UnionType
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
-from maskpro_deploy import __version__
+from maskpro_deploy._version import __version__
 from maskpro_deploy.errors import FormatError, InputError
-from maskpro_deploy.files import read_json, sha256_file, write_json
+from maskpro_deploy.system.files import read_json, sha256_file, write_json
 
 SCHEMA = "maskpro-deploy/bundle"
 VERSION = 1

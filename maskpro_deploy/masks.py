@@ -26,10 +26,10 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from maskpro_deploy import __version__
+from maskpro_deploy._version import __version__
 from maskpro_deploy.errors import FormatError, InputError, PatternError
-from maskpro_deploy.files import atomic_file
 from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.system.files import atomic_file
 
 FORMAT = "maskpro-deploy/masks"
 VERSION = "1"

@@ -18,8 +18,8 @@ import zipfile
 from pathlib import Path
 
 from maskpro_deploy.errors import DownloadError, FormatError, InputError
-from maskpro_deploy.extras import require
-from maskpro_deploy.files import cache_folder, disk_errors, new_folder, sha256_file
+from maskpro_deploy.system.extras import require
+from maskpro_deploy.system.files import cache_folder, disk_errors, new_folder, sha256_file
 
 log = logging.getLogger(__name__)
 

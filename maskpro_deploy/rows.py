@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from maskpro_deploy.errors import DownloadError, FormatError, InputError
-from maskpro_deploy.extras import require
+from maskpro_deploy.system.extras import require
 
 _ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".json.gz")
 

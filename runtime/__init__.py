@@ -6,13 +6,13 @@
 Nothing here needs torch or transformers. The server's own modules need the `serve` extra and are imported by name.
 """
 
-from maskpro_deploy.runtime.base_session import Session
-from maskpro_deploy.runtime.completion import Completion
-from maskpro_deploy.runtime.config import RuntimeConfig, ServeConfig
-from maskpro_deploy.runtime.engine import Engine, load
-from maskpro_deploy.runtime.refusals import ContextLengthError, EngineDeadError, OverloadedError
-from maskpro_deploy.runtime.sampling import SamplingParams, Score
-from maskpro_deploy.runtime.session import OrtSession, SessionConfig, open_session
+from maskpro_deploy.runtime.generate.completion import Completion
+from maskpro_deploy.runtime.generate.config import RuntimeConfig, ServeConfig
+from maskpro_deploy.runtime.generate.generator import Engine, load
+from maskpro_deploy.runtime.generate.refusals import ContextLengthError, EngineDeadError, OverloadedError
+from maskpro_deploy.runtime.generate.sampling import SamplingParams, Score
+from maskpro_deploy.runtime.sessions.base import Session
+from maskpro_deploy.runtime.sessions.session import OrtSession, SessionConfig, open_session
 
 __all__ = [
     "Completion",

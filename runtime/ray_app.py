@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from maskpro_deploy.errors import ConfigError
-from maskpro_deploy.extras import require
 from maskpro_deploy.manifest import Manifest
-from maskpro_deploy.runtime.config import ServeConfig
-from maskpro_deploy.runtime.engine import DEAD, Engine, load
-from maskpro_deploy.runtime.server import create_app
+from maskpro_deploy.runtime.generate.config import ServeConfig
+from maskpro_deploy.runtime.generate.generator import DEAD, Engine, load
+from maskpro_deploy.runtime.http.server import create_app
+from maskpro_deploy.system.extras import require
 
 _engine: Engine | None = None  # the one engine of this replica's process
 

@@ -1,7 +1,9 @@
-"""Fixtures shared by all tests: a tiny real LLaMA checkpoint, dense and sparse."""
+"""Fixtures shared by all tests: a tiny real LLaMA checkpoint, dense and sparse, and its bundles."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import HealthCheck, settings
 from tiny_model import magnitude_masks, write_tiny
 
 from maskpro_deploy.checkpoint import Checkpoint, save_sparse
+from maskpro_deploy.exporters import ExportConfig, export
 from maskpro_deploy.pattern import NMPattern
 
 # how fast a machine draws inputs is no property of this project: on a busy one the first draw alone can take over a second
@@ -28,4 +31,40 @@ def tiny_sparse(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     out = tmp_path_factory.mktemp("tiny") / "sparse"
     dense = Checkpoint.open(tiny_checkpoint)
     save_sparse(dense, magnitude_masks(dense, NMPattern(2, 4)), out, {"method": "magnitude"})
+    return out
+
+
+@pytest.fixture(scope="session")
+def dense_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dense tiny model as a bundle (read only)."""
+    out = tmp_path_factory.mktemp("bundles") / "dense-bundle"
+    export(tiny_checkpoint, out, ExportConfig())
+    return out
+
+
+@pytest.fixture(scope="session")
+def sparse_bundle(tiny_sparse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 2:4 tiny model as a bundle (read only)."""
+    out = tmp_path_factory.mktemp("bundles") / "sparse-bundle"
+    export(tiny_sparse, out, ExportConfig())
+    return out
+
+
+@pytest.fixture(scope="session")
+def other_tokenizer(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dense tiny model with two tokens of its vocabulary swapped (read only)."""
+    folder = tmp_path_factory.mktemp("other") / "model"
+    shutil.copytree(tiny_checkpoint, folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["e"], vocabulary["t"] = vocabulary["t"], vocabulary["e"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def half_bundle(tiny_sparse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 2:4 tiny model as an fp16 bundle (read only)."""
+    out = tmp_path_factory.mktemp("bundles") / "half-bundle"
+    export(tiny_sparse, out, ExportConfig(dtype="fp16"))
     return out

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskpro_deploy import extras, rows
+from maskpro_deploy import rows
 from maskpro_deploy.data import (
     BUILTIN,
     HELD_OUT,
@@ -24,6 +24,7 @@ from maskpro_deploy.data import (
     windows,
 )
 from maskpro_deploy.errors import ConfigError, FormatError, InputError, MissingExtraError
+from maskpro_deploy.system import extras
 
 
 class TestBuiltin:

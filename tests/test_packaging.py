@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from maskpro_deploy import __version__
-from maskpro_deploy.doctor import BASE
-from maskpro_deploy.extras import EXTRAS
+from maskpro_deploy.doctor.machine import BASE
+from maskpro_deploy.system.extras import EXTRAS
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -70,8 +70,10 @@ def test_the_doctor_knows_the_base():
     assert sorted(distribution(d) for d in PYPROJECT["project"]["dependencies"]) == sorted(BASE.values())
 
 
-def test_the_version_is_written_once_more_only_here():
-    assert PYPROJECT["project"]["version"] == __version__
+def test_the_version_stands_in_one_place():
+    assert "version" in PYPROJECT["project"]["dynamic"]
+    assert PYPROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "maskpro_deploy._version.__version__"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
 
 
 @pytest.mark.parametrize(("link", "target"), REAL.items())
@@ -103,8 +105,8 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_every_module_and_data_file_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         held = {n for n in archive.namelist() if ".dist-info/" not in n}
-    data = {"maskpro_deploy/py.typed", "maskpro_deploy/learn/native_step.c", "maskpro_deploy/text/corpus.jsonl.xz"}
-    data |= {f"maskpro_deploy/bench/{p.name}" for p in (ROOT / "maskpro_deploy" / "bench").glob("*.html")}
+    data = {"maskpro_deploy/py.typed", "maskpro_deploy/learn/kernels/native_step.c", "maskpro_deploy/text/corpus.jsonl.xz"}
+    data |= {f"maskpro_deploy/reports/{p.name}" for p in (ROOT / "maskpro_deploy" / "reports").glob("*.html")}
     assert held == set(modules()) | data
 
 

@@ -72,7 +72,7 @@ def test_all_commands_run_in_the_order_shown(home: Path) -> None:
 def test_the_python_examples_run(home: Path) -> None:
     pytest.importorskip("openai")
     from maskpro_deploy.exporters import export
-    from maskpro_deploy.runtime.serving import running_server
+    from maskpro_deploy.runtime.http.lifecycle import running_server
 
     learn, chat = PYTHON
     assert "learn_masks" in learn

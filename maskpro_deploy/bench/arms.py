@@ -27,7 +27,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from maskpro_deploy.bench import stats
+from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.errors import ConfigError
 
 log = logging.getLogger(__name__)

@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from maskpro_deploy.bench import plots, stats, wording
+from maskpro_deploy.bench import wording
 from maskpro_deploy.bench.model import Case
-from maskpro_deploy.bench.plots import Bar
-from maskpro_deploy.bench.report import CodeSection, ListSection, PlotSection, Report, Section, TableSection
 from maskpro_deploy.bench.saved import Saved
+from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.summary import UNKNOWN, markdown_page, number
 from maskpro_deploy.errors import InputError
 
@@ -239,40 +238,6 @@ def notes(found: Comparison) -> list[str]:
     lines.append(wording.family_note(len(found.pairs), found.least_difference))
     lines += ["The interval takes the sessions of the two runs as independent.", *found.left_out]
     return lines
-
-
-def page(found: Comparison) -> Report:
-    """The report."""
-    bars = [
-        Bar(
-            name=f"{p.case.label}: {p.name}",
-            value=p.ratio.speedup,
-            low=p.ratio.low,
-            high=p.ratio.high,
-            note=f"{p.ratio.speedup:.3f}x",
-            colour=place,
-        )
-        for place, name in enumerate(dict.fromkeys(p.name for p in found.pairs))
-        for p in found.pairs
-        if p.name == name and p.ratio is not None
-    ]
-    sections: list[Section] = [
-        TableSection(title="What differs between the runs", header=("what", "A", "B"), rows=found.differences)
-        if found.differences
-        else ListSection(title="What differs between the runs", points=["nothing that was recorded"]),
-        TableSection(title="Compared", header=COLUMNS, rows=rows(found)),
-        ListSection(title="How to read this", points=notes(found), warning=False),
-    ]
-    if bars:
-        plot = plots.bars(bars, x_label="speed of B over speed of A", description="Speed of B over speed of A in each case.")
-        sections.append(PlotSection(title="Speed of B over A", plot=plot, caption="With 95 % intervals."))
-    sections.append(CodeSection(title="How to reproduce", code=str(found.environment["command_line"])))
-    return Report(
-        title=f"Benchmark: two {found.kind} runs",
-        headline=headline(found),
-        subtitle=f"A: {found.a}, B: {found.b}",
-        sections=sections,
-    )
 
 
 def markdown(found: Comparison) -> str:

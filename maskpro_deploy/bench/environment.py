@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from maskpro_deploy import __version__
+from maskpro_deploy._version import __version__
 
 _PACKAGES = (
     "aiohttp",

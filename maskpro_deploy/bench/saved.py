@@ -18,7 +18,7 @@ from maskpro_deploy.bench.result import METRIC, RESULT_FILE, SCHEMA, VERSION, Ca
 from maskpro_deploy.bench.roofline import Arithmetic, Bandwidth
 from maskpro_deploy.bench.sessions import SELF
 from maskpro_deploy.errors import FormatError, InputError
-from maskpro_deploy.files import read_json
+from maskpro_deploy.system.files import read_json
 
 KINDS = ("latency", "throughput")
 # schema -> the command that writes it

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from maskpro_deploy.commands._shared import DURATION, PATH, PATTERN, emit, json_option, table
+from maskpro_deploy.commands.options import DURATION, PATH, PATTERN, json_option
 from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.system.output import emit, table
 
 if TYPE_CHECKING:
     from maskpro_deploy.exporters import EngineReport
-    from maskpro_deploy.exporters.engine_report import LayerRow
+    from maskpro_deploy.exporters.engines.report import LayerRow
 
 
 @click.command("build-engine")
@@ -60,19 +61,19 @@ def command(bundle: Path, report: Path | None, as_json: bool, **options: Any) ->
       maskpro-deploy build-engine bundle --profiles 'prefill:1x128,4x512 decode:1,8' --compare-dense --report engine.html
     """
     from maskpro_deploy.exporters import build_engine
-    from maskpro_deploy.progress import Meter
+    from maskpro_deploy.system.progress import Meter
 
     config = _config(options)
     if report is not None:
-        from maskpro_deploy.extras import require
+        from maskpro_deploy.system.extras import require
 
         require("report", "writing an HTML report")
     meter = Meter("building", "s")
     built = build_engine(bundle, config, meter)
     meter.close()
     if report is not None:
-        from maskpro_deploy.bench.report import write
-        from maskpro_deploy.commands._engine_page import page
+        from maskpro_deploy.reports.blocks import write
+        from maskpro_deploy.reports.engine import page
 
         write(page(bundle, built), report)
     emit(as_json, built.to_json(), _text(bundle, built))
@@ -80,7 +81,7 @@ def command(bundle: Path, report: Path | None, as_json: bool, **options: Any) ->
 
 def _config(options: dict[str, Any]) -> Any:
     from maskpro_deploy.exporters import EngineConfig
-    from maskpro_deploy.exporters.builder_flags import BuilderFlags, parse_bytes
+    from maskpro_deploy.exporters.engines.builder_flags import BuilderFlags, parse_bytes
 
     sparsity: NMPattern = options["sparsity"]
     workspace = options["workspace"]

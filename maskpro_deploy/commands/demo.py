@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from maskpro_deploy.commands._shared import DURATION, PATH, emit, json_option, seed_option, table
+from maskpro_deploy.commands.options import DURATION, PATH, json_option, seed_option
 from maskpro_deploy.errors import InputError
+from maskpro_deploy.system.output import emit, table
 
 MARKER = "result.json"
 
@@ -28,12 +29,12 @@ def command(out: Path, budget_s: float, seed: int, as_json: bool) -> None:
       maskpro-deploy demo
       maskpro-deploy demo --budget 15m --out results
     """
-    from maskpro_deploy.commands import _demo_report
-    from maskpro_deploy.commands._demo_steps import Demo, check_platform
+    from maskpro_deploy.demo import page as _demo_report
+    from maskpro_deploy.demo.steps import Demo, check_platform
 
     check_platform()
-    from maskpro_deploy.bench.report import REPORT_FILE, write
-    from maskpro_deploy.files import write_json
+    from maskpro_deploy.reports.blocks import REPORT_FILE, write
+    from maskpro_deploy.system.files import write_json
 
     _check_out(out)
     demo = Demo(out=out, budget_s=budget_s, seed=seed)

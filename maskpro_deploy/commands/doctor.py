@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from maskpro_deploy.commands._shared import PATH, emit, json_option
+from maskpro_deploy.commands.options import PATH, json_option
 from maskpro_deploy.errors import MachineError
+from maskpro_deploy.system.output import emit
 
 if TYPE_CHECKING:
-    from maskpro_deploy.doctor import Ability, Diagnosis
+    from maskpro_deploy.doctor.machine import Ability, Diagnosis
 
 _GIB = 1 << 30
 
@@ -33,12 +34,12 @@ def command(bundle: Path | None, as_json: bool) -> None:
       maskpro-deploy doctor bundle
       maskpro-deploy doctor --json
     """
-    from maskpro_deploy.doctor import examine
+    from maskpro_deploy.doctor.machine import examine
 
     diagnosis = examine()
     value, text = diagnosis.to_json(), render(diagnosis)
     if bundle is not None and diagnosis.healthy:
-        from maskpro_deploy.commands._doctor_bundle import examine_bundle
+        from maskpro_deploy.doctor.bundle import examine_bundle
 
         found = examine_bundle(bundle, diagnosis)
         value["bundle"] = [dataclasses.asdict(item) for item in found]

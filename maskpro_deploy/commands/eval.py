@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from maskpro_deploy.commands._shared import PATH, emit, force_option, json_option, table, threads_option
+from maskpro_deploy.commands.options import PATH, force_option, json_option, threads_option
 from maskpro_deploy.errors import ConfigError, InputError
+from maskpro_deploy.system.output import emit, table
 
 if TYPE_CHECKING:
     from maskpro_deploy.evaluate.result import Result
@@ -94,7 +95,7 @@ def command(
       maskpro-deploy eval sparse --against demo --protocol wikitext2-wanda --data wikitext2=wiki.test.raw
       maskpro-deploy eval sparse bundle --tasks hellaswag,piqa
     """
-    from maskpro_deploy.targets import RunConfig, find_target
+    from maskpro_deploy.targets.models import RunConfig, find_target
 
     _refuse_unused(context, _TASKS_ONLY if tasks is None else _PROTOCOL_ONLY, "--tasks" if tasks is None else None)
     names = [*([against] if against is not None else []), *targets]
@@ -104,8 +105,8 @@ def command(
     _check_out(out)
     result: Result
     if tasks is None:
-        from maskpro_deploy.commands import _eval_perplexity
         from maskpro_deploy.evaluate.published import choose
+        from maskpro_deploy.runs import perplexity as _eval_perplexity
 
         chosen = choose(
             protocol, data=source, window=window, stride=stride, max_windows=max_windows, joining=joining, bos=bos
@@ -113,8 +114,8 @@ def command(
         found = [find_target(name) for name in names]
         result = _eval_perplexity.measure(found, found[0] if against is not None else None, chosen, run, out, force=force)
     else:
-        from maskpro_deploy.commands import _eval_tasks
         from maskpro_deploy.evaluate.tasks import TaskSettings
+        from maskpro_deploy.runs import tasks as _eval_tasks
 
         settings = TaskSettings(
             names=tuple(n.strip() for n in tasks.split(",")),
@@ -142,7 +143,7 @@ def _refuse_unused(context: click.Context, names: tuple[str, ...], needed: str |
 
 def _check_out(out: Path | None) -> None:
     """What the report needs has to be here before anything long has run."""
-    from maskpro_deploy.extras import require
+    from maskpro_deploy.system.extras import require
 
     if out is not None:
         require("report", "writing report.html")
@@ -150,10 +151,10 @@ def _check_out(out: Path | None) -> None:
 
 def _write(result: Result, out: Path) -> None:
     """result.json, report.md and report.html beside the log, each whole or not at all."""
-    from maskpro_deploy.bench.report import REPORT_FILE, write
-    from maskpro_deploy.commands._eval_page import page
     from maskpro_deploy.evaluate.result import MARKDOWN_FILE, RESULT_FILE, markdown
-    from maskpro_deploy.files import atomic_file, write_json
+    from maskpro_deploy.reports.blocks import REPORT_FILE, write
+    from maskpro_deploy.reports.quality import page
+    from maskpro_deploy.system.files import atomic_file, write_json
 
     write_json(out / RESULT_FILE, result.to_json())
     with atomic_file(out / MARKDOWN_FILE) as temporary:

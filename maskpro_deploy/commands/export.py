@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from maskpro_deploy.commands._shared import PATH, PATTERN, emit, force_option, json_option
-from maskpro_deploy.commands._verification_text import verification_lines
+from maskpro_deploy.commands.options import PATH, PATTERN, force_option, json_option
 from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.reports.verification import verification_lines
+from maskpro_deploy.system.output import emit
 
 if TYPE_CHECKING:
     from maskpro_deploy.exporters import Reference
@@ -101,9 +102,9 @@ def command(
       maskpro-deploy export sparse --out small --quantize int4 --method calibrated --forms cat,gqa
     """
     from maskpro_deploy.exporters import ExportConfig, export
-    from maskpro_deploy.files import check_free
     from maskpro_deploy.models import resolve
-    from maskpro_deploy.progress import Meter
+    from maskpro_deploy.system.files import check_free
+    from maskpro_deploy.system.progress import Meter
 
     config = ExportConfig(
         dtype=dtype,
@@ -143,7 +144,7 @@ def command(
 
 def _cannot_verify() -> str:
     """Why the bundle cannot be compared with the checkpoint here; "" if it can."""
-    from maskpro_deploy.extras import missing
+    from maskpro_deploy.system.extras import missing
 
     if absent := sorted({*missing("learn"), *missing("cpu")}):
         return f"{', '.join(absent)} not installed; pip install 'maskpro-deploy[learn,cpu]'"

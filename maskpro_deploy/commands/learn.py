@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from maskpro_deploy.commands._shared import PATH, PATTERN, DurationType, emit, force_option, json_option, seed_option, table
-from maskpro_deploy.extras import require
+from maskpro_deploy.commands.options import PATH, PATTERN, DurationType, force_option, json_option, seed_option
 from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.system.extras import require
+from maskpro_deploy.system.output import emit, table
 
 
 @click.command()
@@ -104,11 +105,11 @@ def command(
     """
     require("learn", "learning a mask")
     from maskpro_deploy.data import load_texts
-    from maskpro_deploy.files import check_free
     from maskpro_deploy.learn import LearnConfig, learn_checkpoint
     from maskpro_deploy.learn.monitor import JsonLog, Observer, TensorBoardLog
     from maskpro_deploy.models import resolve
-    from maskpro_deploy.progress import Meter
+    from maskpro_deploy.system.files import check_free
+    from maskpro_deploy.system.progress import Meter
 
     config = LearnConfig(**settings)
     check_free(out, force=force)
@@ -129,8 +130,8 @@ def command(
     rows = _rows(config.pattern, figures)
     if report_file is not None:
         from maskpro_deploy.bench.environment import command_line
-        from maskpro_deploy.bench.report import write
-        from maskpro_deploy.commands import _learn_page
+        from maskpro_deploy.reports import learning as _learn_page
+        from maskpro_deploy.reports.blocks import write
 
         write(_learn_page.build(result, config, rows, command_line(sys.argv)), report_file)
     emit(as_json, {"out": str(out), "sparsity": str(config.pattern), **figures}, f"{table(rows)}\nwritten to {out}")

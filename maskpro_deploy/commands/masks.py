@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from maskpro_deploy.commands._shared import PATH, emit, force_option, json_option, table
+from maskpro_deploy.commands.options import PATH, force_option, json_option
+from maskpro_deploy.system.output import emit, table
 
 
 @click.group()
@@ -133,13 +134,13 @@ def apply(masks: Path, model: str, out: Path, force: bool, as_json: bool) -> Non
     Example:
       maskpro-deploy masks apply masks.safetensors --model demo --out sparse
     """
-    from maskpro_deploy import __version__
+    from maskpro_deploy._version import __version__
     from maskpro_deploy.checkpoint import Checkpoint, save_sparse
     from maskpro_deploy.errors import InputError
-    from maskpro_deploy.files import check_free
     from maskpro_deploy.masks import MaskSet
     from maskpro_deploy.models import resolve
-    from maskpro_deploy.progress import Meter
+    from maskpro_deploy.system.files import check_free
+    from maskpro_deploy.system.progress import Meter
 
     check_free(out, force=force)
     path = _file(masks)

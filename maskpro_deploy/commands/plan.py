@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from maskpro_deploy.commands._shared import PATTERN, emit, json_option, table
-from maskpro_deploy.extras import require
+from maskpro_deploy.commands.options import PATTERN, json_option
+from maskpro_deploy.system.extras import require
+from maskpro_deploy.system.output import emit, table
 
 if TYPE_CHECKING:
     from maskpro_deploy.learn import LearnConfig

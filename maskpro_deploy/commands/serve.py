@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from maskpro_deploy.commands._shared import DURATION, PATH, engine_option, form_option, threads_option
-from maskpro_deploy.extras import require
+from maskpro_deploy.commands.options import DURATION, PATH, engine_option, form_option, threads_option
+from maskpro_deploy.system.extras import require
+from maskpro_deploy.targets.servers import LOOPBACK
 
 INTERRUPTED = 130
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "trt-native")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @click.command("serve")
@@ -83,7 +83,7 @@ def command(
     if provider != "trt-native":
         require("cpu", "running a bundle")
     from maskpro_deploy.runtime import RuntimeConfig, ServeConfig
-    from maskpro_deploy.runtime.serving import serve
+    from maskpro_deploy.runtime.http.lifecycle import serve
 
     config = ServeConfig(
         host=host,

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from maskpro_deploy.commands._shared import PATH, PATTERN, emit, json_option, table, threads_option
+from maskpro_deploy.commands.options import PATH, PATTERN, json_option, threads_option
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.pattern import NMPattern
-from maskpro_deploy.progress import Meter
+from maskpro_deploy.system.output import emit, table
+from maskpro_deploy.system.progress import Meter
 
 if TYPE_CHECKING:
     from maskpro_deploy.validation import TensorReport, Unchecked, ValidationReport
@@ -55,8 +56,8 @@ def command(
       maskpro-deploy validate model.onnx --sparsity 2:4 --at-most
       maskpro-deploy validate mask_compressed.npz --html report.html
     """
-    from maskpro_deploy.extras import require as require_extra
     from maskpro_deploy.models import DEMO, resolve
+    from maskpro_deploy.system.extras import require as require_extra
     from maskpro_deploy.validation import validate
 
     if html is not None:
@@ -76,8 +77,8 @@ def command(
     finally:
         meter.close()
     if html is not None:
-        from maskpro_deploy.bench.report import write
-        from maskpro_deploy.commands._validate_page import build
+        from maskpro_deploy.reports.blocks import write
+        from maskpro_deploy.reports.proof import build
 
         write(build(report), html)
     emit(as_json, report.to_json(), render(report))

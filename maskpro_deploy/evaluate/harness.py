@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 from maskpro_deploy.errors import CheckFailed, ConfigError, InputError
 from maskpro_deploy.evaluate.protocol import Ints
 from maskpro_deploy.evaluate.scores import Logits, log_probabilities
-from maskpro_deploy.progress import SILENT, Progress
+from maskpro_deploy.system.progress import SILENT, Progress
 
 MAX_NEW_TOKENS = 256  # where a task does not say it; the harness's own default
 _LOGIT_VALUES = 1 << 27  # of one batch: 512 MiB in fp32

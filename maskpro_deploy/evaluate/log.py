@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.evaluate.scores import WindowScore
-from maskpro_deploy.files import disk_errors
+from maskpro_deploy.system.files import disk_errors
 
 LOG_FILE = "results.jsonl"
 SCHEMA = "maskpro-deploy/eval-log"

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from maskpro_deploy.errors import CheckFailed, ConfigError, InputError
 from maskpro_deploy.evaluate.protocol import Ints, scored_tokens
-from maskpro_deploy.progress import SILENT, Progress
+from maskpro_deploy.system.progress import SILENT, Progress
 
 Floats = npt.NDArray[np.float64]
 Logits = npt.NDArray[np.float32]

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from maskpro_deploy.errors import CheckFailed, ConfigError, DownloadError, FormatError, InputError, MaskProError
-from maskpro_deploy.extras import require
-from maskpro_deploy.files import sha256_file
+from maskpro_deploy.system.extras import require
+from maskpro_deploy.system.files import sha256_file
 
 BOOTSTRAPS = 1000  # resamples for standard errors that have no closed form
 SEED = 1234  # of few-shot examples; the harness's own

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from maskpro_deploy import __version__
+from maskpro_deploy._version import __version__
 from maskpro_deploy.checkpoint import Checkpoint, save_sparse
 from maskpro_deploy.data import (
     HELD_OUT,
@@ -30,18 +30,18 @@ from maskpro_deploy.data import (
     windows,
 )
 from maskpro_deploy.errors import ConfigError, InputError, Interrupted, MachineError
-from maskpro_deploy.files import check_free
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.estimator import Windows
-from maskpro_deploy.learn.experts import checkpoint_name
-from maskpro_deploy.learn.memory import tuned_process
-from maskpro_deploy.learn.model import LearningModel, faster_dtype, prunable_layers
+from maskpro_deploy.learn.estimators.base import Windows
+from maskpro_deploy.learn.model.experts import checkpoint_name
+from maskpro_deploy.learn.model.memory import tuned_process
+from maskpro_deploy.learn.model.model import LearningModel, faster_dtype, prunable_layers
 from maskpro_deploy.learn.monitor import Observer
 from maskpro_deploy.learn.state import StateStore
 from maskpro_deploy.learn.trainer import Point, Trainer
 from maskpro_deploy.masks import MASKS_FILE, MaskSet
 from maskpro_deploy.models import resolve
-from maskpro_deploy.progress import SILENT, Progress
+from maskpro_deploy.system.files import check_free
+from maskpro_deploy.system.progress import SILENT, Progress
 from maskpro_deploy.torch_lm import load_causal_lm
 
 _MUCH_SHARED = 0.1  # of the held-out text in the learning text: one excerpt of 16 may be a licence or a letterhead

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import torch
 
 from maskpro_deploy.errors import InputError
-from maskpro_deploy.extras import require
-from maskpro_deploy.files import atomic_file, disk_errors
-from maskpro_deploy.peak_memory import peak_rss
+from maskpro_deploy.system.extras import require
+from maskpro_deploy.system.files import atomic_file, disk_errors
+from maskpro_deploy.system.peak_memory import peak_rss
 
 _RISE = 0.005  # of the held-out loss: less is noise
 

@@ -32,11 +32,11 @@ from torch import Tensor, nn
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import FormatError
-from maskpro_deploy.learn.calibration import decoder_blocks
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.model import LearningModel, prunable_layers
+from maskpro_deploy.learn.model.calibration import decoder_blocks
+from maskpro_deploy.learn.model.model import LearningModel, prunable_layers
+from maskpro_deploy.learn.model.objective import BLOCK_TOKENS
 from maskpro_deploy.learn.monitor import peak_memory
-from maskpro_deploy.learn.objective import BLOCK_TOKENS
 from maskpro_deploy.learn.state import StateStore
 from maskpro_deploy.learn.trainer import Trainer
 

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from maskpro_deploy.errors import FormatError, InputError
-from maskpro_deploy.files import atomic_file
+from maskpro_deploy.system.files import atomic_file
 
 FORMAT = "maskpro-deploy/learning-state"
 VERSION = "2"

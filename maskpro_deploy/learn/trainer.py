@@ -20,16 +20,16 @@ import torch
 
 from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.estimator import Estimator, Windows, check_loss, make_estimator, make_family
-from maskpro_deploy.learn.model import LearningModel, prunable_layers
+from maskpro_deploy.learn.distributions.packed import flips
+from maskpro_deploy.learn.estimators.base import Estimator, Windows, check_loss, make_estimator, make_family
+from maskpro_deploy.learn.estimators.step_loss import StepLoss
+from maskpro_deploy.learn.model.model import LearningModel, prunable_layers
+from maskpro_deploy.learn.model.sites import Mode, Site
 from maskpro_deploy.learn.monitor import Observer, Observers, memorises, peak_memory
-from maskpro_deploy.learn.packed import flips
-from maskpro_deploy.learn.priors import compute_prior
-from maskpro_deploy.learn.sites import Mode, Site
+from maskpro_deploy.learn.priors.priors import compute_prior
 from maskpro_deploy.learn.state import StateStore, stop_requests
-from maskpro_deploy.learn.step_loss import StepLoss
 from maskpro_deploy.masks import MaskSet
-from maskpro_deploy.progress import SILENT, Progress
+from maskpro_deploy.system.progress import SILENT, Progress
 
 log = logging.getLogger(__name__)
 

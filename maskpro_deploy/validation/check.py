@@ -17,11 +17,11 @@ from typing import Literal
 import numpy as np
 
 from maskpro_deploy.pattern import NMPattern
-from maskpro_deploy.progress import SILENT, Progress
+from maskpro_deploy.system.progress import SILENT, Progress
 from maskpro_deploy.validation.accounts import Account, Stored, settle
-from maskpro_deploy.validation.bitmask24 import ExpandedArray
+from maskpro_deploy.validation.formats.bitmask24 import ExpandedArray
+from maskpro_deploy.validation.formats.readers import open_source
 from maskpro_deploy.validation.law import Scan, Tally, scan
-from maskpro_deploy.validation.readers import open_source
 from maskpro_deploy.validation.report import TensorReport, ValidationReport, alignment, tensor_core_class
 from maskpro_deploy.validation.source import Source, Unchecked, Weight
 

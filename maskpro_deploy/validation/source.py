@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from maskpro_deploy.pattern import NMPattern
-from maskpro_deploy.progress import Progress
+from maskpro_deploy.system.progress import Progress
 from maskpro_deploy.validation.accounts import Rule, Stored
 from maskpro_deploy.validation.arrays import FlatArray
 from maskpro_deploy.validation.inputs import InputFile

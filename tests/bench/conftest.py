@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from simulated import CEILINGS, ManualClock, simulated_arm
@@ -12,15 +10,6 @@ from maskpro_deploy.bench.latency import LatencyConfig, run_latency
 from maskpro_deploy.bench.result import BenchResult
 from maskpro_deploy.bench.sweep import SweepConfig
 from maskpro_deploy.bench.throughput import ThroughputConfig, run_throughput
-from maskpro_deploy.exporters import ExportConfig, export
-
-
-@pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny dense model as a bundle (read only)."""
-    out = tmp_path_factory.mktemp("bench") / "dense"
-    export(tiny_checkpoint, out, ExportConfig())
-    return out
 
 
 @pytest.fixture(scope="session")

@@ -59,9 +59,9 @@ def test_four_bit_weights_count_half_a_byte(tmp_path: Path) -> None:
     assert (found.weight_bytes, found.products) == (8 + 4, {(5, 3): 1})
 
 
-def test_a_bundle_reads_about_its_data_file(tiny_bundle: Path) -> None:
-    data = (tiny_bundle / "model.onnx.data").stat().st_size
-    assert 0.8 * data < graph_work(tiny_bundle / "model.onnx").weight_bytes <= data + 4096
+def test_a_bundle_reads_about_its_data_file(dense_bundle: Path) -> None:
+    data = (dense_bundle / "model.onnx.data").stat().st_size
+    assert 0.8 * data < graph_work(dense_bundle / "model.onnx").weight_bytes <= data + 4096
 
 
 def test_a_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
         graph_work(tmp_path / "m.onnx")
 
 
-def test_products_of_a_model_are_those_of_its_layers(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+def test_products_of_a_model_are_those_of_its_layers(dense_bundle: Path, tiny_checkpoint: Path) -> None:
     """Seven linear layers in each of two layers, and the logits; counted from the tiny model's own sizes."""
     import json
 
@@ -78,17 +78,17 @@ def test_products_of_a_model_are_those_of_its_layers(tiny_bundle: Path, tiny_che
     hidden, inner, head = c["hidden_size"], c["intermediate_size"], c["head_dim"]
     queries, keys, layers = c["num_attention_heads"] * head, c["num_key_value_heads"] * head, c["num_hidden_layers"]
     each = hidden * queries + 2 * hidden * keys + queries * hidden + 3 * hidden * inner
-    found = graph_work(tiny_bundle / "model.onnx")
+    found = graph_work(dense_bundle / "model.onnx")
     assert sum(found.products.values()) == 7 * layers + 1
     assert found.operations_per_token == 2 * (layers * each + hidden * c["vocab_size"])
     assert found.last == (hidden, c["vocab_size"])
 
 
-def test_quantised_bundles_have_the_same_products(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_quantised_bundles_have_the_same_products(dense_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     export(tiny_checkpoint, tmp_path / "int8", ExportConfig(quantize="int8"))
     found = graph_work(tmp_path / "int8" / "model.onnx")
-    assert found.products == graph_work(tiny_bundle / "model.onnx").products
-    assert found.weight_bytes < 0.5 * graph_work(tiny_bundle / "model.onnx").weight_bytes
+    assert found.products == graph_work(dense_bundle / "model.onnx").products
+    assert found.weight_bytes < 0.5 * graph_work(dense_bundle / "model.onnx").weight_bytes
 
 
 def test_models_that_differ_in_weights_only_have_the_same_structure(

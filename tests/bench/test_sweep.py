@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pytest
 from simulated import CEILINGS, ManualClock, simulated_arm
 
-from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.latency import LatencyConfig, run_latency
 from maskpro_deploy.bench.model import DECODE, PREFILL, Case, Forward, ModelArm, check_arms, draw_tokens
 from maskpro_deploy.bench.result import BenchResult
+from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.sweep import SweepConfig
 from maskpro_deploy.bench.throughput import ThroughputConfig, run_throughput
 from maskpro_deploy.errors import ConfigError, InputError
@@ -202,8 +202,8 @@ def test_the_same_seed_draws_the_same_tokens_for_every_arm() -> None:
     assert (first != draw_tokens(case, 50, seed=2)).any()
 
 
-def test_a_real_bundle_is_the_same_model_as_itself(tiny_bundle: Path) -> None:
-    arms = [bundle_arm("one", tiny_bundle), bundle_arm("two", tiny_bundle)]
+def test_a_real_bundle_is_the_same_model_as_itself(dense_bundle: Path) -> None:
+    arms = [bundle_arm("one", dense_bundle), bundle_arm("two", dense_bundle)]
     sweep = SweepConfig(samples=20, same_model=True, threads=1)
     latency = run_latency(
         arms, LatencyConfig(batches=(1, 2), prompts=(8,), contexts=(8,), decode_steps=2, sweep=sweep), **CEILINGS

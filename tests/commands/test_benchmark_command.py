@@ -13,12 +13,12 @@ from maskpro_deploy.bench.graph_work import graph_work
 from maskpro_deploy.bench.result import BenchResult
 from maskpro_deploy.bench.roofline import measure_bandwidth
 from maskpro_deploy.bench.sessions import SelfTest
-from maskpro_deploy.bench.stats import FASTER, Ratio
+from maskpro_deploy.bench.statistics.stats import FASTER, Ratio
 from maskpro_deploy.cli import cli
-from maskpro_deploy.commands._benchmark_output import Folder
 from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, InputError
 from maskpro_deploy.exporters import ExportConfig, export
 from maskpro_deploy.manifest import Manifest
+from maskpro_deploy.runs.output import Folder
 from maskpro_deploy.runtime import OrtSession
 
 QUICK = ("--samples", 4, "--threads", 1)

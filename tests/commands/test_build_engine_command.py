@@ -12,14 +12,14 @@ from click.testing import CliRunner
 
 from maskpro_deploy import exporters
 from maskpro_deploy.cli import cli
-from maskpro_deploy.commands._engine_page import page
 from maskpro_deploy.commands.build_engine import _text
 from maskpro_deploy.errors import MaskProError
 from maskpro_deploy.exporters import EngineReport
-from maskpro_deploy.exporters.engine_report import UNKNOWN, LayerRow
-from maskpro_deploy.exporters.engine_timing import NO_GPU, Comparison, PointResult
-from maskpro_deploy.extras import missing
+from maskpro_deploy.exporters.engines.report import UNKNOWN, LayerRow
+from maskpro_deploy.exporters.engines.timing import NO_GPU, Comparison, PointResult
 from maskpro_deploy.manifest import EngineFile
+from maskpro_deploy.reports.engine import page
+from maskpro_deploy.system.extras import missing
 
 SETTINGS = {
     "sparse_weights": True,
@@ -73,7 +73,7 @@ def words(html):
 @pytest.mark.skipif(bool(missing("report")), reason="the report extra is not installed")
 @pytest.mark.parametrize("comparison", [None, measured(), measured(not_measured=NO_GPU, points=())])
 def test_the_page_tells_every_layer_and_loads_nothing(comparison):
-    from maskpro_deploy.bench.report import render
+    from maskpro_deploy.reports.blocks import render
 
     made = report(comparison)
     html = render(page(Path("bundle"), made))

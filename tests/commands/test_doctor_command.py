@@ -8,8 +8,8 @@ import sys
 
 from click.testing import CliRunner
 
-from maskpro_deploy import doctor
 from maskpro_deploy.commands.doctor import command
+from maskpro_deploy.doctor import machine as doctor
 from maskpro_deploy.errors import MachineError
 
 

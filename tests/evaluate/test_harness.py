@@ -17,7 +17,7 @@ from maskpro_deploy.errors import CheckFailed, ConfigError, InputError
 from maskpro_deploy.evaluate import EvalProtocol, perplexity
 from maskpro_deploy.evaluate.harness import HarnessConfig, HarnessLM
 from maskpro_deploy.lm_eval_model import adapt
-from maskpro_deploy.targets import RunConfig, find_target, open_target
+from maskpro_deploy.targets.models import RunConfig, find_target, open_target
 
 LENGTH = 64
 RUN = RunConfig(provider="cpu", threads=1)

@@ -19,7 +19,7 @@ from lm_eval.tasks import TaskManager
 from maskpro_deploy.errors import ConfigError, DownloadError, FormatError, InputError
 from maskpro_deploy.evaluate.tasks import Metric, TaskSet, TaskSettings
 from maskpro_deploy.lm_eval_model import adapt, register
-from maskpro_deploy.targets import RunConfig, find_target
+from maskpro_deploy.targets.models import RunConfig, find_target
 
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 NAMES = ("tiny_choice", "tiny_text", "tiny_answer")

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from maskpro_deploy.exporters import ExportConfig, export
-
 Change = Callable[[dict, dict], None]
 
 
@@ -29,19 +27,3 @@ def variant(tiny_checkpoint: Path, tmp_path: Path) -> Callable[[Change], Path]:
         return folder
 
     return make
-
-
-@pytest.fixture(scope="session")
-def sparse_bundle(tiny_sparse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny sparse model as an fp32 bundle (read only)."""
-    out = tmp_path_factory.mktemp("bundle") / "fp32"
-    export(tiny_sparse, out)
-    return out
-
-
-@pytest.fixture(scope="session")
-def half_bundle(tiny_sparse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny sparse model as an fp16 bundle (read only)."""
-    out = tmp_path_factory.mktemp("bundle") / "fp16"
-    export(tiny_sparse, out, ExportConfig(dtype="fp16"))
-    return out

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from maskpro_deploy.extras import missing
+from maskpro_deploy.system.extras import missing
 
 
 def run(*arguments, cwd):

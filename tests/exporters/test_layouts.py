@@ -43,7 +43,7 @@ def test_a_hub_folder_is_a_bundle_too(tiny_sparse, tmp_path):
     export(tiny_sparse, tmp_path / "out", ExportConfig(layout="hub", forms=("cat", "gqa")))
     assert (tmp_path / "out" / "onnx" / "model_gqa.onnx").is_file()
     assert verify(tmp_path / "out", NumpyLlama(tiny_sparse), [PROMPT], greedy_tokens=8).passed
-    from maskpro_deploy.runtime.session import open_session
+    from maskpro_deploy.runtime.sessions.session import open_session
 
     assert open_session(tmp_path / "out").greedy(PROMPT, 8) == NumpyLlama(tiny_sparse).greedy(PROMPT, 8)
 
@@ -67,7 +67,7 @@ def test_genai_config_names_what_the_graph_has(tiny_sparse, tmp_path, forms, sha
 @pytest.mark.parametrize(("forms", "quantize"), [(("cat",), None), (("gqa",), None), (("gqa",), "int4")])
 def test_onnxruntime_genai_generates_the_same_tokens(tiny_sparse, tmp_path, forms, quantize):
     genai = pytest.importorskip("onnxruntime_genai")
-    from maskpro_deploy.exporters.ort_model import open_model
+    from maskpro_deploy.exporters.checks.ort_model import open_model
 
     out = tmp_path / "out"
     manifest = export(tiny_sparse, out, ExportConfig(layout="genai", forms=forms, quantize=quantize))

@@ -22,8 +22,8 @@ from maskpro_deploy.data import Text
 from maskpro_deploy.errors import CheckFailed, ConfigError, InputError, Interrupted, MachineError, PatternError
 from maskpro_deploy.learn import LearnConfig, LearnResult, learn_checkpoint
 from maskpro_deploy.learn import trainer as trainer_module
-from maskpro_deploy.learn.model import LearningModel, without_waiting
-from maskpro_deploy.learn.optimizer import Moments, move
+from maskpro_deploy.learn.kernels.optimizer import Moments, move
+from maskpro_deploy.learn.model.model import LearningModel, without_waiting
 from maskpro_deploy.learn.state import StateStore
 from maskpro_deploy.masks import MaskSet
 from maskpro_deploy.pattern import NMPattern
@@ -104,8 +104,8 @@ def test_a_run_that_only_makes_it_worse_returns_the_prior(
     def uphill(logits: torch.Tensor, moments: Moments, grad: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:
         return move(logits, moments, -grad, *more, **named)
 
-    monkeypatch.setattr("maskpro_deploy.learn.fused.move", uphill)
-    monkeypatch.setattr("maskpro_deploy.learn.fused.native_step", lambda pattern, by_operations: by_operations)
+    monkeypatch.setattr("maskpro_deploy.learn.kernels.fused.move", uphill)
+    monkeypatch.setattr("maskpro_deploy.learn.kernels.fused.native_step", lambda pattern, by_operations: by_operations)
     result = run(dense, tmp_path / "out", text, heldout, replace(CONFIG, steps=30))
     assert min(p.heldout_loss for p in result.curve[1:]) > result.curve[0].heldout_loss
     assert result.masks.sha256() == result.prior_masks.sha256()

@@ -28,11 +28,11 @@ import sys
 from pathlib import Path
 import numpy as np, torch
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.memory import tuned_process
-from maskpro_deploy.learn.model import LearningModel
+from maskpro_deploy.learn.model.memory import tuned_process
+from maskpro_deploy.learn.model.model import LearningModel
 from maskpro_deploy.learn.trainer import Trainer
 from maskpro_deploy.pattern import NMPattern
-from maskpro_deploy.peak_memory import peak_rss
+from maskpro_deploy.system.peak_memory import peak_rss
 from maskpro_deploy.torch_lm import load_causal_lm
 import transformers.models.llama.modeling_llama
 config = LearnConfig(pattern=NMPattern(2, 4), steps=1, window=256, batch_tokens=2048, calibration_tokens=256, heldout_tokens=256)

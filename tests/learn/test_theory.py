@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskpro_deploy.learn.conditional_bernoulli import Enumerated
-from maskpro_deploy.learn.exploration import advantages
-from maskpro_deploy.learn.layerwise import own_gradient
-from maskpro_deploy.learn.plackett_luce import PlackettLuce
+from maskpro_deploy.learn.distributions.conditional_bernoulli import Enumerated
+from maskpro_deploy.learn.distributions.plackett_luce import PlackettLuce
+from maskpro_deploy.learn.estimators.exploration import advantages
+from maskpro_deploy.learn.estimators.layerwise import own_gradient
 from maskpro_deploy.pattern import NMPattern
 
 PATTERN = NMPattern(2, 4)

@@ -8,35 +8,26 @@ from pathlib import Path
 import pytest
 from gated_session import GatedSession
 
-from maskpro_deploy.exporters import ExportConfig, export
 from maskpro_deploy.runtime import Engine, OrtSession, RuntimeConfig, SessionConfig, load, open_session
-from maskpro_deploy.runtime.tokenizer import TextTokenizer
+from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_sparse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny sparse model as a bundle (read only)."""
-    out = tmp_path_factory.mktemp("bundle") / "tiny"
-    export(tiny_sparse, out, ExportConfig())
-    return out
-
-
-@pytest.fixture(scope="session")
-def session(tiny_bundle: Path) -> OrtSession:
+def session(sparse_bundle: Path) -> OrtSession:
     """The tiny bundle's graph."""
-    return open_session(tiny_bundle, SessionConfig(provider="cpu", threads=1))
+    return open_session(sparse_bundle, SessionConfig(provider="cpu", threads=1))
 
 
 @pytest.fixture(scope="session")
-def text_tokenizer(tiny_bundle: Path, session: OrtSession) -> TextTokenizer:
+def text_tokenizer(sparse_bundle: Path, session: OrtSession) -> TextTokenizer:
     """The tiny bundle's tokenizer."""
-    return TextTokenizer.load(tiny_bundle, session.shape)
+    return TextTokenizer.load(sparse_bundle, session.shape)
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_bundle: Path) -> Iterator[Engine]:
+def engine(sparse_bundle: Path) -> Iterator[Engine]:
     """An engine with four places in its batch, and prompts read in small chunks."""
-    with load(tiny_bundle, RuntimeConfig(provider="cpu", threads=1, max_num_seqs=4, chunk_tokens=24)) as made:
+    with load(sparse_bundle, RuntimeConfig(provider="cpu", threads=1, max_num_seqs=4, chunk_tokens=24)) as made:
         yield made
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from maskpro_deploy.errors import ConfigError, InputError
 from maskpro_deploy.runtime import RuntimeConfig
-from maskpro_deploy.runtime.config import ServeConfig
+from maskpro_deploy.runtime.generate.config import ServeConfig
+from maskpro_deploy.runtime.http.lifecycle import listen, running_server
 from maskpro_deploy.runtime.ray_app import application
-from maskpro_deploy.runtime.serving import listen, running_server
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own warnings are not ours
@@ -21,7 +21,7 @@ RUNTIME = RuntimeConfig(provider="cpu", threads=1)
 
 
 @pytest.fixture
-def url(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def url(sparse_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     from ray import serve
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -30,16 +30,16 @@ def url(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(application(tiny_bundle, ServeConfig(runtime=RUNTIME), replicas=2, cpus=0.5), route_prefix="/")
+        serve.run(application(sparse_bundle, ServeConfig(runtime=RUNTIME), replicas=2, cpus=0.5), route_prefix="/")
         yield f"http://127.0.0.1:{port}"
     finally:
         serve.shutdown()
         ray.shutdown()
 
 
-def test_replicas_answer_like_the_server(url: str, tiny_bundle: Path) -> None:
+def test_replicas_answer_like_the_server(url: str, sparse_bundle: Path) -> None:
     with (
-        running_server(tiny_bundle, ServeConfig(port=0, runtime=RUNTIME)) as alone,
+        running_server(sparse_bundle, ServeConfig(port=0, runtime=RUNTIME)) as alone,
         openai.OpenAI(base_url=f"{alone}/v1", api_key="x") as single,
         openai.OpenAI(base_url=f"{url}/v1", api_key="x") as many,
     ):
@@ -53,8 +53,8 @@ def test_replicas_answer_like_the_server(url: str, tiny_bundle: Path) -> None:
             many.completions.create(model=model, prompt="x", max_tokens=999)
 
 
-def test_wrong_input_shows_before_anything_starts(tmp_path: Path, tiny_bundle: Path) -> None:
+def test_wrong_input_shows_before_anything_starts(tmp_path: Path, sparse_bundle: Path) -> None:
     with pytest.raises(InputError, match="no bundle"):
         application(tmp_path)
     with pytest.raises(ConfigError, match="replicas"):
-        application(tiny_bundle, replicas=0)
+        application(sparse_bundle, replicas=0)

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.load.record import Record, Recording
 from maskpro_deploy.bench.load.slo import Slo
 from maskpro_deploy.bench.result import vllm_names
+from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.errors import ConfigError
 
 LATENCIES = ("ttft", "tpot", "itl", "e2el")

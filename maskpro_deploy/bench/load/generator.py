@@ -23,7 +23,7 @@ from maskpro_deploy.bench.load.client import Answer, Client, Failure, Request, f
 from maskpro_deploy.bench.load.record import Record, Recording
 from maskpro_deploy.bench.load.schedule import ClosedLoop, Load, OpenLoop, Seed, arrivals
 from maskpro_deploy.errors import ConfigError
-from maskpro_deploy.progress import SILENT, Progress
+from maskpro_deploy.system.progress import SILENT, Progress
 
 BEAT_S = 0.01
 

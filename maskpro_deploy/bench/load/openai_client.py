@@ -16,7 +16,7 @@ from maskpro_deploy.bench.load.client import Answer, Failure, Request, first_lin
 from maskpro_deploy.bench.load.generator import ask
 from maskpro_deploy.bench.load.stream import Stream, refusal, whole_answer
 from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError
-from maskpro_deploy.extras import require
+from maskpro_deploy.system.extras import require
 
 if TYPE_CHECKING:
     import aiohttp

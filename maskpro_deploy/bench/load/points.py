@@ -15,7 +15,7 @@ from typing import Any
 
 from maskpro_deploy.bench.load.result import Point, PointKey
 from maskpro_deploy.errors import FormatError, InputError
-from maskpro_deploy.files import disk_errors
+from maskpro_deploy.system.files import disk_errors
 
 POINTS_FILE = "points.jsonl"
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from maskpro_deploy.bench import stats, wording
+from maskpro_deploy.bench import wording
 from maskpro_deploy.bench.environment import circumstances
 from maskpro_deploy.bench.load.result import LoadResult, Point, ServerFacts
 from maskpro_deploy.bench.load.schedule import ClosedLoop, OpenLoop
+from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.summary import escape, markdown_table, number
 
 COLUMNS = (

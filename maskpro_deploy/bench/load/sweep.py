@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from maskpro_deploy.bench import environment, stats
+from maskpro_deploy.bench import environment
 from maskpro_deploy.bench.arms import block_order, frozen_gc
 from maskpro_deploy.bench.clocks import Clock
 from maskpro_deploy.bench.load.client import Answer, Client, Request
@@ -26,8 +26,9 @@ from maskpro_deploy.bench.load.record import Recording
 from maskpro_deploy.bench.load.result import LoadResult, Point, PointKey, ServerFacts
 from maskpro_deploy.bench.load.schedule import ClosedLoop, Load
 from maskpro_deploy.bench.load.slo import Slo
+from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.errors import CheckFailed, ConfigError
-from maskpro_deploy.progress import SILENT, Progress
+from maskpro_deploy.system.progress import SILENT, Progress
 
 CHECKS = 3  # requests that both servers answer before anything is timed
 

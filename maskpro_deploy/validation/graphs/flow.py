@@ -14,9 +14,9 @@ from onnx import NodeProto
 from maskpro_deploy.validation.accounts import Rule
 from maskpro_deploy.validation.graphs import operators as ops
 from maskpro_deploy.validation.graphs.ledger import Ledger
-from maskpro_deploy.validation.graphs.picked import move_picked, pick, without_axes
+from maskpro_deploy.validation.graphs.moves.picked import move_picked, pick, without_axes
+from maskpro_deploy.validation.graphs.moves.scaling import Scaling, is_active, may_meet
 from maskpro_deploy.validation.graphs.products import attribute
-from maskpro_deploy.validation.graphs.scaling import Scaling, is_active, may_meet
 from maskpro_deploy.validation.graphs.shapes import Shapes
 from maskpro_deploy.validation.graphs.values import (
     ACTIVATIONS,

@@ -15,13 +15,13 @@ from maskpro_deploy.validation.accounts import Rule
 from maskpro_deploy.validation.arrays import Array
 from maskpro_deploy.validation.graphs.flow import title
 from maskpro_deploy.validation.graphs.ledger import Ledger
-from maskpro_deploy.validation.graphs.linear import dequantised
-from maskpro_deploy.validation.graphs.nbits import unpacked
-from maskpro_deploy.validation.graphs.picked import is_weight
+from maskpro_deploy.validation.graphs.moves.linear import dequantised
+from maskpro_deploy.validation.graphs.moves.nbits import unpacked
+from maskpro_deploy.validation.graphs.moves.picked import is_weight
+from maskpro_deploy.validation.graphs.moves.scaling import may_meet
+from maskpro_deploy.validation.graphs.moves.steps import small_array
 from maskpro_deploy.validation.graphs.products import Product, attribute
-from maskpro_deploy.validation.graphs.scaling import may_meet
 from maskpro_deploy.validation.graphs.shapes import Shapes
-from maskpro_deploy.validation.graphs.steps import small_array
 from maskpro_deploy.validation.graphs.values import (
     ACTIVATIONS,
     Constant,

@@ -23,13 +23,13 @@ from maskpro_deploy.validation.graphs.branches import Branches
 from maskpro_deploy.validation.graphs.flow import Flow, title
 from maskpro_deploy.validation.graphs.heads import Heads
 from maskpro_deploy.validation.graphs.ledger import Ledger, tensor_bytes
+from maskpro_deploy.validation.graphs.moves.pieces import make_pieces
+from maskpro_deploy.validation.graphs.moves.steps import STEPS
+from maskpro_deploy.validation.graphs.moves.tensors import ExternalFiles, dtype_name, flat_array, shape_of
 from maskpro_deploy.validation.graphs.multiply import Multiplier
 from maskpro_deploy.validation.graphs.order import ordered
-from maskpro_deploy.validation.graphs.pieces import make_pieces
 from maskpro_deploy.validation.graphs.products import PRODUCTS, product_of
 from maskpro_deploy.validation.graphs.shapes import Shapes
-from maskpro_deploy.validation.graphs.steps import STEPS
-from maskpro_deploy.validation.graphs.tensors import ExternalFiles, dtype_name, flat_array, shape_of
 from maskpro_deploy.validation.graphs.values import Constant, Input, Kind, Opaque, Runtime, Value, is_table, origins_of
 from maskpro_deploy.validation.inputs import InputFile
 from maskpro_deploy.validation.source import Unchecked, Weight

@@ -12,7 +12,6 @@ from virtual import VirtualLoop, run, steady
 
 from maskpro_deploy.bench.load.client import Answer, Client, Failure, Request
 from maskpro_deploy.bench.load.generator import Amount
-from maskpro_deploy.bench.load.page import page
 from maskpro_deploy.bench.load.points import PointsFile
 from maskpro_deploy.bench.load.requests import random_tokens
 from maskpro_deploy.bench.load.result import LoadResult, Point
@@ -20,9 +19,10 @@ from maskpro_deploy.bench.load.schedule import ClosedLoop, OpenLoop
 from maskpro_deploy.bench.load.slo import Slo
 from maskpro_deploy.bench.load.summary import headline, markdown, verdicts
 from maskpro_deploy.bench.load.sweep import LoadConfig, Server, run_sweep
-from maskpro_deploy.bench.report import render
-from maskpro_deploy.bench.stats import SLOWER
+from maskpro_deploy.bench.statistics.stats import SLOWER
 from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, InputError
+from maskpro_deploy.reports.blocks import render
+from maskpro_deploy.reports.load import page
 
 SOURCE = random_tokens(range(100), input_len=8, output_len=4)
 CONFIG = LoadConfig(

@@ -1,0 +1,4 @@
+"""One file a family of models: how its `config.json` is read and how its layers follow each other.
+
+What enters: `config.json`. What leaves: a `DecoderConfig` and a graph. May import: graph.
+"""

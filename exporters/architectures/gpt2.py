@@ -1,0 +1,71 @@
+"""GPT-2: learned positions, LayerNorm, biases everywhere, and weights stored as [K, N] already.
+
+h = tokens[t] + positions[p]
+for every layer:
+    h = h + c_proj(attention(split(c_attn(x))))     x = layer_norm(h)
+    h = h + c_proj(gelu(c_fc(x)))                   x = layer_norm(h)
+logits = tokens' layer_norm(h)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from maskpro_deploy.exporters.graph.builder import Graph
+from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, base_config, only, positive, read_activation
+from maskpro_deploy.exporters.graph.layers import Layers, Part
+
+_NAMES = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+}
+
+
+def read(config: Mapping[str, Any]) -> DecoderConfig:
+    """GPT-2 has names of its own for the common fields."""
+    common = {name: positive(config, own) for name, own in _NAMES.items()}
+    inner = positive(config, "n_inner", 4 * common["hidden_size"])
+    eps = {"layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}
+    for field, value in (
+        ("scale_attn_weights", True),
+        ("scale_attn_by_inverse_layer_idx", False),
+        ("add_cross_attention", False),
+    ):
+        only(config, field, value, value)
+    base = base_config({**eps, **config, **common, "intermediate_size": inner, "hidden_act": "silu"}, eps="layer_norm_epsilon")
+    return dataclasses.replace(
+        base,
+        activation=read_activation(config, "activation_function", "gelu_new"),
+        attention_bias=True,
+        output_bias=True,
+        mlp_bias=True,
+        ropes=(None,) * base.num_layers,
+    )
+
+
+def build(m: Layers) -> Graph:
+    """The whole graph; weights are named, not read."""
+    e, f = m.config.hidden_size, m.config.intermediate_size
+    h = m.add("transformer.add_positions", m.embedding("transformer.wte"), m.positions("transformer.wpe"))
+    for i in range(m.config.num_layers):
+        block = f"transformer.h.{i}"
+        three = [Part(module=f"{block}.attn.c_attn", start=start, whole=3 * e, transposed=False) for start in (0, e, 2 * e)]
+        x = m.attention(
+            i,
+            f"{block}.attn",
+            m.layer_norm(f"{block}.ln_1", h),
+            names=("q_proj", "k_proj", "v_proj", "c_proj"),
+            parts=(three[0], three[1], three[2]),
+            out=Part(module=f"{block}.attn.c_proj", transposed=False),
+        )
+        h = m.add(f"{block}.add_attention", h, x)
+        x = m.layer_norm(f"{block}.ln_2", h)
+        fed = m.linear(f"{block}.mlp.c_fc", x, e, f, bias=True, part=Part(module=f"{block}.mlp.c_fc", transposed=False))
+        fed = m.activation(fed, f"/transformer/h.{i}/mlp")
+        fed = m.linear(f"{block}.mlp.c_proj", fed, f, e, bias=True, part=Part(module=f"{block}.mlp.c_proj", transposed=False))
+        h = m.add(f"{block}.add_mlp", h, fed)
+    return m.logits(m.layer_norm("transformer.ln_f", h), "lm_head", "transformer.wte")

@@ -1,0 +1,50 @@
+"""The LLaMA decoder (LLaMA, SmolLM2, and Mistral, whose layers may look back through a window only).
+
+h = embedding[tokens]
+for every layer:
+    h = h + o_proj(attention(rope(q_proj(x)), rope(k_proj(x)), v_proj(x)))     x = rms_norm(h)
+    h = h + down_proj(silu(gate_proj(x)) * up_proj(x))                         x = rms_norm(h)
+logits = lm_head(rms_norm(h))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from maskpro_deploy.exporters.graph.builder import Graph
+from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, base_config, positive
+from maskpro_deploy.exporters.graph.layers import Layers
+
+
+def read(config: Mapping[str, Any]) -> DecoderConfig:
+    """LLaMA's fields are the common ones."""
+    return base_config(config)
+
+
+def read_mistral(config: Mapping[str, Any]) -> DecoderConfig:
+    """Mistral has no biases; `sliding_window` holds for all layers or, where it is null, for none."""
+    base = base_config(config)
+    windows = base.windows
+    if config.get("sliding_window") is not None:
+        windows = (positive(config, "sliding_window"),) * base.num_layers
+    return dataclasses.replace(base, windows=windows, attention_bias=False, output_bias=False, mlp_bias=False)
+
+
+def build(m: Layers, *, head_norm: bool = False) -> Graph:
+    """The whole graph; weights are named, not read.
+
+    Args:
+        m: the parts, for one config and one form of the cache.
+        head_norm: norm q and k of each head before they are turned.
+    """
+    h = m.embedding("model.embed_tokens")
+    for i in range(m.config.num_layers):
+        block = f"model.layers.{i}"
+        x = m.rms_norm(f"{block}.input_layernorm", h)
+        x = m.attention(i, f"{block}.self_attn", x, head_norm=head_norm)
+        h = m.add(f"{block}.add_attention", h, x)
+        x = m.gated_mlp(f"{block}.mlp", m.rms_norm(f"{block}.post_attention_layernorm", h))
+        h = m.add(f"{block}.add_mlp", h, x)
+    return m.logits(m.rms_norm("model.norm", h), "lm_head", "model.embed_tokens")

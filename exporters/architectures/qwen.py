@@ -1,0 +1,46 @@
+"""Qwen2 and Qwen3: LLaMA's layers, with a bias on q, k and v (Qwen2) or a norm of each head's q and k (Qwen3).
+
+Qwen2    q = rope(q_proj(x) + b)
+Qwen3    q = rope(rms_norm(q_proj(x)))          the norm over one head
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from maskpro_deploy.exporters.architectures import llama
+from maskpro_deploy.exporters.graph.builder import Graph
+from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, base_config, layer_types, windows_of
+from maskpro_deploy.exporters.graph.layers import Layers
+
+
+def read_qwen2(config: Mapping[str, Any]) -> DecoderConfig:
+    """q, k and v always have a bias, o never."""
+    return dataclasses.replace(_windowed(config), attention_bias=True, output_bias=False, mlp_bias=False)
+
+
+def read_qwen3(config: Mapping[str, Any]) -> DecoderConfig:
+    """The common fields; heads are 128 wide where the config does not say."""
+    return dataclasses.replace(_windowed({"head_dim": 128, **config}), mlp_bias=False)
+
+
+def _windowed(config: Mapping[str, Any]) -> DecoderConfig:
+    """Layers from `max_window_layers` on look back through a window, if `use_sliding_window` says so."""
+    base = base_config(config)
+    if not config.get("use_sliding_window") or config.get("sliding_window") is None:
+        return base
+    first = config.get("max_window_layers", 28)
+    default = ["sliding_attention" if i >= first else "full_attention" for i in range(base.num_layers)]
+    return dataclasses.replace(base, windows=windows_of(config, layer_types(config, base.num_layers, default)))
+
+
+def build_qwen2(m: Layers) -> Graph:
+    """LLaMA's graph; the biases are in the config."""
+    return llama.build(m)
+
+
+def build_qwen3(m: Layers) -> Graph:
+    """LLaMA's graph with normed heads."""
+    return llama.build(m, head_norm=True)

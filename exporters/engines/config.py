@@ -1,0 +1,98 @@
+"""Settings of an engine, checked where they are made."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.exporters.engines.builder_flags import BuilderFlags
+from maskpro_deploy.pattern import NMPattern
+
+SPARSE_TENSOR_CORES = NMPattern(2, 4)
+BACKENDS = ("auto", "tensorrt", "tensorrt-rtx")
+ENGINE_FORMS = ("cat", "static")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How a bundle becomes a TensorRT engine.
+
+    Attributes:
+        sparsity: the pattern that the bundle must hold; sparse tensor cores know 2:4 only.
+        dense: build with dense kernels, whatever the bundle holds.
+        backend: "tensorrt" (needs a GPU), "tensorrt-rtx" (builds anywhere, dense kernels), or "auto": what this machine can do.
+        targets: compute capabilities to build for, such as "sm89"; the library's default if empty.
+        form: which graph of the bundle to build, by the form of its cache ("cat" or "static"); the bundle's own by default.
+        profiles: buckets such as "prefill:1x128,4x512 decode:1,8" (`profiles`); by default one for each of the two.
+        max_batch: largest batch of the default profiles; 8 if not given.
+        max_length: longest sequence; by default the model's limit, at most 2048.
+        max_prefill: most new tokens in one call of the default profiles; 512 if not given, at most `max_length`.
+        timing_cache: file of kernel times to reuse and extend, where the library keeps such.
+        flags: further flags of the builder.
+        compare_dense: build the dense engine too, from the same graph, profiles and kernel times, and time both on a GPU.
+        compare_budget_s: seconds for the timing.
+        via_onnxruntime: build through onnxruntime's TensorRT provider (`provider_builder`), with one profile for all calls.
+
+    Raises:
+        ConfigError: a setting is out of its range.
+    """
+
+    sparsity: NMPattern = SPARSE_TENSOR_CORES
+    dense: bool = False
+    backend: str = "auto"
+    targets: tuple[str, ...] = ()
+    form: str | None = None
+    profiles: str | None = None
+    max_batch: int | None = None
+    max_length: int | None = None
+    max_prefill: int | None = None
+    timing_cache: Path | None = None
+    flags: BuilderFlags = field(default_factory=BuilderFlags)
+    compare_dense: bool = False
+    compare_budget_s: float = 60.0
+    via_onnxruntime: bool = False
+
+    def __post_init__(self) -> None:
+        if self.via_onnxruntime:
+            self._check_via_onnxruntime()
+        if self.backend not in BACKENDS:
+            raise ConfigError(f"--backend {self.backend} is not known. Known: {', '.join(BACKENDS)}.")
+        if not self.dense and self.sparsity != SPARSE_TENSOR_CORES:
+            raise ConfigError(
+                f"--sparsity {self.sparsity}: only {SPARSE_TENSOR_CORES} has sparse tensor cores.\n"
+                f"Build a dense engine from this bundle with --dense."
+            )
+        for target in self.targets:
+            if not re.fullmatch(r"sm\d{2,3}", target):
+                raise ConfigError(f"--target {target} is no compute capability.\nGive them as sm89,sm120.")
+        if self.form is not None and self.form not in ENGINE_FORMS:
+            raise ConfigError(f"--form {self.form}: engines are built from the forms {' and '.join(ENGINE_FORMS)}.")
+        if self.profiles is not None and (self.max_batch is not None or self.max_prefill is not None):
+            raise ConfigError("--profiles gives the bounds itself: leave --max-batch and --max-prefill out.")
+        if self.compare_dense and self.dense:
+            raise ConfigError("--compare-dense compares a sparse engine with its dense twin: leave --dense out.")
+        if self.timing_cache is not None and self.timing_cache.is_dir():
+            raise ConfigError(f"--timing-cache {self.timing_cache} is a folder.\nGive the name of a file.")
+        if not self.compare_budget_s > 0:
+            raise ConfigError(f"--budget {self.compare_budget_s:g} is out of range: above 0 s.")
+        if not self.dense:
+            self.flags.check_sparse()
+        if self.max_batch is not None and self.max_batch < 1:
+            raise ConfigError(f"--max-batch {self.max_batch} must be at least 1.")
+        if self.max_length is not None and self.max_length < 2:
+            raise ConfigError(f"--max-length {self.max_length} must be at least 2.")
+        if self.max_prefill is not None and self.max_prefill < 1:
+            raise ConfigError(f"--max-prefill {self.max_prefill} must be at least 1.")
+
+    def _check_via_onnxruntime(self) -> None:
+        refused = {
+            f"--backend {self.backend}": self.backend not in ("auto", "tensorrt"),
+            "--target": bool(self.targets),
+            f"--form {self.form}": self.form not in (None, "cat"),
+            "--timing-cache": self.timing_cache is not None,
+            "--compare-dense": self.compare_dense,
+        }
+        if given := next((flag for flag, is_given in refused.items() if is_given), None):
+            raise ConfigError(f"{given} does not go with --via-onnxruntime: onnxruntime builds the cat form for this GPU only.")

@@ -1,0 +1,213 @@
+"""Optimisation profiles: the ranges of shapes that an engine is built for, and the point of each range that it is tuned to.
+
+A language model multiplies matrices when it reads a prompt and vectors when it answers, and the best kernels differ. So prefill
+and decode have profiles of their own, and each may have several *buckets*: a small batch need not run kernels tuned to a large
+one.
+
+    prefill:1x128,1x512,4x512 decode:1,4,8
+
+makes six. `prefill:BxS` takes up to B sequences of up to S new tokens, over an empty or a filled cache; `decode:B` takes up to B
+sequences of one new token; `mixed:BxS` takes both in one profile, which builds in half the time and is tuned to prefill. A size
+is the largest and the optimum at once; `MIN/OPT/MAX`, such as `decode:1/4/16`, sets the three apart.
+
+Shapes: `B` batch, `S` new tokens, `P` past tokens, `L` longest sequence or slots of a fixed cache, `H` heads, `D` head size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.exporters.engines.config import EngineConfig
+from maskpro_deploy.exporters.engines.library import Profile
+from maskpro_deploy.manifest import Graph, Manifest, ModelShape
+
+DEFAULT_BATCH, DEFAULT_LENGTH, DEFAULT_PREFILL = 8, 2048, 512
+PREFILL, DECODE, MIXED = "prefill", "decode", "mixed"
+_EXAMPLE = "prefill:1x128,4x512 decode:1,8"
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """One profile in terms of the model: (batch, new tokens) at its minimum, optimum and maximum.
+
+    Raises:
+        ConfigError: a size is below 1, or the three are out of order.
+    """
+
+    kind: str
+    least: Size
+    best: Size
+    most: Size
+
+    def __post_init__(self) -> None:
+        sizes = (self.least, self.best, self.most)
+        if any(value < 1 for size in sizes for value in size):
+            raise ConfigError(f"--profiles {self.name}: sizes begin at 1.")
+        if any(a > b for low, high in pairwise(sizes) for a, b in zip(low, high, strict=True)):
+            raise ConfigError(f"--profiles {self.name} is out of order: give MIN/OPT/MAX, each no larger than the next.")
+
+    @property
+    def name(self) -> str:
+        """As it is written on the command line."""
+        sizes = (self.least, self.best, self.most)
+        plain = self.least == (1, 1) and self.best == self.most
+        return f"{self.kind}:{'/'.join(self._write(s) for s in (sizes[2:] if plain else sizes))}"
+
+    def _write(self, size: Size) -> str:
+        return str(size[0]) if self.kind == DECODE else f"{size[0]}x{size[1]}"
+
+    def holds(self, other: Bucket) -> bool:
+        """Whether every call that fits `other` fits this one."""
+        inside = all(a <= b for a, b in zip(self.least, other.least, strict=True)) and all(
+            a >= b for a, b in zip(self.most, other.most, strict=True)
+        )
+        return self.kind == other.kind and inside
+
+
+def parse_buckets(text: str) -> tuple[Bucket, ...]:
+    """Read `prefill:1x128,4x512 decode:1,8`.
+
+    Raises:
+        ConfigError: the text is none, or a bucket can never be taken because an earlier one holds all that it holds.
+    """
+    buckets: list[Bucket] = []
+    for group in text.replace(";", " ").split():
+        kind, colon, sizes = group.partition(":")
+        if not colon or kind not in (PREFILL, DECODE, MIXED):
+            raise ConfigError(f"--profiles {text!r}: {group!r} is no group of profiles.\nGive them as {_EXAMPLE!r}.")
+        buckets += [_bucket(kind, size) for size in sizes.split(",")]
+    if not buckets:
+        raise ConfigError(f"--profiles {text!r} names no profile.\nGive them as {_EXAMPLE!r}.")
+    for i, late in enumerate(buckets):
+        for early in buckets[:i]:
+            if early.holds(late):
+                raise ConfigError(
+                    f"--profiles: {late.name} would never be taken, {early.name} before it holds all its calls.\n"
+                    f"Give the buckets from small to large."
+                )
+    return tuple(buckets)
+
+
+def _bucket(kind: str, text: str) -> Bucket:
+    one = r"(\d{1,6})" if kind == DECODE else r"(\d{1,6})x(\d{1,6})"
+    sizes: list[Size] = []
+    for part in text.split("/"):
+        match = re.fullmatch(one, part)
+        if match is None:
+            wanted = "a batch such as 8" if kind == DECODE else "batch and new tokens such as 4x512"
+            raise ConfigError(f"--profiles {kind}:{text}: {part!r} is no size of {kind}; give {wanted}.")
+        sizes.append((int(match[1]), 1 if kind == DECODE else int(match[2])))
+    if len(sizes) == 1:
+        return Bucket(kind=kind, least=(1, 1), best=sizes[0], most=sizes[0])
+    if len(sizes) != 3:
+        raise ConfigError(f"--profiles {kind}:{text}: give one size, or MIN/OPT/MAX.")
+    return Bucket(kind=kind, least=sizes[0], best=sizes[1], most=sizes[2])
+
+
+def buckets_for(graph: Graph, model: ModelShape, config: EngineConfig) -> tuple[tuple[Bucket, ...], int]:
+    """The buckets to build for, and the longest sequence.
+
+    Raises:
+        ConfigError: a bound is beyond the model's or the cache's.
+    """
+    length = _length(graph, model, config)
+    if config.profiles:
+        buckets = parse_buckets(config.profiles)
+        for bucket in buckets:
+            if bucket.most[1] > length:
+                raise ConfigError(f"--profiles {bucket.name}: {bucket.most[1]} new tokens are more than a sequence of {length}.")
+        return buckets, length
+    new = config.max_prefill if config.max_prefill is not None else min(length, DEFAULT_PREFILL)
+    if new > length:
+        raise ConfigError(f"--max-prefill {new} is more than the longest sequence, {length}.")
+    batch = config.max_batch if config.max_batch is not None else DEFAULT_BATCH
+    if config.via_onnxruntime:  # it uses one profile
+        return (Bucket(kind=MIXED, least=(1, 1), best=(1, new), most=(batch, new)),), length
+    return (
+        Bucket(kind=PREFILL, least=(1, 1), best=(1, new), most=(batch, new)),
+        Bucket(kind=DECODE, least=(1, 1), best=(batch, 1), most=(batch, 1)),
+    ), length
+
+
+def _length(graph: Graph, model: ModelShape, config: EngineConfig) -> int:
+    """The longest sequence: the slots of a fixed cache, else what is asked for."""
+    if graph.length is not None:
+        if config.max_length not in (None, graph.length):
+            raise ConfigError(
+                f"--max-length {config.max_length}: the cache of the {graph.form} graph has {graph.length} slots, no more and no "
+                f"fewer.\nExport the bundle with another --max-length, or leave it out."
+            )
+        return graph.length
+    length = config.max_length if config.max_length is not None else min(model.max_length, DEFAULT_LENGTH)
+    if length > model.max_length:
+        raise ConfigError(f"--max-length {length} is more than the bundle can run: {model.max_length}.")
+    return length
+
+
+def shapes_at(graph: Graph, model: ModelShape, size: Size, past: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of all inputs for a batch with so many new and so many past tokens.
+
+    Raises:
+        ConfigError: the graph's cache form is none that engines are built from.
+    """
+    batch, new = size
+    tokens = (batch, new)  # (B, S)
+    if graph.form == "cat":
+        shapes: dict[str, tuple[int, ...]] = {"input_ids": tokens, "attention_mask": (batch, new + past), "position_ids": tokens}
+        slots = past
+    elif graph.form == "static" and graph.length is not None:
+        shapes = {"input_ids": tokens, "position_ids": tokens, "write_indices": (batch,)}
+        slots = graph.length
+    else:
+        raise ConfigError(f"--form {graph.form}: engines are built from the forms cat and static.")
+    cache = (batch, model.num_kv_heads, slots, model.head_dim)  # (B, H, P or L, D)
+    for layer in range(model.num_layers):
+        shapes |= {f"past_key_values.{layer}.key": cache, f"past_key_values.{layer}.value": cache}
+    return shapes
+
+
+def past_range(bucket: Bucket, length: int) -> tuple[int, int, int]:
+    """Past tokens at a profile's minimum, optimum and maximum."""
+    if bucket.kind == DECODE:
+        return 0, length // 2, length - 1
+    # a mixed profile goes on to the last token: its bounds, taken together, are beyond the model, no call is
+    return 0, 0, length - (1 if bucket.kind == MIXED else bucket.most[1])
+
+
+def profile(graph: Graph, model: ModelShape, bucket: Bucket, length: int) -> Profile:
+    """The bucket as shapes of all inputs."""
+    sizes = (bucket.least, bucket.best, bucket.most)
+    at = [shapes_at(graph, model, size, past) for size, past in zip(sizes, past_range(bucket, length), strict=True)]
+    return {name: (at[0][name], at[1][name], at[2][name]) for name in at[0]}
+
+
+def profiles(manifest: Manifest, config: EngineConfig, graph: Graph | None = None) -> list[Profile]:
+    """The profiles of an engine, in the engine's order.
+
+    Args:
+        manifest: of the bundle.
+        config: bounds or buckets.
+        graph: the graph that is built; the bundle's own by default.
+
+    Raises:
+        ConfigError: a bound is beyond the model's.
+    """
+    graph = graph if graph is not None else manifest.graph
+    buckets, length = buckets_for(graph, manifest.model, config)
+    return [profile(graph, manifest.model, bucket, length) for bucket in buckets]
+
+
+def described(buckets: Sequence[Bucket], shapes: Sequence[Profile]) -> list[Mapping[str, object]]:
+    """The profiles for the manifest: name, and shapes of the inputs without the layers' repetition."""
+    return [
+        {
+            "name": bucket.name,
+            "shapes": {name: at for name, at in shape.items() if not name.startswith("past_key_values.") or ".0.key" in name},
+        }
+        for bucket, shape in zip(buckets, shapes, strict=True)
+    ]

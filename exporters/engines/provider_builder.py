@@ -1,0 +1,179 @@
+"""Building an engine through onnxruntime's TensorRT provider: what serves it later builds it, with the version it is linked with.
+
+The provider takes one profile, builds weakly typed networks (TensorRT may choose fp32 where the graph says fp16) and knows fewer
+flags than the library itself. It writes the engine and a file that names it; the engine is taken from there. Only a graph that it
+gives to TensorRT as a whole becomes an engine of a bundle.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import helper
+
+from maskpro_deploy.backends.cuda_driver import compute_capability
+from maskpro_deploy.backends.cuda_packages import load_for
+from maskpro_deploy.backends.elf import onnxruntime_tensorrt
+from maskpro_deploy.backends.tensorrt_provider import PROVIDER, Profile, graph_options, kept_folder
+from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError, MissingExtraError
+from maskpro_deploy.exporters.engines.builder_flags import BuilderFlags
+from maskpro_deploy.exporters.engines.ep_context import OPERATOR
+from maskpro_deploy.exporters.engines.sparsity_log import parse_log
+from maskpro_deploy.manifest import Graph
+from maskpro_deploy.system.peak_memory import peak_rss
+
+LIBRARY = "tensorrt"
+_CONTEXT = "engine_ctx.onnx"
+_SHOWN_OPERATORS = 5
+
+
+def check_machine() -> str:
+    """The GPU to build for, where onnxruntime can build.
+
+    Raises:
+        MissingExtraError: onnxruntime has no TensorRT provider.
+        MachineError: there is no GPU.
+    """
+    linked = onnxruntime_tensorrt()
+    if linked is None:
+        raise MissingExtraError(
+            "--via-onnxruntime needs onnxruntime with its TensorRT provider, which is not installed here.\n"
+            "Install it on a machine with an NVIDIA GPU: pip uninstall onnxruntime && "
+            "pip install 'maskpro-deploy[gpu,tensorrt]' 'tensorrt<11'"
+        )
+    gpu = compute_capability()
+    if gpu is None:
+        raise MachineError(
+            f"--via-onnxruntime builds for TensorRT {linked} on an NVIDIA GPU, and there is none here.\n"
+            f"Build on the machine that will serve, or use --backend tensorrt-rtx, which builds without a GPU (dense kernels)."
+        )
+    return gpu
+
+
+def flag_options(flags: BuilderFlags) -> dict[str, str]:
+    """The builder's flags as the provider's options.
+
+    Raises:
+        ConfigError: the provider has no such option.
+    """
+    options: dict[str, str] = {}
+    if flags.optimization_level is not None:
+        options["trt_builder_optimization_level"] = str(flags.optimization_level)
+    if flags.workspace_bytes is not None:
+        options["trt_max_workspace_size"] = str(flags.workspace_bytes)
+    if flags.aux_streams is not None:
+        options["trt_auxiliary_streams"] = str(flags.aux_streams)
+    if flags.hardware_compatible == "ampere+":
+        options["trt_engine_hw_compatible"] = "1"
+    refused = {
+        "--hardware-compatible same-cc": flags.hardware_compatible == "same-cc",
+        "--version-compatible": flags.version_compatible,
+        "--weight-streaming": flags.weight_streaming,
+        "--refit": flags.refit is not None,
+        "--strip-weights": flags.strip_weights,
+        "--tiling": flags.tiling is not None,
+        "--strict-nans": flags.strict_nans,
+    }
+    if given := next((flag for flag, is_given in refused.items() if is_given), None):
+        raise ConfigError(f"{given}: onnxruntime's TensorRT provider has no such option.\nBuild without --via-onnxruntime.")
+    return options
+
+
+def provider_job(
+    scratch: Path, graph: Graph, profiles: Sequence[Profile], flags: BuilderFlags, *, sparse: bool
+) -> dict[str, str]:
+    """The provider's options for one engine.
+
+    Raises:
+        ConfigError: several profiles, of which the provider would use the first only, or an option it does not have.
+    """
+    if len(profiles) != 1:
+        raise ConfigError(
+            f"--via-onnxruntime takes one profile, not {len(profiles)}: onnxruntime uses the first only.\n"
+            f"Give --profiles mixed:8x512."
+        )
+    caches = kept_folder()
+    caches.mkdir(parents=True, exist_ok=True)
+    context = scratch.resolve() / "provider" / _CONTEXT
+    options = graph_options(graph, profiles[0], sparse=sparse, timing_cache=caches, context=context)
+    return options | flag_options(flags)
+
+
+def build(job: dict[str, Any]) -> dict[str, Any]:
+    """Build an engine in this process (`engine_worker`): its file, and the facts of the build.
+
+    Raises:
+        MachineError: the provider does not start here.
+        CheckFailed: it cannot build the graph, or leaves a part of it to others.
+    """
+    context = Path(job["options"]["trt_ep_context_file_path"])
+    context.parent.mkdir()
+    log = context.with_suffix(".log")
+    started = time.monotonic()
+    with log.open("wb") as file:  # the provider writes to stderr itself
+        os.dup2(file.fileno(), 2)
+        _make_session(Path(job["graph"]), job["options"])
+    seconds = time.monotonic() - started
+    engine_from(context, Path(job["graph"])).replace(job["engine"])
+    said = parse_log(log.read_text(encoding="utf-8", errors="replace").splitlines())
+    return {
+        "version": _linked_version(),
+        "build_s": seconds,
+        "peak_rss_bytes": peak_rss(),
+        "warnings": [],
+        "spoke": said.spoke,
+        "eligible": said.eligible,
+        "chosen": said.chosen,
+        "inspection": "",
+    }
+
+
+def _make_session(graph: Path, options: dict[str, str]) -> None:
+    """Make a session, which builds the engine; the session itself is of no use."""
+    ort: Any = import_module("onnxruntime")
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 0
+    providers: list[Any] = [(PROVIDER, options), "CUDAExecutionProvider", "CPUExecutionProvider"]
+    load_for(providers)
+    try:
+        session = ort.InferenceSession(str(graph), settings, providers=providers)
+    except Exception as e:  # onnxruntime raises many types of its own
+        raise CheckFailed(f"onnxruntime's TensorRT provider could not build the engine: {str(e).strip().splitlines()[0]}") from e
+    if PROVIDER not in session.get_providers():
+        raise MachineError(
+            f"onnxruntime's TensorRT provider does not start: it lacks TensorRT {onnxruntime_tensorrt()} or CUDA.\n"
+            f"Install them: pip install 'maskpro-deploy[tensorrt]' 'tensorrt<11'"
+        )
+
+
+def engine_from(context: Path, graph: Path) -> Path:
+    """The engine that the provider's file names.
+
+    Raises:
+        CheckFailed: there is none, or TensorRT did not take the whole graph.
+    """
+    if not context.is_file():
+        raise CheckFailed(f"onnxruntime gave no part of {graph.name} to TensorRT: it wrote no engine.")
+    nodes = list(onnx.load(context, load_external_data=False).graph.node)
+    others = [node.op_type for node in nodes if node.op_type != OPERATOR]
+    if others or len(nodes) != 1:
+        kinds = ", ".join(list(dict.fromkeys(others))[:_SHOWN_OPERATORS]) or "none, but in several parts"
+        raise CheckFailed(
+            f"onnxruntime gave only a part of {graph.name} to TensorRT; it kept: {kinds}.\n"
+            f"Build without --via-onnxruntime, which tells what TensorRT refuses."
+        )
+    attributes = {a.name: helper.get_attribute_value(a) for a in nodes[0].attribute}
+    return context.parent / str(attributes["ep_cache_context"].decode())
+
+
+def _linked_version() -> str:
+    """The version of the TensorRT that this process has loaded, such as "10.16.1"."""
+    number = ctypes.CDLL(f"libnvinfer.so.{onnxruntime_tensorrt()}").getInferLibVersion()
+    return f"{number // 10000}.{number // 100 % 100}.{number % 100}"

@@ -1,0 +1,169 @@
+"""What the front ends give: a graph without weights, and where its weights are.
+
+A front end knows architectures that have no template here. Its graph is translated (`translation.py`); its weights stay what the
+checkpoint's mapped tensors hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from safetensors import safe_open
+
+from maskpro_deploy.checkpoint import Checkpoint
+from maskpro_deploy.errors import InputError
+from maskpro_deploy.exporters.graph.builder import Rows
+from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, positive
+
+# fields of `config.json` that hold the longest sequence
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignWeight:
+    """One weight of a graph.
+
+    Attributes:
+        rows: its values, read in parts.
+        sources: the checkpoint's tensors it was made from.
+        same: it is the one source as it is: not cut, not rearranged.
+        storage: equal for two weights that are one tensor.
+    """
+
+    rows: Rows
+    sources: tuple[str, ...]
+    same: bool
+    storage: tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignModel:
+    """A graph without weights.
+
+    Attributes:
+        nodes: in an order in which they can run.
+        constants: arrays that the front end computed, by name.
+        parameters: name -> shape of each weight.
+        caches: name -> last dimension of each input that holds past keys or values.
+        logits: the value that holds the logits.
+        vocab_size: their last dimension.
+        outputs: further values that are outputs, by our names.
+        kv_heads: heads of a cache; 0 where attention nodes say it.
+    """
+
+    nodes: tuple[onnx.NodeProto, ...]
+    constants: Mapping[str, npt.NDArray[Any]]
+    parameters: Mapping[str, tuple[int, ...]]
+    caches: Mapping[str, int]
+    logits: str
+    vocab_size: int
+    outputs: tuple[str, ...] = ()
+    kv_heads: int = 0
+
+
+class TorchRows:
+    """A torch tensor to read in parts as numpy arrays; bf16 and others come as fp32."""
+
+    def __init__(self, tensor: Any) -> None:
+        self._tensor = tensor
+        self.shape = tuple(int(d) for d in tensor.shape)
+
+    def __getitem__(self, key: Any) -> npt.NDArray[np.float32]:
+        part: npt.NDArray[np.float32] = self._tensor[key].float().numpy()
+        return part
+
+
+def longest(config: Mapping[str, Any]) -> int:
+    """The longest sequence, in tokens.
+
+    Raises:
+        FormatError: the config does not name it.
+    """
+    return positive(config, next((field for field in _LENGTHS if config.get(field)), _LENGTHS[0]))
+
+
+def sizes(
+    config: Mapping[str, Any], model: ForeignModel, *, hidden: int, layers: int, heads: int, kv_heads: int, head_dim: int
+) -> DecoderConfig:
+    """The sizes of a graph, for caches and the manifest; what its nodes compute stays their own affair.
+
+    Raises:
+        FormatError: the config names no longest sequence.
+    """
+    return DecoderConfig(
+        model_type=str(config["model_type"]),
+        vocab_size=model.vocab_size,
+        hidden_size=hidden,
+        intermediate_size=0,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        max_length=longest(config),
+        norm_eps=0.0,
+        tied=False,
+        activation="",
+        attention_bias=False,
+        output_bias=False,
+        mlp_bias=False,
+        scale=head_dim**-0.5,
+        windows=(None,) * layers,
+        ropes=(None,) * layers,
+    )
+
+
+def mapped(checkpoint: Checkpoint) -> dict[str, Any]:
+    """All tensors of a checkpoint, as torch has them; they are read from disk when they are used."""
+    tensors: dict[str, Any] = {}
+    for shard in checkpoint.shards:
+        with safe_open(shard, "pt") as file:
+            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    return tensors
+
+
+def check_unused(checkpoint: Checkpoint, used: Collection[str], tool: str) -> None:
+    """Refuse a checkpoint with tensors that the graph would leave out.
+
+    Raises:
+        InputError: naming one.
+    """
+    buffers = (".inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
+    copies = ("lm_head.weight", "embed_out.weight") if checkpoint.config.get("tie_word_embeddings") else ()
+    if unused := [n for n in checkpoint.names if n not in used and not n.endswith((*buffers, *copies))]:
+        raise InputError(
+            f"{checkpoint.folder} has {len(unused)} tensors that {tool}'s graph of this architecture does not use, "
+            f"such as {unused[0]!r}.\nIt is a variant that the export does not know."
+        )
+
+
+def one_line(error: Exception) -> str:
+    """Kind and first line of a foreign error."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+
+
+def place(tensor: Any) -> tuple[object, ...]:
+    """Equal for two tensors that are one."""
+    return tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence: front ends and what they load speak of their own affairs; what matters here is compared in the end."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,172 @@
+"""From mobius' graph to ours: attention with a cache becomes the asked form of the cache (`translation.py` does the rest).
+
+    Attention(q, k, v, mask, past, past)         the form's own     (`cat`, `static`, `gqa`)
+
+Windows are those that `config.json` names: mobius leaves some of them out, and says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import helper
+
+from maskpro_deploy.checkpoint import Checkpoint
+from maskpro_deploy.errors import InputError
+from maskpro_deploy.exporters.frontends.base import ForeignModel, ForeignWeight, sizes
+from maskpro_deploy.exporters.frontends.mobius_mask import is_causal
+from maskpro_deploy.exporters.frontends.mobius_model import MobiusSource
+from maskpro_deploy.exporters.frontends.translation import Translation
+from maskpro_deploy.exporters.graph.builder import Graph
+from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, layer_types, positive, windows_of
+from maskpro_deploy.exporters.graph.layers import Layers
+from maskpro_deploy.system.progress import SILENT, Progress
+
+_OPSET = 24  # mobius' own
+
+
+class MobiusTemplate:
+    """A checkpoint's graph through mobius, in the place of a template.
+
+    Args:
+        checkpoint: of an architecture without a template.
+        progress: see `MobiusSource`.
+
+    Raises:
+        InputError, FormatError: see `MobiusSource`.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, progress: Progress = SILENT) -> None:
+        self._source = MobiusSource(checkpoint, progress)
+        self._folder = checkpoint.folder
+
+    @property
+    def tool(self) -> str:
+        """Name and version of the front end, for the manifest."""
+        return self._source.tool
+
+    @property
+    def rearranged(self) -> bool:
+        """Whether some weight is not its source as it is, so that the checkpoint's masks do not fit the graph's weights."""
+        return not all(weight.same for weight in self._source.weights.values())
+
+    def read(self, config: Mapping[str, Any]) -> DecoderConfig:
+        """Sizes and kinds, from the graph's attention nodes where these say it.
+
+        Raises:
+            InputError: the graph has attention of a kind that no cache form describes.
+            FormatError: the config has no length, or no window where it names one.
+        """
+        model = self._source.model("fp32")
+        nodes = _attention(model)
+        kinds = {_Kind.of(node) for node in nodes}
+        if not nodes or len(kinds) > 1:
+            what = "layers with attention of different kinds" if kinds else "no attention with a cache of keys and values"
+            raise InputError(f"model_type {config['model_type']!r} is not supported: it has {what}.")
+        for node in {node.input[3]: node for node in nodes}.values():
+            causal = bool(_settings(node).get("is_causal", 0))
+            if node.input[3] and not is_causal(model.nodes, model.constants, node.input[3], causal=causal, opset=_OPSET):
+                raise InputError(
+                    f"model_type {config['model_type']!r} is not supported: its attention adds a bias to scores, "
+                    f"or hides other tokens than later ones."
+                )
+        (kind,) = kinds
+        layers = len(nodes)
+        (head_dim, *others) = {model.caches[name] for node in nodes for name in node.input[4:6]}
+        if others or not kind.groups:
+            raise InputError(f"model_type {config['model_type']!r} is not supported: its keys and values differ in size.")
+        hidden = positive({**config, "hidden_size": config.get("hidden_size", config.get("n_embd"))}, "hidden_size")
+        found = sizes(config, model, hidden=hidden, layers=layers, heads=kind.heads, kv_heads=kind.groups, head_dim=head_dim)
+        return dataclasses.replace(
+            found,
+            scale=kind.scale or found.scale,
+            windows=_windows(config, layers),
+            attention_softcap=kind.softcap or None,
+        )
+
+    def build(self, m: Layers) -> Graph:
+        """The whole graph; weights are named, not read.
+
+        Raises:
+            InputError: the graph has an operator that this form's version of the standard lacks.
+        """
+        _Translation(m, self._source.model(m.graph.dtype), self._source.weights, self._folder).run()
+        m.form.finish(m.graph)
+        return m.graph
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What must be the same in all layers."""
+
+    heads: int
+    groups: int
+    scale: float
+    softcap: float
+
+    @classmethod
+    def of(cls, node: onnx.NodeProto) -> _Kind:
+        found = _settings(node)
+        return cls(
+            int(found.get("q_num_heads", 0)),
+            int(found.get("kv_num_heads", 0)),
+            float(found.get("scale", 0.0)),
+            float(found.get("softcap", 0.0)),
+        )
+
+
+def _settings(node: onnx.NodeProto) -> dict[str, Any]:
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def _attention(model: ForeignModel) -> list[onnx.NodeProto]:
+    """The attention nodes that have a cache, layer by layer."""
+    return [n for n in model.nodes if n.op_type == "Attention" and len(n.input) > 5 and n.input[4] in model.caches]
+
+
+def _windows(config: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
+    """How far each layer looks back, by the fields that transformers reads."""
+    if isinstance(config.get("layer_types"), list):
+        return windows_of(config, layer_types(config, layers, ()))
+    if config.get("sliding_window") is None or config.get("use_sliding_window") is False:
+        return (None,) * layers
+    return (positive(config, "sliding_window"),) * layers
+
+
+class _Translation(Translation):
+    """One graph of mobius: attention has a mask and a cache of ours."""
+
+    def __init__(self, m: Layers, model: ForeignModel, weights: Mapping[str, ForeignWeight], folder: Path) -> None:
+        super().__init__(m.graph, model, weights, folder, m.form.name)
+        self._m = m
+        self._layer_of = {node.output[0]: i for i, node in enumerate(_attention(model))}
+
+    def _reads(self, node: onnx.NodeProto) -> Sequence[str]:
+        return list(node.input[:3] if node.output[0] in self._layer_of else node.input)
+
+    def _replaced(self, node: onnx.NodeProto) -> bool:
+        if node.output[0] not in self._layer_of:
+            return False
+        self._attend(node)
+        return True
+
+    def _attend(self, node: onnx.NodeProto) -> None:
+        """Attention with the form's own cache and mask.  # q (B, S, H D), k and v (B, S, G D) -> (B, S, H D)"""
+        graph, config, form, path = self._graph, self._m.config, self._m.form, f"/{node.name.rsplit('/', 1)[0]}"
+        heads = []
+        for value, kind, count in zip(node.input[:3], "qkv", (config.num_heads, *[config.num_kv_heads] * 2), strict=True):
+            y = self._in(value)
+            if not form.flat:
+                y = graph.op("Reshape", y, graph.ints(0, 0, count, config.head_dim), name=f"{path}/{kind}_heads")
+                y = graph.op("Transpose", y, name=f"{path}/{kind}_transpose", perm=[0, 2, 1, 3])
+            heads.append(y)
+        y = form.attend(graph, self._layer_of[node.output[0]], heads[0], heads[1], heads[2], path)
+        if not form.flat:
+            y = graph.op("Transpose", y, name=f"{path}/out_transpose", perm=[0, 2, 1, 3])
+            y = graph.op("Reshape", y, graph.ints(0, 0, config.num_heads * config.head_dim), name=f"{path}/out_flat")
+        self._names[node.output[0]] = y

@@ -1,0 +1,192 @@
+"""What decoder templates need of `config.json`, checked field by field.
+
+`DecoderConfig` describes every supported decoder; `base_config` reads the fields that nearly all share under the same names,
+and each architecture's own `read` changes what it does otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from maskpro_deploy.errors import FormatError, InputError
+from maskpro_deploy.exporters.graph.rope_config import RopeConfig, read_rope
+
+# config's name of an activation -> the operators that compute it (`layers.Layers.activation`)
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderConfig:
+    """Sizes and kinds of a decoder.
+
+    Attributes:
+        max_length: the longest sequence, in tokens.
+        attention_bias, output_bias, mlp_bias: which projections have a bias: q, k and v; o; the feed-forward ones.
+        scale: factor of the attention scores.
+        windows: how far each layer looks back, itself included; None for all the way.
+        ropes: rotary embedding of each layer; None for a layer without.
+        attention_softcap, logit_softcap: scores x become cap * tanh(x / cap); None for no cap.
+    """
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_length: int
+    norm_eps: float
+    tied: bool
+    activation: str
+    attention_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    scale: float
+    windows: tuple[int | None, ...]
+    ropes: tuple[RopeConfig | None, ...]
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+
+    def with_length(self, length: int) -> DecoderConfig:
+        """The same for shorter sequences."""
+        return dataclasses.replace(self, max_length=length)
+
+
+def base_config(config: Mapping[str, Any], *, activation: str = "hidden_act", eps: str = "rms_norm_eps") -> DecoderConfig:
+    """Read the fields of LLaMA, which most architectures share.
+
+    Args:
+        config: the content of `config.json`.
+        activation: name of the field that holds the activation.
+        eps: name of the field that holds the norms' epsilon.
+
+    Raises:
+        InputError: a value is of a kind that is not supported; the message names what is.
+        FormatError: a field is missing or makes no sense.
+    """
+    hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
+    kv_heads = positive(config, "num_key_value_heads", heads)
+    head_dim = positive(config, "head_dim", max(1, hidden // heads))
+    if heads % kv_heads:
+        raise FormatError(f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}.")
+    layers = positive(config, "num_hidden_layers")
+    bias = bool(config.get("attention_bias", False))
+    rope = read_rope(config, head_dim)
+    return DecoderConfig(
+        model_type=str(config["model_type"]),
+        vocab_size=positive(config, "vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=positive(config, "intermediate_size"),
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        max_length=positive(config, "max_position_embeddings"),
+        norm_eps=number(config, eps),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        activation=read_activation(config, activation, "silu"),
+        attention_bias=bias,
+        output_bias=bias,
+        mlp_bias=bool(config.get("mlp_bias", False)),
+        scale=head_dim**-0.5,
+        windows=(None,) * layers,
+        ropes=(rope,) * layers,
+    )
+
+
+def read_activation(config: Mapping[str, Any], field: str, default: str) -> str:
+    """The kind of activation.
+
+    Raises:
+        InputError: one that is not supported.
+    """
+    value = config.get(field) or default
+    supported(field, value, ACTIVATIONS)
+    return ACTIVATIONS[value]
+
+
+def layer_types(config: Mapping[str, Any], layers: int, default: Collection[str]) -> tuple[str, ...]:
+    """The kind of attention of each layer.
+
+    Raises:
+        InputError: a kind that is not supported.
+        FormatError: not one for each layer.
+    """
+    types = config.get("layer_types")
+    types = list(default) if types is None else types
+    if not isinstance(types, list) or len(types) != layers:
+        raise FormatError(f"config.json: layer_types must name one kind for each of the {layers} layers.")
+    for kind in types:
+        supported("layer_types", kind, _LAYER_TYPES)
+    return tuple(types)
+
+
+def windows_of(config: Mapping[str, Any], types: Collection[str]) -> tuple[int | None, ...]:
+    """How far each layer looks back, from its kind and `sliding_window`."""
+    return tuple(positive(config, "sliding_window") if kind == "sliding_attention" else None for kind in types)
+
+
+def supported(field: str, value: object, known: Collection[str]) -> None:
+    """Refuse what is not known.
+
+    Raises:
+        InputError: naming the field, the value and what is supported.
+    """
+    if value not in known:
+        raise InputError(f"config.json: {field} {value!r} is not supported. Supported: {', '.join(known)}.")
+
+
+def only(config: Mapping[str, Any], field: str, value: object, default: object) -> None:
+    """Refuse any but the one supported value of a field.
+
+    Raises:
+        InputError: naming the field and its values.
+    """
+    if (found := config.get(field, default)) != value:
+        raise InputError(f"config.json: {field} {found!r} is not supported; only {value!r} is.")
+
+
+def positive(config: Mapping[str, Any], field: str, default: int | None = None) -> int:
+    """A whole number above 0.
+
+    Raises:
+        FormatError: it is missing or something else.
+    """
+    value = config.get(field)
+    if value is None:
+        value = default
+    if value is None:
+        raise FormatError(f"config.json has no {field!r}; the export needs it.")
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise FormatError(f"config.json: {field} must be a whole number above 0, found {value!r}.")
+    return value
+
+
+def number(config: Mapping[str, Any], field: str) -> float:
+    """A number above 0.
+
+    Raises:
+        FormatError: it is missing or something else.
+    """
+    value = config.get(field)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
+        raise FormatError(f"config.json: {field} must be a number above 0, found {value!r}.")
+    return float(value)
+
+
+def cap(config: Mapping[str, Any], field: str) -> float | None:
+    """An optional softcap."""
+    return None if config.get(field) is None else number(config, field)

@@ -1,0 +1,74 @@
+"""Writing one graph of a bundle, and checking that what was written can be used."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import onnx
+
+from maskpro_deploy._version import __version__
+from maskpro_deploy.exporters.graph.builder import Graph
+from maskpro_deploy.exporters.graph.data_file import Blob
+from maskpro_deploy.manifest import SparseWeight
+from maskpro_deploy.system.extras import missing
+
+log = logging.getLogger(__name__)
+
+
+def metadata(
+    graph: Graph,
+    form: str,
+    blob: Blob,
+    *,
+    origin: dict[str, object],
+    pattern: str | None,
+    proven: tuple[SparseWeight, ...],
+    quantization: str | None,
+) -> dict[str, str]:
+    """What a graph says of itself: who made it, from what, and which of its weights hold which pattern.
+
+    Figures of a comparison are in the manifest only: they depend on the machine, and equal checkpoints give equal graphs.
+    """
+    entries = {
+        "maskpro.tool": f"maskpro-deploy {__version__}",
+        "maskpro.checkpoint": str(origin["checkpoint"]),
+        "maskpro.dense_sha256": str(origin["dense_sha256"]),
+        "maskpro.data_sha256": blob.sha256,
+        "maskpro.dtype": graph.dtype,
+        "maskpro.kv_form": form,
+    }
+    if "front_end" in origin:
+        entries["maskpro.front_end"] = str(origin["front_end"])
+    if quantization is not None:
+        entries["maskpro.quantization"] = quantization
+    if pattern is not None:
+        names = json.dumps([weight.initializer for weight in proven])
+        entries |= {"maskpro.sparsity": pattern, "maskpro.sparsity_axis": "0", "maskpro.sparse_weights": names}
+    if origin["masks_sha256"]:
+        entries["maskpro.masks_sha256"] = str(origin["masks_sha256"])
+    return entries
+
+
+def write_graph(path: Path, graph: Graph, blob: Blob, entries: dict[str, str]) -> None:
+    """Write and check a graph: the checker's full check, then a session, because a checked graph need not load."""
+    path.write_bytes(graph.model(blob.tensors(), entries).SerializeToString(deterministic=True))
+    onnx.checker.check_model(str(path), full_check=True)
+    if graph.dtype == "bf16":
+        log.info("onnxruntime's CPU kernels have no bf16: the graph was checked, but not opened")
+    elif missing("cpu"):
+        log.info("onnxruntime is not installed: the graph was checked, but not opened")
+    else:
+        _open_session(path)
+
+
+def _open_session(path: Path) -> None:
+    """Open the graph in onnxruntime without preparing weights: cheap, and every operator must find its kernel."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

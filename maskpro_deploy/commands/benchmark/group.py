@@ -1,0 +1,34 @@
+"""`maskpro-deploy benchmark`: the group; each subcommand has its own module, `_benchmark_NAME`."""
+
+from __future__ import annotations
+
+import click
+
+from maskpro_deploy.commands.benchmark import compare as _benchmark_compare
+from maskpro_deploy.commands.benchmark import kernels as _benchmark_kernels
+from maskpro_deploy.commands.benchmark import latency as _benchmark_latency
+from maskpro_deploy.commands.benchmark import serve as _benchmark_serve
+from maskpro_deploy.commands.benchmark import throughput as _benchmark_throughput
+
+
+@click.group("benchmark")
+def command() -> None:
+    r"""Measure latency and throughput, sparse beside dense, in one run.
+
+    Arms are timed in interleaved blocks (A B B A); each comparison comes with a 95 % interval and a verdict, and each report with
+    a test of the harness against itself. Exit code 1: the run is invalid, and the reason is given.
+
+    \b
+    Example:
+      maskpro-deploy benchmark latency bundle --against dense-bundle --out report
+      maskpro-deploy benchmark throughput bundle --batch 1,2,4,8
+      maskpro-deploy benchmark kernels bundle --tokens 1,16,128
+      maskpro-deploy benchmark compare report-before report-after
+    """
+
+
+command.add_command(_benchmark_latency.command)
+command.add_command(_benchmark_throughput.command)
+command.add_command(_benchmark_kernels.command)
+command.add_command(_benchmark_serve.command)
+command.add_command(_benchmark_compare.command)

@@ -1,0 +1,77 @@
+"""The demo's report page."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from maskpro_deploy.bench import summary
+from maskpro_deploy.reports import latency as page
+from maskpro_deploy.reports import plots
+from maskpro_deploy.reports.blocks import ListSection, PlotSection, Report, Section, TableSection
+
+if TYPE_CHECKING:
+    from maskpro_deploy.demo.steps import Demo
+
+
+def build(demo: Demo) -> Report:
+    """The page: results, learning curve, sparsity per layer, quality, latency, environment."""
+    quality = demo.figures["quality"]
+    perplexity = quality["perplexity"]
+    below = 100 * quality["learned_below_one_shot"]
+    headline = (
+        f"Learned {demo.pattern} masks: held-out perplexity {perplexity['learned']:.1f}, one-shot {perplexity['one-shot']:.1f}, "
+        f"dense {perplexity['dense']:.1f} ({below:.0f} % below one-shot)."
+    )
+    sections: list[Section] = [
+        TableSection(title="Results", rows=demo.rows),
+        ListSection(title="Not measured here", points=demo.not_measured, warning=True),
+        _learning_curve(demo),
+        _sparsity(demo),
+        PlotSection(
+            title="Quality",
+            plot=plots.quality_bars(perplexity, quality["stderr"]),
+            caption=f"Perplexity on {quality['protocol']['windows']} held-out windows of {quality['protocol']['window']} tokens, "
+            "fp32, with one standard error.",
+        ),
+        *_latency(demo),
+        page.environment_table(demo.figures["environment"]),
+    ]
+    return Report(title="maskpro-deploy demo", headline=headline, subtitle=str(demo.figures["model"]), sections=sections)
+
+
+def _learning_curve(demo: Demo) -> PlotSection:
+    assert demo.learned is not None
+    curve = demo.learned.curve
+    trained = [(p.tokens, p.sample_loss) for p in curve if p.sample_loss is not None]
+    plot = plots.learning_curve(
+        [float(t) for t, _ in trained],
+        [loss for _, loss in trained],
+        [(float(p.tokens), p.heldout_loss) for p in curve],
+        {"dense, held out": demo.learned.dense_loss, "one-shot, held out": curve[0].heldout_loss},
+    )
+    return PlotSection(
+        title="Learning curve",
+        plot=plot,
+        caption="Training: mean loss on the learning text since the last point. Held out: loss of the mask if written then.",
+    )
+
+
+def _sparsity(demo: Demo) -> PlotSection:
+    assert demo.validation is not None
+    in_order = sorted(demo.validation.required, key=lambda t: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", t.name)])
+    layers = {t.name: 1.0 - t.density for t in in_order}
+    return PlotSection(
+        title="Sparsity per layer",
+        plot=plots.sparsity_per_layer(layers, target=1.0 - demo.pattern.density),
+        caption=f"Counted in the written checkpoint: {demo.validation.verdict}.",
+    )
+
+
+def _latency(demo: Demo) -> list[Section]:
+    result = demo.latency
+    if result is None or not result.valid:
+        return []
+    points = [*(v.sentence for v in summary.verdicts(result)), *summary.caveats(result)]
+    measured = TableSection(title="Latency", header=summary.columns(result), rows=summary.rows(result))
+    return [measured, ListSection(title="How to read the latency", points=points), *page.median_plots(result)]

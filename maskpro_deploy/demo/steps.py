@@ -1,0 +1,322 @@
+"""The steps of the demo: each one calls what its own command calls, and keeps the figures.
+
+Everything lands in one folder:
+
+    sparse/          the learned 2:4 checkpoint
+    bundle/          its ONNX bundle, fp32
+    bundle-dense/    the dense twin
+    bundle-fp16/     the sparse bundle for engines, where TensorRT-RTX is installed
+    result.json      all figures
+    report.html      the same to look at
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from maskpro_deploy.errors import CheckFailed, InputError, MaskProError
+from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.system.extras import missing
+from maskpro_deploy.system.progress import Meter
+
+if TYPE_CHECKING:
+    from maskpro_deploy.bench.result import BenchResult
+    from maskpro_deploy.bench.summary import Verdict
+    from maskpro_deploy.learn import LearnResult
+    from maskpro_deploy.validation import ValidationReport
+
+QUESTION = "What is the capital of France?"
+_EVAL_WINDOW, _EVAL_WINDOWS = 512, 32
+_LATENCY_S = 60.0
+_ANSWER_TOKENS = 48
+_HTTP_TIMEOUT_S = 300
+
+
+@dataclass(slots=True, kw_only=True)
+class Demo:
+    """What the steps share: settings, and what they found.
+
+    Attributes:
+        out: the folder for everything.
+        budget_s: seconds to learn.
+        rows: (what, value) for the table at the end.
+        figures: the same for machines.
+        not_measured: what this run says nothing about, and why.
+    """
+
+    out: Path
+    budget_s: float
+    seed: int = 0
+    pattern: NMPattern = field(default_factory=lambda: NMPattern(2, 4))
+    rows: list[tuple[str, str]] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+    not_measured: list[str] = field(default_factory=list)
+    dense: Path = Path()
+    learned: LearnResult | None = None
+    validation: ValidationReport | None = None
+    latency: BenchResult | None = None
+
+    @property
+    def sparse(self) -> Path:
+        """The sparse checkpoint."""
+        return self.out / "sparse"
+
+    @property
+    def bundle(self) -> Path:
+        """Its ONNX bundle."""
+        return self.out / "bundle"
+
+    @property
+    def dense_bundle(self) -> Path:
+        """The dense twin."""
+        return self.out / "bundle-dense"
+
+    def run(self) -> None:
+        """All steps, one after another, each announced on stderr."""
+        steps: list[tuple[str, Callable[[Demo], None]]] = [
+            ("fetch the demo model (once)", fetch),
+            (f"learn {self.pattern} masks", learn),
+            ("validate: every group of every pruned layer", prove),
+            ("export to ONNX and compare with torch", export_bundles),
+            ("build a TensorRT-RTX engine", build),
+            ("evaluate dense, one-shot and learned on held-out text", evaluate),
+            ("measure latency, sparse beside dense in one run", measure),
+            ("serve, and ask one question over HTTP", ask),
+        ]
+        for number, (title, step) in enumerate(steps, start=1):
+            click.echo(f"[{number}/{len(steps)}] {title}", err=True)
+            started = time.monotonic()
+            step(self)
+            seconds = time.monotonic() - started
+            self.figures.setdefault("seconds", {})[step.__name__] = round(seconds, 1)
+        from maskpro_deploy.bench.environment import capture
+
+        self.figures["environment"] = capture()
+
+
+def fetch(demo: Demo) -> None:
+    """Get the model's folder."""
+    from maskpro_deploy.models import demo_model
+
+    demo.dense = demo_model()
+    demo.rows.append(("model", "SmolLM2-135M-Instruct (from 4-bit GGUF)"))
+    demo.figures["model"] = demo.dense.name
+
+
+def learn(demo: Demo) -> None:
+    """Learn the masks; a run that was interrupted goes on where it was."""
+    from maskpro_deploy.data import BUILTIN, HELD_OUT, load_text
+    from maskpro_deploy.learn import LearnConfig, learn_checkpoint
+
+    config = LearnConfig(pattern=demo.pattern, budget_s=demo.budget_s, seed=demo.seed)
+    text, heldout = load_text(BUILTIN), load_text(HELD_OUT)
+
+    def start(*, resume: bool) -> LearnResult:
+        meter = Meter("learning", "s")
+        return learn_checkpoint(
+            demo.dense, demo.sparse, text, heldout, config, resume=resume, force=True, progress=meter
+        )  # fmt: skip
+
+    try:
+        demo.learned = start(resume=True)
+    except InputError:  # nothing to resume, or the state of another run
+        demo.learned = start(resume=False)
+    figures = demo.learned.summary()
+    demo.figures["learn"] = figures
+    demo.rows += [
+        ("learned", f"{figures['tokens']:,} tokens in {figures['steps']} steps, {figures['seconds']:.0f} s"),
+        ("groups changed against the one-shot mask", f"{100 * figures['groups_changed']:.1f} %"),
+    ]
+
+
+def prove(demo: Demo) -> None:
+    """Count every group of the sparse checkpoint."""
+    from maskpro_deploy.validation import validate
+
+    meter = Meter("validating", "weights")
+    report = validate(demo.sparse, demo.pattern, progress=meter)
+    meter.close()
+    if not report.holds:
+        raise CheckFailed(f"{demo.sparse}: {report.verdict}")
+    groups = sum(t.groups for t in report.required)
+    demo.validation = report
+    demo.rows.append((f"layers exactly {demo.pattern}", f"{len(report.required)} of {len(report.required)}, {groups:,} groups"))
+    demo.figures["validation"] = {k: v for k, v in report.to_json().items() if k != "tensors"}
+
+
+def export_bundles(demo: Demo) -> None:
+    """The sparse bundle, verified against torch and proven again on its own bytes, and the dense twin."""
+    from maskpro_deploy.exporters import ExportConfig, export
+    from maskpro_deploy.torch_lm import TorchLM
+    from maskpro_deploy.validation import validate
+
+    writing, verifying = Meter("exporting", "bytes"), Meter("verifying", "steps")
+    started = time.monotonic()
+    manifest = export(
+        demo.sparse, demo.bundle, ExportConfig(require_sparsity=demo.pattern),
+        reference=lambda: TorchLM.open(demo.sparse), force=True, progress=writing, verifying=verifying,
+    )  # fmt: skip
+    seconds = time.monotonic() - started
+    writing.close()
+    verifying.close()
+    export(demo.dense, demo.dense_bundle, unverified="the dense twin is for comparison only", force=True)
+    report = validate(demo.bundle, demo.pattern)
+    if not report.holds:
+        raise CheckFailed(f"{demo.bundle}: {report.verdict}")
+    v = manifest.verification
+    demo.figures["export"] = {"seconds_with_verification": round(seconds, 1), **v}
+    demo.rows += [
+        ("ONNX against torch, largest logit difference", f"{v['max_logit_difference']:.1e}"),
+        ("ONNX against torch, greedy tokens equal", f"{v['greedy_equal']} of {v['greedy_tokens']}"),
+        (f"ONNX weights exactly {demo.pattern}", f"{len(report.required)} of {len(report.required)}"),
+    ]
+
+
+def build(demo: Demo) -> None:
+    """An engine ahead of time, where the library for it is installed."""
+    demo.not_measured.append("speed of sparse kernels: it needs an NVIDIA GPU and TensorRT (maskpro-deploy doctor tells more)")
+    if missing("tensorrt-rtx"):
+        demo.rows.append(("TensorRT-RTX engine", "not built: pip install 'maskpro-deploy[tensorrt-rtx]'"))
+        demo.not_measured.append("whether TensorRT-RTX builds the graph: it is not installed here")
+        return
+    from maskpro_deploy.exporters import EngineConfig, ExportConfig, build_engine, export
+
+    folder = demo.out / "bundle-fp16"
+    reason = "its fp32 twin was compared with torch; `export --dtype fp16` compares in fp16 arithmetic"
+    export(demo.sparse, folder, ExportConfig(dtype="fp16"), unverified=reason, force=True)
+    meter = Meter("building", "s")
+    report = build_engine(folder, EngineConfig(backend="tensorrt-rtx", max_batch=4), meter)
+    meter.close()
+    engine = report.engine
+    eligible = sum(row.eligible for row in report.layers)
+    demo.rows += [
+        ("TensorRT-RTX engine, fp16", f"built in {report.build_s:.1f} s, {report.bytes / 1e6:.0f} MB, {engine.target}"),
+        ("layers eligible for sparse tensor cores", f"{eligible} of {len(report.layers)}"),
+    ]
+    demo.figures["engine"] = report.to_json()
+    demo.not_measured.append(f"the engine's speed: no GPU ran it ({engine.sparse_kernels})")
+
+
+def evaluate(demo: Demo) -> None:
+    """Perplexity of the dense, the one-shot and the learned model, in fp32 on the same held-out windows."""
+    from maskpro_deploy.data import HELD_OUT, load_text, load_tokenizer, separator_token
+    from maskpro_deploy.evaluate import EvalProtocol, compare_all
+    from maskpro_deploy.torch_lm import TorchLM
+
+    assert demo.learned is not None
+    protocol = EvalProtocol(window=_EVAL_WINDOW)
+    tokenizer = load_tokenizer(demo.dense)
+    windows = protocol.windows(
+        load_text(HELD_OUT), tokenizer, separator=separator_token(demo.dense, tokenizer), bos_token=None
+    ).tokens  # fmt: skip
+    # spread over the whole text, so that every genre counts
+    windows = windows[np.linspace(0, len(windows) - 1, min(_EVAL_WINDOWS, len(windows))).astype(int)]
+    one_shot = TorchLM.open(demo.dense)
+    one_shot.apply(demo.learned.prior_masks)
+    meter = Meter("evaluating", "windows")
+    dense, found = compare_all(
+        {"one-shot": one_shot, "learned": TorchLM.open(demo.sparse)}, TorchLM.open(demo.dense), windows, meter
+    )  # fmt: skip
+    meter.close()
+    values = {"dense": dense, **{name: c.model for name, c in found.items()}}
+    below = 1.0 - values["learned"].perplexity / values["one-shot"].perplexity
+    demo.figures["quality"] = {
+        "protocol": {**protocol.to_json(), "windows": len(windows), "data": HELD_OUT},
+        "perplexity": {name: v.perplexity for name, v in values.items()},
+        "stderr": {name: v.stderr for name, v in values.items()},
+        "learned_below_one_shot": below,
+        "kl_to_dense": {name: c.kl for name, c in found.items()},
+        "top1_agreement": {name: c.top1_agreement for name, c in found.items()},
+    }
+    demo.rows += [
+        ("held-out perplexity, dense", f"{dense.perplexity:.2f}"),
+        ("held-out perplexity, one-shot Wanda mask", f"{values['one-shot'].perplexity:.2f}"),
+        ("held-out perplexity, learned mask", f"{values['learned'].perplexity:.2f} ({100 * below:.0f} % below one-shot)"),
+    ]
+
+
+def measure(demo: Demo) -> None:
+    """Prefill and decode latency of both bundles in one interleaved run."""
+    from maskpro_deploy.bench.latency import LatencyConfig, run_latency
+    from maskpro_deploy.bench.summary import verdicts
+    from maskpro_deploy.bench.sweep import SweepConfig
+    from maskpro_deploy.targets.arms import notes_for, open_arms
+
+    meter = Meter("benchmark", "cases")
+    config = LatencyConfig(sweep=SweepConfig(budget_s=_LATENCY_S, seed=demo.seed))
+    arms = open_arms([demo.bundle, demo.dense_bundle], "cpu", None)
+    result = run_latency(arms, config, notes=notes_for(arms), progress=meter)
+    meter.close()
+    demo.latency = result
+    demo.figures["latency"] = result.to_json()
+    if not result.valid:
+        demo.not_measured.append(f"latency: the run was invalid ({result.invalid_reasons[0]})")
+        return
+    for case in result.cases:
+        for arm in result.arms:
+            summary = case.summary(arm.name)
+            if summary is not None:
+                name = "sparse" if arm is result.arms[0] else "dense"
+                demo.rows.append((f"{case.case.label}, {name}", f"{summary.median:.1f} ms"))
+    demo.rows += [(f"{v.case}, speed of sparse over dense", _compared(v)) for v in verdicts(result)]
+    demo.not_measured.append("a gain of 2:4 on this CPU: stock onnxruntime has no 2:4 kernels, so none is expected")
+
+
+def _compared(verdict: Verdict) -> str:
+    """A comparison in a line of the table."""
+    from maskpro_deploy.bench import wording
+
+    if verdict.ratio is None:
+        return "too few sessions"
+    speed, interval = wording.figures(verdict.ratio)
+    return f"{speed} {interval}: {wording.outcome(verdict.ratio, same_kernels=verdict.same_kernels)}"
+
+
+def ask(demo: Demo) -> None:
+    """Start the server on a free loopback port, ask a question, stop it."""
+    from maskpro_deploy.runtime.http.lifecycle import running_server
+
+    body = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": _ANSWER_TOKENS, "temperature": 0}
+    with running_server(demo.bundle) as url:
+        with urllib.request.urlopen(f"{url}/v1/models", timeout=_HTTP_TIMEOUT_S) as response:
+            model = json.load(response)["data"][0]["id"]
+        request = urllib.request.Request(
+            f"{url}/v1/chat/completions",
+            data=json.dumps({"model": model, **body}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        started = time.monotonic()
+        with urllib.request.urlopen(request, timeout=_HTTP_TIMEOUT_S) as response:
+            answer = json.load(response)
+        seconds = time.monotonic() - started
+    text, tokens = answer["choices"][0]["message"]["content"], answer["usage"]["completion_tokens"]
+    demo.figures["serve"] = {"question": QUESTION, "answer": text, "completion_tokens": tokens, "seconds": round(seconds, 3)}
+    demo.rows += [
+        ("asked over HTTP", QUESTION),
+        ("the sparse model answered", " ".join(text.split())),
+        ("HTTP request, whole", f"{seconds:.2f} s for {tokens} tokens"),
+    ]
+
+
+def check_platform() -> None:
+    """Refuse early what would fail after minutes.
+
+    Raises:
+        MissingExtraError: an extra that the demo needs is not installed.
+    """
+    from maskpro_deploy.system.extras import require
+
+    for extra in ("learn", "cpu", "serve", "report"):
+        require(extra, "the demo")
+    if sys.maxsize < 2**32:
+        raise MaskProError("the demo needs a 64-bit Python.")

@@ -1,0 +1,67 @@
+"""Item: perplexity of one sparse random model in every way that this machine runs it, on the same windows of random tokens.
+
+The reference is torch in fp32 on the CPU. What a GPU computes in half precision has to stay beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from maskpro_deploy.errors import CheckFailed, InputError, MachineError
+from maskpro_deploy.gpu_check.deploy import bundles
+from maskpro_deploy.gpu_check.items import CPU, Record, Settings, torch_on
+from maskpro_deploy.gpu_check.models import SMOL, TINY
+
+REFERENCE = "torch fp32 on the CPU"
+_WINDOW, _WINDOWS = 128, 4
+_LARGEST_RATIO, _LEAST_AGREEMENT = 0.01, 0.97
+
+
+def evaluation(settings: Settings, record: Record) -> str:
+    """Compare perplexities.
+
+    Raises:
+        MachineError: torch cannot run here.
+        CheckFailed: a way of running the model is at a distance from the reference.
+    """
+    from maskpro_deploy.evaluate import compare_all
+    from maskpro_deploy.targets.models import OpenTarget, RunConfig, Target, open_target
+
+    torch_on(settings.device)
+    shape = TINY if settings.rehearse else SMOL
+    bundle, _ = bundles(shape, settings.scratch)
+    checkpoint = Target("checkpoint", settings.scratch / shape.name / "sparse")
+    device = settings.device
+    wanted = {
+        f"torch fp16 on {device}": (checkpoint, RunConfig(provider=device, dtype="fp16")),
+        f"torch bf16 on {device}": (checkpoint, RunConfig(provider=device, dtype="bf16")),
+        f"onnxruntime fp16 on {device}": (Target("bundle", bundle), RunConfig(provider=device)),
+    }
+    if device != CPU:
+        wanted[f"torch fp32 on {device}"] = (checkpoint, RunConfig(provider=device))
+        wanted["TensorRT fp16"] = (Target("bundle", bundle), RunConfig(provider="trt-native"))
+    opened: dict[str, OpenTarget] = {}
+    lacks = {}
+    for name, (target, run) in wanted.items():
+        try:
+            opened[name] = open_target(target, run)
+        except (MachineError, InputError) as e:  # no such provider here, or no engine was built
+            lacks[name] = str(e).splitlines()[0]
+    record.put(lacks=lacks)
+    windows = np.random.default_rng(0).integers(0, shape.vocabulary, (_WINDOWS, min(_WINDOW, shape.length)))
+    _, found = compare_all(opened, open_target(checkpoint, RunConfig(provider=CPU)), windows)
+    figures = {
+        name: {k: v for k, v in dataclasses.asdict(c).items() if k not in ("model", "reference")} for name, c in found.items()
+    }
+    record.put(against=REFERENCE, found=figures)
+    half = {name: c for name, c in found.items() if "bf16" not in name}  # bf16 has too few digits for a bound on its tokens
+    if far := [
+        n for n, c in half.items() if abs(c.ratio - 1) > _LARGEST_RATIO or c.top1_agreement < _LEAST_AGREEMENT
+    ]:  # fmt: skip
+        c = found[far[0]]
+        raise CheckFailed(
+            f"{far[0]}: {c.ratio:.4f}x the perplexity of {REFERENCE}, same token in {100 * c.top1_agreement:.1f} % of positions"
+        )
+    return ", ".join(f"{name} {c.ratio:.4f}x" for name, c in found.items())

@@ -1,0 +1,130 @@
+"""What the items of the GPU check share: settings, outcomes, and the record that keeps partial results.
+
+An item is a function. It puts figures into its `Record` as it goes, so that what was measured before a crash or the end of its
+time is kept, and returns one line for the table. It raises `MachineError` where this machine lacks something.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maskpro_deploy.errors import ConfigError, MachineError
+from maskpro_deploy.system.files import write_json
+
+MEASURED, NOT_RUN, FAILED = "measured", "not run", "failed"
+END_FACTOR = 3  # an item is ended when it takes this many budgets: loading and building included
+CUDA, CPU = "cuda", "cpu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How an item runs.
+
+    Attributes:
+        budget_s: seconds that it may spend on measuring.
+        scratch: a folder for models and bundles, shared by all items.
+        rehearse: run with tiny shapes on the CPU, to try the check itself; the figures say nothing about a GPU.
+
+    Raises:
+        ConfigError: the budget is not above 0.
+    """
+
+    budget_s: float
+    scratch: Path
+    rehearse: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.budget_s > 0:
+            raise ConfigError(f"--budget {self.budget_s:g} is out of range: above 0 s.")
+
+    @property
+    def device(self) -> str:
+        """Where torch works."""
+        return CPU if self.rehearse else CUDA
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return {**dataclasses.asdict(self), "scratch": str(self.scratch)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Settings:
+        """The settings that `to_json` wrote."""
+        return cls(**{**value, "scratch": Path(value["scratch"])})
+
+
+class Record:
+    """The figures of one item, on disk after every change.
+
+    Args:
+        path: the file to keep them in; None keeps them in memory only.
+        budget_s: time for the measuring, counted from now.
+    """
+
+    def __init__(self, path: Path | None, budget_s: float) -> None:
+        self.figures: dict[str, Any] = {}
+        self._path = path
+        self._end = time.monotonic() + budget_s
+
+    def put(self, **figures: Any) -> None:
+        """Add figures, as JSON values."""
+        self.figures |= json.loads(json.dumps(figures, allow_nan=False))
+        if self._path is not None:
+            write_json(self._path, self.figures)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds left for measuring; negative once they are used up."""
+        return self._end - time.monotonic()
+
+
+Item = Callable[[Settings, Record], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How an item ended.
+
+    Attributes:
+        name: the item.
+        status: `MEASURED`, `NOT_RUN` or `FAILED`.
+        detail: the line for the table: result, reason or message.
+        seconds: it took.
+        figures: what it measured, even if it failed later.
+        trace: the traceback of a failure, "" otherwise.
+    """
+
+    name: str
+    status: str
+    detail: str
+    seconds: float = 0.0
+    figures: dict[str, Any] = dataclasses.field(default_factory=dict)
+    trace: str = ""
+
+
+def torch_on(device: str) -> Any:
+    """The torch module, where it can work on `device`.
+
+    Raises:
+        MachineError: torch is missing, or sees no GPU.
+    """
+    from maskpro_deploy.system.extras import require
+
+    require("learn", "this item")
+    import torch
+
+    if device == CUDA and not torch.cuda.is_available():
+        reason = "is built without CUDA" if torch.version.cuda is None else "finds no GPU that its CUDA can use"
+        raise MachineError(f"torch {torch.__version__} {reason}")
+    return torch
+
+
+def finish(torch: Any, device: str) -> None:
+    """Wait until the device has done all that was launched."""
+    if device != CPU:
+        torch.cuda.synchronize()

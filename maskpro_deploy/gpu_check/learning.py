@@ -1,0 +1,215 @@
+"""Item: learning on the GPU. How long a step takes, and how much of it is sampling masks and moving logits.
+
+The learner's own `Trainer` runs on a random model; its steps are timed from outside, then the parts of a step one by one. Each
+part has two times: until Python had launched it, and until the device was done. Where they are close, the GPU waits for Python.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from maskpro_deploy.errors import MachineError
+from maskpro_deploy.gpu_check.items import CUDA, Record, Settings, finish, torch_on
+from maskpro_deploy.gpu_check.models import PATTERN, TINY, LlamaShape
+
+if TYPE_CHECKING:
+    from maskpro_deploy.learn.trainer import Trainer
+
+_STEPS_SHARE = 0.5  # of the budget for whole steps; the rest is for their parts
+_WARM_UP_STEPS, _LEAST_STEPS, _MOST_STEPS = 3, 5, 100_000
+_WATCHED_STEPS = 3
+# bytes a pruned weight: logits (2), two moments (1 and 2), three masks of one bit, rounded up; then the weight
+_PRUNED_BYTES, _WEIGHT_BYTES, _SPARE_BYTES = 6, 2, 4 << 30
+
+
+class _Enough(Exception):
+    """Enough steps were timed."""
+
+
+class _Ticks:
+    """Progress that notes when each step ended, and ends the loop after some time and a least number of steps."""
+
+    def __init__(self, seconds: float) -> None:
+        self.at: list[float] = []
+        self._seconds = seconds
+
+    def update(self, done: float, total: float, note: str = "") -> None:
+        self.at.append(time.perf_counter())
+        if len(self.at) > _WARM_UP_STEPS + _LEAST_STEPS and self.at[-1] - self.at[0] >= self._seconds:
+            raise _Enough
+
+    def close(self) -> None:
+        pass
+
+    @property
+    def step_ms(self) -> list[float]:
+        """Milliseconds of the steps after the warm-up."""
+        return [1e3 * (b - a) for a, b in itertools.pairwise(self.at)][_WARM_UP_STEPS:]
+
+
+def learn(shape: LlamaShape, settings: Settings, record: Record) -> str:
+    """Time learning steps of a random model of `shape`.
+
+    Raises:
+        MachineError: torch or memory is missing.
+    """
+    torch = torch_on(settings.device)
+    from maskpro_deploy.learn.model.memory import tuned_process
+
+    with tuned_process(settings.device):
+        return _timed(torch, TINY if settings.rehearse else shape, settings, record)
+
+
+def _timed(torch: Any, shape: LlamaShape, settings: Settings, record: Record) -> str:
+    """The item itself, with the process as the learner has it."""
+    on_gpu = settings.device == CUDA
+    if on_gpu:
+        _check_memory(torch, shape)
+        torch.cuda.reset_peak_memory_stats()
+    ticks = _Ticks(_STEPS_SHARE * settings.budget_s)
+    trainer = _trainer(torch, shape, settings, ticks)
+    started = time.perf_counter()
+    trainer.prepare()
+    finish(torch, settings.device)
+    record.put(
+        model=shape.name,
+        pruned_weights=shape.pruned_weights,
+        batch_tokens=trainer.config.batch_tokens,
+        window=trainer.config.window,
+        dtype=trainer.config.dtype,
+        prepare_s=time.perf_counter() - started,
+        dense_loss=trainer.dense_loss,
+    )
+    stopped = False
+    with suppress(_Enough):
+        stopped = not trainer.run()
+    if stopped:
+        raise KeyboardInterrupt
+    whole = statistics.median(ticks.step_ms)
+    rate = 1e3 * trainer.config.sequences * trainer.config.window / whole
+    record.put(steps=len(ticks.step_ms), step_ms=whole, step_ms_all=ticks.step_ms, tokens_per_s=rate)
+    peak = torch.cuda.max_memory_allocated() if on_gpu else None
+    record.put(peak_memory_bytes=peak)
+    record.put(logits_moved_by=getattr(trainer.estimator, "moved_by", None))
+    parts = _parts(torch, trainer, settings.device, record)
+    share = (parts["sampling"] + parts["update"]) / whole
+    record.put(sampling_and_update_share=share)
+    if on_gpu:
+        waits = _waits(torch, trainer)
+        record.put(host_waits=waits, host_waits_per_step=len(waits) / _WATCHED_STEPS)
+    memory = f", peak {peak / 1e9:.1f} GB" if peak is not None else ""
+    return f"{shape.name}: {whole:.1f} ms a step, {rate:,.0f} tokens/s, {100 * share:.0f} % sampling and update{memory}"
+
+
+def _check_memory(torch: Any, shape: LlamaShape) -> None:
+    needed = shape.pruned_weights * _PRUNED_BYTES + (shape.weights + shape.pruned_weights) * _WEIGHT_BYTES + _SPARE_BYTES
+    free, _ = torch.cuda.mem_get_info()
+    if free < needed:
+        raise MachineError(f"learning on a {shape.name} model needs about {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free")
+
+
+def _trainer(torch: Any, shape: LlamaShape, settings: Settings, ticks: _Ticks) -> Trainer:
+    """The learner's loop on a random model and random tokens."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from maskpro_deploy.learn.config import LearnConfig
+    from maskpro_deploy.learn.model.model import LearningModel, faster_dtype
+    from maskpro_deploy.learn.trainer import Trainer as Loop
+
+    torch.manual_seed(0)
+    dtype = faster_dtype(CUDA) if settings.device == CUDA else torch.float32
+    with torch.device(settings.device):
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**shape.config()), dtype=dtype)
+    window = min(256, shape.length // 4)
+    config = LearnConfig(
+        pattern=PATTERN,
+        steps=_MOST_STEPS,
+        window=window,
+        batch_tokens=8 * window,
+        calibration_tokens=8 * window,
+        heldout_tokens=8 * window,
+        evaluations=1,
+        dtype=str(dtype).removeprefix("torch."),
+    )
+    rng = np.random.default_rng(0)
+    text = rng.integers(0, shape.vocabulary, (64, window), dtype=np.int32)
+    return Loop(LearningModel(model.to(settings.device).eval()), text[8:], text[:8], config, progress=ticks)
+
+
+def _parts(torch: Any, trainer: Trainer, device: str, record: Record) -> dict[str, float]:
+    """Median milliseconds of the parts of a step, for all layers together: sampling, update, and a step without either."""
+    from maskpro_deploy.learn.model.sites import Mode
+
+    sites = trainer.sites
+    grads = {s.weight.shape: torch.randn(s.weight.shape, device=device, dtype=s.weight.dtype) * 1e-4 for s in sites}
+
+    def sampling() -> None:
+        for site in sites:
+            site.mode = Mode.ARGMAX
+            site.masked_weight()
+
+    def update() -> None:
+        for site in sites:
+            site.consume(grads[site.weight.shape])
+
+    def dense() -> None:
+        for site in sites:
+            site.mode = Mode.DENSE
+        trainer.model.backward(trainer.model.loss(trainer.text[:8], differentiable=True))
+
+    medians = {}
+    with torch.no_grad():
+        for name, part in (("sampling", sampling), ("update", update)):
+            medians[name] = _time(torch, name, part, device, record)
+    for site in sites:
+        site.on_gradient = None
+    medians["dense"] = _time(torch, "dense_pass", dense, device, record)
+    gc.collect()
+    return medians
+
+
+def _waits(torch: Any, trainer: Trainer) -> list[str]:
+    """Where Python waited for the GPU during a few steps, as torch noticed it."""
+    for site in trainer.sites:
+        site.on_gradient = trainer.estimator._move  # type: ignore[attr-defined]
+    config = trainer.config
+    windows = trainer.text[: config.sequences]
+    trainer.estimator.step(windows, 0, 1.0)
+    finish(torch, CUDA)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            for step in range(_WATCHED_STEPS):
+                trainer.estimator.step(windows, step, 1.0)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "called a synchronizing" in str(w.message)]
+
+
+def _time(torch: Any, name: str, part: Callable[[], None], device: str, record: Record, rounds: int = 20) -> float:
+    """Median milliseconds of `part`; what Python and the device took goes into the record."""
+    launched, done = [], []
+    for i in range(rounds + 2):
+        finish(torch, device)
+        started = time.perf_counter()
+        part()
+        returned = time.perf_counter()
+        finish(torch, device)
+        if i >= 2:  # the first two warm up
+            launched.append(1e3 * (returned - started))
+            done.append(1e3 * (time.perf_counter() - started))
+        if record.left_s < 0 and len(done) >= 3:
+            break
+    record.put(**{f"{name}_ms": statistics.median(done), f"{name}_launch_ms": statistics.median(launched)})
+    return statistics.median(done)

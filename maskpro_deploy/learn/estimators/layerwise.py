@@ -1,0 +1,84 @@
+r"""MaskPro with a reward of its own for every output of every layer: forward passes only, and no sample's luck.
+
+The reward of row o of a layer is the distance of its outputs from the dense layer's, on a batch of tokens:
+
+    f_o(m) = ½ ‖X̂ (w_o ∘ m_o) - X w_o‖²
+
+with X the layer's inputs in the dense model and X̂ those behind masked layers, so a layer also makes up for what the layers before
+it lost. One forward pass of the batch through both models gives all of them: as many numbers as the model has outputs, where the
+model's loss is one. Given the masks of the other groups (here the argmax masks), f_o is quadratic in a group's own mask, and its
+policy gradient Σ_m p(m) (m - μ) f_o(m) needs no sample: with E = X̂ (w_o ∘ m*) - X w_o at the argmax mask m*, the part that
+single weights contribute is exactly Cov(m) h,
+
+    h_i = w_i (X̂ᵀE)_i + ½ w_i² ‖X̂_i‖² (1 - 2 m*_i).
+
+The first term is the derivative at m*. The second one matters as much: in the first, a weight's own contribution to E says "keep
+me" for every dropped weight and nothing for any kept one. The products of two weights of one group, w_i w_j X̂_i·X̂_j, are
+left out: that is this estimator's bias, besides the objective, which is not the model's loss.
+
+Shapes: `B` sequences, `T` tokens of them all, `O` outputs, `C` inputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from maskpro_deploy.learn.estimators.base import Windows, early_check
+from maskpro_deploy.learn.estimators.pathwise import PathwiseEstimator
+from maskpro_deploy.learn.model.sites import Mode, Site
+
+
+class LayerwiseEstimator(PathwiseEstimator):
+    """See the module; logits, optimiser and state are those of the pathwise estimator.
+
+    Args:
+        config: the settings.
+        model: the model whose layers the sites are.
+        sites: all of them; their distribution is a conditional Bernoulli one.
+        loss: not used: the layers' rewards take its place.
+    """
+
+    @torch.no_grad()
+    def step(self, windows: Windows, step: int, left: float) -> Tensor:
+        """Send the batch through the dense and the masked model side by side; every layer learns as it is passed.
+
+        Returns:
+            The loss of the argmax masks before the step, nats a token.
+        """
+        self._optimizer.begin(self._config.rate * left)
+        self._step = step
+        for site in self._sites:
+            site.mode, site.rule = Mode.ARGMAX, self._both
+        try:
+            loss = self._model.paired_loss(windows)
+        finally:
+            for site in self._sites:
+                site.rule = None
+        return early_check(loss, step, self._model, windows)
+
+    def _both(self, site: Site, x: Tensor) -> Tensor:
+        """Outputs of the dense layer and of the masked one, whose logits then move.  # (2 B, ..., C) -> (2 B, ..., O)"""
+        dense_x, masked_x = x.chunk(2)
+        weight = site.masked_weight()
+        dense = nn.functional.linear(dense_x, site.weight, site.bias)
+        masked = nn.functional.linear(masked_x, weight, site.bias)
+        error, inputs = (masked - dense).flatten(0, -2), masked_x.flatten(0, -2)  # (T, O), (T, C)
+        self._move(site, own_gradient(site.weight, weight, error, inputs))
+        return torch.cat([dense, masked])
+
+
+def own_gradient(weight: Tensor, masked: Tensor, error: Tensor, inputs: Tensor) -> Tensor:
+    """The formula's h / w: what takes the place of the masked weight's gradient.
+
+    Args:
+        weight: dense (O, C).
+        masked: under the argmax mask (O, C).
+        error: E (T, O).
+        inputs: of the masked layer (T, C).
+
+    Returns:
+        (O, C) float32.
+    """
+    own = (weight.float() - 2 * masked.float()).mul_(0.5 * inputs.float().square().sum(0))
+    return own.add_(error.t() @ inputs)

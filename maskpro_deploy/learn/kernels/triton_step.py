@@ -1,0 +1,186 @@
+"""The work on a layer's masks and logits on a GPU, in kernels of our own where Triton is there and they work.
+
+Torch's builds for CUDA bring Triton along; it compiles kernels at first use, with the machine's C compiler. Each kernel is first
+tried on numbers whose result torch's operations tell. Whatever is lacking or wrong, these operations do the work, with more
+launches; a line on stderr says so.
+
+Shapes: `O` outputs, `C` inputs, `M` weights in a group, `G` groups, `n = M * G` weights of a layer.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from maskpro_deploy.learn.distributions import packed
+from maskpro_deploy.learn.distributions.top_n import centred, top_of_centred
+from maskpro_deploy.learn.kernels.half_logits import noise
+from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer, Moments, first_bound
+from maskpro_deploy.pattern import NMPattern
+
+if TYPE_CHECKING:
+    from maskpro_deploy.learn.kernels.fused import ChunkStep, SiteStep
+    from maskpro_deploy.learn.model.sites import Site
+
+log = logging.getLogger(__name__)
+
+MAX_MASKS = 8  # of a group: their sums are written out
+_BYTES = 128  # of a mask's bits, a program's share: 1024 weights
+_HALF = (1 << 31) - 1  # of a key
+_BETAS = (0.9, 0.95)  # of the trial, as its scale and its sizes
+_SCALE, _GROUPS = 0.1, 1000
+
+
+class TritonStep:
+    """A `fused.SiteStep` that is one launch.
+
+    Args:
+        pattern: has at most `MAX_MASKS` masks a group, and its M divides 8.
+        kernels: the module `triton_kernels`.
+    """
+
+    moved_by = "triton"
+
+    def __init__(self, pattern: NMPattern, kernels: Any) -> None:
+        self._kernels = kernels
+        masks = pattern.all_masks().tolist()
+        codes = [sum(1 << i for i, kept in enumerate(mask) if kept) for mask in masks]
+        self._constants = {
+            "M": pattern.m,
+            "N": pattern.n,
+            "CODES": sum(code << 8 * s for s, code in enumerate(codes)),
+            "MASKS": len(codes),
+            "J": 8 // pattern.m,
+            "B": _BYTES,
+        }
+
+    def __call__(self, optimizer: LogitOptimizer, site: Site, grad_weight: Tensor, key: int) -> None:
+        moments = optimizer.whole(site.name, site.logits)
+        grad, weight = grad_weight.contiguous(), site.weight
+        site.kept = self.move(grad, weight, site.logits, moments, key, optimizer.scale, optimizer.betas)
+
+    def move(
+        self,
+        grad: Tensor,
+        weight: Tensor,
+        logits: Tensor,
+        moments: Moments,
+        key: int,
+        scale: float,
+        betas: tuple[float, float],
+    ) -> Tensor:
+        """Move the logits of all groups; every tensor is contiguous.
+
+        Args:
+            grad: ∂L/∂W of the masked weight, n numbers, as
+            weight: of the layer.
+            logits: (M, G) float16, changed in place, as are
+            moments: (M, G).
+            key: of the roundings.
+            scale: of the optimiser.
+            betas: of the optimiser.
+
+        Returns:
+            Bits of the new argmax mask.  # (ceil(n / 8),) uint8
+        """
+        m, groups = logits.shape
+        bits = torch.empty(-(-m * groups // 8), dtype=torch.uint8, device=logits.device)
+        beta1, beta2 = betas
+        self._kernels.move[(-(-len(bits) // _BYTES),)](
+            grad, weight, logits, moments.first, moments.second, bits, groups, key & _HALF, key >> 31 & _HALF, scale,
+            beta1=beta1, beta2=beta2, bound=first_bound(beta1, beta2), **self._constants,
+        )  # fmt: skip
+        return bits
+
+
+def triton_step(pattern: NMPattern, otherwise: SiteStep, reference: ChunkStep, device: torch.device) -> SiteStep:
+    """The step as one kernel, or the given one where there can be none.
+
+    Args:
+        pattern: the N:M pattern.
+        otherwise: moves sites where no kernel does.
+        reference: moves groups, operation by operation: what the kernel has to agree with.
+        device: where the logits are.
+    """
+    kernels = load(device) if pattern.num_masks <= MAX_MASKS and 8 % pattern.m == 0 else None
+    if kernels is None:
+        return otherwise
+    step = TritonStep(pattern, kernels)
+    try:
+        found = differences(step, pattern, reference, device)
+    except Exception as e:  # what a compiler, a driver and a device can come up with
+        found = " ".join(str(e).split())[:200] or type(e).__name__
+    if found:
+        log.warning("the step's own GPU kernel does not work here (%s): steps take longer.", found)
+        return otherwise
+    return step
+
+
+def masked_weight(weight: Tensor, bits: Tensor) -> Tensor:
+    """The weight where its mask has a one, +0.0 elsewhere.  # (O, C), (ceil(n / 8),) uint8 -> (O, C)"""
+    kernels = load(weight.device) if weight.device.type == "cuda" else None  # shapes are tried out on other devices
+    return packed.masked(weight, bits) if kernels is None else _masked(kernels, weight, bits)
+
+
+def _masked(kernels: Any, weight: Tensor, bits: Tensor) -> Tensor:
+    out, block = torch.empty_like(weight), 8 * _BYTES
+    kernels.masked[(-(-weight.numel() // block),)](weight, bits, out, weight.numel(), BLOCK=block)
+    return out
+
+
+@functools.cache
+def load(device: torch.device) -> Any:
+    """The kernels, or None where they do not work on a device; found out once in a process.
+
+    Args:
+        device: a GPU.
+    """
+    try:
+        from maskpro_deploy.learn.kernels import triton_kernels
+
+        weight = torch.arange(-60.0, 60.0, device=device).view(8, 15).to(torch.bfloat16)
+        bits = torch.arange(100, 115, dtype=torch.uint8, device=device)
+        works = torch.equal(_masked(triton_kernels, weight, bits), packed.masked(weight, bits))
+        found = "" if works else "a wrong result"
+    except ImportError:
+        log.info("no Triton here")
+        return None
+    except Exception as e:  # as above
+        found = " ".join(str(e).split())[:200] or type(e).__name__
+    if found:
+        log.warning("own GPU kernels do not work here (%s): steps take longer.", found)
+        return None
+    return triton_kernels
+
+
+def differences(step: TritonStep, pattern: NMPattern, reference: ChunkStep, device: torch.device) -> str:
+    """In what a step differs from operations by more than roundings; empty for nothing.
+
+    Args:
+        step: the kernel.
+        pattern: its pattern.
+        reference: the operations.
+        device: where to try both.
+    """
+    shape = (pattern.m, _GROUPS)
+    generator = torch.Generator().manual_seed(0)
+    grad = torch.randn(pattern.m * _GROUPS, generator=generator).mul_(1e-5).to(device)
+    weight = torch.randn(pattern.m * _GROUPS, generator=generator).to(device)
+    logits = centred(torch.randn(shape, generator=generator) * 6, pattern.n).half().to(device)
+    first = torch.randint(-127, 128, shape, dtype=torch.int8, generator=generator).to(device)
+    second = (torch.rand(shape, generator=generator) * 1e-9).bfloat16().to(device)
+    expected, moments = logits.clone(), Moments(first.clone(), second.clone())
+    reference(grad, weight, expected, moments, noise(shape, 0, device), _SCALE, _BETAS)
+    bits = step.move(grad, weight, logits, Moments(first, second), 1 << 40, _SCALE, _BETAS)
+    close = functools.partial(torch.allclose, atol=1e-5)
+    checks = {
+        "masks": torch.equal(bits, packed.pack(top_of_centred(logits, pattern.n))),
+        "logits": close(logits.float(), expected.float(), rtol=2**-9),  # rounded up by one, down by the other
+        "first moments": int((first.int() - moments.first.int()).abs().max()) <= 1,
+        "second moments": close(second.float() * 1e9, moments.second.float() * 1e9, rtol=2**-7),
+    }
+    return ", ".join(f"other {name}" for name, good in checks.items() if not good)

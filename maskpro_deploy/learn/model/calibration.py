@@ -1,0 +1,235 @@
+"""What layers see: statistics of their inputs on calibration text, block by block in bounded memory.
+
+A `BlockStream` holds the hidden states of the calibration windows and moves them through the model one transformer block at a
+time. While they pass a block, the Gram matrices of its layers are formed; they are gone before the next block begins. So the
+peak is one block's Gram matrices and the hidden states, whatever the number of blocks. Layers that read the same tensor (query,
+key and value; gate and up) share one matrix.
+
+Shapes: `B` sequences, `T` tokens in a sequence, `D` hidden size, `C` inputs of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskpro_deploy.errors import InputError
+from maskpro_deploy.learn.model.model import LearningModel
+
+
+@dataclass(slots=True)
+class Gram:
+    """Gram matrix of a layer's inputs.
+
+    Attributes:
+        matrix: Σ x xᵀ over all tokens seen.  # (C, C) float32
+        tokens: how many were seen.
+    """
+
+    matrix: Tensor
+    tokens: int = 0
+
+    def add(self, x: Tensor) -> None:
+        """Take more inputs.  # (..., C)"""
+        rows = x.detach().reshape(-1, x.shape[-1]).float()
+        self.matrix.addmm_(rows.t(), rows)
+        self.tokens += len(rows)
+
+    @property
+    def norms(self) -> Tensor:
+        """‖x_j‖₂ of every input.  # (C,)"""
+        return self.matrix.diagonal().clamp_min(0).sqrt()
+
+
+class GramHooks:
+    """Hooks that form the Gram matrices of layers while their model runs.
+
+    Args:
+        layers: name -> layer.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Linear]) -> None:
+        self._leader: dict[str, str] = {}  # layer -> the layer whose matrix it shares
+        self._grams: dict[str, Gram] = {}
+        self._inputs: dict[int, tuple[Tensor, str]] = {}  # id of a tensor -> itself (so that the id stays its own), first reader
+        self._layers = layers
+        self._handles = [layer.register_forward_pre_hook(self._hook(name)) for name, layer in layers.items()]
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = args[0]
+            _, first = self._inputs.setdefault(id(x), (x, name))
+            leader = self._leader.setdefault(name, first)
+            if leader == name:
+                gram = self._grams.get(name)
+                if gram is None:
+                    gram = self._grams[name] = Gram(torch.zeros(x.shape[-1], x.shape[-1], device=x.device))
+                gram.add(x)
+
+        return note
+
+    def forget_inputs(self) -> None:
+        """One forward pass is over: its tensors may go."""
+        self._inputs.clear()
+
+    def grams(self) -> dict[str, Gram]:
+        """Layer name -> matrix; a layer that never ran (an expert that no token chose) has one of zero tokens."""
+        found = {}
+        for name, layer in self._layers.items():
+            gram = self._grams.get(self._leader.get(name, name))
+            if gram is None:
+                gram = Gram(torch.zeros(layer.in_features, layer.in_features, device=layer.weight.device))
+            found[name] = gram
+        return found
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._inputs.clear()
+
+
+def whole_model_grams(model: LearningModel, layers: Mapping[str, nn.Linear], batches: Sequence[Tensor]) -> dict[str, Gram]:
+    """Gram matrices of a few layers on the model as it is, by whole forward passes."""
+    hooks = GramHooks(layers)
+    try:
+        with torch.no_grad():
+            for tokens in batches:
+                model.hidden(tokens, differentiable=False)
+                hooks.forget_inputs()
+        return hooks.grams()
+    finally:
+        hooks.remove()
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What a block was called with, besides the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+class _Reached(Exception):
+    """The first block was reached: the rest of the forward pass is not needed."""
+
+
+class BlockStream:
+    """The hidden states of some windows on their way through the model.
+
+    Args:
+        model: its blocks are called as its own forward pass calls them.
+        batches: tokens (B, T), all of one length.
+
+    Attributes:
+        blocks: the transformer blocks in order, by module name.
+        states: what goes into the next block, a tensor a batch.  # (B, T, D)
+
+    Raises:
+        InputError: the model is not built of one list of blocks that take hidden states first.
+    """
+
+    def __init__(self, model: LearningModel, batches: Sequence[Tensor]) -> None:
+        self.model = model
+        self.blocks = decoder_blocks(model.model)
+        self.states: list[Tensor] = []
+        self._calls: dict[int, list[_Call]] = {}  # batch size -> one call a block
+        with torch.no_grad():
+            self.states += [self.embedded(tokens) for tokens in batches]
+
+    def _record(self, tokens: Tensor) -> list[_Call]:
+        """How the model calls each of its blocks: masks, positions and the like depend on the shape of a batch alone."""
+        calls: list[_Call] = []
+
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.append(_Call(args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}))
+
+        with _pre_hooks(self.blocks.values(), note):
+            self.model.hidden(tokens, differentiable=False)
+        if len(calls) != len(self.blocks):
+            raise InputError(
+                f"{type(self.model.model).__name__} cannot be pruned block by block: it calls its {len(self.blocks)} blocks "
+                f"{len(calls)} times.\nUse --prior wanda or magnitude, with --prior-inputs dense."
+            )
+        return calls
+
+    def embedded(self, tokens: Tensor) -> Tensor:
+        """What goes into the first block.  # (B, T) -> (B, T, D)"""
+        if len(tokens) not in self._calls:
+            self._calls[len(tokens)] = self._record(tokens)
+        reached: list[Tensor] = []
+
+        def take(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            reached.append(args[0] if args else kwargs["hidden_states"])
+            raise _Reached
+
+        with _pre_hooks([next(iter(self.blocks.values()))], take), suppress(_Reached):
+            self.model.hidden(tokens, differentiable=False)
+        return reached[0]
+
+    def run(self, name: str, state: Tensor) -> Tensor:
+        """Run one block.  # (B, T, D) -> (B, T, D)"""
+        call = self._calls[len(state)][list(self.blocks).index(name)]
+        out = self.blocks[name](state, *call.args, **call.kwargs)
+        hidden: Tensor = out[0] if isinstance(out, tuple) else out
+        return hidden
+
+    def grams(self, name: str, layers: Mapping[str, nn.Linear]) -> tuple[dict[str, Gram], list[Tensor]]:
+        """Run a block on all states.
+
+        Returns:
+            The Gram matrices of its layers, and its outputs.
+        """
+        hooks = GramHooks(layers)
+        try:
+            with torch.no_grad():
+                outputs = []
+                for state in self.states:
+                    outputs.append(self.run(name, state))
+                    hooks.forget_inputs()
+            return hooks.grams(), outputs
+        finally:
+            hooks.remove()
+
+    def advance(self, name: str) -> None:
+        """Replace the states by the block's outputs, with its weights as they are now."""
+        with torch.no_grad():
+            for i, state in enumerate(self.states):
+                self.states[i] = self.run(name, state)
+
+
+@contextmanager
+def _pre_hooks(modules: Any, hook: Any) -> Any:
+    handles = [m.register_forward_pre_hook(hook, with_kwargs=True) for m in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _is_matrix(weight: Any) -> bool:
+    return isinstance(weight, Tensor) and weight.dim() == 2
+
+
+def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The transformer blocks: the outermost list of modules that holds the most linear layers.
+
+    Raises:
+        InputError: there is no list of modules with linear layers.
+    """
+    best: dict[str, nn.Module] = {}
+    most = 0
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList):
+            count = sum(_is_matrix(getattr(m, "weight", None)) for m in module.modules())
+            if count > most:
+                most, best = count, {f"{name}.{i}": child for i, child in enumerate(module)}
+    if not best:
+        raise InputError(f"{type(model).__name__} has no list of transformer blocks, so it cannot be pruned block by block.")
+    return best

@@ -1,0 +1,234 @@
+"""The model while it learns: which layers carry masks, hidden states, and the loss on a batch.
+
+Shapes: `B` sequences, `T` tokens in a sequence, `D` hidden size, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import time
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from maskpro_deploy.errors import ConfigError, InputError
+from maskpro_deploy.learn.model.experts import fused_left, unfuse
+from maskpro_deploy.learn.model.memory import deterministic_or_error
+from maskpro_deploy.learn.model.objective import cross_entropy, distillation
+from maskpro_deploy.pattern import NMPattern
+
+log = logging.getLogger(__name__)
+
+_FEW_TOKENS = 16
+_SAME_LOSS = 0.05  # relative: bf16 rounds differently in the two ways
+_PROBE = 512  # side of the matrices that are multiplied to compare dtypes
+
+
+def faster_dtype(device: str = "cpu") -> torch.dtype:
+    """bf16 where this machine multiplies it faster than fp32, else fp32 (processors without bf16 instructions emulate it)."""
+    if device != "cpu":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    seconds = {dtype: _multiply_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    return min(seconds, key=lambda d: seconds[d])
+
+
+def _multiply_seconds(dtype: torch.dtype) -> float:
+    a = torch.ones(_PROBE, _PROBE, dtype=dtype)
+    best = float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def prunable_layers(model: Any, pattern: NMPattern, include: str | None, exclude: str | None) -> dict[str, nn.Linear]:
+    """The linear layers that get a mask: all but the output embedding, or those that `include` names, less `exclude`.
+
+    Returns:
+        Weight name in the checkpoint (`model.layers.0.mlp.up_proj.weight`) -> layer.
+
+    Raises:
+        ConfigError: nothing is left, or a layer keeps its weights in a form that cannot be masked.
+        PatternError: a layer's input dimension is no multiple of M.
+    """
+    head = model.get_output_embeddings()
+    layers: dict[str, nn.Linear] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear) or module is head:
+            continue
+        if (include and not re.search(include, name)) or (exclude and re.search(exclude, name)):
+            continue
+        pattern.check_divides(module.in_features, f"layer {name}")
+        layers[f"{name}.weight"] = module
+    for name in (*fused_left(model), *(n for n, m in model.named_modules() if type(m).__name__ == "Conv1D")):
+        if (not include or re.search(include, name)) and not (exclude and re.search(exclude, name)):
+            raise ConfigError(
+                f"{name} ({type(model.get_submodule(name)).__name__}) is no linear layer that can carry a mask: its weights lie "
+                f"in another order.\nLeave it dense with --exclude."
+            )
+    if not layers:
+        raise ConfigError("no linear layer is left to prune.\nCheck --include and --exclude against the model's layer names.")
+    return layers
+
+
+def without_waiting(base_model: Any) -> dict[str, Any]:
+    """Arguments that keep a GPU from having to wait in every forward pass: a cache that keeps nothing.
+
+    Without a cache transformers looks at the position of every token, for sequences that are packed into one.
+    """
+    from transformers import DynamicCache
+
+    class Passing(DynamicCache):  # type: ignore[misc]
+        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            return key_states, value_states
+
+    known = inspect.signature(base_model.forward).parameters
+    name = next((n for n in ("cache", "past_key_values") if n in known), None)
+    return {} if name is None else {name: Passing()}
+
+
+class LearningModel:
+    """A frozen transformers model whose linear layers can be exchanged.
+
+    Args:
+        model: a causal language model with input and output embeddings and a base model of its own.
+
+    Raises:
+        InputError: the model is built otherwise.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        model.requires_grad_(False)
+        unfuse(model)
+        head = model.get_output_embeddings()
+        biased = getattr(head, "bias", None) is not None
+        if not isinstance(head, nn.Linear) or biased or not hasattr(model, "base_model"):
+            raise InputError(f"{type(model).__name__} cannot be learned on: it has no plain linear output embedding.")
+        self.head: Tensor = head.weight
+        self.softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        self._exact_backward = False
+
+    def replace(self, weight_name: str, module: nn.Module) -> None:
+        """Put `module` where the layer of `weight_name` is."""
+        *path, leaf = weight_name.removesuffix(".weight").split(".")
+        setattr(self.model.get_submodule(".".join(path)), leaf, module)
+
+    def hidden(self, tokens: Tensor, *, differentiable: bool) -> Tensor:
+        """Last hidden states.  # (B, T) -> (B, T, D)"""
+        embedded = self.model.get_input_embeddings()(tokens)
+        if differentiable:  # else autograd would never reach the first layers: nothing below them needs a gradient
+            embedded = embedded.detach().requires_grad_()
+        base = self.model.base_model
+        more = {} if tokens.device.type == "cpu" else without_waiting(base)
+        states: Tensor = base(inputs_embeds=embedded, use_cache=False, **more).last_hidden_state
+        return states
+
+    def tokens(self, windows: npt.NDArray[np.int32]) -> Tensor:
+        """Windows as the model takes them.  # (B, T)"""
+        tokens = torch.from_numpy(np.ascontiguousarray(windows, dtype=np.int64))
+        if self.head.device.type == "cpu":
+            return tokens
+        return tokens.pin_memory().to(self.head.device, non_blocking=True)  # from other memory it would wait for all work
+
+    def loss(
+        self, windows: npt.NDArray[np.int32], *, differentiable: bool, teacher: Tensor | None = None, share: float = 0.0
+    ) -> Tensor:
+        """Mean loss over every window's tokens but its first: cross-entropy, or mixed with a divergence.
+
+        Args:
+            windows: (B, T).
+            differentiable: whether `backward` is going to be called.
+            teacher: last hidden states of the dense model on the same windows (B, T, D).
+            share: of the divergence from the teacher.
+
+        Returns:
+            A scalar, in nats a token.
+        """
+        tokens = self.tokens(windows)
+        hidden = self.hidden(tokens, differentiable=differentiable)[:, :-1].flatten(0, 1)
+        targets = tokens[:, 1:].flatten()
+        if teacher is None:
+            return cross_entropy(hidden, self.head, targets, self.softcap)
+        return distillation(hidden, self.head, targets, teacher[:, :-1].flatten(0, 1), share, self.softcap)
+
+    @torch.no_grad()
+    def paired_loss(self, windows: npt.NDArray[np.int32]) -> Tensor:
+        """Run every window twice in one batch, first halves and second halves, and take the cross-entropy of the second ones.
+
+        Args:
+            windows: (B, T).
+
+        Returns:
+            A scalar, nats a token.
+        """
+        tokens = self.tokens(windows)
+        hidden = self.hidden(tokens.repeat(2, 1), differentiable=False)[len(tokens) :, :-1].flatten(0, 1)
+        return cross_entropy(hidden, self.head, tokens[:, 1:].flatten(), self.softcap)
+
+    def check_backward(self, windows: npt.NDArray[np.int32]) -> None:
+        """Find out on one window whether the backward pass can be made to give the same bits every time.
+
+        Attention's backward pass on a GPU adds numbers as its threads arrive, unless torch is told to refuse whatever has no
+        deterministic form; a model with such operations has to be learned on without.
+        """
+        if self.head.device.type == "cpu":
+            return
+        self._exact_backward = True
+        try:
+            self.backward(self.loss(windows[:1], differentiable=True))
+        except RuntimeError as e:
+            if "determini" not in str(e):
+                raise
+            self._exact_backward = False
+            log.warning("a resumed run may differ in the last bits on this device: %s", str(e).split(". ")[0])
+
+    def backward(self, loss: Tensor) -> None:
+        """The backward pass of a loss, with the same bits every time where that is possible (see `check_backward`)."""
+        with deterministic_or_error() if self._exact_backward else nullcontext():
+            loss.backward()  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def check_head(self, windows: npt.NDArray[np.int32]) -> None:
+        """Check on a few tokens that the loss formed from hidden states is that of the model's own logits.
+
+        Raises:
+            InputError: the model does more to its logits than multiply with the head and cap them.
+        """
+        few = np.ascontiguousarray(windows[:1, :_FEW_TOKENS])
+        tokens = self.tokens(few)
+        logits = self.model(tokens, use_cache=False).logits[0, :-1].float()
+        own = float(torch.nn.functional.cross_entropy(logits, tokens[0, 1:]))
+        ours = float(self.loss(few, differentiable=False))
+        if abs(own - ours) > _SAME_LOSS * max(1.0, abs(own)):
+            raise InputError(
+                f"{type(self.model).__name__} cannot be learned on: it scales its logits in a way that is not supported here."
+            )
+
+    def first_bad_module(self, windows: npt.NDArray[np.int32]) -> str | None:
+        """Name of the first module in a forward pass whose output is not finite; None if all are."""
+        found: list[str] = []
+
+        def look(name: str) -> Any:
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                first = output[0] if isinstance(output, tuple) else output
+                if not found and isinstance(first, Tensor) and first.is_floating_point() and not torch.isfinite(first).all():
+                    found.append(name)
+
+            return hook
+
+        handles = [m.register_forward_hook(look(n)) for n, m in self.model.named_modules() if not list(m.children())]
+        try:
+            with torch.no_grad():
+                self.hidden(self.tokens(windows), differentiable=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found[0] if found else None

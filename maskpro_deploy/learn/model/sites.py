@@ -1,0 +1,164 @@
+"""Where masks live: the linear layers of a model, each with its frozen weight, its logits and its current mask.
+
+A `Site` stands in for one `nn.Linear`. In a forward pass it multiplies the frozen weight with a mask (the argmax, one that an
+estimator draws, or none); in the backward pass it hands the weight's gradient to whoever listens and forgets it, so that no
+gradient is ever stored for the whole model. Nor is a masked weight: the backward pass makes it again from the mask's bits.
+
+Shapes: `O` outputs, `C` inputs (the reduction dimension), `M` weights in a group, `G = O * C / M` groups, `T` tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from maskpro_deploy.learn.distributions.base import Distribution
+from maskpro_deploy.learn.distributions.packed import pack, unpack
+from maskpro_deploy.learn.distributions.top_n import centred, top, top_of_centred
+from maskpro_deploy.learn.kernels.triton_step import masked_weight
+
+# worked on in one go: large enough that launching an operation costs little, small enough for a CPU's cache
+_CHUNK_WEIGHTS, _CHUNK_WEIGHTS_GPU = 1 << 18, 1 << 20
+_LARGEST_LOGIT = 60000.0  # float16 ends at 65504
+
+
+class Mode(Enum):
+    """What a site multiplies its weight with."""
+
+    SAMPLE = "sample"
+    ARGMAX = "argmax"
+    DENSE = "dense"
+
+
+def to_planes(x: Tensor, m: int) -> Tensor:
+    """Group along the last axis and bring the place in the group to the front.  # (O, C) -> (M, G) float32"""
+    planes = torch.empty(m, x.numel() // m, dtype=torch.float32, device=x.device)
+    return planes.copy_(x.reshape(-1, m).t())
+
+
+class Site(nn.Module):
+    """One masked linear layer.
+
+    Args:
+        name: the weight's name in the checkpoint.
+        linear: the layer it stands in for; its weight is kept, frozen.
+        family: the distribution of the masks.
+        logits: initial logits (M, G), float32.
+
+    Attributes:
+        logits: (M, G) float16, relative to the cut of their group (see `optimizer`).
+        kept: bits of the argmax mask, which whoever moves the logits keeps up to date.
+        draw: gives the mask of `Mode.SAMPLE`: bits, or factors (O, C) for a mask that is no yes or no.
+        on_gradient: takes ∂L/∂W of the masked weight (O, C).
+        rule: takes the place of the whole layer, if set: inputs to outputs.
+    """
+
+    def __init__(self, name: str, linear: nn.Linear, family: Distribution, logits: Tensor) -> None:
+        super().__init__()
+        self.name = name
+        self.weight, self.bias = linear.weight.detach().contiguous(), linear.bias
+        self.family = family
+        self.logits = centred(logits, family.pattern.n).clamp_(-_LARGEST_LOGIT, _LARGEST_LOGIT).half()
+        self.kept = self.argmax()
+        self.mode = Mode.ARGMAX
+        self.draw: Callable[[Site], Tensor] | None = None
+        self.on_gradient: Callable[[Site, Tensor], None] | None = None
+        self.rule: Callable[[Site, Tensor], Tensor] | None = None
+
+    def key(self, *numbers: int) -> int:
+        """A number of 63 bits for this site and numbers such as (run seed, step): what randomness is keyed by."""
+        text = ":".join([*map(str, numbers), self.name])
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+    def chunks(self) -> Iterator[tuple[int, slice]]:
+        """The groups of the site, some at a time: number and slice.  # of (G,)"""
+        groups, m = self.logits.shape[1], self.family.pattern.m
+        weights = _CHUNK_WEIGHTS if self.logits.device.type == "cpu" else _CHUNK_WEIGHTS_GPU
+        size = max(8, weights // m // 8 * 8)  # whole bytes of packed bits
+        for number, start in enumerate(range(0, groups, size)):
+            yield number, slice(start, min(start + size, groups))
+
+    def bits_of(self, chunk: slice) -> slice:
+        """Where the packed bits of some groups are."""
+        m = self.family.pattern.m
+        return slice(chunk.start * m // 8, -(-chunk.stop * m // 8))
+
+    def argmax(self) -> Tensor:
+        """Bits of the mask of the N highest logits of every group.  # (ceil(O * C / 8),) uint8"""
+        n = self.family.pattern.n
+        return torch.cat([pack(top_of_centred(self.logits[:, chunk].contiguous(), n)) for _, chunk in self.chunks()])
+
+    def entropy(self) -> float:
+        """Entropy of the masks, the sum over groups; nats."""
+        parts = [self.family.entropy(self.logits[:, chunk].float()).sum(dtype=torch.float64) for _, chunk in self.chunks()]
+        return float(torch.stack(parts).sum())
+
+    def choose(self) -> Tensor | None:
+        """The current mode's mask: bits, or factors (O, C), or None for no mask."""
+        if self.mode is Mode.DENSE:
+            return None
+        if self.mode is Mode.SAMPLE and self.draw is not None:
+            return self.draw(self)
+        return self.kept
+
+    def under(self, mask: Tensor | None) -> Tensor:
+        """The weight under a mask that `choose` gave.  # (O, C)"""
+        if mask is None:
+            return self.weight
+        return masked_weight(self.weight, mask) if mask.dtype == torch.uint8 else self.weight * mask
+
+    def masked_weight(self) -> Tensor:
+        """The weight under the current mode's mask.  # (O, C)"""
+        return self.under(self.choose())
+
+    def mask(self, packed: Tensor | None = None) -> npt.NDArray[np.bool_]:
+        """The argmax mask, or the one of the given bits.  # (O, C)
+
+        A weight that is itself zero is kept only where its group has nothing better to keep.
+        """
+        m = self.family.pattern.m
+        kept = unpack(self.kept if packed is None else packed, self.weight.numel()).view(-1, m)  # (G, M)
+        zero = self.weight.view(-1, m) == 0  # (G, M)
+        if (kept & zero).any():
+            # keep what was kept, then any other nonzero weight, then zeros, each in its order
+            rank = kept.float().mul_(2).add_(1).masked_fill_(zero, 0).t().contiguous()  # (M, G)
+            kept = top(rank, self.family.pattern.n).t()
+        array: npt.NDArray[np.bool_] = kept.reshape(self.weight.shape).cpu().numpy()
+        return array
+
+    def consume(self, grad_weight: Tensor) -> None:
+        """Take ∂L/∂W of the masked weight.  # (O, C)"""
+        if self.on_gradient is not None:
+            self.on_gradient(self, grad_weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rule is not None:
+            return self.rule(self, x)
+        y: Tensor = _MaskedLinear.apply(x, self)  # type: ignore[no-untyped-call]
+        return y
+
+
+class _MaskedLinear(torch.autograd.Function):
+    """y = x (W ∘ m)^T + b, whose backward pass hands ∂L/∂W to the site instead of returning it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, site: Site) -> Tensor:
+        ctx.site, ctx.mask = site, site.choose()
+        ctx.save_for_backward(x)
+        return nn.functional.linear(x, site.under(ctx.mask), site.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        site, grad = ctx.site, grads[0]
+        # the gradient of x first: consuming the other one moves the site's logits, and with them perhaps its mask
+        grad_x = grad @ site.under(ctx.mask)
+        site.consume(grad.flatten(0, -2).t() @ x.flatten(0, -2))
+        return grad_x, None

@@ -1,0 +1,136 @@
+"""A self-contained HTML report: one file without scripts or network, readable on screen (light and dark) and in print.
+
+    report = Report(
+        title="Benchmark",
+        headline="No difference seen.",
+        sections=[
+            TableSection(title="Latency", header=("model", "ms"), rows=[("dense", "11.9"), ("sparse", "11.8")]),
+            PlotSection(title="Distribution", plot=plots.ecdf(...), caption="..."),
+        ],
+    )
+    write(report, Path("report.html"))
+
+Everything but drawn plots is escaped by the template.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import ClassVar
+
+from maskpro_deploy._version import __version__
+from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.reports.plots import Svg
+from maskpro_deploy.system.extras import require
+from maskpro_deploy.system.files import atomic_file
+
+TEMPLATE = "report.html"
+REPORT_FILE = "report.html"
+_NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( ?(%|x|ms|s|MB|GB))?|-")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextSection:
+    """Paragraphs."""
+
+    kind: ClassVar[str] = "text"
+    title: str
+    paragraphs: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListSection:
+    """Points, one line each; `warning` sets them off."""
+
+    kind: ClassVar[str] = "list"
+    title: str
+    points: Sequence[str]
+    warning: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableSection:
+    """A table; columns that hold numbers only are set to the right. Without a header the first column names the rows."""
+
+    kind: ClassVar[str] = "table"
+    title: str
+    rows: Sequence[Sequence[str]]
+    header: Sequence[str] = ()
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        widths = {len(row) for row in self.rows} | ({len(self.header)} if self.header else set())
+        if len(widths) > 1:
+            raise ConfigError(f"table {self.title!r} has rows of different lengths: {sorted(widths)}.")
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Which columns hold numbers only."""
+        return [all(_NUMBER.fullmatch(str(row[i])) for row in self.rows) for i in range(len(self.rows[0]))] if self.rows else []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlotSection:
+    """A drawn plot with a caption."""
+
+    kind: ClassVar[str] = "plot"
+    title: str
+    plot: Svg
+    caption: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeSection:
+    """Commands or data, letter by letter."""
+
+    kind: ClassVar[str] = "code"
+    title: str
+    code: str
+    note: str = ""
+
+
+Section = TextSection | ListSection | TableSection | PlotSection | CodeSection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A page.
+
+    Attributes:
+        title: of the page.
+        headline: the result in one sentence.
+        sections: in reading order.
+        subtitle: what, where, when, in a line.
+        invalid: the headline says that the result must not be used.
+    """
+
+    title: str
+    headline: str
+    sections: Sequence[Section]
+    subtitle: str = ""
+    invalid: bool = False
+
+
+def render(report: Report) -> str:
+    """The page as HTML.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+    """
+    require("report", "writing an HTML report")
+    from jinja2 import Environment, StrictUndefined
+
+    source = resources.files("maskpro_deploy.reports").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(source).render(report=report, version=__version__)
+
+
+def write(report: Report, path: Path) -> None:
+    """Write the page to `path`, whole or not at all."""
+    text = render(report)
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="replace")

@@ -1,0 +1,110 @@
+"""A validation as a report page."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from maskpro_deploy.reports import plots
+from maskpro_deploy.reports.blocks import ListSection, PlotSection, Report, Section, TableSection
+
+if TYPE_CHECKING:
+    from maskpro_deploy.validation import TensorReport, Unchecked, ValidationReport
+
+_HEADER = ("tensor", "shape", "dtype", "axis", "satisfies", "groups", "violations", "short", "density", "-0.0", "cores", "result")
+_MOST_BARS = 2000
+
+
+def build(report: ValidationReport) -> Report:
+    """The page: verdict, totals, what fails, sparsity of each tensor, one row a tensor."""
+    sections: list[Section] = [TableSection(title="Totals", rows=_totals(report))]
+    if failed := [f"{t.name}: {t.why()}" for t in report.failed]:
+        sections.append(ListSection(title="What fails", points=failed, warning=True))
+    if report.problems:
+        sections.append(ListSection(title="Contradictions", points=report.problems, warning=True))
+    if report.unchecked:
+        points = [f"{u.name}: {u.reason}{_users(u)}" for u in report.unchecked]
+        sections.append(ListSection(title="Unaccounted for", points=points, warning=True))
+    sections.append(
+        TableSection(title="Account", header=("stored tensors", "bytes", "share"), rows=_account(report), note=_EXEMPT)
+    )
+    if report.notes:
+        sections.append(ListSection(title="To know", points=report.notes))
+    sections += _sparsity(report)
+    if report.tensors:
+        rows = [_row(t) for t in report.tensors]
+        sections.append(TableSection(title="Tensors", header=_HEADER, rows=rows, note=_HOW_TO_READ))
+    return Report(
+        title="N:M validation",
+        headline=report.verdict.replace("\n", "; "),
+        subtitle=f"{report.path} ({report.kind})",
+        sections=sections,
+        invalid=not report.holds,
+    )
+
+
+_EXEMPT = "Every stored tensor is in one of these classes; one that is unaccounted for forbids a pass."
+
+
+def _account(report: ValidationReport) -> list[tuple[str, str, str]]:
+    account = report.account
+    rows = [(name, f"{size:,}", f"{100 * share:.2f} %") for name, size, share in account.rows()]
+    return [*rows, ("all", f"{account.total:,}", "100.00 %")]
+
+
+def _users(item: Unchecked) -> str:
+    return f" (used by {', '.join(item.consumers)})" if item.consumers else ""
+
+
+_HOW_TO_READ = (
+    "Groups lie along the axis. A short group has fewer nonzeros than N and is lawful: its mask is known and strict, or fewer "
+    "are allowed. Cores says whether shape and dtype suit sparse tensor cores, not what is faster."
+)
+
+
+def _totals(report: ValidationReport) -> list[tuple[str, str]]:
+    required = report.required
+    macs = report.share_of_multiply_adds
+    kinds = Counter(t.tensor_cores for t in required)
+    shapes = [f"{kinds[k]} {k}" for k in ("fits", "small", "misaligned") if kinds[k]]
+    law = "at most N of every M" if report.at_most else "exactly N of every M"
+    return [
+        ("pattern", f"{report.pattern or 'none'}{' (detected)' if report.detected else ''}, {law}"),
+        ("required tensors", f"{len(required)}, {len(report.failed)} of them fail"),
+        ("groups", f"{sum(t.groups for t in required):,}"),
+        ("violations", f"{sum(t.violations for t in required):,}"),
+        ("short groups", f"{sum(t.short for t in required):,}"),
+        ("zeros with a sign (-0.0)", f"{sum(t.negative_zeros for t in required):,}"),
+        ("NaN or infinite values", f"{sum(t.not_finite for t in required):,}"),
+        ("unaccounted for", str(len(report.unchecked))),
+        ("share of the parameters", f"{100 * report.share:.1f} %"),
+        ("share of the multiply-adds", "not known" if macs is None else f"{100 * macs:.1f} %"),
+        ("shapes for sparse tensor cores", ", ".join(shapes) or "-"),
+    ]
+
+
+def _sparsity(report: ValidationReport) -> list[Section]:
+    tensors = (report.required or report.tensors)[:_MOST_BARS]
+    if not tensors:
+        return []
+    target = 1.0 - report.pattern.density if report.pattern is not None else None
+    plot = plots.sparsity_per_layer({t.name: 1.0 - t.density for t in tensors}, target=target)
+    return [PlotSection(title="Sparsity per layer", plot=plot, caption="Part of zeros, -0.0 included, as counted.")]
+
+
+def _row(t: TensorReport) -> tuple[str, ...]:
+    result = "holds" if t.holds else "fails" if t.required else "does not hold"
+    return (
+        t.name,
+        "x".join(map(str, t.shape)),
+        t.dtype,
+        str(t.axis),
+        ", ".join(map(str, t.satisfies)) or "none",
+        f"{t.groups:,}",
+        f"{t.violations:,}",
+        f"{t.short:,}",
+        f"{t.density:.4f}",
+        f"{t.negative_zeros:,}",
+        t.tensor_cores,
+        result if t.required else f"{result} (not required)",
+    )

@@ -1,0 +1,108 @@
+"""An evaluation as a report page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from maskpro_deploy.evaluate.result import PerplexityResult, TaskResult
+from maskpro_deploy.reports import plots
+from maskpro_deploy.reports.blocks import CodeSection, ListSection, PlotSection, Report, Section, TableSection
+from maskpro_deploy.reports.plots import Bar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+_ERRORS = 2  # standard errors drawn on each side; few windows allow no exact confidence
+
+
+def page(result: PerplexityResult | TaskResult) -> Report:
+    """The page: figures, plots, the protocol, what it ran on."""
+    pictures = _perplexity_plots(result) if isinstance(result, PerplexityResult) else _task_plots(result)
+    facts = result.protocol if isinstance(result, PerplexityResult) else result.settings
+    environment = result.environment or {}
+    sections: list[Section] = [
+        TableSection(title="Measured", header=result.header, rows=result.rows()),
+        ListSection(title="How to read this", points=result.statements()),
+        *pictures,
+        TableSection(title="Protocol", rows=_facts(facts)),
+        TableSection(title="Models", rows=[(name, _line(value)) for name, value in result.models.items()]),
+        TableSection(title="Environment", rows=_facts(environment)),
+        CodeSection(
+            title="How to reproduce",
+            code=str(environment.get("command_line", "")),
+            note="The command of the last run that added to this result. Figures of single windows are in result.json.",
+        ),
+    ]
+    subtitle = f"{facts.get('name') or facts.get('harness')}, {environment.get('date', '')}"
+    return Report(title="Evaluation", headline=result.headline(), subtitle=subtitle, sections=sections)
+
+
+def _perplexity_plots(result: PerplexityResult) -> list[Section]:
+    found, compared = result.perplexities, result.comparisons
+    sections: list[Section] = []
+    if compared:
+        bars = []
+        for place, (name, c) in enumerate(compared.items(), start=1):
+            margin = None if c.ratio_stderr is None else _ERRORS * c.ratio_stderr
+            low, high = (None, None) if margin is None else (c.ratio - margin, c.ratio + margin)
+            bars.append(Bar(name=name, value=c.ratio, low=low, high=high, note=f"{c.ratio:.3f}x", colour=place))
+        label = f"perplexity over that of {result.reference}"
+        sections.append(
+            PlotSection(
+                title="Ratio of perplexities",
+                plot=plots.bars(bars, x_label=label, description=f"Ratio of {label}."),
+                caption="1 is no loss. With two standard errors on each side, paired over windows.",
+            )
+        )
+    sections.append(
+        PlotSection(
+            title="Perplexity",
+            plot=plots.quality_bars({n: p.perplexity for n, p in found.items()}, {n: p.stderr for n, p in found.items()}),
+            caption="With one standard error over windows on each side.",
+        )
+    )
+    if any(p.windows > 1 for p in found.values()):
+        sections.append(
+            PlotSection(
+                title="Window by window",
+                plot=plots.ecdf(
+                    {name: p.window_nll for name, p in found.items()},
+                    x_label="negative log-likelihood of a window (nats per token)",
+                    description="Distribution of the negative log-likelihood over windows.",
+                ),
+                caption="The part of the windows that has at most so much.",
+            )
+        )
+    return sections
+
+
+def _task_plots(result: TaskResult) -> list[Section]:
+    """One picture for all figures between 0 and 1, grouped by task."""
+    bars = []
+    keys = list(dict.fromkeys((m.task, m.label) for metrics in result.metrics.values() for m in metrics))
+    for key in keys:
+        for place, (name, metrics) in enumerate(result.metrics.items()):
+            for m in metrics:
+                if (m.task, m.label) == key and m.value is not None and 0 <= m.value <= 1:
+                    margin = None if m.stderr is None else _ERRORS * m.stderr
+                    low, high = (None, None) if margin is None else (m.value - margin, m.value + margin)
+                    bars.append(Bar(name=f"{m.task} {m.label}: {name}", value=m.value, low=low, high=high, colour=place))
+    if not bars:
+        return []
+    picture = plots.bars(bars, x_label="score", description="Scores of each task and model.")
+    return [PlotSection(title="Scores", plot=picture, caption="With two of the harness's standard errors on each side.")]
+
+
+def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(key.replace("_", " "), _value(value)) for key, value in facts.items() if value not in (None, {}, [])]
+
+
+def _line(facts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {_value(value)}" for key, value in facts.items() if value is not None)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_value(v)}" for k, v in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,197 @@
+"""The run of `benchmark kernels`: the model's products on the CPU, then on a GPU if there is one, saved as it goes."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maskpro_deploy.bench import environment
+from maskpro_deploy.bench.graph_work import graph_work
+from maskpro_deploy.bench.kernels.measure import KernelCase, KernelResult, kernel_cases, run_kernels
+from maskpro_deploy.bench.kernels.saved import SavedKernels, check_same
+from maskpro_deploy.bench.roofline import measure_bandwidth
+from maskpro_deploy.bench.sessions import Run, empty_run
+from maskpro_deploy.bench.statistics import stats
+from maskpro_deploy.bench.sweep import SweepConfig
+from maskpro_deploy.gpu_check.products import ModelProducts, of_model
+from maskpro_deploy.manifest import Manifest, safe_path
+from maskpro_deploy.runs.output import measured_arithmetic
+from maskpro_deploy.system.progress import Meter
+from maskpro_deploy.targets.products import OpenForm
+
+if TYPE_CHECKING:
+    from maskpro_deploy.bench.arms import MeasureConfig, Task
+
+_GPU_BUDGET_S = 300.0
+_NOT_YET = {"measured": False, "reason": "the run ended before that"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelsConfig:
+    """What to measure, and for how long.
+
+    Attributes:
+        tokens: values of M.
+        forms: of the weight; all are compared with the first.
+        budget_s: time for the CPU's products, and as much again for those of a GPU; None: `sessions`.
+        sessions: times that everything is opened anew.
+        samples: of each form in each case, over all sessions.
+        threads: CPU threads; None: all cores.
+        least_difference: the smallest difference of interest, as a fraction; it concerns the verdicts only.
+    """
+
+    tokens: tuple[int, ...]
+    forms: tuple[str, ...]
+    budget_s: float | None
+    sessions: int | None
+    samples: int
+    threads: int | None
+    least_difference: float = stats.LEAST_DIFFERENCE
+
+    @property
+    def measure(self) -> MeasureConfig:
+        """The settings of the timing loop."""
+        sessions = stats.MIN_SESSIONS if self.sessions is None and self.budget_s is None else self.sessions
+        return SweepConfig(
+            samples=self.samples,
+            sessions=sessions,
+            budget_s=self.budget_s,
+            threads=self.threads,
+            least_difference=self.least_difference,
+        ).measure
+
+    def to_json(self) -> dict[str, Any]:
+        """As the result states it; the forms stand beside it."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "forms"}
+
+
+class KernelsRun:
+    """One run.
+
+    Args:
+        bundle: the model, of which only the shapes count.
+        config: what to measure.
+        earlier: a result to go on with or to add to.
+        append: add to `earlier`, and do not just finish it.
+        save: given the result so far after each case on the CPU and each product on a GPU.
+
+    Raises:
+        ConfigError: the settings make no sense, or the bundle has no products.
+        InputError: the path is no bundle, or `earlier` is not of this run.
+    """
+
+    def __init__(
+        self,
+        bundle: Path,
+        config: KernelsConfig,
+        *,
+        earlier: SavedKernels | None = None,
+        append: bool = False,
+        save: Callable[[KernelResult], None] | None = None,
+    ) -> None:
+        self._started = time.monotonic()
+        self._config, self._earlier, self._append = config, earlier, append
+        self._save = save or (lambda result: None)
+        self._measure = config.measure
+        manifest = Manifest.load(bundle, engines=False)
+        self._work = graph_work(safe_path(bundle, manifest.graph.file))
+        self._cases = kernel_cases(self._work.products, config.tokens)
+        shapes = [[k, n, count] for (k, n), count in self._work.products.items()]
+        self._layers = manifest.model.num_layers
+        self._facts = {"name": manifest.model.name, "path": str(bundle), "layers": self._layers, "products": shapes}
+        self._environment = environment.capture()
+        self._run: Run[KernelCase] = empty_run(config.forms, self._cases)
+        self._gpu: Mapping[str, Any] = _NOT_YET
+        if earlier is not None:
+            check_same(earlier, config.forms, self._facts, config.to_json(), self._environment, append=append)
+            self._run, self._gpu = earlier.run(config.forms, self._cases), earlier.value["gpu"]
+            self._measure = dataclasses.replace(self._measure, sessions=self._planned(earlier))
+
+    def _planned(self, earlier: SavedKernels) -> int:
+        """Sessions in all; a run that goes on with an addition has more to do than its settings say."""
+        own = self._measure.sessions
+        return own + earlier.sessions if self._append else max(own, earlier.planned_sessions)
+
+    def measure(self) -> KernelResult:
+        """Measure what is not measured yet."""
+        self._bandwidth, self._arithmetic = measure_bandwidth(self._config.threads), measured_arithmetic(self._config.threads)
+        if self._append or self._earlier is None or not self._earlier.cpu_finished:
+            self._measure_on_cpu()
+        self._measure_on_gpu()
+        return self._result(cpu_finished=True, finished=True)
+
+    def _measure_on_cpu(self) -> None:
+        meter, flush = Meter("kernels", "sessions"), _flush()
+        openers = {form: partial(_opened, form, self._config.threads, flush) for form in self._config.forms}
+
+        def save(run: Run[KernelCase]) -> None:
+            self._save(self._result(cpu_finished=False, finished=False))
+
+        try:
+            run_kernels(openers, self._cases, self._measure, run=self._run, save=save, progress=meter)
+        finally:
+            meter.close()
+
+    def _measure_on_gpu(self) -> None:
+        earlier = self._earlier.gpu_cells if self._earlier is not None else []
+        meter = Meter("kernels on the GPU", "products")
+
+        def save(found: Mapping[str, Any]) -> None:
+            self._gpu = found
+            self._save(self._result(cpu_finished=True, finished=False))
+
+        model = ModelProducts(
+            products=self._work.products,
+            tokens=self._config.tokens,
+            budget_s=self._config.budget_s or _GPU_BUDGET_S,
+            earlier=earlier,
+            device=self._gpu.get("device"),
+            save=save,
+            progress=meter,
+        )
+        try:
+            found = of_model(model)
+        finally:
+            meter.close()
+        if found["measured"] or not earlier:  # else the GPU is gone, and its figures stay
+            self._gpu = found
+
+    def _result(self, *, cpu_finished: bool, finished: bool) -> KernelResult:
+        run, earlier = self._run, self._earlier
+        others = earlier.others(self._cases) if earlier is not None else {}
+        return KernelResult(
+            forms=self._config.forms,
+            run=Run(measurements={**others, **run.measurements}, self_test=run.self_test, sessions=run.sessions),
+            last=self._work.last,
+            layers=self._layers,
+            environment={**self._environment, "load_average_1min_after": environment.load_average()},
+            config=self._config.to_json(),
+            facts=self._facts,
+            bandwidth=self._bandwidth,
+            arithmetic=self._arithmetic,
+            gpu=self._gpu,
+            duration_s=time.monotonic() - self._started + (earlier.value["duration"] if earlier is not None else 0.0),
+            earlier=earlier.history if earlier is not None else (),
+            planned_sessions=self._measure.sessions,
+            cpu_finished=cpu_finished,
+            finished=finished,
+        )
+
+
+@contextmanager
+def _opened(form: str, threads: int | None, flush: Callable[[], object]) -> Iterator[Callable[[KernelCase], Task]]:
+    yield OpenForm(form, threads, flush)
+
+
+def _flush() -> Callable[[], object]:
+    """Overwrites a buffer twice as large as the caches."""
+    import numpy as np
+
+    buffer = np.zeros(max(64 << 20, 2 * (environment.last_level_cache_bytes() or 0)) // 4, np.float32)
+    return lambda: np.add(buffer, 1.0, out=buffer)

@@ -1,0 +1,304 @@
+"""The engine: one thread that owns the session, and the ways to ask it for text.
+
+onnxruntime gives up the interpreter lock while it computes, so one thread for the model and one for the network do not hinder
+each other. Requests come in through a queue of commands; answers go out as events through a callback, on the engine thread.
+Admission is decided before anything is queued: a full engine says so at once instead of letting everybody wait.
+
+    with load(bundle) as engine:
+        print(engine.generate(["Once upon a time"], SamplingParams(max_tokens=32))[0].text)
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from maskpro_deploy.errors import ConfigError, InputError
+from maskpro_deploy.manifest import Manifest, ModelShape
+from maskpro_deploy.runtime.generate.completion import Collector, Completion
+from maskpro_deploy.runtime.generate.config import RuntimeConfig
+from maskpro_deploy.runtime.generate.refusals import ContextLengthError, EngineDeadError, OverloadedError
+from maskpro_deploy.runtime.generate.sampling import SamplingError, SamplingParams
+from maskpro_deploy.runtime.generate.scheduler import Scheduler, StepCount
+from maskpro_deploy.runtime.generate.sequence import Event, GenerationSequence, Sink
+from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
+from maskpro_deploy.runtime.sessions.base import Session, SessionLimits
+from maskpro_deploy.runtime.sessions.session import open_session
+
+log = logging.getLogger(__name__)
+
+READY, DRAINING, STOPPED, DEAD = "ready", "draining", "stopped", "dead"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How busy the engine is: sequences running and waiting, tokens in the cache, and how many the cache may hold."""
+
+    running: int = 0
+    waiting: int = 0
+    cached_tokens: int = 0
+    capacity_tokens: int = 1
+
+
+class Observer(Protocol):
+    """Told what happens, on the engine thread (metrics)."""
+
+    def event(self, sequence: GenerationSequence, event: Event) -> None:
+        """One event of one sequence."""
+
+    def step(self, count: StepCount) -> None:
+        """One step of the scheduler is over."""
+
+
+class Engine:
+    """Generates text with one session. All methods may be called from any thread.
+
+    Args:
+        session: runs the graph; from now on used by the engine's thread only.
+        tokenizer: text to tokens and back.
+        config: limits.
+    """
+
+    def __init__(self, session: Session, tokenizer: TextTokenizer, config: RuntimeConfig | None = None) -> None:
+        self.config = config or RuntimeConfig()
+        self.shape: ModelShape = session.shape
+        self.tokenizer = tokenizer
+        self.max_model_len = _context_length(self.shape, self.config.max_model_len)
+        self.observer: Observer | None = None
+        self.load = Load()
+        self._scheduler = Scheduler(session, self.config.scheduler, self._emit)
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._live: set[GenerationSequence] = set()
+        self._changed = threading.Condition()  # guards _live and _status
+        self._status = READY
+        self._thread = threading.Thread(target=self._run, name="maskpro-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def status(self) -> str:
+        """"ready", "draining", "stopped" or "dead"."""  # fmt: skip
+        return self._status
+
+    @property
+    def capacity(self) -> int:
+        """Sequences that may run and wait."""
+        return self.config.max_num_seqs + self.config.max_num_queued_reqs
+
+    def submit(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, sink: Sink, *, n: int = 1, limited: bool = True
+    ) -> list[GenerationSequence]:
+        """Queue `n` answers to each prompt; all of them or none.
+
+        Args:
+            prompts: tokens of each prompt.
+            params: how to continue them.
+            sink: takes the events of all answers, on the engine thread; choice i of prompt p has number p * n + i.
+            n: answers to each prompt.
+            limited: refuse when the queue is full.
+
+        Raises:
+            OverloadedError: no room now.
+            EngineDeadError: the engine broke down.
+            ContextLengthError: a prompt is too long.
+            InputError: a prompt is empty or holds unknown tokens, or a setting does not fit the model.
+        """
+        for prompt in prompts:
+            self._check(prompt, params)
+        if limited and len(prompts) * n > self.capacity:
+            raise InputError(f"{len(prompts)} prompts with n={n} are more than this server takes at once ({self.capacity}).")
+        sequences = [
+            GenerationSequence(prompt, params, self.shape, self.tokenizer, sink, choice=p * n + i, draw=i)
+            for p, prompt in enumerate(prompts)
+            for i in range(n)
+        ]
+        with self._changed:
+            self._admit(len(sequences) if limited else 0)
+            self._live.update(sequences)
+            self._commands.put(lambda: self._enqueue(sequences))
+        return sequences
+
+    def abort(self, sequences: Iterable[GenerationSequence]) -> None:
+        """End these answers; those that are finished stay as they are."""
+        wanted = list(sequences)
+        self._commands.put(lambda: self._scheduler.abort(wanted))
+
+    def generate(self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | None = None) -> list[Completion]:
+        """Answer prompts, together, and wait for all of them.
+
+        Args:
+            prompts: texts, or tokens.
+            params: how to continue them.
+
+        Returns:
+            One answer for each prompt, in order.
+
+        Raises:
+            MaskProError: as `submit`, or what broke the generation.
+        """
+        tokens = [self.tokenizer.encode(p) if isinstance(p, str) else list(p) for p in prompts]
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        sequences = self.submit(tokens, params or SamplingParams(), events.put, limited=False)
+        collected = [Collector(len(s.prompt)) for s in sequences]
+        try:
+            open_choices = len(sequences)
+            while open_choices:
+                event = events.get()
+                open_choices -= collected[event.choice].add(event)
+        finally:
+            self.abort(sequences)  # after an error or an interrupt the others are of no use
+        return [c.completion() for c in collected]
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Take no new requests and wait for the running ones; whether all were finished in time."""
+        with self._changed:
+            if self._status == READY:
+                self._status = DRAINING
+            return self._changed.wait_for(lambda: not self._live, timeout_s)
+
+    def close(self) -> None:
+        """End what runs (its owners see an "abort") and stop the thread."""
+        with self._changed:
+            if self._status not in (STOPPED, DEAD):
+                self._status = STOPPED
+        self._commands.put(lambda: self._scheduler.abort(list(self._live)))
+        self._thread.join()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _admit(self, wanted: int) -> None:
+        if self._status == DEAD:
+            raise EngineDeadError("the engine broke down; see the server's log. It has to be restarted.")
+        if self._status != READY:
+            raise OverloadedError("the server is shutting down.", "shutting_down")
+        if len(self._live) + wanted > self.capacity and wanted:
+            raise OverloadedError(f"the server is full: {len(self._live)} requests run or wait. Try again later.", "queue_full")
+
+    def _check(self, prompt: Sequence[int], params: SamplingParams) -> None:
+        vocab = self.shape.vocab_size
+        if not prompt:
+            raise InputError("the prompt is empty: it has no tokens.")
+        if not 0 <= min(prompt) <= max(prompt) < vocab:
+            raise InputError(f"the prompt holds tokens outside the vocabulary (0 to {vocab - 1}).")
+        if any(t >= vocab for t in params.logit_bias):
+            raise SamplingError("logit_bias", dict(params.logit_bias), f"token ids from 0 to {vocab - 1}")
+        if not all(0 <= t < vocab for t in params.stop_token_ids):
+            raise SamplingError("stop_token_ids", list(params.stop_token_ids), f"token ids from 0 to {vocab - 1}")
+        if len(prompt) + params.max_tokens > self.max_model_len:
+            raise ContextLengthError(
+                f"the prompt has {len(prompt)} tokens and the answer may have {params.max_tokens}: together "
+                f"{len(prompt) + params.max_tokens}, but the context holds {self.max_model_len}."
+            )
+
+    def _run(self) -> None:
+        try:
+            while self._take_commands() or self._status not in (STOPPED, DEAD):
+                if not self._scheduler.idle:
+                    count = self._scheduler.step()
+                    if self.observer is not None:
+                        self.observer.step(count)
+                self.load = self._measure()
+        except BaseException as e:
+            log.exception("the engine broke down")
+            self._die(e)
+
+    def _take_commands(self) -> bool:
+        """Carry out what was asked for; wait for it if there is nothing else to do. Whether work is left."""
+        try:
+            while True:
+                self._commands.get(block=self._scheduler.idle and self._status not in (STOPPED, DEAD))()
+        except queue.Empty:
+            pass
+        return not self._scheduler.idle
+
+    def _enqueue(self, sequences: list[GenerationSequence]) -> None:
+        for sequence in sequences:
+            self._scheduler.add(sequence)
+
+    def _emit(self, sequence: GenerationSequence, event: Event) -> None:
+        if self.observer is not None:
+            self.observer.event(sequence, event)
+        if sequence.finished:
+            self._forget(sequence)
+        try:
+            sequence.sink(event)
+        except Exception:  # its owner is gone (a closed event loop): nobody else should suffer
+            log.warning("an answer has lost its reader", exc_info=True)
+            self.abort([sequence])
+
+    def _forget(self, sequence: GenerationSequence) -> None:
+        with self._changed:
+            self._live.discard(sequence)
+            self._changed.notify_all()
+
+    def _die(self, error: BaseException) -> None:
+        with self._changed:
+            self._status = DEAD
+            orphans = list(self._live)
+        reason = EngineDeadError(f"the engine broke down: {error}")
+        for sequence in orphans:
+            self._scheduler.fail(sequence, reason)
+        self.load = Load(capacity_tokens=self.load.capacity_tokens)
+
+    def _measure(self) -> Load:
+        scheduler = self._scheduler
+        return Load(
+            running=scheduler.num_running,
+            waiting=len(scheduler.waiting),
+            cached_tokens=scheduler.cached_tokens,
+            capacity_tokens=self.config.max_cache_tokens or self.config.max_num_seqs * self.max_model_len,
+        )
+
+
+def _context_length(shape: ModelShape, wanted: int | None) -> int:
+    if wanted is not None and wanted > shape.max_length:
+        raise ConfigError(f"--max-model-len is {wanted}, but the model's context holds {shape.max_length} tokens.")
+    return wanted or shape.max_length
+
+
+def _tokens_in_memory(manifest: Manifest) -> int:
+    """Tokens whose keys and values fill an eighth of the memory: a step holds the old and the new cache, a join a third."""
+    shape = manifest.model
+    token_bytes = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * (4 if manifest.graph.dtype == "fp32" else 2)
+    return max(1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8 // token_bytes)
+
+
+def load(bundle: Path, config: RuntimeConfig | None = None) -> Engine:
+    """Open a bundle and start an engine on it.
+
+    Args:
+        bundle: folder written by `maskpro-deploy export`.
+        config: provider, threads and limits.
+
+    Raises:
+        InputError: no bundle, or one that this provider cannot run.
+        FormatError: a file is damaged.
+        MachineError: the provider is not available here, or onnxruntime is not installed.
+    """
+    config = config or RuntimeConfig()
+    manifest = Manifest.load(bundle, engines=False)
+    _context_length(manifest.model, config.max_model_len)
+    if config.check_hashes:
+        manifest.check_hashes(bundle)
+    tokenizer = TextTokenizer.load(bundle, manifest.model)
+    session = open_session(bundle, config.session)
+    session.greedy([0], 2)  # the first runs are slow: memory is allocated and weights are paged in
+    return Engine(session, tokenizer, _within(config, session.limits, manifest))
+
+
+def _within(config: RuntimeConfig, limits: SessionLimits, manifest: Manifest) -> RuntimeConfig:
+    """The settings, no larger than what the session can take."""
+    if limits.max_batch is not None and limits.max_batch < config.max_num_seqs:
+        log.warning("the engine was built for %d sequences at once, not for %d", limits.max_batch, config.max_num_seqs)
+        config = replace(config, max_num_seqs=limits.max_batch)
+    tokens = config.max_cache_tokens or limits.max_cache_tokens or _tokens_in_memory(manifest)
+    return replace(config, max_cache_tokens=tokens, max_prefill_rows=limits.max_prefill_rows)

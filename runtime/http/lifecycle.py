@@ -1,0 +1,246 @@
+"""Running the server: the socket, the loading, the signals.
+
+The port is taken first, so that a port in use shows before minutes of loading. While the model loads, the server already answers:
+`/health` says 503. On SIGTERM or SIGINT it takes no new requests, finishes the running ones within the time it is given, and
+stops; a second signal stops it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from maskpro_deploy.errors import InputError, MaskProError
+from maskpro_deploy.manifest import Manifest
+from maskpro_deploy.runtime.generate.config import ServeConfig
+from maskpro_deploy.runtime.generate.generator import Engine, load
+from maskpro_deploy.runtime.http.server import create_app
+from maskpro_deploy.runtime.http.slot import EngineSlot
+
+log = logging.getLogger(__name__)
+
+_BACKLOG = 2048
+_CLOSE_TIMEOUT_S = 5  # for connections to close once all answers are out
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handling: `_Lifetime` decides when to stop."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Lifetime:
+    """One run of a server, from loading to the last connection."""
+
+    def __init__(self, bundle: Path, config: ServeConfig, listener: socket.socket, on_ready: Callable[[str, str], None]) -> None:
+        self._bundle = bundle
+        self._config = config
+        self._listener = listener
+        self._on_ready = on_ready
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._hurry: asyncio.Event | None = None
+
+    def request_stop(self) -> None:
+        """Stop; called again: at once. From any thread, also from a signal handler."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: it has stopped already
+                self._loop.call_soon_threadsafe(self._on_stop)
+
+    def _on_stop(self) -> None:
+        assert self._stop is not None
+        assert self._hurry is not None
+        (self._hurry if self._stop.is_set() else self._stop).set()
+
+    async def run(self) -> bool:
+        """Serve until told to stop; whether all work was finished.
+
+        Raises:
+            MaskProError: the bundle cannot be loaded.
+        """
+        self._loop, self._stop, self._hurry = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+        manifest = Manifest.load(self._bundle, engines=False)
+        slot = EngineSlot(self._config.served_model_name or manifest.model.name)
+        server = _Server(
+            uvicorn.Config(
+                create_app(slot, self._config),
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                server_header=False,
+                timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
+            )
+        )
+        serving = asyncio.create_task(server.serve(sockets=[self._listener]))
+        try:
+            engine = await self._until_stopped(_load_in_thread(self._bundle, self._config))
+            return engine is None or await self._serve(slot, engine)
+        finally:
+            server.should_exit = True
+            await serving
+
+    async def _serve(self, slot: EngineSlot, engine: Engine) -> bool:
+        assert self._stop is not None
+        assert self._hurry is not None
+        try:
+            slot.fill(engine)
+            self._on_ready(base_url(self._listener), slot.model_name)
+            await self._stop.wait()
+            draining = asyncio.create_task(asyncio.to_thread(engine.drain, self._config.shutdown_timeout_s))
+            hurry = asyncio.create_task(self._hurry.wait())
+            await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)
+            hurry.cancel()
+            clean = draining.done() and draining.result()
+            engine.close()  # what still runs ends now, and its clients are told
+            await draining
+            return clean
+        finally:
+            engine.close()
+
+    async def _until_stopped(self, loading: asyncio.Future[Engine]) -> Engine | None:
+        """The engine, or None if told to stop before it was there."""
+        assert self._stop is not None
+        stopped = asyncio.create_task(self._stop.wait())
+        both: set[asyncio.Future[Any]] = {loading, stopped}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        return loading.result() if loading.done() else None
+
+
+def _load_in_thread(bundle: Path, config: ServeConfig) -> asyncio.Future[Engine]:
+    """Load in a daemon thread: unlike a pool's thread it does not hold up a process that is told to stop."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Engine] = loop.create_future()
+
+    def settle(engine: Engine | None, error: BaseException | None) -> None:
+        if engine is not None:
+            future.set_result(engine)
+        elif error is not None:
+            future.set_exception(error)
+
+    def work() -> None:
+        try:
+            engine, error = load(bundle, config.runtime), None
+        except BaseException as e:
+            engine, error = None, e
+        with contextlib.suppress(RuntimeError):  # the loop has gone: nobody waits any more
+            loop.call_soon_threadsafe(settle, engine, error)
+
+    threading.Thread(target=work, name="maskpro-load", daemon=True).start()
+    return future
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        InputError: the address or port cannot be had.
+    """
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as e:
+        raise InputError(f"--host {host} is no address of this machine: {e.strerror}.") from e
+    listener = socket.socket(family, kind, proto)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)  # binding alone does not show a port that another server has just bound
+    except OSError as e:
+        listener.close()
+        raise InputError(f"cannot listen on {host} port {port}: {e.strerror}. Choose another --port; 0 takes a free one.") from e
+    return listener
+
+
+def base_url(listener: socket.socket) -> str:
+    """The URL at which a listening socket is reached from this machine."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve(bundle: Path, config: ServeConfig | None = None, on_ready: Callable[[str, str], None] | None = None) -> bool:
+    """Serve a bundle until SIGTERM or SIGINT; to be called on the main thread.
+
+    Args:
+        bundle: folder written by `maskpro-deploy export`.
+        config: address, key, names and limits.
+        on_ready: called with the URL and the model's name once requests are answered.
+
+    Returns:
+        Whether all running work was finished before the end.
+
+    Raises:
+        InputError: the port cannot be had, or `bundle` is no bundle.
+        MaskProError: as `load`.
+    """
+    config = config or ServeConfig()
+    Manifest.load(bundle, engines=False)
+    with contextlib.closing(listen(config.host, config.port)) as listener:
+        lifetime = _Lifetime(bundle, config, listener, on_ready or (lambda url, name: None))
+        with _signals(lifetime.request_stop):
+            return asyncio.run(lifetime.run())
+
+
+@contextlib.contextmanager
+def _signals(action: Callable[[], None]) -> Iterator[None]:
+    before = {s: signal.signal(s, lambda *_: action()) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def running_server(bundle: Path, config: ServeConfig | None = None) -> Iterator[str]:
+    """A server in a thread of this process, for as long as the `with` block lasts.
+
+    Args:
+        bundle: folder written by `maskpro-deploy export`.
+        config: as for `serve`; by default it listens on a free port of the loopback interface.
+
+    Yields:
+        The base URL, such as "http://127.0.0.1:40123" (OpenAI clients want "/v1" behind it).
+
+    Raises:
+        MaskProError: as `serve`.
+    """
+    config = config or ServeConfig(port=0)
+    ready: threading.Event = threading.Event()
+    failed: list[BaseException] = []
+    with contextlib.closing(listen(config.host, config.port)) as listener:
+        url = base_url(listener)
+        lifetime = _Lifetime(bundle, config, listener, lambda url, name: ready.set())
+
+        def work() -> None:
+            try:
+                asyncio.run(lifetime.run())
+            except BaseException as e:
+                failed.append(e)
+            finally:
+                ready.set()
+
+        thread = threading.Thread(target=work, name="maskpro-server")
+        thread.start()
+        try:
+            ready.wait()
+            if failed:
+                raise failed[0]
+            yield url
+        finally:
+            lifetime.request_stop()
+            thread.join()
+    if failed and not isinstance(failed[0], MaskProError):
+        raise failed[0]

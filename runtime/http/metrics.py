@@ -1,0 +1,133 @@
+"""Prometheus metrics: vLLM's names with the prefix `maskpro_`, so that its dashboards port by replacing one word.
+
+Each app has a registry of its own. Time buckets start at 0.1 ms: a small model makes a token faster than that of most servers'
+first bucket.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from maskpro_deploy.runtime.generate.generator import Load
+from maskpro_deploy.runtime.generate.sampling import SamplingParams
+from maskpro_deploy.runtime.generate.scheduler import StepCount
+from maskpro_deploy.runtime.generate.sequence import Event, FailureEvent, GenerationSequence, PromptEvent, TokenEvent
+
+_TOKEN_S = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
+_REQUEST_S = (1e-4, 1e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)
+_TOKENS = tuple(float(2**i) for i in range(18))
+
+
+class Metrics:
+    """The metrics of one server; an `Observer` of its engine.
+
+    Args:
+        model_name: label of every sample.
+        load: asked how busy the engine is whenever the metrics are read.
+    """
+
+    def __init__(self, model_name: str, load: Callable[[], Load]) -> None:
+        self._registry = CollectorRegistry()
+        self._model = model_name
+        self._gauge("num_requests_running", "Sequences that run.", lambda: load().running)
+        self._gauge("num_requests_waiting", "Sequences that wait.", lambda: load().waiting)
+        self._gauge(
+            "kv_cache_usage_perc",
+            "Tokens in the cache, as a part (0 to 1) of what may run at once.",
+            lambda: load().cached_tokens / load().capacity_tokens,
+        )
+        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens read.")
+        self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
+        self._success = self._open_counter("request_success", "Sequences that ended, by reason.", "finished_reason")
+        self._preemptions = self._counter("num_preemptions", "Times that a sequence gave up its place for want of cache.")
+        self._failure = self._counter("request_failure", "Sequences that ended with an error.")
+        self._rejections = self._open_counter("admission_rejections", "Requests refused for want of room.", "reason")
+        self._ttft = self._histogram("time_to_first_token_seconds", "From arrival to the first token.", _REQUEST_S)
+        self._itl = self._histogram("inter_token_latency_seconds", "Between two tokens of a sequence.", _TOKEN_S)
+        self._tpot = self._histogram("request_time_per_output_token_seconds", "Mean time of a token after the first.", _TOKEN_S)
+        self._e2e = self._histogram("e2e_request_latency_seconds", "From arrival to the last token.", _REQUEST_S)
+        self._queued = self._histogram("request_queue_time_seconds", "From arrival to the start.", _REQUEST_S)
+        self._prefill = self._histogram("request_prefill_time_seconds", "From the start to the first token.", _REQUEST_S)
+        self._decode = self._histogram("request_decode_time_seconds", "From the first to the last token.", _REQUEST_S)
+        self._inference = self._histogram("request_inference_time_seconds", "From the start to the last token.", _REQUEST_S)
+        self._prompt_length = self._histogram("request_prompt_tokens", "Tokens of a prompt.", _TOKENS)
+        self._answer_length = self._histogram("request_generation_tokens", "Tokens of an answer.", _TOKENS)
+        self._max_tokens = self._histogram("request_params_max_tokens", "max_tokens of a request.", _TOKENS)
+        self._n = self._histogram("request_params_n", "n of a request.", (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0))
+        self._iteration = self._histogram("iteration_tokens_total", "Tokens read and generated in one step.", _TOKENS)
+        self._last: dict[GenerationSequence, float] = {}  # time of the last token of running sequences
+
+    def text(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def accepted(self, params: SamplingParams, n: int) -> None:
+        """A request has been accepted."""
+        self._max_tokens.observe(params.max_tokens)
+        self._n.observe(n)
+
+    def rejected(self, reason: str) -> None:
+        """A request has been refused."""
+        self._rejections.labels(self._model, reason).inc()
+
+    def step(self, count: StepCount) -> None:
+        """See `Observer.step`."""
+        self._iteration.observe(count.prompt_tokens + count.generated_tokens)
+        self._prompt_tokens.inc(count.prompt_tokens)
+        self._preemptions.inc(count.preempted)
+
+    def event(self, sequence: GenerationSequence, event: Event) -> None:
+        """See `Observer.event`."""
+        match event:
+            case PromptEvent():
+                return
+            case FailureEvent():
+                self._failure.inc()
+                self._last.pop(sequence, None)
+                return
+            case TokenEvent():
+                self._token(sequence, event)
+
+    def _token(self, sequence: GenerationSequence, event: TokenEvent) -> None:
+        times = sequence.times
+        if event.score is not None:
+            self._generation_tokens.inc()
+            before = self._last.get(sequence)
+            if before is None:
+                self._ttft.observe(times.first_token - times.arrived)
+                self._queued.observe(times.started - times.arrived)
+                self._prefill.observe(times.first_token - times.started)
+            else:
+                self._itl.observe(times.last_token - before)
+            self._last[sequence] = times.last_token
+        if event.finish_reason is not None:
+            self._last.pop(sequence, None)
+            self._finished(sequence, event.finish_reason)
+
+    def _finished(self, sequence: GenerationSequence, reason: str) -> None:
+        times, count = sequence.times, len(sequence.tokens)
+        self._success.labels(self._model, reason).inc()
+        self._prompt_length.observe(len(sequence.prompt))
+        self._answer_length.observe(count)
+        self._e2e.observe((times.last_token or time.perf_counter()) - times.arrived)
+        if count:
+            self._decode.observe(times.last_token - times.first_token)
+            self._inference.observe(times.last_token - times.started)
+        if count > 1:
+            self._tpot.observe((times.last_token - times.first_token) / (count - 1))
+
+    def _gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
+        gauge = Gauge(f"maskpro_{name}", text, ["model_name"], registry=self._registry)
+        gauge.labels(self._model).set_function(value)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(f"maskpro_{name}", text, ["model_name"], registry=self._registry).labels(self._model)
+
+    def _open_counter(self, name: str, text: str, label: str) -> Counter:
+        return Counter(f"maskpro_{name}", text, ["model_name", label], registry=self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"maskpro_{name}", text, ["model_name"], buckets=buckets, registry=self._registry).labels(self._model)

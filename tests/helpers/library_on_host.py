@@ -1,0 +1,195 @@
+"""A stand-in for TensorRT that runs the bundle's graph in onnxruntime: its "engine" is the path of a graph, with profiles.
+
+It keeps TensorRT's rules, so that a session that breaks one fails here: a context needs its profile, all shapes and all addresses
+before it runs; shapes have to lie in the profile; a recorded graph dies when the context it came from is changed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnxruntime
+
+from maskpro_deploy.runtime.sessions.device import HostDevice
+from maskpro_deploy.runtime.sessions.ort_executor import OrtExecutor
+
+VERSION = "11.4.0.106"
+GPU = "sm90"
+
+
+class Names:
+    """An enumeration."""
+
+    def __init__(self, *names):
+        for name in names:
+            setattr(self, name, name)
+
+
+class ILogger:
+    ERROR, INTERNAL_ERROR, WARNING, INFO = "ERROR", "INTERNAL_ERROR", "WARNING", "INFO"
+
+
+DTYPES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64"}
+
+
+class Library:
+    """What the name `tensorrt` stands for."""
+
+    __version__ = VERSION
+    ILogger = ILogger
+    DataType = Names("FLOAT", "HALF", "BF16", "INT64", "INT32")
+    TensorIOMode = Names("INPUT", "OUTPUT")
+    TensorLocation = Names("DEVICE", "HOST")
+
+    @staticmethod
+    def Runtime(logger):
+        return Runtime(logger)
+
+
+class Runtime:
+    def __init__(self, logger):
+        self.logger = logger
+
+    def deserialize_cuda_engine(self, data):
+        try:
+            described = json.loads(bytes(data))
+        except ValueError:
+            self.logger.log(ILogger.ERROR, "magic tag does not match")
+            return None
+        return Engine(described)
+
+
+class Engine:
+    def __init__(self, described):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(described["graph"], options, providers=["CPUExecutionProvider"])
+        self.executor = OrtExecutor(session)
+        self.shapes = described["profiles"]
+        self.names = list(self.executor.tensors)
+        self.num_io_tensors = len(self.names)
+        self.num_optimization_profiles = len(self.shapes)
+        self.contexts = []
+
+    def get_tensor_name(self, i):
+        return self.names[i]
+
+    def get_tensor_location(self, name):
+        return "DEVICE"
+
+    def get_tensor_shape(self, name):
+        return list(self.executor.tensors[name].shape)
+
+    def get_tensor_dtype(self, name):
+        return DTYPES[self.executor.tensors[name].dtype]
+
+    def get_tensor_mode(self, name):
+        return "INPUT" if self.executor.tensors[name].is_input else "OUTPUT"
+
+    def get_tensor_profile_shape(self, name, index):
+        profile = self.shapes[index]
+        return profile["past_key_values.0.key" if name.startswith("past") else name]  # alike for all layers
+
+    def create_execution_context(self):
+        self.contexts.append(Context(self))
+        return self.contexts[-1]
+
+
+class Context:
+    def __init__(self, engine):
+        self.engine = engine
+        self.profile = None
+        self.shapes = {}
+        self.addresses = {}
+        self.changes = 0
+        self.ran = -1  # changes before the last run
+
+    def set_optimization_profile_async(self, index, stream):
+        self.profile = index
+        return True
+
+    def set_input_shape(self, name, shape):
+        least, _, most = self.engine.get_tensor_profile_shape(name, self.profile)
+        if not all(a <= n <= b for a, n, b in zip(least, shape, most, strict=True)):
+            return False
+        if self.shapes.get(name) != shape:
+            self.changes += 1
+        self.shapes[name] = shape
+        return True
+
+    def set_tensor_address(self, name, address):
+        if self.addresses.get(name) != address:
+            self.changes += 1
+        self.addresses[name] = address
+        return address != 0
+
+    def execute_async_v3(self, stream):
+        tensors = self.engine.executor.tensors
+        if (
+            self.profile is None
+            or set(self.addresses) != set(tensors)
+            or any(s.is_input and n not in self.shapes for n, s in tensors.items())
+        ):
+            return False
+        if getattr(stream, "recording", None) is not None:
+            assert self.ran == self.changes, "recording asks for a run with the same shapes and addresses before"
+            stream.recording.append((self, self.changes))
+        else:
+            self.execute()
+            self.ran = self.changes
+        return True
+
+    def execute(self):
+        shapes = dict(self.shapes)
+        rows, new = shapes["input_ids"]
+        for name, spec in self.engine.executor.tensors.items():
+            if name.startswith("present"):
+                past = shapes[name.replace("present", "past_key_values")]
+                grown = past[2] if "write_indices" in shapes else past[2] + new
+                shapes[name] = (*past[:2], grown, past[3])
+            elif name == "logits":
+                shapes[name] = (rows, new, spec.shape[-1])
+        self.engine.executor.run(0, shapes, self.addresses)
+
+
+class Stream:
+    def __init__(self):
+        self.recording = None
+
+
+class HostGpu(HostDevice):
+    """The host's memory with what a GPU has besides: a stream, and graphs recorded from it."""
+
+    name = "host"
+    compute_capability = GPU
+
+    def __init__(self):
+        super().__init__()
+        self.stream = Stream()
+        self.recorded = self.launched = self.discarded = 0
+
+    def address_of(self, array):
+        return None  # as on a GPU
+
+    def capture(self, work):
+        self.stream.recording = []
+        work()
+        graph, self.stream.recording = self.stream.recording, None
+        self.recorded += 1
+        return graph
+
+    def launch(self, graph):
+        self.launched += 1
+        for context, changes in graph:
+            assert context.changes == changes, "the context was changed after its graph was recorded"
+            context.execute()
+
+    def discard(self, graph):
+        self.discarded += 1
+
+
+def write_engine(file: Path, graph: Path, profiles) -> None:
+    """An engine that the stand-in loads."""
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({"graph": str(graph), "profiles": profiles}))

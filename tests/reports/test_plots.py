@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from xml.etree import ElementTree
+
+import pytest
+
+from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.reports import plots
+from maskpro_deploy.reports.plots import Bar, Series, Svg
+
+NASTY = "a$b^2$ <script>&\x07 " + "\u4e2d"
+
+DRAWN: dict[str, Callable[[], Svg]] = {
+    "learning curve": lambda: plots.learning_curve(
+        range(0, 4000, 10), [3.0 - i / 400 for i in range(400)], [(0, 3.1), (3990, 2.2)], {"dense": 1.9, "one-shot": 3.4}
+    ),
+    "short curve": lambda: plots.learning_curve([0, 1], [3.0, 2.0]),
+    "sparsity": lambda: plots.sparsity_per_layer({f"model.layers.{i}.mlp.up_proj.weight": 0.5 for i in range(210)}, target=0.5),
+    "quality": lambda: plots.quality_bars({"dense": 20.1, "one-shot": 90.0, "learned": 40.2}, {"dense": 0.3, "learned": None}),
+    "bars": lambda: plots.bars([Bar(name="x", value=1.0, low=0.9, high=1.2)], x_label="ms", description="d"),
+    "ecdf": lambda: plots.ecdf({"a": [1.0, 2.0, 2.0], "b": [1.5]}, x_label="ms", description="d"),
+    "drift": lambda: plots.drift({"a": [[1.0, 2.0], [1.5, 1.6]], "b": [[1.0], []]}, y_label="ms", description="d"),
+    "log lines": lambda: plots.lines(
+        [Series(name="a", x=[1, 2], y=[1.0, 100.0])], x_label="x", y_label="y", description="d", log_y=True
+    ),
+    "nasty": lambda: plots.bars([Bar(name=NASTY, value=1.0, note=NASTY)], x_label=NASTY, description=NASTY),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_plot_is_one_well_formed_svg_element_that_takes_its_ink_from_the_page(name: str) -> None:
+    svg = DRAWN[name]().text
+    root = ElementTree.fromstring(svg.replace("\x07", "") if name == "nasty" else svg)
+    assert root.tag.endswith("svg")
+    assert root.get("aria-label")
+    assert root.get("viewBox")
+    assert root.get("width") is None
+    assert "currentColor" in svg
+    assert plots._INK not in svg
+    assert "<script" not in svg
+    assert "DejaVu" not in svg
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_the_same_input_draws_the_same_bytes(name: str) -> None:
+    assert DRAWN[name]() == DRAWN[name]()
+
+
+def test_two_plots_on_a_page_share_no_id() -> None:
+    ids = []
+    for name in ("learning curve", "sparsity", "ecdf"):
+        root = ElementTree.fromstring(DRAWN[name]().text)
+        ids += [element.get("id") for element in root.iter() if element.get("id")]
+    assert len(ids) == len(set(ids))
+
+
+def test_labels_are_text_taken_literally() -> None:
+    root = ElementTree.fromstring(DRAWN["nasty"]().text.replace("\x07", ""))
+    shown = ["".join(element.itertext()) for element in root.iter() if element.tag.endswith("text")]
+    assert any("a$b^2$ <script>&� 中" in text for text in shown)
+
+
+def test_reference_lines_and_series_are_named() -> None:
+    svg = DRAWN["learning curve"]().text
+    for name in ("training", "held out", "dense", "one-shot", "tokens seen"):
+        assert f">{name}<" in svg
+
+
+def test_no_global_figure_list_grows() -> None:
+    DRAWN["bars"]()
+    assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_long_weight_names_are_shortened_to_layer_and_projection() -> None:
+    svg = plots.sparsity_per_layer({"model.layers.3.self_attn.q_proj.weight": 0.5}).text
+    assert ">3.q_proj<" in svg
+
+
+def test_a_series_of_uneven_points_is_refused() -> None:
+    with pytest.raises(ConfigError, match="2 x and 1 y"):
+        Series(name="s", x=[1, 2], y=[1.0])
