@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from bench_results import latency_result as latency_result
+from bench_results import throughput_result as throughput_result
 from hypothesis import HealthCheck, settings
 from tiny_model import magnitude_masks, write_tiny
 

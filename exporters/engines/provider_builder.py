@@ -107,7 +107,7 @@ def provider_job(
 
 
 def build(job: dict[str, Any]) -> dict[str, Any]:
-    """Build an engine in this process (`engine_worker`): its file, and the facts of the build.
+    """Build an engine in this process (`worker`): its file, and the facts of the build.
 
     Raises:
         MachineError: the provider does not start here.

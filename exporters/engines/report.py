@@ -122,7 +122,7 @@ def layer_rows(weights: Sequence[WeightFacts], *, dense: bool, facts: Mapping[st
     Args:
         weights: of the graph that was built.
         dense: the engine was built without sparse kernels.
-        facts: the worker's result (`engine_worker.run`).
+        facts: the worker's result (`worker.run`).
     """
     kernels = read_kernels(facts["inspection"])
     return tuple(_row(weight, kernels, dense=dense, facts=facts) for weight in weights)

@@ -1,6 +1,6 @@
 """The GPU check: run what a machine with an NVIDIA GPU can run, and tell what it lacks. `scripts/gpu_check` starts it.
 
-It needs no network: models are made in code. Each item runs in a process of its own (`_gpu_worker`), with a limit of time.
+It needs no network: models are made in code. Each item runs in a process of its own (`gpu_check.worker`), with a limit of time.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError
 from maskpro_deploy.exporters.engines.profiles import parse_buckets
 from maskpro_deploy.gpu_check import deploy as _gpu_deploy
 from maskpro_deploy.gpu_check import engines as _gpu_engines
-from maskpro_deploy.gpu_check import worker as _gpu_worker
+from maskpro_deploy.gpu_check import worker as gpu_worker
 from maskpro_deploy.gpu_check.items import FAILED, MEASURED, NOT_RUN, Record, Settings
 from maskpro_deploy.gpu_check.models import ONE_B, PATTERN, SEVEN_B, SMOL, TINY, write_checkpoint, write_sparse
 from maskpro_deploy.system.extras import missing
@@ -52,7 +52,7 @@ def test_without_a_gpu_every_item_is_named_and_nothing_is_written(tmp_path):
     done = script(cwd=tmp_path)
     assert done.returncode == 3
     assert done.stdout == ""
-    for name in _gpu_worker.ITEMS:
+    for name in gpu_worker.ITEMS:
         assert f"{name} " in done.stderr
     assert "error: there is no NVIDIA GPU here" in done.stderr
     assert "Traceback" not in done.stderr
@@ -90,7 +90,7 @@ def test_wrong_options_are_named_before_anything_runs(arguments, message, tmp_pa
 
 
 def test_a_failed_item_ends_the_command_with_1_after_the_file_is_written(tmp_path, monkeypatch):
-    failed = _gpu_worker.Outcome(name="products", status=FAILED, detail="wrong")
+    failed = gpu_worker.Outcome(name="products", status=FAILED, detail="wrong")
     monkeypatch.setattr(_gpu_check, "run_all", lambda names, settings: [failed])
     done = CliRunner().invoke(_gpu_check.command, ["--rehearse", "--out", str(tmp_path / "o.json")])
     assert isinstance(done.exception, CheckFailed)
@@ -148,8 +148,8 @@ def test_whatever_an_item_raises_is_its_outcome(settings, monkeypatch, error, st
         record.put(before=1)
         raise error
 
-    monkeypatch.setitem(_gpu_worker.ITEMS, "stumble", stumble)
-    outcome = _gpu_worker.run("stumble", settings, Record(None, 1.0))
+    monkeypatch.setitem(gpu_worker.ITEMS, "stumble", stumble)
+    outcome = gpu_worker.run("stumble", settings, Record(None, 1.0))
     assert (outcome.status, outcome.detail, outcome.figures) == (status, detail, {"before": 1})
     assert ("Traceback" in outcome.trace) == (status == FAILED)
 
@@ -245,7 +245,7 @@ def test_latency_and_tokens_are_compared(settings, record):
 
 @pytest.mark.skipif(bool(missing("cpu")), reason="onnxruntime is not installed")
 def test_perplexities_stay_beside_the_reference(settings, record):
-    line = _gpu_worker.ITEMS["evaluation"](settings, record)
+    line = gpu_worker.ITEMS["evaluation"](settings, record)
     assert set(record.figures["found"]) == {"torch fp16 on cpu", "torch bf16 on cpu", "onnxruntime fp16 on cpu"}
     assert record.figures["lacks"] == {}
     assert all(abs(c["ratio"] - 1) < 0.01 and c["kl"] < 0.01 for c in record.figures["found"].values())
@@ -254,7 +254,7 @@ def test_perplexities_stay_beside_the_reference(settings, record):
 
 @pytest.mark.skipif(bool(missing("cpu")), reason="onnxruntime is not installed")
 def test_a_served_engine_is_compared_and_timed_in_a_rehearsal_on_the_graph(settings, record):
-    line = _gpu_worker.ITEMS["serve-tensorrt"](settings, record)
+    line = gpu_worker.ITEMS["serve-tensorrt"](settings, record)
     assert "greedy tokens equal to the CPU's: 64 of 64" in line
     assert 0 < record.figures["against_cpu"]["max_logit_difference"] < 0.1
     assert [a["name"] for a in record.figures["latency"]["arms"]] == ["sparse-bundle static", "dense-bundle static"]
@@ -275,7 +275,7 @@ def test_a_served_engine_is_compared_and_timed_in_a_rehearsal_on_the_graph(setti
     ],
 )
 def test_an_item_without_its_gpu_is_not_run_and_says_why(tmp_path, name):
-    outcome = _gpu_worker.run(name, Settings(budget_s=1.0, scratch=tmp_path), Record(None, 1.0))
+    outcome = gpu_worker.run(name, Settings(budget_s=1.0, scratch=tmp_path), Record(None, 1.0))
     assert outcome.status == NOT_RUN
     assert any(word in outcome.detail for word in ("CUDA", "GPU", "not installed"))
 

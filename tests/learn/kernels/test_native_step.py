@@ -304,7 +304,7 @@ def test_a_cache_that_is_no_folder(fresh: Path, caplog: pytest.LogCaptureFixture
 @needs_compiler
 def test_two_processes_may_build_it_at_once(fresh: Path) -> None:
     code = (
-        "from maskpro_deploy.learn import native_step as native; from maskpro_deploy.pattern import NMPattern\n"
+        "from maskpro_deploy.learn.kernels import native_step as native; from maskpro_deploy.pattern import NMPattern\n"
         "assert native.load(NMPattern(1, 2)) is not None"
     )
     both = [subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]

@@ -88,7 +88,8 @@ import functools, json, sys
 from pathlib import Path
 import numpy as np
 from library_on_host import Library, VERSION
-from maskpro_deploy.runtime import SessionConfig, native, open_session, trt_executor
+from maskpro_deploy.runtime import SessionConfig, open_session
+from maskpro_deploy.runtime.sessions import native, trt_executor
 native.missing = lambda library: [] if library == "tensorrt" else [library]
 native.load_library = trt_executor.load_library = lambda name: Library
 native.TrtExecutor = functools.partial(trt_executor.TrtExecutor, graphs=False)  # the driver records nothing

@@ -1,4 +1,4 @@
-"""Bundles of the tiny models, and a result measured on a simulated clock."""
+"""Results measured on a simulated clock."""
 
 from __future__ import annotations
 
