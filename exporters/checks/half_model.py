@@ -16,7 +16,7 @@ from onnx import helper
 
 from maskpro_deploy.exporters.checks.half_precision import HALVES, NotRounded, describe_arithmetic, round_graph
 from maskpro_deploy.exporters.checks.half_range import Probes
-from maskpro_deploy.exporters.checks.ort_model import OrtModel, model_of, open_model, open_session
+from maskpro_deploy.exporters.checks.ort_model import CheckedGraph, model_of, open_model, open_session
 from maskpro_deploy.exporters.graph.builder import DTYPES
 from maskpro_deploy.manifest import Graph, Manifest, safe_path
 
@@ -35,7 +35,7 @@ class Opened:
         routed: it chooses experts in half precision.
     """
 
-    model: OrtModel
+    model: CheckedGraph
     arithmetic: str = FP32
     unrounded: str = ""
     probes: Probes | None = None
@@ -70,7 +70,7 @@ def open_to_compare(bundle: Path, manifest: Manifest, graph: Graph | None = None
     return Opened(model=session, arithmetic=describe_arithmetic(graph.dtype), probes=probes, routed=routed)
 
 
-def open_unrounded(bundle: Path, manifest: Manifest) -> OrtModel:
+def open_unrounded(bundle: Path, manifest: Manifest) -> CheckedGraph:
     """The half-precision graph of a bundle, its stored weights as they are, computing in fp32."""
     path = safe_path(bundle, manifest.graph.file)
     model, _ = round_graph(onnx.load(path, load_external_data=False), manifest.graph.dtype, rounding=False)

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 
 from maskpro_deploy.exporters.checks.half_precision import Rounding
 from maskpro_deploy.exporters.checks.half_values import layer_named, layers_of_values, masked_values
-from maskpro_deploy.exporters.checks.ort_model import OrtModel
+from maskpro_deploy.exporters.checks.ort_model import CheckedGraph
 from maskpro_deploy.exporters.graph.builder import DTYPES, WIDER
 
 LOW_MARGIN = 2.0  # the largest value times this should still fit
@@ -109,7 +109,7 @@ class Probes:
             model.graph.node.extend(_scalars(i, place.exact))
             model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in _names(i))
 
-    def measure(self, model: OrtModel, prompts: Sequence[Sequence[int]]) -> Ranges:
+    def measure(self, model: CheckedGraph, prompts: Sequence[Sequence[int]]) -> Ranges:
         """Run whole prompts and keep the extremes.  # each (T,)"""
         names = [name for i in range(len(self._places)) for name in _names(i)]
         runs = [model.values(np.asarray([prompt], dtype=np.int64), names) for prompt in prompts]

@@ -33,7 +33,7 @@ from maskpro_deploy.exporters.checks.logit_figures import (
     compare,
     verdict,
 )
-from maskpro_deploy.exporters.checks.ort_model import OrtModel
+from maskpro_deploy.exporters.checks.ort_model import CheckedGraph
 from maskpro_deploy.exporters.graph.builder import WIDER
 from maskpro_deploy.manifest import Graph, Manifest
 from maskpro_deploy.system.extras import missing, require
@@ -183,27 +183,30 @@ def _check_prompts(prompts: Sequence[Sequence[int]], greedy_tokens: int, max_len
         raise ConfigError(f"the prompts and {greedy_tokens} greedy tokens do not fit into the graph's {max_length} positions.")
 
 
-def _step_difference(model: OrtModel, prompt: Sequence[int]) -> float:
+def _step_difference(model: CheckedGraph, prompt: Sequence[int]) -> float:
     """Feed a prompt at once, then all but its last tokens at once and those one by one."""
     tokens = np.asarray([prompt], dtype=np.int64)
     steps = min(_STEPS, len(prompt) - 1)
-    whole, state = model.logits(tokens)[0], model.start(1)
-    pieces = [model.run(tokens[:, :-steps], state)[0]]
-    pieces.extend(model.run(tokens[:, i : i + 1], state)[0] for i in range(len(prompt) - steps, len(prompt)))
-    return float(np.abs(np.concatenate(pieces) - whole).max())
+    whole = model.logits(tokens)
+    head, cache = model.forward(tokens[:, :-steps])
+    pieces = [head]
+    for i in range(len(prompt) - steps, len(prompt)):
+        logits, cache = model.forward(tokens[:, i : i + 1], cache)
+        pieces.append(logits)
+    return float(np.abs(np.concatenate(pieces, axis=1) - whole).max())
 
 
-def _padding_difference(model: OrtModel, reference: Reference, prompts: Sequence[Sequence[int]]) -> float:
+def _padding_difference(model: CheckedGraph, reference: Reference, prompts: Sequence[Sequence[int]]) -> float:
     """Two prompts of different length in one batch, the shorter padded, with one cached step behind them."""
     longer, shorter = list(prompts[0]), list(prompts[-1])[: max(2, len(prompts[0]) // 2)]
     differences = [
         np.abs(ours - reference.logits(np.asarray([prompt], dtype=np.int64))[0]).max()
-        for ours, prompt in zip(model.pair(longer, shorter), (longer, shorter), strict=True)
+        for ours, prompt in zip(model.logits_together(longer, shorter), (longer, shorter), strict=True)
     ]
     return float(np.max(differences))  # unlike max(), np.max never hides a NaN
 
 
-def _greedy(model: OrtModel, reference: Reference, prompt: Sequence[int], count: int) -> tuple[int, float]:
+def _greedy(model: CheckedGraph, reference: Reference, prompt: Sequence[int], count: int) -> tuple[int, float]:
     """How many greedy tokens agree, and how sure the reference is of the first that differs."""
     ours, theirs = model.greedy(prompt, count), reference.greedy(prompt, count)
     for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from maskpro_deploy.backends.session import Session, SessionLimits
 from maskpro_deploy.errors import ConfigError, InputError
 from maskpro_deploy.manifest import Manifest, ModelShape
 from maskpro_deploy.runtime.generate.completion import Collector, Completion
@@ -28,7 +29,6 @@ from maskpro_deploy.runtime.generate.sampling import SamplingError, SamplingPara
 from maskpro_deploy.runtime.generate.scheduler import Scheduler, StepCount
 from maskpro_deploy.runtime.generate.sequence import Event, GenerationSequence, Sink
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
-from maskpro_deploy.runtime.sessions.base import Session, SessionLimits
 from maskpro_deploy.runtime.sessions.session import open_session
 
 log = logging.getLogger(__name__)

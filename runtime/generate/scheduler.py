@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from maskpro_deploy.backends.session import Floats, Session
 from maskpro_deploy.errors import ConfigError, MaskProError
 from maskpro_deploy.runtime.generate.sampling import NumericError
 from maskpro_deploy.runtime.generate.sequence import Event, FailureEvent, GenerationSequence, PromptEvent
-from maskpro_deploy.runtime.sessions.base import Session
-from maskpro_deploy.runtime.sessions.kv_cache import Batch, Floats, Prefill
+from maskpro_deploy.runtime.sessions.batches import Batch, Prefill
 
 Emit = Callable[[GenerationSequence, Event], None]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from maskpro_deploy.exporters import ExportConfig, export
-from maskpro_deploy.exporters.engines.library import _Phases
+from maskpro_deploy.exporters.engines.builder import _Phases
 from maskpro_deploy.exporters.engines.preflight import BEHIND_QDQ, PADDING, WRONG_AXIS, inspect_weights, spoiled_counts
 from maskpro_deploy.exporters.engines.report import UNKNOWN, EngineReport, LayerRow, layer_rows, read_kernels, sentence
 from maskpro_deploy.exporters.graph.data_file import Region

@@ -67,7 +67,7 @@ def test_every_form_gives_the_tokens_of_the_model(bundle, tiny_sparse, form):
     model, reference = open_model(bundle, manifest, entry), NumpyLlama(tiny_sparse)
     assert model.greedy(PROMPT, 24) == reference.greedy(PROMPT, 24)
     shorter = PROMPT[5:20]
-    for ours, prompt in zip(model.pair(PROMPT, shorter), (PROMPT, shorter), strict=True):
+    for ours, prompt in zip(model.logits_together(PROMPT, shorter), (PROMPT, shorter), strict=True):
         np.testing.assert_allclose(ours, reference.logits(np.asarray([prompt]))[0], atol=1e-4)
 
 
