@@ -110,7 +110,7 @@ class _Steps:
             print(json.dumps({"percent": percent, "phase": phase}), flush=True)
 
 
-def _end_with(parent: int | None) -> None:
+def _end_with_parent(parent: int | None) -> None:
     """Have the kernel end this process with the one that started it, which may be killed (Linux only)."""
     if parent is None or sys.platform != "linux":
         return
@@ -122,7 +122,7 @@ def _end_with(parent: int | None) -> None:
 def main() -> None:
     """Run the job named on the command line."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    _end_with(job.get("parent"))
+    _end_with_parent(job.get("parent"))
     Path(job["result"]).write_text(json.dumps(run(job)), encoding="utf-8")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from maskpro_deploy.commands.options import PATH, force_option, json_option, threads_option
+from maskpro_deploy.commands.options import PATH, force_option, json_option, provider_option, threads_option
 from maskpro_deploy.errors import ConfigError, InputError
 from maskpro_deploy.system.output import emit, table
 
@@ -47,9 +47,7 @@ _TASKS_ONLY = ("task_path", "num_fewshot", "limit", "batch_size", "chat")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Questions read together, at most.  [default: 8]")
 @click.option("--apply-chat-template", "chat", is_flag=True, default=None, help="Put questions into the model's chat template.")
 @click.option("--out", type=PATH, metavar="FOLDER", help="Write a report; a folder of the same protocol is gone on with.")
-@click.option(
-    "--provider", default="auto", show_default=True, metavar="auto|cpu|cuda|tensorrt|trt-native", help="What runs the models."
-)
+@provider_option("the models")
 @click.option("--form", help="Form of a bundle's key/value cache, if it has several.")
 @click.option("--engine", metavar="FILE", help="Engine in a bundle, if it has several.")
 @click.option("--dtype", default="fp32", show_default=True, metavar="fp32|fp16|bf16", help="Of a checkpoint in torch.")

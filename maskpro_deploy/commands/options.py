@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from maskpro_deploy.backends.providers import AUTO, ENGINE_PROVIDERS, PROVIDER_HELP, PROVIDER_NAMES
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.pattern import NMPattern
 
@@ -52,5 +53,23 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 force_option = click.option("--force", is_flag=True, help="Replace the output if it exists.")
 seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all randomness.")
 form_option = click.option("--form", metavar="cat|static|gqa", help="The graph to run, by its cache. [default: the bundle's own]")
-engine_option = click.option("--engine", metavar="FILE", help="The engine to run (tensorrt, trt-native). [default: the best]")
+engine_option = click.option(
+    "--engine", metavar="FILE", help=f"The engine to run ({', '.join(ENGINE_PROVIDERS)}). [default: the best]"
+)
 threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads to use; all cores by default.")
+
+
+def provider_option(runs: str, default: str = AUTO) -> Callable[[F], F]:
+    """`--provider`, with the choices and the help of the registry.
+
+    Args:
+        runs: what it runs, such as "the model".
+        default: one of the names.
+    """
+    return click.option(
+        "--provider",
+        type=click.Choice(PROVIDER_NAMES),
+        default=default,
+        show_default=True,
+        help=f"What runs {runs}. {PROVIDER_HELP}",
+    )

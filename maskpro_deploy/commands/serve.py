@@ -7,25 +7,19 @@ from pathlib import Path
 
 import click
 
-from maskpro_deploy.commands.options import DURATION, PATH, engine_option, form_option, threads_option
+from maskpro_deploy.backends.providers import runs_in_onnxruntime
+from maskpro_deploy.commands.options import DURATION, PATH, engine_option, form_option, provider_option, threads_option
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.targets.servers import LOOPBACK
 
 INTERRUPTED = 130
-PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "trt-native")
 
 
 @click.command("serve")
 @click.argument("bundle", type=PATH)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all of this machine's.")
 @click.option("--port", type=int, default=8000, show_default=True, help="Port to listen on; 0 takes a free one.")
-@click.option(
-    "--provider",
-    type=click.Choice(PROVIDERS),
-    default="auto",
-    show_default=True,
-    help="What runs the model: onnxruntime, or TensorRT itself (trt-native); auto takes the GPU if onnxruntime can.",
-)
+@provider_option("the model")
 @form_option
 @engine_option
 @threads_option
@@ -80,7 +74,7 @@ def command(
         -d '{"prompt": "Once upon a time", "max_tokens": 32}'
     """  # noqa: D301 (click's sign for lines to keep is the backspace character itself)
     require("serve", "the server")
-    if provider != "trt-native":
+    if runs_in_onnxruntime(provider):
         require("cpu", "running a bundle")
     from maskpro_deploy.runtime import RuntimeConfig, ServeConfig
     from maskpro_deploy.runtime.http.lifecycle import serve

@@ -245,7 +245,6 @@ def test_bundles_with_different_vocabularies_are_an_error(dense_bundle: Path, ot
         (("--context", "100000"), "takes 256 at most"),
         (("--samples", "1"), "--samples 1"),
         (("--budget", "soon"), "--budget"),
-        (("--provider", "abacus"), "--provider abacus"),
         (("--form", "cat,gqa"), "--form cat,gqa"),
     ],
 )

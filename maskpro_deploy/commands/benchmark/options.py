@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from maskpro_deploy.backends.providers import CPU
 from maskpro_deploy.commands.options import (
     DURATION,
     PATH,
     force_option,
     json_option,
+    provider_option,
     seed_option,
     threads_option,
 )
@@ -43,7 +45,6 @@ class SizesType(click.ParamType[tuple[int, ...]]):
 
 
 SIZES = SizesType()
-PROVIDERS = "cpu|cuda|tensorrt|trt-native|auto"
 
 
 least_difference_option = click.option(
@@ -75,7 +76,7 @@ def arm_options(function: F) -> F:
             metavar="X",
             help="The bundles are the same model up to rounding: no logit may differ by more than X.",
         ),
-        click.option("--provider", default="cpu", show_default=True, metavar=PROVIDERS, help="What runs it."),
+        provider_option("it", CPU),
         click.option(
             "--form", metavar="FORM[,FORM]", help="cat, static or gqa: the graph of BUNDLE to run, and that of --against."
         ),

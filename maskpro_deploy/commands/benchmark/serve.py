@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from maskpro_deploy.backends.providers import CPU
 from maskpro_deploy.commands.benchmark.options import SIZES, least_difference_option
-from maskpro_deploy.commands.options import DURATION, PATH, force_option, json_option, seed_option, threads_option
-from maskpro_deploy.commands.serve import PROVIDERS
+from maskpro_deploy.commands.options import (
+    DURATION,
+    PATH,
+    force_option,
+    json_option,
+    provider_option,
+    seed_option,
+    threads_option,
+)
 from maskpro_deploy.errors import CheckFailed, ConfigError
 from maskpro_deploy.runs.load import BUILTIN, RANDOM, Prompts, measure, text, write_files
 from maskpro_deploy.system.output import emit
@@ -84,7 +92,7 @@ class RatesType(click.ParamType[tuple[float, ...]]):
 @click.option(
     "--api-key-env", default=API_KEY_ENV, show_default=True, metavar="NAME", help="Variable that holds the key for URLs."
 )
-@click.option("--provider", type=click.Choice(PROVIDERS), default="cpu", show_default=True, help="What runs a BUNDLE's model.")
+@provider_option("a BUNDLE's model", CPU)
 @threads_option
 @click.option(
     "--max-num-seqs", type=int, default=16, show_default=True, help="Answers that a BUNDLE's server generates at a time."

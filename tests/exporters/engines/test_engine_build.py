@@ -444,7 +444,7 @@ def ends(pid):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_building_process_ends_with_the_one_that_started_it(tied):
-    tie = "from maskpro_deploy.exporters import engine_worker; engine_worker._end_with(os.getppid())" if tied else "pass"
+    tie = "from maskpro_deploy.exporters.engines import worker; worker._end_with_parent(os.getppid())" if tied else "pass"
     inner = f"import os, time; {tie}; print(os.getpid(), flush=True); time.sleep(20)"
     outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}], start_new_session=True)"
     parent = subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE)

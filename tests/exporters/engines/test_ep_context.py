@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from maskpro_deploy.backends import elf
+from maskpro_deploy.backends.onnxruntime_ import linked_libraries as elf
 from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.exporters import EngineConfig, ExportConfig, build_engine, export
 from maskpro_deploy.exporters.engines import ep_context
