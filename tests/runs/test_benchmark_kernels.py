@@ -13,7 +13,7 @@ from maskpro_deploy.bench.kernels.measure import KernelCase, KernelResult
 from maskpro_deploy.bench.roofline import Arithmetic, Bandwidth, measure_bandwidth
 from maskpro_deploy.errors import ConfigError, FormatError, InputError, Interrupted
 from maskpro_deploy.gpu_check.products import ModelProducts, whole_model
-from maskpro_deploy.runs.output import Folder
+from maskpro_deploy.runs.output import RunFolder
 from maskpro_deploy.targets.products import FORMS, FP32, INT4, INT8, SPARSE, Gemm, OpenForm, Product, weights
 
 
@@ -72,7 +72,7 @@ def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         bytes_per_s=1e10, read_bytes_per_s=1e10, copy_bytes_per_s=1e10, threads=1, buffer_bytes=1, method="given"
     )
     monkeypatch.setattr(f"{where}.measure_bandwidth", lambda threads: bandwidth)
-    monkeypatch.setattr(f"{where}.measured_arithmetic", lambda threads: Arithmetic(operations_per_s=1e10, method="given"))
+    monkeypatch.setattr(f"{where}.measure_onnxruntime", lambda threads: Arithmetic(operations_per_s=1e10, method="given"))
 
 
 @pytest.fixture
@@ -84,14 +84,14 @@ def quick(dense_bundle: Path, tmp_path: Path, known_machine: None) -> tuple[obje
 
 def stop_after(saves: int, patch: pytest.MonkeyPatch) -> None:
     """Interrupt the run once it has been saved so many times."""
-    save, seen = Folder.save, iter(range(1, 1000))
+    save, seen = RunFolder.save, iter(range(1, 1000))
 
-    def interrupted(self: Folder, result: KernelResult) -> None:
+    def interrupted(self: RunFolder, result: KernelResult) -> None:
         save(self, result)
         if next(seen) == saves:
             raise KeyboardInterrupt
 
-    patch.setattr(Folder, "save", interrupted)
+    patch.setattr(RunFolder, "save", interrupted)
 
 
 def samples_of(value: dict[str, Any]) -> dict[tuple[int, int, int], list[float]]:
