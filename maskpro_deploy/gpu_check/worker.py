@@ -72,7 +72,7 @@ ITEMS: dict[str, Item] = {
     "environment": environment,
     "learn-135m": partial(_gpu_learning.learn, SMOL),
     "learn-1b": partial(_gpu_learning.learn, ONE_B),
-    "products": _gpu_products.products,
+    "products": _gpu_products.measure_products,
     "tensorrt": _gpu_engines.tensorrt,
     "tensorrt-rtx": _gpu_engines.tensorrt_rtx,
     "engine-7b": _gpu_engines.engine_7b,
