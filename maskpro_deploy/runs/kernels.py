@@ -20,7 +20,7 @@ from maskpro_deploy.bench.products.model import ModelProducts, measure_model
 from maskpro_deploy.bench.roofline import measure_bandwidth
 from maskpro_deploy.bench.sessions import Run, empty_run
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.sweep import SweepConfig
+from maskpro_deploy.bench.sweeps.sweep import SweepConfig
 from maskpro_deploy.manifest import Manifest, safe_path
 from maskpro_deploy.runs.output import measured_arithmetic
 from maskpro_deploy.system.progress import Meter
