@@ -9,9 +9,10 @@ import dataclasses
 
 import numpy as np
 
+from maskpro_deploy.bench.products.timing import CPU
 from maskpro_deploy.errors import CheckFailed, InputError, MachineError, first_line
 from maskpro_deploy.gpu_check.deploy import bundles
-from maskpro_deploy.gpu_check.items import CPU, Record, Settings, torch_on
+from maskpro_deploy.gpu_check.items import Record, Settings, torch_on
 from maskpro_deploy.gpu_check.models import SMOL, TINY
 
 REFERENCE = "torch fp32 on the CPU"

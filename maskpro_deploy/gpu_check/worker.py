@@ -35,7 +35,8 @@ def environment(settings: Settings, record: Record) -> str:
     """Tell the GPU, its driver, and the versions of everything that uses it."""
     from maskpro_deploy.backends.cuda_driver import compute_capability
     from maskpro_deploy.bench.environment import capture
-    from maskpro_deploy.doctor.machine import find_gpus, onnxruntime_providers, tensorrt_lanes
+    from maskpro_deploy.doctor.abilities import onnxruntime_providers, tensorrt_lanes
+    from maskpro_deploy.doctor.hardware import find_gpus
 
     gpus, providers = find_gpus(), onnxruntime_providers()
     lanes = {lane.name: lane.detail or f"lacks {', '.join(lane.lacks)}" for lane in tensorrt_lanes(gpus, providers)}
@@ -72,7 +73,7 @@ ITEMS: dict[str, Item] = {
     "environment": environment,
     "learn-135m": partial(_gpu_learning.learn, SMOL),
     "learn-1b": partial(_gpu_learning.learn, ONE_B),
-    "products": _gpu_products.products,
+    "products": _gpu_products.measure_products,
     "tensorrt": _gpu_engines.tensorrt,
     "tensorrt-rtx": _gpu_engines.tensorrt_rtx,
     "engine-7b": _gpu_engines.engine_7b,

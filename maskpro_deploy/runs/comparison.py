@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from maskpro_deploy.bench import compare
 from maskpro_deploy.bench.environment import capture
-from maskpro_deploy.bench.saved import load
+from maskpro_deploy.bench.sweeps import compare
+from maskpro_deploy.bench.sweeps.saved import load
 from maskpro_deploy.reports import comparison
 from maskpro_deploy.runs.output import Output, RunFolder, emit_result, write_report
 from maskpro_deploy.system.files import new_folder

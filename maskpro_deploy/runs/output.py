@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from maskpro_deploy.bench.result import RESULT_FILE
+from maskpro_deploy.bench.sweeps.result import RESULT_FILE
 from maskpro_deploy.errors import CheckFailed, ConfigError, InputError, Interrupted
 from maskpro_deploy.reports.blocks import REPORT_FILE, Report, write
 from maskpro_deploy.system.extras import require

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from maskpro_deploy.bench import summary
 from maskpro_deploy.bench.model import ModelArm
-from maskpro_deploy.bench.result import BenchResult
 from maskpro_deploy.bench.roofline import GEMM_SIZE, Arithmetic, measure_arithmetic
-from maskpro_deploy.bench.saved import load
-from maskpro_deploy.bench.sweep import SweepConfig, SweepOptions
+from maskpro_deploy.bench.sweeps import summary
+from maskpro_deploy.bench.sweeps.result import BenchResult
+from maskpro_deploy.bench.sweeps.saved import load
+from maskpro_deploy.bench.sweeps.sweep import SweepConfig, SweepOptions
 from maskpro_deploy.reports import latency
 from maskpro_deploy.runs.output import Output, Renderers, RunFolder, run_benchmark
 from maskpro_deploy.system.progress import Meter

@@ -20,7 +20,7 @@ from maskpro_deploy.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from maskpro_deploy.bench.sweep import SweepConfig
+    from maskpro_deploy.bench.sweeps.sweep import SweepConfig
     from maskpro_deploy.runs.sessions import Measure
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -85,7 +85,7 @@ def take_session_options(samples: int, options: dict[str, Any]) -> tuple[SweepCo
         samples: of each arm in each case.
         options: the options that these benchmarks share, by name.
     """
-    from maskpro_deploy.bench.sweep import SweepConfig
+    from maskpro_deploy.bench.sweeps.sweep import SweepConfig
     from maskpro_deploy.runs.output import Output
     from maskpro_deploy.runs.sessions import benchmark_bundles
     from maskpro_deploy.targets.arms import open_arms
