@@ -14,7 +14,7 @@ from maskpro_deploy.bench.products.model import ModelProducts, sum_whole_model
 from maskpro_deploy.bench.roofline import Arithmetic, Bandwidth, measure_bandwidth
 from maskpro_deploy.errors import ConfigError, FormatError, InputError, Interrupted
 from maskpro_deploy.runs.output import RunFolder
-from maskpro_deploy.targets.products import FORMS, FP32, INT4, INT8, SPARSE, Gemm, OpenForm, Product, weights
+from maskpro_deploy.targets.products import FORMS, FP32, INT4, INT8, SPARSE, Gemm, OpenForm, Product, draw_weights
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -24,15 +24,15 @@ def test_each_form_multiplies_with_its_weights(form: str, shape: tuple[int, int]
     x = np.random.default_rng(0).standard_normal((3, gemm.k), dtype=np.float32)
     outputs = Product(gemm, copies=2, threads=1).call(x)()
     for seed, found in enumerate(outputs):
-        integers, scale = weights(gemm, seed)
+        integers, scale = draw_weights(gemm, seed)
         expected = x @ (integers * scale)
         assert np.abs(found - expected).max() <= (1e-5 if form in (FP32, SPARSE) else 0.03) * np.abs(expected).max()
 
 
 def test_forms_hold_the_same_numbers_and_the_sparse_one_two_of_every_four() -> None:
-    same = [weights(Gemm(form=form, k=64, n=8), 0) for form in (FP32, INT8, INT4)]
+    same = [draw_weights(Gemm(form=form, k=64, n=8), 0) for form in (FP32, INT8, INT4)]
     assert all((a == same[0][0]).all() and (s == same[0][1]).all() for a, s in same)
-    sparse, _ = weights(Gemm(form=SPARSE, k=64, n=8), 0)
+    sparse, _ = draw_weights(Gemm(form=SPARSE, k=64, n=8), 0)
     assert ((sparse.reshape(16, 4, 8) != 0).sum(axis=1) <= 2).all()
     assert (sparse != 0).any()
 
