@@ -46,7 +46,7 @@ def info(masks: Path, as_json: bool) -> None:
         count = kinds.setdefault(layer_kind(name), [0, 0])
         count[0] += 1
         count[1] += math.prod(found.shapes[name])
-    damaged = [name for name in found if not found.pattern.holds(found.mask(name))]
+    damaged = list(found.broken())
     facts: dict[str, Any] = {
         "file": str(path),
         "bytes": path.stat().st_size,

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Protocol
 
 from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.system.progress import Progress
 from maskpro_deploy.validation.accounts import Rule, Stored
 from maskpro_deploy.validation.arrays import FlatArray
-from maskpro_deploy.validation.inputs import InputFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

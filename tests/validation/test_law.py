@@ -14,7 +14,7 @@ from sparse_cases import FLOATS, PATTERNS, STORED, damaged, holds_by_hand, lawfu
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.validation import law
 from maskpro_deploy.validation.arrays import BitArray, MemoryArray, TransposedArray
-from maskpro_deploy.validation.law import group_counts, look, scan
+from maskpro_deploy.validation.law import look, scan
 
 
 @st.composite
@@ -135,23 +135,6 @@ def test_every_value_of_a_type_is_told_apart_as_numpy_does(dtype):
     assert values.negative_zeros == np.count_nonzero((wide == 0) & np.signbit(wide))
     finite = np.isfinite(wide)
     assert (values.nonzero[finite] == (wide[finite] != 0)).all()
-
-
-@settings(max_examples=50, deadline=None)
-@given(seed=seeds, m=st.integers(2, 40), groups=st.integers(1, 5), inner=st.integers(1, 5))
-def test_group_counts_are_sums(seed, m, groups, inner):
-    flags = np.random.default_rng(seed).random(groups * m * inner) < 0.5
-    assert (group_counts(flags, [m], inner)[m] == flags.reshape(groups, m, inner).sum(axis=1).reshape(-1)).all()
-
-
-@settings(max_examples=30, deadline=None)
-@given(seed=seeds, sizes=st.sets(st.sampled_from([2, 3, 4, 6, 8, 12, 16, 24])), inner=st.integers(1, 3))
-def test_counts_of_several_group_sizes_are_those_of_each(seed, sizes, inner):
-    flags = np.random.default_rng(seed).random(48 * 2 * inner) < 0.6
-    found = group_counts(flags, sizes, inner)
-    assert found.keys() == sizes
-    for m, counts in found.items():
-        assert (counts == flags.reshape(-1, m, inner).sum(axis=1).reshape(-1)).all()
 
 
 @settings(max_examples=50, deadline=None)

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.system.input_file import InputFile
+from maskpro_deploy.system.safetensors_header import Entry
 from maskpro_deploy.validation.arrays import Array, BitArray, FileArray
-from maskpro_deploy.validation.inputs import InputFile
 from maskpro_deploy.validation.source import Unchecked, Weight
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -32,15 +33,6 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 PATTERN = NMPattern(2, 4)
 VALUES, _BITS, _SHAPE = ".compressed", ".bitmask", ".shape"
-
-
-class Entry(NamedTuple):
-    """One tensor of a safetensors file: dtype as the header names it, shape, where its bytes begin, and how many they are."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    bytes: int
 
 
 Entries = Mapping[str, tuple[InputFile, Entry]]

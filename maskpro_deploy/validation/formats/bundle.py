@@ -8,15 +8,15 @@ from pathlib import Path, PurePosixPath
 
 from maskpro_deploy.errors import FormatError, PatternError
 from maskpro_deploy.manifest import MANIFEST_FILE, Manifest, SparseWeight, safe_path
-from maskpro_deploy.masks import MASKS_FILE
+from maskpro_deploy.masks import MASKS_FILE, MaskSet
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.system.files import sha256_file
+from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.system.progress import Progress
 from maskpro_deploy.validation.accounts import Stored
 from maskpro_deploy.validation.arrays import FileArray, FlatArray, NibbleArray, SideBySideArray
-from maskpro_deploy.validation.formats.masks import MaskFile
+from maskpro_deploy.validation.formats.masks import mask_array, mask_inputs, transposed_mask
 from maskpro_deploy.validation.formats.onnx_graph import read_graph
-from maskpro_deploy.validation.inputs import InputFile
 from maskpro_deploy.validation.source import Source, Weight
 
 
@@ -30,7 +30,7 @@ class BundleReader:
         manifest = Manifest.load(path)
         files = [InputFile(_inside(path, entry.path)) for entry in manifest.files]
         graph = read_graph(_inside(path, manifest.graph.file))
-        masks = MaskFile.open(_inside(path, MASKS_FILE)) if (path / MASKS_FILE).is_file() else None
+        masks = MaskSet.load(_inside(path, MASKS_FILE)) if (path / MASKS_FILE).is_file() else None
         listed: dict[str, list[SparseWeight]] = {}  # one weight may hold several of the checkpoint's side by side
         for entry in manifest.sparse_weights:
             listed.setdefault(entry.initializer, []).append(entry)
@@ -52,7 +52,7 @@ class BundleReader:
             num_parameters=graph.num_parameters,
             pattern=_pattern(path, manifest),
             has_list=bool(manifest.sparse_weights),
-            inputs=(*files, *tensor_files, *([masks.file] if masks is not None else [])),
+            inputs=(*files, *tensor_files, *mask_inputs(masks)),
             tensor_files=tuple(tensor_files),
             multiply_adds=graph.multiply_adds,
         )
@@ -121,7 +121,7 @@ def _use(weight: Weight) -> tuple[object, ...]:
     return (weight.shape, weight.dtype, weight.axis, place)
 
 
-def _list_problems(manifest: Manifest, graph: Source, masks: MaskFile | None) -> list[str]:
+def _list_problems(manifest: Manifest, graph: Source, masks: MaskSet | None) -> list[str]:
     weights = {w.name: w for w in graph.weights}
     unchecked = {u.name for u in graph.unchecked}
     problems = []
@@ -148,7 +148,7 @@ def _list_problems(manifest: Manifest, graph: Source, masks: MaskFile | None) ->
     return problems
 
 
-def _listed(weight: Weight, entries: Sequence[SparseWeight], masks: MaskFile | None) -> Weight:
+def _listed(weight: Weight, entries: Sequence[SparseWeight], masks: MaskSet | None) -> Weight:
     if not entries:
         return weight
     sources = [entry.source for entry in entries]
@@ -156,18 +156,18 @@ def _listed(weight: Weight, entries: Sequence[SparseWeight], masks: MaskFile | N
     return dataclasses.replace(weight, listed=True, mask=mask)
 
 
-def _mask(weight: Weight, masks: MaskFile, sources: Sequence[str]) -> FlatArray | None:
+def _mask(weight: Weight, masks: MaskSet, sources: Sequence[str]) -> FlatArray | None:
     """A weight's mask in the graph's own order: masks are (out, in), products mostly (in, out)."""
     if len(sources) > 1:
         shapes = [masks.shapes[source] for source in sources]
         outputs = tuple(rows for rows, _ in shapes)
         if weight.axis != 0 or {k for _, k in shapes} != {weight.shape[0]} or sum(outputs) != weight.shape[1]:
             return None
-        return SideBySideArray(parts=tuple(masks.transposed(source) for source in sources), widths=outputs)
+        return SideBySideArray(parts=tuple(transposed_mask(masks, source) for source in sources), widths=outputs)
     (source,) = sources
     shape = masks.shapes[source]
     if weight.shape == shape and weight.axis == 1:
-        return masks.array(source)
+        return mask_array(masks, source)
     if weight.shape == shape[::-1] and weight.axis == 0:
-        return masks.transposed(source)
+        return transposed_mask(masks, source)
     return None

@@ -7,14 +7,15 @@ from pathlib import Path
 
 from maskpro_deploy.checkpoint import INDEX_FILE, read_index, weight_files
 from maskpro_deploy.errors import FormatError, InputError
-from maskpro_deploy.masks import MASKS_FILE
+from maskpro_deploy.masks import MASKS_FILE, MaskSet
 from maskpro_deploy.system.files import read_json
+from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.system.progress import Progress
+from maskpro_deploy.system.safetensors_header import Entry, read_header
 from maskpro_deploy.validation.formats import bitmask24
-from maskpro_deploy.validation.formats.bitmask24 import Entries, Entry
-from maskpro_deploy.validation.formats.masks import MaskFile
-from maskpro_deploy.validation.formats.safetensors_file import Contents, read_contents, read_header
-from maskpro_deploy.validation.inputs import InputFile
+from maskpro_deploy.validation.formats.bitmask24 import Entries
+from maskpro_deploy.validation.formats.masks import mask_array, mask_inputs
+from maskpro_deploy.validation.formats.safetensors_file import Contents, read_contents
 from maskpro_deploy.validation.source import Source, Weight
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -29,7 +30,7 @@ class CheckpointReader:
     def read(self, path: Path, progress: Progress) -> Source:
         _refuse_pipes(path)
         config = read_json(_config(path))
-        masks = MaskFile.open(path / MASKS_FILE) if (path / MASKS_FILE).is_file() else None
+        masks = MaskSet.load(path / MASKS_FILE) if (path / MASKS_FILE).is_file() else None
         shards = weight_files(path)
         files = [InputFile(shard) for shard in shards]
         entries: dict[str, tuple[InputFile, Entry]] = {}
@@ -54,7 +55,7 @@ class CheckpointReader:
             num_parameters=contents.num_parameters,
             pattern=masks.pattern if masks is not None else bitmask24.PATTERN if bitmask24.prefixes(entries) else None,
             has_list=masks is not None,
-            inputs=(*files, *([masks.file] if masks is not None else [])),
+            inputs=(*files, *mask_inputs(masks)),
             multiply_adds=contents.multiply_adds,
             notes=_notes(path),
         )
@@ -96,13 +97,13 @@ def _refuse_pipes(folder: Path) -> None:
             raise FormatError(f"{path} is no regular file: it is not read.")
 
 
-def _with_mask(item: Weight, masks: MaskFile) -> Weight:
+def _with_mask(item: Weight, masks: MaskSet) -> Weight:
     if not item.listed or masks.shapes[item.name] != item.shape:
         return item
-    return dataclasses.replace(item, mask=masks.array(item.name))
+    return dataclasses.replace(item, mask=mask_array(masks, item.name))
 
 
-def _mask_problems(masks: MaskFile, entries: Entries, contents: Contents) -> list[str]:
+def _mask_problems(masks: MaskSet, entries: Entries, contents: Contents) -> list[str]:
     shapes = {name: entry.shape for name, (_, entry) in entries.items()} | {w.name: w.shape for w in contents.weights}
     problems = [f"{MASKS_FILE} names {name}, which the checkpoint lacks" for name in sorted(masks.shapes) if name not in shapes]
     for name in sorted(masks.shapes):

@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import FormatError
+from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.system.progress import Progress
 from maskpro_deploy.validation.arrays import BitArray
-from maskpro_deploy.validation.inputs import InputFile
 from maskpro_deploy.validation.source import Source, Unchecked, Weight
 
 _SUFFIX = ".mask"

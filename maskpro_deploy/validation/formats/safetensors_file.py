@@ -1,4 +1,4 @@
-"""One safetensors file. Its header is checked by the safetensors library; values are then read by their offsets.
+"""One safetensors file.
 
 Which tensors count: all matrices named `*.weight` that are not a table or an output head (`names`). Their axis is 1, `(out, in)`,
 as `torch.nn.Linear` stores them; models of the GPT-2 family, known by the `config.json` next to the file, store `(in, out)`.
@@ -8,65 +8,29 @@ unaccounted for.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from maskpro_deploy.errors import FormatError
 from maskpro_deploy.system.files import read_json
+from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.system.progress import Progress
+from maskpro_deploy.system.safetensors_header import Entry, read_header
 from maskpro_deploy.validation.accounts import Rule, Stored
 from maskpro_deploy.validation.arrays import Array, FileArray, FlatArray, MappedArray, NibbleArray
 from maskpro_deploy.validation.formats import bitmask24
-from maskpro_deploy.validation.formats.bitmask24 import DTYPES, Entries, Entry
+from maskpro_deploy.validation.formats.bitmask24 import DTYPES, Entries
 from maskpro_deploy.validation.formats.names import Doubt, Matrix, reduction_axis
 from maskpro_deploy.validation.formats.neighbours import Neighbours
-from maskpro_deploy.validation.inputs import InputFile
 from maskpro_deploy.validation.source import Finding, Source, Unchecked, Weight
 
 _FP4 = np.dtype(ml_dtypes.float4_e2m1fn)
-
-
-class Header(NamedTuple):
-    """What the head of a safetensors file says."""
-
-    entries: dict[str, Entry]
-    metadata: dict[str, str]
-
-
-def read_header(file: InputFile) -> Header:
-    """The tensors and the metadata of a file.
-
-    Raises:
-        FormatError: the file is truncated, its header is damaged, or its tensors overlap or leave it.
-    """
-    try:
-        with safe_open(file.path, "np"):  # checks every entry against the file
-            pass
-    except (SafetensorError, OSError) as e:
-        raise FormatError(f"{file.path} is no whole safetensors file: {e}.\nFetch or write it again.") from e
-    length = int.from_bytes(file.read(0, 8).tobytes(), "little")
-    try:
-        header = json.loads(file.read(8, length).tobytes())
-        metadata = header.pop("__metadata__", None) or {}
-        return Header({name: _entry(e, 8 + length, file.size) for name, e in header.items()}, metadata)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
-        raise FormatError(f"{file.path} has a damaged header: {e}.") from e
-
-
-def _entry(value: dict[str, Any], start: int, size: int) -> Entry:
-    first, last = (int(v) for v in value["data_offsets"])
-    if not 0 <= first <= last <= size - start:
-        raise ValueError(f"a tensor lies at bytes {first} to {last} of {size - start}")
-    return Entry(str(value["dtype"]), tuple(int(d) for d in value["shape"]), start + first, last - first)
 
 
 def find(

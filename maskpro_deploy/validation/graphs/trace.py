@@ -20,6 +20,7 @@ from maskpro_deploy.onnx_graphs.constants import QUANTISING
 from maskpro_deploy.onnx_graphs.nodes import STANDARD, constant_of, graphs_of, title
 from maskpro_deploy.onnx_graphs.order import ordered
 from maskpro_deploy.onnx_graphs.tensors import external_entries, tensor_bytes
+from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.validation.accounts import Rule
 from maskpro_deploy.validation.graphs import operators as ops
 from maskpro_deploy.validation.graphs.attributes import bind, large_attributes
@@ -34,7 +35,6 @@ from maskpro_deploy.validation.graphs.multiply import Multiplier
 from maskpro_deploy.validation.graphs.products import PRODUCTS, product_of
 from maskpro_deploy.validation.graphs.shapes import Shapes
 from maskpro_deploy.validation.graphs.values import Constant, Input, Kind, Opaque, Runtime, Value, is_table, origins_of
-from maskpro_deploy.validation.inputs import InputFile
 from maskpro_deploy.validation.source import Unchecked, Weight
 
 Scope = tuple[object, ...]

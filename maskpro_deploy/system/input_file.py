@@ -1,7 +1,7 @@
-"""Files as the checker reads them: by position, each proved unchanged at the end.
+"""Files that are read by position, and proved unchanged at the end.
 
-A file is stat-ed when it is first named and again when the answer is ready. If its size, its times or the file behind the name
-differ, what was counted is worth nothing, and the answer is an error. Files are read, not mapped: one that shrinks while it is
+A file is stat-ed when it is first named and again when all was read. If its size, its times or the file behind the name differ,
+what was read is worth nothing, and the answer is an error. Files are read, not mapped: one that shrinks while it is
 being read then gives an error instead of killing the process. Only regular files are opened (a pipe would hang).
 """
 
