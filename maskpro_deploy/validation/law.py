@@ -66,7 +66,7 @@ class Values(NamedTuple):
     not_finite: int
 
 
-def look(tile: Array) -> Values:
+def inspect_values(tile: Array) -> Values:
     """Tell zeros from values.  # (E,)"""
     if tile.dtype in _BITS:
         integer, magnitude_mask, limit = _BITS[tile.dtype]
@@ -124,8 +124,8 @@ class Tally:
         differs = counts != self.pattern.n
         if not differs.any():
             return True
-        over = self._over(counts, differs)
-        self._note(over if at_most else differs, start, inner)
+        over = self._count_over(counts, differs)
+        self._note_violations(over if at_most else differs, start, inner)
         return False
 
     def add_masked(self, counts: Counts, kept: Counts, outside: Counts, start: int, inner: int, at_most: bool) -> None:
@@ -140,20 +140,20 @@ class Tally:
             at_most: let masks keep fewer than N.
         """
         self.groups += counts.size
-        self._over(counts, counts != self.pattern.n)
+        self._count_over(counts, counts != self.pattern.n)
         bad, leaks = kept > self.pattern.n if at_most else kept != self.pattern.n, outside != 0
         self.bad_masks += int(np.count_nonzero(bad))
         self.outside += int(np.count_nonzero(leaks))
-        self._note(bad | leaks, start, inner)
+        self._note_violations(bad | leaks, start, inner)
 
-    def _over(self, counts: Counts, differs: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    def _count_over(self, counts: Counts, differs: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         over = counts > self.pattern.n
         number = int(np.count_nonzero(over))
         self.over += number
         self.under += int(np.count_nonzero(differs)) - number
         return over
 
-    def _note(self, wrong: npt.NDArray[np.bool_], start: int, inner: int) -> None:
+    def _note_violations(self, wrong: npt.NDArray[np.bool_], start: int, inner: int) -> None:
         number = int(np.count_nonzero(wrong))
         self.violations += number
         if number and len(self.first) < _SHOWN:
@@ -246,7 +246,7 @@ class _TileCounter:
         step = max(1, _TILE // run) * run
         for start in range(0, data.size, step):
             stop = min(start + step, data.size)
-            values = look(data.read(start, stop))
+            values = inspect_values(data.read(start, stop))
             self._result.negative_zeros += values.negative_zeros
             self._result.not_finite += values.not_finite
             exact = self._count_tile(values, mask.read(start, stop) if mask is not None else None, start, inner)

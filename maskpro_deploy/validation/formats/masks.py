@@ -44,6 +44,8 @@ def _packed_array(masks: MaskSet, name: str) -> FlatArray:
 class MasksReader:
     """Reader of `masks.safetensors`, known by its name or by the format in its metadata."""
 
+    takes = "a mask file"
+
     def accepts(self, path: Path) -> bool:
         if not path.is_file() or path.suffix.lower() != ".safetensors":
             return False

@@ -69,6 +69,8 @@ def _all_text(model: Message) -> bool:
 class OnnxReader:
     """Reader of ONNX files."""
 
+    takes = "an .onnx file"
+
     def accepts(self, path: Path) -> bool:
         return path.is_file() and path.suffix.lower() == ".onnx"
 

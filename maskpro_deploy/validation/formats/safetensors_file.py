@@ -33,18 +33,18 @@ from maskpro_deploy.validation.source import Finding, Source, Unchecked, Weight
 _FP4 = np.dtype(ml_dtypes.float4_e2m1fn)
 
 
-def find(
+def judge_tensor(
     file: InputFile, name: str, entry: Entry, axis: int | None, role: Matrix | Rule | Doubt, *, listed: bool = False
 ) -> Finding:
     """What a tensor is to the checker: a weight, exempt by a rule, or unaccounted for."""
     if isinstance(role, Rule) and not listed:
         return role
     if isinstance(role, Doubt) and not listed:
-        return _doubtful(name, entry, role.reason)
+        return _doubt(name, entry, role.reason)
     if len(entry.shape) != 2:
-        return _doubtful(name, entry, f"a tensor of {len(entry.shape)} dimensions does not say which one is the reduction axis")
+        return _doubt(name, entry, f"a tensor of {len(entry.shape)} dimensions does not say which one is the reduction axis")
     if axis is None:
-        return _doubtful(
+        return _doubt(
             name, entry, "its reduction axis depends on the model's family, which config.json does not say or which is not known"
         )
     size = math.prod(entry.shape)
@@ -55,12 +55,12 @@ def find(
         nibbles = FileArray(file=file, offset=entry.offset, dtype=np.dtype(np.uint8), size=-(-size // 2))
         data = MappedArray(base=NibbleArray(base=nibbles, size=size, signed=False), function=_as_fp4)
     else:
-        return _doubtful(name, entry, f"dtype {entry.dtype} packs or encodes its weights")
+        return _doubt(name, entry, f"dtype {entry.dtype} packs or encodes its weights")
     linear = isinstance(role, Matrix)
     return Weight(name=name, shape=entry.shape, dtype=entry.dtype.lower(), axis=axis, data=data, listed=listed, linear=linear)
 
 
-def _doubtful(name: str, entry: Entry, reason: str) -> Unchecked:
+def _doubt(name: str, entry: Entry, reason: str) -> Unchecked:
     return Unchecked(name=name, shape=entry.shape, reason=reason, bytes=entry.bytes)
 
 
@@ -104,22 +104,24 @@ def read_contents(entries: Entries, config: Mapping[str, Any], listed: Collectio
     adds = 0
     for name in sorted(entries):
         file, entry = entries[name]
-        size = math.prod(entry.shape)
-        found: Finding | None
-        if (prefix := bitmask24.prefix_of(name)) in compressed and name in bitmask24.parts(prefix):
-            found = (
-                names.judge(bitmask24.weight(prefix, entries, listed or ()), name) if name.endswith(bitmask24.VALUES) else None
-            )
-            size = 0 if found is None or isinstance(found, Rule) else math.prod(found.shape)
+        finding: Finding | None
+        is_part = (prefix := bitmask24.prefix_of(name)) in compressed and name in bitmask24.parts(prefix)
+        if is_part:
+            finding = bitmask24.read_weight(prefix, entries, listed or ()) if name.endswith(bitmask24.VALUES) else None
         else:
-            found = find(file, name, entry, reduction_axis(name, config), names.role(name), listed=names.is_listed(name))
-            found = names.judge(found, name)
-        if isinstance(found, Weight):
-            weights.append(found)
-        elif isinstance(found, Unchecked):
-            unchecked.append(found)
-        rule = found if isinstance(found, Rule) else None
-        adds += size if _multiplies(found, name, config) else 0
+            axis, role = reduction_axis(name, config), names.role(name)
+            finding = judge_tensor(file, name, entry, axis, role, listed=names.is_listed(name))
+        if finding is not None:
+            finding = names.judge(finding, name)
+        if isinstance(finding, Weight):
+            weights.append(finding)
+        elif isinstance(finding, Unchecked):
+            unchecked.append(finding)
+        rule = finding if isinstance(finding, Rule) else None
+        size = math.prod(entry.shape)
+        if is_part:  # the parts of a compressed weight are one weight of its full shape
+            size = math.prod(finding.shape) if isinstance(finding, (Weight, Unchecked)) else 0
+        adds += size if _multiplies(finding, name, config) else 0
         stored.append(Stored(name=name, shape=entry.shape, bytes=entry.bytes, rule=rule, elements=size))
     return Contents(
         weights=tuple(weights),
@@ -130,13 +132,15 @@ def read_contents(entries: Entries, config: Mapping[str, Any], listed: Collectio
     )
 
 
-def _multiplies(found: Finding | None, name: str, config: Mapping[str, Any]) -> bool:
+def _multiplies(finding: Finding | None, name: str, config: Mapping[str, Any]) -> bool:
     tied = bool(config.get("tie_word_embeddings")) and re.search(r"(embed_tokens|wte|embed_in)\.weight$", name) is not None
-    return isinstance(found, (Weight, Unchecked)) or found is Rule.HEAD or tied
+    return isinstance(finding, (Weight, Unchecked)) or finding is Rule.HEAD or tied
 
 
 class SafetensorsReader:
     """Reader of single safetensors files."""
+
+    takes = "a .safetensors file"
 
     def accepts(self, path: Path) -> bool:
         return path.is_file() and path.suffix.lower() == ".safetensors"
