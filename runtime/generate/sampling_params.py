@@ -75,10 +75,10 @@ class SamplingParams:
     skip_special_tokens: bool = _parameter(True, "Omit special tokens from the text.")
 
     def __post_init__(self) -> None:
-        for parameter in fields(self):
-            value, allowed = getattr(self, parameter.name), parameter.metadata["range"]
-            if allowed is not None and value is not None and value not in allowed:
-                raise SamplingError(parameter.name, value, str(allowed))
+        for name, allowed in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise SamplingError(name, value, str(allowed))
         if self.min_tokens > self.max_tokens:
             raise SamplingError("min_tokens", self.min_tokens, f"from 0 to {self.max_tokens} (max_tokens)")
         for token, bias in self.logit_bias.items():
@@ -86,3 +86,6 @@ class SamplingParams:
                 raise SamplingError("logit_bias", {token: bias}, "token ids from 0 up, with values from -100 to 100")
         if len(self.stop) > MAX_STOPS or not all(self.stop):
             raise SamplingError("stop", list(self.stop), f"up to {MAX_STOPS} texts, none empty")
+
+
+_RANGES: dict[str, Range] = {p.name: p.metadata["range"] for p in fields(SamplingParams) if p.metadata["range"] is not None}
