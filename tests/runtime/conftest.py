@@ -8,18 +8,19 @@ from pathlib import Path
 import pytest
 from gated_session import GatedSession
 
-from maskpro_deploy.runtime import OrtSession, RuntimeConfig, SessionConfig, TextGenerator, load, open_session
+from maskpro_deploy.runtime import RuntimeConfig, SessionConfig, TextGenerator, load, open_session
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
+from maskpro_deploy.runtime.sessions.base import Session
 
 
 @pytest.fixture(scope="session")
-def session(sparse_bundle: Path) -> OrtSession:
+def session(sparse_bundle: Path) -> Session:
     """The tiny bundle's graph."""
     return open_session(sparse_bundle, SessionConfig(provider="cpu", threads=1))
 
 
 @pytest.fixture(scope="session")
-def text_tokenizer(sparse_bundle: Path, session: OrtSession) -> TextTokenizer:
+def text_tokenizer(sparse_bundle: Path, session: Session) -> TextTokenizer:
     """The tiny bundle's tokenizer."""
     return TextTokenizer.load(sparse_bundle, session.shape)
 
@@ -32,7 +33,7 @@ def generator(sparse_bundle: Path) -> Iterator[TextGenerator]:
 
 
 @pytest.fixture
-def gated(session: OrtSession) -> GatedSession:
+def gated(session: Session) -> GatedSession:
     """The tiny bundle's graph behind a gate."""
     return GatedSession(session)
 
