@@ -10,39 +10,12 @@ import pytest
 from bench_results import latency_result as latency_result
 from bench_results import throughput_result as throughput_result
 from hypothesis import HealthCheck, settings
+from serial_files import SERIAL
 from tiny_model import magnitude_masks, write_tiny
 
 from maskpro_deploy.checkpoint import Checkpoint, save_sparse
 from maskpro_deploy.exporters import ExportConfig, export
 from maskpro_deploy.pattern import NMPattern
-
-# Files whose tests run alone, after all others (`scripts/test`): they measure time or keep to it, or use all cores themselves.
-SERIAL = {
-    "test_bench_trust.py": "real comparisons with verdicts",
-    "test_benchmark_command.py": "real measurements",
-    "test_benchmark_kernels.py": "real measurements",
-    "test_benchmark_serve.py": "a server under load",
-    "test_cuda_device.py": "measures a pause",
-    "test_demo_command.py": "the whole path, on all cores, with time limits",
-    "test_engine_build.py": "waits for processes to start and end",
-    "test_engine_on_host.py": "measures pauses",
-    "test_export_commands.py": "waits for processes to start and end",
-    "test_file_verdicts.py": "many inputs, each with a time limit",
-    "test_foreign_graphs.py": "about a minute on all cores",
-    "test_generator.py": "requests at set times",
-    "test_gpu_check.py": "time budgets",
-    "test_kernels.py": "real measurements",
-    "test_load_sweep.py": "requests at set times",
-    "test_monitor.py": "waits for a run to stop",
-    "test_native_step.py": "thread counts, and two builds at once in the cache folder",
-    "test_plan.py": "peak memory and seconds of a real run",
-    "test_progress.py": "measures a pause",
-    "test_readme.py": "every command of the README",
-    "test_runtime_bindings.py": "downloads into the cache folder",
-    "test_serve_command.py": "signals to a server, and its deadlines",
-    "test_serving.py": "deadlines of a server",
-    "test_trt_bindings.py": "downloads into the cache folder",
-}
 
 # how fast a machine draws inputs is no property of this project: on a busy one the first draw alone can take over a second
 settings.register_profile("any speed", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
