@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from simulated import CEILINGS, ManualClock, simulated_arm
 
-from maskpro_deploy.bench.latency import LatencyConfig, run_latency
-from maskpro_deploy.bench.result import BenchResult
-from maskpro_deploy.bench.sweep import SweepConfig, SweepOptions
-from maskpro_deploy.bench.throughput import ThroughputConfig, run_throughput
+from maskpro_deploy.bench.sweeps.latency import LatencyConfig, run_latency
+from maskpro_deploy.bench.sweeps.result import BenchResult
+from maskpro_deploy.bench.sweeps.sweep import SweepConfig, SweepOptions
+from maskpro_deploy.bench.sweeps.throughput import ThroughputConfig, run_throughput
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,9 @@ from typing import Protocol
 
 from onnx import GraphProto, NodeProto
 
+from maskpro_deploy.onnx_graphs.nodes import get_integer, graphs_of
 from maskpro_deploy.validation.accounts import Rule
-from maskpro_deploy.validation.graphs.attributes import graphs_of
 from maskpro_deploy.validation.graphs.ledger import Ledger
-from maskpro_deploy.validation.graphs.products import attribute
 from maskpro_deploy.validation.graphs.values import Constant, Input, Kind, Opaque, Runtime, Value, is_table, origins_of
 
 Scope = tuple[object, ...]
@@ -87,7 +86,7 @@ class Branches:
     def _scan(
         self, node: NodeProto, body: GraphProto, inputs: Sequence[Input], values: Mapping[str, Value], scope: Scope
     ) -> list[Value]:
-        count = attribute(node, "num_scan_inputs", 0)
+        count = get_integer(node, "num_scan_inputs", 0)
         first = len(inputs) - count
         state = [self._carried(v, "Scan") for v in inputs[:first]]
         parts = [self._carried(v, "Scan, a part at a time") for v in inputs[first:]]

@@ -11,12 +11,13 @@ from typing import TypeGuard
 
 from onnx import NodeProto
 
+from maskpro_deploy.onnx_graphs.constants import QUANTISING
+from maskpro_deploy.onnx_graphs.nodes import MICROSOFT, STANDARD, get_integer, title
 from maskpro_deploy.validation.accounts import Rule
 from maskpro_deploy.validation.graphs import operators as ops
 from maskpro_deploy.validation.graphs.ledger import Ledger
 from maskpro_deploy.validation.graphs.moves.picked import move_picked, pick, without_axes
 from maskpro_deploy.validation.graphs.moves.scaling import Scaling, is_active, may_meet
-from maskpro_deploy.validation.graphs.products import attribute
 from maskpro_deploy.validation.graphs.shapes import Shapes
 from maskpro_deploy.validation.graphs.values import (
     ACTIVATIONS,
@@ -32,13 +33,6 @@ from maskpro_deploy.validation.graphs.values import (
     reason_of,
     runtime_of,
 )
-
-
-def title(node: NodeProto) -> str:
-    """Operator and name of a node."""
-    operator = f"{node.domain}.{node.op_type}" if node.domain not in ops.STANDARD else node.op_type
-    return f"{operator} {node.name!r}" if node.name else operator
-
 
 _JOINING = frozenset(
     {"Concat", "QLinearConcat", "ScatterElements", "ScatterND", "SequenceConstruct", "SequenceInsert", "TensorScatter"}
@@ -69,11 +63,11 @@ class Flow:
 
     def _result(self, node: NodeProto, inputs: Sequence[Input]) -> Value:
         """What a node that is not a product makes; a table that it is not known to treat is left for the caller to refuse."""
-        parameters = ops.PARAMETERS.get((node.domain if node.domain not in ops.STANDARD else "", node.op_type))
+        parameters = ops.PARAMETERS.get((node.domain if node.domain not in STANDARD else "", node.op_type))
         if parameters is not None:
             return self._with_parameters(node, inputs, parameters)
         kind = node.op_type
-        if node.domain not in (*ops.STANDARD, ops.MICROSOFT):
+        if node.domain not in (*STANDARD, MICROSOFT):
             return Runtime.ACTIVE
         if kind in ops.SHAPES:
             self._ledger.exempt(origins_of(*inputs), Rule.INDEX)
@@ -138,17 +132,17 @@ class Flow:
         if isinstance(table, Opaque) and table.kind is not Kind.CONSTANT:
             return table
         dims = self._scaling.dims(node, inputs, 0)
-        if index is Runtime.INPUT and dims is not None and len(dims) == 2 and attribute(node, "axis", 0) in (0, -2):
+        if index is Runtime.INPUT and dims is not None and len(dims) == 2 and get_integer(node, "axis", 0) in (0, -2):
             self._ledger.exempt(table.origins, Rule.TOKEN_TABLE)
             return Opaque(table.origins, Kind.LOOKED_UP, "its rows are looked up")
         index_dims = self._shapes.dims(node.input[1])
-        if isinstance(table, Constant) and len(table.dims) > 2 and attribute(node, "axis", 0) == 0 and node.op_type == "Gather":
+        if isinstance(table, Constant) and len(table.dims) > 2 and get_integer(node, "axis", 0) == 0 and node.op_type == "Gather":
             return pick(table, None if index_dims is None else len(index_dims))
         return Opaque(table.origins, Kind.SELECTED, "a part of it is selected at run time")
 
     def _unary(self, node: NodeProto, inputs: Sequence[Input]) -> Value:
         value, others = inputs[0] if inputs else None, inputs[1:]
-        if node.op_type in ("DequantizeLinear", "QuantizeLinear"):
+        if node.op_type in QUANTISING:
             self._ledger.exempt(origins_of(*others), Rule.QUANTISATION)
         else:
             self._ledger.exempt(origins_of(*others), Rule.ELEMENTWISE)
@@ -179,7 +173,7 @@ class Flow:
 
     def _picks(self, node: NodeProto, value: Constant) -> int | None:
         """For a GatherND of whole entries of the first axis, the rank of its indices; else None."""
-        if node.op_type != "GatherND" or attribute(node, "batch_dims", 0) or len(value.dims) < 3:
+        if node.op_type != "GatherND" or get_integer(node, "batch_dims", 0) or len(value.dims) < 3:
             return None
         dims = self._shapes.dims(node.input[1])
         return len(dims) - 1 if dims and dims[-1] == 1 else None

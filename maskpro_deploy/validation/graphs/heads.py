@@ -12,11 +12,11 @@ from dataclasses import replace
 
 from onnx import GraphProto, NodeProto
 
+from maskpro_deploy.onnx_graphs.nodes import STANDARD
+from maskpro_deploy.onnx_graphs.order import names_used
 from maskpro_deploy.validation.accounts import Rule
 from maskpro_deploy.validation.graphs.ledger import Ledger
 from maskpro_deploy.validation.graphs.multiply import Found
-from maskpro_deploy.validation.graphs.operators import STANDARD
-from maskpro_deploy.validation.graphs.order import uses
 from maskpro_deploy.validation.graphs.products import product_of
 from maskpro_deploy.validation.source import Weight
 
@@ -78,7 +78,7 @@ def _last_products(graph: GraphProto, outputs: list[str]) -> set[str]:
     maker = {name: node for node in graph.node for name in node.output if name}
     users: dict[str, list[NodeProto]] = {}
     for node in graph.node:
-        for name in set(uses(node)):
+        for name in set(names_used(node)):
             users.setdefault(name, []).append(node)
     stored = _fixed(graph)
     last: set[str] = set()

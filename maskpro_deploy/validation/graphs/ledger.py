@@ -6,18 +6,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
+from maskpro_deploy.onnx_graphs.tensors import external_entries, tensor_bytes
 from maskpro_deploy.validation.accounts import Rule, Stored
 from maskpro_deploy.validation.graphs.values import is_table
 from maskpro_deploy.validation.source import Unchecked
 
-_SUB_BYTE = {
-    getattr(TensorProto, name): bits
-    for name, bits in (("INT4", 4), ("UINT4", 4), ("FLOAT4E2M1", 4), ("INT2", 2), ("UINT2", 2))
-    if hasattr(TensorProto, name)
-}
 # of several uses, the one that is reported
 _ORDER = (
     Rule.TOKEN_TABLE,
@@ -160,22 +155,9 @@ def _place(tensor: TensorProto) -> tuple[str, int] | None:
     """File and first byte of a tensor in external data."""
     if tensor.data_location != TensorProto.EXTERNAL:
         return None
-    facts = {e.key: e.value for e in tensor.external_data}
-    offset = facts.get("offset", "0")
-    return facts.get("location", ""), int(offset) if offset.isdecimal() and len(offset) < 20 else 0
-
-
-def tensor_bytes(tensor: TensorProto) -> int:
-    """What the values of a tensor take when they are packed: no more than its type needs."""
-    elements = int(math.prod(tensor.dims))
-    if tensor.data_type == TensorProto.STRING:
-        return sum(map(len, tensor.string_data))
-    if tensor.data_type in _SUB_BYTE:
-        return -(-elements * _SUB_BYTE[tensor.data_type] // 8)
-    try:
-        return int(elements * np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
-    except (KeyError, ValueError, TypeError):
-        return len(tensor.raw_data)
+    entries = external_entries(tensor)
+    offset = entries.get("offset", "0")
+    return entries.get("location", ""), int(offset) if offset.isdecimal() and len(offset) < 20 else 0
 
 
 _INTEGERS = frozenset(

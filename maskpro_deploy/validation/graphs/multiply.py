@@ -11,16 +11,16 @@ import numpy as np
 from onnx import NodeProto
 
 from maskpro_deploy.errors import FormatError
+from maskpro_deploy.onnx_graphs.nodes import get_integer, title
 from maskpro_deploy.validation.accounts import Rule
 from maskpro_deploy.validation.arrays import Array
-from maskpro_deploy.validation.graphs.flow import title
 from maskpro_deploy.validation.graphs.ledger import Ledger
 from maskpro_deploy.validation.graphs.moves.linear import dequantised
 from maskpro_deploy.validation.graphs.moves.nbits import unpacked
 from maskpro_deploy.validation.graphs.moves.picked import is_weight
 from maskpro_deploy.validation.graphs.moves.scaling import may_meet
 from maskpro_deploy.validation.graphs.moves.steps import small_array
-from maskpro_deploy.validation.graphs.products import Product, attribute
+from maskpro_deploy.validation.graphs.products import Product
 from maskpro_deploy.validation.graphs.shapes import Shapes
 from maskpro_deploy.validation.graphs.values import (
     ACTIVATIONS,
@@ -201,7 +201,7 @@ class Multiplier:
 
     def _narrow(self, node: NodeProto, value: Constant) -> None:
         """A weight whose reduction dimension is 1: only in a depthwise convolution does it not sum over what activations lack."""
-        if "Conv" in node.op_type and attribute(node, "group", 1) == value.dims[0]:
+        if "Conv" in node.op_type and get_integer(node, "group", 1) == value.dims[0]:
             self._ledger.exempt(value.origins, Rule.NARROW)
         else:
             self.refuse(value.origins, f"its reduction dimension is 1: how {node.op_type} uses it is not followed", node)

@@ -16,18 +16,21 @@ from pathlib import Path
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from maskpro_deploy.errors import FormatError
+from maskpro_deploy.onnx_graphs.constants import QUANTISING
+from maskpro_deploy.onnx_graphs.nodes import STANDARD, constant_of, graphs_of, title
+from maskpro_deploy.onnx_graphs.order import ordered
+from maskpro_deploy.onnx_graphs.tensors import external_entries, tensor_bytes
 from maskpro_deploy.validation.accounts import Rule
 from maskpro_deploy.validation.graphs import operators as ops
-from maskpro_deploy.validation.graphs.attributes import bind, constant_of, graphs_of, large_attributes
+from maskpro_deploy.validation.graphs.attributes import bind, large_attributes
 from maskpro_deploy.validation.graphs.branches import Branches
-from maskpro_deploy.validation.graphs.flow import Flow, title
+from maskpro_deploy.validation.graphs.flow import Flow
 from maskpro_deploy.validation.graphs.heads import Heads
-from maskpro_deploy.validation.graphs.ledger import Ledger, tensor_bytes
+from maskpro_deploy.validation.graphs.ledger import Ledger
 from maskpro_deploy.validation.graphs.moves.pieces import make_pieces
 from maskpro_deploy.validation.graphs.moves.steps import STEPS
 from maskpro_deploy.validation.graphs.moves.tensors import ExternalFiles, dtype_name, flat_array, shape_of
 from maskpro_deploy.validation.graphs.multiply import Multiplier
-from maskpro_deploy.validation.graphs.order import ordered
 from maskpro_deploy.validation.graphs.products import PRODUCTS, product_of
 from maskpro_deploy.validation.graphs.shapes import Shapes
 from maskpro_deploy.validation.graphs.values import Constant, Input, Kind, Opaque, Runtime, Value, is_table, origins_of
@@ -103,8 +106,7 @@ class Tracer:
     def _stored(self, tensor: TensorProto, name: str, scope: Scope) -> Value:
         shape = shape_of(tensor, self._path)
         key = self.ledger.enter(tensor, name, scope)
-        if tensor.data_location == TensorProto.EXTERNAL:
-            self.files.update(e.value for e in tensor.external_data if e.key == "location")
+        self.files.update(value for entry, value in external_entries(tensor).items() if entry == "location")
         origins, dtype = frozenset({key}), dtype_name(tensor)
         if dtype is None:
             type_name = TensorProto.DataType.Name(tensor.data_type) if tensor.data_type in TensorProto.DataType.values() else "?"
@@ -158,12 +160,12 @@ class Tracer:
         function = self._functions.get((node.domain, node.op_type, node.overload))
         if function is not None:
             return self._call(function, node, inputs, scope)
-        if node.op_type == "Constant" and node.domain in ops.STANDARD:
+        if node.op_type == "Constant" and node.domain in STANDARD:
             return [self._constant(node, scope)] * count
         self._attributes(node, scope)
         if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
             return self._branches.results(node, inputs, values, scope)
-        if node.op_type in ops.RANDOM and node.domain in ops.STANDARD:
+        if node.op_type in ops.RANDOM and node.domain in STANDARD:
             shape = next((tuple(max(0, d) for d in a.ints) for a in node.attribute if a.name == "shape"), (0, 0))
             key = self.ledger.enter_bytes(node.output[0] if count else node.op_type, shape, 0, scope)
             self.ledger.exempt(origins_of(*inputs), Rule.INDEX)
@@ -185,7 +187,7 @@ class Tracer:
 
     def _followed(self, node: NodeProto, inputs: list[Input]) -> list[Value] | None:
         """The results of a step through which constants stay known."""
-        if node.domain not in ops.STANDARD and node.op_type not in ("DequantizeLinear", "QuantizeLinear"):
+        if node.domain not in STANDARD and node.op_type not in QUANTISING:
             return None
         source = inputs[0] if inputs else None
         made = make_pieces(node, inputs)
@@ -198,8 +200,7 @@ class Tracer:
         followed = step(node, source, inputs)
         if followed is None:
             return None
-        quantises = node.op_type in ("DequantizeLinear", "QuantizeLinear")
-        self.ledger.exempt(origins_of(*inputs[1:]), Rule.QUANTISATION if quantises else Rule.INDEX)
+        self.ledger.exempt(origins_of(*inputs[1:]), Rule.QUANTISATION if node.op_type in QUANTISING else Rule.INDEX)
         return [followed]
 
     def _constant(self, node: NodeProto, scope: Scope) -> Value:

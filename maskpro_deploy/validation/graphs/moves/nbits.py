@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto
 
+from maskpro_deploy.onnx_graphs.nodes import get_integer
 from maskpro_deploy.validation.arrays import Array, FlatArray
-from maskpro_deploy.validation.graphs.products import attribute
 from maskpro_deploy.validation.graphs.values import Constant
 
 
@@ -113,16 +113,16 @@ def unpacked(node: NodeProto, form: str, value: Constant, scales: Array, zeros: 
         scales: as stored.
         zeros: zero points as stored; None for half of the range.
     """
-    columns, block = attribute(node, "K", 0), attribute(node, "block_size", 0)
+    columns, block = get_integer(node, "K", 0), get_integer(node, "block_size", 0)
     if value.dtype != "u8":
         return None
     if form == "nbits":
-        return nbits_array(value.data, value.shape, columns, attribute(node, "bits", 4), block, scales, zeros)
-    rows = attribute(node, "N", 0)
+        return nbits_array(value.data, value.shape, columns, get_integer(node, "bits", 4), block, scales, zeros)
+    rows = get_integer(node, "N", 0)
     size = rows * columns
     if size < 1 or block < 1 or value.data.size != -(-size // 2) or scales.size != -(-size // block):
         return None
-    entries = (7,) if attribute(node, "quant_type", 1) == 1 else (0, 8)
+    entries = (7,) if get_integer(node, "quant_type", 1) == 1 else (0, 8)
     flat = scales.astype(np.float32).reshape(-1)
     return Bnb4Array(packed=value.data, rows=rows, columns=columns, zeros=entries, block=block, scales=flat)
 

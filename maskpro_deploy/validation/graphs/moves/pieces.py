@@ -12,10 +12,10 @@ import ml_dtypes
 import numpy as np
 from onnx import NodeProto
 
+from maskpro_deploy.onnx_graphs.nodes import get_integer, get_integers
 from maskpro_deploy.validation.arrays import Array, LoadedArray
 from maskpro_deploy.validation.graphs.moves.linear import element_type
 from maskpro_deploy.validation.graphs.moves.steps import EAGER_LIMIT, integers, small_array
-from maskpro_deploy.validation.graphs.products import attribute
 from maskpro_deploy.validation.graphs.values import Constant, Input, origins_of
 
 Made = list[Constant] | None
@@ -58,11 +58,11 @@ def _part(value: Constant, cuts: list[tuple[int, int, int]]) -> Constant | None:
 
 def _split(node: NodeProto, inputs: list[Constant]) -> Made:
     value, rank = inputs[0], len(inputs[0].dims)
-    axis = attribute(node, "axis", 0)
+    axis = get_integer(node, "axis", 0)
     if not -rank <= axis < rank:
         return None
     length, count = value.dims[axis], len(node.output)
-    given = integers(inputs[1]) if len(inputs) > 1 else next((list(a.ints) for a in node.attribute if a.name == "split"), None)
+    given = integers(inputs[1]) if len(inputs) > 1 else get_integers(node, "split")
     if given is None:
         chunk = -(-length // count)
         given = [min(chunk, length - i * chunk) for i in range(count)]
@@ -75,7 +75,7 @@ def _split(node: NodeProto, inputs: list[Constant]) -> Made:
 
 def _slice(node: NodeProto, inputs: list[Constant]) -> Made:
     value = inputs[0]
-    old = [next((list(a.ints) for a in node.attribute if a.name == name), None) for name in ("starts", "ends", "axes")]
+    old = [get_integers(node, name) for name in ("starts", "ends", "axes")]
     given = [integers(v) for v in inputs[1:]] or old[: 2 if old[2] is None else 3]
     if len(given) < 2 or any(g is None for g in given) or (len(given) > 3 and set(given[3] or ()) != {1}):
         return None
@@ -94,7 +94,7 @@ def _slice(node: NodeProto, inputs: list[Constant]) -> Made:
 
 def _gather(node: NodeProto, inputs: list[Constant]) -> Made:
     """Entries of an axis, by constant numbers."""
-    value, rank, axis = inputs[0], len(inputs[0].dims), attribute(node, "axis", 0)
+    value, rank, axis = inputs[0], len(inputs[0].dims), get_integer(node, "axis", 0)
     if len(inputs) != 2 or not -rank <= axis < rank:
         return None
     index = integers(inputs[1])
@@ -120,7 +120,7 @@ def _gather_many(value: Constant, numbers: Constant, axis: int) -> Made:
 
 
 def _concat(node: NodeProto, inputs: list[Constant]) -> Made:
-    rank, axis = len(inputs[0].dims), attribute(node, "axis", 0)
+    rank, axis = len(inputs[0].dims), get_integer(node, "axis", 0)
     others = [tuple(d for i, d in enumerate(c.dims) if i != axis % rank) for c in inputs] if -rank <= axis < rank else []
     if not others or any(len(c.dims) != rank for c in inputs) or len(set(others)) != 1:
         return None
@@ -130,17 +130,23 @@ def _concat(node: NodeProto, inputs: list[Constant]) -> Made:
     return [_made(name, tuple(shape), inputs, lambda: np.concatenate([whole(c) for c in inputs], axis=axis))]
 
 
+def _common_shape(*shapes: tuple[int, ...]) -> tuple[int, ...] | None:
+    """What some shapes are broadcast to; None if they do not fit, or the result is too large."""
+    try:
+        shape = np.broadcast_shapes(*shapes)
+    except ValueError:
+        return None
+    return shape if math.prod(shape) <= EAGER_LIMIT else None
+
+
 def _elementwise(function: Callable[[Array, Array], Array]) -> Callable[[NodeProto, list[Constant]], Made]:
     def make(node: NodeProto, inputs: list[Constant]) -> Made:
         types = [element_type(c.data) for c in inputs]
         # integers that only stand for what is zero may be multiplied, not added
         if len(inputs) != 2 or (function not in _SCALING and any(t not in _FLOATS for t in types)) or not {*types} & {*_FLOATS}:
             return None
-        try:
-            shape = np.broadcast_shapes(*(c.dims for c in inputs))
-        except ValueError:
-            return None
-        if math.prod(shape) > EAGER_LIMIT:
+        shape = _common_shape(*(c.dims for c in inputs))
+        if shape is None:
             return None
         main = max(inputs, key=lambda c: c.data.size)
 
@@ -156,11 +162,8 @@ def _elementwise(function: Callable[[Array, Array], Array]) -> Callable[[NodePro
 def _where(node: NodeProto, inputs: list[Constant]) -> Made:
     if len(inputs) != 3 or element_type(inputs[0].data) != np.bool_:
         return None
-    try:
-        shape = np.broadcast_shapes(*(c.dims for c in inputs))
-    except ValueError:
-        return None
-    if math.prod(shape) > EAGER_LIMIT:
+    shape = _common_shape(*(c.dims for c in inputs))
+    if shape is None:
         return None
     main = max(inputs[1:], key=lambda c: c.data.size)
     sources = [main, *(c for c in inputs if c is not main)]
@@ -171,11 +174,8 @@ def _expand(node: NodeProto, inputs: list[Constant]) -> Made:
     wanted = integers(inputs[1]) if len(inputs) == 2 else None
     if wanted is None or min(wanted, default=1) < 1:
         return None
-    try:
-        shape = np.broadcast_shapes(inputs[0].dims, tuple(wanted))
-    except ValueError:
-        return None
-    if math.prod(shape) > EAGER_LIMIT:
+    shape = _common_shape(inputs[0].dims, tuple(wanted))
+    if shape is None:
         return None
     return [_made(inputs[0].name, shape, inputs[:1], lambda: np.broadcast_to(whole(inputs[0]), shape))]
 

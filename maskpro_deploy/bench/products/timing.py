@@ -1,7 +1,7 @@
 """How single products are timed: by CUDA events, arms interleaved (A B B A).
 
-Before every timing a large buffer is overwritten: weights then come from memory, as they do in a model, and not from the cache;
-and while that runs, Python has launched the product, so that the time of launching is not measured (it is told by itself).
+Before every timing a large buffer is overwritten: weights then come from memory, as they do in a model, and not from the cache.
+While that runs, Python has launched the product, so that launching is not timed (`measure_launch_ms` times it alone).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 from maskpro_deploy.bench.arms import SAMPLES_PER_BLOCK, block_order
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.gpu_check.items import CPU, CUDA, finish
 
+CUDA, CPU = "cuda", "cpu"
 DENSE = "dense"
 _FLUSH_BYTES = 512 << 20  # several times any GPU's cache
 
@@ -30,7 +30,7 @@ class Stopwatch(Protocol):
     device: str
 
     def cover(self, launch_ms: float) -> None:
-        """See to it that a launch of this length is not measured, if it can be kept apart."""
+        """Hide a launch of this duration, where it can be hidden."""
 
     def time(self, work: Callable[[], object]) -> Callable[[], float]:
         """Run `work`; the result gives its milliseconds."""
@@ -90,7 +90,7 @@ class EventClock:
         return milliseconds
 
 
-def race(arms: Mapping[str, Callable[[], object]], watch: Stopwatch, blocks: int) -> dict[str, list[list[float]]]:
+def race_arms(arms: Mapping[str, Callable[[], object]], watch: Stopwatch, blocks: int) -> dict[str, list[list[float]]]:
     """Time arms in interleaved blocks.  # name -> (blocks, SAMPLES_PER_BLOCK) milliseconds"""
     samples: dict[str, list[list[float]]] = {name: [] for name in arms}
     for block in range(blocks):
@@ -103,7 +103,7 @@ def race(arms: Mapping[str, Callable[[], object]], watch: Stopwatch, blocks: int
     return samples
 
 
-def judge(samples: Mapping[str, list[list[float]]]) -> dict[str, Any]:
+def judge_samples(samples: Mapping[str, list[list[float]]]) -> dict[str, Any]:
     """Medians of all arms, and each other one against the dense one, where that ran, with its 95 % interval.
 
     Verdicts hold together for the arms of this one product. Where many products are counted, some differ by chance.
@@ -120,13 +120,19 @@ def judge(samples: Mapping[str, list[list[float]]]) -> dict[str, Any]:
     return {"median_ms": medians, "against_dense": ratios}
 
 
-def launch_ms(torch: Any, work: Callable[[], object], device: str) -> float:
+def synchronize(torch: Any, device: str) -> None:
+    """Wait until the device has done all that was launched."""
+    if device != CPU:
+        torch.cuda.synchronize()
+
+
+def measure_launch_ms(torch: Any, work: Callable[[], object], device: str) -> float:
     """The shortest time that Python needs to launch a product."""
     best = math.inf
     for _ in range(5):
-        finish(torch, device)
+        synchronize(torch, device)
         started = time.perf_counter()
         work()
         best = min(best, 1e3 * (time.perf_counter() - started))
-    finish(torch, device)
+    synchronize(torch, device)
     return best

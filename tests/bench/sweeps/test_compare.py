@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from simulated import CEILINGS, ManualClock, simulated_arm
 
-from maskpro_deploy.bench import compare, environment, saved
-from maskpro_deploy.bench.latency import LatencyConfig, run_latency
-from maskpro_deploy.bench.result import BenchResult
+from maskpro_deploy.bench import environment
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.sweep import SweepConfig
+from maskpro_deploy.bench.sweeps import compare, saved
+from maskpro_deploy.bench.sweeps.latency import LatencyConfig, run_latency
+from maskpro_deploy.bench.sweeps.result import BenchResult
+from maskpro_deploy.bench.sweeps.sweep import SweepConfig
 from maskpro_deploy.errors import ConfigError, InputError
 from maskpro_deploy.reports import comparison
 from maskpro_deploy.reports.blocks import render

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
+from gpu_torch import GpuTorch, Packed, Refusing, Same, Wrong, make_int8_ways
 from hypothesis import given
 from hypothesis import strategies as st
 
+from maskpro_deploy.bench.products import product
+from maskpro_deploy.bench.products.model import ModelProducts, sum_whole_model
+from maskpro_deploy.bench.products.product import (
+    explain_nothing_sparse,
+    find_break_evens,
+    measure_cells,
+    measure_product,
+    plan_cells,
+)
+from maskpro_deploy.bench.products.timing import WallClock, judge_samples, race_arms
+from maskpro_deploy.bench.products.ways import BACKENDS, DTYPES, cusparselt, draw_operands, find_working_ways, linear
 from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.statistics.break_even import break_even
-from maskpro_deploy.commands import gpu_check as _gpu_check
-from maskpro_deploy.gpu_check import arms as _gpu_arms
-from maskpro_deploy.gpu_check import products as _gpu_products
-from maskpro_deploy.gpu_check import timing as _gpu_timing
-from maskpro_deploy.gpu_check import worker as _gpu_worker
-from maskpro_deploy.gpu_check.items import FAILED, MEASURED, Record, Settings
-from maskpro_deploy.gpu_check.models import ONE_B, SEVEN_B, SMOL
 from maskpro_deploy.system.extras import missing
 
 with_torch = pytest.mark.skipif(bool(missing("learn")), reason="torch is not installed")
@@ -30,7 +33,7 @@ def torch():
 def test_a_race_gives_every_arm_the_same_samples_in_mirrored_order():
     order = []
     arms = {name: lambda name=name: order.append(name) for name in ("dense", "a", "b")}
-    samples = _gpu_timing.race(arms, _gpu_timing.WallClock(), 3)
+    samples = race_arms(arms, WallClock(), 3)
     assert {name: [len(block) for block in blocks] for name, blocks in samples.items()} == {name: [2, 2, 2] for name in arms}
     assert order[:6] == ["dense", "a", "b", "b", "a", "dense"]
     assert order[6:12] == ["b", "a", "dense", "dense", "a", "b"]
@@ -44,7 +47,7 @@ def test_a_slower_arm_is_found_slower():
 
     noise = iter([1.0, 1.01, 0.99, 1.005] * 1000)
     arms = {"dense": lambda: next(noise), "fast": lambda: 0.5 * next(noise), "slow": lambda: 1.5 * next(noise)}
-    found = _gpu_timing.judge(_gpu_timing.race(arms, Simulated(), 12))
+    found = judge_samples(race_arms(arms, Simulated(), 12))
     assert {name: r["verdict"] for name, r in found["against_dense"].items()} == {"fast": stats.FASTER, "slow": stats.SLOWER}
     assert found["against_dense"]["fast"]["speedup"] == pytest.approx(2.0, rel=0.05)
 
@@ -65,97 +68,23 @@ def test_break_evens_are_told_by_dtype_shape_and_backend():
         return {"dtype": dtype, "m": m, "n": 8, "k": 16, "against_dense": {"cutlass": {"verdict": verdict}}}
 
     cells = [cell("float16", 1, stats.SLOWER), cell("float16", 64, stats.FASTER), cell("bfloat16", 64, stats.SLOWER)]
-    found = {(b["dtype"], b["backend"]): (b["from_m"], b["measured_m"]) for b in _gpu_products.break_evens(cells)}
+    found = {(b["dtype"], b["backend"]): (b["from_m"], b["measured_m"]) for b in find_break_evens(cells)}
     assert found == {("float16", "cutlass"): (64, [1, 64]), ("bfloat16", "cutlass"): (None, [64])}
-
-
-def test_shapes_are_those_of_the_three_models_each_once():
-    shapes = _gpu_products.linear_shapes((SMOL, ONE_B, SEVEN_B))
-    assert shapes[576, 576] == ["135m"]
-    assert shapes[11008, 4096] == ["7b"]
-    assert shapes[8192, 2048] == ["1b"]
-    assert len(shapes) == 11
 
 
 @given(st.sampled_from([("dense", "a"), ("a", "b")]))
 def test_without_a_dense_arm_nothing_is_compared(names):
     samples = {name: [[1.0, 1.0]] * 12 for name in names}
-    assert set(_gpu_timing.judge(samples)["against_dense"]) == ({"a"} if "dense" in names else set())
+    assert set(judge_samples(samples)["against_dense"]) == ({"a"} if "dense" in names else set())
 
 
 # -- ways -----------------------------------------------------------------------------------------------------------------
 
 
-class Same:
-    """A way to store a weight that changes nothing."""
-
-    from_dense = staticmethod(lambda weight: weight)
-
-
-class Wrong:
-    from_dense = staticmethod(lambda weight: 1.1 * weight)
-
-
-class Refusing:
-    @staticmethod
-    def from_dense(weight):
-        raise RuntimeError("not this shape\nand more")
-
-
-class Packed:
-    """What the 8-bit products take: `packed`; here it is the weight itself."""
-
-    def __init__(self, weight):
-        self.packed = weight
-
-    from_dense = classmethod(lambda cls, weight: cls(weight))
-
-
-class GpuTorch:
-    """torch as a GPU's libraries are: dense 8-bit products of more than 16 tokens, 2:4 ones of multiples of 16.
-
-    Args:
-        torch: the module.
-        outputs: the (out_dtype, transpose_result) that cuSPARSELt takes.
-    """
-
-    def __init__(self, torch, outputs):
-        self._torch, self._outputs = torch, outputs
-        self.multiplied, self.algorithms = [], []
-        self._C = SimpleNamespace(_cusparselt=SimpleNamespace(mm_search=self._search))
-
-    def __getattr__(self, name):
-        return getattr(self._torch, name)
-
-    def _int_mm(self, x, weight):
-        if len(x) <= 16:
-            raise RuntimeError(f"self.size(0) needs to be greater than 16, but got {len(x)}")
-        self.multiplied.append(len(x))
-        return self._torch._int_mm(x, weight)
-
-    def _cslt_sparse_mm(self, packed, x, *, out_dtype, transpose_result, **algorithm):
-        if x.shape[1] % 16 or (out_dtype, transpose_result) not in self._outputs:
-            raise RuntimeError(f"CUDA error: not supported for {out_dtype}")
-        self.algorithms.append(algorithm)
-        wide = self._torch.int32 if x.dtype == self._torch.int8 else x.dtype
-        found = (packed.to(wide) @ x.to(wide)).to(out_dtype or x.dtype)
-        return found.t() if transpose_result else found
-
-    def _search(self, packed, x, bias, alpha, out_dtype, transpose_result):
-        if x.shape[1] % 16:
-            raise RuntimeError("CUDA error: not supported")
-        return x.shape[1], 2, 1, 40
-
-
-def int8_ways(torch):
-    tuned = _gpu_arms.cusparselt(torch, Packed, tuned=True)
-    return {"dense": _gpu_arms.int8_dense(torch), "cusparselt": _gpu_arms.cusparselt(torch, Packed), "cusparselt-tuned": tuned}
-
-
 @with_torch
-@pytest.mark.parametrize("dtype", _gpu_arms.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_weight_has_two_of_every_four_and_the_type_asked_for(torch, dtype):
-    weight, x = _gpu_arms.random_operands(torch, getattr(torch, dtype), (3, 32, 64), "cpu")
+    weight, x = draw_operands(torch, getattr(torch, dtype), (3, 32, 64), "cpu")
     assert weight.dtype == x.dtype == getattr(torch, dtype)
     assert weight.shape == (32, 64)
     assert x.shape == (3, 64)
@@ -166,9 +95,9 @@ def test_a_weight_has_two_of_every_four_and_the_type_asked_for(torch, dtype):
 @pytest.mark.parametrize(("m", "dense_rows", "sparse_rows"), [(1, 32, 16), (16, 32, 16), (17, 17, 32), (64, 64, 64)])
 def test_8_bit_products_are_padded_as_little_as_the_library_takes(torch, m, dense_rows, sparse_rows):
     library = GpuTorch(torch, {(torch.int32, True)})
-    weight, x = _gpu_arms.random_operands(torch, torch.int8, (m, 32, 64), "cpu")
+    weight, x = draw_operands(torch, torch.int8, (m, 32, 64), "cpu")
     for name, rows in (("dense", dense_rows), ("cusparselt", sparse_rows), ("cusparselt-tuned", sparse_rows)):
-        product = int8_ways(library)[name](weight, x)
+        product = make_int8_ways(library)[name](weight, x)
         assert (product.rows, product.output) == (rows, "int32")
         assert torch.equal(product.run(), x.int() @ weight.int().t())
     assert library.multiplied[-1] == dense_rows  # padded within the call, not before
@@ -178,31 +107,31 @@ def test_8_bit_products_are_padded_as_little_as_the_library_takes(torch, m, dens
 
 @with_torch
 def test_8_bit_sums_come_in_the_form_that_the_library_has(torch):
-    weight, x = _gpu_arms.random_operands(torch, torch.int8, (16, 32, 64), "cpu")
+    weight, x = draw_operands(torch, torch.int8, (16, 32, 64), "cpu")
     expected = (x.int() @ weight.int().t()).float()
     for turned, output in ((False, "int32, column by column"), (True, "bfloat16")):
         dtype = torch.bfloat16 if turned else torch.int32
-        product = int8_ways(GpuTorch(torch, {(dtype, turned)}))["cusparselt"](weight, x)
+        product = make_int8_ways(GpuTorch(torch, {(dtype, turned)}))["cusparselt"](weight, x)
         assert product.output == output
         assert float((product.run().float() - expected).abs().max()) <= 0.005 * float(expected.abs().max())
     with pytest.raises(RuntimeError, match=r"not supported for torch\.int32"):
-        int8_ways(GpuTorch(torch, set()))["cusparselt"](weight, x)
+        make_int8_ways(GpuTorch(torch, set()))["cusparselt"](weight, x)
 
 
 @with_torch
 def test_what_does_not_work_here_is_refused_with_its_reason_and_the_rest_is_left(torch):
-    ways, refused = _gpu_arms.working_ways(torch, "cpu")
-    assert {dtype: list(arms) for dtype, arms in ways.items()} == {d: ["dense"] for d in _gpu_arms.DTYPES}
+    ways, refused = find_working_ways(torch, "cpu")
+    assert {dtype: list(arms) for dtype, arms in ways.items()} == {d: ["dense"] for d in DTYPES}
     assert set(refused) == {"cusparselt", "cusparselt-tuned", "cutlass", "int8 cusparselt", "int8 cusparselt-tuned"}
     assert all("CUDA" in why for why in refused.values())
-    reason = _gpu_products.nothing_sparse(ways, refused)
+    reason = explain_nothing_sparse(ways, refused)
     assert "torch's int8 cusparselt: " in reason
-    assert _gpu_products.nothing_sparse({**ways, "int8": int8_ways(torch)}, refused) is None
+    assert explain_nothing_sparse({**ways, "int8": make_int8_ways(torch)}, refused) is None
 
 
 @with_torch
 def test_torch_has_the_names_that_are_used_on_a_gpu_only(torch):
-    for name in _gpu_arms.BACKENDS.values():
+    for name in BACKENDS.values():
         assert callable(getattr(torch.sparse, name).from_dense)
     assert torch.cuda.is_bf16_supported(including_emulation=False) in (True, False)
     for name in ("mem_get_info", "max_memory_allocated", "reset_peak_memory_stats", "synchronize", "Event"):
@@ -219,8 +148,8 @@ def test_torch_has_the_names_that_are_used_on_a_gpu_only(torch):
 @with_torch
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_product_is_checked_and_timed_on_every_arm_that_takes_it(torch, dtype):
-    ways = {name: _gpu_arms.linear(torch, kind.from_dense) for name, kind in (("dense", Same), ("same", Same), ("no", Refusing))}
-    found = _gpu_products.measure(torch, getattr(torch, dtype), (8, 32, 64), ways, _gpu_timing.WallClock())
+    ways = {name: linear(torch, kind.from_dense) for name, kind in (("dense", Same), ("same", Same), ("no", Refusing))}
+    found = measure_product(torch, getattr(torch, dtype), (8, 32, 64), ways, WallClock())
     assert set(found["median_ms"]) == set(found["launch_ms"]) == {"dense", "same"}
     assert set(found["against_dense"]) == {"same"}
     assert found["refused"] == {"no": "not this shape"}
@@ -230,8 +159,8 @@ def test_a_product_is_checked_and_timed_on_every_arm_that_takes_it(torch, dtype)
 @with_torch
 def test_8_bit_products_are_measured_and_say_how_they_were_padded(torch):
     library = GpuTorch(torch, {(torch.int32, True)})
-    found = _gpu_products.measure(torch, torch.int8, (1, 32, 64), int8_ways(library), _gpu_timing.WallClock())
-    assert set(found["median_ms"]) == set(int8_ways(library))
+    found = measure_product(torch, torch.int8, (1, 32, 64), make_int8_ways(library), WallClock())
+    assert set(found["median_ms"]) == set(make_int8_ways(library))
     assert found["rows"] == {"dense": 32, "cusparselt": 16, "cusparselt-tuned": 16}
     assert set(found["output"].values()) == {"int32"}
     assert found["wrong"] == ""
@@ -240,8 +169,8 @@ def test_8_bit_products_are_measured_and_say_how_they_were_padded(torch):
 @with_torch
 def test_16_bit_products_are_tuned_too(torch):
     library = GpuTorch(torch, {(None, True)})
-    ways = {"dense": _gpu_arms.linear(torch), "cusparselt-tuned": _gpu_arms.cusparselt(library, Packed, tuned=True)}
-    found = _gpu_products.measure(torch, torch.float16, (8, 32, 64), ways, _gpu_timing.WallClock())
+    ways = {"dense": linear(torch), "cusparselt-tuned": cusparselt(library, Packed, tuned=True)}
+    found = measure_product(torch, torch.float16, (8, 32, 64), ways, WallClock())
     assert set(found["against_dense"]) == {"cusparselt-tuned"}
     assert found["rows"] == {"cusparselt-tuned": 16}
     assert (found["output"]["cusparselt-tuned"], found["wrong"]) == ("float16", "")
@@ -249,15 +178,15 @@ def test_16_bit_products_are_tuned_too(torch):
 
 @with_torch
 def test_a_wrong_product_is_found_and_not_timed(torch):
-    ways = {"dense": _gpu_arms.linear(torch), "wrong": _gpu_arms.linear(torch, Wrong.from_dense)}
-    found = _gpu_products.measure(torch, torch.float32, (8, 32, 64), ways, _gpu_timing.WallClock())
+    ways = {"dense": linear(torch), "wrong": linear(torch, Wrong.from_dense)}
+    found = measure_product(torch, torch.float32, (8, 32, 64), ways, WallClock())
     assert "wrong 8 x 64 x 32: off by 0.1" in found["wrong"]
     assert set(found["median_ms"]) == {"dense"}
-    only = _gpu_products.measure(torch, torch.float32, (8, 32, 64), {"wrong": ways["wrong"]}, _gpu_timing.WallClock())
+    only = measure_product(torch, torch.float32, (8, 32, 64), {"wrong": ways["wrong"]}, WallClock())
     assert "median_ms" not in only
 
 
-class Lost(_gpu_timing.WallClock):
+class Lost(WallClock):
     """A clock whose device is lost while some product runs."""
 
     device = "cpu"
@@ -274,28 +203,28 @@ class Lost(_gpu_timing.WallClock):
 
 @with_torch
 def test_a_product_that_fails_is_named_and_the_others_are_measured(torch, monkeypatch):
-    ways = {"float16": {"dense": _gpu_arms.linear(torch), "same": _gpu_arms.linear(torch)}, "int8": int8_ways(torch)}
-    keys = _gpu_products.cell_keys(ways, [(32, 64)], (16,))
+    ways = {"float16": {"dense": linear(torch), "same": linear(torch)}, "int8": make_int8_ways(torch)}
+    keys = plan_cells(ways, [(32, 64)], (16,))
     assert keys == [("float16", 16, 32, 64), ("int8", 16, 32, 64)]
-    cells = list(_gpu_products.measured_cells(torch, keys, ways, Lost(1)))
+    cells = list(measure_cells(torch, keys, ways, Lost(1)))
     assert [c["failed"] for c in cells] == ["float16 16 x 64 x 32: CUDA error: out of memory", ""]
     assert cells[0]["median_ms"] == {}
     assert set(cells[1]["median_ms"]) == {"dense"}
     assert "CUDA" in cells[1]["refused"]["cusparselt"]  # this torch has no cuSPARSELt
-    assert _gpu_products.whole_model([{**c, "count": 1} for c in cells], 1)[0]["dtype"] == "int8"
-    monkeypatch.setattr(_gpu_products, "_works", lambda torch, device: False)  # nothing runs after the error
-    assert len(list(_gpu_products.measured_cells(torch, keys, ways, Lost(1)))) == 1
+    assert sum_whole_model([{**c, "count": 1} for c in cells], 1)[0]["dtype"] == "int8"
+    monkeypatch.setattr(product, "_still_works", lambda torch, device: False)  # nothing runs after the error
+    assert len(list(measure_cells(torch, keys, ways, Lost(1)))) == 1
 
 
 @with_torch
 def test_products_of_a_model_are_kept_one_by_one_and_not_measured_again(torch):
     library = GpuTorch(torch, {(torch.int32, True)})
-    ways = {"float16": {"dense": _gpu_arms.linear(torch), "same": _gpu_arms.linear(torch)}, "int8": int8_ways(library)}
+    ways = {"float16": {"dense": linear(torch), "same": linear(torch)}, "int8": make_int8_ways(library)}
     products, states = {(64, 32): 3, (32, 64): 1}, []
 
     def measured(**options):
-        model = _gpu_products.ModelProducts(products=products, tokens=(1, 16), **options)
-        return model.measure(torch, ways, _gpu_timing.WallClock(), {"device": "a GPU", "refused": {}})
+        model = ModelProducts(products=products, tokens=(1, 16), **options)
+        return model.measure(torch, ways, WallClock(), {"device": "a GPU", "refused": {}})
 
     cut = measured(budget_s=-1.0, save=lambda found: states.append(len(found["cells"])))
     assert states == [1]
@@ -307,40 +236,3 @@ def test_products_of_a_model_are_kept_one_by_one_and_not_measured_again(torch):
     int8 = next(t for t in whole["whole_model"] if t["dtype"] == "int8")
     each = {(c["k"], c["n"]): c["median_ms"] for c in whole["cells"] if (c["dtype"], c["m"]) == ("int8", 1)}
     assert int8["ms"]["cusparselt"] == pytest.approx(3 * each[64, 32]["cusparselt"] + each[32, 64]["cusparselt"])
-
-
-@with_torch
-def test_the_item_keeps_its_cells_and_fails_on_a_wrong_product(torch, monkeypatch, tmp_path):
-    library = GpuTorch(torch, {(torch.int32, True)})
-    ways = {"float16": {"dense": _gpu_arms.linear(torch), "same": _gpu_arms.linear(torch)}, "int8": int8_ways(library)}
-    monkeypatch.setattr(_gpu_products, "torch_on", lambda device: library)
-    monkeypatch.setattr(_gpu_products, "working_ways", lambda torch, device: (ways, {"cutlass": "too new a GPU"}))
-    monkeypatch.setattr(_gpu_products, "EventClock", lambda torch: _gpu_timing.WallClock())
-    monkeypatch.setattr(_gpu_products, "linear_shapes", lambda models: {(32, 64): ["135m"]})
-    monkeypatch.setattr(_gpu_products, "TOKENS", (1, 16))
-    record = Record(None, 60.0)
-    outcome = _gpu_worker.run("products", Settings(budget_s=60.0, scratch=tmp_path), record)
-    assert outcome.status == MEASURED, outcome.trace
-    assert outcome.detail.startswith("faster than dense: float16 ")
-    assert "int8 " in outcome.detail
-    assert "of 2" in outcome.detail
-    assert [(c["dtype"], c["m"]) for c in record.figures["cells"]] == [
-        (dtype, m) for m in (1, 16) for dtype in ("float16", "int8")
-    ]
-    assert record.figures["refused"] == {"cutlass": "too new a GPU"}
-    ways["float16"]["wrong"] = _gpu_arms.linear(torch, Wrong.from_dense)
-    outcome = _gpu_worker.run("products", Settings(budget_s=60.0, scratch=tmp_path), record)
-    assert outcome.status == FAILED
-    assert "2 of 4 products are wrong" in outcome.detail
-    outcome = _gpu_worker.run("products", Settings(budget_s=1e-9, scratch=tmp_path), Record(None, 1e-9))
-    assert "1 of 1 products are wrong" in outcome.detail
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not _gpu_check.gpu_is_here(), reason="no GPU")
-def test_products_are_measured_on_a_gpu(tmp_path):
-    record = Record(None, 3.0)
-    outcome = _gpu_worker.run("products", Settings(budget_s=3.0, scratch=tmp_path), record)
-    assert outcome.status == MEASURED, outcome.trace
-    assert all(cell["median_ms"]["dense"] > 0 for cell in record.figures["cells"])
-    assert {"float16", "bfloat16", "int8"} <= {cell["dtype"] for cell in record.figures["cells"]}

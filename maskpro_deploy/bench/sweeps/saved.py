@@ -14,9 +14,9 @@ import numpy as np
 
 from maskpro_deploy.bench.arms import Measurement, Sample, Work
 from maskpro_deploy.bench.model import DECODE, Agreement, Case, ModelArm
-from maskpro_deploy.bench.result import METRIC, RESULT_FILE, SCHEMA, VERSION, CaseResult, arm_json, plain
 from maskpro_deploy.bench.roofline import Arithmetic, Bandwidth
 from maskpro_deploy.bench.sessions import SELF
+from maskpro_deploy.bench.sweeps.result import METRIC, RESULT_FILE, SCHEMA, VERSION, CaseResult, arm_json, plain
 from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.system.files import read_json
 

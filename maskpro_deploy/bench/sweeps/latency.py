@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Unpack
 
 from maskpro_deploy.bench.model import DECODE, PREFILL, Case, ModelArm
-from maskpro_deploy.bench.result import BenchResult
-from maskpro_deploy.bench.sweep import SweepConfig, SweepOptions, check_sizes, run_sweep
+from maskpro_deploy.bench.sweeps.result import BenchResult
+from maskpro_deploy.bench.sweeps.sweep import SweepConfig, SweepOptions, check_sizes, run_sweep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from maskpro_deploy.bench import wording
 from maskpro_deploy.bench.environment import circumstances
 from maskpro_deploy.bench.model import DECODE, GENERATE, PREFILL, ModelArm
-from maskpro_deploy.bench.result import BenchResult, CaseResult
+from maskpro_deploy.bench.results import wording
 from maskpro_deploy.bench.statistics import stats
+from maskpro_deploy.bench.sweeps.result import BenchResult, CaseResult
 
 _ENDS = ("tokens/s", "floor ms", "of ceiling", "samples")
 _LATENCY_COLUMNS = ("case", "model", "median ms", "MAD ms", "p90 ms", *_ENDS)

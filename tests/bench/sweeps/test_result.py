@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from simulated import BROKEN_SELF_TEST
 
-from maskpro_deploy.bench.result import SCHEMA, VERSION, BenchResult
 from maskpro_deploy.bench.roofline import ARITHMETIC, MEMORY, Arithmetic, Floor
 from maskpro_deploy.bench.sessions import SelfTest
 from maskpro_deploy.bench.statistics import stats
+from maskpro_deploy.bench.sweeps.result import SCHEMA, VERSION, BenchResult
 
 
 def test_the_result_is_json_without_nan_and_says_its_schema(latency_result: BenchResult, throughput_result: BenchResult) -> None:

@@ -13,12 +13,12 @@ import numpy.typing as npt
 import pytest
 from simulated import CEILINGS, ManualClock, simulated_arm
 
-from maskpro_deploy.bench.latency import LatencyConfig, run_latency
 from maskpro_deploy.bench.model import DECODE, PREFILL, Case, Forward, ModelArm, check_arms, draw_tokens
-from maskpro_deploy.bench.result import BenchResult
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.sweep import SweepConfig
-from maskpro_deploy.bench.throughput import ThroughputConfig, run_throughput
+from maskpro_deploy.bench.sweeps.latency import LatencyConfig, run_latency
+from maskpro_deploy.bench.sweeps.result import BenchResult
+from maskpro_deploy.bench.sweeps.sweep import SweepConfig
+from maskpro_deploy.bench.sweeps.throughput import ThroughputConfig, run_throughput
 from maskpro_deploy.errors import ConfigError, InputError
 from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.runtime import SessionConfig, open_session

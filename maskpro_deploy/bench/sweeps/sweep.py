@@ -13,11 +13,11 @@ from typing import Any, TypedDict, Unpack, cast
 from maskpro_deploy.bench import environment
 from maskpro_deploy.bench.arms import SAMPLES_PER_BLOCK, Clock, MeasureConfig, Task, failure
 from maskpro_deploy.bench.model import Agreement, Case, Floats, Forward, Ints, ModelArm, check_arms, compare_logits, make_task
-from maskpro_deploy.bench.result import BenchResult, CaseResult
 from maskpro_deploy.bench.roofline import Arithmetic, Bandwidth, measure_arithmetic, measure_bandwidth
-from maskpro_deploy.bench.saved import Saved, check_same, start_of
 from maskpro_deploy.bench.sessions import MakeTask, Opener, Sessions, empty_run
 from maskpro_deploy.bench.statistics import stats
+from maskpro_deploy.bench.sweeps.result import BenchResult, CaseResult
+from maskpro_deploy.bench.sweeps.saved import Saved, check_same, start_of
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.system.progress import SILENT, Progress
 

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from maskpro_deploy.bench import wording
 from maskpro_deploy.bench.model import Case
-from maskpro_deploy.bench.saved import Saved
+from maskpro_deploy.bench.results import wording
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.summary import UNKNOWN, markdown_page, number
+from maskpro_deploy.bench.sweeps.saved import Saved
+from maskpro_deploy.bench.sweeps.summary import UNKNOWN, markdown_page, number
 from maskpro_deploy.errors import InputError
 
 SCHEMA, VERSION = "maskpro-deploy/benchmark-comparison", 1

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 from simulated import BROKEN_SELF_TEST
 
-from maskpro_deploy.bench import summary
-from maskpro_deploy.bench.result import BenchResult
+from maskpro_deploy.bench.sweeps import summary
+from maskpro_deploy.bench.sweeps.result import BenchResult
 
 
 @pytest.mark.parametrize(

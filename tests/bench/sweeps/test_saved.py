@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from simulated import CEILINGS, ManualClock, simulated_arm
 
-from maskpro_deploy.bench import saved
-from maskpro_deploy.bench.latency import LatencyConfig, run_latency
 from maskpro_deploy.bench.model import ModelArm
-from maskpro_deploy.bench.result import BenchResult
-from maskpro_deploy.bench.sweep import SweepConfig
+from maskpro_deploy.bench.sweeps import saved
+from maskpro_deploy.bench.sweeps.latency import LatencyConfig, run_latency
+from maskpro_deploy.bench.sweeps.result import BenchResult
+from maskpro_deploy.bench.sweeps.sweep import SweepConfig
 from maskpro_deploy.errors import FormatError, InputError
 
 SWEEP = SweepConfig(samples=32, sessions=8, threads=1)

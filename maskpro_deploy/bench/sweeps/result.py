@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from maskpro_deploy.bench import roofline, wording
+from maskpro_deploy.bench import roofline
 from maskpro_deploy.bench.arms import Measurement, Sample
 from maskpro_deploy.bench.model import DECODE, GENERATE, PREFILL, Agreement, Case, ModelArm, loads, same_kernels
+from maskpro_deploy.bench.results import wording
 from maskpro_deploy.bench.sessions import SelfTest
 from maskpro_deploy.bench.statistics import stats
 
