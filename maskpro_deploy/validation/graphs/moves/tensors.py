@@ -12,8 +12,8 @@ from onnx import TensorProto, numpy_helper
 
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.onnx_graphs.tensors import external_entries
+from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.validation.arrays import Array, FileArray, FlatArray, LoadedArray, MappedArray, MemoryArray, NibbleArray
-from maskpro_deploy.validation.inputs import InputFile
 
 _DTYPES: dict[int, tuple[str, np.dtype[Any]]] = {
     TensorProto.DOUBLE: ("f64", np.dtype(np.float64)),
