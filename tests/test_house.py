@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from serial_files import SERIAL
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PACKAGE = "maskpro_deploy"
 MOST_FILES = 20  # directly in a folder, with its __init__; the aim is 15
 MOST_LINES = 600  # of a file; the aim is 200
@@ -155,3 +157,21 @@ def test_names_of_tests_are_unique_and_those_that_run_alone_exist() -> None:
     names = Counter(file.name for file in (ROOT / "tests").rglob("*.py") if file.name != "conftest.py")
     none_of(name for name, count in names.items() if count > 1)
     none_of(set(SERIAL) - set(names))
+
+
+def test_contributing_names_files_that_exist() -> None:
+    """What stands in backticks with a slash is a path, from the root or from the package."""
+    named = re.findall(r"`([\w./-]+/[\w./-]*)`", CONTRIBUTING)
+    assert len(named) > 40
+    none_of(sorted({name for name in named if not (ROOT / name).exists() and not (ROOT / PACKAGE / name).exists()}))
+
+
+def test_contributing_shows_the_layers() -> None:
+    contracts = PYPROJECT["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in contracts if contract["name"] == "layers")
+    assert "\n\n" + "".join(f"    {layer}\n" for layer in layers) + "\n" in CONTRIBUTING
+
+
+def test_contributing_names_every_room() -> None:
+    rooms = {file.parent.name for module, file in product().items() if file.name == "__init__.py" and module.count(".") == 1}
+    none_of(sorted(room for room in rooms if f"`{room}/`" not in CONTRIBUTING))
