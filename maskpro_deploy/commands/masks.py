@@ -39,7 +39,7 @@ def info(masks: Path, as_json: bool) -> None:
     """
     from maskpro_deploy.masks import MaskSet, layer_kind
 
-    path = _file(masks)
+    path = _mask_file(masks)
     mask_set = MaskSet.load(path)
     kinds: dict[str, list[int]] = {}
     for name in mask_set:
@@ -89,7 +89,7 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
     from maskpro_deploy.errors import InputError
     from maskpro_deploy.masks import MaskSet
 
-    a, b = MaskSet.load(_file(first)), MaskSet.load(_file(second))
+    a, b = MaskSet.load(_mask_file(first)), MaskSet.load(_mask_file(second))
     if a.pattern != b.pattern:
         raise InputError(f"{first} holds {a.pattern} masks, {second} holds {b.pattern}: groups cannot be compared.")
     only = {str(first): sorted(set(a) - set(b)), str(second): sorted(set(b) - set(a))}
@@ -108,14 +108,16 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
         "only_in_second": only[str(second)],
         "same_dense_weights": a.dense_sha256 == b.dense_sha256 if a.dense_sha256 and b.dense_sha256 else None,
     }
-    text = table([*((kind, _percent(share)) for kind, share in by_kind.items()), ("all", _percent(whole))], ("kind", "changed"))
+    text = table(
+        [*((kind, _as_percent(share)) for kind, share in by_kind.items()), ("all", _as_percent(whole))], ("kind", "changed")
+    )
     notes = [f"{len(names)} layers are only in {where}" for where, names in only.items() if names]
     if facts["same_dense_weights"] is False:
         notes.append("the two were made for different dense weights")
     emit(as_json, facts, "\n".join([text, *notes]))
 
 
-def _percent(share: float) -> str:
+def _as_percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
@@ -143,7 +145,7 @@ def apply(masks: Path, model: str, out: Path, force: bool, as_json: bool) -> Non
     from maskpro_deploy.system.progress import Meter
 
     check_free(out, force=force)
-    path = _file(masks)
+    path = _mask_file(masks)
     given = MaskSet.load(path)
     dense = Checkpoint.open(resolve(model))
     if dense.masks is not None:
@@ -169,7 +171,7 @@ def apply(masks: Path, model: str, out: Path, force: bool, as_json: bool) -> Non
     )
 
 
-def _file(path: Path) -> Path:
+def _mask_file(path: Path) -> Path:
     from maskpro_deploy.masks import MASKS_FILE
 
     return path / MASKS_FILE if path.is_dir() else path

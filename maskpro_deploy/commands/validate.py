@@ -91,12 +91,12 @@ def render(report: ValidationReport) -> str:
     blocks = [f"{report.path} ({report.kind})"]
     if report.tensors:
         header = ["layers", "tensors", "shape", "dtype", "axis", "pattern", "groups", "violations", "short", "density", "cores"]
-        blocks.append(table(_rows(report), header))
-    blocks.append(_account(report))
+        blocks.append(table(_make_rows(report), header))
+    blocks.append(_describe_account(report))
     failed = report.failed if report.pattern is not None else ()
-    blocks.extend(_lines("fails", [(t.name, t.why()) for t in failed]))
-    blocks.extend(_lines("unaccounted for", [(u.name, _reason(u)) for u in report.unchecked]))
-    blocks.extend(_lines("contradiction", [("", p) for p in report.problems]))
+    blocks.extend(_list_lines("fails", [(t.name, t.why()) for t in failed]))
+    blocks.extend(_list_lines("unaccounted for", [(u.name, _describe_reason(u)) for u in report.unchecked]))
+    blocks.extend(_list_lines("contradiction", [("", p) for p in report.problems]))
     if signed := sum(t.negative_zeros for t in report.required):
         blocks.append(f"note: {signed} zeros are -0.0, which some sparse kernels take for values")
     if short := sum(t.short for t in report.required):
@@ -109,34 +109,34 @@ def render(report: ValidationReport) -> str:
     return "\n".join(blocks)
 
 
-def _account(report: ValidationReport) -> str:
+def _describe_account(report: ValidationReport) -> str:
     """What became of the bytes of all stored tensors, in a line."""
     account = report.account
     parts = ", ".join(f"{name} {size:,} ({100 * share:.1f} %)" for name, size, share in account.rows())
     return f"account of {account.total:,} bytes in stored tensors: {parts}"
 
 
-def _reason(item: Unchecked) -> str:
+def _describe_reason(item: Unchecked) -> str:
     users = f" (used by {', '.join(item.consumers)})" if item.consumers else ""
     return f"{item.reason}{users}"
 
 
-def _lines(label: str, items: list[tuple[str, str]]) -> list[str]:
+def _list_lines(label: str, items: list[tuple[str, str]]) -> list[str]:
     lines = [f"{label}: {name}: {why}" if name else f"{label}: {why}" for name, why in items[:_SHOWN]]
     if len(items) > _SHOWN:
         lines.append(f"{label}: {len(items) - _SHOWN} more (--json lists all)")
     return lines
 
 
-def _kind(name: str) -> str:
+def _layer_kind(name: str) -> str:
     """The name without its layer number: model.layers.3.mlp.up_proj.weight -> model.layers.*.mlp.up_proj.weight."""
     return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
-def _rows(report: ValidationReport) -> list[list[str]]:
+def _make_rows(report: ValidationReport) -> list[list[str]]:
     kinds: dict[tuple[object, ...], list[TensorReport]] = defaultdict(list)
     for t in report.tensors:
-        kinds[(_kind(t.name), t.shape, t.dtype, t.axis, t.required)].append(t)
+        kinds[(_layer_kind(t.name), t.shape, t.dtype, t.axis, t.required)].append(t)
     rows = []
     for (kind, shape, dtype, axis, required), tensors in kinds.items():
         size = sum(t.size for t in tensors)

@@ -46,6 +46,17 @@ def save_model(
     return path
 
 
+def edit_external(path, **entries):
+    """Change what the first initializer of a model says about its external data."""
+    model = onnx.load(path, load_external_data=False)
+    tensor = model.graph.initializer[0]
+    changed = {e.key: e.value for e in tensor.external_data} | entries
+    del tensor.external_data[:]
+    for key, value in changed.items():
+        tensor.external_data.add(key=key, value=value)
+    path.write_bytes(model.SerializeToString())
+
+
 def node(op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: object) -> onnx.NodeProto:
     return helper.make_node(op, inputs, outputs, **attributes)
 
