@@ -105,10 +105,10 @@ def command(
     _check_out(out)
     result: Result
     if tasks is None:
-        from maskpro_deploy.evaluate.published import choose
+        from maskpro_deploy.evaluate.published import choose_protocol
         from maskpro_deploy.runs import perplexity as _eval_perplexity
 
-        chosen = choose(
+        chosen = choose_protocol(
             protocol, data=source, window=window, stride=stride, max_windows=max_windows, joining=joining, bos=bos
         )  # fmt: skip
         found = [find_target(name) for name in names]
