@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from maskpro_deploy.cache_forms import ENGINE_FORMS
 from maskpro_deploy.commands.options import DURATION, PATH, PATTERN, json_option
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.system.output import emit, table
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     "--backend", default="auto", show_default=True, metavar="auto|tensorrt|tensorrt-rtx", help="The library to build with."
 )
 @click.option("--target", default="", metavar="SM,...", help="GPUs to build for, such as sm89,sm120 (tensorrt-rtx).")
-@click.option("--form", metavar="cat|static", help="The graph to build, by its cache. [default: the bundle's own]")
+@click.option("--form", metavar="|".join(ENGINE_FORMS), help="The graph to build, by its cache. [default: the bundle's own]")
 @click.option("--profiles", metavar="BUCKETS", help="Shapes to build for, such as 'prefill:1x128,4x512 decode:1,8'.")
 @click.option("--max-batch", type=int, help="Largest batch of the default profiles. [default: 8]")
 @click.option("--max-length", type=int, help="Longest sequence in tokens. [default: the model's, at most 2048]")

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from maskpro_deploy.cache_forms import CACHE_FORMS, DEFAULT_FORM
 from maskpro_deploy.commands.options import PATH, PATTERN, force_option, json_option
+from maskpro_deploy.exporters.graph.weight_kinds import DEFAULT_METHOD, METHODS, WEIGHT_KINDS, describe_blocks, head_kinds
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.reports.verification import verification_lines
 from maskpro_deploy.system.output import emit
@@ -39,28 +41,26 @@ FORMS = FormsType()
 @click.option(
     "--forms",
     type=FORMS,
-    default="cat",
+    default=DEFAULT_FORM,
     show_default=True,
-    metavar="cat,static,gqa",
+    metavar=",".join(CACHE_FORMS),
     help="Forms of the key/value cache, one graph each over the same weights.",
 )
 @click.option(
-    "--quantize", metavar="int8|int4|fp8", help="Store projections and output head in fewer bits; --dtype for the rest."
+    "--quantize", metavar="|".join(WEIGHT_KINDS), help="Store projections and output head in fewer bits; --dtype for the rest."
 )
-@click.option(
-    "--block-size", type=int, help="Rows of a weight that share a scale, 0 for all: 32 for int4, 0 for int8 by default."
-)
+@click.option("--block-size", type=int, help=f"Rows of a weight that share a scale, 0 for all. [default: {describe_blocks()}]")
 @click.option(
     "--quantize-head",
-    metavar="int8|int4",
-    help="With int4: store the output head as int8 (default), or as int4 too, smaller and faster and less exact.",
+    metavar="|".join(head_kinds()),
+    help=f"How the output head is stored: {head_kinds()[0]} by default; fewer bits are smaller and faster and less exact.",
 )
 @click.option(
     "--method",
-    default="nearest",
+    default=DEFAULT_METHOD,
     show_default=True,
-    metavar="nearest|calibrated",
-    help="How weights become integers: each by itself, or with the errors that matter on built-in text.",
+    metavar="|".join(METHODS),
+    help=f"How weights become integers: {', or '.join(METHODS.values())}.",
 )
 @click.option("--max-length", type=int, help="Longest sequence in tokens; the model's own limit by default.")
 @click.option(
@@ -104,7 +104,7 @@ def command(
     from maskpro_deploy.exporters import ExportConfig, export
     from maskpro_deploy.models import resolve
     from maskpro_deploy.system.files import check_free
-    from maskpro_deploy.system.progress import Meter
+    from maskpro_deploy.system.progress import Meters
 
     config = ExportConfig(
         dtype=dtype,
@@ -122,8 +122,7 @@ def command(
     reason = _cannot_verify() if verify else "--no-verify"
     if verify and reason:
         click.echo(f"{'' if dtype == 'fp32' else f'{dtype} '}not verified: {reason}", err=True)
-    describing, writing = Meter("describing", "s"), Meter("exporting", "bytes")
-    verifying, calibrating = Meter("verifying", "steps"), Meter("calibrating", "weights")
+    meters = Meters()
     manifest = export(
         folder,
         out,
@@ -132,13 +131,9 @@ def command(
         unverified=reason,
         compare=verify,
         force=force,
-        progress=writing,
-        describing=describing,
-        calibrating=calibrating,
-        verifying=verifying,
+        progress=meters,
     )
-    for meter in (describing, calibrating, writing, verifying):
-        meter.close()
+    meters.close()
     emit(as_json, {"bundle": str(out), **dataclasses.asdict(manifest)}, _text(out, manifest))
 
 

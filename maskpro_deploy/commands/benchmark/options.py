@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from maskpro_deploy.cache_forms import CACHE_FORMS
 from maskpro_deploy.commands.options import (
     DURATION,
     PATH,
@@ -77,7 +78,9 @@ def arm_options(function: F) -> F:
         ),
         click.option("--provider", default="cpu", show_default=True, metavar=PROVIDERS, help="What runs it."),
         click.option(
-            "--form", metavar="FORM[,FORM]", help="cat, static or gqa: the graph of BUNDLE to run, and that of --against."
+            "--form",
+            metavar="FORM[,FORM]",
+            help=f"{', '.join(CACHE_FORMS)}: the graph of BUNDLE to run, and that of --against.",
         ),
         click.option("--engine", metavar="FILE[,FILE]", help="The engine of BUNDLE to run, and that of --against."),
         threads_option,
