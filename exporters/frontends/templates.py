@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from maskpro_deploy.checkpoint import Checkpoint
-from maskpro_deploy.errors import FormatError, InputError
+from maskpro_deploy.errors import FormatError, InputError, in_one_line
 from maskpro_deploy.exporters.architectures.registry import TEMPLATES
 from maskpro_deploy.exporters.architectures.template import Template
 from maskpro_deploy.system.extras import require
@@ -39,7 +39,7 @@ def choose_template(source: Checkpoint, progress: Progress = SILENT) -> Template
                 return front_end(source, model_type, progress)
         except (InputError, FormatError) as e:
             refusals.append(e)
-    said = "\n".join(" ".join(str(e).split()) for e in refusals)
+    said = "\n".join(in_one_line(e) for e in refusals)
     kind = FormatError if all(isinstance(e, FormatError) for e in refusals) else InputError
     raise kind(f"config.json: model_type {model_type!r} is not supported. {ours}.\n{said}") from refusals[-1]
 

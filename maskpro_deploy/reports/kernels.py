@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from maskpro_deploy.bench import wording
 from maskpro_deploy.bench.environment import circumstances, reproduce_note
 from maskpro_deploy.bench.kernels.measure import KernelCase, KernelResult
+from maskpro_deploy.bench.results import wording
 from maskpro_deploy.bench.roofline import Load, floor
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.summary import UNKNOWN, markdown_page, number
+from maskpro_deploy.bench.sweeps.summary import UNKNOWN, markdown_page, number
 from maskpro_deploy.reports import plots
 from maskpro_deploy.reports.blocks import CodeSection, ListSection, PlotSection, Report, Section, TableSection
 from maskpro_deploy.reports.latency import environment_table

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,11 @@ from maskpro_deploy.bench import environment
 from maskpro_deploy.bench.graph_work import graph_work
 from maskpro_deploy.bench.kernels.measure import KernelCase, KernelResult, kernel_cases, run_kernels
 from maskpro_deploy.bench.kernels.saved import SavedKernels, check_same
+from maskpro_deploy.bench.products.model import ModelProducts, measure_model
 from maskpro_deploy.bench.roofline import measure_bandwidth
 from maskpro_deploy.bench.sessions import Run, empty_run
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.sweep import SweepConfig
-from maskpro_deploy.gpu_check.products import ModelProducts, of_model
+from maskpro_deploy.bench.sweeps.sweep import SweepConfig
 from maskpro_deploy.manifest import Manifest, safe_path
 from maskpro_deploy.runs.output import measured_arithmetic
 from maskpro_deploy.system.progress import Meter
@@ -156,7 +157,7 @@ class KernelsRun:
             progress=meter,
         )
         try:
-            found = of_model(model)
+            found = measure_on_gpu(model)
         finally:
             meter.close()
         if found["measured"] or not earlier:  # else the GPU is gone, and its figures stay
@@ -182,6 +183,15 @@ class KernelsRun:
             cpu_finished=cpu_finished,
             finished=finished,
         )
+
+
+def measure_on_gpu(model: ModelProducts) -> dict[str, Any]:
+    """What `measure_model` gives, where torch is installed."""
+    if find_spec("torch") is None:
+        return {"measured": False, "reason": "torch is not installed"}
+    import torch
+
+    return measure_model(torch, model)
 
 
 @contextmanager

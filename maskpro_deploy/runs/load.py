@@ -224,7 +224,7 @@ def text(result: LoadResult, out: Path | None = None) -> str:
 def write_files(result: LoadResult, out: Path, *, force: bool) -> None:
     """result.json, report.md, report.html and one file per server and load in vLLM's format, as a whole or not at all."""
     from maskpro_deploy.bench.load.summary import markdown
-    from maskpro_deploy.bench.result import RESULT_FILE
+    from maskpro_deploy.bench.sweeps.result import RESULT_FILE
     from maskpro_deploy.reports.blocks import REPORT_FILE, write
     from maskpro_deploy.reports.load import page
     from maskpro_deploy.system.files import new_folder, write_json

@@ -13,9 +13,9 @@ from maskpro_deploy.targets.arms import notes_for
 
 if TYPE_CHECKING:
     from maskpro_deploy.bench.model import ModelArm
-    from maskpro_deploy.bench.result import BenchResult
     from maskpro_deploy.bench.roofline import Arithmetic
-    from maskpro_deploy.bench.sweep import SweepOptions
+    from maskpro_deploy.bench.sweeps.result import BenchResult
+    from maskpro_deploy.bench.sweeps.sweep import SweepOptions
     from maskpro_deploy.reports.blocks import Report
 
 
@@ -37,8 +37,8 @@ def measure_and_emit(
     as_json: bool,
 ) -> None:
     """Open the bundles, measure, save after each session, print, write; exit code 1 for an invalid run."""
-    from maskpro_deploy.bench.saved import load
-    from maskpro_deploy.bench.summary import headline, markdown
+    from maskpro_deploy.bench.sweeps.saved import load
+    from maskpro_deploy.bench.sweeps.summary import headline, markdown
     from maskpro_deploy.reports.latency import page
     from maskpro_deploy.system.extras import require
     from maskpro_deploy.system.progress import Meter
@@ -72,7 +72,7 @@ def check_out(out: Path | None, *, force: bool, resume: bool, append: bool) -> b
         ConfigError: flags that contradict each other.
         InputError: the folder holds something that is not to be replaced, or nothing that one could go on with.
     """
-    from maskpro_deploy.bench.result import RESULT_FILE
+    from maskpro_deploy.bench.sweeps.result import RESULT_FILE
     from maskpro_deploy.errors import ConfigError, InputError
     from maskpro_deploy.system.files import check_free
 
@@ -118,7 +118,7 @@ class Folder:
 
     def save(self, result: Result) -> None:
         """Write result.json, whole or not at all."""
-        from maskpro_deploy.bench.result import RESULT_FILE
+        from maskpro_deploy.bench.sweeps.result import RESULT_FILE
         from maskpro_deploy.system.files import new_folder, write_json
 
         if self._fresh:
@@ -155,7 +155,7 @@ def measured_arithmetic(threads: int | None) -> Arithmetic:
 
 def text(result: BenchResult, out: Path | None = None) -> str:
     """The result as it is printed."""
-    from maskpro_deploy.bench import summary
+    from maskpro_deploy.bench.sweeps import summary
 
     lines = [table(summary.rows(result), summary.columns(result)), ""]
     if not result.valid:
@@ -171,7 +171,7 @@ def text(result: BenchResult, out: Path | None = None) -> str:
 
 def write_files(value: Mapping[str, Any], markdown: str, page: Report, out: Path) -> None:
     """report.md and report.html, and then result.json, each whole or not at all."""
-    from maskpro_deploy.bench.result import RESULT_FILE
+    from maskpro_deploy.bench.sweeps.result import RESULT_FILE
     from maskpro_deploy.reports.blocks import REPORT_FILE, write
     from maskpro_deploy.system.files import atomic_file, write_json
 

@@ -10,10 +10,10 @@ from bundle_cases import fail, run, run_json
 from click.testing import CliRunner
 
 from maskpro_deploy.bench.graph_work import graph_work
-from maskpro_deploy.bench.result import BenchResult
 from maskpro_deploy.bench.roofline import measure_bandwidth
 from maskpro_deploy.bench.sessions import SelfTest
 from maskpro_deploy.bench.statistics.stats import FASTER, Ratio
+from maskpro_deploy.bench.sweeps.result import BenchResult
 from maskpro_deploy.cli import cli
 from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, InputError
 from maskpro_deploy.exporters import ExportConfig, export
@@ -28,7 +28,7 @@ SMALL = ("--batch", 1, "--prompt", 8, *QUICK)
 @pytest.fixture(autouse=True)
 def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure the bandwidth for real, over less memory."""
-    monkeypatch.setattr("maskpro_deploy.bench.sweep.measure_bandwidth", partial(measure_bandwidth, buffer_bytes=4 << 20))
+    monkeypatch.setattr("maskpro_deploy.bench.sweeps.sweep.measure_bandwidth", partial(measure_bandwidth, buffer_bytes=4 << 20))
 
 
 def test_latency_of_two_bundles_is_one_json_object(sparse_bundle: Path, dense_bundle: Path) -> None:

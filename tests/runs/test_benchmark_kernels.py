@@ -10,9 +10,9 @@ import pytest
 from bundle_cases import fail, run, run_json
 
 from maskpro_deploy.bench.kernels.measure import KernelCase, KernelResult
+from maskpro_deploy.bench.products.model import ModelProducts, sum_whole_model
 from maskpro_deploy.bench.roofline import Arithmetic, Bandwidth, measure_bandwidth
 from maskpro_deploy.errors import ConfigError, FormatError, InputError, Interrupted
-from maskpro_deploy.gpu_check.products import ModelProducts, whole_model
 from maskpro_deploy.runs.output import Folder
 from maskpro_deploy.targets.products import FORMS, FP32, SPARSE, Gemm, OpenForm, Product, weights
 
@@ -164,14 +164,14 @@ def test_what_a_gpu_found_is_kept_and_the_cpu_is_not_measured_again(
     }
     models = []
 
-    def of_model(model: ModelProducts) -> dict[str, Any]:
+    def measure_on_gpu(model: ModelProducts) -> dict[str, Any]:
         models.append(model)
         if len(models) == 1:
             model.save({**found, "cells": [cell, {**cell, "failed": "no memory"}]})
             raise KeyboardInterrupt
         return found if len(models) == 2 else {"measured": False, "reason": "torch sees no CUDA device"}
 
-    monkeypatch.setattr("maskpro_deploy.runs.kernels.of_model", of_model)
+    monkeypatch.setattr("maskpro_deploy.runs.kernels.measure_on_gpu", measure_on_gpu)
     fail(*quick, "--tokens", 1)
     state = json.loads((tmp_path / "report/result.json").read_text())
     assert (state["finished"], state["cpu_finished"]) == (False, True)
@@ -231,4 +231,4 @@ def test_a_model_on_the_gpu_is_added_up_where_all_its_shapes_were_measured() -> 
     cell = {"dtype": "float16", "m": 1, "count": 3, "median_ms": {"dense": 2.0, "cutlass": 1.0}}
     other = {**cell, "count": 1, "median_ms": {"dense": 5.0, "cutlass": 4.0, "cusparselt": 1.0}}
     late = {**cell, "m": 8}
-    assert whole_model([cell, other, late], 2) == [{"dtype": "float16", "m": 1, "ms": {"cutlass": 7.0, "dense": 11.0}}]
+    assert sum_whole_model([cell, other, late], 2) == [{"dtype": "float16", "m": 1, "ms": {"cutlass": 7.0, "dense": 11.0}}]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from maskpro_deploy.bench import wording
 from maskpro_deploy.bench.environment import circumstances
 from maskpro_deploy.bench.load.result import LoadResult, Point, ServerFacts
 from maskpro_deploy.bench.load.schedule import ClosedLoop, OpenLoop
+from maskpro_deploy.bench.results import wording
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.summary import escape, markdown_table, number
+from maskpro_deploy.bench.sweeps.summary import escape, markdown_table, number
 
 COLUMNS = (
     *("load", "server", "answered", "failed", "requests/s", "tokens/s", "ttft ms", "ttft p99", "tpot ms", "itl ms", "e2el ms"),

@@ -12,7 +12,7 @@ from maskpro_deploy.commands.options import PATH, force_option, json_option
 from maskpro_deploy.system.output import emit, table
 
 if TYPE_CHECKING:
-    from maskpro_deploy.bench.compare import Comparison
+    from maskpro_deploy.bench.sweeps.compare import Comparison
 
 
 @click.command("compare")
@@ -32,8 +32,9 @@ def command(a: Path, b: Path, out: Path | None, least_difference: float, force: 
     Example:
       maskpro-deploy benchmark compare report-before report-after --out comparison
     """
-    from maskpro_deploy.bench import compare, environment
-    from maskpro_deploy.bench.saved import load
+    from maskpro_deploy.bench import environment
+    from maskpro_deploy.bench.sweeps import compare
+    from maskpro_deploy.bench.sweeps.saved import load
     from maskpro_deploy.system.extras import require
     from maskpro_deploy.system.files import check_free
 
@@ -47,7 +48,7 @@ def command(a: Path, b: Path, out: Path | None, least_difference: float, force: 
 
 
 def _text(found: Comparison, out: Path | None) -> str:
-    from maskpro_deploy.bench import compare
+    from maskpro_deploy.bench.sweeps import compare
 
     lines = [f"A: {found.a}", f"B: {found.b}", ""]
     if found.differences:
@@ -59,8 +60,8 @@ def _text(found: Comparison, out: Path | None) -> str:
 
 
 def _write(found: Comparison, out: Path, *, force: bool) -> None:
-    from maskpro_deploy.bench import compare
-    from maskpro_deploy.bench.result import RESULT_FILE
+    from maskpro_deploy.bench.sweeps import compare
+    from maskpro_deploy.bench.sweeps.result import RESULT_FILE
     from maskpro_deploy.reports import comparison
     from maskpro_deploy.reports.blocks import REPORT_FILE, write
     from maskpro_deploy.system.files import new_folder, write_json

@@ -22,7 +22,7 @@ from maskpro_deploy.runs.output import Measure, measure_and_emit
 from maskpro_deploy.targets.arms import open_arms
 
 if TYPE_CHECKING:
-    from maskpro_deploy.bench.sweep import SweepConfig
+    from maskpro_deploy.bench.sweeps.sweep import SweepConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -116,7 +116,7 @@ def shared_options(samples: int, options: dict[str, Any]) -> tuple[SweepConfig, 
         samples: of each arm in each case.
         options: the options that these benchmarks have in common, by name.
     """
-    from maskpro_deploy.bench.sweep import SweepConfig
+    from maskpro_deploy.bench.sweeps.sweep import SweepConfig
 
     taken = {name: options.pop(name) for name in ("sessions", "same_model", "logit_tolerance", "seed", "least_difference")}
     sweep = SweepConfig(samples=samples, threads=options["threads"], budget_s=options.pop("budget"), **taken)

@@ -1,0 +1,73 @@
+"""Stand-ins for what torch has on a GPU only: ways to store a weight, and libraries that refuse some shapes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from maskpro_deploy.bench.products.ways import cusparselt, int8_dense
+
+
+class Same:
+    """A way to store a weight that changes nothing."""
+
+    from_dense = staticmethod(lambda weight: weight)
+
+
+class Wrong:
+    from_dense = staticmethod(lambda weight: 1.1 * weight)
+
+
+class Refusing:
+    @staticmethod
+    def from_dense(weight):
+        raise RuntimeError("not this shape\nand more")
+
+
+class Packed:
+    """What the 8-bit products take: `packed`; here it is the weight itself."""
+
+    def __init__(self, weight):
+        self.packed = weight
+
+    from_dense = classmethod(lambda cls, weight: cls(weight))
+
+
+class GpuTorch:
+    """torch as a GPU's libraries are: dense 8-bit products of more than 16 tokens, 2:4 ones of multiples of 16.
+
+    Args:
+        torch: the module.
+        outputs: the (out_dtype, transpose_result) that cuSPARSELt takes.
+    """
+
+    def __init__(self, torch, outputs):
+        self._torch, self._outputs = torch, outputs
+        self.multiplied, self.algorithms = [], []
+        self._C = SimpleNamespace(_cusparselt=SimpleNamespace(mm_search=self._search))
+
+    def __getattr__(self, name):
+        return getattr(self._torch, name)
+
+    def _int_mm(self, x, weight):
+        if len(x) <= 16:
+            raise RuntimeError(f"self.size(0) needs to be greater than 16, but got {len(x)}")
+        self.multiplied.append(len(x))
+        return self._torch._int_mm(x, weight)
+
+    def _cslt_sparse_mm(self, packed, x, *, out_dtype, transpose_result, **algorithm):
+        if x.shape[1] % 16 or (out_dtype, transpose_result) not in self._outputs:
+            raise RuntimeError(f"CUDA error: not supported for {out_dtype}")
+        self.algorithms.append(algorithm)
+        wide = self._torch.int32 if x.dtype == self._torch.int8 else x.dtype
+        found = (packed.to(wide) @ x.to(wide)).to(out_dtype or x.dtype)
+        return found.t() if transpose_result else found
+
+    def _search(self, packed, x, bias, alpha, out_dtype, transpose_result):
+        if x.shape[1] % 16:
+            raise RuntimeError("CUDA error: not supported")
+        return x.shape[1], 2, 1, 40
+
+
+def make_int8_ways(torch):
+    tuned = cusparselt(torch, Packed, tuned=True)
+    return {"dense": int8_dense(torch), "cusparselt": cusparselt(torch, Packed), "cusparselt-tuned": tuned}
