@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from maskpro_deploy.cache_forms import ENGINE_FORMS
 from maskpro_deploy.errors import ConfigError, FormatError
 from maskpro_deploy.manifest import EngineFile, Graph, ModelShape
 
@@ -37,7 +38,7 @@ def input_shapes(graph: Graph, model: ModelShape, batch: int, new: int, past: in
         shapes = {"input_ids": tokens, "position_ids": tokens, "write_indices": (batch,)}
         slots = graph.length
     else:
-        raise ConfigError(f"--form {graph.form}: engines are built from the forms cat and static.")
+        raise ConfigError(f"--form {graph.form}: engines are built from the forms {' and '.join(ENGINE_FORMS)}.")
     cache = (batch, model.num_kv_heads, slots, model.head_dim)  # (B, H, P or L, D)
     for layer in range(model.num_layers):
         shapes |= {f"past_key_values.{layer}.key": cache, f"past_key_values.{layer}.value": cache}

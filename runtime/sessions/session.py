@@ -19,14 +19,14 @@ from maskpro_deploy.backends.onnxruntime_.sessions import (
 )
 from maskpro_deploy.backends.profiles import Profile
 from maskpro_deploy.backends.providers import AUTO, CPU, CPU_PROVIDER, NATIVE, PROVIDERS, TENSORRT, check_provider_name
-from maskpro_deploy.backends.session import PACKED, SHARED, STATIC, GraphSession
+from maskpro_deploy.backends.session import GraphSession
+from maskpro_deploy.cache_forms import CACHE_FORMS, DEFAULT_FORM, cache_form
 from maskpro_deploy.errors import ConfigError, InputError, MachineError
 from maskpro_deploy.manifest import Graph, Manifest, safe_path
 from maskpro_deploy.system.extras import missing, require
 
 log = logging.getLogger(__name__)
 
-FORMS = (PACKED, STATIC, SHARED)
 _RUNNABLE_DTYPES = ("fp32", "fp16")
 
 
@@ -53,8 +53,8 @@ class SessionConfig:
         check_provider_name(self.provider)
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"--threads is {self.threads}; allowed: 1 and more.")
-        if self.form is not None and self.form not in FORMS:
-            raise ConfigError(f"--form {self.form}: there is no such cache form.\nGive one of: {', '.join(FORMS)}.")
+        if self.form is not None and self.form not in CACHE_FORMS:
+            raise ConfigError(f"--form {self.form}: there is no such cache form.\nGive one of: {', '.join(CACHE_FORMS)}.")
 
 
 def open_session(bundle: Path, config: SessionConfig | None = None) -> GraphSession:
@@ -96,7 +96,7 @@ def _choose_provider(wanted: str, graph: Graph) -> str:
 
     provider = resolve_provider(wanted, onnxruntime.get_available_providers())
     if wanted == AUTO and provider != CPU:
-        if graph.form != PACKED:
+        if not cache_form(graph.form).onnxruntime_gpu:
             provider = CPU
         elif lacks := missing("native"):
             log.warning("%s is not installed, which a GPU needs: running on the CPU", ", ".join(lacks))
@@ -153,10 +153,10 @@ def _open(model: Path, providers: tuple[Any, ...], config: SessionConfig, rewrit
 
 
 def _check_runnable(graph: Graph, provider: str) -> None:
-    if graph.form != PACKED and provider != CPU:
+    if not cache_form(graph.form).onnxruntime_gpu and provider != CPU:
         raise InputError(
-            f"onnxruntime runs the {graph.form!r} cache form on a CPU only here; on a GPU it runs the {PACKED!r} form.\n"
-            f"Give --provider {CPU}, or --form {PACKED}."
+            f"onnxruntime runs the {graph.form!r} cache form on a CPU only here; on a GPU it runs the {DEFAULT_FORM!r} form.\n"
+            f"Give --provider {CPU}, or --form {DEFAULT_FORM}."
         )
     if graph.dtype == "bf16" and provider == CPU:
         raise InputError(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from maskpro_deploy.backends.caches import Ints
 from maskpro_deploy.backends.onnxruntime_.sessions import open_graph
-from maskpro_deploy.backends.session import positions
+from maskpro_deploy.backends.session import Floats, positions
 from maskpro_deploy.manifest import Manifest
 
 
@@ -16,20 +18,20 @@ from maskpro_deploy.manifest import Manifest
 class PlainCache:
     """Keys and values of all layers, each `# (B, H, P, D)`."""
 
-    values: tuple[np.ndarray, ...]
+    values: tuple[Floats, ...]
 
     @property
-    def batch(self):
-        return self.values[0].shape[0]
+    def batch(self) -> int:
+        return int(self.values[0].shape[0])
 
     @property
-    def length(self):
-        return self.values[0].shape[2]
+    def length(self) -> int:
+        return int(self.values[0].shape[2])
 
-    def select(self, rows, trim=0):
+    def select(self, rows: Sequence[int], trim: int = 0) -> PlainCache:
         return PlainCache(tuple(a[list(rows), :, trim:] for a in self.values))
 
-    def join(self, other):
+    def join(self, other: PlainCache) -> PlainCache:
         length = max(self.length, other.length)
         padded = [[np.pad(a, ((0, 0), (0, 0), (length - a.shape[2], 0), (0, 0))) for a in c.values] for c in (self, other)]
         return PlainCache(tuple(np.concatenate(pair) for pair in zip(*padded, strict=True)))
@@ -44,7 +46,9 @@ class PlainSession:
         self._session = open_graph(bundle / manifest.graph.file, threads=1)
         self._outputs = [o.name for o in self._session.get_outputs() if o.name.startswith("present.")]
 
-    def forward(self, tokens, cache=None, attention_mask=None):
+    def forward(
+        self, tokens: Ints, cache: PlainCache | None = None, attention_mask: Ints | None = None
+    ) -> tuple[Floats, PlainCache]:
         rows, new = tokens.shape
         if cache is None:
             empty = np.zeros((rows, self.shape.num_kv_heads, 0, self.shape.head_dim), np.float32)
@@ -56,10 +60,10 @@ class PlainSession:
         logits, *present = self._session.run(["logits", *self._outputs], feeds)
         return logits, PlainCache(tuple(present))
 
-    def logits(self, tokens):
+    def logits(self, tokens: Ints) -> Floats:
         return self.forward(tokens)[0]
 
-    def greedy(self, prompt, count):
+    def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
         tokens = list(prompt)
         for _ in range(count):
             tokens.append(int(self.logits(np.array([tokens]))[0, -1].argmax()))

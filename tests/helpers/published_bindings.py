@@ -15,6 +15,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ print(json.dumps({"members": members, "classes": classes}))
 """
 
 
-def run_python(code, path, *arguments):
+def run_python(code: str, path: Path, *arguments: object) -> str:
     """Run code in a process of its own (two versions do not fit into one), with `path` to import from; returns its stdout."""
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{path}"}
     command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
@@ -49,12 +50,13 @@ def run_python(code, path, *arguments):
     return done.stdout
 
 
-def describe(module, path, *libraries):
+def describe(module: str, path: Path, *libraries: Path) -> dict[str, Any]:
     """One library's names."""
-    return json.loads(run_python(DESCRIBE, path, module, *libraries).splitlines()[-1])
+    described: dict[str, Any] = json.loads(run_python(DESCRIBE, path, module, *libraries).splitlines()[-1])
+    return described
 
 
-def fetch(version):
+def fetch(version: str) -> Path:
     """The wheel of the published bindings, from the cache or the network."""
     folder = cache_folder() / "tensorrt-bindings" / f"{version}-{sys.implementation.cache_tag}"
     if not (found := list(folder.glob("*.whl"))):
@@ -69,7 +71,7 @@ def fetch(version):
     return found[0]
 
 
-def empty_libraries(extension, folder):
+def empty_libraries(extension: Path, folder: Path) -> list[Path]:
     """Libraries under the names that the extension needs, with empty functions for all it takes from them."""
     listing = subprocess.run(["nm", "-D", "--undefined-only", str(extension)], capture_output=True, text=True, check=True).stdout
     names = re.findall(r"^\s+U (\w+)$", listing, re.MULTILINE)  # those of the system carry a version
@@ -87,7 +89,7 @@ def empty_libraries(extension, folder):
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory):
+def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, Any], Path, list[Path]]]:
     """Version -> description of the published bindings, their folder, and the empty libraries."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         pytest.skip("the bindings are fetched for Linux on x86-64")
@@ -104,7 +106,7 @@ def published(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def rtx():
+def rtx() -> dict[str, Any]:
     """Description of the installed tensorrt-rtx."""
     if missing("tensorrt-rtx"):
         pytest.skip("tensorrt-rtx is not installed")

@@ -15,7 +15,7 @@ from typing import Any
 from maskpro_deploy.backends.cuda.packages import load_for
 from maskpro_deploy.backends.onnxruntime_.linked_libraries import onnxruntime_tensorrt
 from maskpro_deploy.backends.providers import AUTO, CPU, CPU_PROVIDER, CUDA, CUDA_PROVIDER, PROVIDERS, TENSORRT_PROVIDER
-from maskpro_deploy.errors import FormatError, MachineError
+from maskpro_deploy.errors import FormatError, MachineError, first_line
 
 # how far onnxruntime may rewrite the graph
 REWRITE_ALL, REWRITE_BASIC, REWRITE_NOTHING = "ORT_ENABLE_ALL", "ORT_ENABLE_BASIC", "ORT_DISABLE_ALL"
@@ -67,8 +67,7 @@ def open_graph(
             return onnxruntime.InferenceSession(content, options, providers=list(providers))
     except Exception as e:  # onnxruntime raises many types of its own; the first line says what failed
         name = "the graph" if isinstance(model, bytes) else model
-        line = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise FormatError(f"onnxruntime cannot load {name}: {line}" + (f"\n{advice}" if advice else "")) from e
+        raise FormatError(f"onnxruntime cannot load {name}: {first_line(e)}" + (f"\n{advice}" if advice else "")) from e
 
 
 def resolve_provider(wanted: str, available: Sequence[str]) -> str:

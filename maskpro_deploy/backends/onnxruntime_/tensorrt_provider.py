@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from maskpro_deploy.backends.profiles import DEFAULT_BATCH, DEFAULT_LENGTH, DEFAULT_PREFILL, Profile, make_profile
+from maskpro_deploy.cache_forms import DEFAULT_FORM
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.manifest import EngineFile, Graph, Manifest, ModelShape
 from maskpro_deploy.system.files import cache_folder
@@ -38,8 +39,10 @@ def whole_profile(
     Raises:
         ConfigError: the graph has another form.
     """
-    if graph.form != "cat":
-        raise ConfigError(f"onnxruntime's TensorRT provider takes the cat form here, not {graph.form}.\nGive --form cat.")
+    if graph.form != DEFAULT_FORM:
+        raise ConfigError(
+            f"onnxruntime's TensorRT provider takes the {DEFAULT_FORM} form here, not {graph.form}.\nGive --form {DEFAULT_FORM}."
+        )
     length = min(model.max_length, length)
     new = min(new, length)
     # bounds that are beyond the model together are allowed, no call is

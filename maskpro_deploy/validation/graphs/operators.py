@@ -1,14 +1,13 @@
 """What the operators of ONNX and of com.microsoft do with tensors, as far as it matters for weights. Products: see `products`.
 
-An operator that stands in none of these tables does something that is not known here: tables that reach it are unaccounted for.
+An operator that is in none of these tables does something that is not known here: tables that reach it are unaccounted for.
 """
 
 from __future__ import annotations
 
+from maskpro_deploy.onnx_graphs.nodes import MICROSOFT, STANDARD
 from maskpro_deploy.validation.accounts import Rule
 
-STANDARD = ("", "ai.onnx")
-MICROSOFT = "com.microsoft"
 # operators of other domains are somebody's own: what they compute, and with which weights, is not known
 KNOWN_DOMAINS = frozenset((*STANDARD, MICROSOFT, "ai.onnx.ml", "com.microsoft.nchwc", "com.ms.internal.nhwc"))
 
@@ -89,7 +88,7 @@ NORMALISING = {
     "SkipSimplifiedLayerNormalization": 2,
     "Softmax": 1,
 }
-# after these, a table that was added to activations is no longer to be seen in them
+# after these, a table that was added to activations can no longer be seen in them
 SETTLING = frozenset(
     (
         *("BiasSoftmax", "Hardmax", "LayerNormalization", "LogSoftmax", "RMSNormalization", "SimplifiedLayerNormalization"),

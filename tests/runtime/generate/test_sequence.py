@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from maskpro_deploy.backends.session import GraphSession
-from maskpro_deploy.runtime.generate.sampling import SamplingParams
+from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
 from maskpro_deploy.runtime.generate.sequence import GenerationSequence, TokenEvent
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 
