@@ -137,3 +137,17 @@ class Reader(Protocol):
             InputError: it is something else after all.
             FormatError: it is damaged.
         """
+
+
+class SuffixReader:
+    """What readers of single files share: the end of the name tells the format.
+
+    Attributes:
+        suffix: in small letters, with its dot.
+    """
+
+    suffix: str
+
+    def accepts(self, path: Path) -> bool:
+        """Whether `path` is a file with this suffix."""
+        return path.is_file() and path.suffix.lower() == self.suffix
