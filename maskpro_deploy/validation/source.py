@@ -140,13 +140,9 @@ class Reader(Protocol):
 
 
 class SuffixReader:
-    """What readers of single files share: the end of the name tells the format.
+    """What readers of single files share: the suffix tells the format."""
 
-    Attributes:
-        suffix: in small letters, with its dot.
-    """
-
-    suffix: str
+    suffix: str  # in small letters, with its dot
 
     def accepts(self, path: Path) -> bool:
         """Whether `path` is a file with this suffix."""

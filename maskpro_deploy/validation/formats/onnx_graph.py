@@ -42,11 +42,11 @@ def read_graph(path: Path) -> Source:
     return Source(
         kind="onnx",
         weights=trace.weights,
-        unchecked=trace.unchecked,
+        unchecked=trace.ledger.unchecked,
         stored=trace.ledger.stored,
         num_parameters=trace.num_parameters,
         files=tuple(sorted(trace.files)),
-        inputs=(file, *trace.inputs),
+        inputs=(file, *trace.external.opened),
         multiply_adds=trace.multiply_adds,
     )
 
