@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from onnx_cases import FLOAT, ORIENTATIONS, edit_external, node, product, save_model
+from onnx_cases import FLOAT, ORIENTATIONS, change_external_data, node, product, save_model
 from safetensors.numpy import load_file, save_file
 from sparse_cases import FLOATS, PATTERNS, STORED, damaged, holds_by_hand, lawful
 
@@ -370,7 +370,7 @@ def loose_data(rng: np.random.Generator, folder: Path) -> Case:
     path = save_model(folder, [node("MatMul", ["x", "w"], ["y"])], {"w": array}, external=True)
     changes = ({"location": "../x"}, {"location": "/x"}, {"location": "none"}, {"offset": "1"}, {"offset": "-1"}, {"length": "8"})
     change = pick(rng, (*changes, {"offset": str(1 << 62)}, {"length": "-256"}))
-    edit_external(path, **change)
+    change_external_data(path, **change)
     return Case(path=path, label=f"onnx data {change}", holds=False, pattern=TWO_FOUR)
 
 

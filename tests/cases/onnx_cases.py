@@ -46,8 +46,8 @@ def save_model(
     return path
 
 
-def edit_external(path, **entries):
-    """Change what the first initializer of a model says about its external data."""
+def change_external_data(path: Path, **entries: str) -> None:
+    """Change where a model says that its first weight lies: `location`, `offset` or `length`."""
     model = onnx.load(path, load_external_data=False)
     tensor = model.graph.initializer[0]
     changed = {e.key: e.value for e in tensor.external_data} | entries

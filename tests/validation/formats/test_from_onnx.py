@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from onnx_cases import FLOAT, ORIENTATIONS, edit_external, node, product, save_model
+from onnx_cases import FLOAT, ORIENTATIONS, change_external_data, node, product, save_model
 from sparse_cases import damaged, holds_by_hand, lawful, seeds
 
 from maskpro_deploy.errors import FormatError
@@ -438,7 +438,7 @@ class TestDamagedFiles:
     @pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "a/../../secret", "C:\\secret", "..\\secret", ""])
     def test_external_data_outside_the_folder_is_refused(self, external, location):
         (external.parent.parent / "secret").write_bytes(bytes(1000))
-        edit_external(external, location=location)
+        change_external_data(external, location=location)
         with pytest.raises(FormatError, match="outside its folder"):
             validate(external)
 
@@ -454,7 +454,7 @@ class TestDamagedFiles:
         "entries", [{"offset": "1"}, {"offset": "-4"}, {"length": "4"}, {"offset": "x"}, {"location": "gone"}]
     )
     def test_external_data_of_the_wrong_size_or_place_is_refused(self, external, entries):
-        edit_external(external, **entries)
+        change_external_data(external, **entries)
         with pytest.raises(FormatError, match=r"m\.onnx"):
             validate(external)
 
