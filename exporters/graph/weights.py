@@ -49,8 +49,8 @@ def matmul_weights(graph: Path) -> list[MatMulWeight]:
     """
     model = read_model(graph)
     constants = ConstantFinder(model.graph)
-    found = (_matmul_weight(node, constants, graph.parent) for node in model.graph.node if node.op_type == "MatMul")
-    return [weight for weight in found if weight is not None]
+    weights = (_matmul_weight(node, constants, graph.parent) for node in model.graph.node if node.op_type == "MatMul")
+    return [weight for weight in weights if weight is not None]
 
 
 def _matmul_weight(node: NodeProto, constants: ConstantFinder, folder: Path) -> MatMulWeight | None:

@@ -269,12 +269,8 @@ def weight_from_a_branch(d: Draft) -> None:
 def weight_carried_by_a_loop(d: Draft) -> None:
     body = _sub([helper.make_node("MatMul", ["s", "w"], ["so"]), helper.make_node("Identity", ["w"], ["wo"])], "so")
     body.node.append(helper.make_node("Identity", ["go"], ["on"]))
-    shapes: tuple[tuple[str, int, list[object] | None], ...] = (
-        ("n", TensorProto.INT64, []),
-        ("go", TensorProto.BOOL, []),
-        ("s", FLOAT, None),
-        ("w", FLOAT, [K, K]),
-    )
+    shapes: list[tuple[str, int, list[int] | None]]
+    shapes = [("n", TensorProto.INT64, []), ("go", TensorProto.BOOL, []), ("s", FLOAT, None), ("w", FLOAT, [K, K])]
     body.input.extend(helper.make_tensor_value_info(*s) for s in shapes)
     del body.output[:]
     body.output.extend(

@@ -14,7 +14,7 @@ from onnx import NodeProto, TensorProto
 from maskpro_deploy.onnx_graphs.constants import move_axes
 from maskpro_deploy.onnx_graphs.nodes import get_integer, get_integers
 from maskpro_deploy.validation.arrays import Array, LoadedArray, MappedArray
-from maskpro_deploy.validation.graphs.moves.linear import dequantised, element_type, quantised
+from maskpro_deploy.validation.graphs.moves.linear import dequantise, element_type, quantise
 from maskpro_deploy.validation.graphs.moves.tensors import cast_target
 from maskpro_deploy.validation.graphs.values import Constant, Input
 
@@ -35,28 +35,28 @@ def _cast(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant
     if np.can_cast(element_type(value.data), target, "safe"):
         return value
 
-    return replace(value, data=MappedArray(base=value.data, function=lambda piece, start: _narrowed(piece, target)))
+    return replace(value, data=MappedArray(base=value.data, function=lambda piece, start: _narrow(piece, target)))
 
 
-def _narrowed(piece: Array, target: np.dtype[Any]) -> Array:
+def _narrow(piece: Array, target: np.dtype[Any]) -> Array:
     with np.errstate(all="ignore"):
         return piece.astype(target)
 
 
 def _dequantize(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
-    found = _scales(node, value, inputs)
-    if found is None:
+    scales = _read_scales(node, value, inputs)
+    if scales is None:
         return None
-    data = dequantised(value.data, value.shape, found.axis, found.scale, found.zero_point, found.block)
+    data = dequantise(value.data, value.shape, scales.axis, scales.scale, scales.zero_point, scales.block)
     if data is None:
         return None
     target = cast_target(get_integer(node, "output_dtype", 0))
-    return replace(value, data=data) if target is None or target == found.scale.dtype else None
+    return replace(value, data=data) if target is None or target == scales.scale.dtype else None
 
 
 def _quantize(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
-    found = _scales(node, value, inputs)
-    if found is None:
+    scales = _read_scales(node, value, inputs)
+    if scales is None:
         return None
     zero_point = inputs[2] if len(inputs) > 2 else None
     if isinstance(zero_point, Constant):
@@ -66,7 +66,7 @@ def _quantize(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Cons
     if name not in _QUANTISED:
         return None
     target, limits = _QUANTISED[name]
-    data = quantised(value.data, value.shape, found.axis, found.scale, found.zero_point, found.block, np.dtype(target), limits)
+    data = quantise(value.data, value.shape, scales.axis, scales.scale, scales.zero_point, scales.block, np.dtype(target), limits)
     return replace(value, data=data, dtype=name) if data is not None else None
 
 
@@ -80,8 +80,8 @@ class _Scales:
     zero_point: Array | None
 
 
-def _scales(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> _Scales | None:
-    small = [small_array(v) for v in inputs[1:]]
+def _read_scales(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> _Scales | None:
+    small = [read_small(v) for v in inputs[1:]]
     if not small or small[0] is None or (len(small) > 1 and node.input[2] and small[1] is None):
         return None
     scale, zero_point = small[0], small[1] if len(small) > 1 else None
@@ -98,7 +98,7 @@ def _scales(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> _Scale
 
 
 def _reshape(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
-    wanted = integers(inputs[1]) if len(inputs) > 1 else None
+    wanted = read_integers(inputs[1]) if len(inputs) > 1 else None
     shape = value.dims
     if wanted is None:
         return None
@@ -111,7 +111,7 @@ def _reshape(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Const
         if known <= 0 or math.prod(shape) % known:
             return None
         wanted = [math.prod(shape) // known if d == -1 else d for d in wanted]
-    return _in_shape(value, wanted)
+    return _reshape_to(value, wanted)
 
 
 def _squeeze(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
@@ -119,8 +119,8 @@ def _squeeze(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Const
     given = given_axes(node, inputs)
     axes = axes_within(given, len(shape)) if given is not None else None
     if axes is None:
-        return _in_shape(value, [d for d in shape if d != 1]) if len(inputs) < 2 else None
-    return _in_shape(value, [d for i, d in enumerate(shape) if i not in axes])
+        return _reshape_to(value, [d for d in shape if d != 1]) if len(inputs) < 2 else None
+    return _reshape_to(value, [d for i, d in enumerate(shape) if i not in axes])
 
 
 def _unsqueeze(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
@@ -130,16 +130,16 @@ def _unsqueeze(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Con
     if axes is None:
         return None
     rest = iter(shape)
-    return _in_shape(value, [1 if i in axes else next(rest, 0) for i in range(len(shape) + len(axes))])
+    return _reshape_to(value, [1 if i in axes else next(rest, 0) for i in range(len(shape) + len(axes))])
 
 
 def _flatten(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
     shape, axis = list(value.dims), get_integer(node, "axis", 1)
     axis += len(shape) if axis < 0 else 0
-    return _in_shape(value, [math.prod(shape[:axis]), math.prod(shape[axis:])]) if 0 <= axis <= len(shape) else None
+    return _reshape_to(value, [math.prod(shape[:axis]), math.prod(shape[axis:])]) if 0 <= axis <= len(shape) else None
 
 
-def _in_shape(value: Constant, wanted: list[int]) -> Constant | None:
+def _reshape_to(value: Constant, wanted: list[int]) -> Constant | None:
     """The value in another shape of as many elements; a permuted one is brought into its order first, if it is not too large."""
     size, shape, perm = math.prod(value.shape), value.shape, value.perm
     if min(wanted, default=1) < 0 or math.prod(wanted) != size:
@@ -161,7 +161,7 @@ def _in_shape(value: Constant, wanted: list[int]) -> Constant | None:
 
 def given_axes(node: NodeProto, inputs: Sequence[Input]) -> list[int] | None:
     """The axes of a Squeeze or Unsqueeze, from its second input or, in old graphs, its attribute."""
-    return integers(inputs[1]) if len(inputs) > 1 else get_integers(node, "axes")
+    return read_integers(inputs[1]) if len(inputs) > 1 else get_integers(node, "axes")
 
 
 def axes_within(given: Sequence[int], rank: int) -> set[int] | None:
@@ -169,19 +169,19 @@ def axes_within(given: Sequence[int], rank: int) -> set[int] | None:
     return {a % rank for a in given} if all(-rank <= a < rank for a in given) else None
 
 
-def integers(value: Input) -> list[int] | None:
+def read_integers(value: Input) -> list[int] | None:
     """The elements of a short constant of integers."""
-    found = small_array(value)
-    return [int(v) for v in found.reshape(-1)] if found is not None and found.dtype.kind == "i" and found.size <= 64 else None
+    array = read_small(value)
+    return [int(v) for v in array.reshape(-1)] if array is not None and array.dtype.kind == "i" and array.size <= 64 else None
 
 
-def small_array(value: Input) -> Array | None:
+def read_small(value: Input) -> Array | None:
     """The values of a small constant."""
     if not isinstance(value, Constant) or value.data.size > EAGER_LIMIT or value.perm != tuple(range(len(value.perm))):
         return None
-    found = value.data.read(0, value.data.size).reshape(value.shape)
+    array = value.data.read(0, value.data.size).reshape(value.shape)
     value.data.release()
-    return found
+    return array
 
 
 _OUTPUT = {
