@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import signal
 import socket
 import threading
@@ -27,8 +26,6 @@ from maskpro_deploy.runtime.http.config import ServeConfig
 from maskpro_deploy.runtime.http.listener import base_url, listen
 from maskpro_deploy.runtime.http.server import create_app
 from maskpro_deploy.runtime.http.slot import GeneratorSlot
-
-log = logging.getLogger(__name__)
 
 _CLOSE_TIMEOUT_S = 5  # for connections to close once all answers are out
 
@@ -99,7 +96,7 @@ class _Lifetime:
             await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)
             hurry.cancel()
             clean = draining.done() and draining.result()
-            generator.close()  # what still runs ends now, and its clients are told
+            generator.close()  # what still runs ends now, and its clients get an error
             await draining
             return clean
         finally:
