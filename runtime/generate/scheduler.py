@@ -28,7 +28,7 @@ Emit = Callable[[GenerationSequence, Event], None]
 _HEADROOM = 64  # tokens that a sequence may count on when it is given a place
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SchedulerConfig:
     """How much runs at once.
 
@@ -218,7 +218,7 @@ class Scheduler:
         self._compact()
 
     def _extend(self, sequence: GenerationSequence, logits: Floats) -> bool:
-        """Choose a token and emit it; whether the sequence goes on. Unusable logits end this sequence alone."""
+        """Choose a token and emit it; whether the sequence continues. Unusable logits end this sequence alone."""
         try:
             self.emit(sequence, sequence.extend(logits))
         except NumericError as e:
