@@ -11,6 +11,7 @@ from maskpro_deploy.evaluate.figures import Comparison, Perplexity, comparison_o
 from maskpro_deploy.evaluate.published import describe
 from maskpro_deploy.evaluate.scores import WindowScore
 from maskpro_deploy.evaluate.tasks import Metric
+from maskpro_deploy.system.output import table
 
 SCHEMA, VERSION = "maskpro-deploy/eval", 1
 RESULT_FILE, MARKDOWN_FILE = "result.json", "report.md"
@@ -187,12 +188,17 @@ class TaskResult(_OfModels):
 Result = PerplexityResult | TaskResult
 
 
+def render_text(result: Result) -> str:
+    """The result as it is printed."""
+    return "\n".join([table(result.rows(), result.header), "", *result.statements()])
+
+
 def markdown(result: Result) -> str:
     """The result as Markdown."""
     cells = [result.header, ["---"] * len(result.header), *result.rows()]
-    table = "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in cells)
+    body = "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in cells)
     points = "\n".join(f"- {line}" for line in result.statements())
-    lines = ["# Evaluation", result.headline(), table, points]
+    lines = ["# Evaluation", result.headline(), body, points]
     if result.environment is not None:
         lines.append(f"Made with `{result.environment.get('command_line')}` on {result.environment.get('date')}.")
     return "\n\n".join(lines) + "\n"

@@ -15,6 +15,7 @@ from maskpro_deploy.reports import plots
 from maskpro_deploy.reports.blocks import CodeSection, ListSection, PlotSection, Report, Section, TableSection
 from maskpro_deploy.reports.latency import environment_table
 from maskpro_deploy.reports.plots import Bar
+from maskpro_deploy.system.output import table
 
 TOTALS = ("M", "form", "model ms", "layer ms", "against {}", "interval", "verdict")
 PRODUCTS = ("product", "count", "M", "form", "us", "GFLOP/s", "floor us", "against {}", "interval", "verdict")
@@ -220,3 +221,12 @@ def markdown(result: KernelResult) -> str:
         tables.append(("The whole model on the GPU", GPU_TOTALS, rows))
     points = {"Why this run is invalid": result.invalid_reasons, "Verdicts": verdicts(result), "How to read this": notes(result)}
     return markdown_page("Benchmark: kernels", headline(result), tables, points, str(result.environment["command_line"]))
+
+
+def render_text(result: KernelResult) -> str:
+    """The result as it is printed."""
+    lines = [table(product_rows(result), header(PRODUCTS, result)), "", table(total_rows(result), header(TOTALS, result)), ""]
+    if rows := gpu_rows(result.gpu):
+        lines += [table(rows, GPU_TOTALS), ""]
+    lines += [f"INVALID: {reason}" for reason in result.invalid_reasons]
+    return "\n".join([*lines, *verdicts(result), "", *notes(result)])

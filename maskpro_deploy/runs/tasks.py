@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from maskpro_deploy.evaluate.harness import Answers
 
 
-def measure(
+def measure_tasks(
     targets: Sequence[Target],
     reference: Target | None,
     settings: TaskSettings,
@@ -51,8 +51,8 @@ def measure(
         try:
             for target in targets:
                 if target.name not in log.results:
-                    found = _run(target, tasks, run, batch_size, _Answers(log, target.name))
-                    log.finish(target.name, [dataclasses.asdict(m) for m in found])
+                    figures = _run(target, tasks, run, batch_size, _Answers(log, target.name))
+                    log.finish(target.name, [dataclasses.asdict(m) for m in figures])
         except KeyboardInterrupt:
             raise Interrupted(f"stopped; the answers so far are in {out}.\nThe same command goes on there.") from None
     order = sorted((n for n in log.models if n in log.results), key=lambda n: n != name)

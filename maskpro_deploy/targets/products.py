@@ -50,7 +50,7 @@ class Gemm:
         return 4 * values
 
 
-def weights(gemm: Gemm, seed: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+def draw_weights(gemm: Gemm, seed: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     """A random weight as integers of 4 bits and a scale for each column, so that all forms can hold the same numbers.
 
     Returns:
@@ -70,12 +70,12 @@ def gemm_model(gemm: Gemm, copies: int = 1) -> bytes:
 
     nodes, constants, outputs = [], [], []
     for i in range(copies):
-        integers, scale = weights(gemm, i)
+        integers, scale = draw_weights(gemm, i)
         if gemm.form in (FP32, SPARSE):
             constants.append(numpy_helper.from_array(integers * scale, f"w{i}"))
             name = f"w{i}"
         else:
-            stored, scales, settings = _quantised(gemm, integers, scale, i)
+            stored, scales, settings = _quantise(gemm, integers, scale, i)
             constants += [stored, numpy_helper.from_array(scales, f"s{i}")]
             nodes.append(helper.make_node("DequantizeLinear", [f"q{i}", f"s{i}"], [f"w{i}"], **settings))
             name = f"w{i}"
@@ -87,7 +87,7 @@ def gemm_model(gemm: Gemm, copies: int = 1) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _quantised(
+def _quantise(
     gemm: Gemm, integers: npt.NDArray[np.int8], scale: npt.NDArray[np.float32], i: int
 ) -> tuple[Any, npt.NDArray[np.float32], dict[str, int]]:
     """The stored tensor, its scales and the settings of DequantizeLinear, as bundles have them."""
@@ -172,8 +172,8 @@ class OpenForm:
 
     def error(self, case: KernelCase) -> float:
         """The largest difference of the first product from numpy's in fp32, as a part of the largest value."""
-        integers, scale = weights(Gemm(form=self._form, k=case.k, n=case.n), 0)
-        expected = _tokens(case) @ (integers * scale)
+        integers, scale = draw_weights(Gemm(form=self._form, k=case.k, n=case.n), 0)
+        expected = _draw_tokens(case) @ (integers * scale)
         return float(np.abs(self._call(case)()[0] - expected).max() / np.abs(expected).max())
 
     def _call(self, case: KernelCase) -> Callable[[], list[npt.NDArray[np.float32]]]:
@@ -181,9 +181,9 @@ class OpenForm:
             self._product = None  # before the next one is made
             self._product = Product(Gemm(form=self._form, k=case.k, n=case.n), case.copies, self._threads)
             self._shape = (case.k, case.n)
-        return self._product.call(_tokens(case))
+        return self._product.call(_draw_tokens(case))
 
 
-def _tokens(case: KernelCase) -> npt.NDArray[np.float32]:
+def _draw_tokens(case: KernelCase) -> npt.NDArray[np.float32]:
     """# (M, K)"""
     return np.random.default_rng([case.m, case.k]).standard_normal((case.m, case.k), dtype=np.float32)

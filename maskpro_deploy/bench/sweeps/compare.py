@@ -17,6 +17,7 @@ from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.sweeps.saved import Saved
 from maskpro_deploy.bench.sweeps.summary import UNKNOWN, markdown_page, number
 from maskpro_deploy.errors import InputError
+from maskpro_deploy.system.output import table
 
 SCHEMA, VERSION = "maskpro-deploy/benchmark-comparison", 1
 COLUMNS = ("case", "model", "A ms", "B ms", "B against A", "interval", "verdict")
@@ -238,6 +239,14 @@ def notes(found: Comparison) -> list[str]:
     lines.append(wording.family_note(len(found.pairs), found.least_difference))
     lines += ["The interval takes the sessions of the two runs as independent.", *found.left_out]
     return lines
+
+
+def render_text(found: Comparison) -> str:
+    """The comparison as it is printed."""
+    lines = [f"A: {found.a}", f"B: {found.b}", ""]
+    if found.differences:
+        lines += [table(found.differences, ("differs", "A", "B")), ""]
+    return "\n".join([*lines, table(rows(found), COLUMNS), "", headline(found), "", *notes(found)])
 
 
 def markdown(found: Comparison) -> str:

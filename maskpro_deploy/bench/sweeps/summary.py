@@ -11,6 +11,7 @@ from maskpro_deploy.bench.model import DECODE, GENERATE, PREFILL, ModelArm
 from maskpro_deploy.bench.results import wording
 from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.sweeps.result import BenchResult, CaseResult
+from maskpro_deploy.system.output import table
 
 _ENDS = ("tokens/s", "floor ms", "of ceiling", "samples")
 _LATENCY_COLUMNS = ("case", "model", "median ms", "MAD ms", "p90 ms", *_ENDS)
@@ -222,6 +223,15 @@ def machine_line(result: BenchResult) -> str:
     waiting = "" if spin is None else " that spin" if spin else " that sleep while they wait"
     parts.append(f"threads: {threads or 'all cores'}{waiting}")
     return ", ".join(str(p) for p in parts if p)
+
+
+def render_text(result: BenchResult) -> str:
+    """The result as it is printed."""
+    lines = [table(rows(result), columns(result)), ""]
+    if not result.valid:
+        lines += [f"INVALID: {reason}" for reason in result.invalid_reasons] + [""]
+    lines += [*(verdict.sentence for verdict in verdicts(result)), *best_batches(result)]
+    return "\n".join([*lines, "", *caveats(result), f"Machine: {machine_line(result)}"])
 
 
 def markdown(result: BenchResult) -> str:

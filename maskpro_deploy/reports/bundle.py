@@ -1,12 +1,27 @@
-"""What `export` prints of a comparison with the checkpoint: the manifest's `verification` in lines."""
+"""What `export` prints of a bundle: files, sparsity, and the comparison with the checkpoint in lines."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maskpro_deploy.manifest import Manifest
+
+
+def render_text(bundle: Path, manifest: Manifest) -> str:
+    """The bundle as it is printed."""
+    size = sum(entry.bytes for entry in manifest.files)
+    graph = manifest.graph
+    sparsity = f"{manifest.sparsity} proven on {len(manifest.sparse_weights)} weights" if manifest.sparsity else "dense"
+    kind = f"{graph.dtype}, {graph.quantization}" if graph.quantization else graph.dtype
+    lines = [
+        f"{bundle}: {manifest.model.name}, {kind}, opset {graph.opset}, {len(manifest.files)} files, {size / 1e6:.1f} MB",
+        f"sparsity: {sparsity}",
+        "forms: " + ", ".join(f"{g.form} ({g.file})" for g in (graph, *manifest.siblings)),
+    ]
+    return "\n".join([*lines, *verification_lines(manifest)])
 
 
 def verification_lines(manifest: Manifest) -> list[str]:
@@ -44,9 +59,9 @@ def _range(v: Mapping[str, Any]) -> list[str]:
     """How near values come to the end of a half-precision type, or why that is not known."""
     if v["status"] == "passed" and "half_precision" in v:
         return [v["half_precision"]]
-    if not (found := v.get("range")):
+    if not (largest := v.get("range")):
         return []
     return [
-        f"largest {found['dtype']} activation {found['largest']:.4g}, {found['margin']:.3g} times below the limit of "
-        f"{found['limit']:.6g}: {found['layer']}, {found['node']}"
+        f"largest {largest['dtype']} activation {largest['largest']:.4g}, {largest['margin']:.3g} times below the limit of "
+        f"{largest['limit']:.6g}: {largest['layer']}, {largest['node']}"
     ]
