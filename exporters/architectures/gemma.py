@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from maskpro_deploy.errors import FormatError
+from maskpro_deploy.exporters.architectures.template import Template
 from maskpro_deploy.exporters.graph.builder import Graph
 from maskpro_deploy.exporters.graph.decoder_config import (
     DecoderConfig,
@@ -83,17 +85,14 @@ def _two_ropes(config: Mapping[str, Any], head_dim: int) -> dict[str, RopeConfig
     return ropes
 
 
-def build_gemma2(m: Layers) -> Graph:
-    """The whole graph; weights are named, not read."""
-    return _build(m, head_norm=False)
+def build(m: Layers, *, head_norm: bool) -> Graph:
+    """The whole graph; weights are named, not read.
 
+    Args:
+        m: the parts, for one config and one form of the cache.
+        head_norm: norm q and k of each head before they are turned.
+    """
 
-def build_gemma3(m: Layers) -> Graph:
-    """The same, with normed heads."""
-    return _build(m, head_norm=True)
-
-
-def _build(m: Layers, *, head_norm: bool) -> Graph:
     def norm(module: str, x: str) -> str:
         return m.rms_norm(module, x, plus=1.0)
 
@@ -106,3 +105,19 @@ def _build(m: Layers, *, head_norm: bool) -> Graph:
         x = m.gated_mlp(f"{block}.mlp", norm(f"{block}.pre_feedforward_layernorm", h))
         h = m.add(f"{block}.add_mlp", h, norm(f"{block}.post_feedforward_layernorm", x))
     return m.logits(norm("model.norm", h), "lm_head", "model.embed_tokens")
+
+
+TEMPLATES = {
+    "gemma2": Template(
+        read=read_gemma2,
+        build=partial(build, head_norm=False),
+        models="Gemma 2",
+        special="four norms a layer, capped scores and logits, windows in every other layer",
+    ),
+    "gemma3_text": Template(
+        read=read_gemma3,
+        build=partial(build, head_norm=True),
+        models="Gemma 3 (text)",
+        special="four norms a layer, normed heads, two kinds of rotary embedding",
+    ),
+}

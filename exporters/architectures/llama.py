@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from maskpro_deploy.exporters.architectures.template import Template
 from maskpro_deploy.exporters.graph.builder import Graph
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, base_config, positive
 from maskpro_deploy.exporters.graph.layers import Layers
@@ -48,3 +49,9 @@ def build(m: Layers, *, head_norm: bool = False) -> Graph:
         x = m.gated_mlp(f"{block}.mlp", m.rms_norm(f"{block}.post_attention_layernorm", h))
         h = m.add(f"{block}.add_mlp", h, x)
     return m.logits(m.rms_norm("model.norm", h), "lm_head", "model.embed_tokens")
+
+
+TEMPLATES = {
+    "llama": Template(read=read, build=build, models="LLaMA 2 and 3, SmolLM2"),
+    "mistral": Template(read=read_mistral, build=build, models="Mistral", special="a window in all layers, or in none"),
+}

@@ -9,12 +9,12 @@ logits = tokens' layer_norm(h)
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from maskpro_deploy.exporters.architectures.template import Template
 from maskpro_deploy.exporters.graph.builder import Graph
-from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, base_config, only, positive, read_activation
+from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, only, positive, unturned_config
 from maskpro_deploy.exporters.graph.layers import Layers
 
 _POSITION_OFFSET = 2
@@ -28,16 +28,8 @@ def read(config: Mapping[str, Any]) -> DecoderConfig:
     only(config, "layer_norm_elementwise_affine", True, True)
     only(config, "word_embed_proj_dim", hidden, hidden)
     own = {"intermediate_size": positive(config, "ffn_dim"), "layer_norm_eps": 1e-5, "tie_word_embeddings": True}
-    base = base_config({**own, **config, "hidden_act": "silu"}, eps="layer_norm_eps")
     bias = bool(config.get("enable_bias", True))
-    return dataclasses.replace(
-        base,
-        activation=read_activation(config, "activation_function", "relu"),
-        attention_bias=bias,
-        output_bias=bias,
-        mlp_bias=bias,
-        ropes=(None,) * base.num_layers,
-    )
+    return unturned_config({**own, **config}, eps="layer_norm_eps", activation="relu", bias=bias)
 
 
 def build(m: Layers) -> Graph:
@@ -54,3 +46,8 @@ def build(m: Layers) -> Graph:
         x = m.activation(m.linear(f"{block}.fc1", x, e, f, bias=bias), f"/model/decoder/layers.{i}")
         h = m.add(f"{block}.add_mlp", h, m.linear(f"{block}.fc2", x, f, e, bias=bias))
     return m.logits(m.layer_norm("model.decoder.final_layer_norm", h), "lm_head", "model.decoder.embed_tokens")
+
+
+TEMPLATES = {
+    "opt": Template(read=read, build=build, models="OPT, without its 350M", special="learned positions, LayerNorm, ReLU"),
+}

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from maskpro_deploy.exporters.architectures.template import Template
 from maskpro_deploy.exporters.graph.builder import Graph
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, base_config, positive
 from maskpro_deploy.exporters.graph.layers import Layers, Part
@@ -41,3 +42,13 @@ def build(m: Layers) -> Graph:
         x = m.rms_norm(f"{block}.post_attention_layernorm", h)
         h = m.add(f"{block}.add_mlp", h, m.gated_mlp(f"{block}.mlp", x, parts=(halves[0], halves[1])))
     return m.logits(m.rms_norm("model.norm", h), "lm_head", "model.embed_tokens")
+
+
+TEMPLATES = {
+    "phi3": Template(
+        read=read,
+        build=build,
+        models="Phi-3, Phi-4, Phi-4-mini",
+        special="fused q, k, v and gate, up (taken apart); part of a head turned; longrope",
+    ),
+}

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from maskpro_deploy.exporters.architectures import llama
-from maskpro_deploy.exporters.graph.builder import Graph
+from maskpro_deploy.exporters.architectures.template import Template
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, base_config, layer_types, windows_of
-from maskpro_deploy.exporters.graph.layers import Layers
 
 
 def read_qwen2(config: Mapping[str, Any]) -> DecoderConfig:
@@ -36,11 +36,14 @@ def _windowed(config: Mapping[str, Any]) -> DecoderConfig:
     return dataclasses.replace(base, windows=windows_of(config, layer_types(config, base.num_layers, default)))
 
 
-def build_qwen2(m: Layers) -> Graph:
-    """LLaMA's graph; the biases are in the config."""
-    return llama.build(m)
-
-
-def build_qwen3(m: Layers) -> Graph:
-    """LLaMA's graph with normed heads."""
-    return llama.build(m, head_norm=True)
+TEMPLATES = {
+    "qwen2": Template(
+        read=read_qwen2,
+        build=llama.build,
+        models="Qwen2, Qwen2.5",
+        special="biases on q, k, v; windows in the upper layers, where switched on",
+    ),
+    "qwen3": Template(
+        read=read_qwen3, build=partial(llama.build, head_norm=True), models="Qwen3", special="a norm of each head's q and k"
+    ),
+}

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from maskpro_deploy.errors import FormatError
+from maskpro_deploy.exporters.architectures import llama
+from maskpro_deploy.exporters.architectures.template import Template
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, base_config, layer_types, positive, windows_of
 from maskpro_deploy.exporters.graph.rope_config import read_rope
 
@@ -31,3 +33,8 @@ def read(config: Mapping[str, Any]) -> DecoderConfig:
         default = ["full_attention" if has else "sliding_attention" for has in turned]
         windows = windows_of(config, layer_types(config, base.num_layers, default))
     return dataclasses.replace(base, ropes=tuple(rope if has else None for has in turned), windows=windows)
+
+
+TEMPLATES = {
+    "smollm3": Template(read=read, build=llama.build, models="SmolLM3", special="layers without rotary embedding"),
+}

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from maskpro_deploy.exporters.checks.half_precision import HALVES, round_graph
+from maskpro_deploy.exporters.checks.half_precision.rounding import HALVES, round_graph
 from maskpro_deploy.exporters.checks.ort_model import model_of
 from maskpro_deploy.manifest import Manifest, safe_path
 

@@ -20,9 +20,9 @@ import numpy.typing as npt
 
 from maskpro_deploy.data import HELD_OUT, load_text, load_tokenizer
 from maskpro_deploy.errors import CheckFailed, ConfigError
-from maskpro_deploy.exporters.checks.half_model import Opened, open_to_compare
-from maskpro_deploy.exporters.checks.half_precision import NotRounded
-from maskpro_deploy.exporters.checks.half_range import Ranges
+from maskpro_deploy.exporters.checks.half_precision.opening import Opened, open_to_compare
+from maskpro_deploy.exporters.checks.half_precision.ranges import Ranges
+from maskpro_deploy.exporters.checks.half_precision.rounding import NotRounded
 from maskpro_deploy.exporters.checks.logit_figures import (
     QUANTISED_SIBLINGS,
     ROUTED,
@@ -86,7 +86,7 @@ def verify(
         reference: the model that the bundle must agree with.
         prompts: token sequences of at least two tokens each.
         greedy_tokens: how many tokens to generate behind the first prompt.
-        progress: told after each prompt and each further comparison.
+        progress: shows each prompt and each further comparison.
 
     Raises:
         ConfigError: the prompts are too short, or too long for the graph.
@@ -94,8 +94,19 @@ def verify(
         NotRounded: the graph is bf16, for which onnxruntime has no kernels, and cannot be rewritten.
         OutOfRange: a value does not fit the graph's half-precision type.
     """
+    return compare_with_reference(bundle, Manifest.load(bundle), reference, prompts, greedy_tokens, progress)
+
+
+def compare_with_reference(
+    bundle: Path,
+    manifest: Manifest,
+    reference: Reference,
+    prompts: Sequence[Sequence[int]],
+    greedy_tokens: int,
+    progress: Progress = SILENT,
+) -> Verification:
+    """As `verify`, of a bundle whose manifest is not written yet."""
     require("cpu", "checking a bundle")
-    manifest = Manifest.load(bundle)
     _check_prompts(prompts, greedy_tokens, manifest.model.max_length)
     opened = open_to_compare(bundle, manifest)
     tolerance = tolerance_of(manifest.graph, routed=opened.routed)
@@ -135,7 +146,7 @@ def tolerance_of(graph: Graph, *, routed: bool = False) -> Tolerance:
     return TOLERANCES[graph.quantization.split()[0] if graph.quantization else graph.dtype]
 
 
-def _ranges(opened: Opened, prompts: Sequence[Sequence[int]]) -> Ranges | None:
+def _measure_ranges(opened: Opened, prompts: Sequence[Sequence[int]]) -> Ranges | None:
     """How large the values of a half-precision graph become.
 
     Raises:
@@ -158,7 +169,7 @@ def _compare_models(
     progress: Progress,
 ) -> Verification:
     """All figures of one comparison."""
-    model, ranges = opened.model, _ranges(opened, prompts)
+    model, ranges = opened.model, _measure_ranges(opened, prompts)
     stages = len(prompts) + 3
     pairs = []
     for done, prompt in enumerate(prompts, start=1):
@@ -169,10 +180,10 @@ def _compare_models(
     progress.update(stages - 2, stages)
     padding = _padding_difference(model, reference, prompts)
     progress.update(stages - 1, stages)
-    equal, margin = _greedy(model, reference, prompts[0], greedy_tokens)
+    equal, margin = _compare_greedy(model, reference, prompts[0], greedy_tokens)
     progress.update(stages, stages)
-    found = verdict(tolerance, pairs, steps=steps, padding=padding, greedy=greedy_tokens, equal=equal, margin=margin)
-    return dataclasses.replace(found, arithmetic=opened.arithmetic, unrounded=opened.unrounded, ranges=ranges)
+    verification = verdict(tolerance, pairs, steps=steps, padding=padding, greedy=greedy_tokens, equal=equal, margin=margin)
+    return dataclasses.replace(verification, arithmetic=opened.arithmetic, unrounded=opened.unrounded, ranges=ranges)
 
 
 def _check_prompts(prompts: Sequence[Sequence[int]], greedy_tokens: int, max_length: int) -> None:
@@ -203,7 +214,7 @@ def _padding_difference(model: OrtModel, reference: Reference, prompts: Sequence
     return float(np.max(differences))  # unlike max(), np.max never hides a NaN
 
 
-def _greedy(model: OrtModel, reference: Reference, prompt: Sequence[int], count: int) -> tuple[int, float]:
+def _compare_greedy(model: OrtModel, reference: Reference, prompt: Sequence[int], count: int) -> tuple[int, float]:
     """How many greedy tokens agree, and how sure the reference is of the first that differs."""
     ours, theirs = model.greedy(prompt, count), reference.greedy(prompt, count)
     for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):

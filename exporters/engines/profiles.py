@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from maskpro_deploy.cache_forms import ENGINE_FORMS
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.exporters.engines.config import EngineConfig
 from maskpro_deploy.exporters.engines.library import Profile
@@ -164,7 +165,7 @@ def shapes_at(graph: Graph, model: ModelShape, size: Size, past: int) -> dict[st
         shapes = {"input_ids": tokens, "position_ids": tokens, "write_indices": (batch,)}
         slots = graph.length
     else:
-        raise ConfigError(f"--form {graph.form}: engines are built from the forms cat and static.")
+        raise ConfigError(f"--form {graph.form}: engines are built from the forms {' and '.join(ENGINE_FORMS)}.")
     cache = (batch, model.num_kv_heads, slots, model.head_dim)  # (B, H, P or L, D)
     for layer in range(model.num_layers):
         shapes |= {f"past_key_values.{layer}.key": cache, f"past_key_values.{layer}.value": cache}

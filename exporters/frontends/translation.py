@@ -30,7 +30,7 @@ class Translation:
         model: the front end's graph.
         weights: what its parameters hold.
         folder: the checkpoint, for messages.
-        form: name of the cache's form, for messages.
+        form: name of the cache form, for messages.
     """
 
     def __init__(self, graph: Graph, model: ForeignModel, weights: Mapping[str, ForeignWeight], folder: Path, form: str) -> None:
@@ -48,8 +48,8 @@ class Translation:
         """What a node, or that which takes its place, reads."""
         return list(node.input)
 
-    def _replaced(self, node: onnx.NodeProto) -> bool:
-        """Puts something else in the place of a node; whether it did."""
+    def _replace(self, node: onnx.NodeProto) -> bool:
+        """Put something else in the place of a node, and say whether it did."""
         return False
 
     def run(self) -> None:
@@ -59,13 +59,13 @@ class Translation:
             InputError: the graph reads something that the form does not have, or has an operator that its opset lacks.
             FormatError: the checkpoint lacks a tensor, or has it in another shape.
         """
-        graph, live = self._graph, self._live()
+        graph, live = self._graph, self._live_nodes()
         products = [node for node in live if self._factor(node) is not None]
         head = products[-1].output[0] if products else ""
         # turned weights that something else than a product reads
         read = {name for node in live if self._factor(node) is None for name in node.input}
         for node in live:
-            if self._replaced(node):
+            if self._replace(node):
                 continue
             if (factor := self._factor(node)) is not None:
                 self._product(node, *factor, is_head=node.output[0] == head)
@@ -75,21 +75,21 @@ class Translation:
             graph.op("Cast", "logits_stored", name="/lm_head/float", output="logits", to=TensorProto.FLOAT)
         graph.output("logits", TensorProto.FLOAT, ["batch", "new", self._model.vocab_size])
 
-    def _live(self) -> list[onnx.NodeProto]:
+    def _live_nodes(self) -> list[onnx.NodeProto]:
         """The nodes that the outputs need."""
-        needed, found = {self._model.logits, *self._model.outputs}, []
+        needed, live = {self._model.logits, *self._model.outputs}, []
         for node in reversed(self._model.nodes):
             if needed & set(node.output):
                 needed |= set(self._reads(node))
-                found.append(node)
-        free = needed - {output for node in found for output in node.output}
+                live.append(node)
+        free = needed - {output for node in live for output in node.output}
         declared = {*self._graph.inputs, *self._model.constants, *self._model.parameters, ""}
         if strange := sorted(free - declared):
             raise InputError(
                 f"{self._folder}: the graph of this architecture reads {strange[0]!r}, which the {self._form!r} "
                 f"form does not have.\nExport other --forms."
             )
-        return found[::-1]
+        return live[::-1]
 
     def _factor(self, node: onnx.NodeProto) -> tuple[str, bool] | None:
         """The weight on the right side of a product, and whether it is stored (N, K)."""
@@ -119,15 +119,15 @@ class Translation:
             constant = graph.op("Transpose", held, name=f"{path}/tied", perm=[1, 0])
         else:
             shape = self._model.parameters[name]
-            constant = graph.matrix(self._described(name, shape[::-1] if turned else shape, turned, not is_head), quantization)
+            constant = graph.matrix(self._describe(name, shape[::-1] if turned else shape, turned, not is_head), quantization)
         graph.op("MatMul", x, constant, name=path, output=output)
 
     def _plain(self, name: str) -> str:
         """A weight as it is, stored once however many names it has."""
         held = self._first_with.setdefault(self._weight(name).storage, name)
-        return self._graph.weight(self._described(held, self._model.parameters[held], False, False))
+        return self._graph.weight(self._describe(held, self._model.parameters[held], False, False))
 
-    def _described(self, name: str, shape: tuple[int, ...], turned: bool, projection: bool) -> Weight:
+    def _describe(self, name: str, shape: tuple[int, ...], turned: bool, projection: bool) -> Weight:
         weight, stored = self._weight(name), shape[::-1] if turned else shape
         if weight.rows.shape != stored:
             raise FormatError(

@@ -19,13 +19,14 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto
+from onnx import helper
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.exporters.graph.builder import DTYPES, WIDER, Rows, Weight
 from maskpro_deploy.exporters.graph.quantization import Quantization, pack_nibbles
 from maskpro_deploy.exporters.graph.underflow import Underflow
+from maskpro_deploy.exporters.graph.weight_kinds import WEIGHT_KINDS
 from maskpro_deploy.system.progress import SILENT, Progress
 
 _LARGE_BYTES = 1 << 20
@@ -45,9 +46,7 @@ _BITS: dict[int, np.dtype[np.unsignedinteger[Any]]] = {
 
 # numpy dtype of what is stored -> ONNX element type
 ELEMENT_TYPES = {dtype: element for element, dtype in DTYPES.values()} | {
-    np.dtype(np.int8): TensorProto.INT8,
-    INT4: TensorProto.INT4,
-    np.dtype(ml_dtypes.float8_e4m3fn): TensorProto.FLOAT8E4M3FN,
+    kind.dtype: helper.np_dtype_to_tensor_dtype(kind.dtype) for kind in WEIGHT_KINDS.values()
 }
 
 
@@ -231,7 +230,7 @@ def _layout(weights: Iterable[Weight], dtype: np.dtype[np.generic]) -> dict[str,
             k, n = weight.shape
             block = weight.quantization.block_for(k)
             place(weight.scale_name, (k // block, n) if block else (n,), dtype)
-            place(weight.name, weight.shape, weight.quantization.dtype)
+            place(weight.name, weight.shape, weight.quantization.stored.dtype)
     return regions
 
 
@@ -250,7 +249,7 @@ def _pieces(
     yield weight.scale_name, bits(stored).data
     name = weight.name
     for integers in _integer_tiles(weight, weight.quantization, checkpoint, stored.astype(np.float32), quantised):
-        packed = pack_nibbles(integers) if weight.quantization.kind == "int4" else integers.view(np.uint8)
+        packed = pack_nibbles(integers) if weight.quantization.stored.bits < 8 else integers.view(np.uint8)
         yield name, np.ascontiguousarray(packed).data
         name = ""
 

@@ -60,10 +60,6 @@ class DecoderConfig:
     attention_softcap: float | None = None
     logit_softcap: float | None = None
 
-    def with_length(self, length: int) -> DecoderConfig:
-        """The same for shorter sequences."""
-        return dataclasses.replace(self, max_length=length)
-
 
 def base_config(config: Mapping[str, Any], *, activation: str = "hidden_act", eps: str = "rms_norm_eps") -> DecoderConfig:
     """Read the fields of LLaMA, which most architectures share.
@@ -104,6 +100,29 @@ def base_config(config: Mapping[str, Any], *, activation: str = "hidden_act", ep
         scale=head_dim**-0.5,
         windows=(None,) * layers,
         ropes=(rope,) * layers,
+    )
+
+
+def unturned_config(config: Mapping[str, Any], *, eps: str, activation: str, bias: bool) -> DecoderConfig:
+    """Read a decoder with learned positions in place of rotary embedding, and biases everywhere or nowhere.
+
+    Args:
+        config: the content of `config.json`, sizes by LLaMA's names.
+        eps: name of the field that holds the norms' epsilon.
+        activation: the default of `activation_function`.
+        bias: whether projections have biases.
+
+    Raises:
+        InputError, FormatError: see `base_config`.
+    """
+    base = base_config({**config, "hidden_act": "silu"}, eps=eps)
+    return dataclasses.replace(
+        base,
+        activation=read_activation(config, "activation_function", activation),
+        attention_bias=bias,
+        output_bias=bias,
+        mlp_bias=bias,
+        ropes=(None,) * base.num_layers,
     )
 
 

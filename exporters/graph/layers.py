@@ -17,7 +17,7 @@ from onnx import TensorProto
 
 from maskpro_deploy.exporters.graph import rope
 from maskpro_deploy.exporters.graph.builder import Attribute, Graph, Weight
-from maskpro_deploy.exporters.graph.cache_forms.common import KVForm
+from maskpro_deploy.exporters.graph.cache_forms.base import KVForm
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig
 from maskpro_deploy.exporters.graph.quantization import Quantization
 from maskpro_deploy.exporters.graph.rope_config import RopeConfig
@@ -49,7 +49,7 @@ class Layers:
 
     def __init__(self, config: DecoderConfig, form: KVForm, dtype: str, quantization: Quantization | None = None) -> None:
         self.config, self.form = config, form
-        self.graph = graph = Graph(dtype, form.opset, quantization)
+        self.graph = graph = Graph(dtype, form.facts.opset, quantization)
         self.tokens = graph.input("input_ids", TensorProto.INT64, ["batch", "new"])
         form.begin(graph, config)
         self._tables = self._rope_tables()

@@ -74,7 +74,7 @@ def calibrate(
     todo = {
         piece.name: dataclasses.replace(piece, quantization=weight.quantization)
         for weight in weights.values()
-        if weight.quantization is not None and (weight.projection or weight.quantization.kind == "int4")
+        if weight.quantization is not None and (weight.projection or weight.quantization.stored.bits < 8)
         for piece in weight.pieces
     }
     products = _products(model, set(todo))

@@ -89,7 +89,7 @@ def _round_rows(
     """The best integers of some rows, one after the other; all arrays change in place, `g` within these rows only."""
     for i in range(part.start, part.stop):
         wanted = w[i] + e[i] - g[i] / hessian[i, i]
-        q = np.clip(np.rint(wanted / scale), quantization.smallest, quantization.largest)
+        q = np.clip(np.rint(wanted / scale), quantization.stored.smallest, quantization.stored.largest)
         q *= w[i] != 0
         error = q * scale - w[i]
         g[i : part.stop] += np.outer(hessian[i : part.stop, i], error - e[i])

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from maskpro_deploy.cache_forms import DEFAULT_FORM
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.manifest import Graph, Manifest, ModelShape
 from maskpro_deploy.system.files import cache_folder
@@ -60,8 +61,10 @@ def whole_profile(model: ModelShape, graph: Graph, bounds: Bounds) -> Profile:
     Raises:
         ConfigError: the graph has another form.
     """
-    if graph.form != "cat":
-        raise ConfigError(f"onnxruntime's TensorRT provider takes the cat form here, not {graph.form}.\nGive --form cat.")
+    if graph.form != DEFAULT_FORM:
+        raise ConfigError(
+            f"onnxruntime's TensorRT provider takes the {DEFAULT_FORM} form here, not {graph.form}.\nGive --form {DEFAULT_FORM}."
+        )
     # (B, S, P): bounds that are beyond the model together are allowed, no call is
     at = ((1, 1, 0), (1, bounds.new, 0), (bounds.batch, bounds.new, bounds.length - 1))
     tokens = [(b, s) for b, s, _ in at]

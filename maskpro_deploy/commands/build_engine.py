@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from maskpro_deploy.cache_forms import ENGINE_FORMS
 from maskpro_deploy.commands.options import DURATION, NAMES, PATH, PATTERN, flag_of, json_option
 from maskpro_deploy.system.output import emit
 
@@ -48,7 +49,7 @@ _FLAGS = (
 @click.option(
     "--target", "targets", type=NAMES, default="", metavar="SM,...", help="GPUs to build for, such as sm89,sm120 (tensorrt-rtx)."
 )
-@click.option("--form", metavar="cat|static", help="The graph to build, by its cache. [default: the bundle's own]")
+@click.option("--form", metavar="|".join(ENGINE_FORMS), help="The graph to build, by its cache. [default: the bundle's own]")
 @click.option("--profiles", metavar="BUCKETS", help="Shapes to build for, such as 'prefill:1x128,4x512 decode:1,8'.")
 @click.option("--max-batch", type=int, help="Largest batch of the default profiles. [default: 8]")
 @click.option("--max-length", type=int, help="Longest sequence in tokens. [default: the model's, at most 2048]")

@@ -81,11 +81,11 @@ def command(
     run = RunConfig(**{name: options.pop(name) for name in ("provider", "form", "engine", "threads", "dtype")})
     measure: Measure
     if names is None:
-        from maskpro_deploy.evaluate.published import choose
+        from maskpro_deploy.evaluate.published import choose_protocol
         from maskpro_deploy.runs.perplexity import measure_perplexity
 
         refuse_given(context, (*_TASKS, "batch_size"), "is for --tasks")
-        chosen = choose(protocol, **{name: options[name] for name in _PROTOCOL})
+        chosen = choose_protocol(protocol, **{name: options[name] for name in _PROTOCOL})
         measure = partial(measure_perplexity, protocol=chosen, run=run, out=out, force=force)
     else:
         from maskpro_deploy.evaluate.tasks import TaskSettings

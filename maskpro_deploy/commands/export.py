@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
+from maskpro_deploy.cache_forms import CACHE_FORMS, DEFAULT_FORM
 from maskpro_deploy.commands.options import NAMES, PATH, PATTERN, force_option, json_option
+from maskpro_deploy.exporters.graph.weight_kinds import DEFAULT_METHOD, METHODS, WEIGHT_KINDS, describe_blocks, head_kinds
 from maskpro_deploy.system.output import emit
 
 
@@ -21,29 +23,27 @@ from maskpro_deploy.system.output import emit
 @click.option(
     "--forms",
     type=NAMES,
-    default="cat",
+    default=DEFAULT_FORM,
     show_default=True,
-    metavar="cat,static,gqa",
+    metavar=",".join(CACHE_FORMS),
     help="Forms of the key/value cache, one graph each over the same weights.",
 )
 @click.option(
-    "--quantize", metavar="int8|int4|fp8", help="Store projections and output head in fewer bits; --dtype for the rest."
+    "--quantize", metavar="|".join(WEIGHT_KINDS), help="Store projections and output head in fewer bits; --dtype for the rest."
 )
-@click.option(
-    "--block-size", type=int, help="Rows of a weight that share a scale, 0 for all: 32 for int4, 0 for int8 by default."
-)
+@click.option("--block-size", type=int, help=f"Rows of a weight that share a scale, 0 for all. [default: {describe_blocks()}]")
 @click.option(
     "--quantize-head",
     "head",
-    metavar="int8|int4",
-    help="With int4: store the output head as int8 (default), or as int4 too, smaller and faster and less exact.",
+    metavar="|".join(head_kinds()),
+    help=f"How the output head is stored: {head_kinds()[0]} by default; fewer bits are smaller and faster and less exact.",
 )
 @click.option(
     "--method",
-    default="nearest",
+    default=DEFAULT_METHOD,
     show_default=True,
-    metavar="nearest|calibrated",
-    help="How weights become integers: each by itself, or with the errors that matter on built-in text.",
+    metavar="|".join(METHODS),
+    help=f"How weights become integers: {', or '.join(METHODS.values())}.",
 )
 @click.option("--max-length", type=int, help="Longest sequence in tokens; the model's own limit by default.")
 @click.option(

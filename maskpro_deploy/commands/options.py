@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from maskpro_deploy.cache_forms import CACHE_FORMS
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.pattern import NMPattern
 
@@ -93,7 +94,9 @@ PATH = click.Path(path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 force_option = click.option("--force", is_flag=True, help="Replace the output if it exists.")
 seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all randomness.")
-form_option = click.option("--form", metavar="cat|static|gqa", help="The graph to run, by its cache. [default: the bundle's own]")
+form_option = click.option(
+    "--form", metavar="|".join(CACHE_FORMS), help="The graph to run, by its cache. [default: the bundle's own]"
+)
 engine_option = click.option("--engine", metavar="FILE", help="The engine to run (tensorrt, trt-native). [default: the best]")
 threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads to use; all cores by default.")
 

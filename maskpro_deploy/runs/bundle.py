@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -12,7 +12,7 @@ from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.models import resolve
 from maskpro_deploy.system.extras import missing
 from maskpro_deploy.system.files import check_free
-from maskpro_deploy.system.progress import Meter
+from maskpro_deploy.system.progress import Meters
 
 NOT_ASKED = "--no-verify"
 
@@ -41,11 +41,7 @@ def export_model(model: str, out: Path, config: ExportConfig, *, verify: bool, f
 
         return TorchLM.open(folder)
 
-    with ExitStack() as stack:
-        describing, calibrating, writing, verifying = (
-            stack.enter_context(closing(Meter(label, unit)))
-            for label, unit in (("describing", "s"), ("calibrating", "weights"), ("exporting", "bytes"), ("verifying", "steps"))
-        )
+    with closing(Meters()) as meters:
         return export(
             folder,
             out,
@@ -54,10 +50,7 @@ def export_model(model: str, out: Path, config: ExportConfig, *, verify: bool, f
             unverified=unverified,
             compare=verify,
             force=force,
-            progress=writing,
-            describing=describing,
-            calibrating=calibrating,
-            verifying=verifying,
+            progress=meters,
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from maskpro_deploy.bench.environment import capture
 from maskpro_deploy.errors import ConfigError, InputError, Interrupted
-from maskpro_deploy.evaluate.log import ResultLog, WindowLog
+from maskpro_deploy.evaluate.log import WindowLog
 from maskpro_deploy.evaluate.result import PERPLEXITY, PerplexityResult
 from maskpro_deploy.evaluate.scores import WindowScore, score_windows
 from maskpro_deploy.system.progress import Meter
@@ -49,8 +49,7 @@ def measure_perplexity(
         return PerplexityResult(protocol=facts, scores=scores, models=models, reference=name, environment=capture())
     header = {"kind": PERPLEXITY, **{key: facts[key] for key in _SAME}, "reference": name, "tokens": _hash_tokens(windows.tokens)}
     count = len(windows.tokens)
-    with ResultLog(out, header, force=force) as opened:
-        log = WindowLog(opened)
+    with WindowLog(out, header, force=force) as log:
         for target in targets:
             log.declare(target.name, target.identity(run))
         left = [t for t in targets if log.scores(t.name, count) is None]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from maskpro_deploy.bench.environment import capture
 from maskpro_deploy.errors import Interrupted
-from maskpro_deploy.evaluate.log import AnswerLog, ResultLog
+from maskpro_deploy.evaluate.log import AnswerLog
 from maskpro_deploy.evaluate.result import TASKS, TaskResult
 from maskpro_deploy.evaluate.tasks import Metric, TaskSet, TaskSettings
 from maskpro_deploy.lm_eval_model import adapt
@@ -44,8 +44,7 @@ def measure_tasks(
         metrics = {t.name: _run(t, tasks, run, batch_size, None) for t in targets}
         models: dict[str, Any] = {t.name: {"engine": t.engine(run)} for t in targets}
         return TaskResult(settings=facts, metrics=metrics, models=models, reference=name, environment=capture())
-    with ResultLog(out, {"kind": TASKS, **facts, "reference": name}, force=force) as opened:
-        log = AnswerLog(opened)
+    with AnswerLog(out, {"kind": TASKS, **facts, "reference": name}, force=force) as log:
         for target in targets:
             log.declare(target.name, target.identity(run))
         try:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -131,6 +132,12 @@ class MappedArray:
 
     def release(self) -> None:
         self.base.release()
+
+
+def fp4_array(packed: FlatArray, size: int) -> MappedArray:
+    """4-bit floats (E2M1), two to a byte as `NibbleArray` has them."""
+    nibbles = NibbleArray(base=packed, size=size, signed=False)
+    return MappedArray(base=nibbles, function=lambda piece, start: piece.view(ml_dtypes.float4_e2m1fn))
 
 
 class LoadedArray:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from maskpro_deploy.backends.cuda_driver import compute_capability
 from maskpro_deploy.backends.cuda_packages import load_for
 from maskpro_deploy.backends.elf import onnxruntime_tensorrt
+from maskpro_deploy.cache_forms import CACHE_FORMS, DEFAULT_FORM, cache_form
 from maskpro_deploy.errors import ConfigError, FormatError, InputError, MachineError
 from maskpro_deploy.manifest import Graph, Manifest, safe_path
 from maskpro_deploy.runtime.sessions.base import BaseSession
@@ -40,8 +41,6 @@ CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "Tensorrt
 # what --provider means: the onnxruntime providers in order of preference (later ones take what earlier ones cannot run)
 PROVIDERS: dict[str, tuple[str, ...]] = {"cpu": (CPU,), "cuda": (CUDA, CPU), "tensorrt": (TENSORRT, CUDA, CPU)}
 NATIVE = "trt-native"
-FORM = "cat"
-FORMS = (FORM, "static", "gqa")
 _NUMPY_TYPES: dict[str, type[np.generic]] = {"fp32": np.float32, "fp16": np.float16}
 
 
@@ -72,8 +71,8 @@ class SessionConfig:
             )
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"--threads is {self.threads}; allowed: 1 and more.")
-        if self.form is not None and self.form not in FORMS:
-            raise ConfigError(f"--form {self.form}: there is no such cache form.\nGive one of: {', '.join(FORMS)}.")
+        if self.form is not None and self.form not in CACHE_FORMS:
+            raise ConfigError(f"--form {self.form}: there is no such cache form.\nGive one of: {', '.join(CACHE_FORMS)}.")
 
 
 class OrtSession(BaseSession):
@@ -161,7 +160,7 @@ def open_session(bundle: Path, config: SessionConfig | None = None) -> BaseSessi
 
     graph = _graph(bundle, manifest, config.form)
     wanted = resolve_provider(config.provider, onnxruntime.get_available_providers())
-    if graph.form != FORM and config.provider == "auto":
+    if config.provider == "auto" and not cache_form(graph.form).onnxruntime_gpu:
         wanted = "cpu"
     _check_runnable(graph, wanted)
     if wanted == "tensorrt":
@@ -173,7 +172,7 @@ def open_session(bundle: Path, config: SessionConfig | None = None) -> BaseSessi
         _check_runnable(graph, wanted)
     _check_provider(wanted, session.get_providers())
     log.info("%s runs on %s", bundle, ", ".join(session.get_providers()))
-    if graph.form == FORM:
+    if graph.form == DEFAULT_FORM:
         return OrtSession(manifest, graph, session)
     return DeviceSession(manifest.model, graph, OrtExecutor(session), HostDevice())
 
@@ -252,10 +251,10 @@ def _check_provider(wanted: str, present: Sequence[str]) -> None:
 
 
 def _check_runnable(graph: Graph, provider: str) -> None:
-    if graph.form != FORM and provider != "cpu":
+    if not cache_form(graph.form).onnxruntime_gpu and provider != "cpu":
         raise InputError(
-            f"onnxruntime runs the {graph.form!r} cache form on a CPU only here; on a GPU it runs the {FORM!r} form.\n"
-            f"Give --provider cpu, or --form {FORM}."
+            f"onnxruntime runs the {graph.form!r} cache form on a CPU only here; on a GPU it runs the {DEFAULT_FORM!r} form.\n"
+            f"Give --provider cpu, or --form {DEFAULT_FORM}."
         )
     if graph.dtype == "bf16" and provider == "cpu":
         raise InputError(

@@ -11,11 +11,12 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from manifests import small_shape
 
 from maskpro_deploy.backends.tensorrt_provider import Bounds, graph_options, kept_engines, whole_profile
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.exporters import ExportConfig, export
-from maskpro_deploy.manifest import Graph, Manifest, ModelShape
+from maskpro_deploy.manifest import Graph, Manifest
 from maskpro_deploy.runtime.sessions.executor import Reach, longest
 
 # what the provider library of onnxruntime-gpu 1.31.1 has among its strings
@@ -36,17 +37,8 @@ RECORDED = [
 ]
 # fmt: on
 GRAPH = Graph(file="model.onnx", form="cat", opset=23, dtype="fp16")
-MODEL = ModelShape(
-    name="m",
-    architecture="llama",
-    vocab_size=100,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    hidden_size=32,
-    max_length=1024,
-    eos_token_ids=(0,),
+MODEL = small_shape(
+    num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, hidden_size=32, max_length=1024, vocab_size=100, eos_token_ids=(0,)
 )
 
 

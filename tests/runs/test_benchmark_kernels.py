@@ -14,7 +14,7 @@ from maskpro_deploy.bench.products.model import ModelProducts, sum_whole_model
 from maskpro_deploy.bench.roofline import Arithmetic, Bandwidth, measure_bandwidth
 from maskpro_deploy.errors import ConfigError, FormatError, InputError, Interrupted
 from maskpro_deploy.runs.output import RunFolder
-from maskpro_deploy.targets.products import FORMS, FP32, INT4, INT8, SPARSE, Gemm, OpenForm, Product, draw_weights
+from maskpro_deploy.targets.products import FORMS, FP32, SPARSE, Gemm, OpenForm, Product, draw_weights
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -30,7 +30,7 @@ def test_each_form_multiplies_with_its_weights(form: str, shape: tuple[int, int]
 
 
 def test_forms_hold_the_same_numbers_and_the_sparse_one_two_of_every_four() -> None:
-    same = [draw_weights(Gemm(form=form, k=64, n=8), 0) for form in (FP32, INT8, INT4)]
+    same = [draw_weights(Gemm(form=form, k=64, n=8), 0) for form in (FP32, "int8", "int4")]
     assert all((a == same[0][0]).all() and (s == same[0][1]).all() for a, s in same)
     sparse, _ = draw_weights(Gemm(form=SPARSE, k=64, n=8), 0)
     assert ((sparse.reshape(16, 4, 8) != 0).sum(axis=1) <= 2).all()
@@ -40,7 +40,7 @@ def test_forms_hold_the_same_numbers_and_the_sparse_one_two_of_every_four() -> N
 def test_a_form_tells_how_far_its_product_is_off() -> None:
     case = KernelCase(k=64, n=48, m=3, count=2, copies=2)
     assert OpenForm(FP32, 1, lambda: None).error(case) < 1e-5
-    assert OpenForm(INT8, 1, lambda: None).error(case) < 0.03
+    assert OpenForm("int8", 1, lambda: None).error(case) < 0.03
 
 
 def test_kernels_of_a_bundle_are_one_json_object_and_three_files(

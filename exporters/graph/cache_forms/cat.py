@@ -12,23 +12,19 @@ from collections.abc import Iterable
 
 from onnx import TensorProto
 
+from maskpro_deploy.cache_forms import CACHE_FORMS
 from maskpro_deploy.exporters.graph.attention import attention
 from maskpro_deploy.exporters.graph.builder import Dim, Graph
-from maskpro_deploy.exporters.graph.cache_forms.common import Plain, declare_cache, within
+from maskpro_deploy.exporters.graph.cache_forms.base import KVForm, within
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig
 
 
-class Cat(Plain):
+class Form(KVForm):
     """The cache grows by Concat."""
 
-    name = "cat"
-    opset = 23
+    facts = CACHE_FORMS["cat"]
 
-    def begin(self, graph: Graph, config: DecoderConfig) -> None:
-        self._config = config
-        graph.input("attention_mask", TensorProto.INT64, ["batch", "total"])
-        graph.input("position_ids", TensorProto.INT64, ["batch", "new"])
-        declare_cache(graph, config, "past")
+    def _prepare(self, graph: Graph, config: DecoderConfig) -> None:
         self._masks = self._make_masks(graph, dict.fromkeys(config.windows))
         self._present: list[Dim] = ["batch", config.num_kv_heads, "total", config.head_dim]
 

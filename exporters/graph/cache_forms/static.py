@@ -13,32 +13,19 @@ Shapes: `B` batch, `S` new tokens, `L` slots of the cache, `H` heads, `D` head s
 
 from __future__ import annotations
 
-from onnx import TensorProto
-
+from maskpro_deploy.cache_forms import CACHE_FORMS
 from maskpro_deploy.exporters.graph.attention import attention
 from maskpro_deploy.exporters.graph.builder import Dim, Graph
-from maskpro_deploy.exporters.graph.cache_forms.common import Plain, declare_cache, within
+from maskpro_deploy.exporters.graph.cache_forms.base import KVForm, within
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig
 
 
-class Static(Plain):
-    """The cache has a fixed length.
+class Form(KVForm):
+    """The cache has a fixed length."""
 
-    Args:
-        length: `L`.
-    """
+    facts = CACHE_FORMS["static"]
 
-    name = "static"
-    opset = 24
-
-    def __init__(self, length: int) -> None:
-        self._length = length
-
-    def begin(self, graph: Graph, config: DecoderConfig) -> None:
-        self._config = config
-        graph.input("position_ids", TensorProto.INT64, ["batch", "new"])
-        graph.input("write_indices", TensorProto.INT64, ["batch"])
-        declare_cache(graph, config, self._length)
+    def _prepare(self, graph: Graph, config: DecoderConfig) -> None:
         self._shape: list[Dim] = ["batch", config.num_kv_heads, self._length, config.head_dim]
         rows = graph.op("Unsqueeze", "position_ids", graph.ints(1, 3), name="/mask/rows")  # (B, 1, S, 1)
         slots = graph.op("Range", *(graph.scalar(i) for i in (0, self._length, 1)), name="/mask/slots")  # (L,)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from maskpro_deploy.cache_forms import CACHE_FORMS
 from maskpro_deploy.commands.options import (
     DURATION,
     PATH,
@@ -68,7 +69,11 @@ session_options: Callable[[F], F] = combine(
         help="The bundles are the same model up to rounding: no logit may differ by more than X.",
     ),
     provider_option("cpu", "What runs it."),
-    click.option("--form", metavar="FORM[,FORM]", help="cat, static or gqa: the graph of BUNDLE to run, and that of --against."),
+    click.option(
+        "--form",
+        metavar="FORM[,FORM]",
+        help=f"{', '.join(CACHE_FORMS)}: the graph of BUNDLE to run, and that of --against.",
+    ),
     click.option("--engine", metavar="FILE[,FILE]", help="The engine of BUNDLE to run, and that of --against."),
     threads_option,
     click.option("--spin", is_flag=True, help="Let waiting threads spin (as in `serve --spin`); off, they sleep."),

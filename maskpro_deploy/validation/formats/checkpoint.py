@@ -1,4 +1,4 @@
-"""A Hugging Face folder. With `masks.safetensors` beside its shards, the listed weights must be zero wherever the mask is."""
+"""A Hugging Face folder. With `masks.safetensors` next to its shards, the listed weights must be zero wherever the mask is."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class CheckpointReader:
 
 def _config_path(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} is no Hugging Face checkpoint: it has no config.json.")
+        raise InputError(f"{folder} is not a Hugging Face checkpoint: it has no config.json.")
     return folder / "config.json"
 
 
@@ -96,7 +96,7 @@ def _refuse_pipes(folder: Path) -> None:
     """Opening a pipe would wait for its writer."""
     for path in folder.iterdir():
         if path.is_fifo() or path.is_socket() or path.is_block_device() or path.is_char_device():
-            raise FormatError(f"{path} is no regular file: it is not read.")
+            raise FormatError(f"{path} is not a regular file: it is not read.")
 
 
 def _add_mask(item: Weight, masks: MaskSet) -> Weight:

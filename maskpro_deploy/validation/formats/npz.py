@@ -77,7 +77,7 @@ def _read_members(file: InputFile) -> list[_Member]:
     """The arrays of an archive, their heads read.
 
     Raises:
-        FormatError: it is no whole archive, holds something else, or would grow beyond reason.
+        FormatError: it is not a complete archive, holds something else, or would grow beyond reason.
     """
     try:
         with zipfile.ZipFile(file.path) as archive:
@@ -89,7 +89,7 @@ def _read_members(file: InputFile) -> list[_Member]:
                 raise FormatError(f"{file.path} holds two arrays of one name.")
             return [_read_member(file, archive, entry) for entry in sorted(entries, key=lambda e: e.filename)]
     except _NOT_READ as e:
-        raise FormatError(f"{file.path} is no whole npz file: {e}.\nFetch or write it again.") from e
+        raise FormatError(f"{file.path} is not a complete npz file: {e}.\nFetch or write it again.") from e
 
 
 def _read_member(file: InputFile, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> _Member:
@@ -105,7 +105,7 @@ def _read_member(file: InputFile, archive: zipfile.ZipFile, entry: zipfile.ZipIn
     if dtype.hasobject:
         raise FormatError(f"{file.path}: {entry.filename} is a pickle, which can run code when it is opened: it is not read.")
     if dtype != np.uint8 or len(shape) != 1 or entry.file_size != head + shape[0]:
-        raise FormatError(f"{file.path}: {entry.filename} is no packed mask: {dtype} of shape {list(shape)}.")
+        raise FormatError(f"{file.path}: {entry.filename} is not a packed mask: {dtype} of shape {list(shape)}.")
     return _Member(entry.filename, head, int(shape[0]))
 
 

@@ -33,11 +33,11 @@ def read_graph(path: Path) -> Source:
     try:
         model = onnx.load_model_from_string(file.read(0, file.size).tobytes())
     except (DecodeError, ValueError, RuntimeError, TypeError) as e:
-        raise FormatError(f"{path} is no whole ONNX file: {e}") from e
+        raise FormatError(f"{path} is not a complete ONNX file: {e}") from e
     if not model.HasField("graph") or not model.opset_import:
-        raise FormatError(f"{path} is no ONNX model: it has no graph or no operator set.")
+        raise FormatError(f"{path} is not an ONNX model: it has no graph or no operator set.")
     if not _all_text(model):
-        raise FormatError(f"{path} is no whole ONNX file: a name in it is no text.")
+        raise FormatError(f"{path} is not a complete ONNX file: a name in it is not text.")
     trace = Tracer(model, path)
     return Source(
         kind="onnx",
@@ -52,7 +52,7 @@ def read_graph(path: Path) -> Source:
 
 
 def _all_text(model: Message) -> bool:
-    """Whether all strings are text: where bytes are no UTF-8, protobuf hands them over as bytes. No path has a zero byte."""
+    """Whether all strings are text: where bytes are not UTF-8, protobuf hands them over as bytes. No path has a zero byte."""
     waiting = [model]
     while waiting:
         for field, value in waiting.pop().ListFields():

@@ -115,7 +115,7 @@ class Branches:
 
 
 def _join_states(old: Value, new: Value) -> Value:
-    """A value that stands for both."""
+    """A value that represents both."""
     held = [v for v in (old, new) if isinstance(v, Opaque) or (isinstance(v, Constant) and is_table(v.shape))]
     if not held:
         return Runtime.ACTIVE

@@ -1,6 +1,6 @@
 """What the operators of ONNX and of com.microsoft do with tensors, as far as it matters for weights. Products: see `products`.
 
-An operator that stands in none of these tables does something that is not known here: tables that reach it are unaccounted for.
+An operator that is in none of these tables does something that is not known here: tables that reach it are unaccounted for.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ NORMALISING = {
     "SkipSimplifiedLayerNormalization": 2,
     "Softmax": 1,
 }
-# after these, a table that was added to activations is no longer to be seen in them
+# after these, a table that was added to activations can no longer be seen in them
 SETTLING = frozenset(
     (
         *("BiasSoftmax", "Hardmax", "LayerNormalization", "LogSoftmax", "RMSNormalization", "SimplifiedLayerNormalization"),

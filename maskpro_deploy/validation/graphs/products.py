@@ -34,7 +34,7 @@ class Product:
 
 
 def product_of(node: NodeProto) -> Product | str | None:
-    """How a node multiplies its inputs, or why that is not followed; None if it is no product."""
+    """How a node multiplies its inputs, or why that is not followed; None if it is not a product."""
     if node.domain in STANDARD and node.op_type in _STANDARD:
         return _STANDARD[node.op_type](node)
     if node.domain == MICROSOFT and node.op_type in _MICROSOFT:

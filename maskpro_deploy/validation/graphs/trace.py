@@ -133,7 +133,7 @@ class Tracer:
             for name in node.input:
                 if name and name not in values:
                     raise FormatError(
-                        f"{self._path}: {title(node)} uses {name!r}, which is no input, initializer or earlier result.\n"
+                        f"{self._path}: {title(node)} uses {name!r}, which is not an input, initializer or earlier result.\n"
                         f"The graph lacks an initializer, or is not in topological order."
                     )
             inputs: list[Input] = [values[name] if name else None for name in node.input]
@@ -176,7 +176,7 @@ class Tracer:
         return self._follow_constant(node, inputs) or self._flow.results(node, inputs)
 
     def _refuse_attributes(self, node: NodeProto, scope: Scope) -> None:
-        """Refuse what a node may multiply with that is no input of it."""
+        """Refuse what a node may multiply with that is not an input of it."""
         if node.domain not in ops.KNOWN_DOMAINS:
             self.ledger.refuse_node(title(node), "its operator is not known here: it may hold weights of its own")
         elif node.op_type in ops.SEALED:

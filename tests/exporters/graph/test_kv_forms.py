@@ -10,14 +10,14 @@ import onnxruntime
 import pytest
 from numpy_llama import NumpyLlama
 
+from maskpro_deploy.cache_forms import CACHE_FORMS
 from maskpro_deploy.errors import CheckFailed, ConfigError
 from maskpro_deploy.exporters import ExportConfig, export
-from maskpro_deploy.exporters import bundle as bundle_module
 from maskpro_deploy.exporters.checks.ort_model import open_model
-from maskpro_deploy.exporters.graph.cache_forms.static import Static
+from maskpro_deploy.exporters.graph.cache_forms import static
 from maskpro_deploy.manifest import Manifest
 
-FORMS = ("cat", "static", "gqa")
+FORMS = tuple(CACHE_FORMS)
 PROMPT = list(range(3, 40))
 
 
@@ -129,7 +129,7 @@ def test_comparison_of_forms_is_written_into_the_manifest(bundle):
 
 
 def test_a_form_that_computes_something_else_is_refused(tiny_sparse, tmp_path, monkeypatch):
-    class OffByOne(Static):
+    class OffByOne(static.Form):
         """Sees one token less than it should."""
 
         def begin(self, graph, config):
@@ -137,7 +137,7 @@ def test_a_form_that_computes_something_else_is_refused(tiny_sparse, tmp_path, m
             self._config = config
             self._masks[None] = self._masks[2]
 
-    monkeypatch.setitem(bundle_module.FORMS, "static", lambda length, *, alone: OffByOne(length))
+    monkeypatch.setattr(static, "Form", OffByOne)
     with pytest.raises(CheckFailed, match="'static' does not agree with 'cat'"):
         export(tiny_sparse, tmp_path / "out", ExportConfig(forms=("cat", "static")))
     assert list(tmp_path.iterdir()) == []

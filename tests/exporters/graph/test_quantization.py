@@ -65,11 +65,11 @@ def test_rounding_is_within_half_a_step_or_clipped_and_never_worse_than_the_plai
     integers = q.integers(w, scales, 0, block)
     wide = np.repeat(scales, block, axis=0) if block else np.broadcast_to(scales, w.shape)
     assert (integers[w == 0] == 0).all()
-    assert q.smallest <= integers.min()
-    assert integers.max() <= q.largest
-    inside = (q.smallest * wide <= w) & (w <= q.largest * wide)
+    assert q.stored.smallest <= integers.min()
+    assert integers.max() <= q.stored.largest
+    inside = (q.stored.smallest * wide <= w) & (w <= q.stored.largest * wide)
     assert (np.abs(integers * wide - w)[inside] <= 0.5001 * wide[inside]).all()
-    top = np.abs(w.reshape(-1, block or k, 5)).max(axis=1) / q.largest
+    top = np.abs(w.reshape(-1, block or k, 5)).max(axis=1) / q.stored.largest
     plain = np.repeat(top, block or k, axis=0)
     error = ((integers * wide - w) ** 2).sum()
     assert error <= ((np.rint(w / np.where(plain, plain, 1)) * plain - w) ** 2).sum() * 1.0001 + 1e-30
@@ -274,8 +274,8 @@ def test_descent_never_costs_more_than_rounding_to_nearest_and_keeps_the_mask(se
     results = [descend(w, own.T @ own, q, FP32, slope) for _ in range(2)]
     assert cost(*results[0]) <= 1.0001 * nearest
     assert (results[0][0][w == 0] == 0).all()
-    assert q.smallest <= results[0][0].min()
-    assert results[0][0].max() <= q.largest
+    assert q.stored.smallest <= results[0][0].min()
+    assert results[0][0].max() <= q.stored.largest
     for first, again in zip(*results, strict=True):
         np.testing.assert_array_equal(first, again)
 

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from engine_files import engine_file
 
 from maskpro_deploy.backends.cuda_driver import compute_capability
 from maskpro_deploy.errors import FormatError, InputError, MachineError
@@ -22,13 +23,8 @@ PROFILE = {
     "attention_mask": [[1, 1], [1, 32], [4, 95]],
     "past_key_values.0.key": [[1, 2, 0, 8], [1, 2, 0, 8], [4, 2, 63, 8]],
 }
-ENGINE = EngineFile(
-    file="engines/x.engine",
-    library="tensorrt",
-    library_version="10.16.1.11",
-    target="sm89",
+ENGINE = engine_file(
     dtype="fp32",
-    sparse_kernels="",
     settings={"sparse_weights": True, "profiles": [{"name": "mixed:4x32", "shapes": PROFILE}]},
     ep_context="engines/x_ctx.onnx",
 )

@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from maskpro_deploy.exporters.checks.half_precision import HALVES, NotRounded, describe_arithmetic, round_graph
-from maskpro_deploy.exporters.checks.half_range import Probes
+from maskpro_deploy.exporters.checks.half_precision.ranges import Probes
+from maskpro_deploy.exporters.checks.half_precision.rounding import HALVES, NotRounded, describe_arithmetic, round_graph
 from maskpro_deploy.exporters.checks.ort_model import OrtModel, model_of, open_model, open_session
 from maskpro_deploy.exporters.graph.builder import DTYPES
 from maskpro_deploy.manifest import Graph, Manifest, safe_path

@@ -11,9 +11,9 @@ from onnx import TensorProto, helper
 
 from maskpro_deploy.errors import MachineError
 from maskpro_deploy.exporters import ExportConfig, export, verify
-from maskpro_deploy.exporters.checks import half_model
-from maskpro_deploy.exporters.checks.half_model import open_to_compare
-from maskpro_deploy.exporters.checks.half_precision import round_graph
+from maskpro_deploy.exporters.checks.half_precision import opening
+from maskpro_deploy.exporters.checks.half_precision.opening import open_to_compare
+from maskpro_deploy.exporters.checks.half_precision.rounding import round_graph
 from maskpro_deploy.exporters.checks.ort_model import open_session
 from maskpro_deploy.manifest import Manifest
 
@@ -164,8 +164,8 @@ def test_a_runtime_that_drops_the_roundings_is_found_and_fp16_is_then_not_verifi
                 node.attribute[0].i = TensorProto.FLOAT
         return open_session(parsed.SerializeToString() if parsed else model, folder, rounded=rounded)
 
-    monkeypatch.setattr(half_model, "open_session", forgetful)
-    half_model._check_roundings.cache_clear()
+    monkeypatch.setattr(opening, "open_session", forgetful)
+    opening._check_roundings.cache_clear()
     try:
         result = verify(half_bundle, NumpyLlama(tiny_sparse), PROMPTS, greedy_tokens=4)
         assert result.arithmetic == "fp32"
@@ -178,7 +178,7 @@ def test_a_runtime_that_drops_the_roundings_is_found_and_fp16_is_then_not_verifi
         assert made.verification["status"] == "not verified"
         assert made.verification["half_precision"].startswith("bf16 not verified: this version of onnxruntime")
     finally:
-        half_model._check_roundings.cache_clear()
+        opening._check_roundings.cache_clear()
 
 
 def test_probe_outputs_cost_nothing_where_they_are_not_asked_for(half_bundle):

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from maskpro_deploy.exporters.checks.half_model import open_unrounded
-from maskpro_deploy.exporters.checks.half_precision import HALVES, NotRounded
+from maskpro_deploy.exporters.checks.half_precision.opening import open_unrounded
+from maskpro_deploy.exporters.checks.half_precision.rounding import HALVES, NotRounded
 from maskpro_deploy.exporters.checks.layer_check import LayerReference, first_difference, layer_differences
 from maskpro_deploy.exporters.checks.logit_figures import compare
 from maskpro_deploy.exporters.checks.parity import Reference, tolerance_of

@@ -18,8 +18,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from maskpro_deploy.exporters.checks.half_precision import Rounding
-from maskpro_deploy.exporters.checks.half_values import layer_named, layers_of_values, masked_values
+from maskpro_deploy.exporters.checks.half_precision.rounding import Rounding
+from maskpro_deploy.exporters.checks.half_precision.values import layer_named, layers_of_values, masked_values
 from maskpro_deploy.exporters.checks.ort_model import OrtModel
 from maskpro_deploy.exporters.graph.builder import DTYPES, WIDER
 
