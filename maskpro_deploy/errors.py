@@ -19,7 +19,7 @@ what to do. Anything else is a bug and shows its traceback.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class MaskProError(Exception):
@@ -82,6 +82,19 @@ def check_known(flag: str, value: str | None, known: Iterable[str]) -> None:
     """
     if value is not None and value not in (names := tuple(known)):
         raise ConfigError(f"{flag} {value} is not known. Known: {', '.join(names)}.")
+
+
+def check_names(flag: str, values: Sequence[str], known: Iterable[str]) -> None:
+    """Refuse a list of names that is empty, or where one is not known or given twice.
+
+    Raises:
+        ConfigError: with the flag and what is wrong.
+    """
+    names = tuple(known)
+    for value in values:
+        check_known(flag, value, names)
+    if not values or len(set(values)) < len(values):
+        raise ConfigError(f"{flag} {','.join(values) or 'is empty'}: name each one once, such as {','.join(names[:2])}.")
 
 
 def check_range(

@@ -37,6 +37,21 @@ def test_a_name_that_is_not_known_is_told_with_those_that_are():
 
 
 @pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (("cat", "dog"), "--forms dog is not known. Known: cat, gqa."),
+        (("cat", "cat"), "--forms cat,cat: name each one once, such as cat,gqa."),
+        ((), "--forms is empty: name each one once, such as cat,gqa."),
+    ],
+)
+def test_names_are_known_and_given_once(values, said):
+    errors.check_names("--forms", ("gqa", "cat"), ("cat", "gqa"))
+    with pytest.raises(errors.ConfigError) as error:
+        errors.check_names("--forms", values, ("cat", "gqa"))
+    assert str(error.value) == said
+
+
+@pytest.mark.parametrize(
     ("value", "bounds", "said"),
     [
         (0, {"least": 1}, "--x 0 is out of range: at least 1."),
