@@ -25,7 +25,7 @@ from maskpro_deploy.backends.cuda_driver import compute_capability
 from maskpro_deploy.backends.cuda_packages import load_for
 from maskpro_deploy.backends.elf import onnxruntime_tensorrt
 from maskpro_deploy.cache_forms import CACHE_FORMS, DEFAULT_FORM, cache_form
-from maskpro_deploy.errors import ConfigError, FormatError, InputError, MachineError
+from maskpro_deploy.errors import FormatError, InputError, MachineError, check_known, check_range
 from maskpro_deploy.manifest import Graph, Manifest, safe_path
 from maskpro_deploy.runtime.sessions.base import BaseSession
 from maskpro_deploy.runtime.sessions.device import HostDevice
@@ -65,14 +65,9 @@ class SessionConfig:
     engine: str | None = None
 
     def __post_init__(self) -> None:
-        if self.provider not in ("auto", *PROVIDERS, NATIVE):
-            raise ConfigError(
-                f"--provider {self.provider}: there is no such provider.\nGive one of: auto, {', '.join(PROVIDERS)}, {NATIVE}."
-            )
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"--threads is {self.threads}; allowed: 1 and more.")
-        if self.form is not None and self.form not in CACHE_FORMS:
-            raise ConfigError(f"--form {self.form}: there is no such cache form.\nGive one of: {', '.join(CACHE_FORMS)}.")
+        check_known("--provider", self.provider, ("auto", *PROVIDERS, NATIVE))
+        check_range("--threads", self.threads, least=1)
+        check_known("--form", self.form, CACHE_FORMS)
 
 
 class OrtSession(BaseSession):
