@@ -20,7 +20,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from maskpro_deploy.data import load_tokenizer, separator_token
-from maskpro_deploy.errors import ConfigError, MachineError
+from maskpro_deploy.errors import ConfigError, MachineError, check_known
 from maskpro_deploy.manifest import MANIFEST_FILE, Manifest, ModelShape
 from maskpro_deploy.models import resolve
 from maskpro_deploy.system.extras import require
@@ -55,8 +55,7 @@ class RunConfig:
     engine: str | None = None
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"--dtype {self.dtype!r} is unknown: {', '.join(DTYPES)}.")
+        check_known("--dtype", self.dtype, DTYPES)
         if self.engine is not None and self.provider not in _ENGINE_PROVIDERS:
             raise ConfigError(f"--engine {self.engine} is for --provider {' or '.join(_ENGINE_PROVIDERS)}.")
 
@@ -118,8 +117,8 @@ class Target:
         """The tokens that end a text, as the model's configuration names them."""
         if self.manifest is not None:
             return self.manifest.model.eos_token_ids
-        found = self._config.get("eos_token_id", self._text_config.get("eos_token_id"))
-        return tuple(t for t in (found if isinstance(found, list) else [found]) if isinstance(t, int))
+        tokens = self._config.get("eos_token_id", self._text_config.get("eos_token_id"))
+        return tuple(t for t in (tokens if isinstance(tokens, list) else [tokens]) if isinstance(t, int))
 
     def named_token(self, key: str) -> int | None:
         """What tokenizer_config.json calls "bos_token" or "eos_token"; without that file, what the model's configuration does."""
@@ -201,8 +200,8 @@ class OpenTarget:
 
     def logits(self, tokens: Ints) -> Floats:
         """Logits after each token.  # (B, S) -> (B, S, V)"""
-        found: Floats = self._model.logits(tokens)
-        return found
+        logits: Floats = self._model.logits(tokens)
+        return logits
 
     def forward(self, tokens: Ints, cache: Any = None, attention_mask: Ints | None = None) -> tuple[Floats, Any]:
         """Logits after each new token, and the longer cache; the old one is used up.
