@@ -33,7 +33,7 @@ SETTINGS, FIGURES, OUTCOME = "settings.json", "figures.json", "outcome.json"
 
 def environment(settings: Settings, record: Record) -> str:
     """Tell the GPU, its driver, and the versions of everything that uses it."""
-    from maskpro_deploy.backends.cuda_driver import compute_capability
+    from maskpro_deploy.backends.cuda.driver import compute_capability
     from maskpro_deploy.bench.environment import capture
     from maskpro_deploy.doctor.abilities import onnxruntime_providers, tensorrt_lanes
     from maskpro_deploy.doctor.hardware import find_gpus

@@ -7,11 +7,11 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from maskpro_deploy.backends.session import SessionLimits
 from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.runtime.generate.config import RuntimeConfig
 from maskpro_deploy.runtime.generate.generator import TextGenerator, context_length
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
-from maskpro_deploy.runtime.sessions.base import SessionLimits
 from maskpro_deploy.runtime.sessions.session import open_session
 
 log = logging.getLogger(__name__)
