@@ -30,7 +30,8 @@ def command(out: Path, budget_s: float, seed: int, as_json: bool) -> None:
       maskpro-deploy demo --budget 15m --out results
     """
     from maskpro_deploy.demo import page as _demo_report
-    from maskpro_deploy.demo.steps import Demo, check_platform
+    from maskpro_deploy.demo.run import check_platform, run
+    from maskpro_deploy.demo.state import Demo
 
     check_platform()
     from maskpro_deploy.reports.blocks import REPORT_FILE, write
@@ -38,7 +39,7 @@ def command(out: Path, budget_s: float, seed: int, as_json: bool) -> None:
 
     _check_out(out)
     demo = Demo(out=out, budget_s=budget_s, seed=seed)
-    demo.run()
+    run(demo)
     figures = {**demo.figures, "not_measured": demo.not_measured}
     write_json(out / MARKER, figures)
     write(_demo_report.build(demo), out / REPORT_FILE)

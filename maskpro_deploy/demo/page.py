@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from maskpro_deploy.bench.sweeps import summary
-from maskpro_deploy.reports import latency as page
+from maskpro_deploy.bench.sweeps.summary import describe
 from maskpro_deploy.reports import plots
-from maskpro_deploy.reports.blocks import ListSection, PlotSection, Report, Section, TableSection
+from maskpro_deploy.reports.blocks import ListSection, PlotSection, Report, Section, TableSection, facts_table, warning_list
+from maskpro_deploy.reports.latency import plot_medians
 
 if TYPE_CHECKING:
-    from maskpro_deploy.demo.steps import Demo
+    from maskpro_deploy.demo.state import Demo
 
 
 def build(demo: Demo) -> Report:
@@ -25,7 +25,7 @@ def build(demo: Demo) -> Report:
     )
     sections: list[Section] = [
         TableSection(title="Results", rows=demo.rows),
-        ListSection(title="Not measured here", points=demo.not_measured, warning=True),
+        *warning_list("Not measured here", demo.not_measured),
         _learning_curve(demo),
         _sparsity(demo),
         PlotSection(
@@ -35,7 +35,7 @@ def build(demo: Demo) -> Report:
             "fp32, with one standard error.",
         ),
         *_latency(demo),
-        page.environment_table(demo.figures["environment"]),
+        facts_table("Environment", demo.figures["environment"]),
     ]
     return Report(title="maskpro-deploy demo", headline=headline, subtitle=str(demo.figures["model"]), sections=sections)
 
@@ -72,6 +72,8 @@ def _latency(demo: Demo) -> list[Section]:
     result = demo.latency
     if result is None or not result.valid:
         return []
-    points = [*(v.sentence for v in summary.verdicts(result)), *summary.caveats(result)]
-    measured = TableSection(title="Latency", header=summary.columns(result), rows=summary.rows(result))
-    return [measured, ListSection(title="How to read the latency", points=points), *page.median_plots(result)]
+    document = describe(result)
+    (table,) = document.tables
+    measured = TableSection(title="Latency", header=table.header, rows=table.rows, note=table.note)
+    points = [*document.verdicts, *document.notes]
+    return [measured, ListSection(title="How to read the latency", points=points), *plot_medians(result)]

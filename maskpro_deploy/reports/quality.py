@@ -6,13 +6,23 @@ from typing import TYPE_CHECKING
 
 from maskpro_deploy.evaluate.result import PerplexityResult, TaskResult
 from maskpro_deploy.reports import plots
-from maskpro_deploy.reports.blocks import CodeSection, ListSection, PlotSection, Report, Section, TableSection
+from maskpro_deploy.reports.blocks import (
+    ListSection,
+    PlotSection,
+    Report,
+    Section,
+    TableSection,
+    environment_sections,
+    facts_table,
+    show_value,
+)
 from maskpro_deploy.reports.plots import Bar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+_NOTE = "The command of the last run that added to this result. Figures of single windows are in result.json."
 _ERRORS = 2  # standard errors drawn on each side; few windows allow no exact confidence
 
 
@@ -25,14 +35,9 @@ def page(result: PerplexityResult | TaskResult) -> Report:
         TableSection(title="Measured", header=result.header, rows=result.rows()),
         ListSection(title="How to read this", points=result.statements()),
         *pictures,
-        TableSection(title="Protocol", rows=_facts(facts)),
-        TableSection(title="Models", rows=[(name, _line(value)) for name, value in result.models.items()]),
-        TableSection(title="Environment", rows=_facts(environment)),
-        CodeSection(
-            title="How to reproduce",
-            code=str(environment.get("command_line", "")),
-            note="The command of the last run that added to this result. Figures of single windows are in result.json.",
-        ),
+        facts_table("Protocol", _known(facts)),
+        TableSection(title="Models", rows=[(name, show_value(_known(value))) for name, value in result.models.items()]),
+        *environment_sections(environment, _NOTE),
     ]
     subtitle = f"{facts.get('name') or facts.get('harness')}, {environment.get('date', '')}"
     return Report(title="Evaluation", headline=result.headline(), subtitle=subtitle, sections=sections)
@@ -94,15 +99,6 @@ def _task_plots(result: TaskResult) -> list[Section]:
     return [PlotSection(title="Scores", plot=picture, caption="With two of the harness's standard errors on each side.")]
 
 
-def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(key.replace("_", " "), _value(value)) for key, value in facts.items() if value not in (None, {}, [])]
-
-
-def _line(facts: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {_value(value)}" for key, value in facts.items() if value is not None)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {_value(v)}" for k, v in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+def _known(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts without those that are not known or empty."""
+    return {key: value for key, value in facts.items() if value not in (None, {}, [])}

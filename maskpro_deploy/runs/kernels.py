@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from maskpro_deploy.bench import environment
 from maskpro_deploy.bench.graph_work import graph_work
-from maskpro_deploy.bench.kernels.measure import KernelCase, KernelResult, kernel_cases, run_kernels
+from maskpro_deploy.bench.kernels.cases import KernelCase, plan_cases
+from maskpro_deploy.bench.kernels.measure import run_kernels
+from maskpro_deploy.bench.kernels.result import KernelResult
 from maskpro_deploy.bench.kernels.saved import SavedKernels, check_same
 from maskpro_deploy.bench.products.model import ModelProducts, measure_model
 from maskpro_deploy.bench.roofline import measure_bandwidth
@@ -102,7 +104,7 @@ class KernelsRun:
         self._measure = config.measure
         manifest = Manifest.load(bundle, engines=False)
         self._work = graph_work(safe_path(bundle, manifest.graph.file))
-        self._cases = kernel_cases(self._work.products, config.tokens)
+        self._cases = plan_cases(self._work.products, config.tokens)
         shapes = [[k, n, count] for (k, n), count in self._work.products.items()]
         self._layers = manifest.model.num_layers
         self._facts = {"name": manifest.model.name, "path": str(bundle), "layers": self._layers, "products": shapes}

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from maskpro_deploy.errors import InputError, Interrupted
-from maskpro_deploy.system.output import table
 from maskpro_deploy.targets.servers import LOOPBACK, Target, is_url, running_targets
 
 if TYPE_CHECKING:
@@ -207,33 +206,16 @@ async def _source(clients: dict[str, OpenAIClient], prompts: Prompts, endpoint: 
     return text_windows(text.documents, words, prompts.output_len), notes
 
 
-def text(result: LoadResult, out: Path | None = None) -> str:
-    """The result as it is printed."""
-    from maskpro_deploy.bench.load import summary
-
-    lines = [table(summary.rows(result), summary.columns(result)), ""]
-    if not result.valid:
-        lines += [f"INVALID: {reason}" for reason in result.invalid_reasons] + [""]
-    lines += [*summary.verdicts(result), *summary.best(result)]
-    lines += ["", *summary.caveats(result), f"Machine: {summary.machine_line(result)}"]
-    if out is not None:
-        lines.append(f"Report: {out / 'report.html'}")
-    return "\n".join(lines)
-
-
 def write_files(result: LoadResult, out: Path, *, force: bool) -> None:
     """result.json, report.md, report.html and one file per server and load in vLLM's format, as a whole or not at all."""
-    from maskpro_deploy.bench.load.summary import markdown
-    from maskpro_deploy.bench.sweeps.result import RESULT_FILE
-    from maskpro_deploy.reports.blocks import REPORT_FILE, write
+    from maskpro_deploy.bench.load.summary import describe
     from maskpro_deploy.reports.load import page
+    from maskpro_deploy.reports.run import write_run
     from maskpro_deploy.system.files import new_folder, write_json
 
     value = json.loads(json.dumps(result.to_json(), allow_nan=False))
     with new_folder(out, force=force) as folder:
-        write_json(folder / RESULT_FILE, value)
-        (folder / "report.md").write_text(markdown(result), encoding="utf-8")
-        write(page(result), folder / REPORT_FILE)
+        write_run(folder, value, describe(result), page(result))
         (folder / "vllm").mkdir()
         for i, point in enumerate(value["points"], start=1):
             for j, arm in enumerate(point["arms"], start=1):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from maskpro_deploy.errors import CheckFailed
-from maskpro_deploy.system.output import emit, table
+from maskpro_deploy.system.output import emit
 from maskpro_deploy.targets.arms import notes_for
 
 if TYPE_CHECKING:
     from maskpro_deploy.bench.model import ModelArm
+    from maskpro_deploy.bench.results.document import Document
+    from maskpro_deploy.bench.results.run import RunResult
     from maskpro_deploy.bench.roofline import Arithmetic
     from maskpro_deploy.bench.sweeps.result import BenchResult
     from maskpro_deploy.bench.sweeps.sweep import SweepOptions
@@ -38,7 +40,7 @@ def measure_and_emit(
 ) -> None:
     """Open the bundles, measure, save after each session, print, write; exit code 1 for an invalid run."""
     from maskpro_deploy.bench.sweeps.saved import load
-    from maskpro_deploy.bench.sweeps.summary import headline, markdown
+    from maskpro_deploy.bench.sweeps.summary import describe
     from maskpro_deploy.reports.latency import page
     from maskpro_deploy.system.extras import require
     from maskpro_deploy.system.progress import Meter
@@ -58,11 +60,31 @@ def measure_and_emit(
     with going_on(folder):
         result = measure(arms, options)
     meter.close()
+    emit_run(result, describe(result), lambda: page(result), out, as_json=as_json)
+
+
+def emit_run(result: RunResult, document: Document, page: Callable[[], Report], out: Path | None, *, as_json: bool) -> None:
+    """Write the files of a run that is over, and print it.
+
+    Args:
+        result: what was measured.
+        document: what is said of it.
+        page: makes the same as a page; only where there is a folder.
+        out: the folder, which exists.
+        as_json: print the result, not the document.
+
+    Raises:
+        CheckFailed: the run is invalid.
+    """
+    from maskpro_deploy.bench.results.document import to_text
+
     if out is not None:
-        write_files(result.to_json(), markdown(result), page(result), out)
-    emit(as_json, result.to_json(), text(result, out))
+        from maskpro_deploy.reports.run import write_run
+
+        write_run(out, result.to_json(), document, page())
+    emit(as_json, result.to_json(), to_text(document, out))
     if not result.valid:
-        raise CheckFailed(f"the run is invalid: {headline(result).removeprefix('Invalid: ')}\nNo comparison was made.")
+        raise CheckFailed(f"the run is invalid: {result.invalid_reasons[0]}\nNo comparison was made.")
 
 
 def check_out(out: Path | None, *, force: bool, resume: bool, append: bool) -> bool:
@@ -72,7 +94,7 @@ def check_out(out: Path | None, *, force: bool, resume: bool, append: bool) -> b
         ConfigError: flags that contradict each other.
         InputError: the folder holds something that is not to be replaced, or nothing that one could go on with.
     """
-    from maskpro_deploy.bench.sweeps.result import RESULT_FILE
+    from maskpro_deploy.bench.results.run import RESULT_FILE
     from maskpro_deploy.errors import ConfigError, InputError
     from maskpro_deploy.system.files import check_free
 
@@ -118,7 +140,7 @@ class Folder:
 
     def save(self, result: Result) -> None:
         """Write result.json, whole or not at all."""
-        from maskpro_deploy.bench.sweeps.result import RESULT_FILE
+        from maskpro_deploy.bench.results.run import RESULT_FILE
         from maskpro_deploy.system.files import new_folder, write_json
 
         if self._fresh:
@@ -151,31 +173,3 @@ def measured_arithmetic(threads: int | None) -> Arithmetic:
 
     multiply = open_gemm(Gemm(form="fp32", k=GEMM_SIZE, n=GEMM_SIZE), m=GEMM_SIZE, threads=threads)
     return measure_arithmetic(threads, multiply, method="onnxruntime")
-
-
-def text(result: BenchResult, out: Path | None = None) -> str:
-    """The result as it is printed."""
-    from maskpro_deploy.bench.sweeps import summary
-
-    lines = [table(summary.rows(result), summary.columns(result)), ""]
-    if not result.valid:
-        lines += [f"INVALID: {reason}" for reason in result.invalid_reasons] + [""]
-    lines += [verdict.sentence for verdict in summary.verdicts(result)]
-    lines += summary.best_batches(result)
-    lines += ["", *summary.caveats(result)]
-    lines += [f"Machine: {summary.machine_line(result)}"]
-    if out is not None:
-        lines += [f"Report: {out / 'report.html'}"]
-    return "\n".join(lines)
-
-
-def write_files(value: Mapping[str, Any], markdown: str, page: Report, out: Path) -> None:
-    """report.md and report.html, and then result.json, each whole or not at all."""
-    from maskpro_deploy.bench.sweeps.result import RESULT_FILE
-    from maskpro_deploy.reports.blocks import REPORT_FILE, write
-    from maskpro_deploy.system.files import atomic_file, write_json
-
-    with atomic_file(out / "report.md") as temporary:
-        temporary.write_text(markdown, encoding="utf-8")
-    write(page, out / REPORT_FILE)
-    write_json(out / RESULT_FILE, value)

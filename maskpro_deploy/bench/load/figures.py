@@ -23,8 +23,8 @@ import numpy.typing as npt
 
 from maskpro_deploy.bench.load.record import Record, Recording
 from maskpro_deploy.bench.load.slo import Slo
+from maskpro_deploy.bench.results.run import vllm_json
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.sweeps.result import vllm_names
 from maskpro_deploy.errors import ConfigError
 
 LATENCIES = ("ttft", "tpot", "itl", "e2el")
@@ -98,6 +98,11 @@ class Figures:
         return [r for r in self.records if r.failure is None]
 
     @property
+    def failed(self) -> int:
+        """How many have none."""
+        return sum(r.failure is not None for r in self.records)
+
+    @property
     def duration_s(self) -> float:
         """Time under load."""
         return sum(r.duration_s for r in self.recordings)
@@ -146,7 +151,7 @@ class Figures:
 
     def invalid_reasons(self, limits: Limits) -> list[str]:
         """Why the figures prove nothing; empty if they may be believed."""
-        total, failed = len(self.records), len(self.records) - len(self.answered)
+        total, failed = len(self.records), self.failed
         if total == failed:
             return [f"none of {total} requests was answered ({self._failure_words()})."]
         reasons = []
@@ -192,30 +197,25 @@ class Figures:
             notes.append(f"{short} of {len(answered)} answers have another length than the {output_len} tokens asked for.")
         return notes
 
-    def to_json(self, slo: Slo | None) -> dict[str, Any]:
-        """The figures and the raw samples."""
-        records, answered = self.records, self.answered
+    def to_json(self) -> dict[str, Any]:
+        """The figures that are not in the table, and the raw samples."""
+        records = self.records
         output, given = self.output_tokens, self.input_tokens
         value: dict[str, Any] = {
             "duration": self.duration_s,
             "num_prompts": len(records),
-            "completed": len(answered),
-            "failed": len(records) - len(answered),
             "failures": self.failures,
             "total_input_tokens": given,
             "total_output_tokens": output,
-            "request_throughput": self.per_s(len(answered)),
-            "request_goodput": self.goodput(slo),
-            "output_throughput": self.per_s(output),
             "total_token_throughput": self.per_s(None if given is None else given + output),
             "max_output_tokens_per_s": self._most_tokens_per_s(),
             "max_concurrent_requests": max((_most_at_once(r.records) for r in self.recordings), default=0),
         }
         for metric in LATENCIES:
-            value |= vllm_names(metric, self.summary(metric))
+            value |= vllm_json(metric, self.summary(metric))
         for name, values in (("lag", self.lag_ms()), ("loop_delay", self.beats_ms())):
-            found = summary_of(values)
-            value |= {f"{n}_{name}_ms": getattr(found, n) if found else None for n in ("median", "p90", "p99", "maximum")}
+            summary = summary_of(values)
+            value |= {f"{n}_{name}_ms": getattr(summary, n) if summary else None for n in ("median", "p90", "p99", "maximum")}
         value |= {
             "input_lens": [r.input_tokens for r in records],
             "output_lens": [r.output_tokens if r.failure is None else 0 for r in records],

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from maskpro_deploy.bench.load.client import Failure
+from maskpro_deploy.bench.load.columns import ServerFigures, figures_json
 from maskpro_deploy.bench.load.figures import Figures, Limits, latencies_ms
 from maskpro_deploy.bench.load.record import Record, Recording
 from maskpro_deploy.bench.load.schedule import ClosedLoop, Load, OpenLoop
 from maskpro_deploy.bench.load.slo import Slo
-from maskpro_deploy.bench.results import wording
+from maskpro_deploy.bench.results.run import RunResult, ratio_json
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.sweeps.result import SCHEMA, VERSION
 
 KIND = "serve"
 SELF_TEST_CONFIDENCE = 0.997  # a sound harness fails once in 300 points, not once in 20
@@ -143,27 +143,22 @@ def _recording(value: Mapping[str, Any]) -> Recording:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadResult:
+class LoadResult(RunResult):
     """A whole run.
 
     Attributes:
-        environment: what the generator ran on.
-        config: the settings.
         servers: what the load was put on; the first is compared with the second.
         points: the loads in order.
         slo: bounds that goodput counts by, or None.
         limits: where a run stops being valid.
-        duration_s: of the run.
         notes: remarks for the reader.
     """
 
-    environment: Mapping[str, Any]
-    config: Mapping[str, Any]
+    kind: str = KIND
     servers: tuple[ServerFacts, ...]
     points: tuple[Point, ...]
     slo: Slo | None
     limits: Limits
-    duration_s: float
     notes: tuple[str, ...] = ()
 
     def merged(self, others: Sequence[LoadResult]) -> LoadResult:
@@ -207,17 +202,11 @@ class LoadResult:
         """Why the figures prove nothing; empty if all may be believed."""
         return [f"{point.load.label}: {reason}" for point in self.points for reason in self.reasons(point)]
 
-    @property
-    def valid(self) -> bool:
-        """Whether the figures may be believed."""
-        return not self.invalid_reasons
-
     def comparisons(self, point: Point) -> dict[str, stats.Ratio | None]:
         """Metric -> how the first server compares with the second; empty for an invalid run."""
         if not self.valid:
             return {}
-        judge = self.comparison_count, self.least_difference
-        return {metric: None if ratio is None else ratio.judged(*judge) for metric, ratio in point.compared.items()}
+        return {metric: self.judge(ratio) for metric, ratio in point.compared.items()}
 
     @property
     def same_kernels(self) -> bool:
@@ -231,11 +220,6 @@ class LoadResult:
         return sum(len(point.compared) for point in self.points)
 
     @property
-    def least_difference(self) -> float:
-        """The smallest difference of interest, as a fraction."""
-        return float(self.config.get("least_difference", stats.LEAST_DIFFERENCE))
-
-    @property
     def all_notes(self) -> list[str]:
         """Remarks on the whole run and on how tokens were counted, each once."""
         output_len = self.config.get("output_len")
@@ -247,7 +231,15 @@ class LoadResult:
         ]
         return [*dict.fromkeys(self.notes), *counted]
 
-    def flat(self, point: Point, server: ServerFacts) -> dict[str, Any]:
+    @property
+    def rows(self) -> list[ServerFigures]:
+        """The figures of all servers under all loads."""
+        return [self._row(point, server) for point in self.points for server in self.servers]
+
+    def _row(self, point: Point, server: ServerFacts) -> ServerFigures:
+        return ServerFigures(load=point.load.label, server=server.name, figures=point.figures(server.name), slo=self.slo)
+
+    def _flat_json(self, point: Point, server: ServerFacts) -> dict[str, Any]:
         """One server under one load, as vLLM's `bench serve --save-detailed` writes it, and more."""
         load = point.load
         return {
@@ -260,27 +252,18 @@ class LoadResult:
             "burstiness": _number(load.burstiness) if isinstance(load, OpenLoop) else 1.0,
             "max_concurrency": load.concurrency if isinstance(load, ClosedLoop) else None,
             "latencies_from": "scheduled send time" if isinstance(load, OpenLoop) else "actual send time",
-            **point.figures(server.name).to_json(self.slo),
+            **figures_json(self._row(point, server)),
         }
 
     def to_json(self) -> dict[str, Any]:
         """The content of `result.json`."""
         return {
-            "schema": SCHEMA,
-            "version": VERSION,
-            "kind": KIND,
-            "date": self.environment.get("date"),
-            "valid": self.valid,
-            "invalid_reasons": self.invalid_reasons,
-            "duration": self.duration_s,
-            "config": dict(self.config),
+            **super().to_json(),
             "slo_ms": dict(self.slo.bounds_ms) if self.slo is not None else None,
             "limits": dataclasses.asdict(self.limits),
             "arms": [{"name": server.name, **server.facts} for server in self.servers],
             "points": [self._point_json(point) for point in self.points],
-            "verdicts": wording.family_json(self.comparison_count, self.least_difference),
             "notes": self.all_notes,
-            "environment": dict(self.environment),
         }
 
     def _point_json(self, point: Point) -> dict[str, Any]:
@@ -289,14 +272,14 @@ class LoadResult:
             "label": point.load.label,
             "mode": "closed" if isinstance(point.load, ClosedLoop) else "open",
             "invalid_reasons": self.reasons(point),
-            "arms": [self.flat(point, server) for server in self.servers],
+            "arms": [self._flat_json(point, server) for server in self.servers],
             "comparisons": [
                 {
                     "candidate": self.servers[0].name,
                     "baseline": self.servers[1].name,
                     "metric": metric,
                     "same_kernels": self.same_kernels,
-                    **(dataclasses.asdict(ratio) if ratio else {"verdict": None}),
+                    **ratio_json(ratio),
                 }
                 for metric, ratio in self.comparisons(point).items()
             ],

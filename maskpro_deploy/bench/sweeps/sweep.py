@@ -16,8 +16,9 @@ from maskpro_deploy.bench.model import Agreement, Case, Floats, Forward, Ints, M
 from maskpro_deploy.bench.roofline import Arithmetic, Bandwidth, measure_arithmetic, measure_bandwidth
 from maskpro_deploy.bench.sessions import MakeTask, Opener, Sessions, empty_run
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.sweeps.result import BenchResult, CaseResult
-from maskpro_deploy.bench.sweeps.saved import Saved, check_same, start_of
+from maskpro_deploy.bench.sweeps.figures import CaseResult
+from maskpro_deploy.bench.sweeps.result import BenchResult
+from maskpro_deploy.bench.sweeps.saved import Saved, check_same
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.system.progress import SILENT, Progress
 
@@ -219,7 +220,7 @@ class _Sweep:
             CaseResult(case=case, measurement=self._run.measurements[case], agreement=self._agreement.get(case, {}))
             for case in self._cases
         ]
-        history = () if saved is None else (*saved.value["earlier"], start_of(saved.value, saved.sessions))
+        history = () if saved is None else saved.history
         return BenchResult(
             kind=self._kind,
             environment={**self._environment, "load_average_1min_after": environment.load_average()},

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from maskpro_deploy.commands.benchmark.options import SIZES, least_difference_option, out_options
 from maskpro_deploy.commands.options import DURATION, PATH, threads_option
-from maskpro_deploy.errors import CheckFailed, ConfigError
-from maskpro_deploy.system.output import emit, table
-
-if TYPE_CHECKING:
-    from maskpro_deploy.bench.kernels.measure import KernelResult
+from maskpro_deploy.errors import ConfigError
 
 
 @click.command("kernels")
@@ -58,9 +53,10 @@ def command(
       maskpro-deploy benchmark kernels bundle --tokens 1,8,64 --forms fp32,int8 --threads 2 --out report
     """
     from maskpro_deploy.bench.kernels.saved import load
-    from maskpro_deploy.reports.kernels import headline, markdown, page
+    from maskpro_deploy.bench.kernels.summary import describe
+    from maskpro_deploy.reports.kernels import page
     from maskpro_deploy.runs.kernels import KernelsConfig, KernelsRun
-    from maskpro_deploy.runs.output import Folder, check_out, going_on, write_files
+    from maskpro_deploy.runs.output import Folder, check_out, emit_run, going_on
     from maskpro_deploy.system.extras import require
 
     require("cpu", "measuring matrix products")
@@ -85,10 +81,7 @@ def command(
         result = run.measure()
     if folder is not None:
         folder.save(result)
-        write_files(result.to_json(), markdown(result), page(result), folder.path)
-    emit(as_json, result.to_json(), _text(result, out))
-    if not result.valid:
-        raise CheckFailed(f"the run is invalid: {headline(result).removeprefix('Invalid: ')}\nNo comparison was made.")
+    emit_run(result, describe(result), lambda: page(result), out, as_json=as_json)
 
 
 def _forms(given: str) -> tuple[str, ...]:
@@ -99,17 +92,3 @@ def _forms(given: str) -> tuple[str, ...]:
         if form not in FORMS:
             raise ConfigError(f"--forms {form!r} is not known. Known: {', '.join(FORMS)}.")
     return forms
-
-
-def _text(result: KernelResult, out: Path | None) -> str:
-    from maskpro_deploy.reports import kernels as report
-
-    lines = [table(report.product_rows(result), report.header(report.PRODUCTS, result)), ""]
-    lines += [table(report.total_rows(result), report.header(report.TOTALS, result)), ""]
-    if rows := report.gpu_rows(result.gpu):
-        lines += [table(rows, report.GPU_TOTALS), ""]
-    lines += [f"INVALID: {reason}" for reason in result.invalid_reasons]
-    lines += [*report.verdicts(result), "", *report.notes(result)]
-    if out is not None:
-        lines.append(f"Report: {out / 'report.html'}")
-    return "\n".join(lines)

@@ -12,7 +12,7 @@ from maskpro_deploy.commands.benchmark.options import SIZES, least_difference_op
 from maskpro_deploy.commands.options import DURATION, PATH, force_option, json_option, seed_option, threads_option
 from maskpro_deploy.commands.serve import PROVIDERS
 from maskpro_deploy.errors import CheckFailed, ConfigError
-from maskpro_deploy.runs.load import BUILTIN, RANDOM, Prompts, measure, text, write_files
+from maskpro_deploy.runs.load import BUILTIN, RANDOM, Prompts, measure, write_files
 from maskpro_deploy.system.output import emit
 from maskpro_deploy.targets.servers import is_url
 
@@ -108,6 +108,8 @@ def command(target: str, against: str | None, out: Path | None, resume: bool, fo
       maskpro-deploy benchmark serve bundle --against dense-bundle --concurrency 4
     """
     from maskpro_deploy.bench.load.points import PointsFile
+    from maskpro_deploy.bench.load.summary import describe
+    from maskpro_deploy.bench.results.document import to_text
     from maskpro_deploy.data import load_text
     from maskpro_deploy.system.extras import require
     from maskpro_deploy.system.files import check_free
@@ -140,7 +142,7 @@ def command(target: str, against: str | None, out: Path | None, resume: bool, fo
     if out is not None and points is not None:
         write_files(result, out, force=force)
         points.finish()
-    emit(as_json, result.to_json(), text(result, out))
+    emit(as_json, result.to_json(), to_text(describe(result), out))
     if not result.valid:
         raise CheckFailed(f"the run is invalid: {result.invalid_reasons[0]}")
 
