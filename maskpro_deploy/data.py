@@ -141,8 +141,8 @@ def shared_share(text: Text, heldout: Text) -> float:
     total = sum(map(len, heldout.documents))
     excerpts = [_around(heldout.documents, (2 * i + 1) * total // (2 * _EXCERPTS)) for i in range(_EXCERPTS)]
     long_enough = [e for e in excerpts if len(e) >= _EXCERPT_LENGTH // 2]
-    found = sum(any(e in document for document in text.documents) for e in long_enough)
-    return found / max(1, len(long_enough))
+    shared = sum(any(e in document for document in text.documents) for e in long_enough)
+    return shared / max(1, len(long_enough))
 
 
 def _around(documents: Sequence[str], place: int) -> str:

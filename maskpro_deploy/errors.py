@@ -20,7 +20,7 @@ from __future__ import annotations
 
 
 class MaskProError(Exception):
-    """Base of all errors that a user can cause or mend."""
+    """Base of all errors that a user can cause or fix."""
 
     exit_code = 1
 
@@ -69,3 +69,14 @@ class Interrupted(MaskProError):
     """The user stopped the work; what was done so far is saved."""
 
     exit_code = 130
+
+
+def first_line(error: BaseException, most: int = 300) -> str:
+    """What an error of another library says, in one line: the first line of its message, or its type where it has none."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].strip()[:most]
+
+
+def in_one_line(error: BaseException, most: int = 1000) -> str:
+    """The whole message of an error with its lines joined, for those that do not say what happened in the first one."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

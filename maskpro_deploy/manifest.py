@@ -55,8 +55,8 @@ class _Record:
             raise FormatError(f"{MANIFEST_FILE}: expected an object for {cls.__name__}, found {type(value).__name__}.")
         kinds = get_type_hints(cls)
         known = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in kinds}
-        for name, found in known.items():
-            _check_kind(f"{cls.__name__}.{name}", found, kinds[name])
+        for name, field in known.items():
+            _check_kind(f"{cls.__name__}.{name}", field, kinds[name])
         try:
             return cls(**known)
         except TypeError as e:

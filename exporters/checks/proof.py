@@ -19,7 +19,7 @@ from maskpro_deploy.exporters.graph.builder import Weight
 from maskpro_deploy.exporters.graph.data_file import INT4, Blob, Region, bits, row_tiles
 from maskpro_deploy.exporters.graph.quantization import unpack_nibbles
 from maskpro_deploy.manifest import SparseWeight
-from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.pattern import NMPattern, count_in_groups
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +126,7 @@ def count_groups(path: Path, name: str, region: Region, pattern: NMPattern) -> G
             filled = unpack_nibbles(np.asarray(values[ends[0] : ends[1]]), (stop - start) * region.shape[1]) != 0
         else:
             filled = bits(np.asarray(values[start:stop])) != 0
-        counts = filled.reshape(-1, pattern.m, region.shape[1]).sum(axis=1, dtype=np.uint8)  # (K / M, N)
+        counts = count_in_groups(filled.reshape(-1), [pattern.m], region.shape[1])[pattern.m]  # (K / M * N,)
         groups, over, under = (
             groups + counts.size,
             over + int((counts > pattern.n).sum()),

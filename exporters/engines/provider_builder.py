@@ -22,7 +22,7 @@ from maskpro_deploy.backends.cuda_driver import compute_capability
 from maskpro_deploy.backends.cuda_packages import load_for
 from maskpro_deploy.backends.elf import onnxruntime_tensorrt
 from maskpro_deploy.backends.tensorrt_provider import PROVIDER, Profile, graph_options, kept_folder
-from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError, MissingExtraError
+from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError, MissingExtraError, first_line
 from maskpro_deploy.exporters.engines.builder_flags import BuilderFlags
 from maskpro_deploy.exporters.engines.ep_context import OPERATOR
 from maskpro_deploy.exporters.engines.sparsity_log import parse_log
@@ -145,7 +145,7 @@ def _make_session(graph: Path, options: dict[str, str]) -> None:
     try:
         session = ort.InferenceSession(str(graph), settings, providers=providers)
     except Exception as e:  # onnxruntime raises many types of its own
-        raise CheckFailed(f"onnxruntime's TensorRT provider could not build the engine: {str(e).strip().splitlines()[0]}") from e
+        raise CheckFailed(f"onnxruntime's TensorRT provider could not build the engine: {first_line(e)}") from e
     if PROVIDER not in session.get_providers():
         raise MachineError(
             f"onnxruntime's TensorRT provider does not start: it lacks TensorRT {onnxruntime_tensorrt()} or CUDA.\n"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskpro_deploy.checkpoint import Checkpoint
-from maskpro_deploy.errors import FormatError, InputError
+from maskpro_deploy.errors import FormatError, InputError, in_one_line
 from maskpro_deploy.exporters.architectures import gemma, gpt2, llama, opt, phi3, qwen, smollm3
 from maskpro_deploy.exporters.graph.builder import Graph
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig
@@ -80,7 +80,7 @@ def template_for(source: Checkpoint, progress: Progress = SILENT) -> Template:
                 return front_end(source, model_type, progress)
         except (InputError, FormatError) as e:
             refusals.append(e)
-    said = "\n".join(" ".join(str(e).split()) for e in refusals)
+    said = "\n".join(in_one_line(e) for e in refusals)
     kind = FormatError if all(isinstance(e, FormatError) for e in refusals) else InputError
     raise kind(f"config.json: model_type {model_type!r} is not supported. {ours}.\n{said}") from refusals[-1]
 

@@ -40,29 +40,29 @@ def info(masks: Path, as_json: bool) -> None:
     from maskpro_deploy.masks import MaskSet, layer_kind
 
     path = _file(masks)
-    found = MaskSet.load(path)
+    mask_set = MaskSet.load(path)
     kinds: dict[str, list[int]] = {}
-    for name in found:
+    for name in mask_set:
         count = kinds.setdefault(layer_kind(name), [0, 0])
         count[0] += 1
-        count[1] += math.prod(found.shapes[name])
-    damaged = [name for name in found if not found.pattern.holds(found.mask(name))]
+        count[1] += math.prod(mask_set.shapes[name])
+    damaged = list(mask_set.broken())
     facts: dict[str, Any] = {
         "file": str(path),
         "bytes": path.stat().st_size,
-        "sparsity": str(found.pattern),
-        "layers": len(found),
-        "weights": found.num_weights,
-        "bits_per_weight": 8 * path.stat().st_size / max(1, found.num_weights),
-        "masks_sha256": found.sha256(),
-        "dense_sha256": found.dense_sha256 or None,
+        "sparsity": str(mask_set.pattern),
+        "layers": len(mask_set),
+        "weights": mask_set.num_weights,
+        "bits_per_weight": 8 * path.stat().st_size / max(1, mask_set.num_weights),
+        "masks_sha256": mask_set.sha256(),
+        "dense_sha256": mask_set.dense_sha256 or None,
         "not_strict": damaged,
         "kinds": {kind: {"layers": layers, "weights": weights} for kind, (layers, weights) in sorted(kinds.items())},
     }
     rows = [
-        ("pattern", str(found.pattern)),
-        ("layers", len(found)),
-        ("weights covered", f"{found.num_weights:,}"),
+        ("pattern", str(mask_set.pattern)),
+        ("layers", len(mask_set)),
+        ("weights covered", f"{mask_set.num_weights:,}"),
         ("size", f"{path.stat().st_size:,} bytes, {facts['bits_per_weight']:.2f} bits a weight"),
         ("masks, SHA-256", facts["masks_sha256"]),
         ("made for weights with SHA-256", facts["dense_sha256"] or "not said"),
@@ -144,25 +144,29 @@ def apply(masks: Path, model: str, out: Path, force: bool, as_json: bool) -> Non
 
     check_free(out, force=force)
     path = _file(masks)
-    found = MaskSet.load(path)
+    given = MaskSet.load(path)
     dense = Checkpoint.open(resolve(model))
     if dense.masks is not None:
         raise InputError(f"{model} is a sparse checkpoint already.\nGive the dense model.")
-    found.check_fits(dense.shapes, f"the masks of {path}", model)
-    found.check_strict(str(path))
-    found.check_hash(dense.dense_sha256(found), str(path), model)
+    given.check_fits(dense.shapes, f"the masks of {path}", model)
+    given.check_strict(str(path))
+    given.check_hash(dense.dense_sha256(given), str(path), model)
     record = {
         "tool": f"maskpro-deploy {__version__}",
         "method": "masks apply",
         "model": dense.folder.name,
-        "dense_sha256": found.dense_sha256 or None,
-        "masks_sha256": found.sha256(),
+        "dense_sha256": given.dense_sha256 or None,
+        "masks_sha256": given.sha256(),
     }
     meter = Meter("writing", "shards")
-    save_sparse(dense, found, out, record, force=force, progress=meter)
+    save_sparse(dense, given, out, record, force=force, progress=meter)
     meter.close()
-    facts = {"out": str(out), "sparsity": str(found.pattern), "layers": len(found), "weights": found.num_weights}
-    emit(as_json, facts, f"{len(found)} layers with {found.pattern} masks, {found.num_weights:,} weights\nwritten to {out}")
+    facts = {"out": str(out), "sparsity": str(given.pattern), "layers": len(given), "weights": given.num_weights}
+    emit(
+        as_json,
+        facts,
+        f"{len(given)} layers with {given.pattern} masks, {given.num_weights:,} weights\nwritten to {out}",
+    )
 
 
 def _file(path: Path) -> Path:

@@ -19,6 +19,7 @@ from typing import Any
 
 from maskpro_deploy._version import __version__
 from maskpro_deploy.bench.environment import affinity, cgroup_cpu_cores, cgroup_memory_bytes, cpu_model, memory_bytes
+from maskpro_deploy.errors import first_line
 from maskpro_deploy.models import demo_is_cached
 from maskpro_deploy.system.extras import EXTRAS, missing
 from maskpro_deploy.system.files import cache_folder
@@ -206,8 +207,7 @@ def _base(module: str, distribution: str) -> Ability:
     try:
         import_module(module)
     except Exception as e:  # a broken installation raises anything
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        return Ability(name=distribution, ready=False, lacks=(f"does not import: {reason}",), install=command)
+        return Ability(name=distribution, ready=False, lacks=(f"does not import: {first_line(e)}",), install=command)
     found, lowest = version(distribution) or "?", lower_bound(distribution)
     if lowest is not None and _numbers(found) < _numbers(lowest):
         return Ability(name=distribution, ready=False, detail=found, lacks=(f"is older than {lowest}",), install=command)

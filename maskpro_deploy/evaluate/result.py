@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from maskpro_deploy.evaluate.figures import Comparison, Perplexity, comparison_of, perplexity_of
 from maskpro_deploy.evaluate.published import describe
-from maskpro_deploy.evaluate.scores import Comparison, Perplexity, WindowScore, comparison_of, perplexity_of
+from maskpro_deploy.evaluate.scores import WindowScore
 from maskpro_deploy.evaluate.tasks import Metric
 
 SCHEMA, VERSION = "maskpro-deploy/eval", 1

@@ -16,7 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maskpro_deploy.errors import CheckFailed, ConfigError, DownloadError, FormatError, InputError, MaskProError
+from maskpro_deploy.errors import (
+    CheckFailed,
+    ConfigError,
+    DownloadError,
+    FormatError,
+    InputError,
+    MaskProError,
+    first_line,
+    in_one_line,
+)
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.files import sha256_file
 
@@ -143,7 +152,7 @@ class TaskSet:
         except MaskProError:
             raise
         except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as e:
-            raise InputError(f"the tasks {', '.join(self.settings.names)} could not be run: {_first_line(e)}") from e
+            raise InputError(f"the tasks {', '.join(self.settings.names)} could not be run: {first_line(e)}") from e
         if results is None:
             raise CheckFailed("the harness gave no result.")
         return _metrics(results)
@@ -160,7 +169,7 @@ class TaskSet:
                     return manager
             manager = TaskManager(include_path=path)
         except Exception as e:  # whatever a task file makes the reader stumble over
-            raise InputError(f"the task files in {path} cannot be read: {_first_line(e)}") from e
+            raise InputError(f"the task files in {path} cannot be read: {first_line(e)}") from e
         if unknown := [name for name in self.settings.names if name not in manager.all_tasks]:
             self._check_syntax()
             near = difflib.get_close_matches(unknown[0], manager.all_tasks, n=5)
@@ -177,7 +186,7 @@ class TaskSet:
                 for _ in yaml.parse(file.read_text(encoding="utf-8")):  # syntax alone: nothing is constructed
                     pass
             except (yaml.YAMLError, UnicodeDecodeError) as e:
-                raise FormatError(f"{file} cannot be parsed: {' '.join(str(e).split())}") from None
+                raise FormatError(f"{file} cannot be parsed: {in_one_line(e)}") from None
 
     def _load(self) -> Any:
         """Fresh tasks with their data: the harness keeps a model's answers in them."""
@@ -187,9 +196,9 @@ class TaskSet:
         try:
             loaded = self._manager.load(list(self.settings.names))
         except (OSError, datasets.exceptions.DatasetsError) as e:  # network errors are OSErrors
-            raise DownloadError(f"the data of {', '.join(self.settings.names)} could not be had: {_first_line(e)}") from e
+            raise DownloadError(f"the data of {', '.join(self.settings.names)} could not be had: {first_line(e)}") from e
         except Exception as e:
-            raise InputError(f"the tasks {', '.join(self.settings.names)} cannot be loaded: {_first_line(e)}") from e
+            raise InputError(f"the tasks {', '.join(self.settings.names)} cannot be loaded: {first_line(e)}") from e
         for task in loaded["tasks"].values():
             own = task.get_config("num_fewshot")
             if self.settings.num_fewshot is not None and own != 0:  # a task that says 0 means it
@@ -241,7 +250,3 @@ def _finite(value: Any) -> float | None:
 def _version(value: Any) -> str | None:
     """A task's version; for one without, the harness gives the kind of its file."""
     return None if value in (None, "Yaml", "N/A") else str(value)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from maskpro_deploy.errors import MachineError, MaskProError
+from maskpro_deploy.errors import MachineError, MaskProError, first_line
 from maskpro_deploy.gpu_check import deploy as _gpu_deploy
 from maskpro_deploy.gpu_check import engines as _gpu_engines
 from maskpro_deploy.gpu_check import evaluation as _gpu_evaluation
@@ -107,16 +107,13 @@ def run(name: str, settings: Settings, record: Record) -> Outcome:
     try:
         status, detail = MEASURED, ITEMS[name](settings, record)
     except MachineError as e:
-        status, detail = NOT_RUN, _line(e)
+        status, detail = NOT_RUN, first_line(e).rstrip(".")
     except Exception as e:  # an item may stumble over anything of the libraries it tries
-        status, detail = FAILED, _line(e) if isinstance(e, MaskProError) else f"{type(e).__name__}: {_line(e)}"
+        status, detail = FAILED, first_line(e).rstrip(".")
+        detail = detail if isinstance(e, MaskProError) else f"{type(e).__name__}: {detail}"
         trace = traceback.format_exc()
     seconds = round(time.monotonic() - started, 1)
     return Outcome(name=name, status=status, detail=detail, seconds=seconds, figures=record.figures, trace=trace)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def main() -> None:

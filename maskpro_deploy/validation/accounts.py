@@ -92,8 +92,8 @@ class Account:
 
     def rows(self) -> list[tuple[str, int, float]]:
         """Class, bytes and share of the total; classes without bytes are left out, except what is unaccounted for."""
-        found = [("proven", self.proven), ("does not hold", self.broken), *((str(r), b) for r, b in self.exempt.items())]
-        shown = [(name, size) for name, size in found if size]
+        classes = [("proven", self.proven), ("does not hold", self.broken), *((str(r), b) for r, b in self.exempt.items())]
+        shown = [(name, size) for name, size in classes if size]
         return [(name, size, size / (self.total or 1)) for name, size in (*shown, ("unaccounted for", self.unaccounted))]
 
     def to_json(self) -> dict[str, object]:

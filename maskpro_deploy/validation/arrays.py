@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from maskpro_deploy.validation.inputs import InputFile
+from maskpro_deploy.system.input_file import InputFile
 
 Array = npt.NDArray[Any]
 

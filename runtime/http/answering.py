@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import StreamingResponse
@@ -12,19 +12,16 @@ from starlette.types import Receive, Scope, Send
 
 from maskpro_deploy.errors import MaskProError
 from maskpro_deploy.runtime.generate.completion import Collector, Completion
-from maskpro_deploy.runtime.generate.refusals import OverloadedError
-from maskpro_deploy.runtime.generate.sequence import ABORT, TokenEvent
-from maskpro_deploy.runtime.http.protocol import api_error
+from maskpro_deploy.runtime.generate.sequence import TokenEvent
+from maskpro_deploy.runtime.http.api_errors import to_api_error
 from maskpro_deploy.runtime.http.responses import Format, usage
 from maskpro_deploy.runtime.http.streams import TokenStream
 
 
-async def collect(stream: TokenStream, choices: int, prompts: Sequence[Sequence[int]], n: int) -> list[Completion]:
+async def collect(stream: TokenStream) -> list[Completion]:
     """All answers of a request, whole."""
-    collectors = [Collector(len(prompts[choice // n])) for choice in range(choices)]
+    collectors = [Collector(len(sequence.prompt)) for sequence in stream.sequences]
     async for event in stream:
-        if isinstance(event, TokenEvent) and event.finish_reason == ABORT:
-            raise OverloadedError("the server is shutting down; the answer was not finished.", "shutting_down")
         collectors[event.choice].add(event)
     return [c.completion() for c in collectors]
 
@@ -36,7 +33,7 @@ async def unless_disconnected(request: Request, work: Awaitable[list[Completion]
         ClientDisconnect: it went away.
     """
     task = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(_disconnected(request.receive))
+    watcher = asyncio.ensure_future(_wait_for_disconnect(request.receive))
     try:
         await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -48,27 +45,24 @@ async def unless_disconnected(request: Request, work: Awaitable[list[Completion]
         await asyncio.gather(task, watcher, return_exceptions=True)
 
 
-async def _disconnected(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def chunks(stream: TokenStream, shape: Format, *, include_usage: bool) -> AsyncIterator[str]:
+async def _chunks(stream: TokenStream, form: Format) -> AsyncIterator[str]:
     """Server-sent events: one for each token, the token counts if asked for, `[DONE]`; or an error as the last one."""
     generated = 0
     try:
         async for event in stream:
-            if isinstance(event, TokenEvent):
-                generated += event.score is not None
-                if event.finish_reason == ABORT:
-                    raise OverloadedError("the server is shutting down; the answer was not finished.", "shutting_down")
-            if (chunk := shape.chunk(event)) is not None:
+            generated += isinstance(event, TokenEvent) and event.score is not None
+            if (chunk := form.chunk(event)) is not None:
                 yield _sse(chunk)
     except MaskProError as e:
-        yield _sse(api_error(e).body())
+        yield _sse(to_api_error(e).body())
         return
-    if include_usage:
-        yield _sse(shape.usage_chunk(usage(stream.prompt_tokens, generated)))
+    if form.include_usage:
+        yield _sse(form.usage_chunk(usage(stream.prompt_tokens, generated)))
     yield "data: [DONE]\n\n"
 
 
@@ -81,8 +75,8 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, stream: TokenStream, chunks: AsyncIterator[str]) -> None:
-        super().__init__(chunks, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    def __init__(self, stream: TokenStream, form: Format) -> None:
+        super().__init__(_chunks(stream, form), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self._stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from maskpro_deploy.data import HELD_OUT, load_text
 from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.evaluate.figures import perplexity
 from maskpro_deploy.evaluate.protocol import EvalProtocol
 from maskpro_deploy.evaluate.published import CUSTOM, PROTOCOLS, choose, describe
-from maskpro_deploy.evaluate.scores import perplexity
 from maskpro_deploy.torch_lm import TorchLM
 
 WINDOW = 96

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from maskpro_deploy.exporters import EngineConfig
-from maskpro_deploy.exporters.engines.build import profiles
+from maskpro_deploy.exporters.engines.profiles import profiles
 from maskpro_deploy.manifest import Graph, Manifest
 
 # the library is loaded in a process of its own, as the package does it; one process for many jobs, because it starts slowly

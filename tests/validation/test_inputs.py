@@ -13,8 +13,8 @@ from sparse_cases import lawful
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.masks import MASKS_FILE
 from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.validation import validate
-from maskpro_deploy.validation.inputs import InputFile
 
 TWO_FOUR = NMPattern(2, 4)
 

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from maskpro_deploy.errors import in_one_line
 from maskpro_deploy.learn.distributions.base import Distribution, Pathwise
 from maskpro_deploy.learn.distributions.packed import pack
 from maskpro_deploy.learn.kernels.half_logits import noise
@@ -189,7 +190,7 @@ class _Compiled:
             try:
                 return self._compiled(grad, weight, logits, moments.first, moments.second, dither, torch.tensor(scale), betas)
             except Exception as e:  # no compiler, no Triton: torch raises many kinds, before anything has run
-                log.warning("torch.compile does not work here (%s): steps take longer.", " ".join(str(e).split())[:200])
+                log.warning("torch.compile does not work here (%s): steps take longer.", in_one_line(e, 200))
                 self._compiled = None
         return self._eager(grad, weight, logits, moments, dither, scale, betas)
 

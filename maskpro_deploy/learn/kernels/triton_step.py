@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from maskpro_deploy.errors import in_one_line
 from maskpro_deploy.learn.distributions import packed
 from maskpro_deploy.learn.distributions.top_n import centred, top_of_centred
 from maskpro_deploy.learn.kernels.half_logits import noise
@@ -113,7 +114,7 @@ def triton_step(pattern: NMPattern, otherwise: SiteStep, reference: ChunkStep, d
     try:
         found = differences(step, pattern, reference, device)
     except Exception as e:  # what a compiler, a driver and a device can come up with
-        found = " ".join(str(e).split())[:200] or type(e).__name__
+        found = in_one_line(e, 200)
     if found:
         log.warning("the step's own GPU kernel does not work here (%s): steps take longer.", found)
         return otherwise
@@ -150,7 +151,7 @@ def load(device: torch.device) -> Any:
         log.info("no Triton here")
         return None
     except Exception as e:  # as above
-        found = " ".join(str(e).split())[:200] or type(e).__name__
+        found = in_one_line(e, 200)
     if found:
         log.warning("own GPU kernels do not work here (%s): steps take longer.", found)
         return None

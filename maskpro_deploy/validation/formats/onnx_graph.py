@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maskpro_deploy.errors import FormatError
+from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.system.progress import Progress
-from maskpro_deploy.validation.inputs import InputFile
 from maskpro_deploy.validation.source import Source
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ def _all_text(model: Message) -> bool:
 
 class OnnxReader:
     """Reader of ONNX files."""
+
+    takes = "an .onnx file"
 
     def accepts(self, path: Path) -> bool:
         return path.is_file() and path.suffix.lower() == ".onnx"

@@ -5,10 +5,9 @@ An operator that stands in none of these tables does something that is not known
 
 from __future__ import annotations
 
+from maskpro_deploy.onnx_graphs.nodes import MICROSOFT, STANDARD
 from maskpro_deploy.validation.accounts import Rule
 
-STANDARD = ("", "ai.onnx")
-MICROSOFT = "com.microsoft"
 # operators of other domains are somebody's own: what they compute, and with which weights, is not known
 KNOWN_DOMAINS = frozenset((*STANDARD, MICROSOFT, "ai.onnx.ml", "com.microsoft.nchwc", "com.ms.internal.nhwc"))
 

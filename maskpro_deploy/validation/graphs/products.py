@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from onnx import NodeProto
 
+from maskpro_deploy.onnx_graphs.nodes import MICROSOFT, STANDARD, get_integer
 from maskpro_deploy.validation.accounts import Rule
-from maskpro_deploy.validation.graphs.operators import MICROSOFT, STANDARD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +42,6 @@ def product_of(node: NodeProto) -> Product | str | None:
     return None
 
 
-def attribute(node: NodeProto, name: str, default: int) -> int:
-    """An integer attribute of a node."""
-    return next((int(a.i) for a in node.attribute if a.name == name), default)
-
-
 def _bias(*inputs: int) -> dict[int, Rule]:
     return dict.fromkeys(inputs, Rule.ELEMENTWISE)
 
@@ -56,14 +51,14 @@ def _matmul(node: NodeProto) -> Product:
 
 
 def _gemm(node: NodeProto) -> Product:
-    a, b = 0 if attribute(node, "transA", 0) else 1, 1 if attribute(node, "transB", 0) else 0
+    a, b = 0 if get_integer(node, "transA", 0) else 1, 1 if get_integer(node, "transB", 0) else 0
     return Product(factors=((0, a), (1, b)), parameters=_bias(2))
 
 
 def _fused_matmul(node: NodeProto) -> Product | str:
-    if attribute(node, "transBatchA", 0) or attribute(node, "transBatchB", 0):
+    if get_integer(node, "transBatchA", 0) or get_integer(node, "transBatchB", 0):
         return "its batch axis is transposed, which is not followed"
-    a, b = -2 if attribute(node, "transA", 0) else -1, -1 if attribute(node, "transB", 0) else -2
+    a, b = -2 if get_integer(node, "transA", 0) else -1, -1 if get_integer(node, "transB", 0) else -2
     return Product(factors=((0, a), (1, b)))
 
 
@@ -72,7 +67,7 @@ def _conv(node: NodeProto) -> Product:
 
 
 def _conv_transpose(node: NodeProto) -> Product | str:
-    if attribute(node, "group", 1) != 1:
+    if get_integer(node, "group", 1) != 1:
         return "a transposed convolution in groups is not followed"
     return Product(factors=((0, None), (1, 0)), parameters=_bias(2))
 
@@ -127,7 +122,7 @@ def _convolution(weight: int, scale: int | None, zero: int | None) -> Callable[.
 
 
 def _qgemm(node: NodeProto) -> Product:
-    a, b = 0 if attribute(node, "transA", 0) else 1, 1 if attribute(node, "transB", 0) else 0
+    a, b = 0 if get_integer(node, "transA", 0) else 1, 1 if get_integer(node, "transB", 0) else 0
     others = dict.fromkeys((1, 2, 4, 5, 6, 7, 8), Rule.QUANTISATION)
     return Product(factors=((0, a), (3, b)), parameters=others, scales={0: (1, 2, 1 - a), 3: (4, 5, 1 - b)})
 
@@ -147,7 +142,7 @@ def _decoder_attention(node: NodeProto) -> Product:
 
 
 def _nbits(node: NodeProto) -> Product | str:
-    bits = attribute(node, "bits", 4)
+    bits = get_integer(node, "bits", 4)
     if bits not in (2, 4, 8):
         return f"MatMulNBits of {bits} bits is not followed"
     if len(node.input) > 4 and node.input[4]:
@@ -157,7 +152,7 @@ def _nbits(node: NodeProto) -> Product | str:
 
 
 def _bnb4(node: NodeProto) -> Product | str:
-    if attribute(node, "quant_type", 1) not in (0, 1):
+    if get_integer(node, "quant_type", 1) not in (0, 1):
         return "MatMulBnb4 of this type is not followed"
     return Product(factors=((0, -1), (1, 1)), parameters={2: Rule.QUANTISATION}, scales={1: (2, None, 0)}, packed="bnb4")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from maskpro_deploy.errors import ConfigError
-from maskpro_deploy.runtime.generate.sampling import SamplingParams
+from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
 from maskpro_deploy.runtime.generate.scheduler import Scheduler, SchedulerConfig
 from maskpro_deploy.runtime.generate.sequence import Event, GenerationSequence, PromptEvent, TokenEvent
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from maskpro_deploy.runtime.generate.sampling import SamplingParams
+from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
 from maskpro_deploy.runtime.generate.sequence import GenerationSequence, TokenEvent
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 from maskpro_deploy.runtime.sessions.session import OrtSession

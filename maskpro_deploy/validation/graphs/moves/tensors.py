@@ -11,8 +11,9 @@ import numpy as np
 from onnx import TensorProto, numpy_helper
 
 from maskpro_deploy.errors import FormatError
+from maskpro_deploy.onnx_graphs.tensors import external_entries
+from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.validation.arrays import Array, FileArray, FlatArray, LoadedArray, MappedArray, MemoryArray, NibbleArray
-from maskpro_deploy.validation.inputs import InputFile
 
 _DTYPES: dict[int, tuple[str, np.dtype[Any]]] = {
     TensorProto.DOUBLE: ("f64", np.dtype(np.float64)),
@@ -34,7 +35,6 @@ _DTYPES: dict[int, tuple[str, np.dtype[Any]]] = {
 _NIBBLES = {TensorProto.INT4: ("int4", True), TensorProto.UINT4: ("uint4", False), TensorProto.FLOAT4E2M1: ("f4", False)}
 _FP4 = np.dtype(ml_dtypes.float4_e2m1fn)
 _EAGER = 1 << 16  # elements
-_WIDE = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
 
 
 def dtype_name(tensor: TensorProto) -> str | None:
@@ -138,7 +138,7 @@ def _as_fp4(piece: Array, start: int) -> Array:
 
 
 def _external_span(tensor: TensorProto, path: Path, need: int, files: ExternalFiles) -> tuple[InputFile, int]:
-    entries = {e.key: e.value for e in tensor.external_data}
+    entries = external_entries(tensor)
     try:
         offset, length = int(entries.get("offset", "0")), int(entries.get("length", str(need)))
     except ValueError:

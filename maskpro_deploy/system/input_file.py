@@ -1,7 +1,7 @@
-"""Files as the checker reads them: by position, each proved unchanged at the end.
+"""Files that are read by position, and proved unchanged at the end.
 
-A file is stat-ed when it is first named and again when the answer is ready. If its size, its times or the file behind the name
-differ, what was counted is worth nothing, and the answer is an error. Files are read, not mapped: one that shrinks while it is
+A file is stat-ed when it is first named and again when all was read. If its size, its times or the file behind the name differ,
+what was read is worth nothing, and the answer is an error. Files are read, not mapped: one that shrinks while it is
 being read then gives an error instead of killing the process. Only regular files are opened (a pipe would hang).
 """
 
@@ -33,13 +33,13 @@ class InputFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            found = path.stat()
+            status = path.stat()
         except OSError as e:
             raise FormatError(f"{path} cannot be read: {e.strerror or e}.") from e
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise FormatError(f"{path} is no regular file: it is not read.")
-        self.size = found.st_size
-        self._identity = _identity(found)
+        self.size = status.st_size
+        self._identity = _identity(status)
         self._lock = threading.Lock()
         self._descriptor: int | None = None
 
@@ -51,8 +51,8 @@ class InputFile:
         """
         if offset < 0 or count < 0 or offset + count > self.size:
             raise FormatError(f"{self.path} ends early: it has {self.size} bytes, {offset + count} are needed.")
-        found = np.empty(count, dtype=np.uint8)
-        rest = found.data
+        content = np.empty(count, dtype=np.uint8)
+        rest = content.data
         try:
             descriptor = self._open()
             while rest:
@@ -62,7 +62,7 @@ class InputFile:
                 rest, offset = rest[got:], offset + got
         except OSError as e:
             raise FormatError(f"{self.path} cannot be read: {e.strerror or e}.") from e
-        return found
+        return content
 
     def check_unchanged(self) -> None:
         """Compare the file with what it was at first.
@@ -87,5 +87,5 @@ class InputFile:
             return self._descriptor
 
 
-def _identity(found: os.stat_result) -> tuple[Any, ...]:
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+def _identity(status: os.stat_result) -> tuple[Any, ...]:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

@@ -1,4 +1,4 @@
-"""The engine: equal answers in any company, limits, aborts, drain, breakdown."""
+"""The text generator: equal answers in any company, limits, aborts, drain, breakdown."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from gated_session import GatedSession
 from maskpro_deploy.errors import ConfigError, FormatError, InputError
 from maskpro_deploy.runtime import (
     ContextLengthError,
-    Engine,
-    EngineDeadError,
+    GeneratorDeadError,
     OrtSession,
     OverloadedError,
     RuntimeConfig,
     SamplingParams,
+    TextGenerator,
     load,
 )
 from maskpro_deploy.runtime.generate.sampling import NumericError
@@ -39,38 +39,38 @@ PROMPTS = [
 ]
 
 
-def test_greedy_answers_are_the_sessions_own(engine: Engine, session: OrtSession) -> None:
-    tokens = engine.tokenizer.encode(PROMPTS[0])
-    (answer,) = engine.generate([tokens], SamplingParams(temperature=0, max_tokens=12, ignore_eos=True))
+def test_greedy_answers_are_the_sessions_own(generator: TextGenerator, session: OrtSession) -> None:
+    tokens = generator.tokenizer.encode(PROMPTS[0])
+    (answer,) = generator.generate([tokens], SamplingParams(temperature=0, max_tokens=12, ignore_eos=True))
     assert list(answer.tokens) == session.greedy(tokens, 12)
-    assert answer.text == engine.tokenizer.decode(answer.tokens)
+    assert answer.text == generator.tokenizer.decode(answer.tokens)
     assert answer.prompt_tokens == len(tokens)
     assert answer.finish_reason == "length"
 
 
 @pytest.mark.parametrize("params", [{"temperature": 0.0}, {"seed": 5}, {"seed": 9, "top_p": 0.8, "repetition_penalty": 1.2}])
-def test_answers_do_not_depend_on_company(engine: Engine, params: dict[str, float]) -> None:
+def test_answers_do_not_depend_on_company(generator: TextGenerator, params: dict[str, float]) -> None:
     """Seven prompts for four places, in two orders, against each by itself."""
     settings = SamplingParams(max_tokens=24, logprobs=0, **params)
-    alone = [engine.generate([p], settings)[0] for p in PROMPTS]
-    together = engine.generate(PROMPTS, settings)
+    alone = [generator.generate([p], settings)[0] for p in PROMPTS]
+    together = generator.generate(PROMPTS, settings)
     order = random.Random(1).sample(range(len(PROMPTS)), len(PROMPTS))
-    shuffled = engine.generate([PROMPTS[i] for i in order], settings)
+    shuffled = generator.generate([PROMPTS[i] for i in order], settings)
     for i, answer in enumerate(alone):
         for other in (together[i], shuffled[order.index(i)]):
             assert (other.tokens, other.text, other.finish_reason) == (answer.tokens, answer.text, answer.finish_reason)
             np.testing.assert_allclose([s.logprob for s in other.scores], [s.logprob for s in answer.scores], atol=1e-4)
 
 
-def test_without_a_seed_answers_differ(engine: Engine) -> None:
-    first, second = engine.generate(["x", "x"], SamplingParams(max_tokens=20))
+def test_without_a_seed_answers_differ(generator: TextGenerator) -> None:
+    first, second = generator.generate(["x", "x"], SamplingParams(max_tokens=20))
     assert first.tokens != second.tokens
 
 
-def test_several_choices_of_one_seed_differ_and_repeat(engine: Engine) -> None:
+def test_several_choices_of_one_seed_differ_and_repeat(generator: TextGenerator) -> None:
     def run() -> dict[int, list[int]]:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        sequences = engine.submit([[5, 6], [7]], SamplingParams(seed=2, max_tokens=10, ignore_eos=True), events.put, n=2)
+        sequences = generator.submit([[5, 6], [7]], SamplingParams(seed=2, max_tokens=10, ignore_eos=True), events.put, n=2)
         collect(events, len(sequences))
         return {s.choice: s.tokens for s in sequences}
 
@@ -78,7 +78,7 @@ def test_several_choices_of_one_seed_differ_and_repeat(engine: Engine) -> None:
     assert first == run()
     assert sorted(first) == [0, 1, 2, 3]
     assert first[0] != first[1]
-    (single,) = engine.generate([[7]], SamplingParams(seed=2, max_tokens=10, ignore_eos=True))
+    (single,) = generator.generate([[7]], SamplingParams(seed=2, max_tokens=10, ignore_eos=True))
     assert list(single.tokens) == first[2], "the first choice of a prompt is what it would be by itself"
 
 
@@ -92,51 +92,51 @@ def collect(events: queue.SimpleQueue[Event], choices: int) -> list[Event]:
     return seen
 
 
-def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(engine: Engine) -> None:
-    whole = engine.generate([PROMPTS[0]], SamplingParams(seed=1, max_tokens=40, ignore_eos=True))[0]
+def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(generator: TextGenerator) -> None:
+    whole = generator.generate([PROMPTS[0]], SamplingParams(seed=1, max_tokens=40, ignore_eos=True))[0]
     stop = whole.text[5:8]
-    (answer,) = engine.generate([PROMPTS[0]], SamplingParams(seed=1, max_tokens=40, ignore_eos=True, stop=(stop,)))
+    (answer,) = generator.generate([PROMPTS[0]], SamplingParams(seed=1, max_tokens=40, ignore_eos=True, stop=(stop,)))
     assert answer.finish_reason == "stop"
     assert answer.text == whole.text[: whole.text.index(stop)]
     assert len(answer.tokens) < 40
 
 
-def test_stop_tokens_end_the_answer_unless_too_early(engine: Engine) -> None:
-    tokens = engine.generate(["b"], SamplingParams(temperature=0, max_tokens=10, ignore_eos=True))[0].tokens
+def test_stop_tokens_end_the_answer_unless_too_early(generator: TextGenerator) -> None:
+    tokens = generator.generate(["b"], SamplingParams(temperature=0, max_tokens=10, ignore_eos=True))[0].tokens
     at = 4
     first_at = tokens.index(tokens[at])
     stopping = {"temperature": 0.0, "max_tokens": 10, "ignore_eos": True, "stop_token_ids": (tokens[at],)}
-    (answer,) = engine.generate(["b"], SamplingParams(**stopping))  # type: ignore[arg-type]
+    (answer,) = generator.generate(["b"], SamplingParams(**stopping))  # type: ignore[arg-type]
     assert answer.finish_reason == "stop"
     assert answer.tokens == tokens[: first_at + 1]
-    assert answer.text == engine.tokenizer.decode(tokens[:first_at])
-    (longer,) = engine.generate(["b"], SamplingParams(min_tokens=first_at + 2, **stopping))  # type: ignore[arg-type]
+    assert answer.text == generator.tokenizer.decode(tokens[:first_at])
+    (longer,) = generator.generate(["b"], SamplingParams(min_tokens=first_at + 2, **stopping))  # type: ignore[arg-type]
     assert len(longer.tokens) > first_at + 1
 
 
-def test_end_of_text_ends_the_answer_unless_ignored(engine: Engine) -> None:
-    (eos,) = engine.shape.eos_token_ids
+def test_end_of_text_ends_the_answer_unless_ignored(generator: TextGenerator) -> None:
+    (eos,) = generator.shape.eos_token_ids
     forced = {"logit_bias": {eos: 100.0}, "temperature": 0.0, "max_tokens": 5}
-    (answer,) = engine.generate(["c"], SamplingParams(**forced))  # type: ignore[arg-type]
+    (answer,) = generator.generate(["c"], SamplingParams(**forced))  # type: ignore[arg-type]
     assert (answer.tokens, answer.text, answer.finish_reason) == ((eos,), "", "stop")
-    (answer,) = engine.generate(["c"], SamplingParams(ignore_eos=True, **forced))  # type: ignore[arg-type]
+    (answer,) = generator.generate(["c"], SamplingParams(ignore_eos=True, **forced))  # type: ignore[arg-type]
     assert (answer.tokens, answer.finish_reason) == ((eos,) * 5, "length")
-    (answer,) = engine.generate(["c"], SamplingParams(min_tokens=3, **forced))  # type: ignore[arg-type]
+    (answer,) = generator.generate(["c"], SamplingParams(min_tokens=3, **forced))  # type: ignore[arg-type]
     assert len(answer.tokens) == 4
     assert eos not in answer.tokens[:3]
 
 
-def test_reading_only_gives_scores_and_no_tokens(engine: Engine) -> None:
-    (answer,) = engine.generate([[1, 2, 3]], SamplingParams(max_tokens=0, prompt_logprobs=2))
+def test_reading_only_gives_scores_and_no_tokens(generator: TextGenerator) -> None:
+    (answer,) = generator.generate([[1, 2, 3]], SamplingParams(max_tokens=0, prompt_logprobs=2))
     assert answer.tokens == ()
     assert [s.token for s in answer.prompt_scores] == [1, 2, 3]
     assert [len(s.top) for s in answer.prompt_scores] == [0, 2, 2]
 
 
-def test_what_does_not_fit_the_context_is_refused_with_both_numbers(engine: Engine) -> None:
+def test_what_does_not_fit_the_context_is_refused_with_both_numbers(generator: TextGenerator) -> None:
     with pytest.raises(ContextLengthError, match=r"200 tokens.*100.*300.*256"):
-        engine.generate([[1] * 200], SamplingParams(max_tokens=100))
-    (answer,) = engine.generate([[1] * 250], SamplingParams(max_tokens=6, ignore_eos=True))
+        generator.generate([[1] * 200], SamplingParams(max_tokens=100))
+    (answer,) = generator.generate([[1] * 250], SamplingParams(max_tokens=6, ignore_eos=True))
     assert len(answer.tokens) == 6
 
 
@@ -151,84 +151,84 @@ def test_what_does_not_fit_the_context_is_refused_with_both_numbers(engine: Engi
     ],
 )
 def test_what_does_not_fit_the_model_is_refused(
-    engine: Engine, prompt: list[int], params: dict[str, object], message: str
+    generator: TextGenerator, prompt: list[int], params: dict[str, object], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        engine.generate([prompt], SamplingParams(**params))  # type: ignore[arg-type]
+        generator.generate([prompt], SamplingParams(**params))  # type: ignore[arg-type]
 
 
-def test_a_full_engine_says_so_and_takes_all_or_nothing(gated_engine: Engine, gated: GatedSession) -> None:
+def test_a_full_generator_says_so_and_takes_all_or_nothing(gated_generator: TextGenerator, gated: GatedSession) -> None:
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     params = SamplingParams(max_tokens=2, ignore_eos=True)
-    gated_engine.submit([[1], [2], [3]], params, events.put)
+    gated_generator.submit([[1], [2], [3]], params, events.put)
     with pytest.raises(OverloadedError, match="full") as caught:
-        gated_engine.submit([[4], [5]], params, events.put)
+        gated_generator.submit([[4], [5]], params, events.put)
     assert caught.value.reason == "queue_full"
-    gated_engine.submit([[4]], params, events.put)
+    gated_generator.submit([[4]], params, events.put)
     with pytest.raises(InputError, match="at once"):
-        gated_engine.submit([[4]] * 5, params, events.put)
+        gated_generator.submit([[4]] * 5, params, events.put)
     gated.open()
     assert len(collect(events, 4)) == 8
-    gated_engine.generate([[1]] * 9, params)  # a caller in the same process waits instead
+    gated_generator.generate([[1]] * 9, params)  # a caller in the same process waits instead
 
 
-def test_an_abort_makes_room(gated_engine: Engine, gated: GatedSession) -> None:
+def test_an_abort_makes_room(gated_generator: TextGenerator, gated: GatedSession) -> None:
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    sequences = gated_engine.submit([[1]] * 4, SamplingParams(max_tokens=100, ignore_eos=True), events.put)
-    gated_engine.abort(sequences[1:])
+    sequences = gated_generator.submit([[1]] * 4, SamplingParams(max_tokens=100, ignore_eos=True), events.put)
+    gated_generator.abort(sequences[1:])
     gated.allow(2)
     ended = [e for e in collect(events, 3) if isinstance(e, TokenEvent) and e.finish_reason]
     assert sorted(e.choice for e in ended) == [1, 2, 3]
     assert {e.finish_reason for e in ended} == {"abort"}
-    gated_engine.submit([[1]] * 3, SamplingParams(), events.put)
+    gated_generator.submit([[1]] * 3, SamplingParams(), events.put)
 
 
-def test_draining_finishes_what_runs_and_takes_nothing_new(gated_engine: Engine, gated: GatedSession) -> None:
+def test_draining_finishes_what_runs_and_takes_nothing_new(gated_generator: TextGenerator, gated: GatedSession) -> None:
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    gated_engine.submit([[1]], SamplingParams(max_tokens=3, ignore_eos=True), events.put)
-    assert not gated_engine.drain(0)
-    assert gated_engine.status == "draining"
+    gated_generator.submit([[1]], SamplingParams(max_tokens=3, ignore_eos=True), events.put)
+    assert not gated_generator.drain(0)
+    assert gated_generator.status == "draining"
     with pytest.raises(OverloadedError) as caught:
-        gated_engine.submit([[1]], SamplingParams(), events.put)
+        gated_generator.submit([[1]], SamplingParams(), events.put)
     assert caught.value.reason == "shutting_down"
     gated.open()
-    assert gated_engine.drain(30)
+    assert gated_generator.drain(30)
     assert len(collect(events, 1)) == 3
 
 
-def test_closing_ends_what_runs_with_an_abort(gated_engine: Engine, gated: GatedSession) -> None:
+def test_closing_ends_what_runs_with_an_abort(gated_generator: TextGenerator, gated: GatedSession) -> None:
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    gated_engine.submit([[1]] * 3, SamplingParams(max_tokens=200, ignore_eos=True), events.put)
+    gated_generator.submit([[1]] * 3, SamplingParams(max_tokens=200, ignore_eos=True), events.put)
     gated.entered.acquire()
     gated.allow(2)
-    gated_engine.close()
+    gated_generator.close()
     ended = [e for e in collect(events, 3) if isinstance(e, TokenEvent) and e.finish_reason]
     assert [e.finish_reason for e in ended] == ["abort"] * 3
-    assert gated_engine.status == "stopped"
-    gated_engine.close()
+    assert gated_generator.status == "stopped"
+    gated_generator.close()
 
 
 def test_a_breakdown_reaches_everybody_and_is_final(
-    gated_engine: Engine, gated: GatedSession, caplog: pytest.LogCaptureFixture
+    gated_generator: TextGenerator, gated: GatedSession, caplog: pytest.LogCaptureFixture
 ) -> None:
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    gated_engine.submit([[1], [2], [3]], SamplingParams(max_tokens=50, ignore_eos=True), events.put)
+    gated_generator.submit([[1], [2], [3]], SamplingParams(max_tokens=50, ignore_eos=True), events.put)
     gated.fail_with = RuntimeError("out of memory")
     gated.open()
     failures = collect(events, 3)
-    assert all(isinstance(e, FailureEvent) and isinstance(e.error, EngineDeadError) for e in failures)
-    gated_engine._thread.join()
-    assert gated_engine.status == "dead"
+    assert all(isinstance(e, FailureEvent) and isinstance(e.error, GeneratorDeadError) for e in failures)
+    gated_generator._thread.join()
+    assert gated_generator.status == "dead"
     assert "out of memory" in caplog.text
-    with pytest.raises(EngineDeadError):
-        gated_engine.submit([[1]], SamplingParams(), events.put)
-    with pytest.raises(EngineDeadError):
-        gated_engine.generate(["x"])
+    with pytest.raises(GeneratorDeadError):
+        gated_generator.submit([[1]], SamplingParams(), events.put)
+    with pytest.raises(GeneratorDeadError):
+        gated_generator.generate(["x"])
 
 
-def test_unusable_numbers_end_one_answer_and_spare_the_others(gated_engine: Engine, gated: GatedSession) -> None:
+def test_unusable_numbers_end_one_answer_and_spare_the_others(gated_generator: TextGenerator, gated: GatedSession) -> None:
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    sequences = gated_engine.submit([[1], [2]], SamplingParams(max_tokens=4, ignore_eos=True), events.put)
+    sequences = gated_generator.submit([[1], [2]], SamplingParams(max_tokens=4, ignore_eos=True), events.put)
     gated.nan_rows = (0,)
     gated.allow(1)
     first = events.get(timeout=30)
@@ -238,15 +238,15 @@ def test_unusable_numbers_end_one_answer_and_spare_the_others(gated_engine: Engi
     gated.open()
     collect(events, 1)
     assert [len(s.tokens) for s in sequences] == [0, 4]
-    assert gated_engine.status == "ready"
+    assert gated_generator.status == "ready"
 
 
-def test_a_reader_that_breaks_does_not_hurt_the_others(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_reader_that_breaks_does_not_hurt_the_others(generator: TextGenerator, caplog: pytest.LogCaptureFixture) -> None:
     def broken(event: Event) -> None:
         raise RuntimeError("the loop is closed")
 
-    (lost,) = engine.submit([[1]], SamplingParams(max_tokens=200, ignore_eos=True), broken)
-    (answer,) = engine.generate([[2]], SamplingParams(max_tokens=5, ignore_eos=True))
+    (lost,) = generator.submit([[1]], SamplingParams(max_tokens=200, ignore_eos=True), broken)
+    (answer,) = generator.generate([[2]], SamplingParams(max_tokens=5, ignore_eos=True))
     assert len(answer.tokens) == 5
     assert "lost its reader" in caplog.text
     assert lost.finish_reason == "abort"
@@ -275,7 +275,7 @@ def test_hashes_are_checked_when_asked(sparse_bundle: Path, tmp_path: Path) -> N
         load(bundle, RuntimeConfig(provider="cpu", check_hashes=True))
 
 
-def test_an_engine_needs_no_torch(sparse_bundle: Path, text_tokenizer: TextTokenizer) -> None:
+def test_a_generator_needs_no_torch(sparse_bundle: Path, text_tokenizer: TextTokenizer) -> None:
     code = (
         "import sys; from pathlib import Path; from maskpro_deploy.runtime import load, RuntimeConfig, SamplingParams\n"
         "import maskpro_deploy.runtime.http.lifecycle\n"

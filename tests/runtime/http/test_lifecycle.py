@@ -15,11 +15,12 @@ import pytest
 from gated_session import GatedSession
 
 from maskpro_deploy.errors import ConfigError, InputError
-from maskpro_deploy.runtime import Engine, RuntimeConfig
-from maskpro_deploy.runtime.generate.config import ServeConfig
+from maskpro_deploy.runtime import RuntimeConfig, TextGenerator
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
-from maskpro_deploy.runtime.http import lifecycle as serving
-from maskpro_deploy.runtime.http.lifecycle import listen, running_server, serve
+from maskpro_deploy.runtime.http import lifecycle
+from maskpro_deploy.runtime.http.config import ServeConfig
+from maskpro_deploy.runtime.http.lifecycle import running_server, serve
+from maskpro_deploy.runtime.http.listener import listen
 
 CPU = RuntimeConfig(provider="cpu", threads=1)
 LONG = {"prompt": [1], "max_tokens": 200, "ignore_eos": True, "stream": True}
@@ -28,7 +29,7 @@ LONG = {"prompt": [1], "max_tokens": 200, "ignore_eos": True, "stream": True}
 def test_a_port_in_use_shows_before_the_model_is_loaded(
     tmp_path: Path, sparse_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(lifecycle, "load", lambda *_: pytest.fail("loaded"))
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(InputError, match=rf"port {port}: Address already in use.*--port"):
@@ -65,13 +66,13 @@ def test_settings_out_of_range_are_named() -> None:
 
 
 def test_while_loading_the_server_says_so(sparse_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, proceed = serving.load, threading.Event()
+    real, proceed = lifecycle.load, threading.Event()
 
-    def slow(*args: Any) -> Engine:
+    def slow(*args: Any) -> TextGenerator:
         assert proceed.wait(30)
         return real(*args)
 
-    monkeypatch.setattr(serving, "load", slow)
+    monkeypatch.setattr(lifecycle, "load", slow)
     with listen("127.0.0.1", 0) as probe:
         port = probe.getsockname()[1]
     seen: dict[str, int] = {}
@@ -109,7 +110,7 @@ def serve_slowly(
     meanwhile: Callable[[str], None],
 ) -> tuple[bool, str]:
     """Serve a model that takes its time; `meanwhile` runs once a stream has begun. Returns the outcome and the stream's text."""
-    monkeypatch.setattr(serving, "load", lambda *_: Engine(gated, tokenizer))
+    monkeypatch.setattr(lifecycle, "load", lambda *_: TextGenerator(gated, tokenizer))
     text: list[str] = []
     threads: list[threading.Thread] = []
 
@@ -185,11 +186,11 @@ def _pause() -> None:
 def test_a_signal_while_loading_stops_at_once(sparse_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forever = threading.Event()
 
-    def never(*_: Any) -> Engine:
+    def never(*_: Any) -> TextGenerator:
         stop()("")
         forever.wait(30)
         raise AssertionError("nobody waits for this")
 
-    monkeypatch.setattr(serving, "load", never)
+    monkeypatch.setattr(lifecycle, "load", never)
     assert serve(sparse_bundle, ServeConfig(port=0))
     forever.set()

@@ -7,6 +7,8 @@ from collections.abc import Container, Iterator, Sequence
 
 from onnx import NodeProto
 
+from maskpro_deploy.onnx_graphs.nodes import graphs_of
+
 
 def ordered(nodes: Sequence[NodeProto], known: Container[str]) -> list[tuple[int, NodeProto]]:
     """Nodes with their numbers, each after those that make what it uses; nodes of a cycle come last, as they stand.
@@ -17,7 +19,7 @@ def ordered(nodes: Sequence[NodeProto], known: Container[str]) -> list[tuple[int
     """
     numbered = list(enumerate(nodes))
     maker = {name: number for number, node in numbered for name in node.output if name}
-    needs = [{maker[name] for name in uses(node) if name in maker and name not in known} for _, node in numbered]
+    needs = [{maker[name] for name in names_used(node) if name in maker and name not in known} for _, node in numbered]
     if all(need < number for number, needed in enumerate(needs) for need in needed):
         return numbered
     users: dict[int, list[int]] = {}
@@ -38,10 +40,9 @@ def ordered(nodes: Sequence[NodeProto], known: Container[str]) -> list[tuple[int
     return [numbered[number] for number in (*done, *rest)]
 
 
-def uses(node: NodeProto) -> Iterator[str]:
+def names_used(node: NodeProto) -> Iterator[str]:
     """Names of the values that a node uses, in the graphs that it holds too."""
     yield from (name for name in node.input if name)
-    for attribute in node.attribute:
-        for graph in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
-            own = {name for inner in graph.node for name in inner.output}
-            yield from (name for inner in graph.node for name in uses(inner) if name not in own)
+    for graph in graphs_of(node):
+        own = {name for inner in graph.node for name in inner.output}
+        yield from (name for inner in graph.node for name in names_used(inner) if name not in own)
