@@ -11,7 +11,7 @@ import numpy as np
 
 from maskpro_deploy.bench.products.timing import CPU
 from maskpro_deploy.errors import CheckFailed, InputError, MachineError, first_line
-from maskpro_deploy.gpu_check.deploy import bundles
+from maskpro_deploy.gpu_check.deploy import make_bundles
 from maskpro_deploy.gpu_check.items import Record, Settings, torch_on
 from maskpro_deploy.gpu_check.models import SMOL, TINY
 
@@ -32,7 +32,7 @@ def evaluation(settings: Settings, record: Record) -> str:
 
     torch_on(settings.device)
     shape = TINY if settings.rehearse else SMOL
-    bundle, _ = bundles(shape, settings.scratch)
+    bundle, _ = make_bundles(shape, settings.scratch)
     checkpoint = Target("checkpoint", settings.scratch / shape.name / "sparse")
     device = settings.device
     wanted = {

@@ -7,10 +7,10 @@ from gpu_torch import GpuTorch, Wrong, make_int8_ways
 
 from maskpro_deploy.bench.products.timing import WallClock
 from maskpro_deploy.bench.products.ways import linear
-from maskpro_deploy.commands.gpu_check import gpu_is_here
 from maskpro_deploy.gpu_check import products as _gpu_products
 from maskpro_deploy.gpu_check.items import FAILED, MEASURED, Record, Settings
 from maskpro_deploy.gpu_check.models import ONE_B, SEVEN_B, SMOL
+from maskpro_deploy.gpu_check.processes import gpu_is_here
 from maskpro_deploy.gpu_check.worker import run
 from maskpro_deploy.system.extras import missing
 

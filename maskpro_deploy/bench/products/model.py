@@ -9,8 +9,8 @@ from typing import Any
 
 from maskpro_deploy.bench.products.product import explain_nothing_sparse, find_break_evens, measure_cells, plan_cells
 from maskpro_deploy.bench.products.timing import CUDA, EventClock, Stopwatch
-from maskpro_deploy.bench.products.ways import Ways, find_working_ways, first_line
-from maskpro_deploy.errors import InputError
+from maskpro_deploy.bench.products.ways import Ways, find_working_ways
+from maskpro_deploy.errors import InputError, first_line
 from maskpro_deploy.system.progress import SILENT, Progress
 
 

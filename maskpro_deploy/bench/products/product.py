@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from maskpro_deploy.bench.products.timing import DENSE, Stopwatch, judge_samples, measure_launch_ms, race_arms, synchronize
-from maskpro_deploy.bench.products.ways import DTYPES, Product, Way, Ways, draw_operands, first_line
+from maskpro_deploy.bench.products.ways import DTYPES, Product, Way, Ways, draw_operands
 from maskpro_deploy.bench.statistics.break_even import break_even
+from maskpro_deploy.errors import first_line
 
 _BLOCKS = 12
 _TOLERANCE = 0.02  # largest difference of a product, as a part of its largest value

@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any
 
 from maskpro_deploy.bench.products.timing import DENSE
+from maskpro_deploy.errors import first_line
 
 CUSPARSELT, TUNED, CUTLASS = "cusparselt", "cusparselt-tuned", "cutlass"
 # torch's two ways to run 2:4: name -> tensor class in torch.sparse
@@ -240,11 +241,6 @@ def _draw(torch: Any, dtype: Any, shape: tuple[int, int], device: str) -> Any:
     if dtype == torch.int8:
         return torch.randint(-_RANGE, _RANGE + 1, shape, device=device, dtype=dtype)
     return torch.randn(shape, device=device, dtype=dtype)
-
-
-def first_line(error: Exception) -> str:
-    """What torch said, without its traces."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _type_name(dtype: Any) -> str:
