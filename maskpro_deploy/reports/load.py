@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from maskpro_deploy.bench.load.result import LoadResult, Point
-from maskpro_deploy.bench.load.schedule import OpenLoop
+from maskpro_deploy.bench.load.point import Point
+from maskpro_deploy.bench.load.result import LoadResult
+from maskpro_deploy.bench.load.sending.schedule import OpenLoop
 from maskpro_deploy.bench.load.summary import METRIC_WORDS, describe
 from maskpro_deploy.reports import plots
 from maskpro_deploy.reports.blocks import PlotSection, Report

@@ -16,10 +16,11 @@ from maskpro_deploy.errors import InputError, Interrupted
 from maskpro_deploy.targets.servers import LOOPBACK, Target, is_url, running_targets
 
 if TYPE_CHECKING:
-    from maskpro_deploy.bench.load.generator import Source
     from maskpro_deploy.bench.load.openai_client import ClientConfig, OpenAIClient
+    from maskpro_deploy.bench.load.point import Point, PointKey
     from maskpro_deploy.bench.load.points import PointsFile
-    from maskpro_deploy.bench.load.result import LoadResult, Point, PointKey
+    from maskpro_deploy.bench.load.result import LoadResult
+    from maskpro_deploy.bench.load.sending.generator import Source
     from maskpro_deploy.bench.load.sweep import LoadConfig
     from maskpro_deploy.system.progress import Progress
 
@@ -53,7 +54,7 @@ def measure(
     """Start what has to be started, and measure."""
     import asyncio
 
-    from maskpro_deploy.bench.load.event_loop import allow_many_connections, event_loop
+    from maskpro_deploy.bench.load.sending.event_loop import allow_many_connections, event_loop
     from maskpro_deploy.bench.load.sweep import Part
     from maskpro_deploy.system.progress import Meter
 
@@ -181,7 +182,7 @@ async def _source(clients: dict[str, OpenAIClient], prompts: Prompts, endpoint: 
     Raises:
         InputError: the servers have different vocabularies, or the prompts cannot be read.
     """
-    from maskpro_deploy.bench.load.requests import given_prompts, random_tokens, text_windows
+    from maskpro_deploy.bench.load.sending.requests import given_prompts, random_tokens, text_windows
     from maskpro_deploy.data import load_text
 
     text = load_text(BUILTIN)

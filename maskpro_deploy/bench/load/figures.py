@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maskpro_deploy.bench.load.record import Record, Recording
+from maskpro_deploy.bench.load.sending.record import Record, Recording
 from maskpro_deploy.bench.load.slo import Slo
 from maskpro_deploy.bench.results.run import vllm_json
 from maskpro_deploy.bench.statistics import stats

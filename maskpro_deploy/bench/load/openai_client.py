@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from maskpro_deploy.bench.clocks import Clock
-from maskpro_deploy.bench.load.client import Answer, Failure, Request, describe_error
-from maskpro_deploy.bench.load.generator import ask
+from maskpro_deploy.bench.load.sending.client import Answer, Failure, Request, describe_error
+from maskpro_deploy.bench.load.sending.generator import ask
 from maskpro_deploy.bench.load.stream import Stream, refusal, whole_answer
 from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError
 from maskpro_deploy.system.extras import require

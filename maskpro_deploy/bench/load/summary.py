@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from maskpro_deploy.bench.environment import circumstances
 from maskpro_deploy.bench.load.columns import choose_columns
-from maskpro_deploy.bench.load.result import LoadResult, Point
-from maskpro_deploy.bench.load.schedule import ClosedLoop, OpenLoop
+from maskpro_deploy.bench.load.point import Point
+from maskpro_deploy.bench.load.result import LoadResult
+from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, OpenLoop
 from maskpro_deploy.bench.results import wording
 from maskpro_deploy.bench.results.columns import make_table
 from maskpro_deploy.bench.results.document import Document, describe_machine, format_number, headline_of

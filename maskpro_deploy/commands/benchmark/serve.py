@@ -17,7 +17,7 @@ from maskpro_deploy.system.output import emit
 from maskpro_deploy.targets.servers import is_url
 
 if TYPE_CHECKING:
-    from maskpro_deploy.bench.load.schedule import Load
+    from maskpro_deploy.bench.load.sending.schedule import Load
     from maskpro_deploy.bench.load.sweep import LoadConfig
 
 
@@ -159,9 +159,9 @@ def _config(options: dict[str, Any]) -> LoadConfig:
         ConfigError: one is out of its range.
     """
     from maskpro_deploy.bench.load.figures import Limits
-    from maskpro_deploy.bench.load.generator import Amount
-    from maskpro_deploy.bench.load.requests import check_lengths
-    from maskpro_deploy.bench.load.schedule import ClosedLoop, OpenLoop
+    from maskpro_deploy.bench.load.sending.generator import Amount
+    from maskpro_deploy.bench.load.sending.requests import check_lengths
+    from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, OpenLoop
     from maskpro_deploy.bench.load.slo import Slo
     from maskpro_deploy.bench.load.sweep import LoadConfig
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from maskpro_deploy.bench.load.requests import given_prompts, random_tokens, text_windows
+from maskpro_deploy.bench.load.sending.requests import given_prompts, random_tokens, text_windows
 from maskpro_deploy.errors import ConfigError
 
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 
 from maskpro_deploy.bench.arms import frozen_gc
 from maskpro_deploy.bench.clocks import Clock, ClockWatch
-from maskpro_deploy.bench.load.client import Answer, Client, Failure, Request, describe_error
-from maskpro_deploy.bench.load.record import Record, Recording
-from maskpro_deploy.bench.load.schedule import ClosedLoop, Load, OpenLoop, Seed, arrivals
+from maskpro_deploy.bench.load.sending.client import Answer, Client, Failure, Request, describe_error
+from maskpro_deploy.bench.load.sending.record import Record, Recording
+from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, Load, OpenLoop, Seed, arrivals
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.system.progress import SILENT, Progress
 

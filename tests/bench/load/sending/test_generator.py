@@ -6,13 +6,13 @@ import math
 import pytest
 from virtual import VirtualLoop, run, steady
 
-from maskpro_deploy.bench.load.client import Answer, Client, Failure, Request
-from maskpro_deploy.bench.load.event_loop import event_loop
 from maskpro_deploy.bench.load.figures import Figures, Limits, latencies_ms
-from maskpro_deploy.bench.load.generator import Amount, run_load
-from maskpro_deploy.bench.load.record import Recording
-from maskpro_deploy.bench.load.requests import random_tokens
-from maskpro_deploy.bench.load.schedule import ClosedLoop, Load, OpenLoop, arrivals
+from maskpro_deploy.bench.load.sending.client import Answer, Client, Failure, Request
+from maskpro_deploy.bench.load.sending.event_loop import event_loop
+from maskpro_deploy.bench.load.sending.generator import Amount, run_load
+from maskpro_deploy.bench.load.sending.record import Recording
+from maskpro_deploy.bench.load.sending.requests import random_tokens
+from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, Load, OpenLoop, arrivals
 from maskpro_deploy.errors import ConfigError
 
 SOURCE = random_tokens(range(100), input_len=8, output_len=5)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from maskpro_deploy.bench.load.client import Request
-from maskpro_deploy.bench.load.schedule import Seed
+from maskpro_deploy.bench.load.sending.client import Request
+from maskpro_deploy.bench.load.sending.schedule import Seed
 from maskpro_deploy.errors import ConfigError
 
 RequestSource = Callable[[Seed], Request]
