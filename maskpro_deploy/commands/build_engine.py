@@ -73,9 +73,9 @@ def command(bundle: Path, report: Path | None, as_json: bool, **options: Any) ->
     meter.close()
     if report is not None:
         from maskpro_deploy.reports.blocks import write
-        from maskpro_deploy.reports.engine import page
+        from maskpro_deploy.reports.engine import build_page
 
-        write(page(bundle, built), report)
+        write(build_page(bundle, built), report)
     emit(as_json, built.to_json(), _text(bundle, built))
 
 

@@ -153,13 +153,13 @@ def _write(result: Result, out: Path) -> None:
     """result.json, report.md and report.html beside the log, each whole or not at all."""
     from maskpro_deploy.evaluate.result import MARKDOWN_FILE, RESULT_FILE, markdown
     from maskpro_deploy.reports.blocks import REPORT_FILE, write
-    from maskpro_deploy.reports.quality import page
+    from maskpro_deploy.reports.quality import build_page
     from maskpro_deploy.system.files import atomic_file, write_json
 
     write_json(out / RESULT_FILE, result.to_json())
     with atomic_file(out / MARKDOWN_FILE) as temporary:
         temporary.write_text(markdown(result), encoding="utf-8")
-    write(page(result), out / REPORT_FILE)
+    write(build_page(result), out / REPORT_FILE)
 
 
 def _text(result: Result, out: Path | None) -> str:

@@ -78,9 +78,9 @@ def command(
         meter.close()
     if html is not None:
         from maskpro_deploy.reports.blocks import write
-        from maskpro_deploy.reports.proof import build
+        from maskpro_deploy.reports.proof import build_page
 
-        write(build(report), html)
+        write(build_page(report), html)
     emit(as_json, report.to_json(), render(report))
     if not report.holds:
         click.get_current_context().exit(1)

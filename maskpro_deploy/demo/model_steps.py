@@ -83,19 +83,19 @@ def evaluate(demo: Demo) -> None:
     one_shot = TorchLM.open(demo.dense)
     one_shot.apply(demo.learned.prior_masks)
     meter = Meter("evaluating", "windows")
-    dense, found = compare_all(
+    dense, compared = compare_all(
         {"one-shot": one_shot, "learned": TorchLM.open(demo.sparse)}, TorchLM.open(demo.dense), windows, meter
     )  # fmt: skip
     meter.close()
-    values = {"dense": dense, **{name: c.model for name, c in found.items()}}
+    values = {"dense": dense, **{name: c.model for name, c in compared.items()}}
     below = 1.0 - values["learned"].perplexity / values["one-shot"].perplexity
     demo.figures["quality"] = {
         "protocol": {**protocol.to_json(), "windows": len(windows), "data": HELD_OUT},
         "perplexity": {name: v.perplexity for name, v in values.items()},
         "stderr": {name: v.stderr for name, v in values.items()},
         "learned_below_one_shot": below,
-        "kl_to_dense": {name: c.kl for name, c in found.items()},
-        "top1_agreement": {name: c.top1_agreement for name, c in found.items()},
+        "kl_to_dense": {name: c.kl for name, c in compared.items()},
+        "top1_agreement": {name: c.top1_agreement for name, c in compared.items()},
     }
     demo.rows += [
         ("held-out perplexity, dense", f"{dense.perplexity:.2f}"),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from maskpro_deploy.demo.state import Demo
 
 
-def build(demo: Demo) -> Report:
+def build_page(demo: Demo) -> Report:
     """The page: results, learning curve, sparsity per layer, quality, latency, environment."""
     quality = demo.figures["quality"]
     perplexity = quality["perplexity"]
@@ -30,7 +30,7 @@ def build(demo: Demo) -> Report:
         _sparsity(demo),
         PlotSection(
             title="Quality",
-            plot=plots.quality_bars(perplexity, quality["stderr"]),
+            plot=plots.draw_quality_bars(perplexity, quality["stderr"]),
             caption=f"Perplexity on {quality['protocol']['windows']} held-out windows of {quality['protocol']['window']} tokens, "
             "fp32, with one standard error.",
         ),
@@ -44,7 +44,7 @@ def _learning_curve(demo: Demo) -> PlotSection:
     assert demo.learned is not None
     curve = demo.learned.curve
     trained = [(p.tokens, p.sample_loss) for p in curve if p.sample_loss is not None]
-    plot = plots.learning_curve(
+    plot = plots.draw_learning_curve(
         [float(t) for t, _ in trained],
         [loss for _, loss in trained],
         [(float(p.tokens), p.heldout_loss) for p in curve],
@@ -63,7 +63,7 @@ def _sparsity(demo: Demo) -> PlotSection:
     layers = {t.name: 1.0 - t.density for t in in_order}
     return PlotSection(
         title="Sparsity per layer",
-        plot=plots.sparsity_per_layer(layers, target=1.0 - demo.pattern.density),
+        plot=plots.draw_sparsity(layers, target=1.0 - demo.pattern.density),
         caption=f"Counted in the written checkpoint: {demo.validation.verdict}.",
     )
 

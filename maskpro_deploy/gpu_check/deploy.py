@@ -40,7 +40,7 @@ def make_bundles(shape: LlamaShape, scratch: Path) -> tuple[Path, Path]:
     return sparse, dense
 
 
-def onnxruntime(settings: Settings, record: Record) -> str:
+def measure_onnxruntime(settings: Settings, record: Record) -> str:
     """Compare onnxruntime on the GPU with the CPU, and time prefill and decode, sparse beside dense.
 
     Raises:

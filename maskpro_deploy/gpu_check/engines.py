@@ -23,7 +23,7 @@ _BYTES_OF_A_WEIGHT = 2 * 5  # fp16: two checkpoints, the bundle, two engines
 _SPARE_BYTES = 1 << 30
 
 
-def tensorrt(settings: Settings, record: Record) -> str:
+def measure_tensorrt(settings: Settings, record: Record) -> str:
     """Build engines with tensorrt, sparse and dense, tell for how many layers it chose sparse kernels, and time both.
 
     Raises:
@@ -32,7 +32,7 @@ def tensorrt(settings: Settings, record: Record) -> str:
     return _build_small("tensorrt", settings, record)
 
 
-def tensorrt_rtx(settings: Settings, record: Record) -> str:
+def measure_tensorrt_rtx(settings: Settings, record: Record) -> str:
     """The same with tensorrt-rtx, which builds ahead of time and knows dense kernels only.
 
     Raises:
@@ -51,7 +51,7 @@ def _build_small(library: str, settings: Settings, record: Record) -> str:
     return line
 
 
-def engine_7b(settings: Settings, record: Record) -> str:
+def measure_engine_7b(settings: Settings, record: Record) -> str:
     """Build and time a model with the widths of a 7B one, with tensorrt; in a rehearsal a tiny one with what is installed.
 
     Raises:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from maskpro_deploy.errors import MachineError
-from maskpro_deploy.gpu_check.items import Record, Settings, torch_on
+from maskpro_deploy.gpu_check.items import Record, Settings, import_torch
 
 
 def report_environment(settings: Settings, record: Record) -> str:
@@ -26,7 +26,7 @@ def report_environment(settings: Settings, record: Record) -> str:
     )
     names = ", ".join(f"{g.name}, compute capability {g.compute_capability}, driver {g.driver}" for g in gpus)
     try:
-        record.put(torch=_read_torch_facts(torch_on(settings.device), settings.device))
+        record.put(torch=_read_torch_facts(import_torch(settings.device), settings.device))
     except MachineError as e:
         record.put(torch={"lacks": str(e)})
     return names or f"nvidia-smi knows no GPU; the driver: {compute_capability() or 'none'}"

@@ -20,7 +20,7 @@ import numpy as np
 
 from maskpro_deploy.bench.products.timing import CUDA, synchronize
 from maskpro_deploy.errors import MachineError
-from maskpro_deploy.gpu_check.items import Record, Settings, torch_on
+from maskpro_deploy.gpu_check.items import Record, Settings, import_torch
 from maskpro_deploy.gpu_check.models import PATTERN, TINY, LlamaShape
 
 if TYPE_CHECKING:
@@ -58,13 +58,13 @@ class _Ticks:
         return [1e3 * (b - a) for a, b in itertools.pairwise(self.at)][_WARM_UP_STEPS:]
 
 
-def learn(shape: LlamaShape, settings: Settings, record: Record) -> str:
+def time_learning(shape: LlamaShape, settings: Settings, record: Record) -> str:
     """Time learning steps of a random model of `shape`.
 
     Raises:
         MachineError: torch or memory is missing.
     """
-    torch = torch_on(settings.device)
+    torch = import_torch(settings.device)
     from maskpro_deploy.learn.model.memory import tuned_process
 
     with tuned_process(settings.device):

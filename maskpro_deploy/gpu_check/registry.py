@@ -25,15 +25,15 @@ class Entry:
 
 ITEMS: dict[str, Entry] = {
     "environment": Entry(environment.report_environment),
-    "learn-135m": Entry(partial(learning.learn, SMOL), 180.0),  # compiling the steps took 18 s on an H100
-    "learn-1b": Entry(partial(learning.learn, ONE_B), 240.0),
+    "learn-135m": Entry(partial(learning.time_learning, SMOL), 180.0),  # compiling the steps took 18 s on an H100
+    "learn-1b": Entry(partial(learning.time_learning, ONE_B), 240.0),
     "products": Entry(products.measure_products, 180.0),  # two more processes look for what works
-    "tensorrt": Entry(engines.tensorrt, 300.0),
-    "tensorrt-rtx": Entry(engines.tensorrt_rtx, 180.0),
-    "engine-7b": Entry(engines.engine_7b, 420.0),
-    "onnxruntime": Entry(deploy.onnxruntime, 180.0),
-    "evaluation": Entry(evaluation.evaluation, 180.0),
-    "serve-tensorrt": Entry(partial(serving.serve, serving.NATIVE), 420.0),
-    "serve-tensorrt-rtx": Entry(partial(serving.serve, serving.NATIVE_RTX), 240.0),
-    "serve-onnxruntime-tensorrt": Entry(partial(serving.serve, serving.ONNXRUNTIME), 420.0),
+    "tensorrt": Entry(engines.measure_tensorrt, 300.0),
+    "tensorrt-rtx": Entry(engines.measure_tensorrt_rtx, 180.0),
+    "engine-7b": Entry(engines.measure_engine_7b, 420.0),
+    "onnxruntime": Entry(deploy.measure_onnxruntime, 180.0),
+    "evaluation": Entry(evaluation.compare_perplexities, 180.0),
+    "serve-tensorrt": Entry(partial(serving.measure_serving, serving.NATIVE), 420.0),
+    "serve-tensorrt-rtx": Entry(partial(serving.measure_serving, serving.NATIVE_RTX), 240.0),
+    "serve-onnxruntime-tensorrt": Entry(partial(serving.measure_serving, serving.ONNXRUNTIME), 420.0),
 }

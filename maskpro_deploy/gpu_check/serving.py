@@ -36,7 +36,7 @@ NATIVE_RTX = Lane(library="tensorrt-rtx", provider="trt-native", form="static")
 ONNXRUNTIME = Lane(library="tensorrt", provider="tensorrt", form="cat", via_onnxruntime=True)
 
 
-def serve(lane: Lane, settings: Settings, record: Record) -> str:
+def measure_serving(lane: Lane, settings: Settings, record: Record) -> str:
     """Build engines sparse and dense, serve them, compare the logits and tokens with the CPU's, and time prefill and decode.
 
     A rehearsal builds no engine and runs the same comparisons on the graph.

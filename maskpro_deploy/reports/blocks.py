@@ -5,7 +5,7 @@
         headline="No difference seen.",
         sections=[
             TableSection(title="Latency", header=("model", "ms"), rows=[("dense", "11.9"), ("sparse", "11.8")]),
-            PlotSection(title="Distribution", plot=plots.ecdf(...), caption="..."),
+            PlotSection(title="Distribution", plot=plots.draw_distribution(...), caption="..."),
         ],
     )
     write(report, Path("report.html"))

@@ -6,10 +6,10 @@ from maskpro_deploy.bench.sweeps.compare import Comparison, describe
 from maskpro_deploy.reports import plots
 from maskpro_deploy.reports.blocks import PlotSection, Report
 from maskpro_deploy.reports.plots import Bar
-from maskpro_deploy.reports.run import make_page
+from maskpro_deploy.reports.run import build_run_page
 
 
-def page(comparison: Comparison) -> Report:
+def build_page(comparison: Comparison) -> Report:
     """The report."""
     bars = [
         Bar(
@@ -25,6 +25,8 @@ def page(comparison: Comparison) -> Report:
         if p.name == name and p.ratio is not None
     ]
     if not bars:
-        return make_page(describe(comparison))
-    plot = plots.bars(bars, x_label="speed of B over speed of A", description="Speed of B over speed of A in each case.")
-    return make_page(describe(comparison), [PlotSection(title="Speed of B over A", plot=plot, caption="With 95 % intervals.")])
+        return build_run_page(describe(comparison))
+    plot = plots.draw_bars(bars, x_label="speed of B over speed of A", description="Speed of B over speed of A in each case.")
+    return build_run_page(
+        describe(comparison), [PlotSection(title="Speed of B over A", plot=plot, caption="With 95 % intervals.")]
+    )

@@ -8,12 +8,12 @@ from maskpro_deploy.bench.results.document import format_number
 from maskpro_deploy.reports import plots
 from maskpro_deploy.reports.blocks import PlotSection, Report
 from maskpro_deploy.reports.plots import Bar
-from maskpro_deploy.reports.run import make_page
+from maskpro_deploy.reports.run import build_run_page
 
 
-def page(result: KernelResult) -> Report:
+def build_page(result: KernelResult) -> Report:
     """The report."""
-    return make_page(describe(result), [plot for m in result.tokens if (plot := _plot_layer(result, m)) is not None])
+    return build_run_page(describe(result), [plot for m in result.tokens if (plot := _plot_layer(result, m)) is not None])
 
 
 def _plot_layer(result: KernelResult, m: int) -> PlotSection | None:
@@ -29,7 +29,7 @@ def _plot_layer(result: KernelResult, m: int) -> PlotSection | None:
                 )
     if not bars:
         return None
-    plot = plots.bars(bars, x_label="ms", description=f"Milliseconds of each product in one layer at M {m}, for each form.")
+    plot = plots.draw_bars(bars, x_label="ms", description=f"Milliseconds of each product in one layer at M {m}, for each form.")
     return PlotSection(
         title=f"Per layer, M {m}", plot=plot, caption="Medians. All products of a shape in one layer; logits once."
     )

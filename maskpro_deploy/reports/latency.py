@@ -14,16 +14,16 @@ from maskpro_deploy.bench.sweeps.summary import describe
 from maskpro_deploy.reports import plots
 from maskpro_deploy.reports.blocks import PlotSection, Report, Section
 from maskpro_deploy.reports.plots import Bar
-from maskpro_deploy.reports.run import make_page
+from maskpro_deploy.reports.run import build_run_page
 
 _METRIC = {"ttft": "time to first token (ms)", "tpot": "time per output token (ms)", "e2el": "time for the whole batch (ms)"}
 
 
-def page(result: BenchResult) -> Report:
+def build_page(result: BenchResult) -> Report:
     """The report of one benchmark run."""
     throughput = _plot_throughput(result) if result.kind == "throughput" else []
     cases = [plot for case in result.cases for plot in _plot_case(result, case)]
-    return make_page(describe(result), [*plot_medians(result), *throughput, *cases])
+    return build_run_page(describe(result), [*plot_medians(result), *throughput, *cases])
 
 
 def plot_medians(result: BenchResult) -> list[Section]:
@@ -41,7 +41,7 @@ def plot_medians(result: BenchResult) -> list[Section]:
             sections.append(
                 PlotSection(
                     title=f"Median {unit.removesuffix(' (ms)')}",
-                    plot=plots.bars(bars, x_label=unit, description=f"Median {unit} of each model in each case."),
+                    plot=plots.draw_bars(bars, x_label=unit, description=f"Median {unit} of each model in each case."),
                     caption="With 95 % intervals over sessions. The verdicts compare inside pairs of sessions: they see more.",
                 )
             )
@@ -59,12 +59,12 @@ def _plot_case(result: BenchResult, case: CaseResult) -> list[Section]:
     return [
         PlotSection(
             title=f"{label}: all samples",
-            plot=plots.ecdf(values, x_label=unit, description=f"Distribution of {unit}, {label}."),
+            plot=plots.draw_distribution(values, x_label=unit, description=f"Distribution of {unit}, {label}."),
             caption="The part of the samples that took at most so long.",
         ),
         PlotSection(
             title=f"{label}: over the run",
-            plot=plots.drift(blocks, y_label=unit, description=f"{unit} over the blocks of the run, {label}."),
+            plot=plots.draw_drift(blocks, y_label=unit, description=f"{unit} over the blocks of the run, {label}."),
             caption="Each dot is a sample, the line the mean of its block: shows drift, disturbances and how sessions differ.",
         ),
     ]
@@ -105,7 +105,7 @@ def _plot_throughput(result: BenchResult) -> list[Section]:
             series.append(plots.Series(name=arm.name, x=[b for b, _ in points], y=[r for _, r in points], dots=True))
     if not series:
         return []
-    plot = plots.lines(
+    plot = plots.draw_lines(
         series, x_label="batch size", y_label="tokens per second", description="Tokens per second over batch size."
     )
     return [PlotSection(title="Throughput over batch size", plot=plot)]

@@ -8,18 +8,18 @@ from maskpro_deploy.bench.load.sending.schedule import OpenLoop
 from maskpro_deploy.bench.load.summary import METRIC_WORDS, describe
 from maskpro_deploy.reports import plots
 from maskpro_deploy.reports.blocks import PlotSection, Report
-from maskpro_deploy.reports.run import make_page
+from maskpro_deploy.reports.run import build_run_page
 
 _MOST_POINTS = 4000  # of a curve: more cannot be seen, and make the page heavy
 
 
-def page(result: LoadResult) -> Report:
+def build_page(result: LoadResult) -> Report:
     """The report of one load run."""
     pictures = [_plot_against_throughput(result, metric) for metric in ("ttft", "e2el")] if len(result.points) > 1 else []
     for metric, words in (("ttft", "time to first token (ms)"), ("itl", "inter-token latency (ms)")):
         pictures += [_plot_distribution(point, metric, words) for point in result.points]
     pictures += [_plot_lag(result, point) for point in result.points]
-    return make_page(describe(result), [picture for picture in pictures if picture is not None])
+    return build_run_page(describe(result), [picture for picture in pictures if picture is not None])
 
 
 def _plot_against_throughput(result: LoadResult, metric: str) -> PlotSection | None:
@@ -33,7 +33,7 @@ def _plot_against_throughput(result: LoadResult, metric: str) -> PlotSection | N
     if not series:
         return None
     words = f"median {METRIC_WORDS[metric]} (ms)"
-    plot = plots.lines(series, x_label="requests per second reached", y_label=words, description=f"{words} over throughput.")
+    plot = plots.draw_lines(series, x_label="requests per second reached", y_label=words, description=f"{words} over throughput.")
     return PlotSection(title=f"{METRIC_WORDS[metric].capitalize()} against throughput", plot=plot)
 
 
@@ -42,7 +42,7 @@ def _plot_distribution(point: Point, metric: str, words: str) -> PlotSection | N
     values = {name: _thin_out(sorted(taken)) for name in point.recordings if (taken := point.figures(name).values_ms(metric))}
     if not values:
         return None
-    plot = plots.ecdf(values, x_label=words, description=f"Distribution of {words}, {point.load.label}.")
+    plot = plots.draw_distribution(values, x_label=words, description=f"Distribution of {words}, {point.load.label}.")
     return PlotSection(
         title=f"{point.load.label}: {words.removesuffix(' (ms)')}",
         plot=plot,
@@ -61,7 +61,7 @@ def _plot_lag(result: LoadResult, point: Point) -> PlotSection | None:
         worst = [max(records[i : i + step], key=lambda r: r.lag_s) for i in range(0, len(records), step)]
         series.append(plots.Series(name=name, x=list(range(0, len(records), step)), y=[1e3 * r.lag_s for r in worst]))
     bounds = [result.limits.lag_bound_ms(point.figures(name).values_ms("ttft")) for name in point.recordings]
-    plot = plots.lines(
+    plot = plots.draw_lines(
         series,
         x_label="request",
         y_label="lag (ms)",

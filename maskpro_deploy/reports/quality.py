@@ -26,7 +26,7 @@ _NOTE = "The command of the last run that added to this result. Figures of singl
 _ERRORS = 2  # standard errors drawn on each side; few windows allow no exact confidence
 
 
-def page(result: PerplexityResult | TaskResult) -> Report:
+def build_page(result: PerplexityResult | TaskResult) -> Report:
     """The page: figures, plots, the protocol, what it ran on."""
     pictures = _perplexity_plots(result) if isinstance(result, PerplexityResult) else _task_plots(result)
     facts = result.protocol if isinstance(result, PerplexityResult) else result.settings
@@ -44,7 +44,7 @@ def page(result: PerplexityResult | TaskResult) -> Report:
 
 
 def _perplexity_plots(result: PerplexityResult) -> list[Section]:
-    found, compared = result.perplexities, result.comparisons
+    perplexities, compared = result.perplexities, result.comparisons
     sections: list[Section] = []
     if compared:
         bars = []
@@ -56,23 +56,25 @@ def _perplexity_plots(result: PerplexityResult) -> list[Section]:
         sections.append(
             PlotSection(
                 title="Ratio of perplexities",
-                plot=plots.bars(bars, x_label=label, description=f"Ratio of {label}."),
+                plot=plots.draw_bars(bars, x_label=label, description=f"Ratio of {label}."),
                 caption="1 is no loss. With two standard errors on each side, paired over windows.",
             )
         )
     sections.append(
         PlotSection(
             title="Perplexity",
-            plot=plots.quality_bars({n: p.perplexity for n, p in found.items()}, {n: p.stderr for n, p in found.items()}),
+            plot=plots.draw_quality_bars(
+                {n: p.perplexity for n, p in perplexities.items()}, {n: p.stderr for n, p in perplexities.items()}
+            ),
             caption="With one standard error over windows on each side.",
         )
     )
-    if any(p.windows > 1 for p in found.values()):
+    if any(p.windows > 1 for p in perplexities.values()):
         sections.append(
             PlotSection(
                 title="Window by window",
-                plot=plots.ecdf(
-                    {name: p.window_nll for name, p in found.items()},
+                plot=plots.draw_distribution(
+                    {name: p.window_nll for name, p in perplexities.items()},
                     x_label="negative log-likelihood of a window (nats per token)",
                     description="Distribution of the negative log-likelihood over windows.",
                 ),
@@ -95,7 +97,7 @@ def _task_plots(result: TaskResult) -> list[Section]:
                     bars.append(Bar(name=f"{m.task} {m.label}: {name}", value=m.value, low=low, high=high, colour=place))
     if not bars:
         return []
-    picture = plots.bars(bars, x_label="score", description="Scores of each task and model.")
+    picture = plots.draw_bars(bars, x_label="score", description="Scores of each task and model.")
     return [PlotSection(title="Scores", plot=picture, caption="With two of the harness's standard errors on each side.")]
 
 

@@ -29,7 +29,7 @@ from maskpro_deploy.reports.blocks import (
 from maskpro_deploy.system.files import atomic_file, write_json
 
 
-def make_page(document: Document, plots: Sequence[Section] = ()) -> Report:
+def build_run_page(document: Document, plots: Sequence[Section] = ()) -> Report:
     """The page of a run.
 
     Args:

@@ -44,9 +44,9 @@ def _range(v: Mapping[str, Any]) -> list[str]:
     """How near values come to the end of a half-precision type, or why that is not known."""
     if v["status"] == "passed" and "half_precision" in v:
         return [v["half_precision"]]
-    if not (found := v.get("range")):
+    if not (seen := v.get("range")):
         return []
     return [
-        f"largest {found['dtype']} activation {found['largest']:.4g}, {found['margin']:.3g} times below the limit of "
-        f"{found['limit']:.6g}: {found['layer']}, {found['node']}"
+        f"largest {seen['dtype']} activation {seen['largest']:.4g}, {seen['margin']:.3g} times below the limit of "
+        f"{seen['limit']:.6g}: {seen['layer']}, {seen['node']}"
     ]

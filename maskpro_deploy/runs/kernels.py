@@ -20,7 +20,7 @@ from maskpro_deploy.bench.kernels.result import KernelResult
 from maskpro_deploy.bench.kernels.saved import SavedKernels, check_same
 from maskpro_deploy.bench.products.model import ModelProducts, measure_model
 from maskpro_deploy.bench.roofline import measure_bandwidth
-from maskpro_deploy.bench.sessions import Run, empty_run
+from maskpro_deploy.bench.sessions import Run, make_empty_run
 from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.sweeps.sweep import SweepConfig
 from maskpro_deploy.manifest import Manifest, safe_path
@@ -109,7 +109,7 @@ class KernelsRun:
         self._layers = manifest.model.num_layers
         self._facts = {"name": manifest.model.name, "path": str(bundle), "layers": self._layers, "products": shapes}
         self._environment = environment.capture()
-        self._run: Run[KernelCase] = empty_run(config.forms, self._cases)
+        self._run: Run[KernelCase] = make_empty_run(config.forms, self._cases)
         self._gpu: Mapping[str, Any] = _NOT_YET
         if earlier is not None:
             check_same(earlier, config.forms, self._facts, config.to_json(), self._environment, append=append)

@@ -54,7 +54,7 @@ def measure(
     """Start what has to be started, and measure."""
     import asyncio
 
-    from maskpro_deploy.bench.load.sending.event_loop import allow_many_connections, event_loop
+    from maskpro_deploy.bench.load.sending.event_loop import allow_many_connections, make_event_loop
     from maskpro_deploy.bench.load.sweep import Part
     from maskpro_deploy.system.progress import Meter
 
@@ -71,7 +71,7 @@ def measure(
             part = Part(meter, session, config.sessions, f"session {session + 1}") if config.sessions > 1 else meter
             with (
                 running_targets(names, server_options, last_first=session % 2 == 1) as targets,
-                asyncio.Runner(loop_factory=event_loop) as runner,
+                asyncio.Runner(loop_factory=make_event_loop) as runner,
             ):
                 running = _measure_targets(targets, config, prompts, options, points, finished, session, part)
                 results[session] = runner.run(running)
@@ -80,7 +80,7 @@ def measure(
             kept = tuple(finished[session, load.label] for load in config.loads)
             results[session] = dataclasses.replace(some, points=kept, duration_s=0.0)
         first, *others = (results[session] for session in sorted(results))
-        return first.merged(others)
+        return first.merge(others)
     except KeyboardInterrupt:
         if points is None or not points.any_finished:
             raise
@@ -182,7 +182,7 @@ async def _source(clients: dict[str, OpenAIClient], prompts: Prompts, endpoint: 
     Raises:
         InputError: the servers have different vocabularies, or the prompts cannot be read.
     """
-    from maskpro_deploy.bench.load.sending.requests import given_prompts, random_tokens, text_windows
+    from maskpro_deploy.bench.load.sending.requests import cut_text_windows, draw_random_tokens, take_prompts
     from maskpro_deploy.data import load_text
 
     text = load_text(BUILTIN)
@@ -195,28 +195,28 @@ async def _source(clients: dict[str, OpenAIClient], prompts: Prompts, endpoint: 
             "Measure them in separate runs."
         )
     if prompts.kind not in (RANDOM, BUILTIN):
-        return given_prompts(load_text(prompts.kind).documents, prompts.output_len), []
+        return take_prompts(load_text(prompts.kind).documents, prompts.output_len), []
     words = max(1, round(prompts.input_len * WORDS_PER_TOKEN))
     if prompts.kind == RANDOM and endpoint == "completions" and len(known) == len(clients):
         # ids of ordinary text: neither special tokens nor ids beyond the vocabulary
-        return random_tokens(sorted(set(known[0])), prompts.input_len, prompts.output_len), []
+        return draw_random_tokens(sorted(set(known[0])), prompts.input_len, prompts.output_len), []
     notes = []
     if prompts.kind == RANDOM:
         why = "A chat takes no token ids" if endpoint == "chat" else "The server has no /tokenize to ask for token ids"
         notes.append(f"{why}: prompts are {words} words of running text, about {prompts.input_len} tokens.")
-    return text_windows(text.documents, words, prompts.output_len), notes
+    return cut_text_windows(text.documents, words, prompts.output_len), notes
 
 
 def write_files(result: LoadResult, out: Path, *, force: bool) -> None:
     """result.json, report.md, report.html and one file per server and load in vLLM's format, as a whole or not at all."""
     from maskpro_deploy.bench.load.summary import describe
-    from maskpro_deploy.reports.load import page
+    from maskpro_deploy.reports.load import build_page
     from maskpro_deploy.reports.run import write_run
     from maskpro_deploy.system.files import new_folder, write_json
 
     value = json.loads(json.dumps(result.to_json(), allow_nan=False))
     with new_folder(out, force=force) as folder:
-        write_run(folder, value, describe(result), page(result))
+        write_run(folder, value, describe(result), build_page(result))
         (folder / "vllm").mkdir()
         for i, point in enumerate(value["points"], start=1):
             for j, arm in enumerate(point["arms"], start=1):

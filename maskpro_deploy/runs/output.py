@@ -41,7 +41,7 @@ def measure_and_emit(
     """Open the bundles, measure, save after each session, print, write; exit code 1 for an invalid run."""
     from maskpro_deploy.bench.sweeps.saved import load
     from maskpro_deploy.bench.sweeps.summary import describe
-    from maskpro_deploy.reports.latency import page
+    from maskpro_deploy.reports.latency import build_page
     from maskpro_deploy.system.extras import require
     from maskpro_deploy.system.progress import Meter
 
@@ -60,7 +60,7 @@ def measure_and_emit(
     with going_on(folder):
         result = measure(arms, options)
     meter.close()
-    emit_run(result, describe(result), lambda: page(result), out, as_json=as_json)
+    emit_run(result, describe(result), lambda: build_page(result), out, as_json=as_json)
 
 
 def emit_run(result: RunResult, document: Document, page: Callable[[], Report], out: Path | None, *, as_json: bool) -> None:

@@ -166,9 +166,9 @@ def test_settings_pass_to_the_process_unchanged(settings):
 
 @pytest.mark.skipif(bool(missing("learn")), reason="torch is not installed")
 def test_learning_steps_and_their_parts_are_timed(settings, record, tmp_path):
-    from maskpro_deploy.gpu_check.learning import learn
+    from maskpro_deploy.gpu_check.learning import time_learning
 
-    line = learn(SMOL, settings, record)
+    line = time_learning(SMOL, settings, record)
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert line.startswith("tiny: ")
     assert figures["pruned_weights"] == TINY.pruned_weights
@@ -204,7 +204,7 @@ def test_the_random_checkpoint_is_sparse_where_it_says(tmp_path):
 
 @pytest.mark.skipif(bool(missing("tensorrt-rtx")), reason="tensorrt-rtx is not installed")
 def test_engines_are_built_sparse_and_dense_with_every_layer_told(settings, record):
-    line = _gpu_engines.tensorrt_rtx(settings, record)
+    line = _gpu_engines.measure_tensorrt_rtx(settings, record)
     (report,) = record.figures["engines"].values()
     assert report["gain"] in line
     assert [row["eligible"] for row in report["layers"]] == [True] * 14
@@ -213,7 +213,7 @@ def test_engines_are_built_sparse_and_dense_with_every_layer_told(settings, reco
 
 @pytest.mark.skipif(bool(missing("tensorrt-rtx")), reason="tensorrt-rtx is not installed")
 def test_the_wide_model_is_compared_in_a_rehearsal(settings, record):
-    line = _gpu_engines.engine_7b(settings, record)
+    line = _gpu_engines.measure_engine_7b(settings, record)
     (report,) = record.figures["engines"].values()
     assert [p["name"] for p in report["engine"]["settings"]["profiles"]] == [
         "prefill:1x32",
@@ -237,7 +237,7 @@ def test_the_wide_model_has_the_layers_of_a_7b_one_and_prefill_of_4096_tokens():
 
 @pytest.mark.skipif(bool(missing("cpu")), reason="onnxruntime is not installed")
 def test_latency_and_tokens_are_compared(settings, record):
-    line = _gpu_deploy.onnxruntime(settings, record)
+    line = _gpu_deploy.measure_onnxruntime(settings, record)
     assert "greedy tokens equal to the CPU's: 64 of 64" in line
     # the comparison rounds as fp16 does, the rehearsing session on the CPU does not
     assert 0 < record.figures["gpu_against_cpu"]["max_logit_difference"] < 0.1

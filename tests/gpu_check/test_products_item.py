@@ -34,7 +34,7 @@ def test_shapes_are_those_of_the_three_models_each_once():
 def test_the_item_keeps_its_cells_and_fails_on_a_wrong_product(torch, monkeypatch, tmp_path):
     library = GpuTorch(torch, {(torch.int32, True)})
     ways = {"float16": {"dense": linear(torch), "same": linear(torch)}, "int8": make_int8_ways(library)}
-    monkeypatch.setattr(_gpu_products, "torch_on", lambda device: library)
+    monkeypatch.setattr(_gpu_products, "import_torch", lambda device: library)
     monkeypatch.setattr(_gpu_products, "find_working_ways", lambda torch, device: (ways, {"cutlass": "too new a GPU"}))
     monkeypatch.setattr(_gpu_products, "EventClock", lambda torch: WallClock())
     monkeypatch.setattr(_gpu_products, "linear_shapes", lambda models: {(32, 64): ["135m"]})

@@ -25,7 +25,7 @@ from maskpro_deploy.bench.results.run import (
     state_json,
     tokens_json,
 )
-from maskpro_deploy.bench.roofline import Arithmetic, Load, floor
+from maskpro_deploy.bench.roofline import Arithmetic, Load, compute_floor
 from maskpro_deploy.bench.sessions import Run
 from maskpro_deploy.bench.statistics import stats
 
@@ -73,7 +73,7 @@ class KernelResult(SessionsResult):
     def invalid_reasons(self) -> list[str]:
         """Why the figures prove nothing; empty if they may be believed."""
         invalid = [f"{case.label}: {m.invalid}" for case, m in self.run.measurements.items() if m.invalid is not None]
-        return [*invalid, *explain_failed_self_test(self.run.verdict(), _SEEN)]
+        return [*invalid, *explain_failed_self_test(self.run.judge_self_test(), _SEEN)]
 
     @property
     def comparison_count(self) -> int:
@@ -137,7 +137,7 @@ class KernelResult(SessionsResult):
     def _product_row(self, case: KernelCase, form: str) -> ProductRow:
         least = None
         if form == "fp32":  # what the ceilings are for
-            least = floor([Load(bytes=4 * case.k * case.n, operations=case.operations)], self.bandwidth, self.arithmetic)
+            least = compute_floor([Load(bytes=4 * case.k * case.n, operations=case.operations)], self.bandwidth, self.arithmetic)
         is_first = form == self.forms[0]
         return ProductRow(
             case=case,
@@ -180,7 +180,7 @@ class KernelResult(SessionsResult):
             "whole_model": [
                 {"m": row.m, **columns_json(total_columns(first), row), **_against_first(row)} for row in self.total_rows
             ],
-            "self_test": self_test_json(self.run.verdict(), self.run.self_test),
+            "self_test": self_test_json(self.run.judge_self_test(), self.run.self_test),
             "gpu": plain(self.gpu),
         }
 

@@ -23,7 +23,7 @@ from maskpro_deploy.bench.results.reading import (
     refuse,
 )
 from maskpro_deploy.bench.results.run import plain
-from maskpro_deploy.bench.sessions import Run, empty_run
+from maskpro_deploy.bench.sessions import Run, make_empty_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class SavedKernels(SavedResult):
 
     def run(self, forms: Sequence[str], cases: Sequence[KernelCase]) -> Run[KernelCase]:
         """The state that a run of these cases goes on from; cases that are new have no samples yet."""
-        run = empty_run(forms, cases)
+        run = make_empty_run(forms, cases)
         run.measurements |= {case: measured for case, measured in self.measurements.items() if case in run.measurements}
         run.self_test = list(self.self_test) or run.self_test
         run.sessions = self.sessions

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from maskpro_deploy.bench.environment import circumstances
+from maskpro_deploy.bench.environment import describe_circumstances
 from maskpro_deploy.bench.kernels.columns import GPU, GpuRow, product_columns, total_columns
 from maskpro_deploy.bench.kernels.result import KernelResult
 from maskpro_deploy.bench.results import wording
@@ -72,7 +72,7 @@ def _say_headline(result: KernelResult) -> str:
 
 def _list_notes(result: KernelResult) -> list[str]:
     """What a reader has to know."""
-    test = result.run.verdict()
+    test = result.run.judge_self_test()
     lines = []
     if test.attempts:
         last = test.attempts[-1]
@@ -93,7 +93,7 @@ def _list_notes(result: KernelResult) -> list[str]:
         lines.append("Stock onnxruntime has no 2:4 kernels on a CPU: the form shows that zeros are multiplied like any value.")
     if result.valid and result.comparison_count:
         lines.append(wording.describe_family(result.comparison_count, result.least_difference))
-    lines += circumstances(result.environment, result.earlier)
+    lines += describe_circumstances(result.environment, result.earlier)
     return [*lines, *_list_gpu_notes(result.gpu)]
 
 

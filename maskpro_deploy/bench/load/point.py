@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from maskpro_deploy.bench.load.figures import Figures, latencies_ms
+from maskpro_deploy.bench.load.figures import Figures, compute_latencies_ms
 from maskpro_deploy.bench.load.sending.client import Failure
 from maskpro_deploy.bench.load.sending.record import Record, Recording
 from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, Load, OpenLoop
@@ -89,7 +89,7 @@ class Point:
             if metric == "request_throughput":
                 times.append(recording.duration_s / len(figures.answered) if figures.answered else math.nan)
             else:
-                values = [v for r in figures.answered if (v := latencies_ms(r)[metric]) is not None]
+                values = [v for r in figures.answered if (v := compute_latencies_ms(r)[metric]) is not None]
                 times.append(statistics.median(values) if values else math.nan)
         whole = len(times) // 2 * 2
         return np.asarray(times[:whole], dtype=np.float64).reshape(-1, 2)

@@ -47,7 +47,7 @@ class LoadResult(RunResult):
     limits: Limits
     notes: tuple[str, ...] = ()
 
-    def merged(self, others: Sequence[LoadResult]) -> LoadResult:
+    def merge(self, others: Sequence[LoadResult]) -> LoadResult:
         """This session and others of the same servers and loads as one run."""
         results = (self, *others)
         points = [
@@ -68,7 +68,7 @@ class LoadResult(RunResult):
             notes=tuple(dict.fromkeys(note for result in results for note in result.notes)),
         )
 
-    def reasons(self, point: Point) -> list[str]:
+    def explain_invalid(self, point: Point) -> list[str]:
         """Why one load's figures prove nothing."""
         reasons = []
         for name in point.recordings:
@@ -86,7 +86,7 @@ class LoadResult(RunResult):
     @cached_property
     def invalid_reasons(self) -> list[str]:
         """Why the figures prove nothing; empty if all may be believed."""
-        return [f"{point.load.label}: {reason}" for point in self.points for reason in self.reasons(point)]
+        return [f"{point.load.label}: {reason}" for point in self.points for reason in self.explain_invalid(point)]
 
     def comparisons(self, point: Point) -> dict[str, stats.Ratio | None]:
         """Metric -> how the first server compares with the second; empty for an invalid run."""
@@ -157,7 +157,7 @@ class LoadResult(RunResult):
         return {
             "label": point.load.label,
             "mode": "closed" if isinstance(point.load, ClosedLoop) else "open",
-            "invalid_reasons": self.reasons(point),
+            "invalid_reasons": self.explain_invalid(point),
             "arms": [self._flat_json(point, server) for server in self.servers],
             "comparisons": [
                 {

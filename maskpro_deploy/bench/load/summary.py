@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from maskpro_deploy.bench.environment import circumstances
+from maskpro_deploy.bench.environment import describe_circumstances
 from maskpro_deploy.bench.load.columns import choose_columns
 from maskpro_deploy.bench.load.point import Point
 from maskpro_deploy.bench.load.result import LoadResult
@@ -103,7 +103,7 @@ def _caveats(result: LoadResult) -> list[str]:
         lines.append(wording.describe_family(result.comparison_count, result.least_difference))
     if any(server.facts.get("same_machine") for server in result.servers):
         lines.append("The server ran on the same machine as the load generator, and both took from its cores.")
-    lines += circumstances(result.environment)
+    lines += describe_circumstances(result.environment)
     return [*lines, *result.all_notes]
 
 

@@ -61,7 +61,7 @@ class RunResult:
 
     def judge(self, ratio: stats.Ratio | None) -> stats.Ratio | None:
         """The comparison with the verdict that holds together with all others of this run."""
-        return None if ratio is None else ratio.judged(self.comparison_count, self.least_difference)
+        return None if ratio is None else ratio.judge(self.comparison_count, self.least_difference)
 
     def to_json(self) -> dict[str, Any]:
         """The content of `result.json`."""

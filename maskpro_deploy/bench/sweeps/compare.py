@@ -140,7 +140,7 @@ def compare_results(
         )
     count = len(common) * len(names)
     pairs = [_make_pair(a, b, case, *both) for case in common for both in names]
-    pairs = [p if p.ratio is None else replace(p, ratio=p.ratio.judged(count, least_difference)) for p in pairs]
+    pairs = [p if p.ratio is None else replace(p, ratio=p.ratio.judge(count, least_difference)) for p in pairs]
     return Comparison(
         a=str(a.path),
         b=str(b.path),
@@ -202,22 +202,22 @@ def _fact(saved: Saved, name: str, key: str) -> Any:
 
 def _list_differences(a: Saved, b: Saved, names: list[tuple[str, str]]) -> list[tuple[str, str, str]]:
     """What is known to differ between the runs."""
-    found = []
+    differences = []
     environments = a.value["environment"], b.value["environment"]
     for key in dict.fromkeys([*environments[0], *environments[1]]):
         before, after = (e.get(key) for e in environments)
         if key == "packages":
             for package in sorted({*(before or {}), *(after or {})}):
-                found.append((package, (before or {}).get(package), (after or {}).get(package)))
+                differences.append((package, (before or {}).get(package), (after or {}).get(package)))
         elif key not in _ALWAYS_OTHER:
-            found.append((key.replace("_", " "), before, after))
-    found += [(key, a.value["config"].get(key), b.value["config"].get(key)) for key in _SETTINGS]
+            differences.append((key.replace("_", " "), before, after))
+    differences += [(key, a.value["config"].get(key), b.value["config"].get(key)) for key in _SETTINGS]
     for name, other in names:
         arms = [next(x for x in s.value["arms"] if x["name"] == n) for s, n in ((a, name), (b, other))]
         for key in dict.fromkeys([*arms[0], *arms[1]]):
             if key not in ("name", "path"):
-                found.append((f"{name}: {key}", arms[0].get(key), arms[1].get(key)))
-    return [(what, _show(before), _show(after)) for what, before, after in found if before != after]
+                differences.append((f"{name}: {key}", arms[0].get(key), arms[1].get(key)))
+    return [(what, _show(before), _show(after)) for what, before, after in differences if before != after]
 
 
 def _show(value: Any) -> str:

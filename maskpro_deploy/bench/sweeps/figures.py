@@ -11,7 +11,7 @@ from typing import Any
 
 from maskpro_deploy.bench import roofline
 from maskpro_deploy.bench.arms import Measurement
-from maskpro_deploy.bench.model import DECODE, GENERATE, PREFILL, Agreement, Case, ModelArm, loads
+from maskpro_deploy.bench.model import DECODE, GENERATE, PREFILL, Agreement, Case, ModelArm, list_loads
 from maskpro_deploy.bench.statistics import stats
 
 METRIC = {PREFILL: "ttft", DECODE: "tpot", GENERATE: "e2el"}  # the metric that arms are compared by
@@ -95,7 +95,7 @@ class ArmFigures:
     @property
     def floor(self) -> roofline.Floor | None:
         """What the metric is at least on this machine, or None where that is not known."""
-        return roofline.floor(loads(self.arm, self.result.case), self.bandwidth, self.arithmetic)
+        return roofline.compute_floor(list_loads(self.arm, self.result.case), self.bandwidth, self.arithmetic)
 
     @property
     def floor_ms(self) -> float | None:

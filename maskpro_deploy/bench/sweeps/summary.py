@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from maskpro_deploy.bench.environment import circumstances
+from maskpro_deploy.bench.environment import describe_circumstances
 from maskpro_deploy.bench.model import DECODE, GENERATE, PREFILL
 from maskpro_deploy.bench.results import wording
 from maskpro_deploy.bench.results.columns import make_table
@@ -138,7 +138,7 @@ def _caveats(result: BenchResult) -> list[str]:
         lines.append(f"The budget of {budget_s:g} s was too short for {stats.MIN_SESSIONS} sessions: {result.duration_s:.0f} s.")
     if verdicts(result):
         lines.append(wording.describe_family(result.comparison_count, result.least_difference))
-    lines += circumstances(result.environment, result.earlier)
+    lines += describe_circumstances(result.environment, result.earlier)
     return [*lines, *result.notes]
 
 

@@ -41,9 +41,9 @@ def command(a: Path, b: Path, out: Path | None, least_difference: float, force: 
     comparison = compare_results(load(a), load(b), capture(), least_difference=least_difference)
     document = describe(comparison)
     if out is not None:
-        from maskpro_deploy.reports.comparison import page
+        from maskpro_deploy.reports.comparison import build_page
         from maskpro_deploy.reports.run import write_run
 
         with new_folder(out, force=force) as folder:
-            write_run(folder, comparison.to_json(), document, page(comparison))
+            write_run(folder, comparison.to_json(), document, build_page(comparison))
     emit(as_json, comparison.to_json(), to_text(document, out))

@@ -54,7 +54,7 @@ def command(
     """
     from maskpro_deploy.bench.kernels.saved import load
     from maskpro_deploy.bench.kernels.summary import describe
-    from maskpro_deploy.reports.kernels import page
+    from maskpro_deploy.reports.kernels import build_page
     from maskpro_deploy.runs.kernels import KernelsConfig, KernelsRun
     from maskpro_deploy.runs.output import Folder, check_out, emit_run, going_on
     from maskpro_deploy.system.extras import require
@@ -81,7 +81,7 @@ def command(
         result = run.measure()
     if folder is not None:
         folder.save(result)
-    emit_run(result, describe(result), lambda: page(result), out, as_json=as_json)
+    emit_run(result, describe(result), lambda: build_page(result), out, as_json=as_json)
 
 
 def _forms(given: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from maskpro_deploy.bench.load.points import PointsFile
 from maskpro_deploy.bench.load.result import LoadResult
 from maskpro_deploy.bench.load.sending.client import Answer, Client, Failure, Request
 from maskpro_deploy.bench.load.sending.generator import Amount
-from maskpro_deploy.bench.load.sending.requests import random_tokens
+from maskpro_deploy.bench.load.sending.requests import draw_random_tokens
 from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, OpenLoop
 from maskpro_deploy.bench.load.slo import Slo
 from maskpro_deploy.bench.load.summary import describe
@@ -24,9 +24,9 @@ from maskpro_deploy.bench.results.document import to_markdown
 from maskpro_deploy.bench.statistics.stats import SLOWER
 from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, InputError
 from maskpro_deploy.reports.blocks import render
-from maskpro_deploy.reports.load import page
+from maskpro_deploy.reports.load import build_page
 
-SOURCE = random_tokens(range(100), input_len=8, output_len=4)
+SOURCE = draw_random_tokens(range(100), input_len=8, output_len=4)
 CONFIG = LoadConfig(
     loads=(ClosedLoop(concurrency=2), OpenLoop(rate=5.0), OpenLoop(rate=8.0, burstiness=math.inf)),
     amount=Amount(requests=120, warmup=1),
@@ -100,7 +100,7 @@ def test_luck_that_lasts_as_long_as_a_process_is_no_difference_over_sessions() -
         parts = [
             sweep(noisy(2 * s, slower * luck[s, 0]), noisy(2 * s + 1, luck[s, 1]), config=config, session=s) for s in range(8)
         ]
-        return parts[0].merged(parts[1:])
+        return parts[0].merge(parts[1:])
 
     same = over_sessions(1.0)
     found = same.points[0].compared["e2el"]
@@ -228,7 +228,7 @@ def test_points_on_disk_that_cannot_be_used(tmp_path: Path) -> None:
 def test_the_page_has_the_curve_the_distributions_and_the_lag() -> None:
     pytest.importorskip("matplotlib")
     config = replace(CONFIG, loads=CONFIG.loads[:2], amount=Amount(requests=20))
-    html = render(page(sweep(noisy(0), noisy(1), config=config)))
+    html = render(build_page(sweep(noisy(0), noisy(1), config=config)))
     for title in (
         "against throughput",
         "inter-token latency",

@@ -38,7 +38,7 @@ def test_the_figures_can_be_computed_again_from_the_raw_samples(latency_result: 
         (stated,) = case["comparisons"]
         alone = stats.compare_sessions(portions["sparse"], portions["dense"])
         assert alone is not None
-        again = alone.judged(4, 0.02)
+        again = alone.judge(4, 0.02)
         assert (stated["candidate"], stated["baseline"], stated["verdict"]) == ("sparse", "dense", again.verdict)
         assert stated["low"] == pytest.approx(again.low)
         assert (stated["confidence"], stated["comparisons"]) == (0.95, 4)
