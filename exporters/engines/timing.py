@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from maskpro_deploy.bench.arms import SAMPLES_PER_BLOCK, block_order
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.statistics.break_even import break_even
+from maskpro_deploy.bench.statistics.break_even import find_break_even
 from maskpro_deploy.exporters.engines.sparsity_log import mentions
 
 SPARSE, DENSE = "sparse", "dense"
@@ -164,7 +164,7 @@ class Comparison:
             for point in (p for p in self.points if p.kind == kind):  # several lengths: all have to be faster
                 before = by_batch.get(point.batch, stats.FASTER)
                 by_batch[point.batch] = verdict(point) if before == stats.FASTER else before
-            found[kind] = break_even(by_batch)
+            found[kind] = find_break_even(by_batch)
         return found
 
     @property
@@ -254,7 +254,7 @@ def _result(
 ) -> PointResult:
     ratio = stats.compare(samples[SPARSE], samples[DENSE])
     if ratio is not None:  # the verdicts of all points hold together
-        ratio = ratio.judged(comparisons, stats.LEAST_DIFFERENCE)
+        ratio = ratio.judge(comparisons, stats.LEAST_DIFFERENCE)
     of_weight = {name: _by_weight(runners[name].kernels(), layers[name], nodes) for name in (SPARSE, DENSE)}
     return PointResult(
         name=point.name,

@@ -95,7 +95,7 @@ def same_kernels(a: ModelArm[Any], b: ModelArm[Any]) -> bool:
     return a.on_cpu and b.on_cpu and graph is not None and alike
 
 
-def loads(arm: ModelArm[Any], case: Case) -> list[Load]:
+def list_loads(arm: ModelArm[Any], case: Case) -> list[Load]:
     """What each of the calls in one unit of work has to do at least; for DECODE of one step, as its time is told by step."""
     if case.phase == PREFILL:
         return [_load(arm, case.batch_size, case.input_len, 0)]

@@ -29,8 +29,9 @@ def command(out: Path, budget_s: float, seed: int, as_json: bool) -> None:
       maskpro-deploy demo
       maskpro-deploy demo --budget 15m --out results
     """
-    from maskpro_deploy.demo import page as _demo_report
-    from maskpro_deploy.demo.steps import Demo, check_platform
+    from maskpro_deploy.demo.page import build_page
+    from maskpro_deploy.demo.run import check_platform, run
+    from maskpro_deploy.demo.state import Demo
 
     check_platform()
     from maskpro_deploy.reports.blocks import REPORT_FILE, write
@@ -38,10 +39,10 @@ def command(out: Path, budget_s: float, seed: int, as_json: bool) -> None:
 
     _check_out(out)
     demo = Demo(out=out, budget_s=budget_s, seed=seed)
-    demo.run()
+    run(demo)
     figures = {**demo.figures, "not_measured": demo.not_measured}
     write_json(out / MARKER, figures)
-    write(_demo_report.build(demo), out / REPORT_FILE)
+    write(build_page(demo), out / REPORT_FILE)
     lines = [table(demo.rows), "", "not measured here:", *(f"  {point}" for point in demo.not_measured)]
     emit(as_json, {"report": str(out / REPORT_FILE), **figures}, "\n".join([*lines, "", f"report: {out / REPORT_FILE}"]))
 

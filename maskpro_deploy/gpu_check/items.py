@@ -107,7 +107,7 @@ class Outcome:
     trace: str = ""
 
 
-def torch_on(device: str) -> Any:
+def import_torch(device: str) -> Any:
     """The torch module, where it can work on `device`.
 
     Raises:

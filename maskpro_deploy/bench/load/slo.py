@@ -50,7 +50,7 @@ class Slo:
             bounds[name] = bound
         return cls(bounds_ms=bounds)
 
-    def kept(self, latencies_ms: Mapping[str, float | None]) -> bool:
+    def kept(self, compute_latencies_ms: Mapping[str, float | None]) -> bool:
         """Whether one request kept all bounds; an answer of one token has no time per output token and keeps that bound."""
-        values = ((latencies_ms.get(name), bound) for name, bound in self.bounds_ms.items())
+        values = ((compute_latencies_ms.get(name), bound) for name, bound in self.bounds_ms.items())
         return all(value is None or value <= bound for value, bound in values)

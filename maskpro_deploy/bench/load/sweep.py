@@ -19,12 +19,13 @@ from typing import Any
 from maskpro_deploy.bench import environment
 from maskpro_deploy.bench.arms import block_order, frozen_gc
 from maskpro_deploy.bench.clocks import Clock
-from maskpro_deploy.bench.load.client import Answer, Client, Request
 from maskpro_deploy.bench.load.figures import Figures, Limits
-from maskpro_deploy.bench.load.generator import Amount, Source, ask, check_amount, run_load
-from maskpro_deploy.bench.load.record import Recording
-from maskpro_deploy.bench.load.result import LoadResult, Point, PointKey, ServerFacts
-from maskpro_deploy.bench.load.schedule import ClosedLoop, Load
+from maskpro_deploy.bench.load.point import Point, PointKey
+from maskpro_deploy.bench.load.result import LoadResult, ServerFacts
+from maskpro_deploy.bench.load.sending.client import Answer, Client, Request
+from maskpro_deploy.bench.load.sending.generator import Amount, Source, ask, check_amount, run_load
+from maskpro_deploy.bench.load.sending.record import Recording
+from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, Load
 from maskpro_deploy.bench.load.slo import Slo
 from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.errors import CheckFailed, ConfigError

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from maskpro_deploy.backends.cuda_device import OutOfDeviceMemory
-from maskpro_deploy.bench.statistics.break_even import break_even
+from maskpro_deploy.bench.statistics.break_even import find_break_even
 from maskpro_deploy.errors import MachineError
 from maskpro_deploy.exporters.engines.runner import Buffers, EngineRunner, input_values
 from maskpro_deploy.exporters.engines.timing import (
@@ -130,7 +130,7 @@ def test_without_a_gpu_the_sentence_says_so_and_compares_what_is_known():
     [({1: "slower", 4: "faster", 8: "faster"}, 4), ({1: "faster", 4: "slower"}, None), ({1: "faster"}, 1), ({}, None)],
 )
 def test_break_even_is_the_size_from_which_on_all_are_faster(verdicts, expected):
-    assert break_even(verdicts) == expected
+    assert find_break_even(verdicts) == expected
 
 
 # -- what runs an engine --------------------------------------------------------------------------------------------------

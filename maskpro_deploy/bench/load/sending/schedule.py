@@ -67,7 +67,7 @@ class ClosedLoop:
 Load = OpenLoop | ClosedLoop
 
 
-def arrivals(load: OpenLoop, count: int, seed: Seed) -> npt.NDArray[np.float64]:
+def draw_arrivals(load: OpenLoop, count: int, seed: Seed) -> npt.NDArray[np.float64]:
     """Send times in seconds after the start, ascending.  # (N,)
 
     The gaps are scaled so that the last request is sent after exactly `count / rate`, as vLLM's benchmark does: otherwise the
