@@ -156,11 +156,3 @@ def pack_nibbles(values: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
     if len(flat) % 2:
         flat = np.append(flat, np.uint8(0))
     return np.bitwise_or(flat[0::2], np.left_shift(flat[1::2], 4, dtype=np.uint8), dtype=np.uint8)
-
-
-def unpack_nibbles(packed: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.int8]:
-    """The inverse of `pack_nibbles`.  # -> (count,)"""
-    halves = np.empty(2 * len(packed), np.uint8)
-    halves[0::2], halves[1::2] = packed & 0xF, packed >> 4
-    signed: npt.NDArray[np.int8] = ((halves ^ 8).astype(np.int8) - np.int8(8))[:count]
-    return signed

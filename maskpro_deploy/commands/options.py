@@ -9,14 +9,13 @@ from typing import Any, TypeVar
 
 import click
 
+from maskpro_deploy.backends.providers import AUTO, ENGINE_PROVIDERS, PROVIDER_HELP, PROVIDER_NAMES
 from maskpro_deploy.cache_forms import CACHE_FORMS
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.pattern import NMPattern
 
 F = TypeVar("F", bound=Callable[..., Any])
 N = TypeVar("N", int, float)
-
-PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "trt-native")
 
 
 def flag_of(param: click.Parameter | None) -> str:
@@ -97,13 +96,16 @@ seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show
 form_option = click.option(
     "--form", metavar="|".join(CACHE_FORMS), help="The graph to run, by its cache. [default: the bundle's own]"
 )
-engine_option = click.option("--engine", metavar="FILE", help="The engine to run (tensorrt, trt-native). [default: the best]")
+engine_option = click.option(
+    "--engine", metavar="FILE", help=f"The engine to run ({', '.join(ENGINE_PROVIDERS)}). [default: the best]"
+)
 threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads to use; all cores by default.")
 
 
 def provider_option(default: str, help_text: str) -> Callable[[F], F]:
-    """`--provider`, whose help differs from command to command."""
-    return click.option("--provider", type=click.Choice(PROVIDERS), default=default, show_default=True, help=help_text)
+    """`--provider`, with the choices and the help of the registry; `help_text` says what it runs."""
+    help_text = f"{help_text} {PROVIDER_HELP}"
+    return click.option("--provider", type=click.Choice(PROVIDER_NAMES), default=default, show_default=True, help=help_text)
 
 
 def combine(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -119,7 +121,7 @@ def combine(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 def run_options(help_text: str) -> Callable[[F], F]:
     """What runs a bundle: `--provider`, `--form`, `--engine` and `--threads`."""
-    return combine(provider_option("auto", help_text), form_option, engine_option, threads_option)
+    return combine(provider_option(AUTO, help_text), form_option, engine_option, threads_option)
 
 
 def refuse_given(context: click.Context, names: Sequence[str], reason: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from maskpro_deploy.backends.providers import runs_in_onnxruntime
 from maskpro_deploy.commands.options import DURATION, PATH, run_options
 from maskpro_deploy.errors import Interrupted
 from maskpro_deploy.system.extras import require
@@ -20,7 +21,7 @@ _SERVER = ("host", "port", "api_key", "served_model_name", "shutdown_timeout_s",
 @click.argument("bundle", type=PATH)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all of this machine's.")
 @click.option("--port", type=int, default=8000, show_default=True, help="Port to listen on; 0 takes a free one.")
-@run_options("What runs the model: onnxruntime, or TensorRT itself (trt-native); auto takes the GPU if onnxruntime can.")
+@run_options("What runs the model.")
 @click.option("--spin", is_flag=True, help="Let waiting threads spin: faster on an idle machine, far slower on a shared one.")
 @click.option("--max-num-seqs", type=int, default=16, show_default=True, help="Answers generated at the same time.")
 @click.option(
@@ -59,7 +60,7 @@ def command(bundle: Path, **options: Any) -> None:
         -d '{"prompt": "Once upon a time", "max_tokens": 32}'
     """  # noqa: D301 (click's sign for lines to keep is the backspace character itself)
     require("serve", "the server")
-    if options["provider"] != "trt-native":
+    if runs_in_onnxruntime(options["provider"]):
         require("cpu", "running a bundle")
     from maskpro_deploy.runtime import RuntimeConfig, ServeConfig
     from maskpro_deploy.runtime.http.lifecycle import serve

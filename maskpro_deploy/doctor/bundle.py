@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from maskpro_deploy.backends.elf import onnxruntime_tensorrt
+from maskpro_deploy.backends.onnxruntime_.linked_libraries import onnxruntime_tensorrt
 from maskpro_deploy.doctor.machine import Diagnosis
 from maskpro_deploy.doctor.packages import Ability, version
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.manifest import EngineFile, Graph, Manifest
-from maskpro_deploy.runtime.sessions.engine_choice import check_hash, unfit
-from maskpro_deploy.runtime.sessions.tensorrt_lane import context_refusal
+from maskpro_deploy.runtime.sessions.engine_choice import check_hash, why_not_runnable
+from maskpro_deploy.runtime.sessions.tensorrt_lane import why_not_loadable
 from maskpro_deploy.system.extras import missing
 
 _NO_GPU = "an NVIDIA GPU"
@@ -66,7 +66,7 @@ def _native_lacks(engine: EngineFile, gpu: str) -> list[str]:
     here = version(engine.library)
     installed = {engine.library: here} if here is not None else {}
     # without a GPU, what would be said of one that the engine was built for
-    if reason := unfit(engine, installed, gpu or engine.target.split(",")[0]):
+    if reason := why_not_runnable(engine, installed, gpu or engine.target.split(",")[0]):
         lacks.append(reason)
     return lacks
 
@@ -75,6 +75,6 @@ def _provider_lacks(engine: EngineFile, gpu: str, diagnosis: Diagnosis) -> list[
     lacks = [] if gpu else [_NO_GPU]
     if _TENSORRT not in diagnosis.providers:
         lacks.append("onnxruntime-gpu")
-    if reason := context_refusal(engine, onnxruntime_tensorrt(), gpu):
+    if reason := why_not_loadable(engine, onnxruntime_tensorrt(), gpu):
         lacks.append(reason)
     return lacks

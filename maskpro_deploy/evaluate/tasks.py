@@ -1,6 +1,6 @@
 """Tasks of lm-evaluation-harness, run as a library (needs the `eval` extra).
 
-Tasks are named as the harness names them; a folder of one's own task files (YAML, with their data beside them) is read first.
+Tasks are named as the harness names them; a folder of one's own task files (YAML, with their data next to them) is read first.
 Task files may name Python functions, which are then run: read such a folder as you would read a program.
 """
 
@@ -110,7 +110,7 @@ class Metric:
 
 
 class TaskSet:
-    """Tasks found and loaded; they can be run on any number of models.
+    """Tasks that are loaded; they can be run on any number of models.
 
     Args:
         settings: which tasks.

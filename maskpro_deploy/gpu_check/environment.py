@@ -11,7 +11,7 @@ from maskpro_deploy.gpu_check.items import Record, Settings, import_torch
 
 def report_environment(settings: Settings, record: Record) -> str:
     """Tell the GPU, its driver, and the versions of everything that uses it."""
-    from maskpro_deploy.backends.cuda_driver import compute_capability
+    from maskpro_deploy.backends.cuda.driver import compute_capability
     from maskpro_deploy.bench.environment import capture
     from maskpro_deploy.doctor.abilities import onnxruntime_providers, tensorrt_lanes
     from maskpro_deploy.doctor.hardware import find_gpus

@@ -13,7 +13,7 @@ from maskpro_deploy.system.output import table
 if TYPE_CHECKING:
     from maskpro_deploy.exporters import EngineReport
     from maskpro_deploy.exporters.engines.report import LayerRow
-    from maskpro_deploy.exporters.engines.timing import Comparison, PointResult
+    from maskpro_deploy.exporters.engines.timing.results import Comparison, PointResult
 
 _HEADER = ("layer", "K", "N", "stored", "MB", "eligible", "shape", "chosen", "sparse ms", "dense ms", "from batch", "kernel")
 _HOW_TO_READ = (

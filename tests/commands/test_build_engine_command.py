@@ -15,7 +15,7 @@ from maskpro_deploy.cli import cli
 from maskpro_deploy.errors import MaskProError
 from maskpro_deploy.exporters import EngineReport
 from maskpro_deploy.exporters.engines.report import UNKNOWN, LayerRow
-from maskpro_deploy.exporters.engines.timing import NO_GPU, Comparison, PointResult
+from maskpro_deploy.exporters.engines.timing.results import NO_GPU, Comparison, PointResult
 from maskpro_deploy.manifest import EngineFile
 from maskpro_deploy.reports.engine import build_page, render_text
 from maskpro_deploy.system.extras import missing

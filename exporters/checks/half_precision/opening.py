@@ -16,7 +16,7 @@ from onnx import helper
 
 from maskpro_deploy.exporters.checks.half_precision.ranges import Probes
 from maskpro_deploy.exporters.checks.half_precision.rounding import HALVES, NotRounded, describe_arithmetic, round_graph
-from maskpro_deploy.exporters.checks.ort_model import OrtModel, model_of, open_model, open_session
+from maskpro_deploy.exporters.checks.ort_model import CheckedGraph, model_of, open_model, open_session
 from maskpro_deploy.exporters.graph.builder import DTYPES
 from maskpro_deploy.manifest import Graph, Manifest, safe_path
 
@@ -35,7 +35,7 @@ class Opened:
         routed: it chooses experts in half precision.
     """
 
-    model: OrtModel
+    model: CheckedGraph
     arithmetic: str = FP32
     unrounded: str = ""
     probes: Probes | None = None
@@ -70,7 +70,7 @@ def open_to_compare(bundle: Path, manifest: Manifest, graph: Graph | None = None
     return Opened(model=session, arithmetic=describe_arithmetic(graph.dtype), probes=probes, routed=routed)
 
 
-def open_unrounded(bundle: Path, manifest: Manifest) -> OrtModel:
+def open_unrounded(bundle: Path, manifest: Manifest) -> CheckedGraph:
     """The half-precision graph of a bundle, its stored weights as they are, computing in fp32."""
     path = safe_path(bundle, manifest.graph.file)
     model, _ = round_graph(onnx.load(path, load_external_data=False), manifest.graph.dtype, rounding=False)
@@ -105,8 +105,8 @@ def _check_roundings(dtype: str) -> None:
     # between two numbers of either type, within the range only before it is doubled, subnormal, beyond any range
     values = np.asarray([[1 + 2.0**-12, 1 + 3 * 2.0**-9, 1e-7, 1e-41], [65519.0, 4e4, 3e38, -1e-8]], np.float32)
     session = open_session(model.SerializeToString(), rounded=True)
-    (found,) = session.run(None, {"x": values})
+    (computed,) = session.run(None, {"x": values})
     with np.errstate(over="ignore"):
         expected = (values.astype(kind).astype(np.float32) * 2).astype(kind).astype(np.float32)
-    if not np.array_equal(found, expected):
+    if not np.array_equal(computed, expected):
         raise NotRounded(f"this version of onnxruntime leaves out the roundings to {dtype}: it runs such graphs in fp32.")

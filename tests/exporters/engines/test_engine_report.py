@@ -10,7 +10,7 @@ import pytest
 from engine_files import engine_file
 
 from maskpro_deploy.exporters import ExportConfig, export
-from maskpro_deploy.exporters.engines.library import _Phases
+from maskpro_deploy.exporters.engines.builder import _Phases
 from maskpro_deploy.exporters.engines.preflight import BEHIND_QDQ, PADDING, WRONG_AXIS, inspect_weights, spoiled_counts
 from maskpro_deploy.exporters.engines.report import UNKNOWN, EngineReport, LayerRow, layer_rows, read_kernels, sentence
 from maskpro_deploy.exporters.graph.data_file import Region

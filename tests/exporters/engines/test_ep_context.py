@@ -12,7 +12,7 @@ import pytest
 from engine_files import engine_file
 from onnx import helper
 
-from maskpro_deploy.backends import elf
+from maskpro_deploy.backends.onnxruntime_ import linked_libraries as elf
 from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.exporters import EngineConfig, ExportConfig, build_engine, export
 from maskpro_deploy.exporters.engines import ep_context
