@@ -15,7 +15,7 @@ _SPARE_BYTES = 1 << 30
 _DTYPE = "fp16"
 
 
-def bundles(shape: LlamaShape, scratch: Path) -> tuple[Path, Path]:
+def make_bundles(shape: LlamaShape, scratch: Path) -> tuple[Path, Path]:
     """The sparse bundle of a random model and its dense twin; made by the item that first needs them.
 
     Raises:
@@ -40,7 +40,7 @@ def bundles(shape: LlamaShape, scratch: Path) -> tuple[Path, Path]:
     return sparse, dense
 
 
-def onnxruntime(settings: Settings, record: Record) -> str:
+def measure_onnxruntime(settings: Settings, record: Record) -> str:
     """Compare onnxruntime on the GPU with the CPU, and time prefill and decode, sparse beside dense.
 
     Raises:
@@ -52,18 +52,18 @@ def onnxruntime(settings: Settings, record: Record) -> str:
 
     provider, shape = ("cpu", TINY) if settings.rehearse else ("cuda", SMOL)
     _check_provider(provider)
-    sparse, dense = bundles(shape, settings.scratch)
+    sparse, dense = make_bundles(shape, settings.scratch)
     session = open_session(sparse, SessionConfig(provider=provider))
     record.put(model=shape.name, dtype=_DTYPE, providers=list(session.providers))
     prompts, count = verification_prompts(sparse, session.shape.max_length)
     # the comparison runs the bundle on the CPU; the GPU's session is what it is compared with
-    found = verify(sparse, session, prompts, count)
+    verified = verify(sparse, session, prompts, count)
     del session
-    record.put(gpu_against_cpu=found.to_json())
-    line = latency(provider, sparse, dense, settings, record)
-    tokens = f"greedy tokens equal to the CPU's: {found.greedy_equal} of {found.greedy_tokens}"
-    if not found.passed:
-        raise CheckFailed(f"{provider} differs from the CPU by up to {found.max_logit_difference:.2g} in logits; {tokens}")
+    record.put(gpu_against_cpu=verified.to_json())
+    line = measure_latency(provider, sparse, dense, settings, record)
+    tokens = f"greedy tokens equal to the CPU's: {verified.greedy_equal} of {verified.greedy_tokens}"
+    if not verified.passed:
+        raise CheckFailed(f"{provider} differs from the CPU by up to {verified.max_logit_difference:.2g} in logits; {tokens}")
     return f"{line}; {tokens}"
 
 
@@ -89,7 +89,7 @@ def check_gpu() -> None:
         raise MachineError("there is no NVIDIA GPU here, or no driver for it")
 
 
-def latency(
+def measure_latency(
     provider: str,
     sparse: Path,
     dense: Path,

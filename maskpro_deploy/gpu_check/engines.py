@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from maskpro_deploy.errors import MachineError
-from maskpro_deploy.gpu_check.deploy import bundles
+from maskpro_deploy.gpu_check.deploy import make_bundles
 from maskpro_deploy.gpu_check.items import Record, Settings
 from maskpro_deploy.gpu_check.models import SEVEN_B, SMOL, TINY, LlamaShape, write_checkpoint, write_sparse
 from maskpro_deploy.system.extras import missing
@@ -23,35 +23,35 @@ _BYTES_OF_A_WEIGHT = 2 * 5  # fp16: two checkpoints, the bundle, two engines
 _SPARE_BYTES = 1 << 30
 
 
-def tensorrt(settings: Settings, record: Record) -> str:
+def measure_tensorrt(settings: Settings, record: Record) -> str:
     """Build engines with tensorrt, sparse and dense, tell for how many layers it chose sparse kernels, and time both.
 
     Raises:
         MachineError: tensorrt or the GPU is missing.
     """
-    return _small("tensorrt", settings, record)
+    return _build_small("tensorrt", settings, record)
 
 
-def tensorrt_rtx(settings: Settings, record: Record) -> str:
+def measure_tensorrt_rtx(settings: Settings, record: Record) -> str:
     """The same with tensorrt-rtx, which builds ahead of time and knows dense kernels only.
 
     Raises:
         MachineError: tensorrt-rtx is missing.
     """
-    return _small("tensorrt-rtx", settings, record)
+    return _build_small("tensorrt-rtx", settings, record)
 
 
-def _small(library: str, settings: Settings, record: Record) -> str:
+def _build_small(library: str, settings: Settings, record: Record) -> str:
     _check_installed(library, settings)
     line = ""
     shapes = (TINY,) if settings.rehearse else (TINY, SMOL)
     for shape in shapes:
-        bundle, _ = bundles(shape, settings.scratch)
-        line = _compared(library, shape, bundle, "prefill:1x128,8x128 decode:1,8", settings, record, parts=len(shapes))
+        bundle, _ = make_bundles(shape, settings.scratch)
+        line = _build_and_compare(library, shape, bundle, "prefill:1x128,8x128 decode:1,8", settings, record, parts=len(shapes))
     return line
 
 
-def engine_7b(settings: Settings, record: Record) -> str:
+def measure_engine_7b(settings: Settings, record: Record) -> str:
     """Build and time a model with the widths of a 7B one, with tensorrt; in a rehearsal a tiny one with what is installed.
 
     Raises:
@@ -61,11 +61,11 @@ def engine_7b(settings: Settings, record: Record) -> str:
     _check_installed(library, settings)
     shape, profiles = (TINY, "prefill:1x32,4x32 decode:1,4") if settings.rehearse else (WIDE, _WIDE_PROFILES)
     record.put(model=dataclasses.asdict(shape), profiles=profiles)
-    bundle = sparse_bundle(shape, settings.scratch)
-    return _compared(library, shape, bundle, profiles, settings, record)
+    bundle = make_sparse_bundle(shape, settings.scratch)
+    return _build_and_compare(library, shape, bundle, profiles, settings, record)
 
 
-def sparse_bundle(shape: LlamaShape, scratch: Path) -> Path:
+def make_sparse_bundle(shape: LlamaShape, scratch: Path) -> Path:
     """The sparse bundle of a random model in fp16, without a dense twin.
 
     Raises:
@@ -91,7 +91,7 @@ def _check_installed(library: str, settings: Settings) -> None:
             raise MachineError(f"{', '.join(absent)} is not installed: pip install 'maskpro-deploy[{extra}]'")
 
 
-def _compared(
+def _build_and_compare(
     library: str, shape: LlamaShape, bundle: Path, profiles: str, settings: Settings, record: Record, parts: int = 1
 ) -> str:
     """Build both engines, time them where there is a GPU, and tell it in a line; every layer is in the figures."""

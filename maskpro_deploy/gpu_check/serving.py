@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from maskpro_deploy.errors import CheckFailed, MachineError
-from maskpro_deploy.gpu_check.deploy import bundles, check_gpu, latency
+from maskpro_deploy.gpu_check.deploy import check_gpu, make_bundles, measure_latency
 from maskpro_deploy.gpu_check.items import Record, Settings
 from maskpro_deploy.gpu_check.models import SMOL, TINY
 from maskpro_deploy.system.extras import missing
@@ -36,7 +36,7 @@ NATIVE_RTX = Lane(library="tensorrt-rtx", provider="trt-native", form="static")
 ONNXRUNTIME = Lane(library="tensorrt", provider="tensorrt", form="cat", via_onnxruntime=True)
 
 
-def serve(lane: Lane, settings: Settings, record: Record) -> str:
+def measure_serving(lane: Lane, settings: Settings, record: Record) -> str:
     """Build engines sparse and dense, serve them, compare the logits and tokens with the CPU's, and time prefill and decode.
 
     A rehearsal builds no engine and runs the same comparisons on the graph.
@@ -52,7 +52,7 @@ def serve(lane: Lane, settings: Settings, record: Record) -> str:
         raise MachineError(f"{', '.join(absent)} is not installed, which computes what is compared with: pip install onnxruntime")
     if not settings.rehearse:
         _check(lane)
-    sparse, dense = bundles(TINY if settings.rehearse else SMOL, settings.scratch)
+    sparse, dense = make_bundles(TINY if settings.rehearse else SMOL, settings.scratch)
     built = [] if settings.rehearse else [_build(lane, p, dense=p is dense, settings=settings) for p in (sparse, dense)]
     record.put(engines=built)
     files = [str(engine["file"]) for engine in built]
@@ -60,13 +60,13 @@ def serve(lane: Lane, settings: Settings, record: Record) -> str:
     session = open_session(sparse, config)
     record.put(providers=list(session.providers), max_length=session.shape.max_length)
     prompts, count = verification_prompts(sparse, session.shape.max_length)
-    found = verify(sparse, session, prompts, count)
+    verified = verify(sparse, session, prompts, count)
     del session
-    record.put(against_cpu=found.to_json())
-    line = latency(config.provider, sparse, dense, settings, record, form=config.form, engine=",".join(files) or None)
-    tokens = f"greedy tokens equal to the CPU's: {found.greedy_equal} of {found.greedy_tokens}"
-    if not found.passed:
-        raise CheckFailed(f"the engine differs from the CPU by up to {found.max_logit_difference:.2g} in logits; {tokens}")
+    record.put(against_cpu=verified.to_json())
+    line = measure_latency(config.provider, sparse, dense, settings, record, form=config.form, engine=",".join(files) or None)
+    tokens = f"greedy tokens equal to the CPU's: {verified.greedy_equal} of {verified.greedy_tokens}"
+    if not verified.passed:
+        raise CheckFailed(f"the engine differs from the CPU by up to {verified.max_logit_difference:.2g} in logits; {tokens}")
     return f"{line}; {tokens}"
 
 

@@ -115,7 +115,7 @@ def judge_samples(samples: Mapping[str, list[list[float]]]) -> dict[str, Any]:
             continue
         ratio = stats.compare(samples[name], samples[DENSE])
         if ratio is not None:
-            ratio = ratio.judged(len(samples) - 1, stats.LEAST_DIFFERENCE)
+            ratio = ratio.judge(len(samples) - 1, stats.LEAST_DIFFERENCE)
             ratios[name] = {"speedup": ratio.speedup, "low": ratio.low, "high": ratio.high, "verdict": ratio.verdict}
     return {"median_ms": medians, "against_dense": ratios}
 
