@@ -13,7 +13,7 @@ from typing import Any
 from maskpro_deploy.cache_forms import CACHE_FORMS, DEFAULT_FORM
 from maskpro_deploy.checkpoint import Checkpoint, copy_side_files
 from maskpro_deploy.errors import CheckFailed, InputError
-from maskpro_deploy.exporters.checks.explanation import describe_unverified, explain_difference, with_underflow
+from maskpro_deploy.exporters.checks.explanation import add_underflow, describe_unverified, explain_difference
 from maskpro_deploy.exporters.checks.half_precision.rounding import NotRounded
 from maskpro_deploy.exporters.checks.parity import (
     OutOfRange,
@@ -25,7 +25,7 @@ from maskpro_deploy.exporters.checks.parity import (
 from maskpro_deploy.exporters.checks.proof import Proof, prove
 from maskpro_deploy.exporters.config import ExportConfig
 from maskpro_deploy.exporters.graph.data_file import Blob, Quantised, write_weights
-from maskpro_deploy.exporters.graph.model_file import metadata, write_graph
+from maskpro_deploy.exporters.graph.model_file import describe_graph, write_graph
 from maskpro_deploy.exporters.graph.underflow import Underflow
 from maskpro_deploy.exporters.layouts import data_path, graph_path, write_genai
 from maskpro_deploy.exporters.plan import Plan, build_graphs, plan_export
@@ -86,7 +86,7 @@ def export(
         figures = describe_unverified(manifest.graph.dtype, unverified)
         if reference is not None:
             figures = _check_parity(folder, manifest, reference(), blob.underflow, progress("verifying", "steps"))
-        figures = with_underflow(figures, blob.underflow)
+        figures = add_underflow(figures, blob.underflow)
         if compare and manifest.siblings:
             figures["forms"] = _check_siblings(folder, manifest)
         manifest = dataclasses.replace(manifest, verification=figures)
@@ -126,7 +126,7 @@ def _write_graphs(plan: Plan, folder: Path, blob: Blob, proof: Proof | None) -> 
             length=None if CACHE_FORMS[form].grows else plan.cache_length,
         )
         pattern, proven = (proof.pattern, proof.weights) if proof is not None else (None, ())
-        facts = metadata(entry, blob, plan.origin, pattern, proven)
+        facts = describe_graph(entry, blob, plan.origin, pattern, proven)
         write_graph(folder / entry.file, graph, blob, facts)
         entries.append(entry)
     return entries

@@ -98,12 +98,12 @@ def write_genai(folder: Path, model: ModelShape, graph: Graph) -> None:
                 "type": "decoder",
                 "vocab_size": model.vocab_size,
             },
-            "search": _search(generation, model, shared=CACHE_FORMS[graph.form].genai == "shared buffer"),
+            "search": _describe_search(generation, model, shared=CACHE_FORMS[graph.form].genai == "shared buffer"),
         },
     )
 
 
-def _search(generation: dict[str, Any], model: ModelShape, *, shared: bool) -> dict[str, Any]:
+def _describe_search(generation: dict[str, Any], model: ModelShape, *, shared: bool) -> dict[str, Any]:
     """Sampling defaults: those of the model, where it has some."""
     return {
         "do_sample": bool(generation.get("do_sample", False)),

@@ -1,4 +1,4 @@
-"""What an export is going to do, found out before anything is written: most of what can be wrong is refused here."""
+"""What an export is going to do, worked out before anything is written: most of what can be wrong is refused here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import load_tokenizer
 from maskpro_deploy.errors import ConfigError, FormatError
 from maskpro_deploy.exporters.architectures.template import Template
-from maskpro_deploy.exporters.checks.proof import Claim, claim, prunable
+from maskpro_deploy.exporters.checks.proof import Claim, list_prunable, read_claim
 from maskpro_deploy.exporters.config import ExportConfig
 from maskpro_deploy.exporters.frontends.templates import choose_template
 from maskpro_deploy.exporters.graph.builder import Graph, Weight
@@ -20,7 +20,7 @@ from maskpro_deploy.exporters.graph.cache_forms.forms import make_form
 from maskpro_deploy.exporters.graph.data_file import check_weights
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig
 from maskpro_deploy.exporters.graph.layers import Layers
-from maskpro_deploy.exporters.special_tokens import end_tokens, token_id
+from maskpro_deploy.exporters.special_tokens import find_end_tokens, read_token_id
 from maskpro_deploy.manifest import ModelShape
 from maskpro_deploy.system.progress import Progress
 
@@ -82,7 +82,7 @@ def plan_export(checkpoint: Checkpoint, config: ExportConfig, progress: Progress
         template=template,
         decoder=decoder,
         graphs=graphs,
-        claim=claim(checkpoint, weights, config.require_sparsity),
+        claim=read_claim(checkpoint, weights, config.require_sparsity),
         shape=_describe_model(checkpoint, decoder),
         origin=_describe_origin(checkpoint, weights, template),
     )
@@ -138,7 +138,7 @@ def _describe_model(source: Checkpoint, decoder: DecoderConfig) -> ModelShape:
             f"{source.folder}: tokenizer.json has {tokens} tokens, the model knows {decoder.vocab_size}.\n"
             f"They belong to different models."
         )
-    ends = end_tokens(source.folder, config, tokenizer)
+    ends = find_end_tokens(source.folder, config, tokenizer)
     del tokenizer
     _return_memory()  # a vocabulary takes more of it than all that follows
     return ModelShape(
@@ -152,13 +152,13 @@ def _describe_model(source: Checkpoint, decoder: DecoderConfig) -> ModelShape:
         hidden_size=decoder.hidden_size,
         max_length=decoder.max_length,
         eos_token_ids=ends,
-        bos_token_id=token_id(config, "bos_token_id"),
-        pad_token_id=token_id(config, "pad_token_id"),
+        bos_token_id=read_token_id(config, "bos_token_id"),
+        pad_token_id=read_token_id(config, "pad_token_id"),
     )
 
 
 def _return_memory() -> None:
-    """Give freed memory back to the system, where the C library (glibc) keeps it for itself until it is told."""
+    """Give freed memory back to the system, where the C library (glibc) would keep it for itself."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
@@ -168,7 +168,7 @@ def _describe_origin(source: Checkpoint, weights: dict[str, Weight], template: T
     masks = source.masks
     origin = {
         "checkpoint": source.folder.resolve().name,
-        "dense_sha256": masks.dense_sha256 if masks is not None else source.dense_sha256(prunable(weights)),
+        "dense_sha256": masks.dense_sha256 if masks is not None else source.dense_sha256(list_prunable(weights)),
         "masks_sha256": masks.sha256() if masks is not None else None,
     }
     return origin | ({"front_end": template.tool} if template.tool else {})

@@ -71,10 +71,7 @@ class Checkpoint:
         """
         if not folder.is_dir():
             raise InputError(f"{folder} does not exist or is not a folder.\nGive a Hugging Face checkpoint folder.")
-        if not (folder / "config.json").is_file():
-            raise InputError(f"{folder} is not a Hugging Face checkpoint: it has no config.json.")
-        config = read_json(folder / "config.json")
-        return cls(folder=folder, config=config, shard_of=_find_shards(folder))
+        return cls(folder=folder, config=read_config(folder), shard_of=_find_shards(folder))
 
     @property
     def shards(self) -> list[Path]:
@@ -143,6 +140,17 @@ class Checkpoint:
         step = max(1, _BLOCK_VALUES // max(1, math.prod(others)))
         for start in range(0, rows, step):
             yield parts[start : min(start + step, rows)]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of `config.json`.
+
+    Raises:
+        InputError: the folder has none.
+    """
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} is not a Hugging Face checkpoint: it has no config.json.")
+    return read_json(folder / "config.json")
 
 
 def read_index(folder: Path) -> dict[str, str]:

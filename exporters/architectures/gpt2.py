@@ -14,7 +14,7 @@ from typing import Any
 
 from maskpro_deploy.exporters.architectures.template import Template
 from maskpro_deploy.exporters.graph.builder import Graph
-from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, only, positive, unturned_config
+from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, read_positive, read_unturned_config, require_value
 from maskpro_deploy.exporters.graph.layers import Layers, Part
 
 _NAMES = {
@@ -27,17 +27,17 @@ _NAMES = {
 
 def read(config: Mapping[str, Any]) -> DecoderConfig:
     """GPT-2 has names of its own for the common fields."""
-    common = {name: positive(config, own) for name, own in _NAMES.items()}
-    inner = positive(config, "n_inner", 4 * common["hidden_size"])
+    common = {name: read_positive(config, own) for name, own in _NAMES.items()}
+    inner = read_positive(config, "n_inner", 4 * common["hidden_size"])
     eps = {"layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}
     for field, value in (
         ("scale_attn_weights", True),
         ("scale_attn_by_inverse_layer_idx", False),
         ("add_cross_attention", False),
     ):
-        only(config, field, value, value)
+        require_value(config, field, value, value)
     fields = {**eps, **config, **common, "intermediate_size": inner}
-    return unturned_config(fields, eps="layer_norm_epsilon", activation="gelu_new", bias=True)
+    return read_unturned_config(fields, eps="layer_norm_epsilon", activation="gelu_new", bias=True)
 
 
 def build(m: Layers) -> Graph:

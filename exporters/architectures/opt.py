@@ -14,7 +14,7 @@ from typing import Any
 
 from maskpro_deploy.exporters.architectures.template import Template
 from maskpro_deploy.exporters.graph.builder import Graph
-from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, only, positive, unturned_config
+from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, read_positive, read_unturned_config, require_value
 from maskpro_deploy.exporters.graph.layers import Layers
 
 _POSITION_OFFSET = 2
@@ -22,14 +22,14 @@ _POSITION_OFFSET = 2
 
 def read(config: Mapping[str, Any]) -> DecoderConfig:
     """OPT with norms before its parts, as all of its sizes but 350M have them."""
-    hidden = positive(config, "hidden_size")
-    only(config, "do_layer_norm_before", True, True)
-    only(config, "_remove_final_layer_norm", False, False)
-    only(config, "layer_norm_elementwise_affine", True, True)
-    only(config, "word_embed_proj_dim", hidden, hidden)
-    own = {"intermediate_size": positive(config, "ffn_dim"), "layer_norm_eps": 1e-5, "tie_word_embeddings": True}
+    hidden = read_positive(config, "hidden_size")
+    require_value(config, "do_layer_norm_before", True, True)
+    require_value(config, "_remove_final_layer_norm", False, False)
+    require_value(config, "layer_norm_elementwise_affine", True, True)
+    require_value(config, "word_embed_proj_dim", hidden, hidden)
+    own = {"intermediate_size": read_positive(config, "ffn_dim"), "layer_norm_eps": 1e-5, "tie_word_embeddings": True}
     bias = bool(config.get("enable_bias", True))
-    return unturned_config({**own, **config}, eps="layer_norm_eps", activation="relu", bias=bias)
+    return read_unturned_config({**own, **config}, eps="layer_norm_eps", activation="relu", bias=bias)
 
 
 def build(m: Layers) -> Graph:

@@ -12,16 +12,16 @@ from typing import Any
 
 from maskpro_deploy.exporters.architectures.template import Template
 from maskpro_deploy.exporters.graph.builder import Graph
-from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, base_config, positive
+from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, read_base_config, read_positive
 from maskpro_deploy.exporters.graph.layers import Layers, Part
 
 
 def read(config: Mapping[str, Any]) -> DecoderConfig:
     """Without biases; `sliding_window` holds for all layers."""
-    base = base_config({**config, "head_dim": None})
+    base = read_base_config({**config, "head_dim": None})
     windows = base.windows
     if config.get("sliding_window") is not None:
-        windows = (positive(config, "sliding_window"),) * base.num_layers
+        windows = (read_positive(config, "sliding_window"),) * base.num_layers
     return dataclasses.replace(base, windows=windows, attention_bias=False, output_bias=False, mlp_bias=False)
 
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from maskpro_deploy.exporters.checks.half_precision.opening import open_unrounded
 from maskpro_deploy.exporters.checks.half_precision.rounding import HALVES, NotRounded
-from maskpro_deploy.exporters.checks.layer_check import LayerReference, first_difference, layer_differences
-from maskpro_deploy.exporters.checks.logit_figures import compare
-from maskpro_deploy.exporters.checks.parity import Reference, tolerance_of
+from maskpro_deploy.exporters.checks.layer_check import LayerReference, compare_layers, describe_first_difference
+from maskpro_deploy.exporters.checks.logit_figures import compare_logits
+from maskpro_deploy.exporters.checks.parity import Reference, choose_tolerance
 from maskpro_deploy.exporters.graph.builder import WIDER
 from maskpro_deploy.exporters.graph.underflow import Underflow
 from maskpro_deploy.manifest import Manifest
@@ -24,7 +24,7 @@ def describe_unverified(dtype: str, reason: str) -> dict[str, Any]:
     return figures | {"half_precision": f"{dtype} not verified: {reason}"} if dtype in HALVES else figures
 
 
-def with_underflow(figures: dict[str, Any], underflow: Underflow) -> dict[str, Any]:
+def add_underflow(figures: dict[str, Any], underflow: Underflow) -> dict[str, Any]:
     """The figures, and what the cast of the weights lost, if it is one to half precision."""
     if underflow.dtype not in HALVES:
         return figures
@@ -41,12 +41,12 @@ def explain_difference(
         return f"{lost}. Export it with {WIDER[dtype]}."
     if dtype in HALVES and _agrees_unrounded(bundle, manifest, reference, prompt):
         return f"In fp32 arithmetic the same weights agree: {dtype} is too coarse for this model. Export it with {WIDER[dtype]}."
-    found = ""
+    reason = ""
     if isinstance(reference, LayerReference):
-        found = first_difference(layer_differences(bundle, manifest, reference, prompt), dtype)
+        reason = describe_first_difference(compare_layers(bundle, manifest, reference, prompt), dtype)
     if dtype in HALVES:
-        found += f" If --dtype fp32 passes, {dtype} is too coarse for this model: export it with {WIDER[dtype]}."
-    return found.strip()
+        reason += f" If --dtype fp32 passes, {dtype} is too coarse for this model: export it with {WIDER[dtype]}."
+    return reason.strip()
 
 
 def _agrees_unrounded(bundle: Path, manifest: Manifest, reference: Reference, prompt: Sequence[int]) -> bool:
@@ -55,7 +55,7 @@ def _agrees_unrounded(bundle: Path, manifest: Manifest, reference: Reference, pr
         model = open_unrounded(bundle, manifest)
     except NotRounded:
         return False
-    tokens, tolerance = np.asarray([list(prompt)], dtype=np.int64), tolerance_of(manifest.graph)
-    found = compare(model.logits(tokens)[0], reference.logits(tokens)[0], tokens[0])
-    within = tolerance.logits is None or found.max_difference <= tolerance.logits
-    return within and found.sum_kl / found.positions <= tolerance.kl
+    tokens, tolerance = np.asarray([list(prompt)], dtype=np.int64), choose_tolerance(manifest.graph)
+    pair = compare_logits(model.logits(tokens)[0], reference.logits(tokens)[0], tokens[0])
+    within = tolerance.logits is None or pair.max_difference <= tolerance.logits
+    return within and pair.sum_kl / pair.positions <= tolerance.kl

@@ -130,7 +130,7 @@ class Pair:
     reference_nll: float
 
 
-def compare(ours: Logits, theirs: Logits, tokens: npt.NDArray[np.int64]) -> Pair:
+def compare_logits(ours: Logits, theirs: Logits, tokens: npt.NDArray[np.int64]) -> Pair:
     """All figures of one prompt.  # (T, V), (T, V), (T,)"""
     p, q = _log_softmax(theirs), _log_softmax(ours)
     kl = (np.exp(p) * (p - q)).sum(axis=-1)  # (T,)
@@ -154,7 +154,7 @@ def _log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
     return result
 
 
-def verdict(
+def judge(
     tolerance: Tolerance, pairs: Sequence[Pair], *, steps: float, padding: float, greedy: int, equal: int, margin: float
 ) -> Verification:
     """Sum up all comparisons; the arguments are the fields of `Verification` in short."""

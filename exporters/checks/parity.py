@@ -3,7 +3,7 @@
 The bundle runs in onnxruntime, the checkpoint in anything that gives logits and greedy tokens (`Reference`; in practice
 torch). Compared are logits, the distributions they mean, perplexity, greedy continuations, a prompt fed at once and token by
 token, and a left-padded batch. Tolerances apply to logits and KL; the other figures are there to be read. A half-precision graph
-runs with every value rounded to half precision (`half_precision`), and its values must stay in the type's range.
+runs with every value rounded to half precision (`half_precision.rounding`), and its values must stay in the type's range.
 
 Shapes: `B` batch, `T` tokens, `V` vocabulary.
 """
@@ -30,8 +30,8 @@ from maskpro_deploy.exporters.checks.logit_figures import (
     Logits,
     Tolerance,
     Verification,
-    compare,
-    verdict,
+    compare_logits,
+    judge,
 )
 from maskpro_deploy.exporters.checks.ort_model import CheckedGraph
 from maskpro_deploy.exporters.graph.builder import WIDER
@@ -109,7 +109,7 @@ def compare_with_reference(
     require("cpu", "checking a bundle")
     _check_prompts(prompts, greedy_tokens, manifest.model.max_length)
     opened = open_to_compare(bundle, manifest)
-    tolerance = tolerance_of(manifest.graph, routed=opened.routed)
+    tolerance = choose_tolerance(manifest.graph, routed=opened.routed)
     return _compare_models(opened, reference, prompts, greedy_tokens, tolerance, progress)
 
 
@@ -134,12 +134,12 @@ def verify_siblings(bundle: Path, manifest: Manifest) -> dict[str, Verification 
         except NotRounded as e:
             figures[graph.form] = str(e)
             continue
-        tolerance = QUANTISED_SIBLINGS if graph.quantization else tolerance_of(graph, routed=further.routed)
+        tolerance = QUANTISED_SIBLINGS if graph.quantization else choose_tolerance(graph, routed=further.routed)
         figures[graph.form] = _compare_models(further, own.model, prompts, greedy, tolerance, SILENT)
     return figures
 
 
-def tolerance_of(graph: Graph, *, routed: bool = False) -> Tolerance:
+def choose_tolerance(graph: Graph, *, routed: bool = False) -> Tolerance:
     """What passes for a graph; `routed`: it chooses experts in half precision."""
     if routed and not graph.quantization:
         return ROUTED[graph.dtype]
@@ -174,15 +174,15 @@ def _compare_models(
     pairs = []
     for done, prompt in enumerate(prompts, start=1):
         tokens = np.asarray([prompt], dtype=np.int64)
-        pairs.append(compare(model.logits(tokens)[0], reference.logits(tokens)[0], tokens[0]))
+        pairs.append(compare_logits(model.logits(tokens)[0], reference.logits(tokens)[0], tokens[0]))
         progress.update(done, stages)
-    steps = _step_difference(model, prompts[0])
+    steps = _measure_step_difference(model, prompts[0])
     progress.update(stages - 2, stages)
-    padding = _padding_difference(model, reference, prompts)
+    padding = _measure_padding_difference(model, reference, prompts)
     progress.update(stages - 1, stages)
     equal, margin = _compare_greedy(model, reference, prompts[0], greedy_tokens)
     progress.update(stages, stages)
-    verification = verdict(tolerance, pairs, steps=steps, padding=padding, greedy=greedy_tokens, equal=equal, margin=margin)
+    verification = judge(tolerance, pairs, steps=steps, padding=padding, greedy=greedy_tokens, equal=equal, margin=margin)
     return dataclasses.replace(verification, arithmetic=opened.arithmetic, unrounded=opened.unrounded, ranges=ranges)
 
 
@@ -194,7 +194,7 @@ def _check_prompts(prompts: Sequence[Sequence[int]], greedy_tokens: int, max_len
         raise ConfigError(f"the prompts and {greedy_tokens} greedy tokens do not fit into the graph's {max_length} positions.")
 
 
-def _step_difference(model: CheckedGraph, prompt: Sequence[int]) -> float:
+def _measure_step_difference(model: CheckedGraph, prompt: Sequence[int]) -> float:
     """Feed a prompt at once, then all but its last tokens at once and those one by one."""
     tokens = np.asarray([prompt], dtype=np.int64)
     steps = min(_STEPS, len(prompt) - 1)
@@ -207,7 +207,7 @@ def _step_difference(model: CheckedGraph, prompt: Sequence[int]) -> float:
     return float(np.abs(np.concatenate(pieces, axis=1) - whole).max())
 
 
-def _padding_difference(model: CheckedGraph, reference: Reference, prompts: Sequence[Sequence[int]]) -> float:
+def _measure_padding_difference(model: CheckedGraph, reference: Reference, prompts: Sequence[Sequence[int]]) -> float:
     """Two prompts of different length in one batch, the shorter padded, with one cached step behind them."""
     longer, shorter = list(prompts[0]), list(prompts[-1])[: max(2, len(prompts[0]) // 2)]
     differences = [

@@ -47,12 +47,12 @@ class Proof:
     groups_below_n: int
 
 
-def prunable(weights: Mapping[str, Weight]) -> list[str]:
+def list_prunable(weights: Mapping[str, Weight]) -> list[str]:
     """The checkpoint's names of the projections inside the layers."""
     return list(dict.fromkeys(p.source for w in weights.values() if w.projection for p in w.pieces if p.source))
 
 
-def claim(checkpoint: Checkpoint, weights: Mapping[str, Weight], required: NMPattern | None) -> Claim | None:
+def read_claim(checkpoint: Checkpoint, weights: Mapping[str, Weight], required: NMPattern | None) -> Claim | None:
     """What the checkpoint's masks promise, or what the caller requires of a checkpoint without masks.
 
     Returns:
@@ -63,12 +63,12 @@ def claim(checkpoint: Checkpoint, weights: Mapping[str, Weight], required: NMPat
     """
     masks = checkpoint.masks
     if masks is None:
-        return Claim(pattern=required, names=tuple(prunable(weights))) if required is not None else None
+        return Claim(pattern=required, names=tuple(list_prunable(weights))) if required is not None else None
     if required is not None and masks.pattern != required:
         raise CheckFailed(
             f"{checkpoint.folder} has masks of the pattern {masks.pattern}; --require-sparsity asks for {required}."
         )
-    projections = set(prunable(weights))
+    projections = set(list_prunable(weights))
     if strange := [name for name in masks if name not in projections]:
         raise CheckFailed(f"{checkpoint.folder}: its masks cover {strange[0]!r}, which is no projection of this model.")
     return Claim(pattern=masks.pattern, names=tuple(masks))

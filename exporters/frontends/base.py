@@ -23,7 +23,7 @@ from safetensors import safe_open
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import InputError
 from maskpro_deploy.exporters.graph.builder import Graph, Rows
-from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, positive
+from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, read_positive
 from maskpro_deploy.exporters.graph.layers import Layers
 from maskpro_deploy.system.progress import Progress, waiting
 
@@ -130,7 +130,7 @@ def read_length(config: Mapping[str, Any]) -> int:
     Raises:
         FormatError: the config does not name it.
     """
-    return positive(config, next((field for field in _LENGTHS if config.get(field)), _LENGTHS[0]))
+    return read_positive(config, next((field for field in _LENGTHS if config.get(field)), _LENGTHS[0]))
 
 
 def describe_sizes(

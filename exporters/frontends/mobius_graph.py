@@ -23,7 +23,7 @@ from maskpro_deploy.exporters.frontends.mobius_mask import is_causal
 from maskpro_deploy.exporters.frontends.mobius_model import build_graph, map_weights, read_graph
 from maskpro_deploy.exporters.frontends.translation import Translation
 from maskpro_deploy.exporters.graph.builder import Graph
-from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, layer_types, positive, windows_of
+from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, read_layer_types, read_positive, read_windows
 from maskpro_deploy.exporters.graph.layers import Layers
 from maskpro_deploy.system.progress import SILENT, Progress
 
@@ -60,7 +60,7 @@ class MobiusGraph(ForeignGraph):
             FormatError: the config has no length, or no window where it names one.
         """
         model = self.model("fp32")
-        nodes = _attention_nodes(model)
+        nodes = _find_attention(model)
         kinds = {_Kind.of(node) for node in nodes}
         if not nodes or len(kinds) > 1:
             what = "layers with attention of different kinds" if kinds else "no attention with a cache of keys and values"
@@ -77,14 +77,14 @@ class MobiusGraph(ForeignGraph):
         (head_dim, *others) = {model.caches[name] for node in nodes for name in node.input[4:6]}
         if others or not kind.groups:
             raise InputError(f"model_type {config['model_type']!r} is not supported: its keys and values differ in size.")
-        hidden = positive({**config, "hidden_size": config.get("hidden_size", config.get("n_embd"))}, "hidden_size")
+        hidden = read_positive({**config, "hidden_size": config.get("hidden_size", config.get("n_embd"))}, "hidden_size")
         decoder = describe_sizes(
             config, model, hidden=hidden, layers=layers, heads=kind.heads, kv_heads=kind.groups, head_dim=head_dim
         )
         return dataclasses.replace(
             decoder,
             scale=kind.scale or decoder.scale,
-            windows=_windows(config, layers),
+            windows=_read_window_fields(config, layers),
             attention_softcap=kind.softcap or None,
         )
 
@@ -119,18 +119,18 @@ class _Kind:
         )
 
 
-def _attention_nodes(model: ForeignModel) -> list[onnx.NodeProto]:
+def _find_attention(model: ForeignModel) -> list[onnx.NodeProto]:
     """The attention nodes that have a cache, layer by layer."""
     return [n for n in model.nodes if n.op_type == "Attention" and len(n.input) > 5 and n.input[4] in model.caches]
 
 
-def _windows(config: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
+def _read_window_fields(config: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
     """How far each layer looks back, by the fields that transformers reads."""
     if isinstance(config.get("layer_types"), list):
-        return windows_of(config, layer_types(config, layers, ()))
+        return read_windows(config, read_layer_types(config, layers, ()))
     if config.get("sliding_window") is None or config.get("use_sliding_window") is False:
         return (None,) * layers
-    return (positive(config, "sliding_window"),) * layers
+    return (read_positive(config, "sliding_window"),) * layers
 
 
 class _MobiusTranslation(Translation):
@@ -139,9 +139,9 @@ class _MobiusTranslation(Translation):
     def __init__(self, m: Layers, model: ForeignModel, weights: Mapping[str, ForeignWeight], folder: Path) -> None:
         super().__init__(m.graph, model, weights, folder, m.form.facts.name)
         self._m = m
-        self._layer_of = {node.output[0]: i for i, node in enumerate(_attention_nodes(model))}
+        self._layer_of = {node.output[0]: i for i, node in enumerate(_find_attention(model))}
 
-    def _reads(self, node: onnx.NodeProto) -> Sequence[str]:
+    def _list_reads(self, node: onnx.NodeProto) -> Sequence[str]:
         return list(node.input[:3] if node.output[0] in self._layer_of else node.input)
 
     def _replace(self, node: onnx.NodeProto) -> bool:
@@ -155,7 +155,7 @@ class _MobiusTranslation(Translation):
         graph, config, form, path = self._graph, self._m.config, self._m.form, f"/{node.name.rsplit('/', 1)[0]}"
         heads = []
         for value, kind, count in zip(node.input[:3], "qkv", (config.num_heads, *[config.num_kv_heads] * 2), strict=True):
-            y = self._in(value)
+            y = self._input_name(value)
             if not form.flat:
                 y = graph.op("Reshape", y, graph.ints(0, 0, count, config.head_dim), name=f"{path}/{kind}_heads")
                 y = graph.op("Transpose", y, name=f"{path}/{kind}_transpose", perm=[0, 2, 1, 3])

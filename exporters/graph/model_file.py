@@ -20,7 +20,7 @@ from maskpro_deploy.system.extras import missing
 log = logging.getLogger(__name__)
 
 
-def metadata(
+def describe_graph(
     entry: manifest.Graph, blob: Blob, origin: Mapping[str, object], pattern: NMPattern | None, proven: Sequence[SparseWeight]
 ) -> dict[str, str]:
     """What a graph says of itself: who made it, from what, and which of its weights hold which pattern.

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import ConfigError, check_known
 from maskpro_deploy.exporters.graph.weight_kinds import WEIGHT_KINDS, WeightKind
 
 _SHORTEST_BLOCK = 16
@@ -45,8 +45,7 @@ class Quantization:
         Raises:
             ConfigError: an unknown kind or a block that runtimes do not take.
         """
-        if name not in WEIGHT_KINDS:
-            raise ConfigError(f"--quantize {name} is not known. Known: {', '.join(WEIGHT_KINDS)}.")
+        check_known("--quantize", name, WEIGHT_KINDS)
         kind = WEIGHT_KINDS[name]
         block = kind.default_block if block is None else block
         if block and (block < _SHORTEST_BLOCK or block & (block - 1)):
@@ -157,11 +156,3 @@ def pack_nibbles(values: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
     if len(flat) % 2:
         flat = np.append(flat, np.uint8(0))
     return np.bitwise_or(flat[0::2], np.left_shift(flat[1::2], 4, dtype=np.uint8), dtype=np.uint8)
-
-
-def unpack_nibbles(packed: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.int8]:
-    """The inverse of `pack_nibbles`.  # -> (count,)"""
-    halves = np.empty(2 * len(packed), np.uint8)
-    halves[0::2], halves[1::2] = packed & 0xF, packed >> 4
-    signed: npt.NDArray[np.int8] = ((halves ^ 8).astype(np.int8) - np.int8(8))[:count]
-    return signed

@@ -20,15 +20,19 @@ from maskpro_deploy.system.files import disk_errors
 
 LOG_FILE = "results.jsonl"
 SCHEMA = "maskpro-deploy/eval-log"
+_RESULTS = "results"
 
 
 class ResultLog:
-    """The file of one result folder.
+    """The file of one result folder; results belong to models, which are known by name and content.
 
     Args:
         folder: made if it does not exist.
         header: what is measured and how; equal for all runs that share the file.
         force: forget what is there.
+
+    Attributes:
+        models: name -> what it is, in the order in which they were declared.
 
     Raises:
         InputError: the folder holds something else, results of another kind, or another run writes to it.
@@ -50,10 +54,14 @@ class ResultLog:
             self._file: BinaryIO = self.path.open("a+b")
         try:
             self._lock()
-            self.rows = self._read(header)
+            rows = self._read(header)
         except BaseException:
             self._file.close()
             raise
+        self.models: dict[str, dict[str, Any]] = {}
+        self._kept: dict[tuple[str, str | int], dict[str, Any]] = {}  # by model, and window or request
+        for row in rows:
+            self._remember(row)
 
     def __enter__(self) -> Self:
         return self
@@ -61,16 +69,36 @@ class ResultLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Append one result."""
-        self.rows.append(dict(row))
-        self._write(row)
+    def declare(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Say what a model is.
+
+        Raises:
+            InputError: there are results of another model under this name.
+        """
+        if name not in self.models:
+            self._add({"model": name, "facts": dict(facts)})
+        for key, value in facts.items():
+            if (before := self.models[name].get(key)) != value:
+                raise InputError(
+                    f"{self.path.parent} has results of another {name}: {key.replace('_', ' ')} {before} there, {value} "
+                    "here.\nChoose another --out, or replace it with --force."
+                )
 
     def close(self) -> None:
         """Make all of it durable, and let other runs in."""
         with disk_errors(self.path):
             os.fsync(self._file.fileno())
         self._file.close()
+
+    def _add(self, row: dict[str, Any]) -> None:
+        self._write(row)
+        self._remember(row)
+
+    def _remember(self, row: dict[str, Any]) -> None:
+        if "facts" in row:
+            self.models[row["model"]] = row["facts"]
+        else:
+            self._kept[row["model"], row.get("window", row.get("request", _RESULTS))] = row
 
     def _write(self, row: Mapping[str, Any]) -> None:
         with disk_errors(self.path):
@@ -126,78 +154,41 @@ def _check_rows(rows: list[Any]) -> None:
             raise ValueError(f"line {number} is not a result")
 
 
-class ModelLog(ResultLog):
-    """Results of models, which are known by name and content.
-
-    Attributes:
-        models: name -> what it is, in the order in which they were declared.
-    """
-
-    def __init__(self, folder: Path, header: Mapping[str, Any], *, force: bool = False) -> None:
-        super().__init__(folder, header, force=force)
-        self.models: dict[str, dict[str, Any]] = {r["model"]: r["facts"] for r in self.rows if "facts" in r}
-
-    def declare(self, name: str, facts: Mapping[str, Any]) -> None:
-        """Say what a model is.
-
-        Raises:
-            InputError: results of another model stand under this name.
-        """
-        if name not in self.models:
-            self.models[name] = dict(facts)
-            self.add({"model": name, "facts": facts})
-        for key, value in facts.items():
-            if (before := self.models[name].get(key)) != value:
-                raise InputError(
-                    f"{self.path.parent} has results of another {name}: {key.replace('_', ' ')} {before} there, {value} "
-                    "here.\nChoose another --out, or replace it with --force."
-                )
-
-
-class WindowLog(ModelLog):
+class WindowLog(ResultLog):
     """Scores of windows: the `Record` of `score_windows`."""
 
-    def __init__(self, folder: Path, header: Mapping[str, Any], *, force: bool = False) -> None:
-        super().__init__(folder, header, force=force)
-        self._scores: dict[str, dict[int, WindowScore]] = {name: {} for name in self.models}
-        for row in self.rows:
-            if "window" in row:
-                score = WindowScore(tokens=row["tokens"], nll=row["nll"], kl=row.get("kl"), agreed=row.get("agreed"))
-                self._scores.setdefault(row["model"], {})[row["window"]] = score
-
     def get(self, model: str, window: int) -> WindowScore | None:
-        return self._scores.get(model, {}).get(window)
+        row = self._kept.get((model, window))
+        if row is None:
+            return None
+        return WindowScore(tokens=row["tokens"], nll=row["nll"], kl=row.get("kl"), agreed=row.get("agreed"))
 
     def put(self, model: str, window: int, score: WindowScore) -> None:
-        self._scores.setdefault(model, {})[window] = score
-        row = {"model": model, "window": window, "tokens": score.tokens, "nll": score.nll}
-        if score.kl is not None:
-            row |= {"kl": score.kl, "agreed": score.agreed}
-        self.add(row)
+        distance = {} if score.kl is None else {"kl": score.kl, "agreed": score.agreed}
+        self._add({"model": model, "window": window, "tokens": score.tokens, "nll": score.nll, **distance})
 
     def scores(self, model: str, windows: int) -> list[WindowScore] | None:
         """All scores of a model, or None if some are missing."""
-        own = self._scores.get(model, {})
-        return [own[w] for w in range(windows)] if all(w in own for w in range(windows)) else None
+        scores = [score for window in range(windows) if (score := self.get(model, window)) is not None]
+        return scores if len(scores) == windows else None
 
 
-class AnswerLog(ModelLog):
+class AnswerLog(ResultLog):
     """Answers of models to requests of lm-evaluation-harness, and the results of whole models."""
-
-    def __init__(self, folder: Path, header: Mapping[str, Any], *, force: bool = False) -> None:
-        super().__init__(folder, header, force=force)
-        self._answers = {(r["model"], r["request"]): r["answer"] for r in self.rows if "request" in r}
-        self.results: dict[str, Any] = {r["model"]: r["results"] for r in self.rows if "results" in r}
 
     def get(self, model: str, request: str) -> Any:
         """The answer, or None."""
-        return self._answers.get((model, request))
+        row = self._kept.get((model, request))
+        return None if row is None else row["answer"]
 
     def put(self, model: str, request: str, answer: Any) -> None:
-        self._answers[model, request] = answer
-        self.add({"model": model, "request": request, "answer": answer})
+        self._add({"model": model, "request": request, "answer": answer})
 
     def finish(self, model: str, results: Any) -> None:
         """Keep a model's results."""
-        self.results[model] = results
-        self.add({"model": model, "results": results})
+        self._add({"model": model, "results": results})
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """The results of the models that are finished."""
+        return {model: self._kept[model, _RESULTS]["results"] for model in self.models if (model, _RESULTS) in self._kept}

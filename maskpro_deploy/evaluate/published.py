@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from maskpro_deploy.data import HELD_OUT, Text, load_text
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import check_known
 from maskpro_deploy.evaluate.corpora import C4, WIKITEXT2, Corpus, load_corpus
 from maskpro_deploy.evaluate.protocol import (
     BOS_RULES,
@@ -37,7 +37,7 @@ class NamedProtocol:
     Attributes:
         settings: windows and joining.
         corpus: what it reads; None for the built-in held-out text or a file of the user's.
-        source: whose code it follows, in words.
+        source: whose code it follows, in words; empty for our own.
     """
 
     settings: EvalProtocol
@@ -62,23 +62,17 @@ PROTOCOLS: dict[str, NamedProtocol] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChosenProtocol:
+class ChosenProtocol(NamedProtocol):
     """A protocol as it is used: a named one, with what was changed.
 
     Attributes:
         name: of the protocol; CUSTOM if the text is a file of the user's, or more than the number of windows of the built-in
             one was changed.
-        settings: as used.
-        corpus: the text it reads; None if `data` names it.
-        source: whose code it follows; empty for our own.
         data: where the text comes from, as the user gave it.
         changed: setting -> (as named, as used).
     """
 
     name: str
-    settings: EvalProtocol
-    corpus: Corpus | None
-    source: str
     data: str | None
     changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
@@ -118,8 +112,7 @@ def choose_protocol(name: str, *, data: str | None = None, **overrides: Any) -> 
     Raises:
         ConfigError: there is no such protocol, or a setting is out of range.
     """
-    if name not in PROTOCOLS:
-        raise ConfigError(f"--protocol {name!r} is unknown.\nGive one of: {', '.join(PROTOCOLS)}.")
+    check_known("--protocol", name, PROTOCOLS)
     published = PROTOCOLS[name]
     base = published.settings
     given = {key: value for key, value in overrides.items() if value is not None}

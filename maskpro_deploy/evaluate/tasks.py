@@ -1,6 +1,6 @@
 """Tasks of lm-evaluation-harness, run as a library (needs the `eval` extra).
 
-Tasks are named as the harness names them; a folder of one's own task files (YAML, with their data beside them) is read first.
+Tasks are named as the harness names them; a folder of one's own task files (YAML, with their data next to them) is read first.
 Task files may name Python functions, which are then run: read such a folder as you would read a program.
 """
 
@@ -23,6 +23,7 @@ from maskpro_deploy.errors import (
     FormatError,
     InputError,
     MaskProError,
+    check_range,
     first_line,
     in_one_line,
 )
@@ -56,10 +57,8 @@ class TaskSettings:
             raise ConfigError("--tasks is empty.\nName one or more tasks, such as --tasks hellaswag,piqa.")
         if len(set(self.names)) != len(self.names):
             raise ConfigError(f"--tasks {','.join(self.names)} names a task twice.")
-        if self.num_fewshot is not None and self.num_fewshot < 0:
-            raise ConfigError(f"--num-fewshot {self.num_fewshot} is out of range: 0 or more.")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"--limit {self.limit} is out of range: 1 or more.")
+        check_range("--num-fewshot", self.num_fewshot, least=0)
+        check_range("--limit", self.limit, least=1)
         if self.path is not None and not self.path.is_dir():
             raise InputError(f"{self.path} does not exist or is not a folder.\nGive --task-path a folder of task files.")
 
@@ -111,7 +110,7 @@ class Metric:
 
 
 class TaskSet:
-    """Tasks found and loaded; they can be run on any number of models.
+    """Tasks that are loaded; they can be run on any number of models.
 
     Args:
         settings: which tasks.

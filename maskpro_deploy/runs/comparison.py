@@ -26,8 +26,8 @@ def compare_results(a: Path, b: Path, output: Output, *, least_difference: float
         FormatError: one of them is damaged, or not of a benchmark.
     """
     RunFolder(output)  # what is taken or missing shows first
-    found = compare.compare(load(a), load(b), capture(), least_difference=least_difference)
+    result = compare.compare(load(a), load(b), capture(), least_difference=least_difference)
     if output.out is not None:
         with new_folder(output.out, force=output.force) as folder:
-            write_report(folder, found, compare.markdown(found), comparison.page(found))
-    emit_result(found, compare.render_text(found), out=output.out, as_json=output.as_json)
+            write_report(folder, result, compare.markdown(result), comparison.page(result))
+    emit_result(result, compare.render_text(result), out=output.out, as_json=output.as_json)

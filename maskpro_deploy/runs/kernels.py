@@ -21,7 +21,7 @@ from maskpro_deploy.bench.roofline import measure_bandwidth
 from maskpro_deploy.bench.sessions import Run, empty_run
 from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.sweeps.sweep import SweepConfig
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import check_names
 from maskpro_deploy.manifest import Manifest, safe_path
 from maskpro_deploy.reports import kernels as kernel_reports
 from maskpro_deploy.runs.output import Output, Renderers, RunFolder, run_benchmark
@@ -62,11 +62,7 @@ class KernelsConfig:
     least_difference: float = stats.LEAST_DIFFERENCE
 
     def __post_init__(self) -> None:
-        for form in self.forms:
-            if form not in FORMS:
-                raise ConfigError(f"--forms {form!r} is not known. Known: {', '.join(FORMS)}.")
-        if not self.forms or len(set(self.forms)) < len(self.forms):
-            raise ConfigError(f"--forms {','.join(self.forms) or 'is empty'}: name each form once, such as fp32,int8.")
+        check_names("--forms", self.forms, FORMS)
 
     @property
     def measure(self) -> MeasureConfig:

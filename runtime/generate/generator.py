@@ -69,7 +69,7 @@ class TextGenerator:
         self.max_model_len = context_length(self.shape, self.config.max_model_len)
         self.observer: Observer | None = None
         self.load = Load()
-        self._scheduler = Scheduler(session, self.config.scheduler, self._emit)
+        self._scheduler = Scheduler(session, self.config, self._emit)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._live: set[GenerationSequence] = set()
         self._changed = threading.Condition()  # guards _live and _status

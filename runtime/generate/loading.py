@@ -35,7 +35,7 @@ def load(bundle: Path, config: RuntimeConfig | None = None) -> TextGenerator:
     if config.check_hashes:
         manifest.check_hashes(bundle)
     tokenizer = TextTokenizer.load(bundle, manifest.model)
-    session = open_session(bundle, config.session)
+    session = open_session(bundle, config)
     session.greedy([0], 2)  # the first runs are slow: memory is allocated and weights are paged in
     return TextGenerator(session, tokenizer, _limit(config, session.limits, manifest))
 

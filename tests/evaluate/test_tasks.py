@@ -167,7 +167,7 @@ def test_the_harnesss_own_command_line_answers() -> None:
     ("arguments", "said"),
     [
         ({}, "lacks pretrained"),
-        ({"pretrained": "x", "shape": 3}, "shape is unknown"),
+        ({"pretrained": "x", "shape": 3}, "does not know shape"),
         ({"pretrained": "x", "batch_size": "auto"}, "no number"),
     ],
 )

@@ -105,8 +105,8 @@ def _check_roundings(dtype: str) -> None:
     # between two numbers of either type, within the range only before it is doubled, subnormal, beyond any range
     values = np.asarray([[1 + 2.0**-12, 1 + 3 * 2.0**-9, 1e-7, 1e-41], [65519.0, 4e4, 3e38, -1e-8]], np.float32)
     session = open_session(model.SerializeToString(), rounded=True)
-    (found,) = session.run(None, {"x": values})
+    (computed,) = session.run(None, {"x": values})
     with np.errstate(over="ignore"):
         expected = (values.astype(kind).astype(np.float32) * 2).astype(kind).astype(np.float32)
-    if not np.array_equal(found, expected):
+    if not np.array_equal(computed, expected):
         raise NotRounded(f"this version of onnxruntime leaves out the roundings to {dtype}: it runs such graphs in fp32.")

@@ -1,6 +1,6 @@
 """How near the values of a half-precision graph come to the ends of their type, layer by layer.
 
-Every rounding of the rewritten graph (`half_precision`) is given a few scalars as outputs: the largest and the smallest number
+Every rounding of the rewritten graph (`rounding`) is given a few scalars as outputs: the largest and the smallest number
 before it, and whether there is a NaN. Rounding keeps the order, so what comes after it follows. No tensor leaves the session.
 
 Shapes: `B` batch, `T` tokens.
@@ -19,7 +19,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from maskpro_deploy.exporters.checks.half_precision.rounding import Rounding
-from maskpro_deploy.exporters.checks.half_precision.values import layer_named, layers_of_values, masked_values
+from maskpro_deploy.exporters.checks.half_precision.values import assign_layers, find_masked_values, parse_layer
 from maskpro_deploy.exporters.checks.ort_model import CheckedGraph
 from maskpro_deploy.exporters.graph.builder import DTYPES, WIDER
 
@@ -83,11 +83,11 @@ class Ranges:
         return {
             "dtype": self.dtype,
             "limit": self.limit,
-            "largest": _plain(worst.largest),
-            "margin": _plain(self.margin),
+            "largest": _finite_or_text(worst.largest),
+            "margin": _finite_or_text(self.margin),
             "layer": worst.layer,
             "node": worst.node,
-            "layers": {layer.layer: [layer.node, _plain(layer.largest)] for layer in self.layers},
+            "layers": {layer.layer: [layer.node, _finite_or_text(layer.largest)] for layer in self.layers},
         }
 
 
@@ -103,35 +103,35 @@ class Probes:
     def __init__(self, model: onnx.ModelProto, places: Sequence[Rounding], dtype: str) -> None:
         self._places, self._dtype = places, dtype
         self._limit = float(ml_dtypes.finfo(DTYPES[dtype][1]).max)
-        layers, self._masked = layers_of_values(model.graph), masked_values(model.graph, -self._limit)
-        self._layers = [layer_named(place.node) or layers[place.exact] for place in places]
+        layers, self._masked = assign_layers(model.graph), find_masked_values(model.graph, -self._limit)
+        self._layers = [parse_layer(place.node) or layers[place.exact] for place in places]
         for i, place in enumerate(places):
-            model.graph.node.extend(_scalars(i, place.exact))
-            model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in _names(i))
+            model.graph.node.extend(_scalar_nodes(i, place.exact))
+            model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in _scalar_names(i))
 
     def measure(self, model: CheckedGraph, prompts: Sequence[Sequence[int]]) -> Ranges:
         """Run whole prompts and keep the extremes.  # each (T,)"""
-        names = [name for i in range(len(self._places)) for name in _names(i)]
+        names = [name for i in range(len(self._places)) for name in _scalar_names(i)]
         runs = [model.values(np.asarray([prompt], dtype=np.int64), names) for prompt in prompts]
-        found = np.asarray(runs, dtype=np.float64).reshape(len(runs), -1, 3)  # (prompts, places, 3)
-        high, low, nan = found[..., 0].max(axis=0), found[..., 1].min(axis=0), found[..., 2].max(axis=0) > 0
+        scalars = np.asarray(runs, dtype=np.float64).reshape(len(runs), -1, 3)  # (prompts, places, 3)
+        high, low, nan = scalars[..., 0].max(axis=0), scalars[..., 1].min(axis=0), scalars[..., 2].max(axis=0) > 0
         masked = np.asarray([place.exact in self._masked for place in self._places], dtype=bool)
         largest = np.where(masked, np.maximum(high, 0.0), np.maximum(high, -low))
         return Ranges(
             dtype=self._dtype,
             limit=self._limit,
-            layers=self._by_layer(np.where(masked, 0.0, largest)),
-            fault=self._first_fault(largest, nan, masked),
+            layers=self._largest_by_layer(np.where(masked, 0.0, largest)),
+            fault=self._find_fault(largest, nan, masked),
         )
 
-    def _by_layer(self, largest: npt.NDArray[np.float64]) -> tuple[LayerRange, ...]:
+    def _largest_by_layer(self, largest: npt.NDArray[np.float64]) -> tuple[LayerRange, ...]:
         worst: dict[str, int] = {}
         for i, layer in enumerate(self._layers):
             if layer not in worst or largest[i] > largest[worst[layer]]:
                 worst[layer] = i
         return tuple(LayerRange(layer=layer, node=self._places[i].node, largest=float(largest[i])) for layer, i in worst.items())
 
-    def _first_fault(self, largest: npt.NDArray[np.float64], nan: npt.NDArray[np.bool_], masked: npt.NDArray[np.bool_]) -> str:
+    def _find_fault(self, largest: npt.NDArray[np.float64], nan: npt.NDArray[np.bool_], masked: npt.NDArray[np.bool_]) -> str:
         """The first value in the graph's order that is not finite, or that is zero throughout only because it was rounded."""
         with np.errstate(over="ignore"):
             rounded = largest.astype(np.float32).astype(DTYPES[self._dtype][1]).astype(np.float64)
@@ -146,13 +146,13 @@ class Probes:
         return ""
 
 
-def _names(i: int) -> list[str]:
+def _scalar_names(i: int) -> list[str]:
     return [f"half/{i}/{kind}" for kind in ("high", "low", "nan")]
 
 
-def _scalars(i: int, value: str) -> list[onnx.NodeProto]:
+def _scalar_nodes(i: int, value: str) -> list[onnx.NodeProto]:
     """The nodes that make them."""
-    high, low, nan = _names(i)
+    high, low, nan = _scalar_names(i)
     return [
         helper.make_node("ReduceMax", [value], [high], name=high, keepdims=0),
         helper.make_node("ReduceMin", [value], [low], name=low, keepdims=0),
@@ -162,5 +162,5 @@ def _scalars(i: int, value: str) -> list[onnx.NodeProto]:
     ]
 
 
-def _plain(value: float) -> float | str:
+def _finite_or_text(value: float) -> float | str:
     return value if np.isfinite(value) else str(value)

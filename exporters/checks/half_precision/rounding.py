@@ -77,7 +77,7 @@ def round_graph(model: onnx.ModelProto, dtype: str, *, rounding: bool = True) ->
     copy.CopyFrom(model)
     if copy.functions:
         copy = inliner.inline_local_functions(copy)
-    rewriter = _Rewriter(DTYPES[dtype][0], _types_of(copy, DTYPES[dtype][0]), rounding)
+    rewriter = _Rewriter(DTYPES[dtype][0], _infer_types(copy, DTYPES[dtype][0]), rounding)
     places = rewriter.rewrite(copy.graph)
     return copy, places
 
@@ -97,12 +97,12 @@ class _Rewriter:
     def rewrite(self, graph: onnx.GraphProto) -> list[Rounding]:
         """Change a graph and its inner graphs in place."""
         places: list[Rounding] = []
-        nodes = [*self._raised_initializers(graph)]
+        nodes = [*self._raise_initializers(graph)]
         for node in graph.node:
             self._raise_attributes(node)
             nodes.append(node)
             if self._rounding and node.op_type not in _MOVES:
-                for pair, place in self._rounded_outputs(node):
+                for pair, place in self._round_outputs(node):
                     nodes += pair
                     places.append(place)
         del graph.node[:], graph.value_info[:]
@@ -112,13 +112,13 @@ class _Rewriter:
                 value.type.tensor_type.elem_type = TensorProto.FLOAT
         return places
 
-    def _raised_initializers(self, graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    def _raise_initializers(self, graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         """Small ones become fp32; those in the data file are cast where the session opens."""
         for tensor in graph.initializer:
             if tensor.data_type != self._half:
                 continue
             if tensor.data_location != TensorProto.EXTERNAL:
-                tensor.CopyFrom(_as_float(tensor))
+                tensor.CopyFrom(_to_float(tensor))
                 continue
             name, tensor.name = tensor.name, f"{tensor.name}/stored"
             yield helper.make_node("Cast", [tensor.name], [name], name=tensor.name, to=TensorProto.FLOAT)
@@ -129,12 +129,12 @@ class _Rewriter:
             if attribute.name in _TYPE_ATTRIBUTES and attribute.i == self._half:
                 attribute.i = TensorProto.FLOAT
             if attribute.HasField("t") and attribute.t.data_type == self._half:
-                attribute.t.CopyFrom(_as_float(attribute.t))
+                attribute.t.CopyFrom(_to_float(attribute.t))
             for inner in (attribute.g, *attribute.graphs):
                 if inner.node or inner.output:
                     self.rewrite(inner)
 
-    def _rounded_outputs(self, node: onnx.NodeProto) -> Iterator[tuple[list[onnx.NodeProto], Rounding]]:
+    def _round_outputs(self, node: onnx.NodeProto) -> Iterator[tuple[list[onnx.NodeProto], Rounding]]:
         """The casts behind a node."""
         for i, name in enumerate(node.output):
             if not name or self._type_of(name, node) != self._half:
@@ -154,7 +154,7 @@ class _Rewriter:
         return self._types[name]
 
 
-def _types_of(model: onnx.ModelProto, half: int) -> dict[str, int]:
+def _infer_types(model: onnx.ModelProto, half: int) -> dict[str, int]:
     """The type of every value, in inner graphs too."""
     known = onnx.ModelProto()
     known.CopyFrom(model)
@@ -166,22 +166,22 @@ def _types_of(model: onnx.ModelProto, half: int) -> dict[str, int]:
         known = onnx.shape_inference.infer_shapes(known)
     except Exception as e:
         raise NotRounded(f"onnx cannot infer the types of the graph: {e}") from e
-    found: dict[str, int] = {}
-    _collect(known.graph, found)
-    return found
+    types: dict[str, int] = {}
+    _collect_types(known.graph, types)
+    return types
 
 
-def _collect(graph: onnx.GraphProto, found: dict[str, int]) -> None:
+def _collect_types(graph: onnx.GraphProto, types: dict[str, int]) -> None:
     for value in (*graph.input, *graph.output, *graph.value_info):
         if value.type.HasField("tensor_type"):
-            found[value.name] = value.type.tensor_type.elem_type
+            types[value.name] = value.type.tensor_type.elem_type
     for node in graph.node:
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
-                _collect(inner, found)
+                _collect_types(inner, types)
 
 
-def _as_float(tensor: onnx.TensorProto) -> onnx.TensorProto:
+def _to_float(tensor: onnx.TensorProto) -> onnx.TensorProto:
     """A small half-precision tensor in fp32."""
     values: npt.NDArray[Any] = numpy_helper.to_array(tensor)
     return numpy_helper.from_array(values.astype(np.float32), tensor.name)

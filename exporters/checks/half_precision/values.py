@@ -17,13 +17,13 @@ _ENDS_OF_MASKS = frozenset(("Softmax", "LogSoftmax", "Exp", "Attention", "GroupQ
 EMBEDDING, HEAD = "embedding", "head"
 
 
-def layer_named(name: str) -> str:
+def parse_layer(name: str) -> str:
     """The layer that a name tells, "" if it tells none."""
-    found = _NUMBER.search(name)
-    return f"layer {found[1]}" if found else ""
+    number = _NUMBER.search(name)
+    return f"layer {number[1]}" if number else ""
 
 
-def layers_of_values(graph: onnx.GraphProto) -> dict[str, str]:
+def assign_layers(graph: onnx.GraphProto) -> dict[str, str]:
     """Value -> "layer 0" and so on, `EMBEDDING` for what comes before, `HEAD` for what comes after.
 
     A node belongs to the layer that its name or a weight of it names; a node without either, to that of what it reads.
@@ -44,7 +44,7 @@ def layers_of_values(graph: onnx.GraphProto) -> dict[str, str]:
     return {name: HEAD if i == after else EMBEDDING if i < 0 else f"layer {i}" for name, i in number.items()}
 
 
-def masked_values(graph: onnx.GraphProto, lowest: float) -> set[str]:
+def find_masked_values(graph: onnx.GraphProto, lowest: float) -> set[str]:
     """Values that hold the lowest numbers to hide tokens.
 
     Args:

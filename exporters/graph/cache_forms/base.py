@@ -52,7 +52,7 @@ class KVForm(ABC):
     def _prepare(self, graph: Graph, config: DecoderConfig) -> None:
         """Make the values that attention reads in all layers, such as masks."""
 
-    def turns(self, config: DecoderConfig, rope: RopeConfig | None, rows: str) -> bool:
+    def applies_rope(self, config: DecoderConfig, rope: RopeConfig | None, rows: str) -> bool:
         """Whether attention applies this rotary embedding by itself; `rows` are those of its tables for the new tokens."""
         return False
 
@@ -84,7 +84,7 @@ def declare_inputs(graph: Graph, config: DecoderConfig, form: CacheForm, length:
             graph.input(f"past_key_values.{layer}.{kind}", graph.element_type, shape)
 
 
-def within(graph: Graph, causal: str, slots: str, column: str, window: int) -> str:
+def limit_to_window(graph: Graph, causal: str, slots: str, column: str, window: int) -> str:
     """`causal`, but only as far back as the window: t > s - window."""
     path = f"/mask/window_{window}"
     first = graph.op("Sub", column, graph.scalar(window), name=f"{path}/first")

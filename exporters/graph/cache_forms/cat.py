@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from onnx import TensorProto
 
 from maskpro_deploy.cache_forms import CACHE_FORMS
-from maskpro_deploy.exporters.graph.attention import attention
+from maskpro_deploy.exporters.graph.attention import add_attention
 from maskpro_deploy.exporters.graph.builder import Dim, Graph
-from maskpro_deploy.exporters.graph.cache_forms.base import KVForm, within
+from maskpro_deploy.exporters.graph.cache_forms.base import KVForm, limit_to_window
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig
 
 
@@ -50,7 +50,7 @@ class Form(KVForm):
         visible = graph.op("Or", counts, itself, name="/mask/visible")  # (B, 1, S, T)
         masks = {}
         for window in windows:
-            near = causal if window is None else within(graph, causal, slots, column, window)
+            near = causal if window is None else limit_to_window(graph, causal, slots, column, window)
             name = "mask" if window is None else f"mask_{window}"
             masks[window] = graph.op("And", visible, near, name=f"/mask/and_{window or 'all'}", output=name)
         return masks
@@ -62,4 +62,4 @@ class Form(KVForm):
             graph.op("Concat", f"past_key_values.{layer}.{kind}", new, name=f"{name}/cat_{kind}", output=joined, axis=2)
             graph.output(joined, graph.element_type, self._present)
             present.append(joined)
-        return attention(graph, self._config, q, present[0], present[1], self._masks[self._config.windows[layer]], name)
+        return add_attention(graph, self._config, q, present[0], present[1], self._masks[self._config.windows[layer]], name)

@@ -35,7 +35,7 @@ class Form(KVForm):
         super().__init__(length, alone=alone)
         self.packed = alone
 
-    def turns(self, config: DecoderConfig, rope: RopeConfig | None, rows: str) -> bool:
+    def applies_rope(self, config: DecoderConfig, rope: RopeConfig | None, rows: str) -> bool:
         """The operator counts positions by itself, and takes tables of a multiple of 8 columns."""
         pairs = (rope.dim or config.head_dim) // 2 if rope is not None else 0
         return rows == "position_ids" and pairs > 0 and pairs % _HEAD_MULTIPLE == 0

@@ -14,9 +14,9 @@ Shapes: `B` batch, `S` new tokens, `L` slots of the cache, `H` heads, `D` head s
 from __future__ import annotations
 
 from maskpro_deploy.cache_forms import CACHE_FORMS
-from maskpro_deploy.exporters.graph.attention import attention
+from maskpro_deploy.exporters.graph.attention import add_attention
 from maskpro_deploy.exporters.graph.builder import Dim, Graph
-from maskpro_deploy.exporters.graph.cache_forms.base import KVForm, within
+from maskpro_deploy.exporters.graph.cache_forms.base import KVForm, limit_to_window
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig
 
 
@@ -32,7 +32,7 @@ class Form(KVForm):
         causal = graph.op("LessOrEqual", slots, rows, name="/mask/causal")  # (B, 1, S, L)
         self._masks = {}
         for window in dict.fromkeys(config.windows):
-            near = causal if window is None else within(graph, causal, slots, rows, window)
+            near = causal if window is None else limit_to_window(graph, causal, slots, rows, window)
             if config.attention_softcap is None:
                 path = f"/mask/additive_{window or 'all'}"
                 near = graph.op("Where", near, graph.real(0.0), graph.lowest(), name=path)
@@ -45,4 +45,4 @@ class Form(KVForm):
             graph.op("TensorScatter", past, new, "write_indices", name=f"{name}/write_{kind}", output=written, axis=2)
             graph.output(written, graph.element_type, self._shape)
             present.append(written)
-        return attention(graph, self._config, q, present[0], present[1], self._masks[self._config.windows[layer]], name)
+        return add_attention(graph, self._config, q, present[0], present[1], self._masks[self._config.windows[layer]], name)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from maskpro_deploy.checkpoint import INDEX_FILE, read_index, weight_files
-from maskpro_deploy.errors import FormatError, InputError
+from maskpro_deploy.checkpoint import INDEX_FILE, read_config, read_index, weight_files
+from maskpro_deploy.errors import FormatError
 from maskpro_deploy.masks import MASKS_FILE, MaskSet
-from maskpro_deploy.system.files import read_json
 from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.system.progress import Progress
 from maskpro_deploy.system.safetensors_header import Entry, read_header
@@ -31,7 +30,7 @@ class CheckpointReader:
 
     def read(self, path: Path, progress: Progress) -> Source:
         _refuse_pipes(path)
-        config = read_json(_config_path(path))
+        config = read_config(path)
         masks = MaskSet.load(path / MASKS_FILE) if (path / MASKS_FILE).is_file() else None
         shards = weight_files(path)
         files = [InputFile(shard) for shard in shards]
@@ -61,12 +60,6 @@ class CheckpointReader:
             multiply_adds=contents.multiply_adds,
             notes=_write_notes(path),
         )
-
-
-def _config_path(folder: Path) -> Path:
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} is not a Hugging Face checkpoint: it has no config.json.")
-    return folder / "config.json"
 
 
 def _check_adapters(folder: Path) -> list[str]:

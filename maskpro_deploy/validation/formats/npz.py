@@ -25,7 +25,7 @@ from maskpro_deploy.errors import FormatError
 from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.system.progress import Progress
 from maskpro_deploy.validation.arrays import BitArray
-from maskpro_deploy.validation.source import Source, Unchecked, Weight
+from maskpro_deploy.validation.source import Source, SuffixReader, Unchecked, Weight
 
 _SUFFIX = ".mask"
 _MOST_GROWTH, _SMALL_BYTES = 200, 1 << 26  # masks hardly compress: an archive of other proportions is a trap
@@ -45,13 +45,10 @@ class _Member:
     count: int
 
 
-class NpzReader:
+class NpzReader(SuffixReader):
     """Reader of MaskLLM mask files."""
 
-    takes = "a .npz file"
-
-    def accepts(self, path: Path) -> bool:
-        return path.is_file() and path.suffix.lower() == ".npz"
+    takes, suffix = "a .npz file", ".npz"
 
     def read(self, path: Path, progress: Progress) -> Source:
         file = InputFile(path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.system.progress import Progress
-from maskpro_deploy.validation.source import Source
+from maskpro_deploy.validation.source import Source, SuffixReader
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message  # type: ignore[import-untyped]
@@ -42,11 +42,11 @@ def read_graph(path: Path) -> Source:
     return Source(
         kind="onnx",
         weights=trace.weights,
-        unchecked=trace.unchecked,
+        unchecked=trace.ledger.unchecked,
         stored=trace.ledger.stored,
         num_parameters=trace.num_parameters,
         files=tuple(sorted(trace.files)),
-        inputs=(file, *trace.inputs),
+        inputs=(file, *trace.external.opened),
         multiply_adds=trace.multiply_adds,
     )
 
@@ -66,13 +66,10 @@ def _all_text(model: Message) -> bool:
     return True
 
 
-class OnnxReader:
+class OnnxReader(SuffixReader):
     """Reader of ONNX files."""
 
-    takes = "an .onnx file"
-
-    def accepts(self, path: Path) -> bool:
-        return path.is_file() and path.suffix.lower() == ".onnx"
+    takes, suffix = "an .onnx file", ".onnx"
 
     def read(self, path: Path, progress: Progress) -> Source:
         return read_graph(path)

@@ -27,7 +27,7 @@ from maskpro_deploy.validation.formats import bitmask24
 from maskpro_deploy.validation.formats.bitmask24 import DTYPES, Entries
 from maskpro_deploy.validation.formats.names import Doubt, Matrix, reduction_axis
 from maskpro_deploy.validation.formats.neighbours import Neighbours
-from maskpro_deploy.validation.source import Finding, Source, Unchecked, Weight
+from maskpro_deploy.validation.source import Finding, Source, SuffixReader, Unchecked, Weight
 
 
 def judge_tensor(
@@ -130,13 +130,10 @@ def _multiplies(finding: Finding | None, name: str, config: Mapping[str, Any]) -
     return isinstance(finding, (Weight, Unchecked)) or finding is Rule.HEAD or tied
 
 
-class SafetensorsReader:
+class SafetensorsReader(SuffixReader):
     """Reader of single safetensors files."""
 
-    takes = "a .safetensors file"
-
-    def accepts(self, path: Path) -> bool:
-        return path.is_file() and path.suffix.lower() == ".safetensors"
+    takes, suffix = "a .safetensors file", ".safetensors"
 
     def read(self, path: Path, progress: Progress) -> Source:
         file = InputFile(path)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from gated_session import GatedSession
 
+from maskpro_deploy import runtime
 from maskpro_deploy.errors import ConfigError, FormatError, InputError
 from maskpro_deploy.runtime import (
     ContextLengthError,
@@ -285,3 +286,8 @@ def test_a_generator_needs_no_torch(sparse_bundle: Path, text_tokenizer: TextTok
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_earlier_names_stay() -> None:
+    assert runtime.Engine is TextGenerator
+    assert runtime.EngineDeadError is GeneratorDeadError

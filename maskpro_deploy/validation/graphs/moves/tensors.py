@@ -36,11 +36,11 @@ _NIBBLES = {TensorProto.INT4: ("int4", True), TensorProto.UINT4: ("uint4", False
 _EAGER = 1 << 16  # elements
 
 
-def dtype_name(tensor: TensorProto) -> str | None:
-    """The short name of a tensor's dtype, None if its values cannot be checked."""
-    if tensor.data_type in _NIBBLES:
-        return _NIBBLES[tensor.data_type][0]
-    return _DTYPES[tensor.data_type][0] if tensor.data_type in _DTYPES else None
+def type_name(data_type: int) -> str | None:
+    """The short name of an element type, None if values of this type cannot be checked."""
+    if data_type in _NIBBLES:
+        return _NIBBLES[data_type][0]
+    return _DTYPES[data_type][0] if data_type in _DTYPES else None
 
 
 def cast_target(data_type: int) -> np.dtype[Any] | None:

@@ -16,7 +16,7 @@ from maskpro_deploy.exporters import ExportConfig, export
 from maskpro_deploy.exporters.checks.half_precision.opening import open_to_compare
 from maskpro_deploy.exporters.checks.half_precision.ranges import LayerRange, Probes, Ranges
 from maskpro_deploy.exporters.checks.half_precision.rounding import round_graph
-from maskpro_deploy.exporters.checks.half_precision.values import layers_of_values, masked_values
+from maskpro_deploy.exporters.checks.half_precision.values import assign_layers, find_masked_values
 from maskpro_deploy.exporters.checks.ort_model import open_session
 from maskpro_deploy.exporters.graph.underflow import Underflow
 from maskpro_deploy.manifest import Manifest
@@ -88,11 +88,11 @@ def test_what_hides_tokens_may_be_as_low_as_it_likes():
 
 def test_values_belong_to_the_layers_of_names_and_weights(half_bundle):
     graph = round_graph(onnx.load(half_bundle / "model.onnx", load_external_data=False), "fp16")[0].graph
-    layers = layers_of_values(graph)
+    layers = assign_layers(graph)
     assert layers["/model/layers.1/mlp/gated/out/exact"] == layers["present.1.key"] == "layer 1"
     assert layers["/model/norm/out/exact"] == layers["logits"] == "head"
     assert layers["/model/embed_tokens/out"] == "embedding"
-    assert masked_values(graph, -65504.0) == set()  # its mask is boolean
+    assert find_masked_values(graph, -65504.0) == set()  # its mask is boolean
 
 
 def test_figures_of_a_bundle(half_bundle):

@@ -11,19 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskpro_deploy.checkpoint import Checkpoint
-from maskpro_deploy.exporters.graph import data_file as blob_module
+from maskpro_deploy.exporters.graph import data_file, weight_tiles
 from maskpro_deploy.exporters.graph.builder import Weight
-from maskpro_deploy.exporters.graph.data_file import row_tiles, write_weights
+from maskpro_deploy.exporters.graph.data_file import write_weights
+from maskpro_deploy.exporters.graph.weight_tiles import TILE_ROWS_MULTIPLE, split_rows
 from maskpro_deploy.system.files import sha256_file
 
 
-@given(st.integers(1, 400), st.integers(1, 300_000), st.sampled_from([2, 4]), st.sampled_from([1, 4, 16]))
-def test_row_tiles_cover_all_rows_once_in_order(rows, columns, itemsize, multiple):
-    tiles = list(row_tiles((rows, columns), itemsize, multiple))
+@given(st.integers(1, 400), st.integers(1, 300_000), st.sampled_from([1, 2, 4]))
+def test_row_tiles_cover_all_rows_once_in_order(rows, columns, itemsize):
+    tiles = list(split_rows((rows, columns), itemsize))
     assert tiles[0][0] == 0
     assert tiles[-1][1] == rows
     assert all(a[1] == b[0] for a, b in itertools.pairwise(tiles))
-    assert all((stop - start) % multiple == 0 for start, stop in tiles[:-1])
+    assert all((stop - start) % TILE_ROWS_MULTIPLE == 0 for start, stop in tiles[:-1])
 
 
 def test_large_tensors_begin_at_64_kib_small_ones_at_64_bytes(tiny_checkpoint, tmp_path):
@@ -51,7 +52,8 @@ def test_tile_size_does_not_change_the_bytes(tiny_checkpoint, tmp_path, monkeypa
         Weight(name="embed", shape=(320, 32), source="model.embed_tokens.weight"),
     ]
     whole = write_weights(weights, checkpoint, tmp_path / "whole", dtype)
-    monkeypatch.setattr(blob_module, "_TILE_BYTES", 1)
+    monkeypatch.setattr(weight_tiles, "TILE_BYTES", 1)
+    monkeypatch.setattr(data_file, "TILE_BYTES", 1)
     pieces = write_weights(weights, checkpoint, tmp_path / "pieces", dtype)
     assert whole.sha256 == pieces.sha256
     target = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}[dtype]
