@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
+from maskpro_deploy.bench.products.timing import CPU
 from maskpro_deploy.bench.products.ways import cusparselt, int8_dense
 
 
@@ -71,3 +73,18 @@ class GpuTorch:
 def make_int8_ways(torch):
     tuned = cusparselt(torch, Packed, tuned=True)
     return {"dense": int8_dense(torch), "cusparselt": cusparselt(torch, Packed), "cusparselt-tuned": tuned}
+
+
+class WallClock:
+    """For work that is done when the call returns."""
+
+    device = CPU
+
+    def cover(self, launch_ms):
+        """The launch is all there is."""
+
+    def time(self, work):
+        started = time.perf_counter()
+        work()
+        milliseconds = 1e3 * (time.perf_counter() - started)
+        return lambda: milliseconds
