@@ -75,7 +75,7 @@ def adapt(
     return HarnessLM(lm, target.tokenizer, config, answers, progress)
 
 
-def _from_arguments(
+def _open_from_arguments(
     pretrained: str | None = None,
     provider: str = "auto",
     threads: int | None = None,
@@ -95,7 +95,9 @@ def _from_arguments(
     if not pretrained:
         raise ConfigError("--model_args lacks pretrained=CHECKPOINT_OR_BUNDLE.")
     if not str(batch_size).isdigit():
-        raise ConfigError(f"--batch_size {batch_size} is no number (the model {NAME} fits batches to the memory bound itself).")
+        raise ConfigError(
+            f"--batch_size {batch_size} is not a number (the model {NAME} fits batches to the memory bound itself)."
+        )
     if provider == "auto" and device is not None:
         provider = device.partition(":")[0]
     run = RunConfig(provider=provider, threads=threads, dtype=dtype, form=form, engine=engine)
@@ -111,7 +113,7 @@ def _from_arguments(
 
 
 @cache
-def _model_class() -> type[HarnessLM]:
+def _make_model_class() -> type[HarnessLM]:
     """What the harness makes of `--model maskpro`; a class of the harness's, and so made when it is asked for."""
     require("eval", "the harness's command line")
     from maskpro_deploy.evaluate.harness import HarnessLM
@@ -128,7 +130,7 @@ def _model_class() -> type[HarnessLM]:
         @classmethod
         def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> HarnessLM:
             options = {k: v for k, v in (additional_config or {}).items() if v is not None}
-            return _from_arguments(**{**options, **arg_dict})
+            return _open_from_arguments(**{**options, **arg_dict})
 
     return MaskProLM
 
@@ -136,7 +138,7 @@ def _model_class() -> type[HarnessLM]:
 def __getattr__(name: str) -> Any:
     """`MaskProLM`, which the entry point names."""
     if name == "MaskProLM":
-        return _model_class()
+        return _make_model_class()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -146,7 +148,7 @@ def register() -> None:
     Raises:
         MissingExtraError: the harness is not installed.
     """
-    model = _model_class()
+    model = _make_model_class()
     import lm_eval.models  # noqa: F401 (fills the registry, which is filled only while it is empty)
     from lm_eval.api.registry import model_registry
 

@@ -166,7 +166,7 @@ class MaskSet:
             )
 
     def renamed(self, names: Mapping[str, str]) -> MaskSet:
-        """The same masks under other names; those that `names` does not have are left out."""
+        """The same masks under other names; without those that `names` does not have."""
         return MaskSet(
             pattern=self.pattern,
             packed={names[name]: bits for name, bits in self.packed.items() if name in names},
@@ -199,7 +199,7 @@ class MaskSet:
 
         Raises:
             InputError: there is no such file, or it cannot be read.
-            FormatError: it is no mask file, or a damaged one.
+            FormatError: it is not a mask file, or a damaged one.
         """
         if not path.exists():
             raise InputError(f"{path} does not exist.")
@@ -247,7 +247,7 @@ def _read_layout(path: Path, header: Header) -> tuple[NMPattern, dict[str, tuple
     """
     entries, metadata = header
     if metadata.get("format") != FORMAT:
-        raise FormatError(f"{path} is no mask file: its metadata has no format {FORMAT!r}.")
+        raise FormatError(f"{path} is not a mask file: its metadata has no format {FORMAT!r}.")
     if metadata.get("version") != VERSION:
         raise FormatError(f"{path} has mask version {metadata.get('version')!r}; this tool reads {VERSION!r}.")
     try:

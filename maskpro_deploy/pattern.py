@@ -35,7 +35,7 @@ class NMPattern:
     def __post_init__(self) -> None:
         if not 0 < self.n < self.m <= _MAX_GROUP:
             raise PatternError(
-                f"--sparsity {self.n}:{self.m} is no N:M pattern: it takes 0 < N < M <= {_MAX_GROUP}, N kept of every M.\n"
+                f"--sparsity {self.n}:{self.m} is not an N:M pattern: it takes 0 < N < M <= {_MAX_GROUP}, N kept of every M.\n"
                 f"The one that sparse tensor cores run is 2:4."
             )
 
@@ -51,7 +51,7 @@ class NMPattern:
         """
         match = re.fullmatch(r"\s*(\d{1,4}):(\d{1,4})\s*", text)
         if match is None:
-            raise PatternError(f"--sparsity {text!r} is no N:M pattern.\nGive two numbers and a colon, for example 2:4.")
+            raise PatternError(f"--sparsity {text!r} is not an N:M pattern.\nGive two numbers and a colon, for example 2:4.")
         return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
@@ -71,12 +71,12 @@ class NMPattern:
         """Refuse a reduction dimension that does not consist of whole groups.
 
         Raises:
-            PatternError: naming the layer and the flag that leaves it out.
+            PatternError: naming the layer and the flag that omits it.
         """
         if dimension % self.m:
             raise PatternError(
-                f"{self} does not fit {where}: its reduction dimension {dimension} is no multiple of {self.m}.\n"
-                f"Choose another --sparsity, or leave the layer out with --exclude."
+                f"{self} does not fit {where}: its reduction dimension {dimension} is not a multiple of {self.m}.\n"
+                f"Choose another --sparsity, or omit the layer with --exclude."
             )
 
     def all_masks(self) -> npt.NDArray[np.bool_]:

@@ -12,6 +12,7 @@ Nothing here needs torch or transformers. `Engine` and `EngineDeadError` are ear
 `GeneratorDeadError`, and stay: an engine is what TensorRT builds.
 """
 
+from maskpro_deploy.backends.session import GraphSession, Session
 from maskpro_deploy.runtime.generate.completion import Completion
 from maskpro_deploy.runtime.generate.config import RuntimeConfig
 from maskpro_deploy.runtime.generate.generator import TextGenerator
@@ -20,8 +21,9 @@ from maskpro_deploy.runtime.generate.refusals import ContextLengthError, Generat
 from maskpro_deploy.runtime.generate.sampling import Score
 from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
 from maskpro_deploy.runtime.http.config import ServeConfig
-from maskpro_deploy.runtime.sessions.base import Session
-from maskpro_deploy.runtime.sessions.session import OrtSession, SessionConfig, open_session
+from maskpro_deploy.runtime.sessions.session import SessionConfig, open_session
+
+OrtSession = GraphSession  # the name it had when it ran graphs in onnxruntime only
 
 Engine = TextGenerator
 EngineDeadError = GeneratorDeadError

@@ -6,13 +6,13 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from maskpro_deploy.cache_forms import DEFAULT_FORM, ENGINE_FORMS
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.exporters.engines.builder_flags import BuilderFlags
 from maskpro_deploy.pattern import NMPattern
 
 SPARSE_TENSOR_CORES = NMPattern(2, 4)
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx")
-ENGINE_FORMS = ("cat", "static")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class EngineConfig:
         dense: build with dense kernels, whatever the bundle holds.
         backend: "tensorrt" (needs a GPU), "tensorrt-rtx" (builds anywhere, dense kernels), or "auto": what this machine can do.
         targets: compute capabilities to build for, such as "sm89"; the library's default if empty.
-        form: which graph of the bundle to build, by the form of its cache ("cat" or "static"); the bundle's own by default.
+        form: which graph of the bundle to build, by the form of its cache (`ENGINE_FORMS`); the bundle's own by default.
         profiles: buckets such as "prefill:1x128,4x512 decode:1,8" (`profiles`); by default one for each of the two.
         max_batch: largest batch of the default profiles; 8 if not given.
         max_length: longest sequence; by default the model's limit, at most 2048.
@@ -90,9 +90,11 @@ class EngineConfig:
         refused = {
             f"--backend {self.backend}": self.backend not in ("auto", "tensorrt"),
             "--target": bool(self.targets),
-            f"--form {self.form}": self.form not in (None, "cat"),
+            f"--form {self.form}": self.form not in (None, DEFAULT_FORM),
             "--timing-cache": self.timing_cache is not None,
             "--compare-dense": self.compare_dense,
         }
         if given := next((flag for flag, is_given in refused.items() if is_given), None):
-            raise ConfigError(f"{given} does not go with --via-onnxruntime: onnxruntime builds the cat form for this GPU only.")
+            raise ConfigError(
+                f"{given} does not go with --via-onnxruntime: onnxruntime builds the {DEFAULT_FORM} form for this GPU only."
+            )

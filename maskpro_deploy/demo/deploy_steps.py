@@ -11,7 +11,7 @@ from maskpro_deploy.bench.results import wording
 from maskpro_deploy.demo.state import Demo
 from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.system.extras import missing
-from maskpro_deploy.system.progress import Meter
+from maskpro_deploy.system.progress import Meter, Meters
 
 if TYPE_CHECKING:
     from maskpro_deploy.bench.sweeps.summary import Verdict
@@ -28,15 +28,14 @@ def export_bundles(demo: Demo) -> None:
     from maskpro_deploy.torch_lm import TorchLM
     from maskpro_deploy.validation import validate
 
-    writing, verifying = Meter("exporting", "bytes"), Meter("verifying", "steps")
+    meters = Meters()
     started = time.monotonic()
     manifest = export(
         demo.sparse, demo.bundle, ExportConfig(require_sparsity=demo.pattern),
-        reference=lambda: TorchLM.open(demo.sparse), force=True, progress=writing, verifying=verifying,
+        reference=lambda: TorchLM.open(demo.sparse), force=True, progress=meters,
     )  # fmt: skip
     seconds = time.monotonic() - started
-    writing.close()
-    verifying.close()
+    meters.close()
     export(demo.dense, demo.dense_bundle, unverified="the dense twin is for comparison only", force=True)
     report = validate(demo.bundle, demo.pattern)
     if not report.holds:

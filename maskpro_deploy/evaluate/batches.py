@@ -68,7 +68,7 @@ def continue_rows(
         lm: the model.
         prompts: tokens of each, at least one.
         most: tokens at most.
-        extend: takes the tokens of a row so far and the next one, and may append it; whether the row goes on.
+        extend: takes the tokens of a row so far and the next one, and may append it; whether the row continues.
 
     Returns:
         The new tokens of each row.

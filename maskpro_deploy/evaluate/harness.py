@@ -252,7 +252,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # the harness ships no types
         return stops, most
 
     def _extend(self, tokens: list[int], token: int, stops: Sequence[str]) -> bool:
-        """Append a token unless it ends the text; whether the text goes on."""
+        """Append a token unless it ends the text; whether the text continues."""
         if token == self.eot_token_id:
             return False
         tokens.append(token)

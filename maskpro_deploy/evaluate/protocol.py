@@ -118,7 +118,7 @@ class EvalProtocol:
         return f"tokens 2 to {self.window} of the first window, the last {self.step} of each further one"
 
     def to_json(self) -> dict[str, Any]:
-        """The protocol as it stands beside a figure."""
+        """The protocol as it is written with a figure."""
         return {
             **dataclasses.asdict(self),
             "stride": self.step,

@@ -78,7 +78,7 @@ def score_windows(
         CheckFailed: a model gave logits that are not numbers, or rules out a token of the text.
     """
     if windows.ndim != 2 or windows.shape[0] == 0 or windows.shape[1] < 2:
-        raise ConfigError(f"perplexity needs windows of 2 tokens or more, found shape {windows.shape}.")
+        raise ConfigError(f"perplexity needs windows of 2 tokens or more, not shape {windows.shape}.")
     _check_vocabularies(lms, int(windows.max()))
     scores: dict[str, list[WindowScore]] = {name: [] for name in lms}
     order = sorted(lms, key=lambda name: name != reference)  # the reference first, else as given

@@ -11,9 +11,10 @@ from maskpro_deploy.gpu_check.items import Record, Settings, import_torch
 
 def report_environment(settings: Settings, record: Record) -> str:
     """Tell the GPU, its driver, and the versions of everything that uses it."""
-    from maskpro_deploy.backends.cuda_driver import compute_capability
+    from maskpro_deploy.backends.cuda.driver import compute_capability
     from maskpro_deploy.bench.environment import capture
-    from maskpro_deploy.doctor.machine import find_gpus, onnxruntime_providers, tensorrt_lanes
+    from maskpro_deploy.doctor.abilities import onnxruntime_providers, tensorrt_lanes
+    from maskpro_deploy.doctor.hardware import find_gpus
 
     gpus, providers = find_gpus(), onnxruntime_providers()
     lanes = {lane.name: lane.detail or f"lacks {', '.join(lane.lacks)}" for lane in tensorrt_lanes(gpus, providers)}

@@ -31,7 +31,7 @@ def check_gpu() -> None:
     Raises:
         MachineError: there is none.
     """
-    from maskpro_deploy.backends.cuda_driver import compute_capability
+    from maskpro_deploy.backends.cuda.driver import compute_capability
 
     if compute_capability() is None:
         raise MachineError("there is no NVIDIA GPU here, or no driver for it")

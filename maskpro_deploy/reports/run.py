@@ -1,22 +1,11 @@
-"""The files of a benchmark run: result.json, and its document as report.md and as a page with plots."""
+"""The page of any benchmark run: its document, with plots."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from maskpro_deploy.bench.environment import reproduce_note
-from maskpro_deploy.bench.results.document import (
-    HOW_TO_READ,
-    MARKDOWN_FILE,
-    REPORT_FILE,
-    VERDICTS,
-    WHY_INVALID,
-    Document,
-    to_markdown,
-)
-from maskpro_deploy.bench.results.run import RESULT_FILE
+from maskpro_deploy.bench.results.document import HOW_TO_READ, VERDICTS, WHY_INVALID, Document
 from maskpro_deploy.reports.blocks import (
     ListSection,
     Report,
@@ -24,9 +13,7 @@ from maskpro_deploy.reports.blocks import (
     TableSection,
     environment_sections,
     warning_list,
-    write,
 )
-from maskpro_deploy.system.files import atomic_file, write_json
 
 
 def build_run_page(document: Document, plots: Sequence[Section] = ()) -> Report:
@@ -49,18 +36,3 @@ def build_run_page(document: Document, plots: Sequence[Section] = ()) -> Report:
         sections=[*sections, *plots, *environment_sections(document.environment, reproduce_note(document.environment))],
         invalid=bool(document.invalid_reasons),
     )
-
-
-def write_run(folder: Path, value: Mapping[str, Any], document: Document, page: Report) -> None:
-    """Write report.md and report.html, and then result.json, each whole or not at all.
-
-    Args:
-        folder: which exists.
-        value: the content of result.json.
-        document: what is said of the run.
-        page: the same as a page.
-    """
-    with atomic_file(folder / MARKDOWN_FILE) as temporary:
-        temporary.write_text(to_markdown(document), encoding="utf-8")
-    write(page, folder / REPORT_FILE)
-    write_json(folder / RESULT_FILE, value)

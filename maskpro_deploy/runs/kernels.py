@@ -17,16 +17,20 @@ from maskpro_deploy.bench.graph_work import graph_work
 from maskpro_deploy.bench.kernels.cases import KernelCase, plan_cases
 from maskpro_deploy.bench.kernels.measure import run_kernels
 from maskpro_deploy.bench.kernels.result import KernelResult
-from maskpro_deploy.bench.kernels.saved import SavedKernels, check_same
+from maskpro_deploy.bench.kernels.saved import SavedKernels, check_same, load
+from maskpro_deploy.bench.kernels.summary import describe
 from maskpro_deploy.bench.products.model import ModelProducts, measure_model
 from maskpro_deploy.bench.roofline import measure_bandwidth
 from maskpro_deploy.bench.sessions import Run, make_empty_run
 from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.sweeps.sweep import SweepConfig
+from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.manifest import Manifest, safe_path
-from maskpro_deploy.runs.output import measured_arithmetic
+from maskpro_deploy.reports.kernels import build_page
+from maskpro_deploy.runs.output import Output, Renderers, RunFolder, run_benchmark
+from maskpro_deploy.runs.sessions import measure_onnxruntime
 from maskpro_deploy.system.progress import Meter
-from maskpro_deploy.targets.products import OpenForm
+from maskpro_deploy.targets.products import FORMS, OpenForm
 
 if TYPE_CHECKING:
     from maskpro_deploy.bench.arms import MeasureConfig, Task
@@ -47,6 +51,9 @@ class KernelsConfig:
         samples: of each form in each case, over all sessions.
         threads: CPU threads; None: all cores.
         least_difference: the smallest difference of interest, as a fraction; it concerns the verdicts only.
+
+    Raises:
+        ConfigError: a form is not known or named twice.
     """
 
     tokens: tuple[int, ...]
@@ -56,6 +63,13 @@ class KernelsConfig:
     samples: int
     threads: int | None
     least_difference: float = stats.LEAST_DIFFERENCE
+
+    def __post_init__(self) -> None:
+        for form in self.forms:
+            if form not in FORMS:
+                raise ConfigError(f"--forms {form!r} is not known. Known: {', '.join(FORMS)}.")
+        if not self.forms or len(set(self.forms)) < len(self.forms):
+            raise ConfigError(f"--forms {','.join(self.forms) or 'is empty'}: name each form once, such as fp32,int8.")
 
     @property
     def measure(self) -> MeasureConfig:
@@ -72,6 +86,21 @@ class KernelsConfig:
     def to_json(self) -> dict[str, Any]:
         """As the result states it; the forms stand beside it."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "forms"}
+
+
+def benchmark_kernels(bundle: Path, config: KernelsConfig, output: Output) -> None:
+    """Measure the products of a bundle's model, write the report, print.
+
+    Raises:
+        CheckFailed: the run is invalid.
+        MaskProError: as `KernelsRun`.
+    """
+
+    def run(folder: RunFolder) -> KernelResult:
+        earlier = folder.load_earlier(load)
+        return KernelsRun(bundle, config, earlier=earlier, append=output.append, save=folder.save).measure()
+
+    run_benchmark(run, Renderers(describe=describe, page=build_page), output)
 
 
 class KernelsRun:
@@ -123,15 +152,15 @@ class KernelsRun:
 
     def measure(self) -> KernelResult:
         """Measure what is not measured yet."""
-        self._bandwidth, self._arithmetic = measure_bandwidth(self._config.threads), measured_arithmetic(self._config.threads)
+        self._bandwidth, self._arithmetic = measure_bandwidth(self._config.threads), measure_onnxruntime(self._config.threads)
         if self._append or self._earlier is None or not self._earlier.cpu_finished:
             self._measure_on_cpu()
         self._measure_on_gpu()
         return self._result(cpu_finished=True, finished=True)
 
     def _measure_on_cpu(self) -> None:
-        meter, flush = Meter("kernels", "sessions"), _flush()
-        openers = {form: partial(_opened, form, self._config.threads, flush) for form in self._config.forms}
+        meter, flush = Meter("kernels", "sessions"), _make_flush()
+        openers = {form: partial(_open_form, form, self._config.threads, flush) for form in self._config.forms}
 
         def save(run: Run[KernelCase]) -> None:
             self._save(self._result(cpu_finished=False, finished=False))
@@ -145,8 +174,8 @@ class KernelsRun:
         earlier = self._earlier.gpu_cells if self._earlier is not None else []
         meter = Meter("kernels on the GPU", "products")
 
-        def save(found: Mapping[str, Any]) -> None:
-            self._gpu = found
+        def save(figures: Mapping[str, Any]) -> None:
+            self._gpu = figures
             self._save(self._result(cpu_finished=True, finished=False))
 
         model = ModelProducts(
@@ -159,11 +188,11 @@ class KernelsRun:
             progress=meter,
         )
         try:
-            found = measure_on_gpu(model)
+            figures = measure_on_gpu(model)
         finally:
             meter.close()
-        if found["measured"] or not earlier:  # else the GPU is gone, and its figures stay
-            self._gpu = found
+        if figures["measured"] or not earlier:  # else the GPU is gone, and its figures stay
+            self._gpu = figures
 
     def _result(self, *, cpu_finished: bool, finished: bool) -> KernelResult:
         run, earlier = self._run, self._earlier
@@ -197,11 +226,11 @@ def measure_on_gpu(model: ModelProducts) -> dict[str, Any]:
 
 
 @contextmanager
-def _opened(form: str, threads: int | None, flush: Callable[[], object]) -> Iterator[Callable[[KernelCase], Task]]:
+def _open_form(form: str, threads: int | None, flush: Callable[[], object]) -> Iterator[Callable[[KernelCase], Task]]:
     yield OpenForm(form, threads, flush)
 
 
-def _flush() -> Callable[[], object]:
+def _make_flush() -> Callable[[], object]:
     """Overwrites a buffer twice as large as the caches."""
     import numpy as np
 

@@ -13,7 +13,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "learn": ("torch", "transformers", "gguf", "accelerate"),
     "architectures": ("mobius", "onnxscript", "torch", "transformers"),
     "cpu": ("onnxruntime",),
-    "gpu": ("onnxruntime",),
+    "gpu": ("onnxruntime", "cuda.bindings"),
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt_rtx",),
     "native": ("cuda.bindings",),

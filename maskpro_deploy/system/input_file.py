@@ -27,7 +27,7 @@ class InputFile:
         path: where it is; links are followed.
 
     Raises:
-        FormatError: it is missing or no regular file.
+        FormatError: it is missing or not a regular file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,7 +37,7 @@ class InputFile:
         except OSError as e:
             raise FormatError(f"{path} cannot be read: {e.strerror or e}.") from e
         if not stat.S_ISREG(status.st_mode):
-            raise FormatError(f"{path} is no regular file: it is not read.")
+            raise FormatError(f"{path} is not a regular file: it is not read.")
         self.size = status.st_size
         self._identity = _identity(status)
         self._lock = threading.Lock()

@@ -40,7 +40,7 @@ def read_header(file: InputFile) -> Header:
         with safe_open(file.path, "np"):  # checks every entry against the file
             pass
     except (SafetensorError, OSError) as e:
-        raise FormatError(f"{file.path} is no whole safetensors file: {e}.\nFetch or write it again.") from e
+        raise FormatError(f"{file.path} is not a complete safetensors file: {e}.\nFetch or write it again.") from e
     length = int.from_bytes(file.read(0, 8).tobytes(), "little")
     try:
         header = json.loads(file.read(8, length).tobytes())

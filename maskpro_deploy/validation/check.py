@@ -52,7 +52,7 @@ def validate(
             nothing is named. "all": about all linear layers in any case. Embeddings, norms and the output head never count
             unless they are listed.
         threads: that count; by default as many as there are cores, at most 8.
-        progress: told in weights.
+        progress: gets the number of weights.
 
     Returns:
         The report; `report.holds` is the answer. It never holds where nothing was checked.

@@ -30,7 +30,7 @@ _SHOWN = 3  # offending groups whose place is kept
 
 
 class _Bits(NamedTuple):
-    """How a float dtype says zero and not finite: integer twin, all bits but the sign, first magnitude that is no number."""
+    """How a float dtype says zero and not finite: integer twin, all bits but the sign, first magnitude that is not a number."""
 
     integer: type[np.unsignedinteger]
     magnitude: int
@@ -190,7 +190,7 @@ def scan(
         patterns: what to count; those whose M does not divide the axis get no groups.
         mask: what the tensor was pruned with, if known.
         at_most: take groups with fewer than N nonzeros as lawful.
-        done: told the number of elements after each tile.
+        done: gets the number of elements after each tile.
     """
     inner = math.prod(shape[axis + 1 :])
     result = Scan([Tally(p) for p in patterns])
@@ -217,7 +217,7 @@ class _TileCounter:
         result: the sums of values.
         tallies: those of its tallies whose M divides the axis.
         at_most: take groups with fewer than N nonzeros as lawful.
-        done: told the number of elements after each tile.
+        done: gets the number of elements after each tile.
 
     Attributes:
         longest: a multiple of every M.

@@ -137,3 +137,13 @@ class Reader(Protocol):
             InputError: it is something else after all.
             FormatError: it is damaged.
         """
+
+
+class SuffixReader:
+    """What readers of single files share: the suffix tells the format."""
+
+    suffix: str  # in small letters, with its dot
+
+    def accepts(self, path: Path) -> bool:
+        """Whether `path` is a file with this suffix."""
+        return path.is_file() and path.suffix.lower() == self.suffix

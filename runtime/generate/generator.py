@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from maskpro_deploy.backends.session import Session
 from maskpro_deploy.errors import ConfigError, InputError
 from maskpro_deploy.manifest import ModelShape
 from maskpro_deploy.runtime.generate.completion import Collector, Completion
@@ -26,7 +27,6 @@ from maskpro_deploy.runtime.generate.sampling_params import SamplingError, Sampl
 from maskpro_deploy.runtime.generate.scheduler import Scheduler, StepCount
 from maskpro_deploy.runtime.generate.sequence import Event, GenerationSequence, Sink
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
-from maskpro_deploy.runtime.sessions.base import Session
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class TextGenerator:
         self.max_model_len = context_length(self.shape, self.config.max_model_len)
         self.observer: Observer | None = None
         self.load = Load()
-        self._scheduler = Scheduler(session, self.config.scheduler, self._emit)
+        self._scheduler = Scheduler(session, self.config, self._emit)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._live: set[GenerationSequence] = set()
         self._changed = threading.Condition()  # guards _live and _status

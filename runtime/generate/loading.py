@@ -7,11 +7,11 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from maskpro_deploy.backends.session import SessionLimits
 from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.runtime.generate.config import RuntimeConfig
 from maskpro_deploy.runtime.generate.generator import TextGenerator, context_length
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
-from maskpro_deploy.runtime.sessions.base import SessionLimits
 from maskpro_deploy.runtime.sessions.session import open_session
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def load(bundle: Path, config: RuntimeConfig | None = None) -> TextGenerator:
     if config.check_hashes:
         manifest.check_hashes(bundle)
     tokenizer = TextTokenizer.load(bundle, manifest.model)
-    session = open_session(bundle, config.session)
+    session = open_session(bundle, config)
     session.greedy([0], 2)  # the first runs are slow: memory is allocated and weights are paged in
     return TextGenerator(session, tokenizer, _limit(config, session.limits, manifest))
 

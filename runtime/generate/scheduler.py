@@ -17,18 +17,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from maskpro_deploy.backends.session import Floats, Session
 from maskpro_deploy.errors import ConfigError, MaskProError
 from maskpro_deploy.runtime.generate.sampling import NumericError
 from maskpro_deploy.runtime.generate.sequence import Event, FailureEvent, GenerationSequence, PromptEvent
-from maskpro_deploy.runtime.sessions.base import Session
-from maskpro_deploy.runtime.sessions.kv_cache import Batch, Floats, Prefill
+from maskpro_deploy.runtime.sessions.batches import Batch, Prefill
 
 Emit = Callable[[GenerationSequence, Event], None]
 
 _HEADROOM = 64  # tokens that a sequence may count on when it is given a place
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SchedulerConfig:
     """How much runs at once.
 
@@ -218,7 +218,7 @@ class Scheduler:
         self._compact()
 
     def _extend(self, sequence: GenerationSequence, logits: Floats) -> bool:
-        """Choose a token and emit it; whether the sequence goes on. Unusable logits end this sequence alone."""
+        """Choose a token and emit it; whether the sequence continues. Unusable logits end this sequence alone."""
         try:
             self.emit(sequence, sequence.extend(logits))
         except NumericError as e:

@@ -115,7 +115,7 @@ class GenerationSequence:
 
     @property
     def finished(self) -> bool:
-        """Whether no token will follow."""
+        """Whether the answer is complete."""
         return self.finish_reason is not None
 
     @property

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -58,34 +56,19 @@ def to_api_error(error: MaskProError) -> ApiError:
     return ApiError(500, message, "server_error", "internal_error")
 
 
-async def _answer_api_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return error.response()
-
-
-async def _answer_library_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, MaskProError)
-    return to_api_error(error).response()
-
-
-async def _answer_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
-    return ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}.", kind).response()
-
-
-async def _answer_disconnect(request: Request, error: Exception) -> Response:
-    return Response(status_code=_CLIENT_CLOSED)
-
-
-async def _answer_bug(request: Request, error: Exception) -> Response:
+async def answer_error(request: Request, error: Exception) -> Response:
+    """What a client gets where a route raised."""
+    match error:
+        case ApiError():
+            return error.response()
+        case MaskProError():
+            return to_api_error(error).response()
+        case HTTPException():
+            kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
+            return ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}.", kind).response()
+        case ClientDisconnect():
+            return Response(status_code=_CLIENT_CLOSED)
     return ApiError(500, "the server made an error; see its log.", "server_error", "internal_error").response()
 
 
-HANDLERS: dict[object, Callable[[Request, Exception], Awaitable[Response]]] = {
-    ApiError: _answer_api_error,
-    MaskProError: _answer_library_error,
-    HTTPException: _answer_http_error,
-    ClientDisconnect: _answer_disconnect,
-    Exception: _answer_bug,
-}
+HANDLED = (ApiError, MaskProError, HTTPException, ClientDisconnect, Exception)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import signal
 import socket
 import threading
@@ -27,8 +26,6 @@ from maskpro_deploy.runtime.http.config import ServeConfig
 from maskpro_deploy.runtime.http.listener import base_url, listen
 from maskpro_deploy.runtime.http.server import create_app
 from maskpro_deploy.runtime.http.slot import GeneratorSlot
-
-log = logging.getLogger(__name__)
 
 _CLOSE_TIMEOUT_S = 5  # for connections to close once all answers are out
 
@@ -50,8 +47,7 @@ class _Lifetime:
         self._listener = listener
         self._on_ready = on_ready
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: asyncio.Event | None = None
-        self._hurry: asyncio.Event | None = None
+        self._stop, self._hurry = asyncio.Event(), asyncio.Event()
 
     def request_stop(self) -> None:
         """Stop; called again: at once. From any thread, also from a signal handler."""
@@ -60,8 +56,6 @@ class _Lifetime:
                 self._loop.call_soon_threadsafe(self._stop_or_hurry)
 
     def _stop_or_hurry(self) -> None:
-        assert self._stop is not None
-        assert self._hurry is not None
         (self._hurry if self._stop.is_set() else self._stop).set()
 
     async def run(self) -> bool:
@@ -70,7 +64,7 @@ class _Lifetime:
         Raises:
             MaskProError: the bundle cannot be loaded.
         """
-        self._loop, self._stop, self._hurry = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         manifest = Manifest.load(self._bundle, engines=False)
         slot = GeneratorSlot(self._config.served_model_name or manifest.model.name)
         server = _Server(
@@ -93,8 +87,6 @@ class _Lifetime:
             await serving
 
     async def _serve(self, slot: GeneratorSlot, generator: TextGenerator) -> bool:
-        assert self._stop is not None
-        assert self._hurry is not None
         try:
             slot.fill(generator)
             self._on_ready(base_url(self._listener), slot.model_name)
@@ -104,7 +96,7 @@ class _Lifetime:
             await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)
             hurry.cancel()
             clean = draining.done() and draining.result()
-            generator.close()  # what still runs ends now, and its clients are told
+            generator.close()  # what still runs ends now, and its clients get an error
             await draining
             return clean
         finally:
@@ -112,7 +104,6 @@ class _Lifetime:
 
     async def _until_stopped(self, loading: asyncio.Future[TextGenerator]) -> TextGenerator | None:
         """The generator, or None if told to stop before it was there."""
-        assert self._stop is not None
         stopped = asyncio.create_task(self._stop.wait())
         both: set[asyncio.Future[Any]] = {loading, stopped}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)

@@ -74,13 +74,11 @@ class Metrics:
         self._rejections.labels(self._model, reason).inc()
 
     def count_step(self, count: StepCount) -> None:
-        """See `Observer.count_step`."""
         self._iteration.observe(count.prompt_tokens + count.generated_tokens)
         self._prompt_tokens.inc(count.prompt_tokens)
         self._preemptions.inc(count.preempted)
 
     def count_event(self, sequence: GenerationSequence, event: Event) -> None:
-        """See `Observer.count_event`."""
         match event:
             case PromptEvent():
                 return

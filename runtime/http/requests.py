@@ -90,6 +90,11 @@ class GenerationRequest(BaseModel):
     def wanted_logprobs(self) -> tuple[int | None, int | None]:
         """How many of the likeliest tokens to report, for the answer and for the prompt; None for nothing."""
 
+    @property
+    def repeats_prompt(self) -> bool:
+        """Whether answers begin with their prompts."""
+        return False
+
     def sampling(self, room: int) -> SamplingParams:
         """The sampling parameters.
 
@@ -127,13 +132,15 @@ class CompletionRequest(GenerationRequest):
         return prompts
 
     def answer_tokens(self, room: int) -> int:
-        """See `GenerationRequest.answer_tokens`."""
         return min(_DEFAULT_COMPLETION_TOKENS, max(room, 1)) if self.max_tokens is None else self.max_tokens
 
     @property
     def wanted_logprobs(self) -> tuple[int | None, int | None]:
-        """See `GenerationRequest.wanted_logprobs`."""
         return self.logprobs, self.logprobs if self.echo else None
+
+    @property
+    def repeats_prompt(self) -> bool:
+        return self.echo
 
 
 class TextPart(BaseModel):
@@ -187,7 +194,6 @@ class ChatRequest(GenerationRequest):
 
     @property
     def wanted_logprobs(self) -> tuple[int | None, int | None]:
-        """See `GenerationRequest.wanted_logprobs`."""
         return ((self.top_logprobs or 0) if self.logprobs else None), None
 
 

@@ -36,14 +36,18 @@ class Format(ABC):
     Attributes:
         model: the name that clients use.
         tokenizer: gives the text of single tokens.
+        n: answers to each prompt.
         logprobs: whether log-probabilities were asked for.
         include_usage: whether chunks carry a `usage` field.
+        echo: the prompts' texts, to be put before each answer; None without echo.
     """
 
     model: str
     tokenizer: TextTokenizer
+    n: int = 1
     logprobs: bool = False
     include_usage: bool = False
+    echo: Sequence[str] | None = None
     id: str = field(init=False)
     created: int = field(init=False)
 
@@ -89,15 +93,8 @@ class Format(ABC):
 
 @dataclass(kw_only=True)
 class CompletionFormat(Format):
-    """Answers of /v1/completions.
+    """Answers of /v1/completions."""
 
-    Attributes:
-        n: answers to each prompt.
-        echo: the prompts' texts, to be put before each answer; None without echo.
-    """
-
-    n: int = 1
-    echo: Sequence[str] | None = None
     _offsets: dict[int, int] = field(default_factory=dict)  # characters given out by choice
     _prompt_scores: dict[int, tuple[Score, ...]] = field(default_factory=dict)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -11,7 +10,6 @@ from starlette.responses import JSONResponse, Response
 from maskpro_deploy._version import __version__
 from maskpro_deploy.runtime.generate.generator import DEAD, READY, TextGenerator
 from maskpro_deploy.runtime.generate.refusals import OverloadedError
-from maskpro_deploy.runtime.http.answering import EventStream, collect, unless_disconnected
 from maskpro_deploy.runtime.http.api_errors import ApiError, invalid_request
 from maskpro_deploy.runtime.http.config import ServeConfig
 from maskpro_deploy.runtime.http.parsing import parse
@@ -24,7 +22,7 @@ from maskpro_deploy.runtime.http.requests import (
 )
 from maskpro_deploy.runtime.http.responses import ChatFormat, CompletionFormat, Format, usage
 from maskpro_deploy.runtime.http.slot import GeneratorSlot
-from maskpro_deploy.runtime.http.streams import TokenStream
+from maskpro_deploy.runtime.http.streams import EventStream, TokenStream, collect, unless_disconnected
 
 
 class Routes:
@@ -50,29 +48,11 @@ class Routes:
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
-        asked = parse(CompletionRequest, await self._body(request))
-        generator, prompts = await self._encode_prompts(asked)
-        form = CompletionFormat(
-            model=self._slot.model_name,
-            tokenizer=generator.tokenizer,
-            logprobs=asked.logprobs is not None,
-            include_usage=asked.include_usage,
-            n=asked.n,
-            echo=[generator.tokenizer.decode(p) for p in prompts] if asked.echo else None,
-        )
-        return await self._answer(request, generator, asked, prompts, form)
+        return await self._generate(request, CompletionRequest, CompletionFormat)
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        asked = parse(ChatRequest, await self._body(request))
-        generator, prompts = await self._encode_prompts(asked)
-        form = ChatFormat(
-            model=self._slot.model_name,
-            tokenizer=generator.tokenizer,
-            logprobs=asked.logprobs,
-            include_usage=asked.include_usage,
-        )
-        return await self._answer(request, generator, asked, prompts, form)
+        return await self._generate(request, ChatRequest, ChatFormat)
 
     async def tokenize(self, request: Request) -> Response:
         """POST /tokenize."""
@@ -147,19 +127,20 @@ class Routes:
                 raise ApiError(413, message, "invalid_request_error", "request_too_large")
         return bytes(body)
 
-    async def _encode_prompts(self, asked: GenerationRequest) -> tuple[TextGenerator, list[list[int]]]:
+    async def _generate(self, request: Request, kind: type[GenerationRequest], form_of: type[Format]) -> Response:
+        """Answers to the prompts of a request, whole or as a stream."""
+        asked = parse(kind, await self._body(request))
         generator = self._generator_for(asked.model)
-        return generator, await asyncio.to_thread(asked.encode_prompts, generator.tokenizer)
-
-    async def _answer(
-        self,
-        request: Request,
-        generator: TextGenerator,
-        asked: GenerationRequest,
-        prompts: Sequence[Sequence[int]],
-        form: Format,
-    ) -> Response:
+        prompts = await asyncio.to_thread(asked.encode_prompts, generator.tokenizer)
         params = asked.sampling(generator.max_model_len - max(map(len, prompts)))
+        form = form_of(
+            model=self._slot.model_name,
+            tokenizer=generator.tokenizer,
+            n=asked.n,
+            logprobs=params.logprobs is not None,
+            include_usage=asked.include_usage,
+            echo=[generator.tokenizer.decode(p) for p in prompts] if asked.repeats_prompt else None,
+        )
         try:
             stream = TokenStream(generator, prompts, params, asked.n)
         except OverloadedError as e:

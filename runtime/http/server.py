@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from maskpro_deploy.runtime.generate.generator import TextGenerator
-from maskpro_deploy.runtime.http.api_errors import HANDLERS
+from maskpro_deploy.runtime.http.api_errors import HANDLED, answer_error
 from maskpro_deploy.runtime.http.config import ServeConfig
 from maskpro_deploy.runtime.http.middleware import REQUEST_ID, Gate
 from maskpro_deploy.runtime.http.routes import Routes
@@ -61,4 +61,4 @@ def create_app(generator: TextGenerator | GeneratorSlot, config: ServeConfig | N
             expose_headers=[REQUEST_ID],
         )
         middleware.insert(0, cors)
-    return Starlette(routes=table, middleware=middleware, exception_handlers=HANDLERS)
+    return Starlette(routes=table, middleware=middleware, exception_handlers=dict.fromkeys(HANDLED, answer_error))

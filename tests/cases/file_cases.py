@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from onnx_cases import FLOAT, ORIENTATIONS, node, product, save_model
+from onnx_cases import FLOAT, ORIENTATIONS, change_external_data, node, product, save_model
 from safetensors.numpy import load_file, save_file
 from sparse_cases import FLOATS, PATTERNS, STORED, damaged, holds_by_hand, lawful
 
@@ -368,15 +368,9 @@ def loose_data(rng: np.random.Generator, folder: Path) -> Case:
     """An ONNX file whose external data is not where it should be."""
     array = lawful(rng, (8, 8), 0, TWO_FOUR, F32)
     path = save_model(folder, [node("MatMul", ["x", "w"], ["y"])], {"w": array}, external=True)
-    model = onnx.load(path, load_external_data=False)
     changes = ({"location": "../x"}, {"location": "/x"}, {"location": "none"}, {"offset": "1"}, {"offset": "-1"}, {"length": "8"})
     change = pick(rng, (*changes, {"offset": str(1 << 62)}, {"length": "-256"}))
-    tensor = model.graph.initializer[0]
-    entries = {e.key: e.value for e in tensor.external_data} | change
-    del tensor.external_data[:]
-    for key, value in entries.items():
-        tensor.external_data.add(key=key, value=value)
-    path.write_bytes(model.SerializeToString())
+    change_external_data(path, **change)
     return Case(path=path, label=f"onnx data {change}", holds=False, pattern=TWO_FOUR)
 
 

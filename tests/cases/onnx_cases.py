@@ -46,6 +46,17 @@ def save_model(
     return path
 
 
+def change_external_data(path: Path, **entries: str) -> None:
+    """Change where a model says that its first weight lies: `location`, `offset` or `length`."""
+    model = onnx.load(path, load_external_data=False)
+    tensor = model.graph.initializer[0]
+    changed = {e.key: e.value for e in tensor.external_data} | entries
+    del tensor.external_data[:]
+    for key, value in changed.items():
+        tensor.external_data.add(key=key, value=value)
+    path.write_bytes(model.SerializeToString())
+
+
 def node(op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: object) -> onnx.NodeProto:
     return helper.make_node(op, inputs, outputs, **attributes)
 

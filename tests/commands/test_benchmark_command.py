@@ -18,7 +18,7 @@ from maskpro_deploy.cli import cli
 from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, InputError
 from maskpro_deploy.exporters import ExportConfig, export
 from maskpro_deploy.manifest import Manifest
-from maskpro_deploy.runs.output import Folder
+from maskpro_deploy.runs.output import RunFolder
 from maskpro_deploy.runtime import OrtSession
 
 QUICK = ("--samples", 4, "--threads", 1)
@@ -126,15 +126,15 @@ def test_a_model_that_fails_while_timed_makes_the_run_invalid(dense_bundle: Path
 
 def test_an_interrupted_run_goes_on_with_resume(dense_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ("benchmark", "latency", dense_bundle, "--context", 8, *SMALL, "--samples", 8, "--out", tmp_path / "report")
-    save, saves = Folder.save, iter(range(100))
+    save, saves = RunFolder.save, iter(range(100))
 
-    def interrupted(self: Folder, result: BenchResult) -> None:
+    def interrupted(self: RunFolder, result: BenchResult) -> None:
         save(self, result)
         if next(saves) == 1:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Folder, "save", interrupted)
+        patch.setattr(RunFolder, "save", interrupted)
         CliRunner().invoke(cli, [str(a) for a in arguments])
     state = json.loads((tmp_path / "report/result.json").read_text())
     assert state["finished"] is False
@@ -245,7 +245,6 @@ def test_bundles_with_different_vocabularies_are_an_error(dense_bundle: Path, ot
         (("--context", "100000"), "takes 256 at most"),
         (("--samples", "1"), "--samples 1"),
         (("--budget", "soon"), "--budget"),
-        (("--provider", "abacus"), "--provider abacus"),
         (("--form", "cat,gqa"), "--form cat,gqa"),
     ],
 )
@@ -253,6 +252,13 @@ def test_wrong_settings_name_the_flag(arguments: tuple[str, ...], said: str, den
     error, _ = fail("benchmark", "latency", dense_bundle, *arguments)
     assert isinstance(error, ConfigError)
     assert said in str(error)
+
+
+@pytest.mark.parametrize("words", ["benchmark latency", "benchmark serve", "serve", "eval"])
+def test_a_provider_that_does_not_exist_is_wrong_usage(words: str, dense_bundle: Path) -> None:
+    result = CliRunner().invoke(cli, [*words.split(), str(dense_bundle), "--provider", "abacus"])
+    assert result.exit_code == 2
+    assert "'abacus' is not one of 'auto', 'cpu', 'cuda', 'tensorrt', 'trt-native'" in result.output
 
 
 def test_a_folder_that_is_no_bundle_is_an_error(tiny_checkpoint: Path, tmp_path: Path) -> None:

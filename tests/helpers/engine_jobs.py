@@ -17,8 +17,8 @@ from maskpro_deploy.manifest import Graph, Manifest
 _BUILD = """
 import json, sys
 from pathlib import Path
-from maskpro_deploy.exporters.engines.library import Library
-library = Library("tensorrt-rtx")
+from maskpro_deploy.exporters.engines.builder import EngineBuilder
+library = EngineBuilder("tensorrt-rtx")
 for job in json.load(sys.stdin):
     try:
         if job["build"]:

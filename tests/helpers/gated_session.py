@@ -7,14 +7,14 @@ import time
 
 import numpy as np
 
-from maskpro_deploy.runtime.sessions.base import Session
-from maskpro_deploy.runtime.sessions.kv_cache import Cache, Floats, Ints
+from maskpro_deploy.backends.caches import Cache, Ints
+from maskpro_deploy.backends.session import Floats, GraphSession
 
 
 class GatedSession:
     """A real session whose steps wait for permission: what happens in between can be arranged without clocks."""
 
-    def __init__(self, inner: Session) -> None:
+    def __init__(self, inner: GraphSession) -> None:
         self._inner = inner
         self.shape = inner.shape
         self.permits = threading.Semaphore(0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Collection
 from types import SimpleNamespace
+from typing import Any
 
 from maskpro_deploy.bench.products.timing import CPU
 from maskpro_deploy.bench.products.ways import cusparselt, int8_dense
@@ -21,14 +23,14 @@ class Wrong:
 
 class Refusing:
     @staticmethod
-    def from_dense(weight):
+    def from_dense(weight: Any) -> Any:
         raise RuntimeError("not this shape\nand more")
 
 
 class Packed:
     """What the 8-bit products take: `packed`; here it is the weight itself."""
 
-    def __init__(self, weight):
+    def __init__(self, weight: Any) -> None:
         self.packed = weight
 
     from_dense = classmethod(lambda cls, weight: cls(weight))
@@ -42,35 +44,38 @@ class GpuTorch:
         outputs: the (out_dtype, transpose_result) that cuSPARSELt takes.
     """
 
-    def __init__(self, torch, outputs):
+    def __init__(self, torch: Any, outputs: Collection[tuple[Any, bool]]) -> None:
         self._torch, self._outputs = torch, outputs
-        self.multiplied, self.algorithms = [], []
+        self.multiplied: list[int] = []
+        self.algorithms: list[dict[str, Any]] = []
         self._C = SimpleNamespace(_cusparselt=SimpleNamespace(mm_search=self._search))
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._torch, name)
 
-    def _int_mm(self, x, weight):
+    def _int_mm(self, x: Any, weight: Any) -> Any:
         if len(x) <= 16:
             raise RuntimeError(f"self.size(0) needs to be greater than 16, but got {len(x)}")
         self.multiplied.append(len(x))
         return self._torch._int_mm(x, weight)
 
-    def _cslt_sparse_mm(self, packed, x, *, out_dtype, transpose_result, **algorithm):
+    def _cslt_sparse_mm(self, packed: Any, x: Any, *, out_dtype: Any, transpose_result: bool, **algorithm: Any) -> Any:
         if x.shape[1] % 16 or (out_dtype, transpose_result) not in self._outputs:
             raise RuntimeError(f"CUDA error: not supported for {out_dtype}")
         self.algorithms.append(algorithm)
         wide = self._torch.int32 if x.dtype == self._torch.int8 else x.dtype
-        found = (packed.to(wide) @ x.to(wide)).to(out_dtype or x.dtype)
-        return found.t() if transpose_result else found
+        product = (packed.to(wide) @ x.to(wide)).to(out_dtype or x.dtype)
+        return product.t() if transpose_result else product
 
-    def _search(self, packed, x, bias, alpha, out_dtype, transpose_result):
+    def _search(
+        self, packed: Any, x: Any, bias: Any, alpha: Any, out_dtype: Any, transpose_result: bool
+    ) -> tuple[int, int, int, int]:
         if x.shape[1] % 16:
             raise RuntimeError("CUDA error: not supported")
         return x.shape[1], 2, 1, 40
 
 
-def make_int8_ways(torch):
+def make_int8_ways(torch: Any) -> dict[str, Callable[..., Any]]:
     tuned = cusparselt(torch, Packed, tuned=True)
     return {"dense": int8_dense(torch), "cusparselt": cusparselt(torch, Packed), "cusparselt-tuned": tuned}
 

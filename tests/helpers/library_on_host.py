@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-import onnxruntime
 
-from maskpro_deploy.runtime.sessions.device import HostDevice
-from maskpro_deploy.runtime.sessions.ort_executor import OrtExecutor
+from maskpro_deploy.backends.executor import output_shapes
+from maskpro_deploy.backends.memory import HostDevice
+from maskpro_deploy.backends.onnxruntime_.executor import OnnxExecutor
+from maskpro_deploy.backends.onnxruntime_.sessions import open_graph
 
 VERSION = "11.4.0.106"
 GPU = "sm90"
@@ -65,10 +66,7 @@ class Runtime:
 
 class Engine:
     def __init__(self, described: dict[str, Any]) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        session = onnxruntime.InferenceSession(described["graph"], options, providers=["CPUExecutionProvider"])
-        self.executor = OrtExecutor(session)
+        self.executor = OnnxExecutor(open_graph(described["graph"], threads=1), HostDevice())
         self.shapes = described["profiles"]
         self.names = list(self.executor.tensors)
         self.num_io_tensors = len(self.names)
@@ -145,16 +143,8 @@ class Context:
         return True
 
     def execute(self) -> None:
-        shapes = dict(self.shapes)
-        rows, new = shapes["input_ids"]
-        for name, spec in self.engine.executor.tensors.items():
-            if name.startswith("present"):
-                past = shapes[name.replace("present", "past_key_values")]
-                grown = past[2] if "write_indices" in shapes else past[2] + new
-                shapes[name] = (*past[:2], grown, past[3])
-            elif name == "logits":
-                shapes[name] = (rows, new, spec.shape[-1])
-        self.engine.executor.run(0, shapes, self.addresses)
+        tensors = self.engine.executor.tensors
+        self.engine.executor.run(0, {**self.shapes, **output_shapes(tensors, self.shapes)}, self.addresses)
 
 
 class Stream:

@@ -18,6 +18,7 @@ SERIAL = {
     "test_generator.py": "requests at set times",
     "test_gpu_check.py": "time budgets",
     "test_kernels.py": "real measurements",
+    "test_lifecycle.py": "deadlines of a server",
     "test_load_sweep.py": "requests at set times",
     "test_monitor.py": "waits for a run to stop",
     "test_native_step.py": "thread counts, and two builds at once in the cache folder",
@@ -26,6 +27,5 @@ SERIAL = {
     "test_readme.py": "every command of the README",
     "test_runtime_bindings.py": "downloads into the cache folder",
     "test_serve_command.py": "signals to a server, and its deadlines",
-    "test_serving.py": "deadlines of a server",
     "test_trt_bindings.py": "downloads into the cache folder",
 }

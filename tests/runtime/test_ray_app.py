@@ -55,7 +55,7 @@ def test_replicas_answer_like_the_server(url: str, sparse_bundle: Path) -> None:
 
 
 def test_wrong_input_shows_before_anything_starts(tmp_path: Path, sparse_bundle: Path) -> None:
-    with pytest.raises(InputError, match="no bundle"):
+    with pytest.raises(InputError, match="not a bundle"):
         application(tmp_path)
     with pytest.raises(ConfigError, match="replicas"):
         application(sparse_bundle, replicas=0)

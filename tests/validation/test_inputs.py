@@ -102,7 +102,7 @@ def test_a_pipe_in_a_folder_does_not_hang(tiny_sparse, tmp_path, name):
     folder = shutil.copytree(tiny_sparse, tmp_path / "sparse")
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
-    with pytest.raises(FormatError, match="no regular file"):
+    with pytest.raises(FormatError, match="not a regular file"):
         validate(folder)
 
 

@@ -8,7 +8,6 @@ import click
 
 from maskpro_deploy.commands.benchmark.options import least_difference_option
 from maskpro_deploy.commands.options import PATH, force_option, json_option
-from maskpro_deploy.system.output import emit
 
 
 @click.command("compare")
@@ -28,22 +27,7 @@ def command(a: Path, b: Path, out: Path | None, least_difference: float, force: 
     Example:
       maskpro-deploy benchmark compare report-before report-after --out comparison
     """
-    from maskpro_deploy.bench.environment import capture
-    from maskpro_deploy.bench.results.document import to_text
-    from maskpro_deploy.bench.sweeps.compare import compare_results, describe
-    from maskpro_deploy.bench.sweeps.saved import load
-    from maskpro_deploy.system.extras import require
-    from maskpro_deploy.system.files import check_free, new_folder
+    from maskpro_deploy.runs.comparison import compare_results
+    from maskpro_deploy.runs.output import Output
 
-    if out is not None:
-        check_free(out, force=force)
-        require("report", "writing report.html")
-    comparison = compare_results(load(a), load(b), capture(), least_difference=least_difference)
-    document = describe(comparison)
-    if out is not None:
-        from maskpro_deploy.reports.comparison import build_page
-        from maskpro_deploy.reports.run import write_run
-
-        with new_folder(out, force=force) as folder:
-            write_run(folder, comparison.to_json(), document, build_page(comparison))
-    emit(as_json, comparison.to_json(), to_text(document, out))
+    compare_results(a, b, Output(out=out, force=force, as_json=as_json), least_difference=least_difference)

@@ -1,14 +1,13 @@
-"""A Hugging Face folder. With `masks.safetensors` beside its shards, the listed weights must be zero wherever the mask is."""
+"""A Hugging Face folder. With `masks.safetensors` next to its shards, the listed weights must be zero wherever the mask is."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
-from maskpro_deploy.checkpoint import INDEX_FILE, read_index, weight_files
-from maskpro_deploy.errors import FormatError, InputError
+from maskpro_deploy.checkpoint import INDEX_FILE, read_config, read_index, weight_files
+from maskpro_deploy.errors import FormatError
 from maskpro_deploy.masks import MASKS_FILE, MaskSet
-from maskpro_deploy.system.files import read_json
 from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.system.progress import Progress
 from maskpro_deploy.system.safetensors_header import Entry, read_header
@@ -31,7 +30,7 @@ class CheckpointReader:
 
     def read(self, path: Path, progress: Progress) -> Source:
         _refuse_pipes(path)
-        config = read_json(_config_path(path))
+        config = read_config(path)
         masks = MaskSet.load(path / MASKS_FILE) if (path / MASKS_FILE).is_file() else None
         shards = weight_files(path)
         files = [InputFile(shard) for shard in shards]
@@ -63,12 +62,6 @@ class CheckpointReader:
         )
 
 
-def _config_path(folder: Path) -> Path:
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} is no Hugging Face checkpoint: it has no config.json.")
-    return folder / "config.json"
-
-
 def _check_adapters(folder: Path) -> list[str]:
     """An adapter next to the weights changes what they compute."""
     return [f"{name} belongs to an adapter, which is not merged" for name in _ADAPTER_FILES if (folder / name).is_file()]
@@ -96,7 +89,7 @@ def _refuse_pipes(folder: Path) -> None:
     """Opening a pipe would wait for its writer."""
     for path in folder.iterdir():
         if path.is_fifo() or path.is_socket() or path.is_block_device() or path.is_char_device():
-            raise FormatError(f"{path} is no regular file: it is not read.")
+            raise FormatError(f"{path} is not a regular file: it is not read.")
 
 
 def _add_mask(item: Weight, masks: MaskSet) -> Weight:

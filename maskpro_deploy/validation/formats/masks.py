@@ -11,7 +11,7 @@ from maskpro_deploy.masks import FORMAT, MASKS_FILE, MaskSet, StoredBits
 from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.system.progress import Progress
 from maskpro_deploy.validation.arrays import BitArray, FileArray, FlatArray, LoadedArray, MemoryArray, TransposedArray
-from maskpro_deploy.validation.source import Source, Weight
+from maskpro_deploy.validation.source import Source, SuffixReader, Weight
 
 
 def mask_array(masks: MaskSet, name: str) -> BitArray:
@@ -41,13 +41,13 @@ def _packed_array(masks: MaskSet, name: str) -> FlatArray:
     return FileArray(file=bits.file, offset=place.offset, dtype=np.dtype(np.uint8), size=place.bytes)
 
 
-class MasksReader:
+class MasksReader(SuffixReader):
     """Reader of `masks.safetensors`, known by its name or by the format in its metadata."""
 
-    takes = "a mask file"
+    takes, suffix = "a mask file", ".safetensors"
 
     def accepts(self, path: Path) -> bool:
-        if not path.is_file() or path.suffix.lower() != ".safetensors":
+        if not super().accepts(path):
             return False
         if path.name == MASKS_FILE:
             return True

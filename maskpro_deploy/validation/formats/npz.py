@@ -25,7 +25,7 @@ from maskpro_deploy.errors import FormatError
 from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.system.progress import Progress
 from maskpro_deploy.validation.arrays import BitArray
-from maskpro_deploy.validation.source import Source, Unchecked, Weight
+from maskpro_deploy.validation.source import Source, SuffixReader, Unchecked, Weight
 
 _SUFFIX = ".mask"
 _MOST_GROWTH, _SMALL_BYTES = 200, 1 << 26  # masks hardly compress: an archive of other proportions is a trap
@@ -45,13 +45,10 @@ class _Member:
     count: int
 
 
-class NpzReader:
+class NpzReader(SuffixReader):
     """Reader of MaskLLM mask files."""
 
-    takes = "a .npz file"
-
-    def accepts(self, path: Path) -> bool:
-        return path.is_file() and path.suffix.lower() == ".npz"
+    takes, suffix = "a .npz file", ".npz"
 
     def read(self, path: Path, progress: Progress) -> Source:
         file = InputFile(path)
@@ -77,7 +74,7 @@ def _read_members(file: InputFile) -> list[_Member]:
     """The arrays of an archive, their heads read.
 
     Raises:
-        FormatError: it is no whole archive, holds something else, or would grow beyond reason.
+        FormatError: it is not a complete archive, holds something else, or would grow beyond reason.
     """
     try:
         with zipfile.ZipFile(file.path) as archive:
@@ -89,7 +86,7 @@ def _read_members(file: InputFile) -> list[_Member]:
                 raise FormatError(f"{file.path} holds two arrays of one name.")
             return [_read_member(file, archive, entry) for entry in sorted(entries, key=lambda e: e.filename)]
     except _NOT_READ as e:
-        raise FormatError(f"{file.path} is no whole npz file: {e}.\nFetch or write it again.") from e
+        raise FormatError(f"{file.path} is not a complete npz file: {e}.\nFetch or write it again.") from e
 
 
 def _read_member(file: InputFile, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> _Member:
@@ -105,7 +102,7 @@ def _read_member(file: InputFile, archive: zipfile.ZipFile, entry: zipfile.ZipIn
     if dtype.hasobject:
         raise FormatError(f"{file.path}: {entry.filename} is a pickle, which can run code when it is opened: it is not read.")
     if dtype != np.uint8 or len(shape) != 1 or entry.file_size != head + shape[0]:
-        raise FormatError(f"{file.path}: {entry.filename} is no packed mask: {dtype} of shape {list(shape)}.")
+        raise FormatError(f"{file.path}: {entry.filename} is not a packed mask: {dtype} of shape {list(shape)}.")
     return _Member(entry.filename, head, int(shape[0]))
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from maskpro_deploy.system.files import read_json
@@ -23,14 +22,12 @@ from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.system.progress import Progress
 from maskpro_deploy.system.safetensors_header import Entry, read_header
 from maskpro_deploy.validation.accounts import Rule, Stored
-from maskpro_deploy.validation.arrays import Array, FileArray, FlatArray, MappedArray, NibbleArray
+from maskpro_deploy.validation.arrays import FileArray, FlatArray, fp4_array
 from maskpro_deploy.validation.formats import bitmask24
 from maskpro_deploy.validation.formats.bitmask24 import DTYPES, Entries
 from maskpro_deploy.validation.formats.names import Doubt, Matrix, reduction_axis
 from maskpro_deploy.validation.formats.neighbours import Neighbours
-from maskpro_deploy.validation.source import Finding, Source, Unchecked, Weight
-
-_FP4 = np.dtype(ml_dtypes.float4_e2m1fn)
+from maskpro_deploy.validation.source import Finding, Source, SuffixReader, Unchecked, Weight
 
 
 def judge_tensor(
@@ -53,7 +50,7 @@ def judge_tensor(
         data = FileArray(file=file, offset=entry.offset, dtype=DTYPES[entry.dtype], size=size)
     elif entry.dtype == "F4":  # two to a byte
         nibbles = FileArray(file=file, offset=entry.offset, dtype=np.dtype(np.uint8), size=-(-size // 2))
-        data = MappedArray(base=NibbleArray(base=nibbles, size=size, signed=False), function=_as_fp4)
+        data = fp4_array(nibbles, size)
     else:
         return _doubt(name, entry, f"dtype {entry.dtype} packs or encodes its weights")
     linear = isinstance(role, Matrix)
@@ -62,10 +59,6 @@ def judge_tensor(
 
 def _doubt(name: str, entry: Entry, reason: str) -> Unchecked:
     return Unchecked(name=name, shape=entry.shape, reason=reason, bytes=entry.bytes)
-
-
-def _as_fp4(piece: Array, start: int) -> Array:
-    return piece.view(_FP4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,13 +130,10 @@ def _multiplies(finding: Finding | None, name: str, config: Mapping[str, Any]) -
     return isinstance(finding, (Weight, Unchecked)) or finding is Rule.HEAD or tied
 
 
-class SafetensorsReader:
+class SafetensorsReader(SuffixReader):
     """Reader of single safetensors files."""
 
-    takes = "a .safetensors file"
-
-    def accepts(self, path: Path) -> bool:
-        return path.is_file() and path.suffix.lower() == ".safetensors"
+    takes, suffix = "a .safetensors file", ".safetensors"
 
     def read(self, path: Path, progress: Progress) -> Source:
         file = InputFile(path)

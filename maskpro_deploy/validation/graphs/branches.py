@@ -60,11 +60,10 @@ class Branches:
 
     def _merge(self, node: NodeProto, column: Sequence[Value]) -> Value:
         """One of several values."""
-        held = [v for v in column if isinstance(v, Opaque) or (isinstance(v, Constant) and is_table(v.shape))]
-        if not held:
-            return Runtime.INPUT if all(v is Runtime.INPUT or isinstance(v, Constant) for v in column) else Runtime.ACTIVE
-        kinds = [v.kind if isinstance(v, Opaque) and v.kind is not Kind.CONSTANT else Kind.SELECTED for v in held]
-        return Opaque(origins_of(*held), max(kinds), f"{node.op_type} chooses it at run time")
+        chosen = _choose_one(column, f"{node.op_type} chooses it at run time")
+        if chosen is not None:
+            return chosen
+        return Runtime.INPUT if all(v is Runtime.INPUT or isinstance(v, Constant) for v in column) else Runtime.ACTIVE
 
     def _carry(self, value: Input, what: str) -> Value:
         """A value that a loop may replace by another."""
@@ -115,12 +114,16 @@ class Branches:
 
 
 def _join_states(old: Value, new: Value) -> Value:
-    """A value that stands for both."""
-    held = [v for v in (old, new) if isinstance(v, Opaque) or (isinstance(v, Constant) and is_table(v.shape))]
-    if not held:
+    """A value that represents both."""
+    both = _choose_one((old, new), old.reason if isinstance(old, Opaque) else "a loop carries it")
+    if both is None:
         return Runtime.ACTIVE
+    same = isinstance(old, Opaque) and (both.origins, both.kind) == (old.origins, old.kind)
+    return old if same else both
+
+
+def _choose_one(values: Sequence[Value], reason: str) -> Opaque | None:
+    """One of several values, whichever it is when the graph runs; None if none of them holds a table."""
+    held = [v for v in values if isinstance(v, Opaque) or (isinstance(v, Constant) and is_table(v.shape))]
     kinds = [v.kind if isinstance(v, Opaque) and v.kind is not Kind.CONSTANT else Kind.SELECTED for v in held]
-    if isinstance(old, Opaque) and origins_of(*held) == old.origins and max(kinds) is old.kind:
-        return old
-    reason = old.reason if isinstance(old, Opaque) else "a loop carries it"
-    return Opaque(origins_of(*held), max(kinds), reason)
+    return Opaque(origins_of(*held), max(kinds), reason) if held else None

@@ -1,4 +1,4 @@
-"""How values that hold stored tensors pass through operators that are no matrix products.
+"""How values that hold stored tensors pass through operators that are not matrix products.
 
 Elementwise operators keep a value what it is. Where activations come in, a table that is added makes `ADDED` activations; one
 that is multiplied must not lengthen them: (B, K, 1) times (K, N), summed over K, is a matrix product in disguise.

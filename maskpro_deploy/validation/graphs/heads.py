@@ -17,27 +17,16 @@ from maskpro_deploy.onnx_graphs.order import names_used
 from maskpro_deploy.validation.accounts import Rule
 from maskpro_deploy.validation.graphs.ledger import Ledger
 from maskpro_deploy.validation.graphs.multiply import ProductWeight
+from maskpro_deploy.validation.graphs.operators import names_in
 from maskpro_deploy.validation.graphs.products import product_of
 from maskpro_deploy.validation.source import Weight
 
 # between the last product and the output
-_AFTER = frozenset(
-    (
-        *(
-            "Add",
-            "Cast",
-            "Clip",
-            "DequantizeLinear",
-            "Div",
-            "Gather",
-            "Identity",
-            "LogSoftmax",
-            "Mul",
-            "QuantizeLinear",
-            "Reshape",
-        ),
-        *("Slice", "Softmax", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze"),
-    )
+_AFTER = names_in(
+    """
+    Add Cast Clip DequantizeLinear Div Gather Identity LogSoftmax Mul QuantizeLinear Reshape Slice Softmax Squeeze Sub Tanh
+    Transpose Unsqueeze
+    """
 )
 # only the first input of these is data
 _BY_POSITION = frozenset({"Gather", "Reshape", "Slice", "Squeeze", "Unsqueeze"})

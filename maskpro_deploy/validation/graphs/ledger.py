@@ -70,7 +70,7 @@ class Ledger:
         return self._keys[place]
 
     def enter_bytes(self, name: str, shape: tuple[int, ...], size: int, scope: tuple[object, ...]) -> str:
-        """Enter data that is no tensor of its own: an attribute, a sparse tensor, a random one."""
+        """Enter data that is not a tensor of its own: an attribute, a sparse tensor, a random one."""
         place = (*scope, name)
         if place not in self._keys:
             self._keys[place] = self._add(name, shape, size, Rule.VECTOR, table=True)
@@ -169,7 +169,7 @@ _INTEGERS = frozenset(
 
 
 def _default_rule(data_type: int) -> Rule:
-    """What a tensor that is no table is, by its type."""
+    """What a tensor that is not a table is, by its type."""
     if data_type == TensorProto.BOOL:
         return Rule.BOOLEAN
     return Rule.INDEX if data_type in _INTEGERS else Rule.VECTOR

@@ -235,7 +235,7 @@ def _find_own_axis(value: Picked, axis: int | None) -> int | None:
 
 
 def _align(scales: Array, zeros: Array | None) -> tuple[Array, Array | None]:
-    """Scales and zero points of one length: a single one of either stands for all."""
+    """Scales and zero points of one length: a single one of either is for all."""
     if zeros is None:
         return (scales if scales.size == 1 else scales.reshape(-1)), None
     size = max(scales.size, zeros.size)

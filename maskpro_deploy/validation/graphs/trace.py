@@ -20,7 +20,6 @@ from maskpro_deploy.onnx_graphs.constants import QUANTISING
 from maskpro_deploy.onnx_graphs.nodes import STANDARD, constant_of, graphs_of, title
 from maskpro_deploy.onnx_graphs.order import ordered
 from maskpro_deploy.onnx_graphs.tensors import external_entries, tensor_bytes
-from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.validation.accounts import Rule
 from maskpro_deploy.validation.graphs import operators as ops
 from maskpro_deploy.validation.graphs.attributes import bind, large_attributes
@@ -30,12 +29,12 @@ from maskpro_deploy.validation.graphs.heads import Heads
 from maskpro_deploy.validation.graphs.ledger import Ledger
 from maskpro_deploy.validation.graphs.moves.pieces import make_pieces
 from maskpro_deploy.validation.graphs.moves.steps import STEPS
-from maskpro_deploy.validation.graphs.moves.tensors import ExternalFiles, dtype_name, flat_array, shape_of
+from maskpro_deploy.validation.graphs.moves.tensors import ExternalFiles, flat_array, shape_of, type_name
 from maskpro_deploy.validation.graphs.multiply import Multiplier
 from maskpro_deploy.validation.graphs.products import PRODUCTS, product_of
 from maskpro_deploy.validation.graphs.shapes import Shapes
 from maskpro_deploy.validation.graphs.values import Constant, Input, Kind, Opaque, Runtime, Value, is_table, origins_of
-from maskpro_deploy.validation.source import Unchecked, Weight
+from maskpro_deploy.validation.source import Weight
 
 Scope = tuple[object, ...]
 _DEEPEST = 32  # functions in functions
@@ -47,6 +46,7 @@ class Tracer:
 
     Attributes:
         files: names of the files of external data.
+        external: those of them that were opened.
         ledger: every stored tensor, and what became of it.
     """
 
@@ -54,7 +54,7 @@ class Tracer:
         self.files: set[str] = set()
         self.ledger = Ledger()
         self._path = path
-        self._external = ExternalFiles(path)
+        self.external = ExternalFiles(path)
         self._functions = {(f.domain, f.name, f.overload): f for f in model.functions if f.domain not in ops.KNOWN_DOMAINS}
         self._shapes = Shapes(model)
         self._flow = Flow(self.ledger, self._shapes)
@@ -70,16 +70,6 @@ class Tracer:
                     shape_of(tensor, path)
                     self.ledger.enter(tensor, tensor.name, ("training", number))
         self.weights: tuple[Weight, ...] = Heads(model.graph, self.ledger).apply(self._multiplier.weights)
-
-    @property
-    def inputs(self) -> tuple[InputFile, ...]:
-        """The files of external data that were opened."""
-        return self._external.opened
-
-    @property
-    def unchecked(self) -> tuple[Unchecked, ...]:
-        """All that is unaccounted for."""
-        return self.ledger.unchecked
 
     @property
     def num_parameters(self) -> int:
@@ -107,11 +97,11 @@ class Tracer:
         shape = shape_of(tensor, self._path)
         key = self.ledger.enter(tensor, name, scope)
         self.files.update(value for entry, value in external_entries(tensor).items() if entry == "location")
-        origins, dtype = frozenset({key}), dtype_name(tensor)
+        origins, dtype = frozenset({key}), type_name(tensor.data_type)
         if dtype is None:
-            type_name = TensorProto.DataType.Name(tensor.data_type) if tensor.data_type in TensorProto.DataType.values() else "?"
-            return Opaque(origins, Kind.CONSTANT, f"its dtype is {type_name}")
-        return Constant(key, shape, dtype, flat_array(tensor, self._path, self._external), tuple(range(len(shape))), origins)
+            onnx_name = TensorProto.DataType.Name(tensor.data_type) if tensor.data_type in TensorProto.DataType.values() else "?"
+            return Opaque(origins, Kind.CONSTANT, f"its dtype is {onnx_name}")
+        return Constant(key, shape, dtype, flat_array(tensor, self._path, self.external), tuple(range(len(shape))), origins)
 
     def _close_outputs(self, values: Iterable[Value]) -> None:
         """Note what becomes an output of the model without another product."""
@@ -133,7 +123,7 @@ class Tracer:
             for name in node.input:
                 if name and name not in values:
                     raise FormatError(
-                        f"{self._path}: {title(node)} uses {name!r}, which is no input, initializer or earlier result.\n"
+                        f"{self._path}: {title(node)} uses {name!r}, which is not an input, initializer or earlier result.\n"
                         f"The graph lacks an initializer, or is not in topological order."
                     )
             inputs: list[Input] = [values[name] if name else None for name in node.input]
@@ -176,7 +166,7 @@ class Tracer:
         return self._follow_constant(node, inputs) or self._flow.results(node, inputs)
 
     def _refuse_attributes(self, node: NodeProto, scope: Scope) -> None:
-        """Refuse what a node may multiply with that is no input of it."""
+        """Refuse what a node may multiply with that is not an input of it."""
         if node.domain not in ops.KNOWN_DOMAINS:
             self.ledger.refuse_node(title(node), "its operator is not known here: it may hold weights of its own")
         elif node.op_type in ops.SEALED:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from maskpro_deploy.backends.session import GraphSession
 from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.manifest import ModelShape
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
-from maskpro_deploy.runtime.sessions.session import OrtSession
 
 
 @settings(deadline=None)
@@ -44,7 +44,7 @@ def bundle_with(source: Path, target: Path, template: str | None, config: dict[s
 
 
 @pytest.fixture
-def shape(session: OrtSession) -> ModelShape:
+def shape(session: GraphSession) -> ModelShape:
     return session.shape
 
 

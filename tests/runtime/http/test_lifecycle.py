@@ -49,9 +49,9 @@ def test_an_address_of_another_machine_is_refused() -> None:
 
 
 def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no bundle"):
+    with pytest.raises(InputError, match="not a bundle"):
         serve(tmp_path, ServeConfig(port=0))
-    with pytest.raises(InputError, match="no bundle"), running_server(tmp_path):
+    with pytest.raises(InputError, match="not a bundle"), running_server(tmp_path):
         pass
 
 

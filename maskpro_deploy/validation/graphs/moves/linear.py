@@ -36,18 +36,12 @@ def dequantise(
         zero_point: of the scale's shape.
         block: elements of a block along `axis`; 0 if not blocked.
     """
-    if zero_point is not None and zero_point.size == scale.size == 1:  # () and (1,) are both in use
-        zero_point = zero_point.reshape(scale.shape)
-    if zero_point is not None and zero_point.shape != scale.shape:
-        return None
-    place = _index_scales(shape, axis, scale.shape, block)
+    place = _index_scales(shape, axis, scale, zero_point, block)
     if place is None:
         return None
-    number = element_type(data)
-    if _keeps_zeros(scale, zero_point, number):
+    if _keeps_zeros(scale, zero_point, element_type(data)):
         return data
-    scales = scale.astype(np.float64).reshape(-1)
-    zeros = zero_point.astype(np.float64).reshape(-1) if zero_point is not None else np.zeros_like(scales)
+    scales, zeros = _flatten(scale, zero_point, np.float64)
 
     def apply(piece: Array, start: int) -> Array:
         at = place(np.arange(start, start + piece.size))
@@ -78,8 +72,18 @@ def _bound_magnitudes(number: np.dtype[Any]) -> tuple[float, float]:
     return float(limits.smallest_subnormal), float(limits.max)
 
 
-def _index_scales(shape: tuple[int, ...], axis: int, scale_shape: tuple[int, ...], block: int) -> Place | None:
+def _flatten(scale: Array, zero_point: Array | None, wide: type[np.floating[Any]]) -> tuple[Array, Array]:
+    """Scales and zero points in a wide type, as `_index_scales` counts them."""
+    scales = scale.astype(wide).reshape(-1)
+    return scales, zero_point.astype(wide).reshape(-1) if zero_point is not None else np.zeros_like(scales)
+
+
+def _index_scales(shape: tuple[int, ...], axis: int, scale: Array, zero_point: Array | None, block: int) -> Place | None:
     """A function from flat indices of the tensor to flat indices of its scale; None if the shapes contradict."""
+    single = zero_point is not None and zero_point.size == scale.size == 1  # () and (1,) are both in use
+    if zero_point is not None and not single and zero_point.shape != scale.shape:
+        return None
+    scale_shape = scale.shape
     if math.prod(scale_shape) == 1 and len(scale_shape) <= 1:
         return lambda flat: np.zeros_like(flat)
     if not 0 <= axis < len(shape):
@@ -120,17 +124,12 @@ def quantise(
             finite.
         limits: least and largest integer of the result; None for float types, which saturate too.
     """
-    if zero_point is not None and zero_point.size == scale.size == 1:
-        zero_point = zero_point.reshape(scale.shape)
-    if zero_point is not None and zero_point.shape != scale.shape:
-        return None
-    place = _index_scales(shape, axis, scale.shape, block)
+    place = _index_scales(shape, axis, scale, zero_point, block)
     if place is None or not np.isfinite(scale.astype(np.float64)).all() or np.any(scale.astype(np.float64) == 0):
         return None
     # the division is made in the type of the data, at least single precision, as runtimes do
     wide: type[np.floating[Any]] = np.float64 if element_type(data) == np.float64 else np.float32
-    scales = scale.astype(wide).reshape(-1)
-    zeros = zero_point.astype(wide).reshape(-1) if zero_point is not None else np.zeros_like(scales)
+    scales, zeros = _flatten(scale, zero_point, wide)
 
     def apply(piece: Array, start: int) -> Array:
         at = place(np.arange(start, start + piece.size))

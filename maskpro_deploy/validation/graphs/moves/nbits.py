@@ -2,7 +2,7 @@
 
 MatMulNBits: 2, 4 or 8 bits each, in blocks along K with a scale and a zero point. Stored are `B` (N, blocks, bytes of a block),
 the first weight of a byte in its lowest bits; scales (N * blocks); zero points (N rows of as many bytes as the blocks' zero
-points fill), half of the range where they are left out, or floats (N * blocks).
+points fill), half of the range where they are omitted, or floats (N * blocks).
 
 MatMulBnb4: 4 bits each, the first in the highest bits, numbers of entries in a table of values; (N, K) as one run, in blocks with
 a scale. Entry 7 of the NF4 table is zero, entries 0 and 8 of the FP4 table are.

@@ -15,7 +15,7 @@ from maskpro_deploy.onnx_graphs.constants import move_axes
 from maskpro_deploy.onnx_graphs.nodes import get_integer, get_integers
 from maskpro_deploy.validation.arrays import Array, LoadedArray, MappedArray
 from maskpro_deploy.validation.graphs.moves.linear import dequantise, element_type, quantise
-from maskpro_deploy.validation.graphs.moves.tensors import cast_target
+from maskpro_deploy.validation.graphs.moves.tensors import cast_target, type_name
 from maskpro_deploy.validation.graphs.values import Constant, Input
 
 EAGER_LIMIT = 1 << 26  # elements that are read at once
@@ -59,10 +59,8 @@ def _quantize(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Cons
     if scales is None:
         return None
     zero_point = inputs[2] if len(inputs) > 2 else None
-    if isinstance(zero_point, Constant):
-        name = zero_point.dtype
-    else:
-        name = _OUTPUT.get(get_integer(node, "output_dtype", TensorProto.UINT8), "")
+    given = zero_point.dtype if isinstance(zero_point, Constant) else None
+    name = given or type_name(get_integer(node, "output_dtype", TensorProto.UINT8)) or ""
     if name not in _QUANTISED:
         return None
     target, limits = _QUANTISED[name]
@@ -184,17 +182,6 @@ def read_small(value: Input) -> Array | None:
     return array
 
 
-_OUTPUT = {
-    TensorProto.INT8: "i8",
-    TensorProto.UINT8: "u8",
-    TensorProto.INT16: "i16",
-    TensorProto.UINT16: "u16",
-    TensorProto.INT4: "int4",
-    TensorProto.UINT4: "uint4",
-    TensorProto.FLOAT8E4M3FN: "f8_e4m3",
-    TensorProto.FLOAT8E5M2: "f8_e5m2",
-    TensorProto.FLOAT4E2M1: "f4",
-}
 _QUANTISED: dict[str, tuple[type, tuple[int, int] | None]] = {
     "i8": (np.int8, (-128, 127)),
     "u8": (np.uint8, (0, 255)),

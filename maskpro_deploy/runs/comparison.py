@@ -1,0 +1,35 @@
+"""The run of `benchmark compare`: two results that were measured at different times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from maskpro_deploy.bench.environment import capture
+from maskpro_deploy.bench.results.document import to_markdown, to_text
+from maskpro_deploy.bench.sweeps import compare
+from maskpro_deploy.bench.sweeps.saved import load
+from maskpro_deploy.reports.comparison import build_page
+from maskpro_deploy.runs.output import Output, RunFolder, emit_result, write_report
+from maskpro_deploy.system.files import new_folder
+
+
+def compare_results(a: Path, b: Path, output: Output, *, least_difference: float) -> None:
+    """Compare two results, write the report, print.
+
+    Args:
+        a: a result.json, or its folder.
+        b: the other one.
+        output: where the comparison goes.
+        least_difference: the smallest difference of interest, as a fraction.
+
+    Raises:
+        InputError: the two cannot be compared, or the folder of the comparison is taken.
+        FormatError: one of them is damaged, or not of a benchmark.
+    """
+    RunFolder(output)  # what is taken or missing shows first
+    comparison = compare.compare_results(load(a), load(b), capture(), least_difference=least_difference)
+    document = compare.describe(comparison)
+    if output.out is not None:
+        with new_folder(output.out, force=output.force) as folder:
+            write_report(folder, comparison, to_markdown(document), build_page(comparison))
+    emit_result(comparison, to_text(document), out=output.out, as_json=output.as_json)
