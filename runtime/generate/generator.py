@@ -1,8 +1,8 @@
 """The text generator: one thread that owns the session, and the ways to ask it for text.
 
-onnxruntime gives up the interpreter lock while it computes, so one thread for the model and one for the network do not hinder
-each other. Requests come in through a queue of commands; answers go out as events through a callback, on the generator's
-thread. Admission is decided before anything is queued: a full generator says so at once instead of letting everybody wait.
+onnxruntime gives up the interpreter lock while it computes, so the threads of the model and of the network do not hinder each
+other. Requests come in through a queue of commands; answers go out as events through a callback, on the generator's thread.
+Admission is decided before anything is queued: a full generator says so at once instead of letting everybody wait.
 
     with load(bundle) as generator:
         print(generator.generate(["Once upon a time"], SamplingParams(max_tokens=32))[0].text)
@@ -22,12 +22,28 @@ from maskpro_deploy.errors import ConfigError, InputError, MachineError, MaskPro
 from maskpro_deploy.manifest import ModelShape
 from maskpro_deploy.runtime.generate.sampling_params import SamplingError, SamplingParams
 from maskpro_deploy.runtime.generate.scheduler import RuntimeConfig, Scheduler, StepCount
-from maskpro_deploy.runtime.generate.sequence import Collector, Completion, Event, GenerationSequence, Sink
+from maskpro_deploy.runtime.generate.sequence import Completion, Event, FailureEvent, GenerationSequence, Sink, build_completion
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
 
 READY, DRAINING, STOPPED, DEAD = "ready", "draining", "stopped", "dead"
+
+
+class OverloadedError(MachineError):
+    """No room for another request now; `reason` is "queue_full", "loading" or "shutting_down"."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class GeneratorDeadError(MaskProError):
+    """Text generation broke down; it does not recover."""
+
+
+class ContextLengthError(InputError):
+    """Prompt and answer together are longer than the model's context."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +67,7 @@ class Observer(Protocol):
 
 
 class TextGenerator:
-    """Generates text with one session. All methods may be called from any thread.
-
-    Args:
-        session: runs the graph; from now on used by the generator's thread only.
-        tokenizer: text to tokens and back.
-        config: limits.
-    """
+    """Generates text with one session, from now on used by its thread only. All methods may be called from any thread."""
 
     def __init__(self, session: Session, tokenizer: TextTokenizer, config: RuntimeConfig | None = None) -> None:
         self.config = config or RuntimeConfig()
@@ -69,15 +79,10 @@ class TextGenerator:
         self._scheduler = Scheduler(session, self.config, self._emit)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._live: set[GenerationSequence] = set()
-        self._changed = threading.Condition()  # guards _live and _status
-        self._status = READY
+        self._changed = threading.Condition()  # guards _live and status
+        self.status = READY  # or DRAINING, STOPPED, DEAD
         self._thread = threading.Thread(target=self._run, name="maskpro-generator", daemon=True)
         self._thread.start()
-
-    @property
-    def status(self) -> str:
-        """"ready", "draining", "stopped" or "dead"."""  # fmt: skip
-        return self._status
 
     @property
     def capacity(self) -> int:
@@ -91,7 +96,7 @@ class TextGenerator:
 
         Args:
             prompts: tokens of each prompt.
-            params: how to continue them.
+            params: settings of all answers.
             sink: takes the events of all answers, on the generator's thread; choice i of prompt p has number p * n + i.
             n: answers to each prompt.
             limited: refuse when the queue is full.
@@ -114,7 +119,7 @@ class TextGenerator:
         with self._changed:
             self._admit(len(sequences) if limited else 0)
             self._live.update(sequences)
-            self._commands.put(lambda: self._enqueue(sequences))
+            self._commands.put(lambda: self._scheduler.waiting.extend(sequences))
         return sequences
 
     def abort(self, sequences: Iterable[GenerationSequence]) -> None:
@@ -123,14 +128,7 @@ class TextGenerator:
         self._commands.put(lambda: self._scheduler.abort(wanted))
 
     def generate(self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | None = None) -> list[Completion]:
-        """Answer prompts, together, and wait for all of them.
-
-        Args:
-            prompts: texts, or tokens.
-            params: how to continue them.
-
-        Returns:
-            One answer for each prompt, in order.
+        """Answer prompts (texts or tokens), together; wait for one answer to each, in order.
 
         Raises:
             MaskProError: as `submit`, or what broke the generation.
@@ -138,29 +136,31 @@ class TextGenerator:
         tokens = [self.tokenizer.encode(p) if isinstance(p, str) else list(p) for p in prompts]
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         sequences = self.submit(tokens, params or SamplingParams(), events.put, limited=False)
-        collectors = [Collector(len(s.prompt)) for s in sequences]
+        events_of: list[list[Event]] = [[] for _ in sequences]
         try:
             open_choices = len(sequences)
             while open_choices:
                 event = events.get()
-                collectors[event.choice].add(event)
+                if isinstance(event, FailureEvent):
+                    raise event.error
+                events_of[event.choice].append(event)
                 open_choices -= event.last
         finally:
             self.abort(sequences)  # after an error or an interrupt the others are of no use
-        return [c.completion() for c in collectors]
+        return [build_completion(len(s.prompt), own) for s, own in zip(sequences, events_of, strict=True)]
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Take no new requests and wait for the running ones; whether all were finished in time."""
         with self._changed:
-            if self._status == READY:
-                self._status = DRAINING
+            if self.status == READY:
+                self.status = DRAINING
             return self._changed.wait_for(lambda: not self._live, timeout_s)
 
     def close(self) -> None:
         """End what runs (its owners see an "abort") and stop the thread."""
         with self._changed:
-            if self._status not in (STOPPED, DEAD):
-                self._status = STOPPED
+            if self.status not in (STOPPED, DEAD):
+                self.status = STOPPED
         self._commands.put(lambda: self._scheduler.abort(list(self._live)))
         self._thread.join()
 
@@ -171,9 +171,9 @@ class TextGenerator:
         self.close()
 
     def _admit(self, wanted: int) -> None:
-        if self._status == DEAD:
+        if self.status == DEAD:
             raise GeneratorDeadError("text generation broke down; see the server's log. It has to be restarted.")
-        if self._status != READY:
+        if self.status != READY:
             raise OverloadedError("the server is shutting down.", "shutting_down")
         if len(self._live) + wanted > self.capacity and wanted:
             raise OverloadedError(f"the server is full: {len(self._live)} requests run or wait. Try again later.", "queue_full")
@@ -196,7 +196,7 @@ class TextGenerator:
 
     def _run(self) -> None:
         try:
-            while self._take_commands() or self._status not in (STOPPED, DEAD):
+            while self._take_commands() or self.status not in (STOPPED, DEAD):
                 if not self._scheduler.idle:
                     count = self._scheduler.step()
                     if self.observer is not None:
@@ -210,34 +210,27 @@ class TextGenerator:
         """Carry out what was asked for; wait for it if there is nothing else to do. Whether work is left."""
         try:
             while True:
-                self._commands.get(block=self._scheduler.idle and self._status not in (STOPPED, DEAD))()
+                self._commands.get(block=self._scheduler.idle and self.status not in (STOPPED, DEAD))()
         except queue.Empty:
             pass
         return not self._scheduler.idle
-
-    def _enqueue(self, sequences: list[GenerationSequence]) -> None:
-        for sequence in sequences:
-            self._scheduler.add(sequence)
 
     def _emit(self, sequence: GenerationSequence, event: Event) -> None:
         if self.observer is not None:
             self.observer.count_event(sequence, event)
         if sequence.finished:
-            self._forget(sequence)
+            with self._changed:
+                self._live.discard(sequence)
+                self._changed.notify_all()
         try:
             sequence.sink(event)
         except Exception:  # its owner is gone (a closed event loop): nobody else should suffer
             log.warning("an answer has lost its reader", exc_info=True)
             self.abort([sequence])
 
-    def _forget(self, sequence: GenerationSequence) -> None:
-        with self._changed:
-            self._live.discard(sequence)
-            self._changed.notify_all()
-
     def _fail_all(self, error: BaseException) -> None:
         with self._changed:
-            self._status = DEAD
+            self.status = DEAD
             orphans = list(self._live)
         reason = GeneratorDeadError(f"text generation broke down: {error}")
         for sequence in orphans:
@@ -263,20 +256,3 @@ def context_length(shape: ModelShape, wanted: int | None) -> int:
     if wanted is not None and wanted > shape.max_length:
         raise ConfigError(f"--max-model-len is {wanted}, but the model's context holds {shape.max_length} tokens.")
     return wanted or shape.max_length
-
-
-# MERGED runtime/generate/refusals.py
-class OverloadedError(MachineError):
-    """No room for another request now; `reason` is "queue_full", "loading" or "shutting_down"."""
-
-    def __init__(self, message: str, reason: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-class GeneratorDeadError(MaskProError):
-    """Text generation broke down; it does not recover."""
-
-
-class ContextLengthError(InputError):
-    """Prompt and answer together are longer than the model's context."""

@@ -18,11 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def load(bundle: Path, config: RuntimeConfig | None = None) -> TextGenerator:
-    """Open a bundle and start a text generator on it.
-
-    Args:
-        bundle: folder written by `maskpro-deploy export`.
-        config: provider, threads and limits.
+    """Open a bundle, a folder written by `maskpro-deploy export`, and start a text generator on it.
 
     Raises:
         InputError: not a bundle, or one that this provider cannot run.

@@ -42,12 +42,8 @@ class Score:
 class Sampler:
     """Chooses the tokens of one answer; remembers them for the penalties.
 
-    Args:
-        params: the settings.
-        prompt: the prompt's tokens.
-        vocab_size: V.
-        end_tokens: the tokens that end an answer; banned before `min_tokens`.
-        choice: which of several answers to one prompt this is; each draws its own numbers from one seed.
+    `end_tokens` end an answer, and are banned before `min_tokens`. Each of several answers to one prompt has its own number
+    `choice`, and so draws its own numbers from one seed.
     """
 
     def __init__(
@@ -63,10 +59,7 @@ class Sampler:
         self._drawn = 0
 
     def sample(self, logits: Floats) -> Score:
-        """Choose the next token.
-
-        Args:
-            logits: of the model. `# (V,)`
+        """Choose the next token from the model's logits.  # (V,)
 
         Raises:
             NumericError: a logit is NaN.
@@ -100,16 +93,7 @@ class Sampler:
 
 
 def draw(scores: Floats, temperature: float, top_k: int, top_p: float, min_p: float, u: float) -> int:
-    """Draw a token from softmax(scores / temperature) after the filters.
-
-    Args:
-        scores: logits after bias and penalties. `# (V,)`
-        temperature: above 0.
-        top_k: see `SamplingParams`; likewise `top_p` and `min_p`.
-        top_p: see there.
-        min_p: see there.
-        u: a uniform number in [0, 1).
-    """
+    """Draw a token from softmax(scores / temperature) after the filters of `SamplingParams`; `u` is uniform in [0, 1).  # (V,)"""
     scaled = (scores - scores.max()) / np.float32(temperature)  # (V,), largest 0
     keep = scaled >= (math.log(min_p) if min_p > 0 else np.finfo(np.float32).min)  # drops banned tokens too
     if top_k:
@@ -152,8 +136,5 @@ def score(logits: Floats, token: int, top: int | None) -> Score:
         return Score(token)
     shifted = logits - logits.max()
     log_sum = math.log(np.exp(shifted).sum(dtype=np.float64))
-    best: list[int] = []
-    if top:
-        best = np.flatnonzero(top_k_mask(shifted, top)).tolist()
-        best.sort(key=lambda t: (-shifted[t], t))
+    best = sorted(np.flatnonzero(top_k_mask(shifted, top)).tolist(), key=lambda t: (-shifted[t], t)) if top else []
     return Score(token, float(shifted[token]) - log_sum, tuple((t, float(shifted[t]) - log_sum) for t in best))

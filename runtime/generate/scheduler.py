@@ -46,6 +46,32 @@ class SchedulerConfig:
             check_range(f"--{name.replace('_', '-')}", getattr(self, name), least=1)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeConfig(SessionConfig, SchedulerConfig):
+    """How a bundle is run: the settings of its session and of its scheduler, and the generator's own.
+
+    Where `max_cache_tokens` is None, `load` takes as many as fit an eighth of this machine's memory; it takes `max_prefill_rows`
+    from the session.
+
+    Attributes:
+        spin: see `SessionConfig`; off here, because a server shares its machine at least with its own network thread.
+        max_num_queued_reqs: further sequences that may wait.
+        max_model_len: longest prompt and answer together, in tokens; None takes the model's own.
+        check_hashes: read every file of the bundle and compare its SHA-256 before use.
+    """
+
+    spin: bool = False
+    max_num_queued_reqs: int = 64
+    max_model_len: int | None = None
+    check_hashes: bool = False
+
+    def __post_init__(self) -> None:
+        SessionConfig.__post_init__(self)
+        SchedulerConfig.__post_init__(self)
+        check_range("--max-num-queued-reqs", self.max_num_queued_reqs, least=0)
+        check_range("--max-model-len", self.max_model_len, least=2)
+
+
 @dataclass(slots=True)
 class _Reading:
     """Prompts that are being read, and the sequences that wait for each of them."""
@@ -53,6 +79,7 @@ class _Reading:
     prefill: Prefill
     members: list[list[GenerationSequence]]  # one list for each row
 
+    @property
     def sequences(self) -> list[GenerationSequence]:
         return [s for row in self.members for s in row]
 
@@ -67,13 +94,7 @@ class StepCount:
 
 
 class Scheduler:
-    """Sequences from waiting to finished.
-
-    Args:
-        session: runs the graph.
-        config: how much at once.
-        emit: takes every event, in order.
-    """
+    """Sequences from waiting to finished; `emit` takes every event, in order."""
 
     def __init__(self, session: Session, config: SchedulerConfig, emit: Emit) -> None:
         self.session = session
@@ -92,16 +113,12 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         """Sequences that hold a place in the batch, or will after reading."""
-        return len(self.running) + (len(self._reading.sequences()) if self._reading else 0)
+        return len(self.running) + (len(self._reading.sequences) if self._reading else 0)
 
     @property
     def cached_tokens(self) -> int:
         """Tokens in the cache, padding not counted."""
         return int(self._batch.lengths.sum()) if self._batch is not None else 0
-
-    def add(self, sequence: GenerationSequence) -> None:
-        """Put a sequence at the end of the queue."""
-        self.waiting.append(sequence)
 
     def abort(self, sequences: Iterable[GenerationSequence]) -> None:
         """End sequences, wherever they are; finished ones stay as they are."""
@@ -109,7 +126,7 @@ class Scheduler:
             if not sequence.finished:
                 self.emit(sequence, sequence.abort())
         self.waiting = deque(s for s in self.waiting if not s.finished)
-        if self._reading and all(s.finished for s in self._reading.sequences()):
+        if self._reading and all(s.finished for s in self._reading.sequences):
             self._reading = None
         self._compact()
 
@@ -231,30 +248,3 @@ class Scheduler:
             return
         self.running = [self.running[i] for i in keep]
         self._batch = self._batch.keep(keep) if keep and self._batch is not None else None
-
-
-# MERGED runtime/generate/config.py
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RuntimeConfig(SessionConfig, SchedulerConfig):
-    """How a bundle is run: the settings of its session and of its scheduler, and the generator's own.
-
-    Where `max_cache_tokens` is None, `load` takes as many as fit an eighth of this machine's memory; it takes `max_prefill_rows`
-    from the session.
-
-    Attributes:
-        spin: see `SessionConfig`; off here, because a server shares its machine at least with its own network thread.
-        max_num_queued_reqs: further sequences that may wait.
-        max_model_len: longest prompt and answer together, in tokens; None takes the model's own.
-        check_hashes: read every file of the bundle and compare its SHA-256 before use.
-    """
-
-    spin: bool = False
-    max_num_queued_reqs: int = 64
-    max_model_len: int | None = None
-    check_hashes: bool = False
-
-    def __post_init__(self) -> None:
-        SessionConfig.__post_init__(self)
-        SchedulerConfig.__post_init__(self)
-        check_range("--max-num-queued-reqs", self.max_num_queued_reqs, least=0)
-        check_range("--max-model-len", self.max_model_len, least=2)

@@ -22,19 +22,12 @@ STOP, LENGTH, ABORT = "stop", "length", "abort"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenEvent:
-    """One more token of an answer, or its end.
+    """One more token of an answer, or its end."""
 
-    Attributes:
-        choice: which answer of the request.
-        score: the token with its log-probabilities; None if the end came without one.
-        text: what is settled of the text now; may be empty, may hold characters of earlier tokens.
-        finish_reason: "stop", "length" or "abort" in the last event, else None.
-    """
-
-    choice: int
-    score: Score | None
-    text: str
-    finish_reason: str | None = None
+    choice: int  # which answer of the request
+    score: Score | None  # the token with its log-probabilities; None if the end came without one
+    text: str  # what is settled of the text now; may be empty, may hold characters of earlier tokens
+    finish_reason: str | None = None  # "stop", "length" or "abort" in the last event, else None
 
     @property
     def last(self) -> bool:
@@ -75,16 +68,13 @@ class Times:
 
 
 class GenerationSequence:
-    """One prompt with its growing answer.
+    """One prompt (a token at least) with its growing answer.
 
     Args:
-        prompt: its tokens, at least one.
-        params: how to continue it.
-        shape: the model's sizes and special tokens.
-        tokenizer: turns tokens into text.
+        prompt, params, shape, tokenizer: what is continued, and how.
+        sink: takes the events, on the generator's thread.
         choice: number of this answer within its request (reported in events).
         draw: number of this answer among those to the same prompt (keeps their random numbers apart).
-        sink: takes the events, on the generator's thread.
     """
 
     def __init__(
@@ -159,12 +149,7 @@ class GenerationSequence:
         return self._finish(ABORT, None, "")
 
     def score_prompt(self, logits: Floats, first: int) -> None:
-        """Record the prompt's own log-probabilities.
-
-        Args:
-            logits: after the prompt's tokens `first`, `first + 1`, ...: each scores the token after it. `# (S, V)`
-            first: position of the first of them in the prompt.
-        """
+        """Record the prompt's own log-probabilities; the logits after its token `first` score the next one.  # (S, V)"""
         if not self.prompt_scores:
             self.prompt_scores.append(Score(self.prompt[0]))
         for row, token in zip(logits, self.prompt[first + 1 :], strict=False):
@@ -181,7 +166,6 @@ class GenerationSequence:
         return TokenEvent(choice=self.choice, score=chosen, text=text, finish_reason=reason)
 
 
-# MERGED runtime/generate/completion.py
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """A finished answer.
@@ -203,40 +187,15 @@ class Completion:
     prompt_scores: tuple[Score, ...] = ()
 
 
-class Collector:
-    """Builds one answer from its events."""
-
-    def __init__(self, prompt_tokens: int) -> None:
-        self._prompt_tokens = prompt_tokens
-        self._text: list[str] = []
-        self._scores: list[Score] = []
-        self._prompt_scores: tuple[Score, ...] = ()
-        self._finish_reason = ABORT
-
-    def add(self, event: Event) -> None:
-        """Take an event.
-
-        Raises:
-            MaskProError: the answer failed.
-        """
-        if isinstance(event, FailureEvent):
-            raise event.error
-        if isinstance(event, PromptEvent):
-            self._prompt_scores = event.scores
-            return
-        self._text.append(event.text)
-        if event.score is not None:
-            self._scores.append(event.score)
-        if event.finish_reason is not None:
-            self._finish_reason = event.finish_reason
-
-    def completion(self) -> Completion:
-        """The answer so far."""
-        return Completion(
-            text="".join(self._text),
-            tokens=tuple(s.token for s in self._scores),
-            finish_reason=self._finish_reason,
-            prompt_tokens=self._prompt_tokens,
-            scores=tuple(self._scores),
-            prompt_scores=self._prompt_scores,
-        )
+def build_completion(prompt_tokens: int, events: Sequence[Event]) -> Completion:
+    """A finished answer from all its events."""
+    steps = [e for e in events if isinstance(e, TokenEvent)]
+    scores = tuple(e.score for e in steps if e.score is not None)
+    return Completion(
+        text="".join(e.text for e in steps),
+        tokens=tuple(s.token for s in scores),
+        finish_reason=steps[-1].finish_reason or ABORT,
+        prompt_tokens=prompt_tokens,
+        scores=scores,
+        prompt_scores=next((e.scores for e in events if isinstance(e, PromptEvent)), ()),
+    )

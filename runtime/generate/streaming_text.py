@@ -62,8 +62,8 @@ class StopFilter:
         if ends:
             out, self._held = self._held[: min(ends)[1]], ""
             return out, True
-        keep = self._open_length()
-        out, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        settled = len(self._held) - self._open_length()
+        out, self._held = self._held[:settled], self._held[settled:]
         return out, False
 
     def flush(self) -> str:

@@ -1,4 +1,7 @@
-"""Text to tokens and back, and messages to the model's prompt."""
+"""Text to tokens and back, and messages to the model's prompt.
+
+The chat template is a program that came with the model and turns messages into its prompt; it runs in jinja's sandbox.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +35,7 @@ _BYTE_OF_CHAR = _byte_alphabet()
 
 
 class TextTokenizer:
-    """The tokenizer of a bundle.
-
-    Args:
-        tokenizer: the parsed tokenizer.json, without truncation and padding.
-        template: renders messages; None if the model has no chat template.
-    """
+    """The tokenizer of a bundle: its tokenizer.json without truncation and padding, and its chat template if there is one."""
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> None:
         self._tokenizer = tokenizer
@@ -97,11 +95,7 @@ class TextTokenizer:
         return text.encode()
 
     def render(self, messages: Sequence[Mapping[str, object]], variables: Mapping[str, object] | None = None) -> str:
-        """Messages as the model's own prompt, ready for its answer.
-
-        Args:
-            messages: each with "role" and "content".
-            variables: more variables for the template; `add_generation_prompt` is true unless given here.
+        """Messages ("role" and "content") as the model's own prompt; `add_generation_prompt` is true unless in `variables`.
 
         Raises:
             InputError: the model has no chat template, or the template refuses these messages.
@@ -120,14 +114,8 @@ def _token_text(entry: object, tokenizer: Tokenizer, token: int | None) -> str:
     return (tokenizer.id_to_token(token) or "") if token is not None else ""
 
 
-# MERGED runtime/generate/chat_template.py
 class ChatTemplate:
-    """A template, compiled when it is first used.
-
-    Args:
-        source: its text.
-        variables: what it always sees, such as `bos_token`.
-    """
+    """A template, compiled when it is first used; it always sees `variables`, such as `bos_token`."""
 
     def __init__(self, source: str, variables: Mapping[str, object]) -> None:
         self._source = source
@@ -135,11 +123,7 @@ class ChatTemplate:
         self._template: Any = None
 
     def render(self, messages: Sequence[Mapping[str, object]], variables: Mapping[str, object]) -> str:
-        """The prompt.
-
-        Raises:
-            InputError: the template refuses these messages.
-        """
+        """The prompt; an InputError if the template refuses these messages."""
         require("serve", "rendering a chat template")
         import jinja2
 
@@ -159,8 +143,7 @@ def read_template(bundle: Path, config: Mapping[str, object]) -> str | None:
         return path.read_text(encoding="utf-8")
     template = config.get("chat_template")
     if isinstance(template, list):  # several named ones
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default")
+        template = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}.get("default")
     return template if isinstance(template, str) else None
 
 

@@ -25,13 +25,11 @@ class ApiError(Exception):
         self.param = param
 
     def body(self) -> dict[str, object]:
-        """The JSON body."""
         message = str(self).encode(errors="replace").decode()  # what a client sent may hold halves of surrogate pairs
         param = self.param and self.param.encode(errors="replace").decode()
         return {"error": {"message": message, "type": self.kind, "param": param, "code": self.code}}
 
     def response(self) -> JSONResponse:
-        """The whole answer."""
         headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": str(RETRY_AFTER_S)}}
         return JSONResponse(self.body(), self.status, headers.get(self.status))
 

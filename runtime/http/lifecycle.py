@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,32 @@ from maskpro_deploy.runtime.http.config import ServeConfig
 from maskpro_deploy.runtime.http.routes import GeneratorSlot
 from maskpro_deploy.runtime.http.server import create_app
 
+_BACKLOG = 2048  # connections that wait to be taken
 _CLOSE_TIMEOUT_S = 5  # for connections to close once all answers are out
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; an InputError if the address is not this machine's, or the port is in use."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as e:
+        raise InputError(f"--host {host} is not an address of this machine: {e.strerror}.") from e
+    listener = socket.socket(family, kind, proto)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)  # binding alone does not show a port that another server has just bound
+    except OSError as e:
+        listener.close()
+        raise InputError(f"cannot listen on {host} port {port}: {e.strerror}. Choose another --port; 0 takes a free one.") from e
+    return listener
+
+
+def base_url(listener: socket.socket) -> str:
+    """The URL at which a listening socket is reached from this machine."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class _Server(uvicorn.Server):
@@ -58,11 +84,7 @@ class _Lifetime:
         (self._hurry if self._stop.is_set() else self._stop).set()
 
     async def run(self) -> bool:
-        """Serve until told to stop; whether all work was finished.
-
-        Raises:
-            MaskProError: the bundle cannot be loaded.
-        """
+        """Serve until told to stop; whether all work was finished. A MaskProError if the bundle cannot be loaded."""
         self._loop = asyncio.get_running_loop()
         manifest = Manifest.load(self._bundle, engines=False)
         slot = GeneratorSlot(self._config.served_model_name or manifest.model.name)
@@ -115,19 +137,13 @@ def _load_in_thread(bundle: Path, config: ServeConfig) -> asyncio.Future[TextGen
     loop = asyncio.get_running_loop()
     future: asyncio.Future[TextGenerator] = loop.create_future()
 
-    def settle(generator: TextGenerator | None, error: BaseException | None) -> None:
-        if generator is not None:
-            future.set_result(generator)
-        elif error is not None:
-            future.set_exception(error)
-
     def work() -> None:
         try:
-            generator, error = load(bundle, config.runtime), None
+            settle = partial(future.set_result, load(bundle, config.runtime))
         except BaseException as e:
-            generator, error = None, e
+            settle = partial(future.set_exception, e)
         with contextlib.suppress(RuntimeError):  # the loop has gone: nobody waits any more
-            loop.call_soon_threadsafe(settle, generator, error)
+            loop.call_soon_threadsafe(settle)
 
     threading.Thread(target=work, name="maskpro-load", daemon=True).start()
     return future
@@ -138,7 +154,7 @@ def serve(bundle: Path, config: ServeConfig | None = None, on_ready: Callable[[s
 
     Args:
         bundle: folder written by `maskpro-deploy export`.
-        config: address, key, names and limits.
+        config: settings; None for all defaults.
         on_ready: called with the URL and the model's name once requests are answered.
 
     Returns:
@@ -170,15 +186,10 @@ def _on_signals(action: Callable[[], None]) -> Iterator[None]:
 def running_server(bundle: Path, config: ServeConfig | None = None) -> Iterator[str]:
     """A server in a thread of this process, for as long as the `with` block lasts.
 
-    Args:
-        bundle: folder written by `maskpro-deploy export`.
-        config: as for `serve`; by default it listens on a free port of the loopback interface.
+    By default it listens on a free port of the loopback interface. What it needs and can raise is as for `serve`.
 
     Yields:
         The base URL, such as "http://127.0.0.1:40123" (OpenAI clients want "/v1" behind it).
-
-    Raises:
-        MaskProError: as `serve`.
     """
     config = config or ServeConfig(port=0)
     ready: threading.Event = threading.Event()
@@ -207,35 +218,3 @@ def running_server(bundle: Path, config: ServeConfig | None = None) -> Iterator[
             thread.join()
     if failed and not isinstance(failed[0], MaskProError):
         raise failed[0]
-
-
-# MERGED runtime/http/listener.py
-_BACKLOG = 2048
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket.
-
-    Raises:
-        InputError: the address is not this machine's, or the port is in use.
-    """
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except OSError as e:
-        raise InputError(f"--host {host} is not an address of this machine: {e.strerror}.") from e
-    listener = socket.socket(family, kind, proto)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)  # binding alone does not show a port that another server has just bound
-    except OSError as e:
-        listener.close()
-        raise InputError(f"cannot listen on {host} port {port}: {e.strerror}. Choose another --port; 0 takes a free one.") from e
-    return listener
-
-
-def base_url(listener: socket.socket) -> str:
-    """The URL at which a listening socket is reached from this machine."""
-    host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

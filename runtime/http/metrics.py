@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from maskpro_deploy.runtime.generate.generator import Load
 from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
 from maskpro_deploy.runtime.generate.scheduler import StepCount
-from maskpro_deploy.runtime.generate.sequence import Event, FailureEvent, GenerationSequence, PromptEvent, TokenEvent
+from maskpro_deploy.runtime.generate.sequence import Event, FailureEvent, GenerationSequence, TokenEvent
 
 _TOKEN_S = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
 _REQUEST_S = (1e-4, 1e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)
@@ -22,12 +22,7 @@ _TOKENS = tuple(float(2**i) for i in range(18))
 
 
 class Metrics:
-    """The metrics of one server; an `Observer` of its generator.
-
-    Args:
-        model_name: label of every sample.
-        load: asked how busy the generator is whenever the metrics are read.
-    """
+    """The metrics of one server, labelled with its model; an `Observer` of its generator. Reading them asks for its `load`."""
 
     def __init__(self, model_name: str, load: Callable[[], Load]) -> None:
         self._registry = CollectorRegistry()
@@ -65,12 +60,10 @@ class Metrics:
         return generate_latest(self._registry)
 
     def count_accepted(self, params: SamplingParams, n: int) -> None:
-        """A request has been accepted."""
         self._max_tokens.observe(params.max_tokens)
         self._n.observe(n)
 
     def count_rejected(self, reason: str) -> None:
-        """A request has been refused."""
         self._rejections.labels(self._model, reason).inc()
 
     def count_step(self, count: StepCount) -> None:
@@ -79,15 +72,11 @@ class Metrics:
         self._preemptions.inc(count.preempted)
 
     def count_event(self, sequence: GenerationSequence, event: Event) -> None:
-        match event:
-            case PromptEvent():
-                return
-            case FailureEvent():
-                self._failure.inc()
-                self._last.pop(sequence, None)
-                return
-            case TokenEvent():
-                self._count_token(sequence, event)
+        if isinstance(event, FailureEvent):
+            self._failure.inc()
+            self._last.pop(sequence, None)
+        elif isinstance(event, TokenEvent):
+            self._count_token(sequence, event)
 
     def _count_token(self, sequence: GenerationSequence, event: TokenEvent) -> None:
         times = sequence.times

@@ -50,11 +50,7 @@ R = TypeVar("R", bound=BaseModel)
 
 
 def parse(kind: type[R], body: bytes) -> R:
-    """Read a request.
-
-    Raises:
-        ApiError: it is not a JSON object, a field has the wrong type, or an unsupported field is used.
-    """
+    """Read a request; an ApiError if it is not a JSON object, a field has the wrong type, or an unsupported field is used."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as e:
@@ -80,13 +76,10 @@ def _to_api_error(error: ValidationError) -> ApiError:
     """The first thing that is wrong, in one line."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     # a union names its own members after the field: only the field is of use to the reader
-    field = ".".join(str(part) for part in first["loc"][:3] if not _is_union_label(part)) or None
+    labels = tuple(part for part in first["loc"][:3] if part in ("str", "int", "[key]") or str(part).startswith("list["))
+    field = ".".join(str(part) for part in first["loc"][:3] if part not in labels) or None
     message = first["msg"].removeprefix("Value error, ")
     return invalid_request(f"{field}: {message}" if field else message, "invalid_value", field)
-
-
-def _is_union_label(part: object) -> bool:
-    return isinstance(part, str) and (part in ("str", "int", "[key]") or part.startswith("list["))
 
 
 def _log_unknown(fields: Mapping[str, object]) -> None:

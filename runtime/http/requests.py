@@ -74,12 +74,7 @@ class GenerationRequest(BaseModel):
 
     @abstractmethod
     def encode_prompts(self, tokenizer: TextTokenizer) -> list[list[int]]:
-        """The tokens of each prompt.
-
-        Raises:
-            ApiError: a prompt is empty.
-            InputError: one cannot be turned into tokens.
-        """
+        """The tokens of each prompt; an ApiError if one is empty, an InputError if one cannot be turned into tokens."""
 
     @abstractmethod
     def answer_tokens(self, room: int) -> int:
@@ -96,14 +91,7 @@ class GenerationRequest(BaseModel):
         return False
 
     def sampling(self, room: int) -> SamplingParams:
-        """The sampling parameters.
-
-        Args:
-            room: tokens that the longest prompt leaves in the context.
-
-        Raises:
-            SamplingError: one is out of its range.
-        """
+        """The sampling parameters, given the room that the longest prompt leaves; a SamplingError if one is out of its range."""
         given: dict[str, Any] = {name: value for name in SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
         logprobs, prompt_logprobs = self.wanted_logprobs
         return SamplingParams(max_tokens=self.answer_tokens(room), logprobs=logprobs, prompt_logprobs=prompt_logprobs, **given)
@@ -118,7 +106,7 @@ class CompletionRequest(GenerationRequest):
     add_special_tokens: bool = True
 
     def encode_prompts(self, tokenizer: TextTokenizer) -> list[list[int]]:
-        """See `GenerationRequest.encode_prompts`; a prompt comes in one of four forms."""
+        """The prompt comes in one of four forms."""
         given = [self.prompt] if isinstance(self.prompt, str) else self.prompt
         if not given:
             raise invalid_request("the prompt is empty.", "invalid_value", "prompt")
@@ -182,13 +170,13 @@ class ChatRequest(GenerationRequest):
         return self
 
     def encode_prompts(self, tokenizer: TextTokenizer) -> list[list[int]]:
-        """See `GenerationRequest.encode_prompts`; the conversation is one prompt."""
+        """The conversation is one prompt."""
         variables = {"add_generation_prompt": self.add_generation_prompt, **(self.chat_template_kwargs or {})}
         text = tokenizer.render([m.for_template() for m in self.messages], variables)
         return [tokenizer.encode(text, add_special_tokens=self.add_special_tokens)]
 
     def answer_tokens(self, room: int) -> int:
-        """See `GenerationRequest.answer_tokens`; without a wish, as long as there is room."""
+        """Without a wish, as long as there is room."""
         wanted = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
         return wanted if wanted is not None else max(room, 1)
 
@@ -213,11 +201,7 @@ class TokenizeRequest(BaseModel):
         return self
 
     def encode(self, tokenizer: TextTokenizer) -> list[int]:
-        """The tokens.
-
-        Raises:
-            InputError: the text or the messages cannot be turned into tokens.
-        """
+        """The tokens; an InputError if the text or the messages cannot be turned into them."""
         text = self.prompt or ""
         if self.messages is not None:
             messages = [m.for_template() for m in self.messages]

@@ -8,7 +8,8 @@
     GET  /version  /metrics
 
 `create_app` makes a starlette app; `lifecycle.py` runs it. A client that goes away ends its own generation, whether it streams or
-not.
+not. The gate in front (request ids, the API key) is plain ASGI on purpose: starlette's BaseHTTPMiddleware hides the client's
+disconnect from everything behind it.
 """
 
 from __future__ import annotations
@@ -29,57 +30,15 @@ from maskpro_deploy.runtime.http.api_errors import HANDLED, ApiError, answer_err
 from maskpro_deploy.runtime.http.config import ServeConfig
 from maskpro_deploy.runtime.http.routes import GeneratorSlot, Routes
 
-
-def create_app(generator: TextGenerator | GeneratorSlot, config: ServeConfig | None = None) -> Starlette:
-    """The app.
-
-    Args:
-        generator: generates; or the slot that it will fill.
-        config: key, names and limits (host and port are the business of whoever runs the app).
-    """
-    config = config or ServeConfig()
-    if isinstance(generator, GeneratorSlot):
-        slot = generator
-    else:
-        slot = GeneratorSlot(config.served_model_name or generator.shape.name, generator)
-    routes = Routes(slot, config)
-    table = [
-        Route("/v1/models", routes.models),
-        Route("/v1/models/{name:path}", routes.model),
-        Route("/v1/completions", routes.completions, methods=["POST"]),
-        Route("/v1/chat/completions", routes.chat, methods=["POST"]),
-        Route("/tokenize", routes.tokenize, methods=["POST"]),
-        Route("/detokenize", routes.detokenize, methods=["POST"]),
-        Route("/health", routes.health),
-        Route("/live", routes.live),
-        Route("/version", routes.version),
-        Route("/metrics", routes.metrics),
-    ]
-    middleware = [Middleware(Gate, api_key=config.api_key)]
-    if config.allowed_origins:
-        cors = Middleware(
-            CORSMiddleware,
-            allow_origins=list(config.allowed_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],
-            expose_headers=[REQUEST_ID],
-        )
-        middleware.insert(0, cors)
-    return Starlette(routes=table, middleware=middleware, exception_handlers=dict.fromkeys(HANDLED, answer_error))
-
-
-# MERGED runtime/http/middleware.py
 REQUEST_ID = "X-Request-Id"
 _GUARDED = ("/v1/", "/tokenize", "/detokenize")
 _PLAIN_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 
 
 class Gate:
-    """Gives every answer a request id (the client's own, if it is a plain one) and asks for the key where there is one.
+    """Gives every answer a request id (the client's own, if it is a plain one), and guards the routes that use the model.
 
-    Args:
-        app: what lies behind.
-        api_key: asked for on the routes that use the model; None serves everybody.
+    They ask for the API key; where it is None, everybody is served.
     """
 
     def __init__(self, app: ASGIApp, api_key: str | None) -> None:
@@ -111,3 +70,35 @@ class Gate:
         scheme, _, token = headers.get("Authorization", "").partition(" ")
         # the comparison takes the same time wherever the first difference is
         return hmac.compare_digest(token.strip().encode(), self._key) and scheme.lower() == "bearer"
+
+
+def create_app(generator: TextGenerator | GeneratorSlot, config: ServeConfig | None = None) -> Starlette:
+    """The app over a generator, or the slot that it will fill (host and port are the business of whoever runs the app)."""
+    config = config or ServeConfig()
+    slot = generator
+    if not isinstance(slot, GeneratorSlot):
+        slot = GeneratorSlot(config.served_model_name or slot.shape.name, slot)
+    routes = Routes(slot, config)
+    table = [
+        Route("/v1/models", routes.models),
+        Route("/v1/models/{name:path}", routes.model),
+        Route("/v1/completions", routes.completions, methods=["POST"]),
+        Route("/v1/chat/completions", routes.chat, methods=["POST"]),
+        Route("/tokenize", routes.tokenize, methods=["POST"]),
+        Route("/detokenize", routes.detokenize, methods=["POST"]),
+        Route("/health", routes.health),
+        Route("/live", routes.live),
+        Route("/version", routes.version),
+        Route("/metrics", routes.metrics),
+    ]
+    middleware = [Middleware(Gate, api_key=config.api_key)]
+    if config.allowed_origins:
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=list(config.allowed_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=[REQUEST_ID],
+        )
+        middleware.insert(0, cors)
+    return Starlette(routes=table, middleware=middleware, exception_handlers=dict.fromkeys(HANDLED, answer_error))

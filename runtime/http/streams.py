@@ -16,22 +16,15 @@ from starlette.types import Receive, Scope, Send
 from maskpro_deploy.errors import MaskProError
 from maskpro_deploy.runtime.generate.generator import OverloadedError, TextGenerator
 from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
-from maskpro_deploy.runtime.generate.sequence import ABORT, Collector, Completion, Event, FailureEvent, TokenEvent
+from maskpro_deploy.runtime.generate.sequence import ABORT, Completion, Event, FailureEvent, TokenEvent, build_completion
 from maskpro_deploy.runtime.http.api_errors import to_api_error
 from maskpro_deploy.runtime.http.responses import Format, usage
 
 
 class TokenStream:
-    """The events of one request, in order; whoever opened it has to `close` it. To be made inside a running event loop.
+    """The events of one request, in order, submitted like `TextGenerator.submit` does; whoever opened it has to `close` it.
 
-    Args:
-        generator: generates.
-        prompts: tokens of each prompt.
-        params: how to continue them.
-        n: answers to each prompt.
-
-    Raises:
-        MaskProError: as `TextGenerator.submit`.
+    To be made inside a running event loop.
     """
 
     def __init__(self, generator: TextGenerator, prompts: Sequence[Sequence[int]], params: SamplingParams, n: int = 1) -> None:
@@ -45,12 +38,7 @@ class TokenStream:
         self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        """Yield every event.
-
-        Raises:
-            MaskProError: an answer failed.
-            OverloadedError: the generator was closed before the end.
-        """
+        """Yield every event; an OverloadedError if the generator was closed before the end."""
         open_choices = len(self.sequences)
         while open_choices:
             event = await self._queue.get()
@@ -68,18 +56,14 @@ class TokenStream:
 
 async def collect(stream: TokenStream) -> list[Completion]:
     """All answers of a request, whole."""
-    collectors = [Collector(len(sequence.prompt)) for sequence in stream.sequences]
+    events_of: list[list[Event]] = [[] for _ in stream.sequences]
     async for event in stream:
-        collectors[event.choice].add(event)
-    return [c.completion() for c in collectors]
+        events_of[event.choice].append(event)
+    return [build_completion(len(s.prompt), own) for s, own in zip(stream.sequences, events_of, strict=True)]
 
 
 async def unless_disconnected(request: Request, work: Awaitable[list[Completion]]) -> list[Completion]:
-    """The result of `work`, unless the client goes away first.
-
-    Raises:
-        ClientDisconnect: it went away.
-    """
+    """The result of `work`; a ClientDisconnect if the client goes away first."""
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_wait_for_disconnect(request.receive))
     try:

@@ -24,7 +24,7 @@ class Bench:
     def add(self, prompt: list[int], **params: object) -> GenerationSequence:
         settings = SamplingParams(**{"temperature": 0.0, "ignore_eos": True, **params})  # type: ignore[arg-type]
         sequence = GenerationSequence(prompt, settings, self.session.shape, self.tokenizer, lambda e: None)
-        self.scheduler.add(sequence)
+        self.scheduler.waiting.append(sequence)
         return sequence
 
     def finish(self) -> None:
