@@ -88,26 +88,20 @@ class Checkpoint:
         return shapes
 
     def tensor(self, name: str) -> npt.NDArray[Any]:
-        """One tensor, in its own dtype (bf16 as `ml_dtypes.bfloat16`).
-
-        Raises:
-            FormatError: there is no such tensor.
-        """
-        if name not in self.shard_of:
-            raise FormatError(f"{self.folder} has no tensor {name!r}.")
-        with _open_shard(self.shard_of[name]) as file:
-            return _read_tensor(file, name, self.shard_of[name])
+        """One tensor, in its own dtype (bf16 as `ml_dtypes.bfloat16`); a FormatError if there is none of that name."""
+        shard = self._shard_holding(name)
+        with _open_shard(shard) as file:
+            return _read_tensor(file, name, shard)
 
     def slices(self, name: str) -> Any:
-        """One tensor to read in parts: `slices(name)[a:b, c:d]` reads only these, whatever the tensor's size.
+        """One tensor to read in parts: `slices(name)[a:b, c:d]` reads only these, whatever its size. Errors as of `tensor`."""
+        with _open_shard(self._shard_holding(name)) as file:
+            return file.get_slice(name)
 
-        Raises:
-            FormatError: there is no such tensor.
-        """
+    def _shard_holding(self, name: str) -> Path:
         if name not in self.shard_of:
             raise FormatError(f"{self.folder} has no tensor {name!r}.")
-        with _open_shard(self.shard_of[name]) as file:
-            return file.get_slice(name)
+        return self.shard_of[name]
 
     @cached_property
     def masks(self) -> MaskSet | None:
@@ -137,11 +131,7 @@ class Checkpoint:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of `config.json`.
-
-    Raises:
-        InputError: the folder has none.
-    """
+    """The content of `config.json`; an InputError if the folder has none."""
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} is not a Hugging Face checkpoint: it has no config.json.")
     return read_json(folder / "config.json")
@@ -237,14 +227,8 @@ def save_sparse(
 ) -> None:
     """Write a sparse checkpoint: the dense one with its masks applied, shard by shard, as a whole or not at all.
 
-    Args:
-        dense: where the weights come from.
-        masks: one mask for each weight to prune.
-        out: the folder to make.
-        learn: how the masks came about; becomes `learn.json`.
-        force: replace `out` if it exists.
-        progress: gets the number of shards.
-        weights: what replaces some of the checkpoint's weights, by name; cast to their dtypes.
+    `learn` says how the masks came about and becomes `learn.json`. `weights` replace some of the checkpoint's, by name, and are
+    cast to their dtypes. `progress` gets the number of shards; with `force`, `out` is replaced if it exists.
 
     Raises:
         InputError: a mask names a weight that the checkpoint lacks or that has another shape, or `out` exists.

@@ -65,9 +65,12 @@ def load_text(source: str) -> Text:
     if source in (BUILTIN, HELD_OUT):
         documents = _read_builtin("learn" if source == BUILTIN else "heldout")
     elif source.startswith("hub:"):
-        documents = _read_hub(source)
+        _, name, *split = source.split(":")
+        documents = hub_rows(name, split=split[0] if split else "train")
+    elif (rows := file_rows(Path(source))) is not None:
+        documents = rows
     else:
-        documents = _read_file(Path(source))
+        documents = read_plain(Path(source)).split("\n%%\n")
     kept = tuple(d for d in documents if d.strip())
     if not kept:
         raise InputError(f"{source} holds no text.")
@@ -156,16 +159,6 @@ def _read_builtin(split: str) -> list[str]:
     return [row["text"] for row in rows if row["split"] == split]
 
 
-def _read_file(path: Path) -> list[str]:
-    rows = file_rows(path)
-    return rows if rows is not None else read_plain(path).split("\n%%\n")
-
-
-def _read_hub(source: str) -> list[str]:
-    _, name, *rest = source.split(":")
-    return hub_rows(name, split=rest[0] if rest else "train")
-
-
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a checkpoint or bundle.
 
@@ -196,16 +189,10 @@ def token_stream(documents: Sequence[str], tokenizer: Tokenizer, separator: int 
 
 
 def windows(stream: npt.NDArray[np.int32], length: int, name: str, stride: int | None = None) -> npt.NDArray[np.int32]:
-    """Cut a stream into windows that begin every `stride` tokens; the rest is dropped.  # (tokens,) -> (W, T)
-
-    Args:
-        stream: the tokens.
-        length: of a window.
-        name: of the text, for messages.
-        stride: by default `length`: windows that do not overlap.
+    """Cut a stream into windows that begin every `stride` (else `length`) tokens; the rest is dropped.  # (tokens,) -> (W, T)
 
     Raises:
-        ConfigError: the stream is shorter than one window.
+        ConfigError: the stream of the text `name` is shorter than one window.
     """
     if len(stream) < length:
         raise ConfigError(

@@ -38,16 +38,9 @@ def adapt(
     answers: Answers | None = None,
     progress: Progress = SILENT,
 ) -> HarnessLM:
-    """A model, loaded, behind the harness's interface.
+    """A model, loaded where `run` says, behind the harness's interface; see `HarnessConfig` and `HarnessLM` for the rest.
 
-    Args:
-        target: the model.
-        run: where it runs.
-        batch_size: rows in one call, at most.
-        max_length: cut contexts to so many tokens; None for what the model reads.
-        add_special_tokens: whether texts get the tokenizer's special tokens; None lets the tokenizer do as it does.
-        answers: where answers are kept.
-        progress: told after each batch.
+    Contexts are cut to `max_length` tokens, or to what the model reads.
 
     Raises:
         InputError: the model names no end-of-text token.

@@ -19,11 +19,7 @@ _ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".json.gz")
 
 
 def file_rows(path: Path, first: int | None = None) -> list[str] | None:
-    """The rows of a file that has rows, empty ones too; None for plain text.
-
-    Args:
-        path: the file.
-        first: stop after so many rows.
+    """The rows of a file that has rows, empty ones too, or so many `first` ones; None for plain text.
 
     Raises:
         InputError: there is no such file.
@@ -42,11 +38,7 @@ def file_rows(path: Path, first: int | None = None) -> list[str] | None:
 
 
 def read_plain(path: Path) -> str:
-    """A text file.
-
-    Raises:
-        FormatError: it is not UTF-8 text.
-    """
+    """A text file; a FormatError if it is not UTF-8 text."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as e:
@@ -95,14 +87,9 @@ def _read_parquet(path: Path) -> list[str]:
 def hub_rows(
     name: str, config: str | None = None, *, split: str, data_files: str | None = None, first: int | None = None
 ) -> list[str]:
-    """The rows of a dataset of the Hugging Face Hub, or of a folder that is laid out like one.
+    """The rows of one split of a dataset of the Hugging Face Hub, or of a folder that is laid out like one.
 
-    Args:
-        name: of the dataset.
-        config: which of its configurations.
-        split: which of its splits.
-        data_files: only this file of it, as that split.
-        first: only so many rows.
+    `data_files` is the only file of it that is read, as that split; `first` is how many rows.
 
     Raises:
         MissingExtraError: datasets is not installed.

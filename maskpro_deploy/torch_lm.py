@@ -20,6 +20,9 @@ from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.masks import MaskSet
 
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
 
 def load_causal_lm(folder: Path, dtype: torch.dtype) -> Any:
     """The transformers model of a checkpoint folder, frozen, in evaluation mode.
@@ -45,11 +48,7 @@ def load_causal_lm(folder: Path, dtype: torch.dtype) -> Any:
 
 
 class TorchLM:
-    """Logits and greedy tokens of a checkpoint, computed by transformers in torch.
-
-    Args:
-        model: a transformers causal language model.
-    """
+    """Logits and greedy tokens of a transformers causal language model."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -72,25 +71,18 @@ class TorchLM:
         return int(self._model.config.vocab_size)
 
     @torch.inference_mode()
-    def logits(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def logits(self, tokens: Ints) -> Floats:
         """Logits at every position.  # (B, T) -> (B, T, V)"""
         out = self._model(self._tensor(tokens), use_cache=False)
-        logits: npt.NDArray[np.float32] = out.logits.float().cpu().numpy()
+        logits: Floats = out.logits.float().cpu().numpy()
         return logits
 
     @torch.inference_mode()
-    def forward(
-        self, tokens: npt.NDArray[np.int64], cache: Any = None, attention_mask: npt.NDArray[np.int64] | None = None
-    ) -> tuple[npt.NDArray[np.float32], Any]:
-        """Read tokens on top of a cache.
+    def forward(self, tokens: Ints, cache: Any = None, attention_mask: Ints | None = None) -> tuple[Floats, Any]:
+        """Read tokens `(B, S)` on top of a cache that an earlier call returned, which is used up.
 
-        Args:
-            tokens: `# (B, S)`
-            cache: what an earlier call returned, which is used up; None for nothing.
-            attention_mask: 1 where a token counts, 0 at padding on the left; None if all count. `# (B, P + S)`
-
-        Returns:
-            Logits after each token `# (B, S, V)`, and the longer cache.
+        The mask `(B, P + S)` is 1 where a token counts, 0 at padding on the left; None if all count. Returns the logits after
+        each token `(B, S, V)`, and the longer cache.
         """
         from transformers import DynamicCache
 
@@ -104,14 +96,14 @@ class TorchLM:
             positions = np.maximum(attention_mask.cumsum(axis=1) - 1, 0)[:, -tokens.shape[1] :]
             given["position_ids"] = self._tensor(positions)
         out = self._model(self._tensor(tokens), **given)  # the cache grows in place
-        logits: npt.NDArray[np.float32] = out.logits.float().cpu().numpy()
+        logits: Floats = out.logits.float().cpu().numpy()
         return logits, cache
 
-    def _tensor(self, array: npt.NDArray[np.int64]) -> torch.Tensor:
+    def _tensor(self, array: Ints) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self._model.device)
 
     @torch.inference_mode()
-    def hidden_states(self, tokens: npt.NDArray[np.int64]) -> list[npt.NDArray[np.float32]]:
+    def hidden_states(self, tokens: Ints) -> list[Floats]:
         """What goes into layer 0, 1, ... and, after the last norm, into the output head.  # (B, T) -> (B, T, E) each"""
         out = self._model(self._tensor(tokens), use_cache=False, output_hidden_states=True)
         return [state.float().cpu().numpy() for state in out.hidden_states]

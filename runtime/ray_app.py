@@ -45,14 +45,10 @@ class _Replica:
 def application(
     bundle: Path, config: ServeConfig | None = None, *, replicas: int = 1, cpus: float = 1.0, gpus: float = 0.0
 ) -> Any:
-    """A bundle as a Ray Serve application (host and port are Ray's business and not taken from `config`).
+    """A bundle, a folder written by `maskpro-deploy export`, as a Ray Serve application.
 
-    Args:
-        bundle: folder written by `maskpro-deploy export`.
-        config: key, names and limits of each replica.
-        replicas: how many.
-        cpus: CPUs that Ray reserves for each.
-        gpus: GPUs that Ray reserves for each.
+    Each replica has key, names and limits of `config` (host and port are Ray's business and not taken from it), and Ray reserves
+    `cpus` and `gpus` for it.
 
     Raises:
         MissingExtraError: Ray is not installed.

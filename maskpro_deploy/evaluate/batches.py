@@ -37,13 +37,7 @@ def vocabulary_size(lm: GeneratingLM) -> int:
 
 
 def cut_batches(lengths: Mapping[T, int], most_rows: int, vocabulary: int) -> Iterator[list[T]]:
-    """Rows of like length together, the longest first: what does not fit in memory fails at once.
-
-    Args:
-        lengths: row -> its length in tokens.
-        most_rows: of a batch.
-        vocabulary: logits after each token.
-    """
+    """Rows of like length together, the longest first: what does not fit in memory fails at once.  # lengths: row -> tokens"""
     order = sorted(lengths, key=lambda row: -lengths[row])
     while order:
         rows = max(1, min(most_rows, _LOGIT_VALUES // (max(1, lengths[order[0]]) * vocabulary)))
@@ -62,16 +56,9 @@ def read_rows(lm: GeneratingLM, rows: Sequence[Sequence[int]]) -> Logits:
 def continue_rows(
     lm: GeneratingLM, prompts: Sequence[Sequence[int]], most: int, extend: Callable[[list[int], int], bool]
 ) -> list[list[int]]:
-    """Continue prompts with the likeliest tokens, together.
+    """Continue prompts (each of a token at least) with the likeliest tokens, `most` at most, together; the new tokens of each.
 
-    Args:
-        lm: the model.
-        prompts: tokens of each, at least one.
-        most: tokens at most.
-        extend: takes the tokens of a row so far and the next one, and may append it; whether the row continues.
-
-    Returns:
-        The new tokens of each row.
+    `extend` takes the tokens of a row so far and the next one, and may append it; it returns whether the row continues.
     """
     width = max(map(len, prompts))
     tokens = np.zeros((len(prompts), width), np.int64)

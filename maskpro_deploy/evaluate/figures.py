@@ -94,14 +94,9 @@ def compare_all(
     *,
     stride: int | None = None,
 ) -> tuple[Perplexity, dict[str, Comparison]]:
-    """Compare several models with one reference, which runs once per window.
+    """Compare several models with one reference, such as the dense model, which runs once per window.
 
-    Args:
-        lms: name -> model.
-        reference: what they are compared with, such as the dense model.
-        windows: tokens. `# (W, T)`
-        progress: updated after each model and window.
-        stride: see `score_windows`, also for what can go wrong.
+    See `score_windows` for the arguments and what can go wrong.
     """
     name = "the reference"
     while name in lms:
@@ -112,11 +107,7 @@ def compare_all(
 
 
 def perplexity_of(scores: Sequence[WindowScore]) -> Perplexity:
-    """The perplexity from the scores of all windows.
-
-    Raises:
-        CheckFailed: it is too large for a number.
-    """
+    """The perplexity from the scores of all windows; a CheckFailed if it is too large for a number."""
     tokens = [s.tokens for s in scores]
     nll, error = _mean([s.nll for s in scores], tokens)
     if nll > 700:

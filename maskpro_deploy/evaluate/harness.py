@@ -37,8 +37,7 @@ class Answers(Protocol):
     def get(self, request: str) -> Any:
         """The answer to the request with this hash, or None."""
 
-    def put(self, request: str, answer: Any) -> None:
-        """Keep an answer."""
+    def put(self, request: str, answer: Any) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,15 +67,7 @@ class _Question:
 
 
 class HarnessLM(TemplateLM):  # type: ignore[misc]  # the harness ships no types
-    """The adapter.
-
-    Args:
-        lm: the model.
-        tokenizer: its tokenizer.
-        config: special tokens, lengths, batch size.
-        answers: where answers are kept as they come; None keeps none.
-        progress: updated after each answer.
-    """
+    """The adapter; `answers` keeps them as they come (None keeps none), and `progress` is updated after each."""
 
     def __init__(
         self,
@@ -95,28 +86,23 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # the harness ships no types
 
     @property
     def eot_token_id(self) -> int:
-        """The token that ends a text."""
         return self._config.end_of_text
 
     @property
     def prefix_token_id(self) -> int:
-        """The token before a text without context."""
         begin = self._config.begin_of_text
         return self._config.end_of_text if begin is None else begin
 
     @property
     def max_length(self) -> int:
-        """The longest sequence the model reads."""
         return self._config.max_length
 
     @property
     def max_gen_toks(self) -> int:
-        """Tokens to generate where a task sets no number."""
         return MAX_NEW_TOKENS
 
     @property
     def batch_size(self) -> int:
-        """Rows in one call, at most."""
         return self._config.batch_size
 
     @property
@@ -134,12 +120,10 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # the harness ships no types
         return ids
 
     def tok_decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of tokens."""
         text: str = self._text.decode(list(tokens), skip_special_tokens=skip_special_tokens)
         return text
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Messages as the model's own prompt."""
         if self._config.render is None:
             raise InputError(f"{self._config.name} has no chat template.")
         return self._config.render(chat_history, add_generation_prompt=add_generation_prompt)
@@ -207,8 +191,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # the harness ships no types
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The likeliest continuation of each context, token by token, up to a stop text or so many tokens.
 
-        Raises:
-            InputError: a task wants random samples, which this adapter does not draw.
+        An InputError if a task wants random samples, which this adapter does not draw.
         """
         keys = [_hash("generate_until", *request.args) for request in requests]
         answers = self._answer(keys, lambda missing: self._generate({i: requests[i].args for i in missing}))

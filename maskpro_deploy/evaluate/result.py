@@ -29,13 +29,7 @@ class _ModelResult:
     notes: tuple[str, ...] = ()  # remarks for the reader
 
     def _document(self, kind: str, asked: Mapping[str, Any], figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """The content of `result.json`.
-
-        Args:
-            kind: of result.
-            asked: key -> what was asked.
-            figures: name of a model -> its own.
-        """
+        """The content of `result.json`, given what was asked by key, and each model's own figures by name."""
         rows = {name: {"name": name, **self.models.get(name, {}), **own} for name, own in figures.items()}
         return {
             "schema": SCHEMA,
@@ -128,13 +122,11 @@ class TaskResult(_ModelResult):
     metrics: Mapping[str, Sequence[Metric]]  # name of a model -> its figures; the reference first if there is one
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `result.json`."""
         figures = {name: {"metrics": [dataclasses.asdict(m) for m in metrics]} for name, metrics in self.metrics.items()}
         return self._document(TASKS, {"settings": dict(self.settings)}, figures)
 
     @property
     def header(self) -> list[str]:
-        """Columns of the table."""
         names = [self._label(name) for name in self.metrics]
         return ["task", "metric", "shots", "documents", *(cell for name in names for cell in (name, "±"))]
 
@@ -153,7 +145,6 @@ class TaskResult(_ModelResult):
         return lines
 
     def statements(self) -> list[str]:
-        """What has to be said below the table."""
         s = self.settings
         parts = [str(s["harness"])]
         parts.append("examples as each task says" if s["num_fewshot"] is None else f"{s['num_fewshot']} examples")
@@ -163,7 +154,6 @@ class TaskResult(_ModelResult):
         return [f"{', '.join(parts)}; ± is one standard error, as the harness gives it.", *limited, *self.notes]
 
     def headline(self) -> str:
-        """The result in one sentence."""
         names = list(dict.fromkeys(m.task for metrics in self.metrics.values() for m in metrics))
         return f"{', '.join(names)} on {', '.join(self.metrics)}."
 

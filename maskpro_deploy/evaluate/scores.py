@@ -1,4 +1,4 @@
-"""Scores of windows of tokens, by one or several models, window by window.
+"""From logits to log-likelihoods and KL (in float64 by log-sum-exp), and scores of windows by one or several models.
 
 All models read one window before any reads the next, so a reference runs once per window however many models are compared with
 it, and results come window by window.
@@ -19,6 +19,51 @@ import numpy.typing as npt
 from maskpro_deploy.errors import CheckFailed, ConfigError, InputError
 from maskpro_deploy.evaluate.protocol import Ints, scored_tokens
 from maskpro_deploy.system.progress import SILENT, Progress
+
+Floats = npt.NDArray[np.float64]
+Logits = npt.NDArray[np.float32]
+_ROWS = 64  # positions whose log-probabilities are in memory at once, as float64
+
+
+class CausalLM(Protocol):
+    """A language model that scores whole rows of tokens."""
+
+    def logits(self, tokens: Ints) -> Logits:
+        """Logits after each token.  # (B, T) -> (B, T, V)"""
+
+
+def log_probabilities(logits: npt.NDArray[Any]) -> Floats:
+    """Log-softmax over the last axis in float64.  # (..., V)"""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
+
+
+def check_logits(logits: Logits, name: str, place: str = "") -> None:
+    """Refuse logits that are not numbers (minus infinity is allowed), by a CheckFailed that names the model and the place."""
+    if np.isnan(logits).any() or np.isposinf(logits).any():
+        raise CheckFailed(f"{name} gave logits that are not numbers{place}.\nIts weights or its graph are broken.")
+
+
+def log_likelihood(logits: Logits, targets: Ints) -> float:
+    """Sum of the log-probabilities of the targets.  # (P, V), (P,)"""
+    total = 0.0
+    for start in range(0, len(targets), _ROWS):
+        rows = log_probabilities(logits[start : start + _ROWS])
+        total += float(np.take_along_axis(rows, targets[start : start + _ROWS, None], axis=1).sum())
+    return total
+
+
+def kl_divergence(reference: Logits, logits: Logits) -> float:
+    """KL(reference || model) summed over positions.  # both (P, V)"""
+    total = 0.0
+    for start in range(0, len(logits), _ROWS):
+        p = log_probabilities(reference[start : start + _ROWS])
+        q = log_probabilities(logits[start : start + _ROWS])
+        possible = np.isfinite(p)  # where the reference gives no probability, the term is 0, whatever the model says
+        total += float(np.sum(np.exp(p) * np.subtract(p, q, where=possible, out=np.zeros_like(p))))
+    return max(0.0, total)  # rounding may leave -1e-17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +86,9 @@ class WindowScore:
 class Record(Protocol):
     """Where scores are kept as they come, for a run that resumes."""
 
-    def get(self, model: str, window: int) -> WindowScore | None:
-        """The score, or None if there is none yet."""
+    def get(self, model: str, window: int) -> WindowScore | None: ...
 
-    def put(self, model: str, window: int, score: WindowScore) -> None:
-        """Keep a score."""
+    def put(self, model: str, window: int, score: WindowScore) -> None: ...
 
 
 def score_windows(
@@ -60,7 +103,7 @@ def score_windows(
     """Score windows with each model.
 
     Args:
-        lms: name -> model.
+        lms: the models, by name.
         windows: tokens. `# (W, T)`
         progress: updated after each model and window.
         reference: the name of the model that the others are compared with.
@@ -105,10 +148,8 @@ def _check_vocabularies(lms: Mapping[str, CausalLM], largest: int) -> None:
     first = next(iter(sizes))
     for name, size in sizes.items():
         if largest >= size:
-            raise InputError(
-                f"token {largest} is not in the vocabulary of {name}, which has {size}.\n"
-                "The tokenizer does not belong to this model."
-            )
+            vocabulary = f"token {largest} is not in the vocabulary of {name}, which has {size}."
+            raise InputError(f"{vocabulary}\nThe tokenizer does not belong to this model.")
         if size != sizes[first]:
             raise InputError(f"{name} has a vocabulary of {size}, {first} one of {sizes[first]}: they cannot be compared.")
 
@@ -135,54 +176,3 @@ def _score(logits: Logits, targets: Ints, reference: Logits | None, name: str, n
         raise CheckFailed(f"KL is infinite in window {number}: {name} rules out tokens that the reference allows.")
     agreed = int((reference.argmax(axis=1) == logits.argmax(axis=1)).sum())
     return WindowScore(tokens=len(targets), nll=nll, kl=kl, agreed=agreed)
-
-
-# MERGED maskpro_deploy/evaluate/likelihoods.py
-Floats = npt.NDArray[np.float64]
-Logits = npt.NDArray[np.float32]
-_ROWS = 64  # positions whose log-probabilities are in memory at once, as float64
-
-
-class CausalLM(Protocol):
-    """A language model that scores whole rows of tokens."""
-
-    def logits(self, tokens: Ints) -> Logits:
-        """Logits after each token.  # (B, T) -> (B, T, V)"""
-
-
-def log_probabilities(logits: npt.NDArray[Any]) -> Floats:
-    """Log-softmax over the last axis in float64.  # (..., V)"""
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return shifted
-
-
-def check_logits(logits: Logits, name: str, place: str = "") -> None:
-    """Refuse logits that are not numbers (minus infinity is allowed); the message names the model and the place.
-
-    Raises:
-        CheckFailed: there is one.
-    """
-    if np.isnan(logits).any() or np.isposinf(logits).any():
-        raise CheckFailed(f"{name} gave logits that are not numbers{place}.\nIts weights or its graph are broken.")
-
-
-def log_likelihood(logits: Logits, targets: Ints) -> float:
-    """Sum of the log-probabilities of the targets.  # (P, V), (P,)"""
-    total = 0.0
-    for start in range(0, len(targets), _ROWS):
-        rows = log_probabilities(logits[start : start + _ROWS])
-        total += float(np.take_along_axis(rows, targets[start : start + _ROWS, None], axis=1).sum())
-    return total
-
-
-def kl_divergence(reference: Logits, logits: Logits) -> float:
-    """KL(reference || model) summed over positions.  # both (P, V)"""
-    total = 0.0
-    for start in range(0, len(logits), _ROWS):
-        p = log_probabilities(reference[start : start + _ROWS])
-        q = log_probabilities(logits[start : start + _ROWS])
-        possible = np.isfinite(p)  # where the reference gives no probability, the term is 0, whatever the model says
-        total += float(np.sum(np.exp(p) * np.subtract(p, q, where=possible, out=np.zeros_like(p))))
-    return max(0.0, total)  # rounding may leave -1e-17
