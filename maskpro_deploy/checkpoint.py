@@ -138,11 +138,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_index(folder: Path) -> dict[str, str]:
-    """Tensor name -> file, as the folder's index says; empty if it has none.
-
-    Raises:
-        FormatError: the index is damaged, or names a file outside the folder.
-    """
+    """Tensor name -> file, by the folder's index (empty without one); a FormatError if it is damaged or leads out of the folder."""
     if not (folder / INDEX_FILE).is_file():
         return {}
     weight_map = read_json(folder / INDEX_FILE).get("weight_map")

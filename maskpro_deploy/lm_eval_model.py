@@ -135,11 +135,7 @@ def __getattr__(name: str) -> Any:
 
 
 def register() -> None:
-    """Make the harness know the model `maskpro`, if it has not read the entry point.
-
-    Raises:
-        MissingExtraError: the harness is not installed.
-    """
+    """Make the harness know the model `maskpro`, if it has not read the entry point; a MissingExtraError without the harness."""
     model = _make_model_class()
     import lm_eval.models  # noqa: F401 (fills the registry, which is filled only while it is empty)
     from lm_eval.api.registry import model_registry

@@ -32,10 +32,7 @@ _FETCH_TIMEOUT_S = 1800
 
 
 def resolve(model: str) -> Path:
-    """The local checkpoint folder of a model.
-
-    Args:
-        model: `demo`, a folder, a `.gguf` file, or a Hub id such as `HuggingFaceTB/SmolLM2-135M`.
+    """The local checkpoint folder of `demo`, a folder, a `.gguf` file, or a Hub id such as `HuggingFaceTB/SmolLM2-135M`.
 
     Raises:
         InputError: nothing of that name is here, and it is not a Hub id.
@@ -100,11 +97,7 @@ def _fetch_demo(folder: Path) -> Path:
 
 
 def convert_gguf(gguf: Path, target: Path) -> Path:
-    """Convert a GGUF file to a Hugging Face folder in fp32, once; `target` appears whole or not at all.
-
-    Raises:
-        FormatError: transformers cannot read the file.
-    """
+    """Convert a GGUF file to a Hugging Face folder in fp32, once, whole or not at all; a FormatError if it cannot be read."""
     if (target / "config.json").is_file():
         return target
     require("learn", "converting a GGUF file")

@@ -4,10 +4,8 @@ Everything here takes models as callables (`CausalLM`): a torch checkpoint, an O
 code on the same tokens. A perplexity without its protocol compares with nothing, so protocols have names and are stated whole.
 
     protocol      how text becomes windows, and which of their tokens are scored
-    published     the protocols of the papers, by name
-    corpora       the texts they read: rows of local files or of the Hub
-    likelihoods   from logits to log-likelihoods and KL
-    scores        windows of tokens, scored by one or several models
+    published     the protocols of the papers, by name, and the texts they read
+    scores        from logits to log-likelihoods and KL; windows of tokens, scored by one or several models
     figures       perplexity, ratio, KL and agreement from the scores
     batches       rows of different lengths through a model
     harness       a model behind the interface of lm-evaluation-harness (needs the `eval` extra)

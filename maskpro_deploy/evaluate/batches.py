@@ -14,18 +14,15 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from maskpro_deploy.evaluate.protocol import Ints
-from maskpro_deploy.evaluate.scores import Logits
+from maskpro_deploy.evaluate.scores import CausalLM, Logits
 
 _LOGIT_VALUES = 1 << 27  # of one batch: 512 MiB in fp32
 
 T = TypeVar("T")
 
 
-class GeneratingLM(Protocol):
+class GeneratingLM(CausalLM, Protocol):
     """A language model that reads whole rows, or new tokens on top of a cache."""
-
-    def logits(self, tokens: Ints) -> Logits:
-        """Logits after each token.  # (B, T) -> (B, T, V)"""
 
     def forward(self, tokens: Ints, cache: Any = None, attention_mask: Ints | None = None) -> tuple[Logits, Any]:
         """Logits after each new token, and the longer cache; the mask hides padding on the left."""

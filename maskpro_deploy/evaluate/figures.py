@@ -23,48 +23,29 @@ from maskpro_deploy.system.progress import SILENT, Progress
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Perplexity:
-    """Perplexity of one model.
+    """Perplexity of one model."""
 
-    Attributes:
-        perplexity: exp of the mean negative log-likelihood.
-        stderr: its standard error over windows (delta method); None for a single window.
-        nll: mean negative log-likelihood in nats per token.
-        nll_stderr: its standard error over windows; None for a single window.
-        bits_per_token: the mean in bits.
-        windows, tokens: how many windows, and tokens scored in them.
-        window_nll: mean negative log-likelihood of each window.
-    """
-
-    perplexity: float
-    stderr: float | None
-    nll: float
-    nll_stderr: float | None
-    bits_per_token: float
+    perplexity: float  # exp of the mean negative log-likelihood
+    stderr: float | None  # its standard error over windows (delta method); None for a single window
+    nll: float  # mean negative log-likelihood in nats per token
+    nll_stderr: float | None  # its standard error over windows; None for a single window
+    bits_per_token: float  # the mean in bits
     windows: int
-    tokens: int
-    window_nll: tuple[float, ...]
+    tokens: int  # scored in all windows
+    window_nll: tuple[float, ...]  # mean negative log-likelihood of each window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """A model compared with a reference, on the same windows.
-
-    Attributes:
-        model, reference: the perplexity of each.
-        ratio: the model's perplexity over the reference's.
-        ratio_stderr: its standard error, paired over windows; None for a single window.
-        kl: mean KL(reference || model) over positions, in nats.
-        kl_stderr: its standard error over windows; None for a single window.
-        top1_agreement: part of the positions where both have the same likeliest token.
-    """
+    """A model compared with a reference, on the same windows."""
 
     model: Perplexity
     reference: Perplexity
-    ratio: float
-    ratio_stderr: float | None
-    kl: float
-    kl_stderr: float | None
-    top1_agreement: float
+    ratio: float  # the model's perplexity over the reference's
+    ratio_stderr: float | None  # its standard error, paired over windows; None for a single window
+    kl: float  # mean KL(reference || model) over positions, in nats
+    kl_stderr: float | None  # its standard error over windows; None for a single window
+    top1_agreement: float  # part of the positions where both have the same likeliest token
 
 
 def perplexity(

@@ -26,13 +26,7 @@ _RESULTS = "results"
 class ResultLog:
     """The file of one result folder; results belong to models, which are known by name and content.
 
-    Args:
-        folder: made if it does not exist.
-        header: what is measured and how; equal for all runs that share the file.
-        force: forget what is there.
-
-    Attributes:
-        models: name -> what it is, in the order in which they were declared.
+    The header (what is measured and how) is equal for all runs that share the file; `force` forgets what is there.
 
     Raises:
         InputError: the folder holds something else, results of another kind, or another run writes to it.
@@ -53,12 +47,15 @@ class ResultLog:
             folder.mkdir(parents=True, exist_ok=True)
             self._file: BinaryIO = self.path.open("a+b")
         try:
-            self._lock()
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             rows = self._read(header)
+        except BlockingIOError:
+            self._file.close()
+            raise InputError(f"another run writes to {folder} now.\nWait for it, or choose another --out.") from None
         except BaseException:
             self._file.close()
             raise
-        self.models: dict[str, dict[str, Any]] = {}
+        self.models: dict[str, dict[str, Any]] = {}  # name -> what it is, as they were declared
         self._kept: dict[tuple[str, str | int], dict[str, Any]] = {}  # by model, and window or request
         for row in rows:
             self._remember(row)
@@ -70,11 +67,7 @@ class ResultLog:
         self.close()
 
     def declare(self, name: str, facts: Mapping[str, Any]) -> None:
-        """Say what a model is.
-
-        Raises:
-            InputError: there are results of another model under this name.
-        """
+        """Say what a model is; an InputError if there are results of another model under this name."""
         if name not in self.models:
             self._add({"model": name, "facts": dict(facts)})
         for key, value in facts.items():
@@ -104,12 +97,6 @@ class ResultLog:
         with disk_errors(self.path):
             self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
             self._file.flush()
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another run writes to {self.path.parent} now.\nWait for it, or choose another --out.") from None
 
     def _read(self, header: Mapping[str, Any]) -> list[dict[str, Any]]:
         if self._force:
@@ -142,11 +129,7 @@ class ResultLog:
 
 
 def _check_rows(rows: list[Any]) -> None:
-    """Refuse what this module cannot have written.
-
-    Raises:
-        ValueError: naming the line.
-    """
+    """Refuse what this module cannot have written, by a ValueError that names the line."""
     needed = {"facts": {"facts"}, "window": {"window", "tokens", "nll"}, "request": {"request", "answer"}, "results": {"results"}}
     for number, row in enumerate(rows, start=2):
         kinds = [k for k in needed if k in row] if isinstance(row, dict) and isinstance(row.get("model"), str) else []

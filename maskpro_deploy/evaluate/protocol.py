@@ -44,26 +44,16 @@ _GLUE = {JOIN_BLANK_LINE: "\n\n", JOIN_SPACE: " "}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Windows:
-    """A text cut into windows.
+    """A text cut into windows."""
 
-    Attributes:
-        tokens: the windows. `# (W, T)`
-        stride: tokens from the start of a window to that of the next.
-        unread: tokens after the last window.
-    """
-
-    tokens: Ints
-    stride: int
-    unread: int
-
-    def scored(self, window: int) -> int:
-        """How many tokens at the end of a window are scored."""
-        return scored_tokens(window, self.tokens.shape[1], self.stride)
+    tokens: Ints  # the windows. `(W, T)`
+    stride: int  # tokens from the start of a window to that of the next
+    unread: int  # tokens after the last window
 
     @property
     def total_scored(self) -> int:
         """Scored tokens of all windows."""
-        return sum(self.scored(w) for w in range(len(self.tokens)))
+        return sum(scored_tokens(w, self.tokens.shape[1], self.stride) for w in range(len(self.tokens)))
 
 
 def scored_tokens(window: int, length: int, stride: int) -> int:
@@ -73,21 +63,13 @@ def scored_tokens(window: int, length: int, stride: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalProtocol:
-    """How text becomes windows; see the module's docstring.
+    """How text becomes windows; see the module's docstring."""
 
-    Attributes:
-        window: tokens in a window.
-        stride: tokens from one window to the next; None for windows that do not overlap.
-        joining: one of JOININGS.
-        bos: one of BOS_RULES.
-        max_windows: take the first so many; None takes all.
-    """
-
-    window: int = 512
-    stride: int | None = None
-    joining: str = JOIN_SEPARATOR
-    bos: str = BOS_NONE
-    max_windows: int | None = None
+    window: int = 512  # tokens in a window
+    stride: int | None = None  # tokens from one window to the next; None for windows that do not overlap
+    joining: str = JOIN_SEPARATOR  # one of JOININGS
+    bos: str = BOS_NONE  # one of BOS_RULES
+    max_windows: int | None = None  # take the first so many; None takes all
 
     def __post_init__(self) -> None:
         check_range("--window", self.window, least=2, note="the first token of a window is not scored")
@@ -122,13 +104,7 @@ class EvalProtocol:
         }
 
     def windows(self, text: data.Text, tokenizer: Tokenizer, *, separator: int | None, bos_token: int | None) -> Windows:
-        """Cut a text into windows.
-
-        Args:
-            text: the documents.
-            tokenizer: the model's.
-            separator: token after each document, for JOIN_SEPARATOR.
-            bos_token: the model's begin-of-text token, for BOS_FIRST.
+        """Cut a text into windows; JOIN_SEPARATOR needs the model's `separator`, BOS_FIRST its `bos_token`.
 
         Raises:
             ConfigError: the text is shorter than one window, or BOS_FIRST is asked for and the model has no such token.

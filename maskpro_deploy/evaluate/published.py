@@ -4,19 +4,24 @@ Sources: the evaluation code of Wanda (Sun et al., arXiv 2306.11695: lib/eval.py
 2409.17481: eval_llama_ppl.py). Both tokenise the whole test text at once with the tokenizer's own special tokens, cut it into
 windows that do not overlap, drop the rest, and take the mean cross-entropy of each window's T - 1 predicted tokens; perplexity is
 the exponential of the mean over windows, which is the mean over tokens since all windows have as many.
+
+The texts come from local files as the Hub lays them out, or from the Hub. Their rows are kept as they are, empty ones too:
+WikiText-2 as the papers' code reads it is its 4,358 test rows joined by blank lines, and about a third of those rows are empty.
+Dropping them would give other tokens.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from maskpro_deploy.data import HELD_OUT, Text, load_text
-from maskpro_deploy.errors import check_known
-from maskpro_deploy.evaluate.corpora import C4, WIKITEXT2, Corpus, load_corpus
+from maskpro_deploy.errors import ConfigError, DownloadError, InputError, check_known
 from maskpro_deploy.evaluate.protocol import (
     BOS_RULES,
     BOS_TOKENIZER,
@@ -26,6 +31,118 @@ from maskpro_deploy.evaluate.protocol import (
     EvalProtocol,
     Windows,
 )
+from maskpro_deploy.rows import file_rows, hub_rows, read_plain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """A text of the Hub, and what of it is read."""
+
+    name: str  # what the command line calls it
+    title: str  # what people call it
+    hub: str  # name of the dataset
+    config: str | None  # its configuration, or None
+    split: str  # its split
+    data_files: str | None = None  # the one file of the split that is read, or None for all
+    first: int | None = None  # how many rows are read; None for all
+    places: tuple[str, ...]  # where the split is in a local folder, as patterns; the first that fits is read
+    rows_are_lines: bool = False  # whether the dataset's rows are the lines of a plain text file
+
+
+WIKITEXT2 = Corpus(
+    name="wikitext2",
+    title="WikiText-2 raw",
+    hub="Salesforce/wikitext",
+    config="wikitext-2-raw-v1",
+    split="test",
+    places=(
+        "wikitext-2-raw-v1/test-*.parquet",
+        "test-*.parquet",
+        "test.parquet",
+        "test.jsonl",
+        "wiki.test.raw",
+        "wikitext-2-raw/wiki.test.raw",
+        "test.txt",
+    ),
+    rows_are_lines=True,
+)
+C4 = Corpus(
+    name="c4",
+    title="C4, first validation shard",
+    hub="allenai/c4",
+    config=None,
+    split="validation",
+    data_files="en/c4-validation.00000-of-00008.json.gz",
+    first=1100,
+    places=(
+        "en/c4-validation.00000-of-00008.json.gz",
+        "c4-validation.00000-of-00008.json.gz",
+        "c4-validation.00000-of-00008.json",
+        "validation-*.parquet",
+        "validation.parquet",
+        "validation.jsonl",
+    ),
+)
+
+
+def load_corpus(corpus: Corpus, source: str | None) -> Text:
+    """Read a corpus from a file that holds the split, or a folder laid out like the dataset; None fetches it from the Hub.
+
+    `source` may have `NAME=` before it.
+
+    Raises:
+        InputError: there is no such file, the folder does not hold the split, or the text is empty.
+        ConfigError: `source` names another corpus.
+        FormatError: the file is damaged.
+        DownloadError: the Hub does not give it.
+        MissingExtraError: an extra is needed that is not installed.
+    """
+    if source is None or source.startswith("hub:"):
+        name = corpus.hub if source is None else source.removeprefix("hub:")
+        try:
+            rows = hub_rows(name, corpus.config, split=corpus.split, data_files=corpus.data_files, first=corpus.first)
+        except DownloadError as e:
+            raise DownloadError(f"{e}\nA copy of your own: --data {corpus.name}=FILE_OR_FOLDER.") from e
+        shown = f"hub:{name}"
+    else:
+        path = _find_split(corpus, _strip_name(corpus, source))
+        rows, shown = _read_rows(corpus, path), str(path)
+    if not any(row.strip() for row in rows):
+        raise InputError(f"{shown} holds no text.")
+    return Text(name=f"{corpus.name} {corpus.split} ({shown})", documents=tuple(rows))
+
+
+def _strip_name(corpus: Corpus, source: str) -> Path:
+    name, equals, path = source.partition("=")
+    if not equals or Path(source).exists():
+        return Path(source)
+    if name != corpus.name:
+        raise ConfigError(f"--data {source}: this protocol reads {corpus.name}.\nGive --data {corpus.name}=PATH.")
+    return Path(path)
+
+
+def _find_split(corpus: Corpus, path: Path) -> Path:
+    """The file that holds the split."""
+    if not path.is_dir():
+        return path
+    for pattern in corpus.places:
+        if matches := sorted(path.glob(pattern)):
+            return matches[0]
+    raise InputError(
+        f"{path} has no {corpus.split} split of {corpus.name}: none of {', '.join(corpus.places)} is there.\n"
+        f"Give the file itself: --data {corpus.name}=FILE."
+    )
+
+
+def _read_rows(corpus: Corpus, path: Path) -> list[str]:
+    rows = file_rows(path, corpus.first)
+    if rows is None:
+        text = read_plain(path)
+        # the dataset's own rule: a row for each line with its line end (\n alone), blank lines as empty rows
+        lines = io.StringIO(text, newline="\n")
+        rows = [line if line.strip() else "" for line in lines] if corpus.rows_are_lines else text.split("\n%%\n")
+    return rows[: corpus.first]
+
 
 BUILTIN_PROTOCOL, CUSTOM = "builtin", "custom"
 
@@ -91,12 +208,7 @@ class ChosenProtocol(NamedProtocol):
 
 
 def choose_protocol(name: str, *, data: str | None = None, **overrides: Any) -> ChosenProtocol:
-    """A named protocol with some settings changed.
-
-    Args:
-        name: of PROTOCOLS.
-        data: where the text comes from; None for the protocol's own source.
-        overrides: fields of EvalProtocol; None leaves one as it is.
+    """A named protocol with some settings (fields of EvalProtocol that are not None) and perhaps the source of its text changed.
 
     Raises:
         ConfigError: there is no such protocol, or a setting is out of range.

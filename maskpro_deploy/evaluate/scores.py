@@ -68,18 +68,12 @@ def kl_divergence(reference: Logits, logits: Logits) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowScore:
-    """What one model made of one window.
+    """What one model made of one window."""
 
-    Attributes:
-        tokens: scored tokens.
-        nll: sum of their negative log-likelihoods, in nats.
-        kl: sum over the scored positions of KL(reference || model), in nats; None without a reference.
-        agreed: scored positions where model and reference have the same likeliest token; None without a reference.
-    """
-
-    tokens: int
-    nll: float
-    kl: float | None = None
+    tokens: int  # scored tokens
+    nll: float  # sum of their negative log-likelihoods, in nats
+    kl: float | None = None  # sum over the scored positions of KL(reference || model), in nats; None without a reference
+    # scored positions where model and reference have the same likeliest token; None without a reference
     agreed: int | None = None
 
 

@@ -92,9 +92,6 @@ class Metric:
 class TaskSet:
     """Tasks that are loaded; they can be run on any number of models.
 
-    Args:
-        settings: which tasks.
-
     Raises:
         InputError: a task is unknown, or its files are broken.
         DownloadError: its data cannot be loaded.

@@ -248,11 +248,7 @@ class TextGenerator:
 
 
 def context_length(shape: ModelShape, wanted: int | None) -> int:
-    """The longest prompt and answer together, in tokens: `wanted`, or the model's own.
-
-    Raises:
-        ConfigError: the model's context is shorter.
-    """
+    """The longest prompt and answer together, in tokens: `wanted` (a ConfigError if the model's is shorter), or the model's."""
     if wanted is not None and wanted > shape.max_length:
         raise ConfigError(f"--max-model-len is {wanted}, but the model's context holds {shape.max_length} tokens.")
     return wanted or shape.max_length

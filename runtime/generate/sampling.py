@@ -59,11 +59,7 @@ class Sampler:
         self._drawn = 0
 
     def sample(self, logits: Floats) -> Score:
-        """Choose the next token from the model's logits.  # (V,)
-
-        Raises:
-            NumericError: a logit is NaN.
-        """
+        """Choose the next token from the model's logits; a NumericError if one is NaN.  # (V,)"""
         if np.isnan(logits).any():
             raise NumericError("the model gave NaN logits: its weights or its float type are at fault.")
         scores = self._penalised(logits)

@@ -20,7 +20,7 @@ import numpy as np
 from maskpro_deploy.backends.session import Floats, Session
 from maskpro_deploy.errors import MaskProError, check_range
 from maskpro_deploy.runtime.generate.sampling import NumericError
-from maskpro_deploy.runtime.generate.sequence import Event, FailureEvent, GenerationSequence, PromptEvent
+from maskpro_deploy.runtime.generate.sequence import ABORT, LENGTH, Event, FailureEvent, GenerationSequence, PromptEvent
 from maskpro_deploy.runtime.sessions.batches import Batch, Prefill
 from maskpro_deploy.runtime.sessions.session import SessionConfig
 
@@ -52,18 +52,12 @@ class RuntimeConfig(SessionConfig, SchedulerConfig):
 
     Where `max_cache_tokens` is None, `load` takes as many as fit an eighth of this machine's memory; it takes `max_prefill_rows`
     from the session.
-
-    Attributes:
-        spin: see `SessionConfig`; off here, because a server shares its machine at least with its own network thread.
-        max_num_queued_reqs: further sequences that may wait.
-        max_model_len: longest prompt and answer together, in tokens; None takes the model's own.
-        check_hashes: read every file of the bundle and compare its SHA-256 before use.
     """
 
-    spin: bool = False
-    max_num_queued_reqs: int = 64
-    max_model_len: int | None = None
-    check_hashes: bool = False
+    spin: bool = False  # see `SessionConfig`; off here, because a server shares its machine at least with its own network thread
+    max_num_queued_reqs: int = 64  # further sequences that may wait
+    max_model_len: int | None = None  # longest prompt and answer together, in tokens; None takes the model's own
+    check_hashes: bool = False  # read every file of the bundle and compare its SHA-256 before use
 
     def __post_init__(self) -> None:
         SessionConfig.__post_init__(self)
@@ -124,7 +118,7 @@ class Scheduler:
         """End sequences, wherever they are; finished ones stay as they are."""
         for sequence in sequences:
             if not sequence.finished:
-                self.emit(sequence, sequence.abort())
+                self.emit(sequence, sequence.finish(ABORT))
         self.waiting = deque(s for s in self.waiting if not s.finished)
         if self._reading and all(s.finished for s in self._reading.sequences):
             self._reading = None
@@ -208,7 +202,7 @@ class Scheduler:
                 if sequence.params.prompt_logprobs is not None and not sequence.tokens:
                     self.emit(sequence, PromptEvent(choice=sequence.choice, scores=tuple(sequence.prompt_scores)))
                 if sequence.params.max_tokens == 0:
-                    self.emit(sequence, sequence.finish_reading())
+                    self.emit(sequence, sequence.finish(LENGTH))
                 elif self._extend(sequence, logits[row]):
                     rows.append(row)
                     started.append(sequence)
@@ -238,7 +232,7 @@ class Scheduler:
 
     def fail(self, sequence: GenerationSequence, error: MaskProError) -> None:
         """End one sequence with an error."""
-        sequence.abort()
+        sequence.finish(ABORT)
         self.emit(sequence, FailureEvent(choice=sequence.choice, error=error))
 
     def _compact(self) -> None:

@@ -14,8 +14,7 @@ from maskpro_deploy.errors import MaskProError
 from maskpro_deploy.manifest import ModelShape
 from maskpro_deploy.runtime.generate.sampling import Floats, Sampler, Score, score
 from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
-from maskpro_deploy.runtime.generate.streaming_text import Detokenizer, StopFilter
-from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
+from maskpro_deploy.runtime.generate.tokenizer import Detokenizer, StopFilter, TextTokenizer
 
 STOP, LENGTH, ABORT = "stop", "length", "abort"
 
@@ -119,34 +118,22 @@ class GenerationSequence:
         return len(self.prompt) + len(self.tokens)
 
     def extend(self, logits: Floats) -> TokenEvent:
-        """Choose the next token from `logits (V,)` and say what became of it.
-
-        Raises:
-            NumericError: the logits are unusable.
-        """
+        """Choose the next token from `logits (V,)` and say what became of it; a NumericError if they are unusable."""
         chosen = self._sampler.sample(logits)
         self.times.last_token = time.perf_counter()
         if not self.tokens:
             self.times.first_token = self.times.last_token
         self.tokens.append(chosen.token)
         if chosen.token in self._end_tokens:
-            return self._finish(STOP, chosen, self._stops.add(self._detokenizer.flush())[0] + self._stops.flush())
+            return self.finish(STOP, chosen, self._stops.add(self._detokenizer.flush())[0] + self._stops.flush())
         piece = self._detokenizer.add(chosen.token)
         text, stopped = self._filter_stops(piece)
         if stopped:
-            return self._finish(STOP, chosen, text)
+            return self.finish(STOP, chosen, text)
         if len(self.tokens) >= self.params.max_tokens:
             tail, stopped = self._filter_stops(self._detokenizer.flush())
-            return self._finish(STOP if stopped else LENGTH, chosen, text + tail + ("" if stopped else self._stops.flush()))
+            return self.finish(STOP if stopped else LENGTH, chosen, text + tail + ("" if stopped else self._stops.flush()))
         return TokenEvent(choice=self.choice, score=chosen, text=text)
-
-    def finish_reading(self) -> TokenEvent:
-        """The end of a sequence that was only to read its prompt."""
-        return self._finish(LENGTH, None, "")
-
-    def abort(self) -> TokenEvent:
-        """The end of a sequence that nobody wants."""
-        return self._finish(ABORT, None, "")
 
     def score_prompt(self, logits: Floats, first: int) -> None:
         """Record the prompt's own log-probabilities; the logits after its token `first` score the next one.  # (S, V)"""
@@ -161,30 +148,22 @@ class GenerationSequence:
             return piece, False
         return self._stops.add(piece)
 
-    def _finish(self, reason: str, chosen: Score | None, text: str) -> TokenEvent:
+    def finish(self, reason: str, chosen: Score | None = None, text: str = "") -> TokenEvent:
+        """The end: ABORT if nobody wants the rest, LENGTH if only the prompt was to be read."""
         self.finish_reason = reason
         return TokenEvent(choice=self.choice, score=chosen, text=text, finish_reason=reason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """A finished answer.
+    """A finished answer."""
 
-    Attributes:
-        text: the answer.
-        tokens: its tokens, with the one that ended it.
-        finish_reason: "stop", "length" or "abort".
-        prompt_tokens: length of the prompt.
-        scores: log-probabilities of `tokens`, if asked for.
-        prompt_scores: the same of the prompt, if asked for.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    finish_reason: str
-    prompt_tokens: int
-    scores: tuple[Score, ...]
-    prompt_scores: tuple[Score, ...] = ()
+    text: str  # the answer
+    tokens: tuple[int, ...]  # its tokens, with the one that ended it
+    finish_reason: str  # "stop", "length" or "abort"
+    prompt_tokens: int  # length of the prompt
+    scores: tuple[Score, ...]  # log-probabilities of `tokens`, if asked for
+    prompt_scores: tuple[Score, ...] = ()  # the same of the prompt, if asked for
 
 
 def build_completion(prompt_tokens: int, events: Sequence[Event]) -> Completion:

@@ -11,27 +11,16 @@ from maskpro_deploy.runtime.generate.scheduler import RuntimeConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig:
-    """How a bundle is served.
+    """How a bundle is served."""
 
-    Attributes:
-        host: address to listen on.
-        port: 0 takes a free one.
-        runtime: how the bundle is run.
-        api_key: clients have to send it as a bearer token; None serves everybody.
-        served_model_name: what clients call the model; None takes the bundle's own name.
-        shutdown_timeout_s: how long running requests may go on after a signal to stop.
-        max_body_bytes: longest request.
-        allowed_origins: web pages that may call the server from a browser; "*" for all.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    api_key: str | None = field(default=None, repr=False)
-    served_model_name: str | None = None
-    shutdown_timeout_s: float = 30.0
-    max_body_bytes: int = 32 << 20
-    allowed_origins: tuple[str, ...] = ()
+    host: str = "127.0.0.1"  # address to listen on
+    port: int = 8000  # 0 takes a free one
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)  # how the bundle is run
+    api_key: str | None = field(default=None, repr=False)  # clients have to send it as a bearer token; None serves everybody
+    served_model_name: str | None = None  # what clients call the model; None takes the bundle's own name
+    shutdown_timeout_s: float = 30.0  # how long running requests may go on after a signal to stop
+    max_body_bytes: int = 32 << 20  # longest request
+    allowed_origins: tuple[str, ...] = ()  # web pages that may call the server from a browser; "*" for all
 
     def __post_init__(self) -> None:
         check_range("--port", self.port, least=0, most=65535)

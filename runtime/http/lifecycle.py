@@ -55,14 +55,6 @@ def base_url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling: `_Lifetime` decides when to stop."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 class _Lifetime:
     """One run of a server, from loading to the last connection."""
 
@@ -78,27 +70,18 @@ class _Lifetime:
         """Stop; called again: at once. From any thread, also from a signal handler."""
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: it has stopped already
-                self._loop.call_soon_threadsafe(self._stop_or_hurry)
-
-    def _stop_or_hurry(self) -> None:
-        (self._hurry if self._stop.is_set() else self._stop).set()
+                self._loop.call_soon_threadsafe(lambda: (self._hurry if self._stop.is_set() else self._stop).set())
 
     async def run(self) -> bool:
         """Serve until told to stop; whether all work was finished. A MaskProError if the bundle cannot be loaded."""
         self._loop = asyncio.get_running_loop()
         manifest = Manifest.load(self._bundle, engines=False)
         slot = GeneratorSlot(self._config.served_model_name or manifest.model.name)
-        server = _Server(
-            uvicorn.Config(
-                create_app(slot, self._config),
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                ws="none",
-                server_header=False,
-                timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
-            )
-        )
+        app = create_app(slot, self._config)
+        quiet: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off", "ws": "none", "server_header": False}
+        server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=_CLOSE_TIMEOUT_S, **quiet))
+        # `request_stop` decides when to stop, not uvicorn's own handling of signals
+        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         try:
             generator = await self._until_stopped(_load_in_thread(self._bundle, self._config))
@@ -168,18 +151,12 @@ def serve(bundle: Path, config: ServeConfig | None = None, on_ready: Callable[[s
     Manifest.load(bundle, engines=False)
     with contextlib.closing(listen(config.host, config.port)) as listener:
         lifetime = _Lifetime(bundle, config, listener, on_ready or (lambda url, name: None))
-        with _on_signals(lifetime.request_stop):
+        before = {s: signal.signal(s, lambda *_: lifetime.request_stop()) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
             return asyncio.run(lifetime.run())
-
-
-@contextlib.contextmanager
-def _on_signals(action: Callable[[], None]) -> Iterator[None]:
-    before = {s: signal.signal(s, lambda *_: action()) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager

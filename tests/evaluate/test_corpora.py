@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskpro_deploy.errors import ConfigError, DownloadError, FormatError, InputError
-from maskpro_deploy.evaluate.corpora import C4, WIKITEXT2, load_corpus
+from maskpro_deploy.evaluate.published import C4, WIKITEXT2, load_corpus
 
 # as the dataset has them: a row for each line, blank lines as empty rows
 ROWS = ["", " = Robert = \n", "", " Robert is an actor . \x85 He plays . \n", " He \u2028 acted . \n", ""]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskpro_deploy.runtime.generate.streaming_text import Detokenizer, StopFilter
-from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
+from maskpro_deploy.runtime.generate.tokenizer import Detokenizer, StopFilter, TextTokenizer
 
 
 @settings(deadline=None)
