@@ -138,7 +138,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_index(folder: Path) -> dict[str, str]:
-    """Tensor name -> file, by the folder's index (empty without one); a FormatError if it is damaged or leads out of the folder."""
+    """Tensor name -> file, by the folder's index (empty without one); a FormatError if that is damaged or leads outside."""
     if not (folder / INDEX_FILE).is_file():
         return {}
     weight_map = read_json(folder / INDEX_FILE).get("weight_map")

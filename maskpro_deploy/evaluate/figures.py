@@ -11,13 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from maskpro_deploy.errors import CheckFailed
-from maskpro_deploy.evaluate.scores import CausalLM, WindowScore, score_windows
+from maskpro_deploy.evaluate.scores import CausalLM, Tokens, WindowScore, score_windows
 from maskpro_deploy.system.progress import SILENT, Progress
 
 
@@ -48,32 +46,20 @@ class Comparison:
     top1_agreement: float  # part of the positions where both have the same likeliest token
 
 
-def perplexity(
-    lm: CausalLM, windows: npt.NDArray[np.integer[Any]], progress: Progress = SILENT, *, stride: int | None = None
-) -> Perplexity:
+def perplexity(lm: CausalLM, windows: Tokens, progress: Progress = SILENT, *, stride: int | None = None) -> Perplexity:
     """Measure a model's perplexity; see `score_windows` for the arguments and what can go wrong."""
     return perplexity_of(score_windows({"the model": lm}, windows, progress, stride=stride)["the model"])
 
 
 def compare(
-    lm: CausalLM,
-    reference: CausalLM,
-    windows: npt.NDArray[np.integer[Any]],
-    progress: Progress = SILENT,
-    *,
-    stride: int | None = None,
+    lm: CausalLM, reference: CausalLM, windows: Tokens, progress: Progress = SILENT, *, stride: int | None = None
 ) -> Comparison:
     """Compare a model with a reference; see `compare_all`."""
     return compare_all({"the model": lm}, reference, windows, progress, stride=stride)[1]["the model"]
 
 
 def compare_all(
-    lms: Mapping[str, CausalLM],
-    reference: CausalLM,
-    windows: npt.NDArray[np.integer[Any]],
-    progress: Progress = SILENT,
-    *,
-    stride: int | None = None,
+    lms: Mapping[str, CausalLM], reference: CausalLM, windows: Tokens, progress: Progress = SILENT, *, stride: int | None = None
 ) -> tuple[Perplexity, dict[str, Comparison]]:
     """Compare several models with one reference, such as the dense model, which runs once per window.
 

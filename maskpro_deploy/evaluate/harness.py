@@ -189,10 +189,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # the harness ships no types
     # generating
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The likeliest continuation of each context, token by token, up to a stop text or so many tokens.
-
-        An InputError if a task wants random samples, which this adapter does not draw.
-        """
+        """The likeliest continuation of each context up to a stop text or so many tokens; an InputError for random samples."""
         keys = [_hash("generate_until", *request.args) for request in requests]
         answers = self._answer(keys, lambda missing: self._generate({i: requests[i].args for i in missing}))
         return [str(answer) for answer in answers]

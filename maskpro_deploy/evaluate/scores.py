@@ -22,6 +22,7 @@ from maskpro_deploy.system.progress import SILENT, Progress
 
 Floats = npt.NDArray[np.float64]
 Logits = npt.NDArray[np.float32]
+Tokens = npt.NDArray[np.integer[Any]]
 _ROWS = 64  # positions whose log-probabilities are in memory at once, as float64
 
 
@@ -87,7 +88,7 @@ class Record(Protocol):
 
 def score_windows(
     lms: Mapping[str, CausalLM],
-    windows: npt.NDArray[np.integer[Any]],
+    windows: Tokens,
     progress: Progress = SILENT,
     *,
     reference: str | None = None,

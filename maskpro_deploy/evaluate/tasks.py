@@ -105,12 +105,7 @@ class TaskSet:
         self._manager = self._find_tasks()
 
     def run(self, lm: Any) -> tuple[Metric, ...]:
-        """Run the tasks on a `HarnessLM`.
-
-        Raises:
-            CheckFailed: the harness gave no result.
-            DownloadError, InputError: as above.
-        """
+        """Run the tasks on a `HarnessLM`; a CheckFailed if the harness gives no result, other errors as above."""
         from lm_eval.evaluator import evaluate
 
         loaded = self._load_tasks()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Sequence
+from functools import partial
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import StreamingResponse
@@ -29,13 +30,10 @@ class TokenStream:
 
     def __init__(self, generator: TextGenerator, prompts: Sequence[Sequence[int]], params: SamplingParams, n: int = 1) -> None:
         self._generator = generator
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Event] = asyncio.Queue()
         self.prompt_tokens = sum(len(p) for p in prompts)
-        self.sequences = generator.submit(prompts, params, self._deliver, n=n)
-
-    def _deliver(self, event: Event) -> None:
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
+        self.sequences = generator.submit(prompts, params, partial(loop.call_soon_threadsafe, self._queue.put_nowait), n=n)
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """Yield every event; an OverloadedError if the generator was closed before the end."""
