@@ -53,7 +53,7 @@ class FailureEvent:
 
 
 Event = TokenEvent | PromptEvent | FailureEvent
-Sink = Callable[[Event], None]
+Sink = Callable[[Event], object]
 
 
 @dataclass(slots=True)
