@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.cache_forms import CACHE_FORMS, DEFAULT_FORM
+from maskpro_deploy.errors import ConfigError, check_known, check_names, check_range
 from maskpro_deploy.exporters.graph.builder import DTYPES
-from maskpro_deploy.exporters.graph.cache_forms.forms import FORMS
-from maskpro_deploy.exporters.graph.quantization import METHODS, Quantization
+from maskpro_deploy.exporters.graph.quantization import Quantization
+from maskpro_deploy.exporters.graph.weight_kinds import DEFAULT_METHOD, METHODS, WEIGHT_KINDS
 from maskpro_deploy.exporters.layouts import LAYOUTS, check_genai
 from maskpro_deploy.pattern import NMPattern
 
@@ -22,11 +23,11 @@ class ExportConfig:
         dtype: float type of weights and activations: "fp32" (CPU), "fp16" (GPU) or "bf16" (GPU only). Logits are always fp32.
         max_length: longest sequence the graph can run; the model's own limit by default.
         require_sparsity: refuse a checkpoint that does not hold this pattern.
-        forms: forms of the key/value cache (`kv_forms.FORMS`), one graph each; the first is the bundle's own graph.
-        quantize: store projections as "int8", "int4" or "fp8"; None for `dtype`.
-        block_size: rows of a weight that share a scale, 0 for all; by default 32 for int4 and all for int8.
-        head: how the output head is stored with `quantize`: "int8" (one scale a column; the default), or "int4" with "int4".
-        method: how weights are rounded: "nearest", or "calibrated", which runs the model on text to see which errors matter.
+        forms: forms of the key/value cache (`cache_forms.CACHE_FORMS`), one graph each; the first is the bundle's own graph.
+        quantize: how projections are stored (`WEIGHT_KINDS`); None for `dtype`.
+        block_size: rows of a weight that share a scale, 0 for all; by default as the kind has it.
+        head: how the output head is stored with `quantize`, of those that go with the kind; 8 bits by default.
+        method: how weights are rounded (`METHODS`).
         layout: which other tool's conventions the folder follows: none ("bundle"), "hub" or "genai".
 
     Raises:
@@ -36,36 +37,33 @@ class ExportConfig:
     dtype: str = "fp32"
     max_length: int | None = None
     require_sparsity: NMPattern | None = None
-    forms: tuple[str, ...] = ("cat",)
+    forms: tuple[str, ...] = (DEFAULT_FORM,)
     quantize: str | None = None
     block_size: int | None = None
     head: str | None = None
-    method: str = "nearest"
+    method: str = DEFAULT_METHOD
     layout: str = "bundle"
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"--dtype {self.dtype} is not known. Known: {', '.join(DTYPES)}.")
-        for form in self.forms:
-            if form not in FORMS:
-                raise ConfigError(f"--forms {form}: this cache form is not known. Known: {', '.join(FORMS)}.")
-        if not self.forms or len(set(self.forms)) < len(self.forms):
-            raise ConfigError(f"--forms {','.join(self.forms) or 'is empty'}: name each form once, such as cat,static.")
-        if self.layout not in LAYOUTS:
-            raise ConfigError(f"--layout {self.layout} is not known. Known: {', '.join(LAYOUTS)}.")
+        check_known("--dtype", self.dtype, DTYPES)
+        check_names("--forms", self.forms, CACHE_FORMS)
+        check_known("--layout", self.layout, LAYOUTS)
         if self.layout == "genai":
             check_genai(self.forms)
-        if self.method not in METHODS:
-            raise ConfigError(f"--method {self.method} is not known. Known: {', '.join(METHODS)}.")
-        if self.quantize is None and (self.block_size is not None or self.head is not None or self.method != METHODS[0]):
+        check_known("--method", self.method, METHODS)
+        self._check_quantization()
+        check_range("--max-length", self.max_length, least=_SHORTEST)
+
+    def _check_quantization(self) -> None:
+        if self.quantize is None and (self.block_size is not None or self.head is not None or self.method != DEFAULT_METHOD):
+            kinds = " or ".join(kind.name for kind in WEIGHT_KINDS.values() if kind.blocks)
             raise ConfigError(
-                "--block-size, --quantize-head and --method say how to quantise: give --quantize int8 or int4 with them."
+                f"--block-size, --quantize-head and --method say how to quantise: give --quantize {kinds} with them."
             )
-        if self.quantize == "fp8" and self.method != METHODS[0]:
-            raise ConfigError(f"--method {self.method} makes integers; --quantize fp8 is rounded to nearest.")
-        self.quantization  # noqa: B018 (checks the block size)
-        if self.max_length is not None and self.max_length < _SHORTEST:
-            raise ConfigError(f"--max-length {self.max_length} is too short: give at least {_SHORTEST}.")
+        stored = self.quantization  # refuses kind, block and head
+        if stored is not None and self.method not in stored.stored.methods:
+            allowed = " or ".join(stored.stored.methods)
+            raise ConfigError(f"--method {self.method} makes integers; --quantize {self.quantize} is rounded to {allowed}.")
 
     @property
     def quantization(self) -> Quantization | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from maskpro_deploy.cache_forms import CACHE_FORMS, DEFAULT_FORM, GENAI_FORMS
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.exporters.special_tokens import read_optional
 from maskpro_deploy.manifest import Graph, ModelShape
@@ -19,9 +20,6 @@ from maskpro_deploy.system.files import write_json
 
 LAYOUTS = ("bundle", "hub", "genai")
 GENAI_FILE = "genai_config.json"
-# what genai calls a past that grows, and one that lies in a buffer of full length
-_SHARED_BUFFER_FORMS = ("gqa",)
-_GENAI_FORMS = ("cat", "gqa")
 # (quantisation, dtype) -> the ending of the file name on the Hub
 _HUB_ENDINGS = {
     (None, "fp32"): "",
@@ -44,7 +42,7 @@ def graph_path(layout: str, form: str, first: str, quantize: str | None, dtype: 
         dtype: the graph's float type, likewise.
     """
     if layout != "hub":
-        return "model.onnx" if form == "cat" else f"model_{form}.onnx"
+        return "model.onnx" if form == DEFAULT_FORM else f"model_{form}.onnx"
     ending = _HUB_ENDINGS.get((quantize, dtype), f"_{quantize}_{dtype}")
     return f"onnx/model{ending}.onnx" if form == first else f"onnx/model_{form}{ending}.onnx"
 
@@ -62,8 +60,8 @@ def check_genai(forms: tuple[str, ...]) -> None:
     Raises:
         ConfigError: naming those it can.
     """
-    if forms[0] not in _GENAI_FORMS:
-        raise ConfigError(f"--layout genai runs the first of --forms, {forms[0]}; it can run {', '.join(_GENAI_FORMS)}.")
+    if forms[0] not in GENAI_FORMS:
+        raise ConfigError(f"--layout genai runs the first of --forms, {forms[0]}; it can run {', '.join(GENAI_FORMS)}.")
 
 
 def write_genai(folder: Path, model: ModelShape, graph: Graph) -> None:
@@ -100,12 +98,12 @@ def write_genai(folder: Path, model: ModelShape, graph: Graph) -> None:
                 "type": "decoder",
                 "vocab_size": model.vocab_size,
             },
-            "search": _search(generation, model, shared=graph.form in _SHARED_BUFFER_FORMS),
+            "search": _describe_search(generation, model, shared=CACHE_FORMS[graph.form].genai == "shared buffer"),
         },
     )
 
 
-def _search(generation: dict[str, Any], model: ModelShape, *, shared: bool) -> dict[str, Any]:
+def _describe_search(generation: dict[str, Any], model: ModelShape, *, shared: bool) -> dict[str, Any]:
     """Sampling defaults: those of the model, where it has some."""
     return {
         "do_sample": bool(generation.get("do_sample", False)),

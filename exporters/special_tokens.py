@@ -19,16 +19,16 @@ def read_optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def end_tokens(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
+def find_end_tokens(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
     """Ids of all tokens at which generation stops, sorted; the end-of-turn token of chat models among them.
 
     Raises:
-        FormatError: an id is no whole number, or none is named at all.
+        FormatError: an id is not a whole number, or none is named at all.
     """
     ids: set[int] = set()
     for fields in (config, read_optional(folder / "generation_config.json")):
         value = fields.get("eos_token_id")
-        ids |= {_id(v) for v in (value if isinstance(value, list) else [value]) if v is not None}
+        ids |= {_check_id(v) for v in (value if isinstance(value, list) else [value]) if v is not None}
     names = read_optional(folder / "tokenizer_config.json")
     for field in _END_NAMES:
         name = names.get(field)
@@ -40,15 +40,15 @@ def end_tokens(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer) ->
     return tuple(sorted(ids))
 
 
-def token_id(config: Mapping[str, Any], field: str) -> int | None:
+def read_token_id(config: Mapping[str, Any], field: str) -> int | None:
     """One optional token id of `config.json`; of several, the first."""
     value = config.get(field)
     if isinstance(value, list):
         value = value[0] if value else None
-    return None if value is None else _id(value)
+    return None if value is None else _check_id(value)
 
 
-def _id(value: object) -> int:
+def _check_id(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise FormatError(f"a token id must be a whole number, found {value!r}.")
     return value

@@ -66,15 +66,12 @@ class Checkpoint:
         """Open a folder and read the headers of its shards.
 
         Raises:
-            InputError: the folder does not exist or is no checkpoint.
+            InputError: the folder does not exist or is not a checkpoint.
             FormatError: a file is truncated or damaged.
         """
         if not folder.is_dir():
-            raise InputError(f"{folder} does not exist or is no folder.\nGive a Hugging Face checkpoint folder.")
-        if not (folder / "config.json").is_file():
-            raise InputError(f"{folder} is no Hugging Face checkpoint: it has no config.json.")
-        config = read_json(folder / "config.json")
-        return cls(folder=folder, config=config, shard_of=_shards(folder))
+            raise InputError(f"{folder} does not exist or is not a folder.\nGive a Hugging Face checkpoint folder.")
+        return cls(folder=folder, config=read_config(folder), shard_of=_find_shards(folder))
 
     @property
     def shards(self) -> list[Path]:
@@ -91,7 +88,7 @@ class Checkpoint:
         """Tensor name -> shape, from the headers alone."""
         shapes: dict[str, tuple[int, ...]] = {}
         for shard in self.shards:
-            with _open(shard) as file:
+            with _open_shard(shard) as file:
                 for name in file.keys():  # noqa: SIM118 (no mapping)
                     shapes[name] = tuple(file.get_slice(name).get_shape())
         return shapes
@@ -104,8 +101,8 @@ class Checkpoint:
         """
         if name not in self.shard_of:
             raise FormatError(f"{self.folder} has no tensor {name!r}.")
-        with _open(self.shard_of[name]) as file:
-            return _tensor(file, name, self.shard_of[name])
+        with _open_shard(self.shard_of[name]) as file:
+            return _read_tensor(file, name, self.shard_of[name])
 
     def slices(self, name: str) -> Any:
         """One tensor to read in parts: `slices(name)[a:b, c:d]` reads only these, whatever the tensor's size.
@@ -115,7 +112,7 @@ class Checkpoint:
         """
         if name not in self.shard_of:
             raise FormatError(f"{self.folder} has no tensor {name!r}.")
-        with _open(self.shard_of[name]) as file:
+        with _open_shard(self.shard_of[name]) as file:
             return file.get_slice(name)
 
     @cached_property
@@ -133,14 +130,14 @@ class Checkpoint:
         digests = [(hashlib.sha256(), frozenset(names)) for names in choices]
         for name in sorted(frozenset().union(*(names for _, names in digests))):
             chosen = [digest for digest, names in digests if name in names]
-            for i, block in enumerate(self._blocks(name)):
+            for i, block in enumerate(self._read_blocks(name)):
                 for digest in chosen:
                     if i == 0:
                         digest.update(f"\0{name}\0{block.dtype.name}\0{self.shapes[name]}\0".encode())
                     digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
         return [digest.hexdigest() for digest, _ in digests]
 
-    def _blocks(self, name: str) -> Iterator[npt.NDArray[Any]]:
+    def _read_blocks(self, name: str) -> Iterator[npt.NDArray[Any]]:
         """One tensor as runs of rows of some megabytes, so that a large one is never whole in memory."""
         parts = self.slices(name)
         rows, *others = self.shapes[name] or (0,)
@@ -149,6 +146,17 @@ class Checkpoint:
         step = max(1, _BLOCK_VALUES // max(1, math.prod(others)))
         for start in range(0, rows, step):
             yield parts[start : min(start + step, rows)]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of `config.json`.
+
+    Raises:
+        InputError: the folder has none.
+    """
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} is not a Hugging Face checkpoint: it has no config.json.")
+    return read_json(folder / "config.json")
 
 
 def read_index(folder: Path) -> dict[str, str]:
@@ -179,13 +187,13 @@ def weight_files(folder: Path) -> list[Path]:
     files = {p.name for p in folder.glob("*.safetensors") if p.name != MASKS_FILE}
     if not files and not index:
         raise InputError(f"{folder} has no *.safetensors file: weights in other formats are not read.")
-    expected = files.union(index.values() if index else (name for file in files for name in _series(file)))
+    expected = files.union(index.values() if index else (name for file in files for name in _name_series(file)))
     if absent := [name for name in sorted(expected) if not (folder / name).is_file()]:
         raise FormatError(f"{folder / absent[0]} is missing: the checkpoint is incomplete.")
     return [folder / name for name in sorted(expected)]
 
 
-def _series(file: str) -> list[str]:
+def _name_series(file: str) -> list[str]:
     """The names of all shards of a series, from that of one: model-00001-of-00002.safetensors."""
     match = re.fullmatch(r"(.*-)(\d+)(-of-)(\d+)(\.safetensors)", file)
     if match is None or int(match[4]) > _MOST_SHARDS:
@@ -193,29 +201,29 @@ def _series(file: str) -> list[str]:
     return [f"{match[1]}{i:0{len(match[2])}d}{match[3]}{match[4]}{match[5]}" for i in range(1, int(match[4]) + 1)]
 
 
-def _shards(folder: Path) -> dict[str, Path]:
+def _find_shards(folder: Path) -> dict[str, Path]:
     index = read_index(folder)
     every = {path.name for path in weight_files(folder)}
     shard_of: dict[str, Path] = {}
     for name in sorted(set(index.values()) or every):
-        with _open(folder / name) as file:
+        with _open_shard(folder / name) as file:
             shard_of.update(dict.fromkeys(file.keys(), folder / name))
     if absent := sorted(index.keys() - shard_of.keys()):
         raise FormatError(f"{folder / INDEX_FILE} names {absent[0]}, which is in none of its files.")
     return shard_of
 
 
-def _open(path: Path) -> Any:
+def _open_shard(path: Path) -> Any:
     """`safe_open` with errors that say what is wrong with which file."""
     try:
         return safe_open(path, "np")
     except FileNotFoundError:
         raise FormatError(f"{path} is missing: the checkpoint is incomplete.") from None
     except (SafetensorError, OSError) as e:
-        raise FormatError(f"{path} is no whole safetensors file: {e}.\nFetch or write it again.") from e
+        raise FormatError(f"{path} is not a complete safetensors file: {e}.\nFetch or write it again.") from e
 
 
-def _tensor(file: Any, name: str, path: Path) -> npt.NDArray[Any]:
+def _read_tensor(file: Any, name: str, path: Path) -> npt.NDArray[Any]:
     """A tensor of an opened file, in its own dtype."""
     try:
         tensor: npt.NDArray[Any] = file.get_tensor(name)
@@ -247,8 +255,8 @@ def save_sparse(
         out: the folder to make.
         learn: how the masks came about; becomes `learn.json`.
         force: replace `out` if it exists.
-        progress: told after each shard.
-        weights: what stands for some of the checkpoint's weights, by name; cast to their dtypes.
+        progress: gets the number of shards.
+        weights: what replaces some of the checkpoint's weights, by name; cast to their dtypes.
 
     Raises:
         InputError: a mask names a weight that the checkpoint lacks or that has another shape, or `out` exists.
@@ -257,9 +265,9 @@ def save_sparse(
     with new_folder(out, force=force) as folder:
         copy_side_files(dense.folder, folder)
         for done, shard in enumerate(dense.shards, start=1):
-            with _open(shard) as file:
+            with _open_shard(shard) as file:
                 metadata = file.metadata() or {"format": "pt"}
-                tensors = {name: _tensor(file, name, shard) for name in file.keys()}  # noqa: SIM118 (no mapping)
+                tensors = {name: _read_tensor(file, name, shard) for name in file.keys()}  # noqa: SIM118 (no mapping)
             for name in tensors.keys() & (weights or {}).keys():
                 tensors[name] = (weights or {})[name].astype(tensors[name].dtype)
             for name in tensors.keys() & masks.packed.keys():

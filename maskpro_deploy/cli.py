@@ -6,11 +6,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType
 from typing import Any
@@ -19,6 +16,7 @@ import click
 
 from maskpro_deploy._version import __version__
 from maskpro_deploy.errors import MaskProError
+from maskpro_deploy.system.output import ignore_closed_stdout
 
 # command -> (module in maskpro_deploy.commands, one line for --help), in the order of a first reading
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -35,16 +33,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "Say what this machine can do, and how to get what is missing."),
 }
 INTERRUPTED = 130
-
-
-@contextmanager
-def reader_may_leave() -> Iterator[None]:
-    """The reader of stdout may go away, as `head` does: that is no failure."""
-    try:
-        yield
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise click.exceptions.Exit(0) from None
 
 
 def keep_lines(command: click.Command) -> None:
@@ -71,11 +59,12 @@ class LazyGroup(click.Group):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        with reader_may_leave():
+        with ignore_closed_stdout():
             return super().make_context(info_name, args, parent, **extra)
+        raise click.exceptions.Exit(0)  # the reader left while the help was printed
 
     def invoke(self, ctx: click.Context) -> Any:
-        with reader_may_leave():
+        with ignore_closed_stdout():
             return super().invoke(ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -106,14 +95,14 @@ def cli(verbose: bool) -> None:
 keep_lines(cli)
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
+def _raise_interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
 def main(command: click.Command = cli) -> None:
     """Run a command line; errors of the user's end as plain lines on stderr and the error's exit code."""
     keep_lines(command)
-    signal.signal(signal.SIGTERM, _interrupt)  # so that `finally` blocks run and nothing is left half-written
+    signal.signal(signal.SIGTERM, _raise_interrupt)  # so that `finally` blocks run and nothing is left half-written
     try:
         code = command.main(standalone_mode=False)
     except MaskProError as e:

@@ -68,11 +68,11 @@ def load_text(source: str) -> Text:
         MissingExtraError: it needs an extra that is not installed.
     """
     if source in (BUILTIN, HELD_OUT):
-        documents = _builtin("learn" if source == BUILTIN else "heldout")
+        documents = _read_builtin("learn" if source == BUILTIN else "heldout")
     elif source.startswith("hub:"):
-        documents = _hub(source)
+        documents = _read_hub(source)
     else:
-        documents = _file(Path(source))
+        documents = _read_file(Path(source))
     kept = tuple(d for d in documents if d.strip())
     if not kept:
         raise InputError(f"{source} holds no text.")
@@ -95,7 +95,7 @@ def load_texts(learning: str, heldout: str) -> tuple[Text, Text]:
         share = 0.0
     if not 0 < share <= 0.5:
         raise ConfigError(
-            f"--heldout {heldout} is no part of the learning text.\nGive a share of at most a half, such as split:0.1."
+            f"--heldout {heldout} is not a part of the learning text.\nGive a share of at most a half, such as split:0.1."
         )
     return split_text(text, share)
 
@@ -136,16 +136,16 @@ def split_text(text: Text, share: float) -> tuple[Text, Text]:
 def shared_share(text: Text, heldout: Text) -> float:
     """Share of the held-out text that the learning text holds too, judged by excerpts spread over it.
 
-    Short excerpts are left out: that a sentence stands in both says little.
+    Short excerpts do not count: a sentence that is in both says little.
     """
     total = sum(map(len, heldout.documents))
-    excerpts = [_around(heldout.documents, (2 * i + 1) * total // (2 * _EXCERPTS)) for i in range(_EXCERPTS)]
+    excerpts = [_cut_excerpt(heldout.documents, (2 * i + 1) * total // (2 * _EXCERPTS)) for i in range(_EXCERPTS)]
     long_enough = [e for e in excerpts if len(e) >= _EXCERPT_LENGTH // 2]
-    found = sum(any(e in document for document in text.documents) for e in long_enough)
-    return found / max(1, len(long_enough))
+    shared = sum(any(e in document for document in text.documents) for e in long_enough)
+    return shared / max(1, len(long_enough))
 
 
-def _around(documents: Sequence[str], place: int) -> str:
+def _cut_excerpt(documents: Sequence[str], place: int) -> str:
     """Characters from a place on, counted over all documents, or the last ones of the document that it is in."""
     for document in documents:
         if place < len(document):
@@ -155,18 +155,18 @@ def _around(documents: Sequence[str], place: int) -> str:
     return ""
 
 
-def _builtin(split: str) -> list[str]:
+def _read_builtin(split: str) -> list[str]:
     raw = resources.files("maskpro_deploy.text").joinpath("corpus.jsonl.xz").read_bytes()
     rows = [json.loads(line) for line in lzma.decompress(raw).decode().splitlines()]
     return [row["text"] for row in rows if row["split"] == split]
 
 
-def _file(path: Path) -> list[str]:
+def _read_file(path: Path) -> list[str]:
     rows = file_rows(path)
     return rows if rows is not None else read_plain(path).split("\n%%\n")
 
 
-def _hub(source: str) -> list[str]:
+def _read_hub(source: str) -> list[str]:
     _, name, *rest = source.split(":")
     return hub_rows(name, split=rest[0] if rest else "train")
 

@@ -16,7 +16,7 @@ import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from maskpro_deploy.errors import ConfigError, InputError, MaskProError
+from maskpro_deploy.errors import ConfigError, InputError, MaskProError, check_range
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.progress import SILENT, Meter, Progress
 from maskpro_deploy.targets.models import RunConfig, Target, find_target, open_target
@@ -61,8 +61,7 @@ def adapt(
         raise InputError(f"{target.name} names no end-of-text token.\nAdd eos_token to its tokenizer_config.json.")
     lm = open_target(target, run)
     longest = lm.max_length or _LONGEST
-    if max_length is not None and max_length > longest:
-        raise ConfigError(f"max_length {max_length} is out of range: {target.name} reads {longest} tokens at most.")
+    check_range("max_length", max_length, most=longest, note=f"what {target.name} reads")
     config = HarnessConfig(
         max_length=max_length or longest,
         end_of_text=end,
@@ -75,7 +74,7 @@ def adapt(
     return HarnessLM(lm, target.tokenizer, config, answers, progress)
 
 
-def _from_arguments(
+def _open_from_arguments(
     pretrained: str | None = None,
     provider: str = "auto",
     threads: int | None = None,
@@ -91,11 +90,13 @@ def _from_arguments(
 ) -> HarnessLM:
     """The model that the harness's `--model_args` describe; `device` and `max_batch_size` come from its own options."""
     if others:
-        raise ConfigError(f"--model_args: {next(iter(others))} is unknown to the model {NAME}.")
+        raise ConfigError(f"--model_args: the model {NAME} does not know {next(iter(others))}.")
     if not pretrained:
         raise ConfigError("--model_args lacks pretrained=CHECKPOINT_OR_BUNDLE.")
     if not str(batch_size).isdigit():
-        raise ConfigError(f"--batch_size {batch_size} is no number (the model {NAME} fits batches to the memory bound itself).")
+        raise ConfigError(
+            f"--batch_size {batch_size} is not a number (the model {NAME} fits batches to the memory bound itself)."
+        )
     if provider == "auto" and device is not None:
         provider = device.partition(":")[0]
     run = RunConfig(provider=provider, threads=threads, dtype=dtype, form=form, engine=engine)
@@ -111,7 +112,7 @@ def _from_arguments(
 
 
 @cache
-def _model_class() -> type[HarnessLM]:
+def _make_model_class() -> type[HarnessLM]:
     """What the harness makes of `--model maskpro`; a class of the harness's, and so made when it is asked for."""
     require("eval", "the harness's command line")
     from maskpro_deploy.evaluate.harness import HarnessLM
@@ -128,7 +129,7 @@ def _model_class() -> type[HarnessLM]:
         @classmethod
         def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> HarnessLM:
             options = {k: v for k, v in (additional_config or {}).items() if v is not None}
-            return _from_arguments(**{**options, **arg_dict})
+            return _open_from_arguments(**{**options, **arg_dict})
 
     return MaskProLM
 
@@ -136,7 +137,7 @@ def _model_class() -> type[HarnessLM]:
 def __getattr__(name: str) -> Any:
     """`MaskProLM`, which the entry point names."""
     if name == "MaskProLM":
-        return _model_class()
+        return _make_model_class()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -146,7 +147,7 @@ def register() -> None:
     Raises:
         MissingExtraError: the harness is not installed.
     """
-    model = _model_class()
+    model = _make_model_class()
     import lm_eval.models  # noqa: F401 (fills the registry, which is filled only while it is empty)
     from lm_eval.api.registry import model_registry
 

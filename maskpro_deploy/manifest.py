@@ -55,27 +55,29 @@ class _Record:
             raise FormatError(f"{MANIFEST_FILE}: expected an object for {cls.__name__}, found {type(value).__name__}.")
         kinds = get_type_hints(cls)
         known = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in kinds}
-        for name, found in known.items():
-            _check_kind(f"{cls.__name__}.{name}", found, kinds[name])
+        for name, field in known.items():
+            _check_type(f"{cls.__name__}.{name}", field, kinds[name])
         try:
             return cls(**known)
         except TypeError as e:
             raise FormatError(f"{MANIFEST_FILE}: {cls.__name__} is incomplete: {e}") from e
 
 
-def _check_kind(where: str, value: Any, kind: Any) -> None:
+def _check_type(where: str, value: Any, kind: Any) -> None:
     """Refuse a value that is not of the declared type: str, int, dict, a tuple of these, or one of these or None."""
-    if not _is_kind(value, kind):
+    if not _is_of_type(value, kind):
         name = kind.__name__ if isinstance(kind, type) else str(kind)
-        raise FormatError(f"{MANIFEST_FILE}: {where} is {reprlib.repr(value)}, which is no {name.replace('tuple', 'list')}.")
+        raise FormatError(
+            f"{MANIFEST_FILE}: {where} is {reprlib.repr(value)}, which is not of type {name.replace('tuple', 'list')}."
+        )
 
 
-def _is_kind(value: Any, kind: Any) -> bool:
+def _is_of_type(value: Any, kind: Any) -> bool:
     origin, inner = get_origin(kind), get_args(kind)
     if origin is UnionType:
-        return any(_is_kind(value, k) for k in inner)
+        return any(_is_of_type(value, k) for k in inner)
     if origin is tuple:
-        return isinstance(value, tuple) and all(_is_kind(v, inner[0]) for v in value)
+        return isinstance(value, tuple) and all(_is_of_type(v, inner[0]) for v in value)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)  # a bool is an int to Python, not to the format
     return isinstance(value, origin or kind)
@@ -201,13 +203,13 @@ class Manifest:
             engines: check those of built engines as well.
 
         Raises:
-            InputError: `folder` is no bundle.
+            InputError: `folder` is not a bundle.
             FormatError: the manifest is damaged or of another version, or a file is missing or truncated.
         """
         if not folder.is_dir():
-            raise InputError(f"{folder} does not exist or is no folder.\nA bundle is what `maskpro-deploy export` writes.")
+            raise InputError(f"{folder} does not exist or is not a folder.\nA bundle is what `maskpro-deploy export` writes.")
         if not (folder / MANIFEST_FILE).is_file():
-            raise InputError(f"{folder} is no bundle: it has no {MANIFEST_FILE}.\nMake one with `maskpro-deploy export`.")
+            raise InputError(f"{folder} is not a bundle: it has no {MANIFEST_FILE}.\nMake one with `maskpro-deploy export`.")
         value = read_json(folder / MANIFEST_FILE)
         if value.get("schema") != SCHEMA or value.get("version") != VERSION:
             raise FormatError(
@@ -223,7 +225,7 @@ class Manifest:
         kinds = get_type_hints(cls)
         try:
             for name in ("sparsity", "source", "verification", "tool_version"):
-                _check_kind(name, value[name], kinds[name])
+                _check_type(name, value[name], kinds[name])
             return cls(
                 model=ModelShape.from_json(value["model"]),
                 graph=Graph.from_json(value["graph"]),
@@ -245,7 +247,7 @@ class Manifest:
         Raises:
             FormatError: naming the file.
         """
-        for entry in self._files(engines):
+        for entry in self._list_entries(engines):
             path = safe_path(folder, entry.path)
             if not path.is_file():
                 raise FormatError(f"{folder} is incomplete: {entry.path} is missing.\n{_remedy(entry).capitalize()}.")
@@ -260,14 +262,14 @@ class Manifest:
         Raises:
             FormatError: naming the first file that differs.
         """
-        for entry in self._files(engines):
+        for entry in self._list_entries(engines):
             if sha256_file(safe_path(folder, entry.path)) != entry.sha256:
                 raise FormatError(
                     f"{folder / entry.path} differs from its SHA-256 in the manifest: it was changed or damaged.\n"
                     f"{_remedy(entry).capitalize()}."
                 )
 
-    def _files(self, engines: bool) -> Iterator[FileEntry]:
+    def _list_entries(self, engines: bool) -> Iterator[FileEntry]:
         return (entry for entry in self.files if engines or not entry.path.startswith(f"{ENGINES}/"))
 
 
@@ -282,7 +284,7 @@ def safe_path(folder: Path, relative: str) -> Path:
     """The path of a file named in a manifest.
 
     Raises:
-        FormatError: the name is no path, is absolute, or leaves the folder.
+        FormatError: the name is not a path, is absolute, or leaves the folder.
     """
     pure = PurePosixPath(relative) if isinstance(relative, str) else PurePosixPath()
     foreign = any(c in str(relative) for c in "\\:\0")  # what other systems, or no system, take in a path

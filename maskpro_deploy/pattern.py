@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,8 @@ import numpy.typing as npt
 from maskpro_deploy.errors import PatternError
 
 _MAX_GROUP = 64
+_WORDS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
+Counts = npt.NDArray[np.unsignedinteger]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -32,7 +35,7 @@ class NMPattern:
     def __post_init__(self) -> None:
         if not 0 < self.n < self.m <= _MAX_GROUP:
             raise PatternError(
-                f"--sparsity {self.n}:{self.m} is no N:M pattern: it takes 0 < N < M <= {_MAX_GROUP}, N kept of every M.\n"
+                f"--sparsity {self.n}:{self.m} is not an N:M pattern: it takes 0 < N < M <= {_MAX_GROUP}, N kept of every M.\n"
                 f"The one that sparse tensor cores run is 2:4."
             )
 
@@ -48,7 +51,7 @@ class NMPattern:
         """
         match = re.fullmatch(r"\s*(\d{1,4}):(\d{1,4})\s*", text)
         if match is None:
-            raise PatternError(f"--sparsity {text!r} is no N:M pattern.\nGive two numbers and a colon, for example 2:4.")
+            raise PatternError(f"--sparsity {text!r} is not an N:M pattern.\nGive two numbers and a colon, for example 2:4.")
         return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
@@ -68,12 +71,12 @@ class NMPattern:
         """Refuse a reduction dimension that does not consist of whole groups.
 
         Raises:
-            PatternError: naming the layer and the flag that leaves it out.
+            PatternError: naming the layer and the flag that omits it.
         """
         if dimension % self.m:
             raise PatternError(
-                f"{self} does not fit {where}: its reduction dimension {dimension} is no multiple of {self.m}.\n"
-                f"Choose another --sparsity, or leave the layer out with --exclude."
+                f"{self} does not fit {where}: its reduction dimension {dimension} is not a multiple of {self.m}.\n"
+                f"Choose another --sparsity, or omit the layer with --exclude."
             )
 
     def all_masks(self) -> npt.NDArray[np.bool_]:
@@ -98,11 +101,52 @@ class NMPattern:
         np.put_along_axis(mask, order[..., : self.n], True, axis=-1)
         return mask.reshape(scores.shape)
 
-    def counts(self, kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
+    def counts(self, kept: npt.NDArray[np.bool_]) -> Counts:
         """How many are kept in each group along the last axis.  # (..., C) -> (..., G)"""
-        sums: npt.NDArray[np.intp] = kept.reshape(*kept.shape[:-1], -1, self.m).sum(axis=-1)
-        return sums
+        counts = count_in_groups(np.ascontiguousarray(kept).reshape(-1), [self.m], 1)[self.m]
+        return counts.reshape(*kept.shape[:-1], kept.shape[-1] // self.m)
 
     def holds(self, kept: npt.NDArray[np.bool_]) -> bool:
         """Whether every group along the last axis keeps exactly N."""
         return kept.shape[-1] % self.m == 0 and bool((self.counts(kept) == self.n).all())
+
+
+def count_in_groups(flags: npt.NDArray[np.bool_], sizes: Iterable[int], inner: int) -> dict[int, Counts]:
+    """Count the flags that are set in each group, for every group size M.
+
+    Args:
+        flags: (outer * M * inner,), in row-major order.
+        sizes: the group sizes.
+        inner: elements between neighbours of a group; 1 where groups lie along the last axis.
+
+    Returns:
+        M -> (outer * inner,).
+    """
+    counts: dict[int, Counts] = {}
+    for m in sorted(set(sizes)):
+        if inner == 1 and m in _WORDS:  # a group's flags are the bytes of one integer
+            counts[m] = _sum_bytes(np.ascontiguousarray(flags).view(_WORDS[m]))
+        else:  # add up groups that are counted already, or single flags
+            part = max((k for k in counts if m % k == 0), default=1)
+            parts = counts[part] if part > 1 else flags.view(np.uint8)
+            counts[m] = _add_up(parts.reshape(-1, m // part, inner))
+    return counts
+
+
+def _sum_bytes(words: npt.NDArray[np.unsignedinteger]) -> Counts:
+    """The sum of the bytes of each integer: each is 0 or 1, so the product's highest byte holds it."""
+    if words.itemsize == 8:  # no fast product of this width
+        bits: Counts = np.bitwise_count(words)
+        return bits
+    ones = np.array(sum(1 << 8 * i for i in range(words.itemsize)), dtype=words.dtype)
+    sums: Counts = words * ones
+    sums >>= 8 * (words.itemsize - 1)
+    return sums
+
+
+def _add_up(parts: Counts) -> Counts:
+    """Sums along the middle axis: a few adds of whole rows are faster than one sum over a short axis.  # (G, R, I) -> (G * I,)"""
+    total = parts[:, 0] + parts[:, 1] if parts.shape[1] > 1 else parts[:, 0].copy()
+    for i in range(2, parts.shape[1]):
+        total += parts[:, i]
+    return total.reshape(-1)

@@ -12,7 +12,7 @@ import zlib
 from importlib.util import find_spec
 from pathlib import Path
 
-from maskpro_deploy.errors import DownloadError, FormatError, InputError
+from maskpro_deploy.errors import DownloadError, FormatError, InputError, first_line
 from maskpro_deploy.system.extras import require
 
 _ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".json.gz")
@@ -31,11 +31,13 @@ def file_rows(path: Path, first: int | None = None) -> list[str] | None:
         MissingExtraError: it needs an extra that is not installed.
     """
     if not path.is_file():
-        raise InputError(f"{path} does not exist or is no file.\nGive a .txt, .jsonl or .parquet file, `builtin`, or hub:NAME.")
+        raise InputError(
+            f"{path} does not exist or is not a file.\nGive a .txt, .jsonl or .parquet file, `builtin`, or hub:NAME."
+        )
     if path.suffix == ".parquet":
-        return _parquet(path)[:first]
+        return _read_parquet(path)[:first]
     if path.name.endswith(_ROW_SUFFIXES):
-        return _jsonl(path, first)
+        return _read_jsonl(path, first)
     return None
 
 
@@ -43,7 +45,7 @@ def read_plain(path: Path) -> str:
     """A text file.
 
     Raises:
-        FormatError: it is no UTF-8 text.
+        FormatError: it is not UTF-8 text.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -51,7 +53,7 @@ def read_plain(path: Path) -> str:
         raise FormatError(f"{path} is not UTF-8 text: {e}") from e
 
 
-def _jsonl(path: Path, first: int | None) -> list[str]:
+def _read_jsonl(path: Path, first: int | None) -> list[str]:
     documents: list[str] = []
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
@@ -59,13 +61,13 @@ def _jsonl(path: Path, first: int | None) -> list[str]:
                 if first is not None and len(documents) == first:
                     break
                 if line.strip():
-                    documents.append(_row(path, number, line))
+                    documents.append(_read_row(path, number, line))
     except (gzip.BadGzipFile, EOFError, zlib.error) as e:
         raise FormatError(f"{path} is damaged: {e}") from e
     return documents
 
 
-def _row(path: Path, number: int, line: bytes) -> str:
+def _read_row(path: Path, number: int, line: bytes) -> str:
     try:
         text = json.loads(line.decode("utf-8"))["text"]
     except UnicodeDecodeError as e:
@@ -73,11 +75,11 @@ def _row(path: Path, number: int, line: bytes) -> str:
     except (json.JSONDecodeError, KeyError, TypeError, RecursionError):
         raise FormatError(f'{path}, line {number}: expected a JSON object with a "text".') from None
     if not isinstance(text, str):
-        raise FormatError(f'{path}, line {number}: "text" is no string.')
+        raise FormatError(f'{path}, line {number}: "text" is not a string.')
     return text
 
 
-def _parquet(path: Path) -> list[str]:
+def _read_parquet(path: Path) -> list[str]:
     if find_spec("pyarrow") is None:
         require("eval", "reading Parquet files")
     import pyarrow
@@ -86,7 +88,7 @@ def _parquet(path: Path) -> list[str]:
     try:
         column = pyarrow.parquet.read_table(path, columns=["text"]).column("text")
     except (pyarrow.ArrowException, KeyError) as e:
-        raise FormatError(f'{path} is no Parquet file with a column "text": {e}') from e
+        raise FormatError(f'{path} is not a Parquet file with a column "text": {e}') from e
     return [str(value) for value in column.to_pylist() if value is not None]
 
 
@@ -122,8 +124,4 @@ def hub_rows(
     except KeyError:
         raise FormatError(f'hub:{name}:{split} has no column "text".') from None
     except Exception as e:  # the library raises many kinds; all mean that there is no such data here
-        raise DownloadError(f"hub:{name}:{split} could not be loaded: {_first_line(e)}") from e
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DownloadError(f"hub:{name}:{split} could not be loaded: {first_line(e)}") from e

@@ -1,7 +1,7 @@
 """Several replicas of the server, on one machine or many, with Ray Serve.
 
 Ray Serve does what a cluster needs: it places replicas, spreads requests over them, replaces dead ones, and scales. Each
-replica is the same app around an engine of its own:
+replica is the same app around a generator of its own:
 
     from ray import serve
     from maskpro_deploy.runtime.ray_app import application
@@ -9,7 +9,7 @@ replica is the same app around an engine of its own:
     serve.start(http_options={"host": "127.0.0.1", "port": 8000})
     serve.run(application(Path("bundle"), replicas=2), route_prefix="/")
 
-The bundle has to lie at the same path on every machine. `/metrics` answers for one replica at a time.
+The bundle has to be at the same path on every machine. `/metrics` answers for one replica at a time.
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import check_range
 from maskpro_deploy.manifest import Manifest
-from maskpro_deploy.runtime.generate.config import ServeConfig
-from maskpro_deploy.runtime.generate.generator import DEAD, Engine, load
+from maskpro_deploy.runtime.generate.generator import DEAD, TextGenerator
+from maskpro_deploy.runtime.generate.loading import load
+from maskpro_deploy.runtime.http.config import ServeConfig
 from maskpro_deploy.runtime.http.server import create_app
 from maskpro_deploy.system.extras import require
 
-_engine: Engine | None = None  # the one engine of this replica's process
+_generator: TextGenerator | None = None  # the one generator of this replica's process
 
 
 class _Replica:
-    """What Ray asks of a replica beside its app."""
+    """What Ray asks of a replica in addition to its app."""
 
     def check_health(self) -> None:
-        """Called now and then by Ray; an error makes it replace the replica."""
-        if _engine is not None and _engine.status == DEAD:
-            raise RuntimeError("the engine broke down")
+        """Called from time to time by Ray; an error makes it replace the replica."""
+        if _generator is not None and _generator.status == DEAD:
+            raise RuntimeError("text generation broke down")
 
     def __del__(self) -> None:
         """Ray has drained the replica and lets it go."""
-        if _engine is not None:
-            _engine.close()
+        if _generator is not None:
+            _generator.close()
 
 
 def application(
@@ -55,28 +56,27 @@ def application(
 
     Raises:
         MissingExtraError: Ray is not installed.
-        InputError: `bundle` is no bundle.
+        InputError: `bundle` is not a bundle.
     """
     require("ray", "running several replicas")
     from ray import serve
 
     config = config or ServeConfig()
-    if replicas < 1:
-        raise ConfigError(f"replicas is {replicas}; allowed: 1 and more.")
+    check_range("replicas", replicas, least=1)
     Manifest.load(bundle, engines=False)
     folder = bundle.resolve()
 
     def build() -> Any:
-        """Runs in each replica: engines cannot travel between processes."""
-        global _engine
-        _engine = load(folder, config.runtime)
-        return create_app(_engine, config)
+        """Runs in each replica: generators cannot travel between processes."""
+        global _generator
+        _generator = load(folder, config.runtime)
+        return create_app(_generator, config)
 
     deployment = serve.deployment(
         serve.ingress(build)(_Replica),
         name="maskpro-deploy",
         num_replicas=replicas,
-        # Ray must not hold back what the engine could batch; the engine's own limit answers 503
+        # Ray must not hold back what the generator could batch; the generator's own limit answers 503
         max_ongoing_requests=2 * (config.runtime.max_num_seqs + config.runtime.max_num_queued_reqs),
         graceful_shutdown_timeout_s=config.shutdown_timeout_s,
         ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},

@@ -10,6 +10,7 @@ import pytest
 from bench_results import latency_result as latency_result
 from bench_results import throughput_result as throughput_result
 from hypothesis import HealthCheck, settings
+from serial_files import SERIAL
 from tiny_model import magnitude_masks, write_tiny
 
 from maskpro_deploy.checkpoint import Checkpoint, save_sparse
@@ -19,6 +20,20 @@ from maskpro_deploy.pattern import NMPattern
 # how fast a machine draws inputs is no property of this project: on a busy one the first draw alone can take over a second
 settings.register_profile("any speed", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any speed")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Choose between the files of `SERIAL` and all others; a marker would replace the `-m` of the caller."""
+    parser.addoption("--serial", choices=("with", "without", "only"), default="with", help="tests that have to run alone")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what `--serial` leaves out."""
+    choice = config.getoption("serial")
+    if choice != "with":
+        kept = [item for item in items if (item.path.name in SERIAL) == (choice == "only")]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        items[:] = kept
 
 
 @pytest.fixture(scope="session")

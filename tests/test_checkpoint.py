@@ -102,7 +102,7 @@ class TestOpen:
     def test_a_truncated_file_is_named(self, copy, keep):
         file = copy / "model.safetensors"
         file.write_bytes(file.read_bytes()[:keep])
-        with pytest.raises(FormatError, match=r"model\.safetensors is no whole"):
+        with pytest.raises(FormatError, match=r"model\.safetensors is not a complete"):
             Checkpoint.open(copy)
 
     def test_a_missing_shard_is_named(self, sharded):

@@ -93,7 +93,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("name", ["nope.txt", "", "."])
     def test_a_missing_file_or_a_folder_is_refused(self, tmp_path, name):
-        with pytest.raises(InputError, match="does not exist or is no file"):
+        with pytest.raises(InputError, match="does not exist or is not a file"):
             load_text(str(tmp_path / name))
 
     def test_a_hub_dataset_needs_its_extra(self, monkeypatch):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from manifests import small_shape
 
 from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.manifest import EngineFile, Graph, Manifest, ModelShape, SparseWeight, file_entry, safe_path
@@ -41,18 +42,7 @@ def example(folder: Path, **changes: object) -> Manifest:
     """A manifest with one file."""
     (folder / "model.onnx").write_bytes(b"graph")
     base = Manifest(
-        model=ModelShape(
-            name="m",
-            architecture="LlamaForCausalLM",
-            vocab_size=8,
-            num_layers=1,
-            num_heads=1,
-            num_kv_heads=1,
-            head_dim=4,
-            hidden_size=4,
-            max_length=16,
-            eos_token_ids=(2,),
-        ),
+        model=small_shape(),
         graph=Graph(file="model.onnx", form="cat", opset=23, dtype="fp32"),
         files=(file_entry(folder, folder / "model.onnx"),),
         sparsity="2:4",

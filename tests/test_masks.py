@@ -63,7 +63,7 @@ def test_one_wrong_group_is_refused(seed):
 
 
 def test_a_dimension_that_m_does_not_divide_is_refused():
-    with pytest.raises(PatternError, match="no multiple of 3"):
+    with pytest.raises(PatternError, match="not a multiple of 3"):
         MaskSet.from_arrays(NMPattern(2, 3), {"w": np.ones((2, 4), bool)})
 
 
@@ -164,5 +164,5 @@ class TestDamagedFiles:
 
     def test_text_is_refused(self, path):
         path.write_text("hello, this is no mask file")
-        with pytest.raises(FormatError, match="no whole safetensors"):
+        with pytest.raises(FormatError, match="not a complete safetensors"):
             MaskSet.load(path)

@@ -70,7 +70,7 @@ class TestResolve:
 
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-        with pytest.raises(DownloadError, match="nobody/nothing is no local folder") as caught:
+        with pytest.raises(DownloadError, match="nobody/nothing is not a local folder") as caught:
             resolve("nobody/nothing")
         assert len(str(caught.value).splitlines()) <= 3
 

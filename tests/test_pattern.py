@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from maskpro_deploy.errors import PatternError
-from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.pattern import NMPattern, count_in_groups
 
 patterns = st.integers(2, 8).flatmap(lambda m: st.builds(NMPattern, st.integers(1, m - 1), st.just(m)))
 
@@ -93,3 +93,20 @@ def test_a_partial_last_group_never_holds(pattern, columns):
 def test_figures():
     assert (NMPattern(2, 4).density, NMPattern(2, 4).num_masks, NMPattern(4, 8).num_masks) == (0.5, 6, 70)
     assert sorted([NMPattern(2, 4), NMPattern(1, 4)]) == [NMPattern(1, 4), NMPattern(2, 4)]
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 9999), m=st.integers(2, 40), groups=st.integers(1, 5), inner=st.integers(1, 5))
+def test_counts_in_groups_are_sums(seed, m, groups, inner):
+    flags = np.random.default_rng(seed).random(groups * m * inner) < 0.5
+    assert (count_in_groups(flags, [m], inner)[m] == flags.reshape(groups, m, inner).sum(axis=1).reshape(-1)).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 9999), sizes=st.sets(st.sampled_from([2, 3, 4, 6, 8, 12, 16, 24])), inner=st.integers(1, 3))
+def test_counts_of_several_group_sizes_are_those_of_each(seed, sizes, inner):
+    flags = np.random.default_rng(seed).random(48 * 2 * inner) < 0.6
+    found = count_in_groups(flags, sizes, inner)
+    assert found.keys() == sizes
+    for m, counts in found.items():
+        assert (counts == flags.reshape(-1, m, inner).sum(axis=1).reshape(-1)).all()

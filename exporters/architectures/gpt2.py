@@ -9,12 +9,12 @@ logits = tokens' layer_norm(h)
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from maskpro_deploy.exporters.architectures.template import Template
 from maskpro_deploy.exporters.graph.builder import Graph
-from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, base_config, only, positive, read_activation
+from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, read_positive, read_unturned_config, require_value
 from maskpro_deploy.exporters.graph.layers import Layers, Part
 
 _NAMES = {
@@ -27,24 +27,17 @@ _NAMES = {
 
 def read(config: Mapping[str, Any]) -> DecoderConfig:
     """GPT-2 has names of its own for the common fields."""
-    common = {name: positive(config, own) for name, own in _NAMES.items()}
-    inner = positive(config, "n_inner", 4 * common["hidden_size"])
+    common = {name: read_positive(config, own) for name, own in _NAMES.items()}
+    inner = read_positive(config, "n_inner", 4 * common["hidden_size"])
     eps = {"layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}
     for field, value in (
         ("scale_attn_weights", True),
         ("scale_attn_by_inverse_layer_idx", False),
         ("add_cross_attention", False),
     ):
-        only(config, field, value, value)
-    base = base_config({**eps, **config, **common, "intermediate_size": inner, "hidden_act": "silu"}, eps="layer_norm_epsilon")
-    return dataclasses.replace(
-        base,
-        activation=read_activation(config, "activation_function", "gelu_new"),
-        attention_bias=True,
-        output_bias=True,
-        mlp_bias=True,
-        ropes=(None,) * base.num_layers,
-    )
+        require_value(config, field, value, value)
+    fields = {**eps, **config, **common, "intermediate_size": inner}
+    return read_unturned_config(fields, eps="layer_norm_epsilon", activation="gelu_new", bias=True)
 
 
 def build(m: Layers) -> Graph:
@@ -69,3 +62,10 @@ def build(m: Layers) -> Graph:
         fed = m.linear(f"{block}.mlp.c_proj", fed, f, e, bias=True, part=Part(module=f"{block}.mlp.c_proj", transposed=False))
         h = m.add(f"{block}.add_mlp", h, fed)
     return m.logits(m.layer_norm("transformer.ln_f", h), "lm_head", "transformer.wte")
+
+
+TEMPLATES = {
+    "gpt2": Template(
+        read=read, build=build, models="GPT-2", special="learned positions, LayerNorm, biases", prefix="transformer."
+    ),
+}

@@ -13,22 +13,23 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from maskpro_deploy.exporters.architectures.template import Template
 from maskpro_deploy.exporters.graph.builder import Graph
-from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, base_config, positive
+from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, read_base_config, read_positive
 from maskpro_deploy.exporters.graph.layers import Layers
 
 
 def read(config: Mapping[str, Any]) -> DecoderConfig:
     """LLaMA's fields are the common ones."""
-    return base_config(config)
+    return read_base_config(config)
 
 
 def read_mistral(config: Mapping[str, Any]) -> DecoderConfig:
     """Mistral has no biases; `sliding_window` holds for all layers or, where it is null, for none."""
-    base = base_config(config)
+    base = read_base_config(config)
     windows = base.windows
     if config.get("sliding_window") is not None:
-        windows = (positive(config, "sliding_window"),) * base.num_layers
+        windows = (read_positive(config, "sliding_window"),) * base.num_layers
     return dataclasses.replace(base, windows=windows, attention_bias=False, output_bias=False, mlp_bias=False)
 
 
@@ -48,3 +49,9 @@ def build(m: Layers, *, head_norm: bool = False) -> Graph:
         x = m.gated_mlp(f"{block}.mlp", m.rms_norm(f"{block}.post_attention_layernorm", h))
         h = m.add(f"{block}.add_mlp", h, x)
     return m.logits(m.rms_norm("model.norm", h), "lm_head", "model.embed_tokens")
+
+
+TEMPLATES = {
+    "llama": Template(read=read, build=build, models="LLaMA 2 and 3, SmolLM2"),
+    "mistral": Template(read=read_mistral, build=build, models="Mistral", special="a window in all layers, or in none"),
+}

@@ -9,12 +9,12 @@ logits = tokens' layer_norm(h)
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from maskpro_deploy.exporters.architectures.template import Template
 from maskpro_deploy.exporters.graph.builder import Graph
-from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, base_config, only, positive, read_activation
+from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, read_positive, read_unturned_config, require_value
 from maskpro_deploy.exporters.graph.layers import Layers
 
 _POSITION_OFFSET = 2
@@ -22,22 +22,14 @@ _POSITION_OFFSET = 2
 
 def read(config: Mapping[str, Any]) -> DecoderConfig:
     """OPT with norms before its parts, as all of its sizes but 350M have them."""
-    hidden = positive(config, "hidden_size")
-    only(config, "do_layer_norm_before", True, True)
-    only(config, "_remove_final_layer_norm", False, False)
-    only(config, "layer_norm_elementwise_affine", True, True)
-    only(config, "word_embed_proj_dim", hidden, hidden)
-    own = {"intermediate_size": positive(config, "ffn_dim"), "layer_norm_eps": 1e-5, "tie_word_embeddings": True}
-    base = base_config({**own, **config, "hidden_act": "silu"}, eps="layer_norm_eps")
+    hidden = read_positive(config, "hidden_size")
+    require_value(config, "do_layer_norm_before", True, True)
+    require_value(config, "_remove_final_layer_norm", False, False)
+    require_value(config, "layer_norm_elementwise_affine", True, True)
+    require_value(config, "word_embed_proj_dim", hidden, hidden)
+    own = {"intermediate_size": read_positive(config, "ffn_dim"), "layer_norm_eps": 1e-5, "tie_word_embeddings": True}
     bias = bool(config.get("enable_bias", True))
-    return dataclasses.replace(
-        base,
-        activation=read_activation(config, "activation_function", "relu"),
-        attention_bias=bias,
-        output_bias=bias,
-        mlp_bias=bias,
-        ropes=(None,) * base.num_layers,
-    )
+    return read_unturned_config({**own, **config}, eps="layer_norm_eps", activation="relu", bias=bias)
 
 
 def build(m: Layers) -> Graph:
@@ -54,3 +46,8 @@ def build(m: Layers) -> Graph:
         x = m.activation(m.linear(f"{block}.fc1", x, e, f, bias=bias), f"/model/decoder/layers.{i}")
         h = m.add(f"{block}.add_mlp", h, m.linear(f"{block}.fc2", x, f, e, bias=bias))
     return m.logits(m.layer_norm("model.decoder.final_layer_norm", h), "lm_head", "model.decoder.embed_tokens")
+
+
+TEMPLATES = {
+    "opt": Template(read=read, build=build, models="OPT, without its 350M", special="learned positions, LayerNorm, ReLU"),
+}

@@ -10,17 +10,18 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from maskpro_deploy.exporters.architectures.template import Template
 from maskpro_deploy.exporters.graph.builder import Graph
-from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, base_config, positive
+from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, read_base_config, read_positive
 from maskpro_deploy.exporters.graph.layers import Layers, Part
 
 
 def read(config: Mapping[str, Any]) -> DecoderConfig:
     """Without biases; `sliding_window` holds for all layers."""
-    base = base_config({**config, "head_dim": None})
+    base = read_base_config({**config, "head_dim": None})
     windows = base.windows
     if config.get("sliding_window") is not None:
-        windows = (positive(config, "sliding_window"),) * base.num_layers
+        windows = (read_positive(config, "sliding_window"),) * base.num_layers
     return dataclasses.replace(base, windows=windows, attention_bias=False, output_bias=False, mlp_bias=False)
 
 
@@ -41,3 +42,13 @@ def build(m: Layers) -> Graph:
         x = m.rms_norm(f"{block}.post_attention_layernorm", h)
         h = m.add(f"{block}.add_mlp", h, m.gated_mlp(f"{block}.mlp", x, parts=(halves[0], halves[1])))
     return m.logits(m.rms_norm("model.norm", h), "lm_head", "model.embed_tokens")
+
+
+TEMPLATES = {
+    "phi3": Template(
+        read=read,
+        build=build,
+        models="Phi-3, Phi-4, Phi-4-mini",
+        special="fused q, k, v and gate, up (taken apart); part of a head turned; longrope",
+    ),
+}

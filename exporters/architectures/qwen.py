@@ -8,39 +8,42 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from maskpro_deploy.exporters.architectures import llama
-from maskpro_deploy.exporters.graph.builder import Graph
-from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, base_config, layer_types, windows_of
-from maskpro_deploy.exporters.graph.layers import Layers
+from maskpro_deploy.exporters.architectures.template import Template
+from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, read_base_config, read_layer_types, read_windows
 
 
 def read_qwen2(config: Mapping[str, Any]) -> DecoderConfig:
     """q, k and v always have a bias, o never."""
-    return dataclasses.replace(_windowed(config), attention_bias=True, output_bias=False, mlp_bias=False)
+    return dataclasses.replace(_read_common(config), attention_bias=True, output_bias=False, mlp_bias=False)
 
 
 def read_qwen3(config: Mapping[str, Any]) -> DecoderConfig:
     """The common fields; heads are 128 wide where the config does not say."""
-    return dataclasses.replace(_windowed({"head_dim": 128, **config}), mlp_bias=False)
+    return dataclasses.replace(_read_common({"head_dim": 128, **config}), mlp_bias=False)
 
 
-def _windowed(config: Mapping[str, Any]) -> DecoderConfig:
+def _read_common(config: Mapping[str, Any]) -> DecoderConfig:
     """Layers from `max_window_layers` on look back through a window, if `use_sliding_window` says so."""
-    base = base_config(config)
+    base = read_base_config(config)
     if not config.get("use_sliding_window") or config.get("sliding_window") is None:
         return base
     first = config.get("max_window_layers", 28)
     default = ["sliding_attention" if i >= first else "full_attention" for i in range(base.num_layers)]
-    return dataclasses.replace(base, windows=windows_of(config, layer_types(config, base.num_layers, default)))
+    return dataclasses.replace(base, windows=read_windows(config, read_layer_types(config, base.num_layers, default)))
 
 
-def build_qwen2(m: Layers) -> Graph:
-    """LLaMA's graph; the biases are in the config."""
-    return llama.build(m)
-
-
-def build_qwen3(m: Layers) -> Graph:
-    """LLaMA's graph with normed heads."""
-    return llama.build(m, head_norm=True)
+TEMPLATES = {
+    "qwen2": Template(
+        read=read_qwen2,
+        build=llama.build,
+        models="Qwen2, Qwen2.5",
+        special="biases on q, k, v; windows in the upper layers, where switched on",
+    ),
+    "qwen3": Template(
+        read=read_qwen3, build=partial(llama.build, head_norm=True), models="Qwen3", special="a norm of each head's q and k"
+    ),
+}

@@ -11,7 +11,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from maskpro_deploy.errors import FormatError
-from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, base_config, layer_types, positive, windows_of
+from maskpro_deploy.exporters.architectures import llama
+from maskpro_deploy.exporters.architectures.template import Template
+from maskpro_deploy.exporters.graph.decoder_config import (
+    DecoderConfig,
+    read_base_config,
+    read_layer_types,
+    read_positive,
+    read_windows,
+)
 from maskpro_deploy.exporters.graph.rope_config import read_rope
 
 _DEFAULT_THETA = 2e6
@@ -19,8 +27,8 @@ _DEFAULT_THETA = 2e6
 
 def read(config: Mapping[str, Any]) -> DecoderConfig:
     """`no_rope_layers` holds 1 for a layer WITH rotary embedding."""
-    base = base_config({"tie_word_embeddings": True, **config})
-    interval = positive(config, "no_rope_layer_interval", 4)
+    base = read_base_config({"tie_word_embeddings": True, **config})
+    interval = read_positive(config, "no_rope_layer_interval", 4)
     turned = config.get("no_rope_layers")
     turned = [int((i + 1) % interval != 0) for i in range(base.num_layers)] if turned is None else turned
     if not isinstance(turned, list) or len(turned) != base.num_layers:
@@ -29,5 +37,10 @@ def read(config: Mapping[str, Any]) -> DecoderConfig:
     windows = base.windows
     if config.get("use_sliding_window") and config.get("sliding_window") is not None:
         default = ["full_attention" if has else "sliding_attention" for has in turned]
-        windows = windows_of(config, layer_types(config, base.num_layers, default))
+        windows = read_windows(config, read_layer_types(config, base.num_layers, default))
     return dataclasses.replace(base, ropes=tuple(rope if has else None for has in turned), windows=windows)
+
+
+TEMPLATES = {
+    "smollm3": Template(read=read, build=llama.build, models="SmolLM3", special="layers without rotary embedding"),
+}

@@ -1,7 +1,7 @@
 """Where a graph leaves its reference: the outputs of every layer, side by side.
 
 Used when a comparison has failed. The graph is opened once more with the sums at the end of each layer as outputs; a
-half-precision one in its own arithmetic (`half_precision`).
+half-precision one in its own arithmetic (`half_precision.rounding`).
 
 Shapes: `T` tokens, `E` hidden size.
 """
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from maskpro_deploy.exporters.checks.half_precision import HALVES, round_graph
+from maskpro_deploy.exporters.checks.half_precision.rounding import HALVES, round_graph
 from maskpro_deploy.exporters.checks.ort_model import model_of
 from maskpro_deploy.manifest import Manifest, safe_path
 
@@ -49,9 +49,7 @@ class LayerDifference:
     scale: float
 
 
-def layer_differences(
-    bundle: Path, manifest: Manifest, reference: LayerReference, prompt: Sequence[int]
-) -> list[LayerDifference]:
+def compare_layers(bundle: Path, manifest: Manifest, reference: LayerReference, prompt: Sequence[int]) -> list[LayerDifference]:
     """Compare the output of every layer on one prompt, first layer first."""
     path = safe_path(bundle, manifest.graph.file)
     model = onnx.load(path, load_external_data=False)
@@ -77,14 +75,14 @@ def layer_differences(
     ]
 
 
-def first_difference(differences: Sequence[LayerDifference], dtype: str) -> str:
+def describe_first_difference(differences: Sequence[LayerDifference], dtype: str) -> str:
     """In one sentence: the first layer that is off by more than the rounding of the graph's float type."""
     same = _SAME[dtype]
-    for index, found in enumerate(differences):
-        if not found.largest <= same * found.scale:  # a NaN is a difference too
+    for index, layer in enumerate(differences):
+        if not layer.largest <= same * layer.scale:  # a NaN is a difference too
             return (
-                f"The first layer whose output differs is layer {index} of {len(differences)} ({found.name}): "
-                f"by {found.largest:.2g}, where values reach {found.scale:.2g}."
+                f"The first layer whose output differs is layer {index} of {len(differences)} ({layer.name}): "
+                f"by {layer.largest:.2g}, where values reach {layer.scale:.2g}."
             )
     if not differences:
         return "Its layers cannot be told apart in the graph."

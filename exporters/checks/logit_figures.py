@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maskpro_deploy.exporters.checks.half_range import Ranges
+from maskpro_deploy.exporters.checks.half_precision.ranges import Ranges
+from maskpro_deploy.exporters.graph.weight_kinds import WEIGHT_KINDS
 
 Logits = npt.NDArray[np.float32]
 
@@ -38,14 +39,11 @@ class Tolerance:
 
 # per float type of the graph, or per quantisation; half precision moves single logits of a large vocabulary far more than it
 # moves distributions: its tolerances are about twice the most that a tiny model of any architecture needs (docs/export.md).
-# Those of quantised weights tell a wrong graph from a coarse one, no more: the figures are there to be read.
 TOLERANCES = {
     "fp32": Tolerance(logits=1e-3, kl=1e-6),
     "fp16": Tolerance(logits=1.5, kl=1e-3, preference=0.25),
     "bf16": Tolerance(logits=10.0, kl=0.05, preference=1.0),
-    "int8": Tolerance(logits=None, kl=0.1, perplexity=1.1),
-    "fp8": Tolerance(logits=None, kl=0.1, perplexity=1.1),
-    "int4": Tolerance(logits=None, kl=1.5, perplexity=2.5),
+    **{kind.name: Tolerance(logits=None, kl=kind.kl, perplexity=kind.perplexity) for kind in WEIGHT_KINDS.values()},
 }
 # graphs that choose experts: where two are nearly as good, half precision may choose the other one, which moves all logits of
 # that position
@@ -132,7 +130,7 @@ class Pair:
     reference_nll: float
 
 
-def compare(ours: Logits, theirs: Logits, tokens: npt.NDArray[np.int64]) -> Pair:
+def compare_logits(ours: Logits, theirs: Logits, tokens: npt.NDArray[np.int64]) -> Pair:
     """All figures of one prompt.  # (T, V), (T, V), (T,)"""
     p, q = _log_softmax(theirs), _log_softmax(ours)
     kl = (np.exp(p) * (p - q)).sum(axis=-1)  # (T,)
@@ -156,7 +154,7 @@ def _log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
     return result
 
 
-def verdict(
+def judge(
     tolerance: Tolerance, pairs: Sequence[Pair], *, steps: float, padding: float, greedy: int, equal: int, margin: float
 ) -> Verification:
     """Sum up all comparisons; the arguments are the fields of `Verification` in short."""

@@ -3,7 +3,7 @@
 The bundle runs in onnxruntime, the checkpoint in anything that gives logits and greedy tokens (`Reference`; in practice
 torch). Compared are logits, the distributions they mean, perplexity, greedy continuations, a prompt fed at once and token by
 token, and a left-padded batch. Tolerances apply to logits and KL; the other figures are there to be read. A half-precision graph
-runs with every value rounded to half precision (`half_precision`), and its values must stay in the type's range.
+runs with every value rounded to half precision (`half_precision.rounding`), and its values must stay in the type's range.
 
 Shapes: `B` batch, `T` tokens, `V` vocabulary.
 """
@@ -20,9 +20,9 @@ import numpy.typing as npt
 
 from maskpro_deploy.data import HELD_OUT, load_text, load_tokenizer
 from maskpro_deploy.errors import CheckFailed, ConfigError
-from maskpro_deploy.exporters.checks.half_model import Opened, open_to_compare
-from maskpro_deploy.exporters.checks.half_precision import NotRounded
-from maskpro_deploy.exporters.checks.half_range import Ranges
+from maskpro_deploy.exporters.checks.half_precision.opening import Opened, open_to_compare
+from maskpro_deploy.exporters.checks.half_precision.ranges import Ranges
+from maskpro_deploy.exporters.checks.half_precision.rounding import NotRounded
 from maskpro_deploy.exporters.checks.logit_figures import (
     QUANTISED_SIBLINGS,
     ROUTED,
@@ -30,10 +30,10 @@ from maskpro_deploy.exporters.checks.logit_figures import (
     Logits,
     Tolerance,
     Verification,
-    compare,
-    verdict,
+    compare_logits,
+    judge,
 )
-from maskpro_deploy.exporters.checks.ort_model import OrtModel
+from maskpro_deploy.exporters.checks.ort_model import CheckedGraph
 from maskpro_deploy.exporters.graph.builder import WIDER
 from maskpro_deploy.manifest import Graph, Manifest
 from maskpro_deploy.system.extras import missing, require
@@ -86,7 +86,7 @@ def verify(
         reference: the model that the bundle must agree with.
         prompts: token sequences of at least two tokens each.
         greedy_tokens: how many tokens to generate behind the first prompt.
-        progress: told after each prompt and each further comparison.
+        progress: shows each prompt and each further comparison.
 
     Raises:
         ConfigError: the prompts are too short, or too long for the graph.
@@ -94,11 +94,22 @@ def verify(
         NotRounded: the graph is bf16, for which onnxruntime has no kernels, and cannot be rewritten.
         OutOfRange: a value does not fit the graph's half-precision type.
     """
+    return compare_with_reference(bundle, Manifest.load(bundle), reference, prompts, greedy_tokens, progress)
+
+
+def compare_with_reference(
+    bundle: Path,
+    manifest: Manifest,
+    reference: Reference,
+    prompts: Sequence[Sequence[int]],
+    greedy_tokens: int,
+    progress: Progress = SILENT,
+) -> Verification:
+    """As `verify`, of a bundle whose manifest is not written yet."""
     require("cpu", "checking a bundle")
-    manifest = Manifest.load(bundle)
     _check_prompts(prompts, greedy_tokens, manifest.model.max_length)
     opened = open_to_compare(bundle, manifest)
-    tolerance = tolerance_of(manifest.graph, routed=opened.routed)
+    tolerance = choose_tolerance(manifest.graph, routed=opened.routed)
     return _compare_models(opened, reference, prompts, greedy_tokens, tolerance, progress)
 
 
@@ -123,19 +134,19 @@ def verify_siblings(bundle: Path, manifest: Manifest) -> dict[str, Verification 
         except NotRounded as e:
             figures[graph.form] = str(e)
             continue
-        tolerance = QUANTISED_SIBLINGS if graph.quantization else tolerance_of(graph, routed=further.routed)
+        tolerance = QUANTISED_SIBLINGS if graph.quantization else choose_tolerance(graph, routed=further.routed)
         figures[graph.form] = _compare_models(further, own.model, prompts, greedy, tolerance, SILENT)
     return figures
 
 
-def tolerance_of(graph: Graph, *, routed: bool = False) -> Tolerance:
+def choose_tolerance(graph: Graph, *, routed: bool = False) -> Tolerance:
     """What passes for a graph; `routed`: it chooses experts in half precision."""
     if routed and not graph.quantization:
         return ROUTED[graph.dtype]
     return TOLERANCES[graph.quantization.split()[0] if graph.quantization else graph.dtype]
 
 
-def _ranges(opened: Opened, prompts: Sequence[Sequence[int]]) -> Ranges | None:
+def _measure_ranges(opened: Opened, prompts: Sequence[Sequence[int]]) -> Ranges | None:
     """How large the values of a half-precision graph become.
 
     Raises:
@@ -158,21 +169,21 @@ def _compare_models(
     progress: Progress,
 ) -> Verification:
     """All figures of one comparison."""
-    model, ranges = opened.model, _ranges(opened, prompts)
+    model, ranges = opened.model, _measure_ranges(opened, prompts)
     stages = len(prompts) + 3
     pairs = []
     for done, prompt in enumerate(prompts, start=1):
         tokens = np.asarray([prompt], dtype=np.int64)
-        pairs.append(compare(model.logits(tokens)[0], reference.logits(tokens)[0], tokens[0]))
+        pairs.append(compare_logits(model.logits(tokens)[0], reference.logits(tokens)[0], tokens[0]))
         progress.update(done, stages)
-    steps = _step_difference(model, prompts[0])
+    steps = _measure_step_difference(model, prompts[0])
     progress.update(stages - 2, stages)
-    padding = _padding_difference(model, reference, prompts)
+    padding = _measure_padding_difference(model, reference, prompts)
     progress.update(stages - 1, stages)
-    equal, margin = _greedy(model, reference, prompts[0], greedy_tokens)
+    equal, margin = _compare_greedy(model, reference, prompts[0], greedy_tokens)
     progress.update(stages, stages)
-    found = verdict(tolerance, pairs, steps=steps, padding=padding, greedy=greedy_tokens, equal=equal, margin=margin)
-    return dataclasses.replace(found, arithmetic=opened.arithmetic, unrounded=opened.unrounded, ranges=ranges)
+    verification = judge(tolerance, pairs, steps=steps, padding=padding, greedy=greedy_tokens, equal=equal, margin=margin)
+    return dataclasses.replace(verification, arithmetic=opened.arithmetic, unrounded=opened.unrounded, ranges=ranges)
 
 
 def _check_prompts(prompts: Sequence[Sequence[int]], greedy_tokens: int, max_length: int) -> None:
@@ -183,27 +194,30 @@ def _check_prompts(prompts: Sequence[Sequence[int]], greedy_tokens: int, max_len
         raise ConfigError(f"the prompts and {greedy_tokens} greedy tokens do not fit into the graph's {max_length} positions.")
 
 
-def _step_difference(model: OrtModel, prompt: Sequence[int]) -> float:
+def _measure_step_difference(model: CheckedGraph, prompt: Sequence[int]) -> float:
     """Feed a prompt at once, then all but its last tokens at once and those one by one."""
     tokens = np.asarray([prompt], dtype=np.int64)
     steps = min(_STEPS, len(prompt) - 1)
-    whole, state = model.logits(tokens)[0], model.start(1)
-    pieces = [model.run(tokens[:, :-steps], state)[0]]
-    pieces.extend(model.run(tokens[:, i : i + 1], state)[0] for i in range(len(prompt) - steps, len(prompt)))
-    return float(np.abs(np.concatenate(pieces) - whole).max())
+    whole = model.logits(tokens)
+    head, cache = model.forward(tokens[:, :-steps])
+    pieces = [head]
+    for i in range(len(prompt) - steps, len(prompt)):
+        logits, cache = model.forward(tokens[:, i : i + 1], cache)
+        pieces.append(logits)
+    return float(np.abs(np.concatenate(pieces, axis=1) - whole).max())
 
 
-def _padding_difference(model: OrtModel, reference: Reference, prompts: Sequence[Sequence[int]]) -> float:
+def _measure_padding_difference(model: CheckedGraph, reference: Reference, prompts: Sequence[Sequence[int]]) -> float:
     """Two prompts of different length in one batch, the shorter padded, with one cached step behind them."""
     longer, shorter = list(prompts[0]), list(prompts[-1])[: max(2, len(prompts[0]) // 2)]
     differences = [
         np.abs(ours - reference.logits(np.asarray([prompt], dtype=np.int64))[0]).max()
-        for ours, prompt in zip(model.pair(longer, shorter), (longer, shorter), strict=True)
+        for ours, prompt in zip(model.logits_together(longer, shorter), (longer, shorter), strict=True)
     ]
     return float(np.max(differences))  # unlike max(), np.max never hides a NaN
 
 
-def _greedy(model: OrtModel, reference: Reference, prompt: Sequence[int], count: int) -> tuple[int, float]:
+def _compare_greedy(model: CheckedGraph, reference: Reference, prompt: Sequence[int], count: int) -> tuple[int, float]:
     """How many greedy tokens agree, and how sure the reference is of the first that differs."""
     ours, theirs = model.greedy(prompt, count), reference.greedy(prompt, count)
     for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):

@@ -19,13 +19,14 @@ from typing import Any
 import onnx
 
 from maskpro_deploy._version import __version__
-from maskpro_deploy.backends.cuda_driver import compute_capability
+from maskpro_deploy.backends.cuda.driver import compute_capability
 from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError, MissingExtraError
+from maskpro_deploy.exporters.engines.compare import compare_with_dense
 from maskpro_deploy.exporters.engines.config import EngineConfig
 from maskpro_deploy.exporters.engines.ep_context import context_model, wrapper_file
 from maskpro_deploy.exporters.engines.preflight import WeightFacts, inspect_weights, prove, spoiled_counts
 from maskpro_deploy.exporters.engines.process import build_in_process
-from maskpro_deploy.exporters.engines.profiles import Bucket, buckets_for, described, profiles
+from maskpro_deploy.exporters.engines.profiles import Bucket, buckets_for, describe_profiles, profiles
 from maskpro_deploy.exporters.engines.provider_builder import LIBRARY, check_machine, provider_job
 from maskpro_deploy.exporters.engines.report import EngineReport, layer_rows, sentence
 from maskpro_deploy.exporters.engines.store import install, reusable
@@ -91,10 +92,8 @@ def build_engine(bundle: Path, config: EngineConfig | None = None, progress: Pro
         remove_abandoned(place)
     with disk_errors(bundle / ENGINES), working_folder(bundle, "build") as scratch:
         if not config.compare_dense:
-            return _built(source, config, scratch, progress)
-        from maskpro_deploy.exporters.engines.compare import compared
-
-        return compared(source, config, scratch, progress, _built)
+            return _build_one(source, config, scratch, progress)
+        return compare_with_dense(source, config, scratch, progress, _build_one)
 
 
 def open_source(bundle: Path, config: EngineConfig) -> Source:
@@ -110,7 +109,7 @@ def open_source(bundle: Path, config: EngineConfig) -> Source:
     weights = inspect_weights(manifest, matmul_weights(safe_path(bundle, graph.file)))
     if not config.dense:
         prove(bundle, manifest, weights, config)
-    library, target = choose(config)
+    library, target = choose_library(config)
     if library == "tensorrt-rtx" and config.timing_cache is not None:
         raise ConfigError("--timing-cache: tensorrt-rtx times no kernels when it builds, so it has none to keep. Leave it out.")
     if config.compare_dense and compute_capability() is not None:
@@ -145,11 +144,11 @@ def _graph(manifest: Manifest, config: EngineConfig) -> Graph:
     return graphs[config.form]
 
 
-def _built(source: Source, config: EngineConfig, scratch: Path, progress: Progress) -> EngineReport:
+def _build_one(source: Source, config: EngineConfig, scratch: Path, progress: Progress) -> EngineReport:
     """Build one engine, or find it."""
     bundle, manifest = source.bundle, source.manifest
     shapes = profiles(manifest, config, source.graph)
-    settings = _settings(source, config, described(source.buckets, shapes))
+    settings = _settings(source, config, describe_profiles(source.buckets, shapes))
     kind = "dense" if config.dense else "sparse"
     parts = (source.library, source.target.replace(",", "-"), source.graph.form, source.graph.dtype, kind, settings["key"][:12])
     name = "-".join(parts)
@@ -169,7 +168,7 @@ def _built(source: Source, config: EngineConfig, scratch: Path, progress: Progre
         sparse_kernels=sentence(source.library, rows, dense=config.dense),
         settings=settings,
     )
-    entry, wrapper, why_not = _wrapped(entry, source.path)
+    entry, wrapper, why_not = _add_wrapper(entry, source.path)
     report = EngineReport(
         engine=entry,
         bytes=engine.stat().st_size,
@@ -185,7 +184,7 @@ def _built(source: Source, config: EngineConfig, scratch: Path, progress: Progre
     return report
 
 
-def _wrapped(entry: EngineFile, graph: Path) -> tuple[EngineFile, onnx.ModelProto | None, list[str]]:
+def _add_wrapper(entry: EngineFile, graph: Path) -> tuple[EngineFile, onnx.ModelProto | None, list[str]]:
     """The entry with the wrapper by which onnxruntime serves the engine, or with the reason why there is none."""
     try:
         wrapper = context_model(graph, entry)
@@ -194,7 +193,7 @@ def _wrapped(entry: EngineFile, graph: Path) -> tuple[EngineFile, onnx.ModelProt
     return dataclasses.replace(entry, ep_context=wrapper_file(entry)), wrapper, []
 
 
-def choose(config: EngineConfig) -> tuple[str, str]:
+def choose_library(config: EngineConfig) -> tuple[str, str]:
     """The library to build with, and the target it builds for.
 
     Raises:

@@ -11,20 +11,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from maskpro_deploy.backends.cuda_driver import compute_capability
+from maskpro_deploy.backends.cuda.driver import compute_capability
+from maskpro_deploy.backends.profiles import input_shapes
 from maskpro_deploy.exporters.engines.config import EngineConfig
 from maskpro_deploy.exporters.engines.process import time_in_process
-from maskpro_deploy.exporters.engines.profiles import DECODE, PREFILL, Bucket, shapes_at
+from maskpro_deploy.exporters.engines.profiles import DECODE, PREFILL, Bucket
 from maskpro_deploy.exporters.engines.report import EngineReport
 from maskpro_deploy.exporters.engines.store import update_report
-from maskpro_deploy.exporters.engines.timing import DENSE, NO_GPU, SPARSE, Comparison, Point
+from maskpro_deploy.exporters.engines.timing.results import DENSE, NO_GPU, SPARSE, Comparison, Point
 from maskpro_deploy.manifest import Graph, ModelShape, safe_path
 from maskpro_deploy.system.progress import Progress
 
 _POINTS_OF_A_BUCKET = 8  # batches are halved from the largest on
 
 
-def compared(
+def compare_with_dense(
     source: Any, config: EngineConfig, scratch: Path, progress: Progress, build: Callable[..., EngineReport]
 ) -> EngineReport:
     """Build both engines with `build`, compare them, and write what was found into the sparse engine's report.
@@ -78,7 +79,7 @@ def points_for(graph: Graph, model: ModelShape, buckets: Sequence[Bucket], lengt
                 new=new,
                 past=past,
                 profile=index,
-                shapes=shapes_at(graph, model, (batch, new), past),
+                shapes=input_shapes(graph, model, batch, new, past),
             )
             points.setdefault(point.name, point)  # the first bucket that holds a call takes it
     return sorted(points.values(), key=lambda p: (p.kind == DECODE, -p.batch * p.new))

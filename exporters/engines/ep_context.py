@@ -15,36 +15,21 @@ import onnx
 from onnx import helper
 
 from maskpro_deploy._version import __version__
-from maskpro_deploy.backends.elf import onnxruntime_tensorrt
+from maskpro_deploy.backends.onnxruntime_.linked_libraries import onnxruntime_tensorrt
+from maskpro_deploy.backends.onnxruntime_.tensorrt_provider import wrong_version_reason
+from maskpro_deploy.backends.providers import TENSORRT_PROVIDER
 from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.manifest import EngineFile
 
 OPERATOR, DOMAIN, VERSION = "EPContext", "com.microsoft", 1
 SUFFIX = "_ctx.onnx"
 # engine library -> the onnxruntime provider that loads its engines
-PROVIDERS = {"tensorrt": "TensorrtExecutionProvider", "tensorrt-rtx": "NvTensorRTRTXExecutionProvider"}
+PROVIDERS = {"tensorrt": TENSORRT_PROVIDER, "tensorrt-rtx": "NvTensorRTRTXExecutionProvider"}
 
 
 def wrapper_file(engine: EngineFile) -> str:
     """Where an engine's wrapper lies in the bundle."""
     return engine.file.removesuffix(".engine") + SUFFIX
-
-
-def refusal(engine: EngineFile, linked: int | None) -> str:
-    """Why onnxruntime cannot serve this engine; "" if it can, as far as is known.
-
-    Args:
-        engine: the engine.
-        linked: the major version of TensorRT that onnxruntime was linked with; None if it has no TensorRT provider here (the
-            machine that builds need not be the one that serves).
-    """
-    major = int(engine.library_version.split(".")[0])
-    if engine.library != "tensorrt" or linked is None or linked == major:
-        return ""
-    return (
-        f"onnxruntime here is built for TensorRT {linked} and cannot load an engine of TensorRT {engine.library_version}: "
-        f"serve it with --provider trt-native, or build it with 'tensorrt<{linked + 1}'"
-    )
 
 
 def context_model(graph: Path, engine: EngineFile) -> onnx.ModelProto:
@@ -57,7 +42,8 @@ def context_model(graph: Path, engine: EngineFile) -> onnx.ModelProto:
     Raises:
         CheckFailed: onnxruntime here cannot load an engine of this version.
     """
-    if reason := refusal(engine, onnxruntime_tensorrt()):
+    # the machine that builds need not be the one that serves: without a TensorRT provider here, nothing is known
+    if engine.library == "tensorrt" and (reason := wrong_version_reason(engine, onnxruntime_tensorrt())):
         raise CheckFailed(f"{engine.file}: {reason}.")
     source = onnx.load(graph, load_external_data=False)
     name = PurePosixPath(engine.file).stem

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maskpro_deploy.errors import CheckFailed, ConfigError
-from maskpro_deploy.exporters.checks.proof import GroupCount, count_groups
+from maskpro_deploy.exporters.checks.proof import count_groups
 from maskpro_deploy.exporters.engines.config import SPARSE_TENSOR_CORES, EngineConfig
 from maskpro_deploy.exporters.graph.data_file import INT4
 from maskpro_deploy.exporters.graph.weights import MatMulWeight
 from maskpro_deploy.manifest import Manifest
+from maskpro_deploy.validation.law import Tally
 from maskpro_deploy.validation.report import tensor_core_class
 
 WRONG_AXIS, PADDING, BEHIND_QDQ = "wrong axis", "padding", "behind Q/DQ"
@@ -36,7 +37,7 @@ class WeightFacts:
     """
 
     weight: MatMulWeight
-    count: GroupCount | None
+    count: Tally | None
     reason: str
     tensor_cores: str
     spoiled: str
@@ -66,7 +67,7 @@ def _width(weight: MatMulWeight) -> int:
     return 1 if weight.input_quantised else max(2, weight.region.dtype.itemsize)
 
 
-def _reason(weight: MatMulWeight, dtype: str, count: GroupCount | None) -> str:
+def _reason(weight: MatMulWeight, dtype: str, count: Tally | None) -> str:
     k, n = weight.region.shape
     if count is None:
         return f"K {k} is no multiple of {SPARSE_TENSOR_CORES.m}"
@@ -83,7 +84,7 @@ def _reason(weight: MatMulWeight, dtype: str, count: GroupCount | None) -> str:
     return ""
 
 
-def _spoiled(weight: MatMulWeight, count: GroupCount | None, pruned: tuple[int, ...]) -> str:
+def _spoiled(weight: MatMulWeight, count: Tally | None, pruned: tuple[int, ...]) -> str:
     if weight.region.shape != pruned:
         return PADDING
     if count is None or count.over:

@@ -16,10 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from maskpro_deploy.backends.profiles import Profile
 from maskpro_deploy.errors import MachineError
 from maskpro_deploy.exporters.engines.config import EngineConfig
-from maskpro_deploy.exporters.engines.library import Profile
-from maskpro_deploy.exporters.engines.timing import Point, PointResult, point_from_json
+from maskpro_deploy.exporters.engines.timing.results import Point, PointResult, point_from_json
 from maskpro_deploy.exporters.engines.worker import BUILD, ERRORS, PROVIDER, TIME
 from maskpro_deploy.system.progress import Progress
 
@@ -54,7 +54,7 @@ def build_in_process(
         "timing_cache": str(config.timing_cache.resolve()) if config.timing_cache is not None else None,
         "flags": dataclasses.asdict(config.flags),
     }
-    return scratch / "engine", _work(scratch, library, job, progress)
+    return scratch / "engine", _run_job(scratch, library, job, progress)
 
 
 def time_in_process(
@@ -67,7 +67,7 @@ def time_in_process(
     budget_s: float,
     progress: Progress,
 ) -> tuple[PointResult, ...]:
-    """Time engines on the GPU (`engine_timing.measure`).
+    """Time engines on the GPU (`timing.measure`).
 
     Raises:
         MaskProError: what the worker reports; MachineError if it died.
@@ -80,10 +80,10 @@ def time_in_process(
         "vocabulary": vocabulary,
         "budget_s": budget_s,
     }
-    return tuple(point_from_json(p) for p in _work(scratch, library, job, progress)["points"])
+    return tuple(point_from_json(p) for p in _run_job(scratch, library, job, progress)["points"])
 
 
-def _work(scratch: Path, library: str, job: dict[str, Any], progress: Progress) -> dict[str, Any]:
+def _run_job(scratch: Path, library: str, job: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """Run the worker process on a job and read its result."""
     result = scratch / "result.json"
     result.unlink(missing_ok=True)
@@ -109,7 +109,7 @@ def _run_worker(scratch: Path, progress: Progress) -> tuple[int, str]:
         try:
             assert process.stdout is not None
             for line in process.stdout:
-                _tell(progress, line)
+                _pass_on(progress, line)
             code = process.wait()
         finally:
             with suppress(ProcessLookupError):
@@ -121,7 +121,7 @@ def _run_worker(scratch: Path, progress: Progress) -> tuple[int, str]:
         return code, stderr.read()
 
 
-def _tell(progress: Progress, line: str) -> None:
+def _pass_on(progress: Progress, line: str) -> None:
     """Pass one line of the worker on; the libraries print to stdout as well, so other lines are skipped."""
     with suppress(json.JSONDecodeError, KeyError, TypeError):
         step = json.loads(line)

@@ -20,12 +20,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from maskpro_deploy.backends.profiles import (
+    DEFAULT_BATCH,
+    DEFAULT_LENGTH,
+    DEFAULT_PREFILL,
+    Profile,
+    describe_profile,
+    make_profile,
+)
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.exporters.engines.config import EngineConfig
-from maskpro_deploy.exporters.engines.library import Profile
 from maskpro_deploy.manifest import Graph, Manifest, ModelShape
 
-DEFAULT_BATCH, DEFAULT_LENGTH, DEFAULT_PREFILL = 8, 2048, 512
 PREFILL, DECODE, MIXED = "prefill", "decode", "mixed"
 _EXAMPLE = "prefill:1x128,4x512 decode:1,8"
 Size = tuple[int, int]
@@ -79,7 +85,7 @@ def parse_buckets(text: str) -> tuple[Bucket, ...]:
     for group in text.replace(";", " ").split():
         kind, colon, sizes = group.partition(":")
         if not colon or kind not in (PREFILL, DECODE, MIXED):
-            raise ConfigError(f"--profiles {text!r}: {group!r} is no group of profiles.\nGive them as {_EXAMPLE!r}.")
+            raise ConfigError(f"--profiles {text!r}: {group!r} is not a group of profiles.\nGive them as {_EXAMPLE!r}.")
         buckets += [_bucket(kind, size) for size in sizes.split(",")]
     if not buckets:
         raise ConfigError(f"--profiles {text!r} names no profile.\nGive them as {_EXAMPLE!r}.")
@@ -100,7 +106,7 @@ def _bucket(kind: str, text: str) -> Bucket:
         match = re.fullmatch(one, part)
         if match is None:
             wanted = "a batch such as 8" if kind == DECODE else "batch and new tokens such as 4x512"
-            raise ConfigError(f"--profiles {kind}:{text}: {part!r} is no size of {kind}; give {wanted}.")
+            raise ConfigError(f"--profiles {kind}:{text}: {part!r} is not a size of {kind}; give {wanted}.")
         sizes.append((int(match[1]), 1 if kind == DECODE else int(match[2])))
     if len(sizes) == 1:
         return Bucket(kind=kind, least=(1, 1), best=sizes[0], most=sizes[0])
@@ -149,28 +155,6 @@ def _length(graph: Graph, model: ModelShape, config: EngineConfig) -> int:
     return length
 
 
-def shapes_at(graph: Graph, model: ModelShape, size: Size, past: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of all inputs for a batch with so many new and so many past tokens.
-
-    Raises:
-        ConfigError: the graph's cache form is none that engines are built from.
-    """
-    batch, new = size
-    tokens = (batch, new)  # (B, S)
-    if graph.form == "cat":
-        shapes: dict[str, tuple[int, ...]] = {"input_ids": tokens, "attention_mask": (batch, new + past), "position_ids": tokens}
-        slots = past
-    elif graph.form == "static" and graph.length is not None:
-        shapes = {"input_ids": tokens, "position_ids": tokens, "write_indices": (batch,)}
-        slots = graph.length
-    else:
-        raise ConfigError(f"--form {graph.form}: engines are built from the forms cat and static.")
-    cache = (batch, model.num_kv_heads, slots, model.head_dim)  # (B, H, P or L, D)
-    for layer in range(model.num_layers):
-        shapes |= {f"past_key_values.{layer}.key": cache, f"past_key_values.{layer}.value": cache}
-    return shapes
-
-
 def past_range(bucket: Bucket, length: int) -> tuple[int, int, int]:
     """Past tokens at a profile's minimum, optimum and maximum."""
     if bucket.kind == DECODE:
@@ -182,8 +166,8 @@ def past_range(bucket: Bucket, length: int) -> tuple[int, int, int]:
 def profile(graph: Graph, model: ModelShape, bucket: Bucket, length: int) -> Profile:
     """The bucket as shapes of all inputs."""
     sizes = (bucket.least, bucket.best, bucket.most)
-    at = [shapes_at(graph, model, size, past) for size, past in zip(sizes, past_range(bucket, length), strict=True)]
-    return {name: (at[0][name], at[1][name], at[2][name]) for name in at[0]}
+    calls = [(batch, new, past) for (batch, new), past in zip(sizes, past_range(bucket, length), strict=True)]
+    return make_profile(graph, model, calls)
 
 
 def profiles(manifest: Manifest, config: EngineConfig, graph: Graph | None = None) -> list[Profile]:
@@ -202,12 +186,7 @@ def profiles(manifest: Manifest, config: EngineConfig, graph: Graph | None = Non
     return [profile(graph, manifest.model, bucket, length) for bucket in buckets]
 
 
-def described(buckets: Sequence[Bucket], shapes: Sequence[Profile]) -> list[Mapping[str, object]]:
-    """The profiles for the manifest: name, and shapes of the inputs without the layers' repetition."""
-    return [
-        {
-            "name": bucket.name,
-            "shapes": {name: at for name, at in shape.items() if not name.startswith("past_key_values.") or ".0.key" in name},
-        }
-        for bucket, shape in zip(buckets, shapes, strict=True)
-    ]
+def describe_profiles(buckets: Sequence[Bucket], shapes: Sequence[Profile]) -> list[Mapping[str, object]]:
+    """The profiles for the manifest: name, and shapes of the inputs."""
+    pairs = zip(buckets, shapes, strict=True)
+    return [{"name": bucket.name, "shapes": describe_profile(shape)} for bucket, shape in pairs]

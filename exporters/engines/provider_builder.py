@@ -11,21 +11,22 @@ import ctypes
 import os
 import time
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import onnx
 from onnx import helper
 
-from maskpro_deploy.backends.cuda_driver import compute_capability
-from maskpro_deploy.backends.cuda_packages import load_for
-from maskpro_deploy.backends.elf import onnxruntime_tensorrt
-from maskpro_deploy.backends.tensorrt_provider import PROVIDER, Profile, graph_options, kept_folder
-from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError, MissingExtraError
+from maskpro_deploy.backends.cuda.driver import compute_capability
+from maskpro_deploy.backends.onnxruntime_.linked_libraries import onnxruntime_tensorrt
+from maskpro_deploy.backends.onnxruntime_.sessions import check_tensorrt_started, open_graph
+from maskpro_deploy.backends.onnxruntime_.tensorrt_provider import graph_options, kept_folder
+from maskpro_deploy.backends.profiles import Profile
+from maskpro_deploy.backends.providers import PROVIDERS, TENSORRT
+from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, MachineError, MissingExtraError
 from maskpro_deploy.exporters.engines.builder_flags import BuilderFlags
 from maskpro_deploy.exporters.engines.ep_context import OPERATOR
-from maskpro_deploy.exporters.engines.sparsity_log import parse_log
+from maskpro_deploy.exporters.engines.kernels import parse_log
 from maskpro_deploy.manifest import Graph
 from maskpro_deploy.system.peak_memory import peak_rss
 
@@ -121,7 +122,7 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
         os.dup2(file.fileno(), 2)
         _make_session(Path(job["graph"]), job["options"])
     seconds = time.monotonic() - started
-    engine_from(context, Path(job["graph"])).replace(job["engine"])
+    find_engine(context, Path(job["graph"])).replace(job["engine"])
     said = parse_log(log.read_text(encoding="utf-8", errors="replace").splitlines())
     return {
         "version": _linked_version(),
@@ -137,23 +138,15 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
 
 def _make_session(graph: Path, options: dict[str, str]) -> None:
     """Make a session, which builds the engine; the session itself is of no use."""
-    ort: Any = import_module("onnxruntime")
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 0
-    providers: list[Any] = [(PROVIDER, options), "CUDAExecutionProvider", "CPUExecutionProvider"]
-    load_for(providers)
+    first, *others = PROVIDERS[TENSORRT].onnxruntime
     try:
-        session = ort.InferenceSession(str(graph), settings, providers=providers)
-    except Exception as e:  # onnxruntime raises many types of its own
-        raise CheckFailed(f"onnxruntime's TensorRT provider could not build the engine: {str(e).strip().splitlines()[0]}") from e
-    if PROVIDER not in session.get_providers():
-        raise MachineError(
-            f"onnxruntime's TensorRT provider does not start: it lacks TensorRT {onnxruntime_tensorrt()} or CUDA.\n"
-            f"Install them: pip install 'maskpro-deploy[tensorrt]' 'tensorrt<11'"
-        )
+        session = open_graph(graph, providers=[(first, options), *others], log_level=0)
+    except FormatError as e:
+        raise CheckFailed(f"onnxruntime's TensorRT provider could not build the engine: {e}") from e
+    check_tensorrt_started(session)
 
 
-def engine_from(context: Path, graph: Path) -> Path:
+def find_engine(context: Path, graph: Path) -> Path:
     """The engine that the provider's file names.
 
     Raises:

@@ -2,20 +2,19 @@
 
 *Eligible* means that sparse tensor cores could run the layer: 2:4 along K, a type of 16 or 8 bits, dimensions that fit the
 hardware (`preflight`). *Chosen* means that the builder took a sparse kernel. The first is known from the weights, the second only
-from a builder that times kernels on a GPU. *Gained* is known only where both engines were timed (`engine_timing`).
+from a builder that times kernels on a GPU. *Gained* is known only where both engines were timed (`timing`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from maskpro_deploy.exporters.engines.kernels import Kernel, mentions, read_kernels
 from maskpro_deploy.exporters.engines.preflight import WeightFacts
-from maskpro_deploy.exporters.engines.sparsity_log import SPARSE_KERNEL, mentions
-from maskpro_deploy.exporters.engines.timing import Comparison, Kernel
+from maskpro_deploy.exporters.engines.timing.results import Comparison
 from maskpro_deploy.manifest import EngineFile
 
 UNKNOWN = "not known ahead of time"
@@ -150,22 +149,6 @@ def _row(weight: WeightFacts, kernels: Sequence[Kernel] | None, *, dense: bool, 
         chosen=chosen,
         kernel=", ".join(dict.fromkeys(kernel.tactic for kernel in mine if kernel.tactic)),
     )
-
-
-def read_kernels(inspection: str) -> list[Kernel] | None:
-    """The engine's layers, from the inspector's JSON; None without one."""
-    if not inspection:
-        return None
-    detailed = [layer for layer in json.loads(inspection).get("Layers", []) if isinstance(layer, dict)]
-    return [
-        Kernel(
-            name=str(layer.get("Name", "")),
-            tactic=(tactic := str(layer.get("TacticName", ""))),
-            text=f"{layer.get('Name', '')} {layer.get('Metadata', '')}",
-            sparse=bool(SPARSE_KERNEL.search(tactic)),
-        )
-        for layer in detailed
-    ]
 
 
 def sentence(library: str, rows: Sequence[LayerRow], *, dense: bool) -> str:

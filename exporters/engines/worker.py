@@ -17,16 +17,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError, MaskProError
+from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, MachineError, MaskProError
 from maskpro_deploy.exporters.engines import provider_builder
-from maskpro_deploy.exporters.engines.library import Library
-from maskpro_deploy.exporters.engines.sparsity_log import parse_log
+from maskpro_deploy.exporters.engines.builder import EngineBuilder
+from maskpro_deploy.exporters.engines.kernels import parse_log
 from maskpro_deploy.system.peak_memory import peak_rss
 
 BUILD, TIME, PROVIDER = "build", "time", "provider"
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 # kinds of failure that cross the process border
-ERRORS: dict[str, type[MaskProError]] = {kind.__name__: kind for kind in (CheckFailed, ConfigError, MachineError)}
+ERRORS: dict[str, type[MaskProError]] = {kind.__name__: kind for kind in (CheckFailed, ConfigError, FormatError, MachineError)}
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
@@ -38,15 +38,15 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     try:
         if job["task"] == PROVIDER:
             return provider_builder.build(job)
-        library = Library(job["library"])
-        return build(library, job) if job["task"] == BUILD else time_engines(library, job)
+        return build(job) if job["task"] == BUILD else time_engines(job)
     except MaskProError as e:
         kind = type(e).__name__ if type(e).__name__ in ERRORS else "CheckFailed"
         return {"error": str(e), "kind": kind}
 
 
-def build(library: Library, job: dict[str, Any]) -> dict[str, Any]:
+def build(job: dict[str, Any]) -> dict[str, Any]:
     """Build an engine: its file, and the facts of the build."""
+    library = EngineBuilder(job["library"])
     started = time.monotonic()
     engine = library.build(
         Path(job["graph"]),
@@ -60,12 +60,12 @@ def build(library: Library, job: dict[str, Any]) -> dict[str, Any]:
     seconds = time.monotonic() - started
     library.check_engine(engine)
     Path(job["engine"]).write_bytes(engine)
-    log = parse_log(library.messages)
+    log = parse_log(library.log.messages)
     return {
         "version": library.version,
         "build_s": seconds,
         "peak_rss_bytes": peak_rss(),
-        "warnings": library.warnings,
+        "warnings": library.log.warnings,
         "spoke": log.spoke,
         "eligible": log.eligible,
         "chosen": log.chosen,
@@ -74,25 +74,28 @@ def build(library: Library, job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def time_engines(library: Library, job: dict[str, Any]) -> dict[str, Any]:
+def time_engines(job: dict[str, Any]) -> dict[str, Any]:
     """Time engines on the GPU of this machine."""
-    from maskpro_deploy.backends.cuda_device import CudaDevice
-    from maskpro_deploy.exporters.engines.runner import Buffers, EngineRunner
-    from maskpro_deploy.exporters.engines.timing import Point, measure
+    from maskpro_deploy.backends.cuda.device import CudaDevice
+    from maskpro_deploy.backends.tensorrt_.executor import EngineExecutor
+    from maskpro_deploy.exporters.engines.timing.measure import measure
+    from maskpro_deploy.exporters.engines.timing.results import Point
+    from maskpro_deploy.exporters.engines.timing.runner import Buffers, EngineRunner
 
     points = [Point(**point) for point in job["points"]]
     steps = _Steps()
     gpu = CudaDevice()  # its memory goes with this process
     buffers = Buffers(gpu, job["vocabulary"])
-    runners = {name: EngineRunner(library.open(Path(path)), gpu, buffers) for name, path in job["engines"].items()}
-    found = measure(
+    engines = {name: EngineExecutor(job["library"], Path(path), gpu) for name, path in job["engines"].items()}
+    runners = {name: EngineRunner(engine, gpu, buffers) for name, engine in engines.items()}
+    results = measure(
         runners,
         points,
         job["nodes"],
         budget_s=job["budget_s"],
         on_point=lambda done, name: steps(done / len(points), f"timing {name}"),
     )
-    return {"points": [dataclasses.asdict(point) for point in found]}
+    return {"points": [dataclasses.asdict(point) for point in results]}
 
 
 class _Steps:
@@ -107,7 +110,7 @@ class _Steps:
             print(json.dumps({"percent": percent, "phase": phase}), flush=True)
 
 
-def _end_with(parent: int | None) -> None:
+def _end_with_parent(parent: int | None) -> None:
     """Have the kernel end this process with the one that started it, which may be killed (Linux only)."""
     if parent is None or sys.platform != "linux":
         return
@@ -119,7 +122,7 @@ def _end_with(parent: int | None) -> None:
 def main() -> None:
     """Run the job named on the command line."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    _end_with(job.get("parent"))
+    _end_with_parent(job.get("parent"))
     Path(job["result"]).write_text(json.dumps(run(job)), encoding="utf-8")
 
 

@@ -10,6 +10,7 @@ import contextlib
 import io
 import logging
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,10 @@ from safetensors import safe_open
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import InputError
-from maskpro_deploy.exporters.graph.builder import Rows
-from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, positive
+from maskpro_deploy.exporters.graph.builder import Graph, Rows
+from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, read_positive
+from maskpro_deploy.exporters.graph.layers import Layers
+from maskpro_deploy.system.progress import Progress, waiting
 
 # fields of `config.json` that hold the longest sequence
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
@@ -70,6 +73,45 @@ class ForeignModel:
     kv_heads: int = 0
 
 
+class ForeignGraph(ABC):
+    """A checkpoint's graph through a front end, in the place of a template.
+
+    Args:
+        checkpoint: of an architecture without a template.
+        tool: names and versions of the front end, for the manifest.
+        progress: shows how long the front end takes to describe the graph in another float type than fp32.
+
+    Attributes:
+        weights: what the graph's parameters hold, by name.
+    """
+
+    weights: Mapping[str, ForeignWeight]
+
+    def __init__(self, checkpoint: Checkpoint, tool: str, progress: Progress) -> None:
+        self.tool = tool
+        self._checkpoint, self._progress = checkpoint, progress
+        self._models: dict[str, ForeignModel] = {}
+
+    def model(self, dtype: str) -> ForeignModel:
+        """The front end's graph in a float type, described once."""
+        if dtype not in self._models:
+            with waiting(self._progress, self.tool):
+                self._models[dtype] = self._describe(dtype)
+        return self._models[dtype]
+
+    @abstractmethod
+    def _describe(self, dtype: str) -> ForeignModel:
+        """Let the front end describe the graph in a float type."""
+
+    @abstractmethod
+    def read(self, config: Mapping[str, Any]) -> DecoderConfig:
+        """The decoder's sizes and kinds, as far as caches and the manifest need them."""
+
+    @abstractmethod
+    def build(self, m: Layers) -> Graph:
+        """The whole graph; weights are named, not read."""
+
+
 class TorchRows:
     """A torch tensor to read in parts as numpy arrays; bf16 and others come as fp32."""
 
@@ -82,16 +124,16 @@ class TorchRows:
         return part
 
 
-def longest(config: Mapping[str, Any]) -> int:
+def read_length(config: Mapping[str, Any]) -> int:
     """The longest sequence, in tokens.
 
     Raises:
         FormatError: the config does not name it.
     """
-    return positive(config, next((field for field in _LENGTHS if config.get(field)), _LENGTHS[0]))
+    return read_positive(config, next((field for field in _LENGTHS if config.get(field)), _LENGTHS[0]))
 
 
-def sizes(
+def describe_sizes(
     config: Mapping[str, Any], model: ForeignModel, *, hidden: int, layers: int, heads: int, kv_heads: int, head_dim: int
 ) -> DecoderConfig:
     """The sizes of a graph, for caches and the manifest; what its nodes compute stays their own affair.
@@ -108,7 +150,7 @@ def sizes(
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        max_length=longest(config),
+        max_length=read_length(config),
         norm_eps=0.0,
         tied=False,
         activation="",
@@ -121,7 +163,7 @@ def sizes(
     )
 
 
-def mapped(checkpoint: Checkpoint) -> dict[str, Any]:
+def map_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
     """All tensors of a checkpoint, as torch has them; they are read from disk when they are used."""
     tensors: dict[str, Any] = {}
     for shard in checkpoint.shards:
@@ -145,13 +187,18 @@ def check_unused(checkpoint: Checkpoint, used: Collection[str], tool: str) -> No
         )
 
 
+def read_settings(node: onnx.NodeProto) -> dict[str, Any]:
+    """The attributes of a node, by name."""
+    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
 def one_line(error: Exception) -> str:
     """Kind and first line of a foreign error."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
 
 
-def place(tensor: Any) -> tuple[object, ...]:
+def place_of(tensor: Any) -> tuple[object, ...]:
     """Equal for two tensors that are one."""
     return tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype
 

@@ -10,50 +10,47 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import helper
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import InputError
-from maskpro_deploy.exporters.frontends.base import ForeignModel, ForeignWeight, sizes
+from maskpro_deploy.exporters.frontends.base import ForeignGraph, ForeignModel, ForeignWeight, describe_sizes, read_settings
 from maskpro_deploy.exporters.frontends.mobius_mask import is_causal
-from maskpro_deploy.exporters.frontends.mobius_model import MobiusSource
+from maskpro_deploy.exporters.frontends.mobius_model import build_graph, map_weights, read_graph
 from maskpro_deploy.exporters.frontends.translation import Translation
 from maskpro_deploy.exporters.graph.builder import Graph
-from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, layer_types, positive, windows_of
+from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, read_layer_types, read_positive, read_windows
 from maskpro_deploy.exporters.graph.layers import Layers
 from maskpro_deploy.system.progress import SILENT, Progress
 
 _OPSET = 24  # mobius' own
 
 
-class MobiusTemplate:
-    """A checkpoint's graph through mobius, in the place of a template.
-
-    Args:
-        checkpoint: of an architecture without a template.
-        progress: see `MobiusSource`.
+class MobiusGraph(ForeignGraph):
+    """A checkpoint's graph through mobius (see `ForeignGraph`).
 
     Raises:
-        InputError, FormatError: see `MobiusSource`.
+        InputError: the graph does not use all tensors.
+        FormatError: mobius cannot build the graph from this config, or take these tensors.
     """
 
     def __init__(self, checkpoint: Checkpoint, progress: Progress = SILENT) -> None:
-        self._source = MobiusSource(checkpoint, progress)
-        self._folder = checkpoint.folder
-
-    @property
-    def tool(self) -> str:
-        """Name and version of the front end, for the manifest."""
-        return self._source.tool
+        super().__init__(checkpoint, f"mobius-onnx {version('mobius-onnx')}", progress)
+        built, module = build_graph(checkpoint, "fp32")
+        self._models["fp32"] = read_graph(built)
+        self.weights = map_weights(checkpoint, module, self._models["fp32"].parameters)
 
     @property
     def rearranged(self) -> bool:
         """Whether some weight is not its source as it is, so that the checkpoint's masks do not fit the graph's weights."""
-        return not all(weight.same for weight in self._source.weights.values())
+        return not all(weight.same for weight in self.weights.values())
+
+    def _describe(self, dtype: str) -> ForeignModel:
+        return read_graph(build_graph(self._checkpoint, dtype)[0])
 
     def read(self, config: Mapping[str, Any]) -> DecoderConfig:
         """Sizes and kinds, from the graph's attention nodes where these say it.
@@ -62,14 +59,14 @@ class MobiusTemplate:
             InputError: the graph has attention of a kind that no cache form describes.
             FormatError: the config has no length, or no window where it names one.
         """
-        model = self._source.model("fp32")
-        nodes = _attention(model)
+        model = self.model("fp32")
+        nodes = _find_attention(model)
         kinds = {_Kind.of(node) for node in nodes}
         if not nodes or len(kinds) > 1:
             what = "layers with attention of different kinds" if kinds else "no attention with a cache of keys and values"
             raise InputError(f"model_type {config['model_type']!r} is not supported: it has {what}.")
         for node in {node.input[3]: node for node in nodes}.values():
-            causal = bool(_settings(node).get("is_causal", 0))
+            causal = bool(read_settings(node).get("is_causal", 0))
             if node.input[3] and not is_causal(model.nodes, model.constants, node.input[3], causal=causal, opset=_OPSET):
                 raise InputError(
                     f"model_type {config['model_type']!r} is not supported: its attention adds a bias to scores, "
@@ -80,12 +77,14 @@ class MobiusTemplate:
         (head_dim, *others) = {model.caches[name] for node in nodes for name in node.input[4:6]}
         if others or not kind.groups:
             raise InputError(f"model_type {config['model_type']!r} is not supported: its keys and values differ in size.")
-        hidden = positive({**config, "hidden_size": config.get("hidden_size", config.get("n_embd"))}, "hidden_size")
-        found = sizes(config, model, hidden=hidden, layers=layers, heads=kind.heads, kv_heads=kind.groups, head_dim=head_dim)
+        hidden = read_positive({**config, "hidden_size": config.get("hidden_size", config.get("n_embd"))}, "hidden_size")
+        decoder = describe_sizes(
+            config, model, hidden=hidden, layers=layers, heads=kind.heads, kv_heads=kind.groups, head_dim=head_dim
+        )
         return dataclasses.replace(
-            found,
-            scale=kind.scale or found.scale,
-            windows=_windows(config, layers),
+            decoder,
+            scale=kind.scale or decoder.scale,
+            windows=_read_window_fields(config, layers),
             attention_softcap=kind.softcap or None,
         )
 
@@ -95,7 +94,7 @@ class MobiusTemplate:
         Raises:
             InputError: the graph has an operator that this form's version of the standard lacks.
         """
-        _Translation(m, self._source.model(m.graph.dtype), self._source.weights, self._folder).run()
+        _MobiusTranslation(m, self.model(m.graph.dtype), self.weights, self._checkpoint.folder).run()
         m.form.finish(m.graph)
         return m.graph
 
@@ -111,45 +110,41 @@ class _Kind:
 
     @classmethod
     def of(cls, node: onnx.NodeProto) -> _Kind:
-        found = _settings(node)
+        settings = read_settings(node)
         return cls(
-            int(found.get("q_num_heads", 0)),
-            int(found.get("kv_num_heads", 0)),
-            float(found.get("scale", 0.0)),
-            float(found.get("softcap", 0.0)),
+            int(settings.get("q_num_heads", 0)),
+            int(settings.get("kv_num_heads", 0)),
+            float(settings.get("scale", 0.0)),
+            float(settings.get("softcap", 0.0)),
         )
 
 
-def _settings(node: onnx.NodeProto) -> dict[str, Any]:
-    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
-
-
-def _attention(model: ForeignModel) -> list[onnx.NodeProto]:
+def _find_attention(model: ForeignModel) -> list[onnx.NodeProto]:
     """The attention nodes that have a cache, layer by layer."""
     return [n for n in model.nodes if n.op_type == "Attention" and len(n.input) > 5 and n.input[4] in model.caches]
 
 
-def _windows(config: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
+def _read_window_fields(config: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
     """How far each layer looks back, by the fields that transformers reads."""
     if isinstance(config.get("layer_types"), list):
-        return windows_of(config, layer_types(config, layers, ()))
+        return read_windows(config, read_layer_types(config, layers, ()))
     if config.get("sliding_window") is None or config.get("use_sliding_window") is False:
         return (None,) * layers
-    return (positive(config, "sliding_window"),) * layers
+    return (read_positive(config, "sliding_window"),) * layers
 
 
-class _Translation(Translation):
+class _MobiusTranslation(Translation):
     """One graph of mobius: attention has a mask and a cache of ours."""
 
     def __init__(self, m: Layers, model: ForeignModel, weights: Mapping[str, ForeignWeight], folder: Path) -> None:
-        super().__init__(m.graph, model, weights, folder, m.form.name)
+        super().__init__(m.graph, model, weights, folder, m.form.facts.name)
         self._m = m
-        self._layer_of = {node.output[0]: i for i, node in enumerate(_attention(model))}
+        self._layer_of = {node.output[0]: i for i, node in enumerate(_find_attention(model))}
 
-    def _reads(self, node: onnx.NodeProto) -> Sequence[str]:
+    def _list_reads(self, node: onnx.NodeProto) -> Sequence[str]:
         return list(node.input[:3] if node.output[0] in self._layer_of else node.input)
 
-    def _replaced(self, node: onnx.NodeProto) -> bool:
+    def _replace(self, node: onnx.NodeProto) -> bool:
         if node.output[0] not in self._layer_of:
             return False
         self._attend(node)
@@ -160,7 +155,7 @@ class _Translation(Translation):
         graph, config, form, path = self._graph, self._m.config, self._m.form, f"/{node.name.rsplit('/', 1)[0]}"
         heads = []
         for value, kind, count in zip(node.input[:3], "qkv", (config.num_heads, *[config.num_kv_heads] * 2), strict=True):
-            y = self._in(value)
+            y = self._input_name(value)
             if not form.flat:
                 y = graph.op("Reshape", y, graph.ints(0, 0, count, config.head_dim), name=f"{path}/{kind}_heads")
                 y = graph.op("Transpose", y, name=f"{path}/{kind}_transpose", perm=[0, 2, 1, 3])

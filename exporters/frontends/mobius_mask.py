@@ -22,14 +22,14 @@ _NEW, _TOTAL, _PAD = 5, 9, 3
 _HIDDEN = -1e4  # what is added to a score that is hidden, at most
 
 
-def ancestors(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
+def find_ancestors(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
     """The nodes that some values are made by, in order."""
-    needed, found = set(wanted), []
+    needed, made = set(wanted), []
     for node in reversed(nodes):
         if needed & set(node.output):
             needed |= set(node.input)
-            found.append(node)
-    return found[::-1]
+            made.append(node)
+    return made[::-1]
 
 
 def is_causal(
@@ -44,7 +44,7 @@ def is_causal(
         causal: Attention hides what comes later by itself.
         opset: version of the nodes' operators.
     """
-    made = ancestors(nodes, {mask})
+    made = find_ancestors(nodes, {mask})
     free = {name for node in made for name in node.input if name} - {o for node in made for o in node.output}
     if not free <= {*_INPUTS, *constants}:
         return False  # it depends on weights or states

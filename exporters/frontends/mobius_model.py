@@ -11,7 +11,6 @@ mobius needs torch; it is loaded for such an architecture only.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
-from importlib.metadata import version
 from typing import Any
 
 import numpy.typing as npt
@@ -23,12 +22,11 @@ from maskpro_deploy.exporters.frontends.base import (
     ForeignWeight,
     TorchRows,
     check_unused,
-    mapped,
+    map_tensors,
     one_line,
-    place,
+    place_of,
     quiet,
 )
-from maskpro_deploy.system.progress import SILENT, Progress, waiting
 
 # the caller has made sure that mobius, and with it torch, is installed
 _TASK = "text-generation"
@@ -36,38 +34,7 @@ _PROVIDER = "onnx-standard"  # mobius' name for graphs of standard operators onl
 _DTYPES = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 
 
-class MobiusSource:
-    """A checkpoint as mobius sees it.
-
-    Args:
-        checkpoint: of an architecture that mobius knows as a text generator.
-        progress: told how long mobius takes to build the graph in another float type.
-
-    Raises:
-        InputError: it does not.
-        FormatError: it cannot build the graph from this config, or take these tensors.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, progress: Progress = SILENT) -> None:
-        self._checkpoint, self._progress = checkpoint, progress
-        built, module = _build(checkpoint, "fp32")
-        self._models = {"fp32": _read(built)}
-        self.weights = _weights(checkpoint, module, self._models["fp32"].parameters)
-
-    @property
-    def tool(self) -> str:
-        """Name and version."""
-        return f"mobius-onnx {version('mobius-onnx')}"
-
-    def model(self, dtype: str) -> ForeignModel:
-        """The graph in a float type."""
-        if dtype not in self._models:
-            with waiting(self._progress, self.tool):
-                self._models[dtype] = _read(_build(self._checkpoint, dtype)[0])
-        return self._models[dtype]
-
-
-def known(model_type: str) -> bool:
+def is_known(model_type: str) -> bool:
     """Whether mobius has a text generator of this kind."""
     with quiet():
         import mobius
@@ -78,8 +45,12 @@ def known(model_type: str) -> bool:
     return bool(task == _TASK)
 
 
-def _build(checkpoint: Checkpoint, dtype: str) -> tuple[Any, Any]:
-    """The graph as mobius has it (onnx-ir), and the module it was built from."""
+def build_graph(checkpoint: Checkpoint, dtype: str) -> tuple[Any, Any]:
+    """The graph as mobius has it (onnx-ir), and the module it was built from.
+
+    Raises:
+        FormatError: mobius cannot build it from this config.
+    """
     made: list[Any] = []
     with quiet():
         import mobius
@@ -107,7 +78,8 @@ def _build(checkpoint: Checkpoint, dtype: str) -> tuple[Any, Any]:
     return package["model"], made[-1]
 
 
-def _read(model: Any) -> ForeignModel:
+def read_graph(model: Any) -> ForeignModel:
+    """What mobius built, as a graph of ours reads it."""
     import onnx_ir
 
     constants: dict[str, npt.NDArray[Any]] = {}
@@ -128,30 +100,35 @@ def _read(model: Any) -> ForeignModel:
     )
 
 
-def _weights(checkpoint: Checkpoint, module: Any, wanted: Container[str]) -> dict[str, ForeignWeight]:
-    """What mobius makes of the checkpoint's tensors, by the graph's names."""
-    tensors = mapped(checkpoint)
-    origin, track = _tracker(tensors)
+def map_weights(checkpoint: Checkpoint, module: Any, wanted: Container[str]) -> dict[str, ForeignWeight]:
+    """What mobius makes of the checkpoint's tensors, by the graph's names.
+
+    Raises:
+        InputError: the graph does not use all of them.
+        FormatError: mobius cannot take them.
+    """
+    tensors = map_tensors(checkpoint)
+    sources_of, track = _track_sources(tensors)
     try:
         with quiet(), track:
             made = module.preprocess_weights(dict(tensors))
     except Exception as e:
         raise FormatError(f"{checkpoint.folder}: mobius-onnx cannot take its tensors: {one_line(e)}.") from e
-    found = {}
+    weights = {}
     for name, tensor in ((n, t) for n, t in made.items() if n in wanted):
-        sources = origin(tensor)
+        sources = sources_of(tensor)
         source = tensors[sources[0]] if len(sources) == 1 else None
-        found[name] = ForeignWeight(
+        weights[name] = ForeignWeight(
             rows=TorchRows(tensor),
             sources=sources,
-            same=source is not None and place(source) == place(tensor),
-            storage=place(tensor),
+            same=source is not None and place_of(source) == place_of(tensor),
+            storage=place_of(tensor),
         )
-    check_unused(checkpoint, {source for weight in found.values() for source in weight.sources}, "mobius-onnx")
-    return found
+    check_unused(checkpoint, {source for weight in weights.values() for source in weight.sources}, "mobius-onnx")
+    return weights
 
 
-def _tracker(tensors: Mapping[str, Any]) -> tuple[Callable[[Any], tuple[str, ...]], Any]:
+def _track_sources(tensors: Mapping[str, Any]) -> tuple[Callable[[Any], tuple[str, ...]], Any]:
     """A record of which tensors came from which, kept while torch works, and the mode in which it is kept."""
     from torch import Tensor
     from torch.utils._python_dispatch import TorchDispatchMode

@@ -13,7 +13,6 @@ from __future__ import annotations
 import inspect
 import re
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import onnx
@@ -27,12 +26,12 @@ from maskpro_deploy.exporters.frontends.base import (
     ForeignWeight,
     TorchRows,
     check_unused,
-    mapped,
+    map_tensors,
     one_line,
-    place,
+    place_of,
     quiet,
+    read_settings,
 )
-from maskpro_deploy.system.progress import SILENT, Progress, waiting
 from maskpro_deploy.torch_lm import load_causal_lm
 
 _OPSET = 23  # the `cat` form's
@@ -49,48 +48,22 @@ class Sizes:
     heads: int
 
 
-class TransformersSource:
-    """A checkpoint as transformers sees it.
-
-    Args:
-        checkpoint: of an architecture that transformers knows as a causal language model.
-        progress: told how long the trace in another float type takes.
+def open_model(checkpoint: Checkpoint, dtype: str) -> Any:
+    """The model in torch, in a float type.
 
     Raises:
-        InputError: it has no plain cache of keys and values, or tensors that the model does not use.
-        FormatError: it cannot be opened or traced, or lacks tensors.
+        FormatError: transformers cannot build it.
     """
-
-    def __init__(self, checkpoint: Checkpoint, progress: Progress = SILENT) -> None:
-        self._checkpoint, self._progress = checkpoint, progress
-        model = self._open("fp32")
-        self.weights = _weights(checkpoint, model)
-        self.sizes = _sizes(model, checkpoint.config["model_type"])
-        self._models = {"fp32": _traced(model, checkpoint)}
-
-    @property
-    def tool(self) -> str:
-        """Names and versions."""
-        return f"transformers {version('transformers')}, torch {version('torch')}"
-
-    def model(self, dtype: str) -> ForeignModel:
-        """The graph in a float type."""
-        if dtype not in self._models:
-            with waiting(self._progress, self.tool):
-                self._models[dtype] = _traced(self._open(dtype), self._checkpoint)
-        return self._models[dtype]
-
-    def _open(self, dtype: str) -> Any:
-        try:
-            with quiet():
-                return load_causal_lm(self._checkpoint.folder, _DTYPES[dtype])
-        except FormatError:
-            raise
-        except Exception as e:  # whatever a config that does not fit makes it stumble over
-            raise FormatError(f"{self._checkpoint.folder}: transformers cannot build this model: {one_line(e)}.") from e
+    try:
+        with quiet():
+            return load_causal_lm(checkpoint.folder, _DTYPES[dtype])
+    except FormatError:
+        raise
+    except Exception as e:  # whatever a config that does not fit makes it stumble over
+        raise FormatError(f"{checkpoint.folder}: transformers cannot build this model: {one_line(e)}.") from e
 
 
-def known(model_type: str) -> bool:
+def is_known(model_type: str) -> bool:
     """Whether transformers has a causal language model of this kind."""
     with quiet():
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -98,7 +71,12 @@ def known(model_type: str) -> bool:
     return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
-def _sizes(model: Any, kind: str) -> Sizes:
+def read_sizes(model: Any, kind: str) -> Sizes:
+    """The model's sizes.
+
+    Raises:
+        InputError: its layers have different numbers of heads.
+    """
     config = model.config.get_text_config()
     hidden, heads = (getattr(config, field, None) for field in ("hidden_size", "num_attention_heads"))
     if not isinstance(hidden, int) or not isinstance(heads, int):
@@ -106,34 +84,44 @@ def _sizes(model: Any, kind: str) -> Sizes:
     return Sizes(hidden=hidden, heads=heads)
 
 
-def _weights(checkpoint: Checkpoint, model: Any) -> dict[str, ForeignWeight]:
-    """The checkpoint's tensor of each parameter; those that are tied have one, under whichever of their names is stored."""
-    tensors = mapped(checkpoint)
+def map_weights(checkpoint: Checkpoint, model: Any) -> dict[str, ForeignWeight]:
+    """The checkpoint's tensor of each parameter; those that are tied have one, under whichever of their names is stored.
+
+    Raises:
+        InputError: the model does not use all tensors.
+        FormatError: the checkpoint lacks one.
+    """
+    tensors = map_tensors(checkpoint)
     prefix = f"{model.base_model_prefix}."  # which some checkpoints leave out
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names: dict[tuple[object, ...], list[str]] = {}
     for name, parameter in parameters.items():
-        names.setdefault(place(parameter), []).append(name)
-    found = {}
+        names.setdefault(place_of(parameter), []).append(name)
+    weights = {}
     used = {name for name, _ in model.named_buffers()} | set(parameters)
     used |= {name.removeprefix(prefix) for name in used}
     for name, parameter in parameters.items():
-        aliases = [alias for n in names[place(parameter)] for alias in (n, n.removeprefix(prefix))]
+        aliases = [alias for n in names[place_of(parameter)] for alias in (n, n.removeprefix(prefix))]
         if (source := next((alias for alias in aliases if alias in tensors), None)) is None:
             raise FormatError(
                 f"{checkpoint.folder} has no tensor for {name!r}, which transformers' model of this config.json calls for."
             )
         tensor = tensors[source]
-        found[name] = ForeignWeight(rows=TorchRows(tensor), sources=(source,), same=True, storage=place(tensor))
+        weights[name] = ForeignWeight(rows=TorchRows(tensor), sources=(source,), same=True, storage=place_of(tensor))
     check_unused(checkpoint, used, "transformers")
-    return found
+    return weights
 
 
 @torch.no_grad()
-def _traced(model: Any, checkpoint: Checkpoint) -> ForeignModel:
-    """The model as a graph without weights, by our names."""
+def trace_graph(model: Any, checkpoint: Checkpoint) -> ForeignModel:
+    """The model as a graph without weights, by our names.
+
+    Raises:
+        InputError: it has no plain cache of keys and values.
+        FormatError: it cannot be traced.
+    """
     kind = checkpoint.config["model_type"]
-    inputs = _sample(model, kind)
+    inputs = _sample_inputs(model, kind)
     with quiet():
         from onnxscript.optimizer import optimize_ir
         from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
@@ -149,10 +137,10 @@ def _traced(model: Any, checkpoint: Checkpoint) -> ForeignModel:
             optimize_ir(program, should_fold=lambda node: False if any(v and v.name in parameters for v in node.inputs) else None)
         except Exception as e:  # a foreign tracer: what it cannot follow shows in any exception
             raise FormatError(f"{checkpoint.folder}: transformers' ONNX exporter cannot trace this model: {one_line(e)}.") from e
-    return _read(program.graph, parameters, kind)
+    return _read_graph(program.graph, parameters, kind)
 
 
-def _sample(model: Any, kind: str) -> dict[str, Any]:
+def _sample_inputs(model: Any, kind: str) -> dict[str, Any]:
     """Inputs of a call that continues a cache.
 
     Raises:
@@ -180,7 +168,7 @@ def _sample(model: Any, kind: str) -> dict[str, Any]:
     return inputs
 
 
-def _read(graph: Any, parameters: set[str], kind: str) -> ForeignModel:
+def _read_graph(graph: Any, parameters: set[str], kind: str) -> ForeignModel:
     """The traced graph (onnx-ir), its cache by our names.
 
     Raises:
@@ -207,7 +195,7 @@ def _read(graph: Any, parameters: set[str], kind: str) -> ForeignModel:
         raise InputError(f"model_type {kind!r} is not supported: its keys and values differ in size.")
     ((kv_heads, head_dim),) = sizes
     logits.name = "/logits"
-    nodes = [split for node in graph for split in _products(onnx_ir.to_proto(node), parameters)]
+    nodes = [split for node in graph for split in split_gemm(onnx_ir.to_proto(node), parameters)]
     if inner := next((n.op_type for n in nodes for a in n.attribute if a.HasField("g")), None):
         raise InputError(f"model_type {kind!r} is not supported: its graph branches or loops ({inner}).")
     initializers = graph.initializers
@@ -223,9 +211,9 @@ def _read(graph: Any, parameters: set[str], kind: str) -> ForeignModel:
     )
 
 
-def _products(node: onnx.NodeProto, parameters: set[str]) -> list[onnx.NodeProto]:
+def split_gemm(node: onnx.NodeProto, parameters: set[str]) -> list[onnx.NodeProto]:
     """A Gemm with a weight as the product and the sum that it is; another node as it is."""
-    settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    settings = read_settings(node)
     plain = settings.get("alpha", 1.0) == settings.get("beta", 1.0) == 1.0 and not settings.get("transA", 0)
     if node.op_type != "Gemm" or node.input[1] not in parameters or not plain:
         return [node]

@@ -30,7 +30,7 @@ class Translation:
         model: the front end's graph.
         weights: what its parameters hold.
         folder: the checkpoint, for messages.
-        form: name of the cache's form, for messages.
+        form: name of the cache form, for messages.
     """
 
     def __init__(self, graph: Graph, model: ForeignModel, weights: Mapping[str, ForeignWeight], folder: Path, form: str) -> None:
@@ -44,12 +44,12 @@ class Translation:
         self._first_with: dict[tuple[object, ...], str] = {}  # storage -> the initializer that holds it
         self._names = {model.logits: "logits" if graph.dtype == "fp32" else "logits_stored"}
 
-    def _reads(self, node: onnx.NodeProto) -> Sequence[str]:
+    def _list_reads(self, node: onnx.NodeProto) -> Sequence[str]:
         """What a node, or that which takes its place, reads."""
         return list(node.input)
 
-    def _replaced(self, node: onnx.NodeProto) -> bool:
-        """Puts something else in the place of a node; whether it did."""
+    def _replace(self, node: onnx.NodeProto) -> bool:
+        """Put something else in the place of a node, and say whether it did."""
         return False
 
     def run(self) -> None:
@@ -59,39 +59,39 @@ class Translation:
             InputError: the graph reads something that the form does not have, or has an operator that its opset lacks.
             FormatError: the checkpoint lacks a tensor, or has it in another shape.
         """
-        graph, live = self._graph, self._live()
-        products = [node for node in live if self._factor(node) is not None]
+        graph, live = self._graph, self._live_nodes()
+        products = [node for node in live if self._find_factor(node) is not None]
         head = products[-1].output[0] if products else ""
         # turned weights that something else than a product reads
-        read = {name for node in live if self._factor(node) is None for name in node.input}
+        read = {name for node in live if self._find_factor(node) is None for name in node.input}
         for node in live:
-            if self._replaced(node):
+            if self._replace(node):
                 continue
-            if (factor := self._factor(node)) is not None:
-                self._product(node, *factor, is_head=node.output[0] == head)
+            if (factor := self._find_factor(node)) is not None:
+                self._multiply(node, *factor, is_head=node.output[0] == head)
             elif node.output[0] not in self._turned or node.output[0] in read:
-                self._copy(node)
+                self._copy_node(node)
         if graph.dtype != "fp32":
             graph.op("Cast", "logits_stored", name="/lm_head/float", output="logits", to=TensorProto.FLOAT)
         graph.output("logits", TensorProto.FLOAT, ["batch", "new", self._model.vocab_size])
 
-    def _live(self) -> list[onnx.NodeProto]:
+    def _live_nodes(self) -> list[onnx.NodeProto]:
         """The nodes that the outputs need."""
-        needed, found = {self._model.logits, *self._model.outputs}, []
+        needed, live = {self._model.logits, *self._model.outputs}, []
         for node in reversed(self._model.nodes):
             if needed & set(node.output):
-                needed |= set(self._reads(node))
-                found.append(node)
-        free = needed - {output for node in found for output in node.output}
+                needed |= set(self._list_reads(node))
+                live.append(node)
+        free = needed - {output for node in live for output in node.output}
         declared = {*self._graph.inputs, *self._model.constants, *self._model.parameters, ""}
         if strange := sorted(free - declared):
             raise InputError(
                 f"{self._folder}: the graph of this architecture reads {strange[0]!r}, which the {self._form!r} "
                 f"form does not have.\nExport other --forms."
             )
-        return found[::-1]
+        return live[::-1]
 
-    def _factor(self, node: onnx.NodeProto) -> tuple[str, bool] | None:
+    def _find_factor(self, node: onnx.NodeProto) -> tuple[str, bool] | None:
         """The weight on the right side of a product, and whether it is stored (N, K)."""
         if node.op_type != "MatMul":
             return None
@@ -100,35 +100,35 @@ class Translation:
             return self._turned[right], True
         return (right, False) if len(self._model.parameters.get(right, ())) == 2 else None
 
-    def _in(self, value: str) -> str:
+    def _input_name(self, value: str) -> str:
         """Our name of a value; declares the weight or constant that it names."""
         if value in self._model.parameters:
-            return self._plain(value)
+            return self._add_weight(value)
         if value in self._model.constants:
-            return self._constant(value)
+            return self._add_constant(value)
         return self._names.get(value, value)
 
-    def _product(self, node: onnx.NodeProto, name: str, turned: bool, *, is_head: bool) -> None:
-        graph, x, output = self._graph, self._in(node.input[0]), self._names.get(node.output[0], node.output[0])
+    def _multiply(self, node: onnx.NodeProto, name: str, turned: bool, *, is_head: bool) -> None:
+        graph, x, output = self._graph, self._input_name(node.input[0]), self._names.get(node.output[0], node.output[0])
         path = "/lm_head" if is_head else f"/{name.removesuffix('.weight').replace('.', '/').replace('/layers/', '/layers.')}"
         quantization = graph.quantization
         if is_head and quantization is not None:
             quantization = quantization.of_head()
-        held = self._first_with.get(self._weight(name).storage)
+        held = self._first_with.get(self._weight_of(name).storage)
         if is_head and turned and quantization is None and held is not None:  # tied: stored once, as (N, K)
             constant = graph.op("Transpose", held, name=f"{path}/tied", perm=[1, 0])
         else:
             shape = self._model.parameters[name]
-            constant = graph.matrix(self._described(name, shape[::-1] if turned else shape, turned, not is_head), quantization)
+            constant = graph.matrix(self._describe(name, shape[::-1] if turned else shape, turned, not is_head), quantization)
         graph.op("MatMul", x, constant, name=path, output=output)
 
-    def _plain(self, name: str) -> str:
+    def _add_weight(self, name: str) -> str:
         """A weight as it is, stored once however many names it has."""
-        held = self._first_with.setdefault(self._weight(name).storage, name)
-        return self._graph.weight(self._described(held, self._model.parameters[held], False, False))
+        held = self._first_with.setdefault(self._weight_of(name).storage, name)
+        return self._graph.weight(self._describe(held, self._model.parameters[held], False, False))
 
-    def _described(self, name: str, shape: tuple[int, ...], turned: bool, projection: bool) -> Weight:
-        weight, stored = self._weight(name), shape[::-1] if turned else shape
+    def _describe(self, name: str, shape: tuple[int, ...], turned: bool, projection: bool) -> Weight:
+        weight, stored = self._weight_of(name), shape[::-1] if turned else shape
         if weight.rows.shape != stored:
             raise FormatError(
                 f"{self._folder}: {name} has shape {weight.rows.shape}, its config.json calls for {stored}.\n"
@@ -143,19 +143,19 @@ class Translation:
             values=weight.rows,
         )
 
-    def _weight(self, name: str) -> ForeignWeight:
+    def _weight_of(self, name: str) -> ForeignWeight:
         if name not in self._weights:
             raise FormatError(f"{self._folder} has no tensor for {name!r}, which its config.json calls for.")
         return self._weights[name]
 
-    def _constant(self, name: str) -> str:
+    def _add_constant(self, name: str) -> str:
         """Small arrays and those of another type lie in the graph file, large ones in the data file."""
         values = self._model.constants[name]
         if values.size > _SMALL and values.dtype == DTYPES[self._graph.dtype][1]:
             return self._graph.values(name, values.astype(np.float64))
         return self._graph.array(name, values)
 
-    def _copy(self, node: onnx.NodeProto) -> None:
+    def _copy_node(self, node: onnx.NodeProto) -> None:
         opset = self._graph.opset
         if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, opset):
             raise InputError(f"{self._folder}: this architecture needs the operator {node.op_type}, which opset {opset} lacks.")
@@ -163,6 +163,6 @@ class Translation:
         ours.CopyFrom(node)
         del ours.metadata_props[:]
         ours.name = f"/{node.name}"
-        ours.input[:] = [self._in(value) for value in node.input]
+        ours.input[:] = [self._input_name(value) for value in node.input]
         ours.output[:] = [self._names.get(value, value) for value in node.output]
         self._graph.add(ours)

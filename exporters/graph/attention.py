@@ -12,7 +12,7 @@ from maskpro_deploy.exporters.graph.builder import Graph
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig
 
 
-def attention(graph: Graph, config: DecoderConfig, q: str, k: str, v: str, mask: str, name: str) -> str:
+def add_attention(graph: Graph, config: DecoderConfig, q: str, k: str, v: str, mask: str, name: str) -> str:
     """Attention of queries over keys and values.  # (B, H, S, D), (B, G, T, D) twice -> (B, H, S, D)
 
     Args:

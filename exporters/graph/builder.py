@@ -1,7 +1,7 @@
 """A small builder for ONNX graphs whose weights stay on disk.
 
 The graph names its weights; what they hold is described by `Weight` (a tensor of the checkpoint, perhaps a part of it, perhaps
-transposed, or a small array made here) and written later, tile by tile, by `blob.write_weights`. Nodes carry the module paths
+transposed, or a small array made here) and written later, tile by tile (`data_file.write_weights`). Nodes carry the module paths
 of the checkpoint (`/model/layers.0/self_attn/q_proj`), so that graph viewers group them.
 """
 
@@ -56,7 +56,7 @@ class Weight:
         projection: the constant side of a MatMul inside a layer, which an N:M pattern may cover.
         values: what it holds, if it is not read from the checkpoint under the name `source`: an array made here, such as the
             cosines of RoPE, or a tensor that a front end has arranged.
-        quantization: how it is stored, if not in the graph's float type; its scales lie beside it (`scale_name`).
+        quantization: how it is stored, if not in the graph's float type; its scales are a weight of their own (`scale_name`).
         parts: weights whose outputs it holds side by side, in place of a source of its own.
     """
 

@@ -19,35 +19,25 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto
+from onnx import helper
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import FormatError, InputError
-from maskpro_deploy.exporters.graph.builder import DTYPES, WIDER, Rows, Weight
+from maskpro_deploy.exporters.graph.builder import DTYPES, Rows, Weight
 from maskpro_deploy.exporters.graph.quantization import Quantization, pack_nibbles
 from maskpro_deploy.exporters.graph.underflow import Underflow
+from maskpro_deploy.exporters.graph.weight_kinds import WEIGHT_KINDS
+from maskpro_deploy.exporters.graph.weight_tiles import TILE_BYTES, read_columns, read_tiles, split_rows, view_bits
 from maskpro_deploy.system.progress import SILENT, Progress
 
 _LARGE_BYTES = 1 << 20
 _LARGE_ALIGNMENT = 64 << 10
 _SMALL_ALIGNMENT = 64
-_TILE_BYTES = 4 << 20
-_TILE_ROWS_MULTIPLE = 16  # columns of the source are read in runs of at least this many elements
 _SOURCE_DTYPES = ("F64", "F32", "F16", "BF16")
 INT4 = np.dtype(ml_dtypes.int4)
-_BITS: dict[int, np.dtype[np.unsignedinteger[Any]]] = {
-    1: np.dtype(np.uint8),
-    2: np.dtype(np.uint16),
-    4: np.dtype(np.uint32),
-    8: np.dtype(np.uint64),
-}
-
-
 # numpy dtype of what is stored -> ONNX element type
 ELEMENT_TYPES = {dtype: element for element, dtype in DTYPES.values()} | {
-    np.dtype(np.int8): TensorProto.INT8,
-    INT4: TensorProto.INT4,
-    np.dtype(ml_dtypes.float8_e4m3fn): TensorProto.FLOAT8E4M3FN,
+    kind.dtype: helper.np_dtype_to_tensor_dtype(kind.dtype) for kind in WEIGHT_KINDS.values()
 }
 
 
@@ -124,11 +114,6 @@ class Blob:
         return protos
 
 
-def bits(values: npt.NDArray[Any]) -> npt.NDArray[np.unsignedinteger[Any]]:
-    """The same memory as unsigned integers, so that -0.0 differs from +0.0."""
-    return values.view(_BITS[values.dtype.itemsize])
-
-
 def check_weights(weights: Iterable[Weight], checkpoint: Checkpoint, ignored: Iterable[str]) -> None:
     """Compare what the graph needs with what the checkpoint has, before anything is written.
 
@@ -138,7 +123,7 @@ def check_weights(weights: Iterable[Weight], checkpoint: Checkpoint, ignored: It
         ignored: tensors of the checkpoint that may stay unused.
 
     Raises:
-        FormatError: a tensor is missing, has another shape or a type that is no plain float.
+        FormatError: a tensor is missing, has another shape or a type that is not a plain float.
         InputError: the checkpoint has a tensor that the graph would leave out.
     """
     used = set()
@@ -147,11 +132,11 @@ def check_weights(weights: Iterable[Weight], checkpoint: Checkpoint, ignored: It
         if weight.values is not None:  # a front end has looked at it
             continue
         expected = weight.source_shape
-        if (found := checkpoint.shapes.get(weight.source)) is None:
+        if (shape := checkpoint.shapes.get(weight.source)) is None:
             raise FormatError(f"{checkpoint.folder} has no tensor {weight.source!r}, which its config.json calls for.")
-        if found != expected and not (weight.longer and found[0] > expected[0] and found[1:] == expected[1:]):
+        if shape != expected and not (weight.longer and shape[0] > expected[0] and shape[1:] == expected[1:]):
             raise FormatError(
-                f"{checkpoint.folder}: {weight.source} has shape {found}, its config.json calls for {expected}.\n"
+                f"{checkpoint.folder}: {weight.source} has shape {shape}, its config.json calls for {expected}.\n"
                 f"Weights and config.json belong to different models."
             )
         if (kind := checkpoint.slices(weight.source).get_dtype()) not in _SOURCE_DTYPES:
@@ -180,40 +165,40 @@ def write_weights(
         checkpoint: where they come from.
         path: the file to make.
         dtype: "fp32", "fp16" or "bf16".
-        progress: told the bytes written.
+        progress: shows the bytes written.
         quantised: weights that were quantised beforehand; others with a `quantization` are rounded to nearest here.
 
     Raises:
         FormatError: a weight holds NaN, infinity or, after the cast, values beyond the range of `dtype`.
     """
     target = DTYPES[dtype][1]
-    regions = _layout(weights := list(weights), target)
+    regions = _lay_out(weights := list(weights), target)
     total = max((r.offset + r.bytes for r in regions.values()), default=0)
     digest, position, lost = hashlib.sha256(), 0, Underflow(dtype)
     with path.open("wb") as file:
         for weight in weights:
-            for name, data in _pieces(weight, checkpoint, target, _prepared(weight, quantised or {}), lost):
+            for name, data in _encode_weight(weight, checkpoint, target, _find_quantised(weight, quantised or {}), lost):
                 if name:  # the first piece of an initializer
-                    position += _put(file, digest, b"\0" * (regions[name].offset - position))
-                position += _put(file, digest, data)
+                    position += _write(file, digest, b"\0" * (regions[name].offset - position))
+                position += _write(file, digest, data)
                 progress.update(position, total)
     return Blob(path=path, regions=regions, bytes=position, sha256=digest.hexdigest(), underflow=lost)
 
 
-def _prepared(weight: Weight, quantised: Mapping[str, Quantised]) -> Quantised | None:
+def _find_quantised(weight: Weight, quantised: Mapping[str, Quantised]) -> Quantised | None:
     """A weight as it was quantised beforehand, if it was: itself, or all of its parts."""
     if not all(piece.name in quantised for piece in weight.pieces):
         return None
     return Quantised.side_by_side([quantised[piece.name] for piece in weight.pieces])
 
 
-def _put(file: BinaryIO, digest: Any, data: bytes | memoryview) -> int:
+def _write(file: BinaryIO, digest: Any, data: bytes | memoryview) -> int:
     file.write(data)
     digest.update(data)
     return len(data) if isinstance(data, bytes) else data.nbytes
 
 
-def _layout(weights: Iterable[Weight], dtype: np.dtype[np.generic]) -> dict[str, Region]:
+def _lay_out(weights: Iterable[Weight], dtype: np.dtype[np.generic]) -> dict[str, Region]:
     regions: dict[str, Region] = {}
     end = 0
 
@@ -231,50 +216,40 @@ def _layout(weights: Iterable[Weight], dtype: np.dtype[np.generic]) -> dict[str,
             k, n = weight.shape
             block = weight.quantization.block_for(k)
             place(weight.scale_name, (k // block, n) if block else (n,), dtype)
-            place(weight.name, weight.shape, weight.quantization.dtype)
+            place(weight.name, weight.shape, weight.quantization.stored.dtype)
     return regions
 
 
-def _pieces(
+def _encode_weight(
     weight: Weight, checkpoint: Checkpoint, dtype: np.dtype[np.generic], quantised: Quantised | None, lost: Underflow
 ) -> Iterator[tuple[str, memoryview]]:
     """The bytes of a weight and its scales, in file order; each initializer's name comes with its first piece."""
     if weight.quantization is None:
         name = weight.name
-        for tile in tiles(weight, checkpoint, dtype, lost):
-            yield name, bits(tile).data
+        for tile in read_tiles(weight, checkpoint, dtype, lost):
+            yield name, view_bits(tile).data
             name = ""
         return
-    scales = quantised.scales if quantised is not None else _nearest_scales(weight, weight.quantization, checkpoint, dtype)
+    scales = quantised.scales if quantised is not None else _compute_scales(weight, weight.quantization, checkpoint, dtype)
     stored = np.ascontiguousarray(scales, dtype)
-    yield weight.scale_name, bits(stored).data
+    yield weight.scale_name, view_bits(stored).data
     name = weight.name
     for integers in _integer_tiles(weight, weight.quantization, checkpoint, stored.astype(np.float32), quantised):
-        packed = pack_nibbles(integers) if weight.quantization.kind == "int4" else integers.view(np.uint8)
+        packed = pack_nibbles(integers) if weight.quantization.stored.bits < 8 else integers.view(np.uint8)
         yield name, np.ascontiguousarray(packed).data
         name = ""
 
 
-def _nearest_scales(
+def _compute_scales(
     weight: Weight, quantization: Quantization, checkpoint: Checkpoint, dtype: np.dtype[np.generic]
 ) -> npt.NDArray[np.float32]:
     """Scales of a weight, read some whole columns at a time."""
     if weight.parts:
-        return np.concatenate([_nearest_scales(p, quantization, checkpoint, dtype) for p in weight.parts], axis=-1)
+        return np.concatenate([_compute_scales(p, quantization, checkpoint, dtype) for p in weight.parts], axis=-1)
     k, n = weight.shape
-    step = max(1, _TILE_BYTES // (4 * k))
-    found = [quantization.scales(columns(weight, checkpoint, at, min(at + step, n)), dtype) for at in range(0, n, step)]
-    return np.concatenate(found, axis=-1)
-
-
-def columns(weight: Weight, checkpoint: Checkpoint, start: int, stop: int) -> npt.NDArray[np.float32]:
-    """Some columns of a weight, each contiguous.  # [K, N] -> (stop - start, K)"""
-    at = slice(weight.start + start, weight.start + stop)
-    parts = _rows(weight, checkpoint)
-    found = parts[at] if weight.transposed else parts[:, at].T
-    result = np.ascontiguousarray(found, np.float32)
-    _check_finite(found, result, weight, checkpoint)
-    return result
+    step = max(1, TILE_BYTES // (4 * k))
+    scales = [quantization.scales(read_columns(weight, checkpoint, at, min(at + step, n)), dtype) for at in range(0, n, step)]
+    return np.concatenate(scales, axis=-1)
 
 
 def _integer_tiles(
@@ -287,77 +262,10 @@ def _integer_tiles(
     """The integers, some rows at a time."""
     if quantised is not None:
         # an even number of rows ends at a whole byte
-        for start, stop in row_tiles(weight.shape, 1):
+        for start, stop in split_rows(weight.shape, 1):
             yield np.ascontiguousarray(quantised.integers[start:stop])
         return
     row, block = 0, quantization.block_for(weight.shape[0])
-    for tile in tiles(weight, checkpoint, np.dtype(np.float32)):
+    for tile in read_tiles(weight, checkpoint, np.dtype(np.float32)):
         yield quantization.integers(tile, scales, row, block)
         row += len(tile)
-
-
-def tiles(
-    weight: Weight, checkpoint: Checkpoint, dtype: np.dtype[np.generic], lost: Underflow | None = None
-) -> Iterator[npt.NDArray[Any]]:
-    """The weight in its final form, some rows of the graph's shape at a time; `lost` counts what the cast loses."""
-    if weight.parts and len(weight.shape) == 1:
-        yield np.concatenate([tile for part in weight.parts for tile in tiles(part, checkpoint, dtype, lost)])
-        return
-    sources = [(piece, _rows(piece, checkpoint)) for piece in weight.pieces]
-    for start, stop in row_tiles(weight.shape, dtype.itemsize):
-        found = []
-        for piece, rows in sources:
-            before = _tile(piece, rows, start, stop)
-            with np.errstate(over="ignore", invalid="ignore"):
-                # a copy with rows along memory, in the target's byte order
-                found.append(np.array(before, dtype=dtype, order="C"))
-            _check_finite(before, found[-1], piece, checkpoint)
-            if lost is not None and piece.source:
-                lost.count(weight.name, before, found[-1])
-        tile = found[0] if len(found) == 1 else np.concatenate(found, axis=1)
-        plain = bits(tile)
-        plain[plain == 1 << (8 * dtype.itemsize - 1)] = 0  # -0.0
-        yield tile
-
-
-def _tile(weight: Weight, rows: Any, start: int, stop: int) -> npt.NDArray[Any]:
-    """Rows `start` to `stop` of the graph's shape, in the checkpoint's type."""
-    outputs = slice(weight.start, weight.start + weight.shape[-1]) if weight.whole else slice(None)
-    if weight.transposed:
-        tile: npt.NDArray[Any] = rows[outputs, start:stop].T
-    elif len(weight.shape) == 1 and weight.whole:
-        tile = rows[weight.start + start : weight.start + stop]
-    elif weight.whole:
-        tile = rows[start:stop, outputs]
-    else:
-        tile = rows[start:stop]
-    return tile.astype(np.float64) + weight.plus if weight.plus else tile
-
-
-def _rows(weight: Weight, checkpoint: Checkpoint) -> Any:
-    """What a weight is read from."""
-    return weight.values if weight.values is not None else checkpoint.slices(weight.source)
-
-
-def _check_finite(before: npt.NDArray[Any], stored: npt.NDArray[Any], weight: Weight, checkpoint: Checkpoint) -> None:
-    """Refuse what a type cannot hold, and tell why."""
-    if np.isfinite(stored).all():
-        return
-    where = f"{checkpoint.folder}: {weight.name}"
-    if np.isnan(before).any():
-        raise FormatError(f"{where} has NaN values.\nThe checkpoint is damaged: download or convert it again.")
-    if np.isinf(before).any():
-        raise FormatError(f"{where} has infinite values.\nThe checkpoint is damaged: download or convert it again.")
-    name = next(name for name, (_, kind) in DTYPES.items() if kind == stored.dtype)
-    largest, limit = float(np.abs(before.astype(np.float64)).max()), float(ml_dtypes.finfo(stored.dtype).max)
-    fits = name in WIDER and largest <= float(np.finfo(np.float32).max)
-    hint = f"Export it with {WIDER[name]}." if fits else "No --dtype holds them: scale the weight."
-    raise FormatError(f"{where} has values up to {largest:.4g}; the largest {name} number is {limit:.6g}.\n{hint}")
-
-
-def row_tiles(shape: tuple[int, ...], itemsize: int, multiple: int = _TILE_ROWS_MULTIPLE) -> Iterator[tuple[int, int]]:
-    """Cut the first axis into runs of about `_TILE_BYTES`, each but the last a multiple of `multiple` rows."""
-    row_bytes = max(1, int(np.prod(shape[1:], dtype=np.int64)) * itemsize)
-    step = max(1, _TILE_BYTES // row_bytes // multiple) * multiple
-    for start in range(0, shape[0], step):
-        yield start, min(start + step, shape[0])

@@ -1,6 +1,6 @@
 """What decoder templates need of `config.json`, checked field by field.
 
-`DecoderConfig` describes every supported decoder; `base_config` reads the fields that nearly all share under the same names,
+`DecoderConfig` describes every supported decoder; `read_base_config` reads the fields that nearly all share under the same names,
 and each architecture's own `read` changes what it does otherwise.
 """
 
@@ -60,12 +60,8 @@ class DecoderConfig:
     attention_softcap: float | None = None
     logit_softcap: float | None = None
 
-    def with_length(self, length: int) -> DecoderConfig:
-        """The same for shorter sequences."""
-        return dataclasses.replace(self, max_length=length)
 
-
-def base_config(config: Mapping[str, Any], *, activation: str = "hidden_act", eps: str = "rms_norm_eps") -> DecoderConfig:
+def read_base_config(config: Mapping[str, Any], *, activation: str = "hidden_act", eps: str = "rms_norm_eps") -> DecoderConfig:
     """Read the fields of LLaMA, which most architectures share.
 
     Args:
@@ -77,25 +73,25 @@ def base_config(config: Mapping[str, Any], *, activation: str = "hidden_act", ep
         InputError: a value is of a kind that is not supported; the message names what is.
         FormatError: a field is missing or makes no sense.
     """
-    hidden, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
-    kv_heads = positive(config, "num_key_value_heads", heads)
-    head_dim = positive(config, "head_dim", max(1, hidden // heads))
+    hidden, heads = read_positive(config, "hidden_size"), read_positive(config, "num_attention_heads")
+    kv_heads = read_positive(config, "num_key_value_heads", heads)
+    head_dim = read_positive(config, "head_dim", max(1, hidden // heads))
     if heads % kv_heads:
         raise FormatError(f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}.")
-    layers = positive(config, "num_hidden_layers")
+    layers = read_positive(config, "num_hidden_layers")
     bias = bool(config.get("attention_bias", False))
     rope = read_rope(config, head_dim)
     return DecoderConfig(
         model_type=str(config["model_type"]),
-        vocab_size=positive(config, "vocab_size"),
+        vocab_size=read_positive(config, "vocab_size"),
         hidden_size=hidden,
-        intermediate_size=positive(config, "intermediate_size"),
+        intermediate_size=read_positive(config, "intermediate_size"),
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        max_length=positive(config, "max_position_embeddings"),
-        norm_eps=number(config, eps),
+        max_length=read_positive(config, "max_position_embeddings"),
+        norm_eps=read_number(config, eps),
         tied=bool(config.get("tie_word_embeddings", False)),
         activation=read_activation(config, activation, "silu"),
         attention_bias=bias,
@@ -107,6 +103,29 @@ def base_config(config: Mapping[str, Any], *, activation: str = "hidden_act", ep
     )
 
 
+def read_unturned_config(config: Mapping[str, Any], *, eps: str, activation: str, bias: bool) -> DecoderConfig:
+    """Read a decoder with learned positions in place of rotary embedding, and biases everywhere or nowhere.
+
+    Args:
+        config: the content of `config.json`, sizes by LLaMA's names.
+        eps: name of the field that holds the norms' epsilon.
+        activation: the default of `activation_function`.
+        bias: whether projections have biases.
+
+    Raises:
+        InputError, FormatError: see `read_base_config`.
+    """
+    base = read_base_config({**config, "hidden_act": "silu"}, eps=eps)
+    return dataclasses.replace(
+        base,
+        activation=read_activation(config, "activation_function", activation),
+        attention_bias=bias,
+        output_bias=bias,
+        mlp_bias=bias,
+        ropes=(None,) * base.num_layers,
+    )
+
+
 def read_activation(config: Mapping[str, Any], field: str, default: str) -> str:
     """The kind of activation.
 
@@ -114,11 +133,11 @@ def read_activation(config: Mapping[str, Any], field: str, default: str) -> str:
         InputError: one that is not supported.
     """
     value = config.get(field) or default
-    supported(field, value, ACTIVATIONS)
+    check_supported(field, value, ACTIVATIONS)
     return ACTIVATIONS[value]
 
 
-def layer_types(config: Mapping[str, Any], layers: int, default: Collection[str]) -> tuple[str, ...]:
+def read_layer_types(config: Mapping[str, Any], layers: int, default: Collection[str]) -> tuple[str, ...]:
     """The kind of attention of each layer.
 
     Raises:
@@ -130,16 +149,16 @@ def layer_types(config: Mapping[str, Any], layers: int, default: Collection[str]
     if not isinstance(types, list) or len(types) != layers:
         raise FormatError(f"config.json: layer_types must name one kind for each of the {layers} layers.")
     for kind in types:
-        supported("layer_types", kind, _LAYER_TYPES)
+        check_supported("layer_types", kind, _LAYER_TYPES)
     return tuple(types)
 
 
-def windows_of(config: Mapping[str, Any], types: Collection[str]) -> tuple[int | None, ...]:
+def read_windows(config: Mapping[str, Any], types: Collection[str]) -> tuple[int | None, ...]:
     """How far each layer looks back, from its kind and `sliding_window`."""
-    return tuple(positive(config, "sliding_window") if kind == "sliding_attention" else None for kind in types)
+    return tuple(read_positive(config, "sliding_window") if kind == "sliding_attention" else None for kind in types)
 
 
-def supported(field: str, value: object, known: Collection[str]) -> None:
+def check_supported(field: str, value: object, known: Collection[str]) -> None:
     """Refuse what is not known.
 
     Raises:
@@ -149,17 +168,17 @@ def supported(field: str, value: object, known: Collection[str]) -> None:
         raise InputError(f"config.json: {field} {value!r} is not supported. Supported: {', '.join(known)}.")
 
 
-def only(config: Mapping[str, Any], field: str, value: object, default: object) -> None:
+def require_value(config: Mapping[str, Any], field: str, value: object, default: object) -> None:
     """Refuse any but the one supported value of a field.
 
     Raises:
         InputError: naming the field and its values.
     """
-    if (found := config.get(field, default)) != value:
-        raise InputError(f"config.json: {field} {found!r} is not supported; only {value!r} is.")
+    if (actual := config.get(field, default)) != value:
+        raise InputError(f"config.json: {field} {actual!r} is not supported; only {value!r} is.")
 
 
-def positive(config: Mapping[str, Any], field: str, default: int | None = None) -> int:
+def read_positive(config: Mapping[str, Any], field: str, default: int | None = None) -> int:
     """A whole number above 0.
 
     Raises:
@@ -175,7 +194,7 @@ def positive(config: Mapping[str, Any], field: str, default: int | None = None) 
     return value
 
 
-def number(config: Mapping[str, Any], field: str) -> float:
+def read_number(config: Mapping[str, Any], field: str) -> float:
     """A number above 0.
 
     Raises:
@@ -187,6 +206,6 @@ def number(config: Mapping[str, Any], field: str) -> float:
     return float(value)
 
 
-def cap(config: Mapping[str, Any], field: str) -> float | None:
+def read_softcap(config: Mapping[str, Any], field: str) -> float | None:
     """An optional softcap."""
-    return None if config.get(field) is None else number(config, field)
+    return None if config.get(field) is None else read_number(config, field)

@@ -9,7 +9,6 @@ Shapes: `B` batch, `S` new tokens, `E` hidden size, `F` intermediate size, `H` h
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from onnx import TensorProto
 
 from maskpro_deploy.exporters.graph import rope
 from maskpro_deploy.exporters.graph.builder import Attribute, Graph, Weight
-from maskpro_deploy.exporters.graph.cache_forms.common import KVForm
+from maskpro_deploy.exporters.graph.cache_forms.base import KVForm
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig
 from maskpro_deploy.exporters.graph.quantization import Quantization
 from maskpro_deploy.exporters.graph.rope_config import RopeConfig
@@ -49,10 +48,10 @@ class Layers:
 
     def __init__(self, config: DecoderConfig, form: KVForm, dtype: str, quantization: Quantization | None = None) -> None:
         self.config, self.form = config, form
-        self.graph = graph = Graph(dtype, form.opset, quantization)
+        self.graph = graph = Graph(dtype, form.facts.opset, quantization)
         self.tokens = graph.input("input_ids", TensorProto.INT64, ["batch", "new"])
         form.begin(graph, config)
-        self._tables = self._rope_tables()
+        self._tables = self._add_rope_tables()
 
     # -- into the layers and out of them --------------------------------------------------------------------------------------
 
@@ -102,7 +101,8 @@ class Layers:
     def linear(self, module: str, x: str, k: int, n: int, *, bias: bool = False, part: Part | None = None) -> str:
         """A projection with its weight as [K, N].  # (B, S, K) -> (B, S, N)"""
         part = part if part is not None else Part(module=module)
-        return self._product(module, x, _projection(module, part, k, n), _bias(module, part, n) if bias else None)
+        added = _describe_bias(module, part, n) if bias else None
+        return self._multiply(module, x, _describe_projection(module, part, k, n), added)
 
     def linears(
         self, module: str, x: str, k: int, columns: Mapping[str, int], *, bias: bool = False, parts: Sequence[Part] | None = None
@@ -118,13 +118,13 @@ class Layers:
             parts: where they lie, if not in modules of their names.
         """
         places = parts if parts is not None else [Part(module=name) for name in columns]
-        weights = tuple(_projection(n, part, k, size) for part, (n, size) in zip(places, columns.items(), strict=True))
-        biases = tuple(_bias(n, part, size) for part, (n, size) in zip(places, columns.items(), strict=True))
+        weights = tuple(_describe_projection(n, part, k, size) for part, (n, size) in zip(places, columns.items(), strict=True))
+        biases = tuple(_describe_bias(n, part, size) for part, (n, size) in zip(places, columns.items(), strict=True))
         n = sum(columns.values())
         added = Weight(name=f"{module}.bias", shape=(n,), parts=biases) if bias else None
-        return self._product(module, x, Weight(name=f"{module}.weight", shape=(k, n), projection=True, parts=weights), added)
+        return self._multiply(module, x, Weight(name=f"{module}.weight", shape=(k, n), projection=True, parts=weights), added)
 
-    def _product(self, module: str, x: str, weight: Weight, bias: Weight | None) -> str:
+    def _multiply(self, module: str, x: str, weight: Weight, bias: Weight | None) -> str:
         y = self.graph.op("MatMul", x, self.graph.matrix(weight, self.graph.quantization), name=_path(module))
         if bias is None:
             return y
@@ -169,11 +169,11 @@ class Layers:
         config, path = self.config, _path(module)
         rope = config.ropes[layer]
         tables = self._tables[rope] if rope is not None else None
-        inside = tables is not None and self.form.turns(config, rope, tables[2])  # the form turns q and k by itself
+        inside = tables is not None and self.form.applies_rope(config, rope, tables[2])  # the form turns q and k by itself
         if self.form.packed and not head_norm and (tables is None or inside):
-            q, k, v = self._packed_heads(module, x, names, parts), "", ""
+            q, k, v = self._project_packed(module, x, names, parts), "", ""
         else:
-            q, k, v = self._single_heads(layer, module, x, names, parts, head_norm, plus, turn=not inside)
+            q, k, v = self._project_heads(layer, module, x, names, parts, head_norm, plus, turn=not inside)
         cos_sin = tables[:2] if tables is not None and inside else None
         y = self.form.attend(self.graph, layer, q, k, v, path, rope=cos_sin)  # (B, H, S, D) or (B, S, H D)
         width = config.num_heads * config.head_dim
@@ -182,14 +182,14 @@ class Layers:
             y = self.graph.op("Reshape", y, self.graph.ints(0, 0, width), name=f"{path}/out_flat")
         return self.linear(f"{module}.{names[3]}", y, width, config.hidden_size, bias=config.output_bias, part=out)
 
-    def _packed_heads(self, module: str, x: str, names: Sequence[str], parts: Sequence[Part] | None) -> str:
+    def _project_packed(self, module: str, x: str, names: Sequence[str], parts: Sequence[Part] | None) -> str:
         """Queries, keys and values side by side, from one product.  # (B, S, E) -> (B, S, (H + 2 G) D)"""
         config = self.config
         counts = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
         columns = {f"{module}.{name}": n * config.head_dim for name, n in zip(names[:3], counts, strict=True)}
         return self.linears(f"{module}.qkv_proj", x, config.hidden_size, columns, bias=config.attention_bias, parts=parts)
 
-    def _single_heads(
+    def _project_heads(
         self,
         layer: int,
         module: str,
@@ -208,8 +208,8 @@ class Layers:
             width, part = count * config.head_dim, parts[i] if parts is not None else None
             y = self.linear(f"{module}.{names[i]}", x, config.hidden_size, width, bias=config.attention_bias, part=part)
             normed = f"{module}.{kind}_norm" if head_norm and kind != "v" else None
-            y = self._heads(y, count, f"{path}/{kind}", normed, plus)
-            heads.append(self._turned(layer, y, count, f"{path}/{kind}") if turn and kind != "v" else y)
+            y = self._split_heads(y, count, f"{path}/{kind}", normed, plus)
+            heads.append(self._turn(layer, y, count, f"{path}/{kind}") if turn and kind != "v" else y)
         return heads
 
     def gated_mlp(self, module: str, x: str, *, parts: tuple[Part, Part] | None = None) -> str:
@@ -252,7 +252,7 @@ class Layers:
 
     # -- heads and positions --------------------------------------------------------------------------------------------------
 
-    def _heads(self, y: str, count: int, path: str, normed: str | None, plus: float) -> str:
+    def _split_heads(self, y: str, count: int, path: str, normed: str | None, plus: float) -> str:
         """Split into heads, and norm each where the architecture does.  # (B, S, H D) -> (B, H, S, D), flat forms: as it was"""
         graph, d = self.graph, self.config.head_dim
         if self.form.flat and normed is None:
@@ -264,7 +264,7 @@ class Layers:
             return graph.op("Reshape", y, graph.ints(0, 0, count * d), name=f"{path}_flat")
         return graph.op("Transpose", y, name=f"{path}_transpose", perm=[0, 2, 1, 3])
 
-    def _turned(self, layer: int, y: str, count: int, path: str) -> str:
+    def _turn(self, layer: int, y: str, count: int, path: str) -> str:
         """Rotary embedding, where the layer has it."""
         kind = self.config.ropes[layer]
         if kind is None:
@@ -276,21 +276,21 @@ class Layers:
             settings["rotary_embedding_dim"] = kind.dim
         return self.graph.op("RotaryEmbedding", y, *self._tables[kind], name=f"{path}_rope", settings=settings)
 
-    def _rope_tables(self) -> dict[RopeConfig, tuple[str, str, str]]:
+    def _add_rope_tables(self) -> dict[RopeConfig, tuple[str, str, str]]:
         """For each kind of rotary embedding: its cosines, its sines, and the row of each new token."""
         names: dict[RopeConfig, tuple[str, str, str]] = {}
         for kind in dict.fromkeys(k for k in self.config.ropes if k is not None):
             label = f"rope.{len(names)}" if names else "rope"
-            cos, sin = rope.tables(kind, self.config.head_dim, self.config.max_length)
+            cos, sin = rope.make_tables(kind, self.config.head_dim, self.config.max_length)
             self.graph.values(f"{label}.cos", cos)
             self.graph.values(f"{label}.sin", sin)
-            rows = self._long_rows(kind, f"/{label}")
+            rows = self._add_table_rows(kind, f"/{label}")
             names[kind] = (f"{label}.cos", f"{label}.sin", rows)
         return names
 
-    def _long_rows(self, kind: RopeConfig, path: str) -> str:
+    def _add_table_rows(self, kind: RopeConfig, path: str) -> str:
         """Rows of the tables: a sequence that grew beyond the original length reads the second table."""
-        start = rope.second_table(kind, self.config.max_length)
+        start = rope.second_table_start(kind, self.config.max_length)
         if not start:
             return "position_ids"
         graph = self.graph
@@ -300,7 +300,7 @@ class Layers:
         return graph.op("Add", "position_ids", offset, name=f"{path}/rows")
 
 
-def _projection(module: str, part: Part, k: int, n: int) -> Weight:
+def _describe_projection(module: str, part: Part, k: int, n: int) -> Weight:
     """The weight of a projection as [K, N]."""
     return Weight(
         name=f"{module}.weight",
@@ -313,14 +313,9 @@ def _projection(module: str, part: Part, k: int, n: int) -> Weight:
     )
 
 
-def _bias(module: str, part: Part, n: int) -> Weight:
+def _describe_bias(module: str, part: Part, n: int) -> Weight:
     """Its bias."""
     return Weight(name=f"{module}.bias", shape=(n,), source=f"{part.module}.bias", start=part.start, whole=part.whole)
-
-
-def root_of(hidden_size: int) -> float:
-    """The factor of an embedding that is scaled by the root of its size."""
-    return math.sqrt(hidden_size)
 
 
 def _path(module: str) -> str:

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
 
+from maskpro_deploy import manifest
 from maskpro_deploy._version import __version__
 from maskpro_deploy.exporters.graph.builder import Graph
 from maskpro_deploy.exporters.graph.data_file import Blob
 from maskpro_deploy.manifest import SparseWeight
+from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.system.extras import missing
 
 log = logging.getLogger(__name__)
 
 
-def metadata(
-    graph: Graph,
-    form: str,
-    blob: Blob,
-    *,
-    origin: dict[str, object],
-    pattern: str | None,
-    proven: tuple[SparseWeight, ...],
-    quantization: str | None,
+def describe_graph(
+    entry: manifest.Graph, blob: Blob, origin: Mapping[str, object], pattern: NMPattern | None, proven: Sequence[SparseWeight]
 ) -> dict[str, str]:
     """What a graph says of itself: who made it, from what, and which of its weights hold which pattern.
 
@@ -36,16 +32,16 @@ def metadata(
         "maskpro.checkpoint": str(origin["checkpoint"]),
         "maskpro.dense_sha256": str(origin["dense_sha256"]),
         "maskpro.data_sha256": blob.sha256,
-        "maskpro.dtype": graph.dtype,
-        "maskpro.kv_form": form,
+        "maskpro.dtype": entry.dtype,
+        "maskpro.kv_form": entry.form,
     }
     if "front_end" in origin:
         entries["maskpro.front_end"] = str(origin["front_end"])
-    if quantization is not None:
-        entries["maskpro.quantization"] = quantization
+    if entry.quantization is not None:
+        entries["maskpro.quantization"] = entry.quantization
     if pattern is not None:
         names = json.dumps([weight.initializer for weight in proven])
-        entries |= {"maskpro.sparsity": pattern, "maskpro.sparsity_axis": "0", "maskpro.sparse_weights": names}
+        entries |= {"maskpro.sparsity": str(pattern), "maskpro.sparsity_axis": "0", "maskpro.sparse_weights": names}
     if origin["masks_sha256"]:
         entries["maskpro.masks_sha256"] = str(origin["masks_sha256"])
     return entries

@@ -14,24 +14,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import ConfigError, check_known
+from maskpro_deploy.exporters.graph.weight_kinds import WEIGHT_KINDS, WeightKind
 
-METHODS = ("nearest", "calibrated")
-_LARGEST = {"int8": 127, "int4": 7, "fp8": 448}
-_SMALLEST = {"int8": -127, "int4": -8, "fp8": -448}  # one value more is worth having only where there are few
-_DEFAULT_BLOCK = {"int8": 0, "int4": 32, "fp8": 0}
-_STORED: dict[str, np.dtype[np.generic]] = {
-    "int8": np.dtype(np.int8),
-    "int4": np.dtype(ml_dtypes.int4),
-    "fp8": np.dtype(ml_dtypes.float8_e4m3fn),
-}
 _SHORTEST_BLOCK = 16
-# shares of the largest value tried as the end of the range; int8 has steps so fine that clipping never pays
-_SHARES: dict[str, tuple[float, ...]] = {"int8": (), "fp8": (), "int4": tuple(float(s) for s in np.linspace(1.0, 0.6, 17))}
 _ROWS = 64  # columns whose candidates are compared at a time
 
 
@@ -40,58 +29,49 @@ class Quantization:
     """How weights are stored.
 
     Attributes:
-        kind: "int8", "int4" or "fp8" (E4M3).
+        kind: the name of one of `WEIGHT_KINDS`.
         block: rows that share a scale; 0: all of a column.
-        head: kind of the output head.
+        head: kind of the output head; None for the default of `kind`.
     """
 
     kind: str
     block: int
-    head: str = "int8"
+    head: str | None = None
 
     @classmethod
-    def make(cls, kind: str, block: int | None, head: str | None = None) -> Quantization:
+    def make(cls, name: str, block: int | None, head: str | None = None) -> Quantization:
         """From flags.
 
         Raises:
             ConfigError: an unknown kind or a block that runtimes do not take.
         """
-        if kind not in _LARGEST:
-            raise ConfigError(f"--quantize {kind} is not known. Known: {', '.join(_LARGEST)}.")
-        block = _DEFAULT_BLOCK[kind] if block is None else block
+        check_known("--quantize", name, WEIGHT_KINDS)
+        kind = WEIGHT_KINDS[name]
+        block = kind.default_block if block is None else block
         if block and (block < _SHORTEST_BLOCK or block & (block - 1)):
             raise ConfigError(f"--block-size {block}: give 0 (one scale a column) or a power of two, at least {_SHORTEST_BLOCK}.")
-        if kind == "fp8" and (block or head is not None):
+        if not kind.blocks and (block or head is not None):
             raise ConfigError(
-                "--quantize fp8 has one scale a column, in the output head too: no --block-size or --quantize-head."
+                f"--quantize {name} has one scale a column, in the output head too: no --block-size or --quantize-head."
             )
-        if head not in (None, "int8") and (head, kind) != ("int4", "int4"):
-            raise ConfigError(f"--quantize-head {head}: give int8, or int4 with --quantize int4.")
-        return cls(kind=kind, block=block, head=head or "int8")
+        if head is not None and head not in kind.heads:
+            raise ConfigError(f"--quantize-head {head}: with --quantize {name} give {' or '.join(kind.heads)}.")
+        return cls(kind=name, block=block, head=head)
 
     @property
-    def largest(self) -> int:
-        """The largest value."""
-        return _LARGEST[self.kind]
-
-    @property
-    def smallest(self) -> int:
-        """The smallest value."""
-        return _SMALLEST[self.kind]
-
-    @property
-    def dtype(self) -> np.dtype[np.generic]:
-        """The type of the values."""
-        return _STORED[self.kind]
+    def stored(self) -> WeightKind:
+        """What is known of the kind."""
+        return WEIGHT_KINDS[self.kind]
 
     def describe(self) -> str:
         """For people."""
-        head = ", int4 head" if self.head == "int4" else ""
+        head = f", {self.head} head" if self.head not in (None, self.stored.heads[0]) else ""
         return f"{self.kind} block {self.block}{head}" if self.block else f"{self.kind} per column{head}"
 
     def of_head(self) -> Quantization:
-        """How the output head is stored: it decides every token, so it keeps 8 bits and one scale a column by default."""
-        return self if self.kind == "fp8" or self.head == self.kind == "int4" else dataclasses.replace(self, kind="int8", block=0)
+        """How the output head is stored; one of 8 bits has one scale a column."""
+        kind = WEIGHT_KINDS[self.head or self.stored.heads[0]]
+        return dataclasses.replace(self, kind=kind.name, block=self.block if kind.bits < 8 else 0)
 
     def block_for(self, k: int) -> int:
         """The block of a weight of `k` rows: 0 where `k` is no multiple of it."""
@@ -116,22 +96,22 @@ class Quantization:
         rows = None if importance is None else importance.reshape(-1, block or k)  # (G, block)
         best = np.empty(grouped.shape[:2], np.float32)
         for start in range(0, n, _ROWS):
-            best[start : start + _ROWS] = self._best(grouped[start : start + _ROWS], dtype, rows)
+            best[start : start + _ROWS] = self._choose_scales(grouped[start : start + _ROWS], dtype, rows)
         return np.ascontiguousarray(best.T) if block else best[:, 0]
 
-    def _best(
+    def _choose_scales(
         self, groups: npt.NDArray[np.float32], dtype: np.dtype[np.generic], importance: npt.NDArray[np.float32] | None
     ) -> npt.NDArray[np.float32]:
         """(n, G, block), (G, block) -> (n, G)"""
         high, low = groups.max(axis=-1), groups.min(axis=-1)
-        plain = np.maximum(high, -low) / np.float32(self.largest)
-        end = np.maximum(high / np.float32(self.largest), low / np.float32(self.smallest))  # no more than `plain`
+        plain = np.maximum(high, -low) / np.float32(self.stored.largest)
+        end = np.maximum(high / np.float32(self.stored.largest), low / np.float32(self.stored.smallest))  # no more than `plain`
         best, least = np.ones(end.shape, np.float32), np.full(end.shape, np.inf, np.float32)
-        for wanted in (plain, *(end * np.float32(share) for share in _SHARES[self.kind])):
+        for wanted in (plain, *(end * np.float32(share) for share in self.stored.shares)):
             with np.errstate(over="ignore"):
                 scale = np.asarray(wanted, dtype).astype(np.float32)
             scale[scale == 0] = 1  # all zeros, or too small for the type
-            steps = np.clip(self._on_grid(groups / scale[..., None]), self.smallest, self.largest)
+            steps = np.clip(self._round_to_grid(groups / scale[..., None]), self.stored.smallest, self.stored.largest)
             steps *= scale[..., None]
             steps -= groups
             if importance is None:
@@ -154,19 +134,19 @@ class Quantization:
             block: `block_for(K)`.
         """
         scale = scales[np.arange(first, first + len(rows)) // block] if block else scales
-        steps = np.clip(self._on_grid(rows / scale), self.smallest, self.largest)
-        if self.kind == "fp8":
-            return (steps + 0.0).astype(self.dtype).view(np.int8)  # + 0.0: no -0.0
+        steps = np.clip(self._round_to_grid(rows / scale), self.stored.smallest, self.stored.largest)
+        if self.stored.floating:
+            return (steps + 0.0).astype(self.stored.dtype).view(np.int8)  # + 0.0: no -0.0
         result: npt.NDArray[np.int8] = steps.astype(np.int8)
         return result
 
-    def _on_grid(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def _round_to_grid(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """The nearest values that the type has."""
-        if self.kind != "fp8":
+        if not self.stored.floating:
             return np.rint(values)
         # what lies beyond the range is clipped first: E4M3 has no infinity
-        within = np.clip(values, self.smallest, self.largest)
-        nearest: npt.NDArray[np.float32] = within.astype(self.dtype).astype(np.float32)
+        within = np.clip(values, self.stored.smallest, self.stored.largest)
+        nearest: npt.NDArray[np.float32] = within.astype(self.stored.dtype).astype(np.float32)
         return nearest
 
 
@@ -176,11 +156,3 @@ def pack_nibbles(values: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
     if len(flat) % 2:
         flat = np.append(flat, np.uint8(0))
     return np.bitwise_or(flat[0::2], np.left_shift(flat[1::2], 4, dtype=np.uint8), dtype=np.uint8)
-
-
-def unpack_nibbles(packed: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.int8]:
-    """The inverse of `pack_nibbles`.  # -> (count,)"""
-    halves = np.empty(2 * len(packed), np.uint8)
-    halves[0::2], halves[1::2] = packed & 0xF, packed >> 4
-    signed: npt.NDArray[np.int8] = ((halves ^ 8).astype(np.int8) - np.int8(8))[:count]
-    return signed

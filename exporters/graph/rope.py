@@ -17,7 +17,7 @@ from maskpro_deploy.exporters.graph.rope_config import RopeConfig
 Floats = npt.NDArray[np.float64]
 
 
-def frequencies(rope: RopeConfig, head_dim: int, *, beyond: bool = False) -> Floats:
+def compute_frequencies(rope: RopeConfig, head_dim: int, *, beyond: bool = False) -> Floats:
     """The angle per position of each pair.  # (D / 2,)
 
     Args:
@@ -30,16 +30,16 @@ def frequencies(rope: RopeConfig, head_dim: int, *, beyond: bool = False) -> Flo
     if rope.kind == "linear":
         return f / rope.factor
     if rope.kind == "llama3":
-        return _llama3(f, rope)
+        return _blend_llama3(f, rope)
     if rope.kind == "yarn":
-        return _yarn(f, rope, dim)
+        return _blend_yarn(f, rope, dim)
     if rope.kind == "longrope":
         stretched: Floats = f / np.asarray(rope.long_factor if beyond else rope.short_factor)
         return stretched
     return f
 
 
-def _llama3(f: Floats, rope: RopeConfig) -> Floats:
+def _blend_llama3(f: Floats, rope: RopeConfig) -> Floats:
     """Long wavelengths are stretched, short ones kept, those between blended linearly in turns per original context."""
     turns = rope.original_length * f / (2 * np.pi)
     blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
@@ -47,7 +47,7 @@ def _llama3(f: Floats, rope: RopeConfig) -> Floats:
     return (1 - keep) * f / rope.factor + keep * f
 
 
-def _yarn(f: Floats, rope: RopeConfig, dim: int) -> Floats:
+def _blend_yarn(f: Floats, rope: RopeConfig, dim: int) -> Floats:
     """Pairs of many turns are kept, those of few stretched, those between blended linearly in their number."""
 
     def pair(turns: float) -> float:
@@ -63,11 +63,11 @@ def _yarn(f: Floats, rope: RopeConfig, dim: int) -> Floats:
     return result
 
 
-def tables(rope: RopeConfig, head_dim: int, length: int) -> tuple[Table, Table]:
+def make_tables(rope: RopeConfig, head_dim: int, length: int) -> tuple[Table, Table]:
     """Cosines and sines for positions 0 to `length` - 1.  # (P, D / 2) each
 
     For "longrope" that reaches beyond its original length there are two tables, one behind the other: rows up to
-    `second_table` serve sequences within that length, the following ones those that are longer.
+    `second_table_start` serve sequences within that length, the following ones those that are longer.
     """
     return Table(rope, head_dim, length, np.cos), Table(rope, head_dim, length, np.sin)
 
@@ -84,10 +84,10 @@ class Table:
 
     def __init__(self, rope: RopeConfig, head_dim: int, length: int, function: Callable[[Floats], Floats]) -> None:
         self._factor, self._function = rope.attention_factor, function
-        self._first = second_table(rope, length) or length
-        self._near = frequencies(rope, head_dim)
-        self._far = frequencies(rope, head_dim, beyond=True)
-        self.shape: tuple[int, ...] = (length + second_table(rope, length), len(self._near))
+        self._first = second_table_start(rope, length) or length
+        self._near = compute_frequencies(rope, head_dim)
+        self._far = compute_frequencies(rope, head_dim, beyond=True)
+        self.shape: tuple[int, ...] = (length + second_table_start(rope, length), len(self._near))
 
     def __getitem__(self, rows: slice) -> Floats:
         index = np.arange(*rows.indices(self.shape[0]))[:, None]
@@ -96,6 +96,6 @@ class Table:
         return self._function(angles) * self._factor
 
 
-def second_table(rope: RopeConfig, length: int) -> int:
+def second_table_start(rope: RopeConfig, length: int) -> int:
     """The row at which the table for long sequences begins; 0 if there is none."""
     return rope.original_length if rope.kind == "longrope" and length > rope.original_length else 0

@@ -79,42 +79,42 @@ def make_rope(kind: str, fields: Mapping[str, Any], config: Mapping[str, Any], h
     kind = "longrope" if kind == "su" else kind
     if kind not in ROPE_KINDS:
         raise InputError(f"config.json: rope_type {kind!r} is not supported. Supported: {', '.join(ROPE_KINDS)}.")
-    basic: dict[str, Any] = {"theta": _number(fields, "rope_theta"), "dim": _dim(fields, config, head_dim)}
+    basic: dict[str, Any] = {"theta": _read_number(fields, "rope_theta"), "dim": _read_dim(fields, config, head_dim)}
     if kind in ("default", "dynamic"):
         # "dynamic" stretches only beyond max_position_embeddings, which no export reaches
         return RopeConfig(kind=kind, **basic)
     if kind == "linear":
-        return RopeConfig(kind=kind, factor=_number(fields, "factor"), **basic)
-    original = fields.get("original_max_position_embeddings", config.get("original_max_position_embeddings"))
-    basic["original_length"] = int(_number({"original_max_position_embeddings": original}, "original_max_position_embeddings"))
+        return RopeConfig(kind=kind, factor=_read_number(fields, "factor"), **basic)
+    original = "original_max_position_embeddings"
+    basic["original_length"] = int(_read_number({original: config.get(original), **fields}, original))
     if kind == "llama3":
-        bands: dict[str, Any] = {name: _number(fields, name) for name in ("factor", "low_freq_factor", "high_freq_factor")}
+        bands: dict[str, Any] = {name: _read_number(fields, name) for name in ("factor", "low_freq_factor", "high_freq_factor")}
         return RopeConfig(kind=kind, **basic, **bands)
     if kind == "yarn":
-        return RopeConfig(kind=kind, **basic, **_yarn(fields, config, basic["original_length"]))
-    return RopeConfig(kind=kind, **basic, **_longrope(fields, config, basic["original_length"], basic["dim"]))
+        return RopeConfig(kind=kind, **basic, **_read_yarn(fields, config, basic["original_length"]))
+    return RopeConfig(kind=kind, **basic, **_read_longrope(fields, config, basic["original_length"], basic["dim"]))
 
 
-def _dim(fields: Mapping[str, Any], config: Mapping[str, Any], head_dim: int) -> int:
+def _read_dim(fields: Mapping[str, Any], config: Mapping[str, Any], head_dim: int) -> int:
     """How many values of a head are turned."""
     share = fields.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-    share = 1.0 if share is None else _number({"partial_rotary_factor": share}, "partial_rotary_factor")
+    share = 1.0 if share is None else _read_number({"partial_rotary_factor": share}, "partial_rotary_factor")
     dim = int(head_dim * share)
     if dim % 2 or not 0 < dim <= head_dim:
         raise FormatError(f"config.json: RoPE would turn {dim} of head_dim {head_dim}; it turns pairs, so {dim} must not be odd.")
     return dim
 
 
-def _stretch(fields: Mapping[str, Any], config: Mapping[str, Any], original: int) -> float:
+def _read_stretch(fields: Mapping[str, Any], config: Mapping[str, Any], original: int) -> float:
     """The factor, by default from the two lengths."""
     if fields.get("factor") is not None:
-        return _number(fields, "factor")
-    return _number(config, "max_position_embeddings") / original
+        return _read_number(fields, "factor")
+    return _read_number(config, "max_position_embeddings") / original
 
 
-def _yarn(fields: Mapping[str, Any], config: Mapping[str, Any], original: int) -> dict[str, Any]:
+def _read_yarn(fields: Mapping[str, Any], config: Mapping[str, Any], original: int) -> dict[str, Any]:
 
-    factor = _stretch(fields, config, original)
+    factor = _read_stretch(fields, config, original)
 
     def temperature(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
@@ -132,9 +132,9 @@ def _yarn(fields: Mapping[str, Any], config: Mapping[str, Any], original: int) -
     }
 
 
-def _longrope(fields: Mapping[str, Any], config: Mapping[str, Any], original: int, dim: int) -> dict[str, Any]:
+def _read_longrope(fields: Mapping[str, Any], config: Mapping[str, Any], original: int, dim: int) -> dict[str, Any]:
 
-    factor = _stretch(fields, config, original)
+    factor = _read_stretch(fields, config, original)
     attention = fields.get("attention_factor")
     if attention is None:
         attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
@@ -147,7 +147,7 @@ def _longrope(fields: Mapping[str, Any], config: Mapping[str, Any], original: in
     return {"factor": factor, "attention_factor": float(attention), **lists}
 
 
-def _number(fields: Mapping[str, Any], field: str) -> float:
+def _read_number(fields: Mapping[str, Any], field: str) -> float:
     value = fields.get(field)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
         raise FormatError(f"config.json: RoPE needs {field!r} as a number above 0, found {value!r}.")

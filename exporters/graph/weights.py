@@ -8,11 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
+from onnx import NodeProto
 
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.exporters.graph.data_file import ELEMENT_TYPES, Region
 from maskpro_deploy.manifest import safe_path
+from maskpro_deploy.onnx_graphs.constants import ConstantFinder
+from maskpro_deploy.onnx_graphs.model_file import read_model
+from maskpro_deploy.onnx_graphs.tensors import external_entries
 
 _DTYPE_OF = {element: dtype for dtype, element in ELEMENT_TYPES.items()}
 
@@ -25,7 +28,7 @@ class MatMulWeight:
         node: the MatMul's name.
         initializer: the weight's name.
         file: the data file.
-        region: where it lies in there.
+        region: its place in that file.
         dequantised: a DequantizeLinear stands between the stored weight and the product.
         input_quantised: so does one before the other side: the product can run on the integers.
     """
@@ -42,42 +45,37 @@ def matmul_weights(graph: Path) -> list[MatMulWeight]:
     """All MatMuls whose right side is a constant matrix in a data file, dequantised or not, in graph order.
 
     Raises:
-        FormatError: the file is no ONNX model, or names data outside its folder.
+        FormatError: the file is not an ONNX model, or names data outside its folder.
     """
-    try:
-        model = onnx.load(graph, load_external_data=False)
-    except Exception as e:  # protobuf has several kinds; all mean the same
-        raise FormatError(f"{graph} is no ONNX model: {e}") from e
-    constants = {t.name: t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL and len(t.dims) == 2}
-    dequantised = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
-    for node in model.graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] in constants and len(node.input) == 2:
-            constants[node.output[0]] = constants[node.input[0]]
-    return [
-        _weight(
-            node.name,
-            constants[node.input[1]],
-            graph.parent,
-            dequantised=node.input[1] in dequantised,
-            input_quantised=node.input[0] in dequantised,
-        )
-        for node in model.graph.node
-        if node.op_type == "MatMul" and node.input[1] in constants
-    ]
+    model = read_model(graph)
+    constants = ConstantFinder(model.graph)
+    weights = (_matmul_weight(node, constants, graph.parent) for node in model.graph.node if node.op_type == "MatMul")
+    return [weight for weight in weights if weight is not None]
 
 
-def _weight(node: str, tensor: onnx.TensorProto, folder: Path, *, dequantised: bool, input_quantised: bool) -> MatMulWeight:
-    place = {entry.key: entry.value for entry in tensor.external_data}
+def _matmul_weight(node: NodeProto, constants: ConstantFinder, folder: Path) -> MatMulWeight | None:
+    stored = constants.find(node.input[1])
+    if stored is None or len(stored.shape) != 2 or not all(map(_is_plain_dequantisation, stored.steps)):
+        return None
+    tensor = stored.tensor
+    entries = external_entries(tensor)
+    if not entries:
+        return None
     if tensor.data_type not in _DTYPE_OF:
         raise FormatError(
             f"{folder}: {tensor.name} is of a type that is not read here; known are {', '.join(d.name for d in ELEMENT_TYPES)}."
         )
-    region = Region(offset=int(place.get("offset", 0)), shape=tuple(tensor.dims), dtype=_DTYPE_OF[tensor.data_type])
+    maker = constants.maker(node.input[0])
     return MatMulWeight(
-        node=node,
+        node=node.name,
         initializer=tensor.name,
-        file=safe_path(folder, place["location"]),
-        region=region,
-        dequantised=dequantised,
-        input_quantised=input_quantised,
+        file=safe_path(folder, entries["location"]),
+        region=Region(offset=int(entries.get("offset", 0)), shape=stored.shape, dtype=_DTYPE_OF[tensor.data_type]),
+        dequantised=bool(stored.steps),
+        input_quantised=maker is not None and maker.op_type == "DequantizeLinear",
     )
+
+
+def _is_plain_dequantisation(node: NodeProto) -> bool:
+    """Whether a node dequantises without zero points, so that zeros stay zeros."""
+    return node.op_type == "DequantizeLinear" and len(node.input) == 2

@@ -29,9 +29,10 @@ import onnx
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import BUILTIN, load_text, load_tokenizer
 from maskpro_deploy.exporters.graph.builder import DTYPES, Graph, Weight
-from maskpro_deploy.exporters.graph.data_file import Quantised, columns, write_weights
-from maskpro_deploy.exporters.quantize.descent import damped, descend
-from maskpro_deploy.exporters.quantize.stages import Stream, stages
+from maskpro_deploy.exporters.graph.data_file import Quantised, write_weights
+from maskpro_deploy.exporters.graph.weight_tiles import read_columns
+from maskpro_deploy.exporters.quantize.descent import damp, descend
+from maskpro_deploy.exporters.quantize.stages import Stream, cut_stages
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.progress import SILENT, Progress
 
@@ -59,7 +60,7 @@ def calibrate(
         folder: an empty folder for the fp32 model and the rounded weights; it may go once the weights are written.
         dtype: float type of the graph to be written, in which the scales will lie.
         max_length: the longest sequence that the graph can run.
-        progress: told the projections done.
+        progress: shows the projections done.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
@@ -67,41 +68,43 @@ def calibrate(
     require("cpu", "calibrating on text")
     blob = write_weights(graph.weights.values(), checkpoint, folder / "model.onnx.data", "fp32")
     model = graph.model(blob.tensors(), {})
-    feeds = [_feeds(model, tokens) for tokens in _texts(checkpoint, min(_TOKENS, max_length))]
+    feeds = [_make_feeds(model, tokens) for tokens in _load_texts(checkpoint, min(_TOKENS, max_length))]
     copy = folder / "rounded.onnx.data"
     shutil.copyfile(blob.path, copy)
     plain, rounded = Stream(model, blob.path, feeds), Stream(model, copy, feeds)
     todo = {
         piece.name: dataclasses.replace(piece, quantization=weight.quantization)
         for weight in weights.values()
-        if weight.quantization is not None and (weight.projection or weight.quantization.kind == "int4")
+        if weight.quantization is not None and (weight.projection or weight.quantization.stored.bits < 8)
         for piece in weight.pieces
     }
-    products = _products(model, set(todo))
+    products = _find_products(model, set(todo))
     result: dict[str, Quantised] = {}
-    for stage, (value, users) in zip(stages(model, [p[0].number for p in products.values()]), products.items(), strict=True):
+    for stage, (value, users) in zip(cut_stages(model, [p[0].number for p in products.values()]), products.items(), strict=True):
         plain.advance(stage)
         rounded.advance(stage)
-        hessian, drift = _sums(plain, rounded, value)
+        hessian, drift = _sum_outer_products(plain, rounded, value)
         for product in users:
-            pulled = _pulled(plain, rounded, value, product.added_to)
+            pulled = _sum_pull(plain, rounded, value, product.added_to)
             weight = todo[product.weight]
-            result[weight.name], found = _rounded(weight, checkpoint, hessian, drift, pulled, folder, DTYPES[dtype][1])
-            rounded.change(weight.name, found)
+            result[weight.name], dequantised = _round_projection(
+                weight, checkpoint, hessian, drift, pulled, folder, DTYPES[dtype][1]
+            )
+            rounded.change(weight.name, dequantised)
             progress.update(len(result), len(todo))
     return result
 
 
-def _texts(checkpoint: Checkpoint, length: int) -> list[npt.NDArray[np.int64]]:
+def _load_texts(checkpoint: Checkpoint, length: int) -> list[npt.NDArray[np.int64]]:
     """Token sequences of the built-in text that masks are learned on; the held-out part stays unseen."""
     tokenizer = load_tokenizer(checkpoint.folder)
     documents = load_text(BUILTIN).documents
-    found = []
+    sequences = []
     for text in documents[:: max(1, len(documents) // _SEQUENCES)][:_SEQUENCES]:
         ids = tokenizer.encode(text, add_special_tokens=False).ids[:length]
         if len(ids) > 1:
-            found.append(np.asarray([ids], dtype=np.int64))
-    return found
+            sequences.append(np.asarray([ids], dtype=np.int64))
+    return sequences
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,26 +122,26 @@ class _Product:
     added_to: str
 
 
-def _products(model: onnx.ModelProto, names: set[str]) -> dict[str, list[_Product]]:
+def _find_products(model: onnx.ModelProto, names: set[str]) -> dict[str, list[_Product]]:
     """The value that goes into each product -> the products, in graph order."""
     constant = {tensor.name for tensor in model.graph.initializer}
     users: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
         for name in node.input:
             users.setdefault(name, []).append(node)
-    found: dict[str, list[_Product]] = {}
+    products: dict[str, list[_Product]] = {}
     for number, node in enumerate(model.graph.node):
         if node.op_type != "MatMul":
             continue
         # a tied head is a transposed embedding here, and a weight of its own once it is quantised
         name = f"{_HEAD}.weight" if node.name == f"/{_HEAD}" and node.input[1] not in names else node.input[1]
         if name in names:
-            product = _Product(number=number, weight=name, added_to=_added_to(users, constant, node.output[0]))
-            found.setdefault(node.input[0], []).append(product)
-    return found
+            product = _Product(number=number, weight=name, added_to=_find_sum(users, constant, node.output[0]))
+            products.setdefault(node.input[0], []).append(product)
+    return products
 
 
-def _added_to(users: Mapping[str, list[onnx.NodeProto]], constant: set[str], value: str) -> str:
+def _find_sum(users: Mapping[str, list[onnx.NodeProto]], constant: set[str], value: str) -> str:
     """What a value is added to, past its bias; "" if anything else uses it first."""
     while len(adds := users.get(value, [])) == 1 and adds[0].op_type == "Add":
         other = next((name for name in adds[0].input if name != value), "")
@@ -148,33 +151,33 @@ def _added_to(users: Mapping[str, list[onnx.NodeProto]], constant: set[str], val
     return ""
 
 
-def _sums(plain: Stream, rounded: Stream, value: str) -> tuple[Floats, Floats]:
+def _sum_outer_products(plain: Stream, rounded: Stream, value: str) -> tuple[Floats, Floats]:
     """Sums over all tokens: H = x' x'^T, damped, and the drift x' (x' - x)^T.  # (K, K) each"""
     hessian = drift = np.zeros((), np.float32)
     for before, now in zip(plain.values, rounded.values, strict=True):
-        x, own = _flat(before[value]), _flat(now[value])
+        x, own = _flatten(before[value]), _flatten(now[value])
         hessian = hessian + own.T @ own
         drift = drift + own.T @ (own - x)
-    return damped(hessian), drift
+    return damp(hessian), drift
 
 
-def _pulled(plain: Stream, rounded: Stream, value: str, added_to: str) -> Floats | None:
+def _sum_pull(plain: Stream, rounded: Stream, value: str, added_to: str) -> Floats | None:
     """The sum over all tokens of x' (r' - r)^T; None if the output is not added to what is there already.  # (K, N)"""
     first = plain.values[0]
     if added_to not in first or first[added_to].shape[:-1] != first[value].shape[:-1]:
         return None
     total = np.zeros((), np.float32)
     for before, now in zip(plain.values, rounded.values, strict=True):
-        total = total + _flat(now[value]).T @ (_flat(now[added_to]) - _flat(before[added_to]))
+        total = total + _flatten(now[value]).T @ (_flatten(now[added_to]) - _flatten(before[added_to]))
     return total
 
 
-def _flat(value: npt.NDArray[Any]) -> Floats:
+def _flatten(value: npt.NDArray[Any]) -> Floats:
     """# (1, T, K) -> (T, K)"""
     return value.reshape(-1, value.shape[-1])
 
 
-def _feeds(model: onnx.ModelProto, tokens: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
+def _make_feeds(model: onnx.ModelProto, tokens: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
     """Inputs of the `cat` form without a past."""
     feeds: dict[str, npt.NDArray[Any]] = {
         "input_ids": tokens,
@@ -188,7 +191,7 @@ def _feeds(model: onnx.ModelProto, tokens: npt.NDArray[np.int64]) -> dict[str, n
     return {value.name: feeds[value.name] for value in model.graph.input}
 
 
-def _rounded(
+def _round_projection(
     weight: Weight,
     checkpoint: Checkpoint,
     hessian: Floats,
@@ -201,7 +204,7 @@ def _rounded(
     quantization = weight.quantization
     assert quantization is not None
     k, n = weight.shape
-    w = np.ascontiguousarray(columns(weight, checkpoint, 0, n).T)  # (K, N)
+    w = np.ascontiguousarray(read_columns(weight, checkpoint, 0, n).T)  # (K, N)
     slope = drift @ w
     if pulled is not None:
         slope += pulled

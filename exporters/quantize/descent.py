@@ -5,7 +5,7 @@ The error e = q * scale - w of a rounded projection costs, on its inputs x,
     e^T H e + 2 s^T e        H = sum of x x^T over the tokens seen, s = sum of x d
 
 for every column, where d is what its output is off already, because its inputs are not those of the model before rounding; s is
-0 where they are. H's diagonal is raised first (`damped`). Beginning with the scales that are best if nothing but that diagonal
+0 where they are. H's diagonal is raised first (`damp`). Beginning with the scales that are best if nothing but that diagonal
 counted, and with what is nearest on them, each row in turn takes the integers that are best given all others,
 
     e[i] <- round to the grid of (e[i] - g[i] / H[i, i])        g = H e + s
@@ -33,7 +33,7 @@ _DAMPING = 0.01  # of the mean of H's diagonal, added to it: inputs that were no
 _SHRINKAGE = 1.0
 
 
-def damped(hessian: Floats) -> Floats:
+def damp(hessian: Floats) -> Floats:
     """H with more on its diagonal, in place: correlations of inputs shrink (Ledoit and Wolf 2004, towards the diagonal)."""
     diagonal = np.einsum("ii->i", hessian)  # a view
     diagonal *= 1 + _SHRINKAGE
@@ -52,7 +52,7 @@ def descend(
 
     Args:
         w: the weight; 0 where it is pruned.
-        hessian: `damped` H of its inputs.
+        hessian: H as `damp` leaves it of its inputs.
         quantization: kind and block.
         scale_type: the float type in which the scales will be stored.
         slope: s, where the outputs are off already.  # (K, N)
@@ -65,14 +65,14 @@ def descend(
     rows = block or len(w)
     e = integers * np.repeat(grouped, rows, axis=0) - w
     for sweep in range(_SWEEPS):
-        g = _gradient(hessian, e, slope)
+        g = _compute_gradient(hessian, e, slope)
         for start in range(0, len(w), min(_ROWS, rows)):
             stop = min(start + min(_ROWS, rows), len(w))
             before = e[start:stop].copy()
             _round_rows(slice(start, stop), w, e, g, integers, grouped[start // rows], hessian, quantization)
             g[stop:] += hessian[stop:, start:stop] @ (e[start:stop] - before)
         if sweep + 1 < _SWEEPS:
-            _fit_scales(_gradient(hessian, e, slope), e, integers, grouped, hessian, scale_type)
+            _fit_scales(_compute_gradient(hessian, e, slope), e, integers, grouped, hessian, scale_type)
     return integers, scales
 
 
@@ -89,14 +89,14 @@ def _round_rows(
     """The best integers of some rows, one after the other; all arrays change in place, `g` within these rows only."""
     for i in range(part.start, part.stop):
         wanted = w[i] + e[i] - g[i] / hessian[i, i]
-        q = np.clip(np.rint(wanted / scale), quantization.smallest, quantization.largest)
+        q = np.clip(np.rint(wanted / scale), quantization.stored.smallest, quantization.stored.largest)
         q *= w[i] != 0
         error = q * scale - w[i]
         g[i : part.stop] += np.outer(hessian[i : part.stop, i], error - e[i])
         integers[i], e[i] = q, error
 
 
-def _gradient(hessian: Floats, e: Floats, slope: Floats | None) -> Floats:
+def _compute_gradient(hessian: Floats, e: Floats, slope: Floats | None) -> Floats:
     """Half of the cost's.  # (K, N)"""
     g = hessian @ e
     if slope is not None:

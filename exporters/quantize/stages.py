@@ -38,7 +38,7 @@ class Stage:
     done: tuple[str, ...]
 
 
-def stages(model: onnx.ModelProto, cuts: Sequence[int]) -> Iterator[Stage]:
+def cut_stages(model: onnx.ModelProto, cuts: Sequence[int]) -> Iterator[Stage]:
     """The nodes before the first cut, those from there to the second, and so on.
 
     Args:
@@ -48,12 +48,12 @@ def stages(model: onnx.ModelProto, cuts: Sequence[int]) -> Iterator[Stage]:
     nodes = model.graph.node
     constant = {tensor.name for tensor in model.graph.initializer}
     # the node at the last cut tells what must be there in the end
-    last = {name: at for at, node in enumerate(nodes[: cuts[-1] + 1]) for name in _reads(node) if name not in constant}
+    last = {name: at for at, node in enumerate(nodes[: cuts[-1] + 1]) for name in _list_reads(node) if name not in constant}
     made: set[str] = set()
     live: set[str] = set()
     start = 0
     for stop in cuts:
-        read = [name for node in nodes[start:stop] for name in _reads(node) if name not in constant]
+        read = [name for node in nodes[start:stop] for name in _list_reads(node) if name not in constant]
         here = {name for node in nodes[start:stop] for name in node.output if name}
         reads = tuple(sorted(set(read) - here))
         made |= here
@@ -65,14 +65,14 @@ def stages(model: onnx.ModelProto, cuts: Sequence[int]) -> Iterator[Stage]:
         start = stop
 
 
-def _reads(node: onnx.NodeProto) -> list[str]:
+def _list_reads(node: onnx.NodeProto) -> list[str]:
     """The values that a node uses, in its branches too."""
-    found = [name for name in node.input if name]
+    names = [name for name in node.input if name]
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):
             own = {name for inner in graph.node for name in inner.output}
-            found += [name for inner in graph.node for name in _reads(inner) if name not in own]
-    return found
+            names += [name for inner in graph.node for name in _list_reads(inner) if name not in own]
+    return names
 
 
 class Stream:
@@ -92,7 +92,7 @@ class Stream:
     def advance(self, stage: Stage) -> None:
         """Run the nodes of the next stage."""
         if stage.keeps:
-            session = self._session(stage)
+            session = self._open_session(stage)
             for values in self.values:
                 made = session.run(list(stage.keeps), {name: values[name] for name in stage.reads})
                 values.update(zip(stage.keeps, made, strict=True))
@@ -109,17 +109,17 @@ class Stream:
         stored[:] = weight
         stored.flush()
 
-    def _session(self, stage: Stage) -> Any:
+    def _open_session(self, stage: Stage) -> Any:
         import onnxruntime
 
         nodes = self._model.graph.node[stage.start : stage.stop]
-        used = {name for node in nodes for name in _reads(node)}
+        used = {name for node in nodes for name in _list_reads(node)}
         graph = onnx.helper.make_graph(
             nodes,
             "stage",
-            [_declared(name, self.values[0][name]) for name in stage.reads],
+            [_declare_input(name, self.values[0][name]) for name in stage.reads],
             [onnx.ValueInfoProto(name=name) for name in stage.keeps],
-            initializer=[self._stored_here(tensor) for name, tensor in self._initializers.items() if name in used],
+            initializer=[self._point_here(tensor) for name, tensor in self._initializers.items() if name in used],
         )
         part = onnx.ModelProto()
         part.CopyFrom(onnx.ModelProto(ir_version=self._model.ir_version, opset_import=self._model.opset_import, graph=graph))
@@ -129,7 +129,7 @@ class Stream:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # between runs numpy needs the cores
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    def _stored_here(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
+    def _point_here(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
         """The tensor, in this stream's own file if it is in one."""
         moved = onnx.TensorProto()
         moved.CopyFrom(tensor)
@@ -139,6 +139,6 @@ class Stream:
         return moved
 
 
-def _declared(name: str, value: npt.NDArray[Any]) -> onnx.ValueInfoProto:
+def _declare_input(name: str, value: npt.NDArray[Any]) -> onnx.ValueInfoProto:
     """An input of the type and rank of a value."""
     return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import ConfigError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -306,5 +306,4 @@ def _run_block(
 
 def failure(name: str, error: Exception) -> str:
     """What to say of an arm that raised: its name and the first line of the error."""
-    text = str(error).strip()
-    return f"{name} failed: {text.splitlines()[0] if text else type(error).__name__}"
+    return f"{name} failed: {first_line(error)}"

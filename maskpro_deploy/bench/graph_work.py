@@ -12,16 +12,16 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from maskpro_deploy.errors import FormatError
+from onnx import ModelProto, NodeProto, TensorProto
 
-if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from maskpro_deploy.onnx_graphs.constants import ConstantFinder
+from maskpro_deploy.onnx_graphs.model_file import read_model
+from maskpro_deploy.onnx_graphs.nodes import get_integer
+from maskpro_deploy.onnx_graphs.tensors import tensor_bytes
 
 # operator -> its inputs that are tables
-_LOOKED_UP = {"Gather": (0,), "RotaryEmbedding": (1, 2), "GroupQueryAttention": (7, 8)}
-_SAME_SHAPE = ("Cast", "DequantizeLinear", "Identity", "QuantizeLinear")
+_TABLES = {"Gather": (0,), "RotaryEmbedding": (1, 2), "GroupQueryAttention": (7, 8)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,33 +53,23 @@ def graph_work(model: Path) -> GraphWork:
         model: the `.onnx` file.
 
     Raises:
-        FormatError: it is no ONNX file.
+        FormatError: it is not an ONNX file.
     """
-    import onnx
-
-    try:
-        loaded = onnx.load(str(model), load_external_data=False)
-    except Exception as e:  # the protobuf library raises its own kinds
-        raise FormatError(f"{model} is no ONNX file: {e}") from e
+    loaded = read_model(model)
     graph = loaded.graph
     read_whole = {name for node in graph.node for i, name in enumerate(node.input) if i not in _looked_up(node)}
     read_whole |= {output.name for output in graph.output}
-    shapes = _Shapes(graph)
-    products: Counter[tuple[int, int]] = Counter()
-    last = None
-    for node in graph.node:
-        if (shape := shapes.product(node)) is not None:
-            products[shape] += 1
-            last = shape
+    constants = ConstantFinder(graph)
+    shapes = [shape for node in graph.node if (shape := _product_shape(node, constants)) is not None]
     return GraphWork(
-        weight_bytes=sum(_tensor_bytes(t) for t in graph.initializer if t.name in read_whole),
-        products=dict(products),
-        last=last,
-        structure_sha256=_structure(loaded),
+        weight_bytes=sum(tensor_bytes(t) for t in graph.initializer if t.name in read_whole),
+        products=dict(Counter(shapes)),
+        last=shapes[-1] if shapes else None,
+        structure_sha256=_hash_structure(loaded),
     )
 
 
-def _structure(model: ModelProto) -> str:
+def _hash_structure(model: ModelProto) -> str:
     """Hash of operators, their attributes and order, of the names, types and shapes of all values, and of small whole numbers."""
     digest = hashlib.sha256()
     parts = [model.opset_import, model.functions, model.graph.input, model.graph.output]
@@ -99,58 +89,26 @@ def _structure(model: ModelProto) -> str:
 
 
 def _is_setting(tensor: TensorProto) -> bool:
-    """Whether an initializer is no weight but a shape, an axis or the like."""
-    from onnx import TensorProto as Proto
-
-    return tensor.data_type in (Proto.INT64, Proto.INT32, Proto.BOOL) and len(tensor.dims) <= 1 and sum(tensor.dims) <= 64
+    """Whether an initializer is not a weight but a shape, an axis or the like."""
+    integer = tensor.data_type in (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
+    return integer and len(tensor.dims) <= 1 and sum(tensor.dims) <= 64
 
 
 def _looked_up(node: NodeProto) -> tuple[int, ...]:
     """The inputs of which a node reads a few rows, however large they are."""
     if node.op_type == "RotaryEmbedding" and len(node.input) < 4:  # without positions it reads its tables whole
         return ()
-    return _LOOKED_UP.get(node.op_type, ())
+    return _TABLES.get(node.op_type, ())
 
 
-class _Shapes:
-    """Shapes of values that are constant up to reordering and dequantising."""
-
-    def __init__(self, graph: GraphProto) -> None:
-        self._known = {t.name: tuple(t.dims) for t in graph.initializer}
-        self._maker = {output: node for node in graph.node for output in node.output}
-
-    def product(self, node: NodeProto) -> tuple[int, int] | None:
-        """(K, N) of a product with a constant weight, or None for any other node."""
-        attributes = {a.name: a for a in node.attribute}
-        if node.op_type == "MatMulNBits":
-            return int(attributes["K"].i), int(attributes["N"].i)
-        if node.op_type not in ("MatMul", "Gemm"):
-            return None
-        shape = self._constant(node.input[1])
-        if shape is None or len(shape) != 2:
-            return None
-        turned = node.op_type == "Gemm" and "transB" in attributes and attributes["transB"].i == 1
-        return (shape[1], shape[0]) if turned else (shape[0], shape[1])
-
-    def _constant(self, name: str) -> tuple[int, ...] | None:
-        if name in self._known or name not in self._maker:
-            return self._known.get(name)
-        node = self._maker[name]
-        if node.op_type in _SAME_SHAPE:
-            return self._constant(node.input[0])
-        if node.op_type == "Transpose" and (shape := self._constant(node.input[0])) is not None:
-            order = next((list(a.ints) for a in node.attribute if a.name == "perm"), list(range(len(shape)))[::-1])
-            return tuple(shape[i] for i in order)
+def _product_shape(node: NodeProto, constants: ConstantFinder) -> tuple[int, int] | None:
+    """(K, N) of a product with a constant weight, or None for any other node."""
+    if node.op_type == "MatMulNBits":
+        return get_integer(node, "K", 0), get_integer(node, "N", 0)
+    if node.op_type not in ("MatMul", "Gemm"):
         return None
-
-
-def _tensor_bytes(tensor: Any) -> int:
-    """Stored size of an initializer, from its shape and type (4-bit types are packed two to a byte)."""
-    from onnx import TensorProto, helper
-
-    count = 1
-    for dim in tensor.dims:
-        count *= dim
-    if tensor.data_type in (TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1):
-        return (count + 1) // 2
-    return count * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    weight = constants.find(node.input[1])
+    if weight is None or len(weight.shape) != 2:
+        return None
+    k, n = weight.shape
+    return (n, k) if node.op_type == "Gemm" and get_integer(node, "transB", 0) else (k, n)

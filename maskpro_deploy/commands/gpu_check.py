@@ -100,8 +100,8 @@ def _check_out(out: Path) -> None:
 
 def gpu_is_here() -> bool:
     """Whether the driver knows an NVIDIA GPU."""
-    from maskpro_deploy.backends.cuda_driver import compute_capability
-    from maskpro_deploy.doctor.machine import find_gpus
+    from maskpro_deploy.backends.cuda.driver import compute_capability
+    from maskpro_deploy.doctor.hardware import find_gpus
 
     return bool(find_gpus()) or compute_capability() is not None
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Any
 
 import click
 
 from maskpro_deploy.commands.options import PATH, force_option, json_option
-from maskpro_deploy.system.output import emit, table
+from maskpro_deploy.system.output import emit
 
 
 @click.group()
@@ -37,42 +35,11 @@ def info(masks: Path, as_json: bool) -> None:
     Example:
       maskpro-deploy masks info sparse
     """
-    from maskpro_deploy.masks import MaskSet, layer_kind
+    from maskpro_deploy.reports.masks import render_description
+    from maskpro_deploy.runs.masks import describe_masks
 
-    path = _file(masks)
-    found = MaskSet.load(path)
-    kinds: dict[str, list[int]] = {}
-    for name in found:
-        count = kinds.setdefault(layer_kind(name), [0, 0])
-        count[0] += 1
-        count[1] += math.prod(found.shapes[name])
-    damaged = [name for name in found if not found.pattern.holds(found.mask(name))]
-    facts: dict[str, Any] = {
-        "file": str(path),
-        "bytes": path.stat().st_size,
-        "sparsity": str(found.pattern),
-        "layers": len(found),
-        "weights": found.num_weights,
-        "bits_per_weight": 8 * path.stat().st_size / max(1, found.num_weights),
-        "masks_sha256": found.sha256(),
-        "dense_sha256": found.dense_sha256 or None,
-        "not_strict": damaged,
-        "kinds": {kind: {"layers": layers, "weights": weights} for kind, (layers, weights) in sorted(kinds.items())},
-    }
-    rows = [
-        ("pattern", str(found.pattern)),
-        ("layers", len(found)),
-        ("weights covered", f"{found.num_weights:,}"),
-        ("size", f"{path.stat().st_size:,} bytes, {facts['bits_per_weight']:.2f} bits a weight"),
-        ("masks, SHA-256", facts["masks_sha256"]),
-        ("made for weights with SHA-256", facts["dense_sha256"] or "not said"),
-        ("layers that break the pattern", ", ".join(damaged) or "none"),
-    ]
-    by_kind = table([(kind, layers, f"{weights:,}") for kind, (layers, weights) in sorted(kinds.items())], _KINDS)
-    emit(as_json, facts, f"{table(rows)}\n\n{by_kind}")
-
-
-_KINDS = ("kind", "layers", "weights")
+    facts = describe_masks(masks)
+    emit(as_json, facts, render_description(facts))
 
 
 @command.command()
@@ -86,37 +53,11 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
     Example:
       maskpro-deploy masks diff one-shot sparse
     """
-    from maskpro_deploy.errors import InputError
-    from maskpro_deploy.masks import MaskSet
+    from maskpro_deploy.reports.masks import render_comparison
+    from maskpro_deploy.runs.masks import compare_masks
 
-    a, b = MaskSet.load(_file(first)), MaskSet.load(_file(second))
-    if a.pattern != b.pattern:
-        raise InputError(f"{first} holds {a.pattern} masks, {second} holds {b.pattern}: groups cannot be compared.")
-    only = {str(first): sorted(set(a) - set(b)), str(second): sorted(set(b) - set(a))}
-    if not (both := set(a) & set(b)):
-        raise InputError(f"{first} and {second} have no layer in common: they are of different models.")
-    a, b = a.only(both), b.only(both)
-    b.check_fits(a.shapes, f"the masks of {second}", str(first))
-    whole, by_kind = a.flips(b), a.flips_by_kind(b)
-    facts = {
-        "sparsity": str(a.pattern),
-        "layers": len(a),
-        "groups": a.num_weights // a.pattern.m,
-        "groups_changed": whole,
-        "groups_changed_by_kind": by_kind,
-        "only_in_first": only[str(first)],
-        "only_in_second": only[str(second)],
-        "same_dense_weights": a.dense_sha256 == b.dense_sha256 if a.dense_sha256 and b.dense_sha256 else None,
-    }
-    text = table([*((kind, _percent(share)) for kind, share in by_kind.items()), ("all", _percent(whole))], ("kind", "changed"))
-    notes = [f"{len(names)} layers are only in {where}" for where, names in only.items() if names]
-    if facts["same_dense_weights"] is False:
-        notes.append("the two were made for different dense weights")
-    emit(as_json, facts, "\n".join([text, *notes]))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
+    facts = compare_masks(first, second)
+    emit(as_json, facts, render_comparison(facts, first, second))
 
 
 @command.command()
@@ -134,38 +75,11 @@ def apply(masks: Path, model: str, out: Path, force: bool, as_json: bool) -> Non
     Example:
       maskpro-deploy masks apply masks.safetensors --model demo --out sparse
     """
-    from maskpro_deploy._version import __version__
-    from maskpro_deploy.checkpoint import Checkpoint, save_sparse
-    from maskpro_deploy.errors import InputError
-    from maskpro_deploy.masks import MaskSet
-    from maskpro_deploy.models import resolve
-    from maskpro_deploy.system.files import check_free
+    from maskpro_deploy.reports.masks import render_applied
+    from maskpro_deploy.runs.masks import apply_masks
     from maskpro_deploy.system.progress import Meter
 
-    check_free(out, force=force)
-    path = _file(masks)
-    found = MaskSet.load(path)
-    dense = Checkpoint.open(resolve(model))
-    if dense.masks is not None:
-        raise InputError(f"{model} is a sparse checkpoint already.\nGive the dense model.")
-    found.check_fits(dense.shapes, f"the masks of {path}", model)
-    found.check_strict(str(path))
-    found.check_hash(dense.dense_sha256(found), str(path), model)
-    record = {
-        "tool": f"maskpro-deploy {__version__}",
-        "method": "masks apply",
-        "model": dense.folder.name,
-        "dense_sha256": found.dense_sha256 or None,
-        "masks_sha256": found.sha256(),
-    }
     meter = Meter("writing", "shards")
-    save_sparse(dense, found, out, record, force=force, progress=meter)
+    facts = apply_masks(masks, model, out, force=force, progress=meter)
     meter.close()
-    facts = {"out": str(out), "sparsity": str(found.pattern), "layers": len(found), "weights": found.num_weights}
-    emit(as_json, facts, f"{len(found)} layers with {found.pattern} masks, {found.num_weights:,} weights\nwritten to {out}")
-
-
-def _file(path: Path) -> Path:
-    from maskpro_deploy.masks import MASKS_FILE
-
-    return path / MASKS_FILE if path.is_dir() else path
+    emit(as_json, facts, render_applied(facts))

@@ -1,18 +1,26 @@
-"""Options that mean the same in every command."""
+"""What several commands share: types of values, options that mean the same everywhere, and groups of them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from maskpro_deploy.backends.providers import AUTO, ENGINE_PROVIDERS, PROVIDER_HELP, PROVIDER_NAMES
+from maskpro_deploy.cache_forms import CACHE_FORMS
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.pattern import NMPattern
 
 F = TypeVar("F", bound=Callable[..., Any])
+N = TypeVar("N", int, float)
+
+
+def flag_of(param: click.Parameter | None) -> str:
+    """The flag by which a message calls an option."""
+    return param.opts[0] if param is not None and param.opts else "the value"
 
 
 class PatternType(click.ParamType[NMPattern]):
@@ -25,32 +33,109 @@ class PatternType(click.ParamType[NMPattern]):
 
 
 class DurationType(click.ParamType[float]):
-    """A length of time such as 90s, 5m or 1.5h, as seconds."""
+    """A duration such as 90s, 5m or 1.5h, as seconds."""
 
     name = "TIME"
 
     def __init__(self, *, zero: bool = False) -> None:
-        self._zero = zero  # whether no time at all is a length, too
+        self._zero = zero  # whether 0 is allowed too
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, (int, float)):
             return float(value)
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h)?", str(value).strip())
-        if match is None or float(match[1]) < 0 or (float(match[1]) == 0 and not self._zero):
-            flag = param.opts[0] if param is not None and param.opts else "the time"
+        if match is None or (float(match[1]) == 0 and not self._zero):
             raise ConfigError(
-                f"{flag} {value!r} is no length of time.\nGive a number above 0 and a unit, for example 90s, 5m or 1.5h."
+                f"{flag_of(param)} {value!r} is not a duration.\nGive a number above 0 and a unit, for example 90s, 5m or 1.5h."
             )
         return float(match[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[match[2] or "s"]
 
 
+class NamesType(click.ParamType[tuple[str, ...]]):
+    """Names separated by commas."""
+
+    name = "NAME,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        return value if isinstance(value, tuple) else tuple(part.strip() for part in str(value).split(",") if part.strip())
+
+
+class NumbersType(click.ParamType[tuple[N, ...]]):
+    """Numbers separated by commas; each counts once.
+
+    Args:
+        read: makes a number of its text.
+        name: as the help shows it.
+        expected: as the error describes it.
+    """
+
+    def __init__(self, read: Callable[[str], N], name: str, expected: str) -> None:
+        self.name = name
+        self._read: Callable[[str], N] = read
+        self._expected = expected
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[N, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(dict.fromkeys(self._read(part) for part in str(value).split(",")))
+        except ValueError:
+            raise ConfigError(f"{flag_of(param)} {value!r}: expected {self._expected}.") from None
+
+
 PATTERN = PatternType()
 DURATION = DurationType()
+NAMES = NamesType()
+SIZES = NumbersType(int, "N,N...", "whole numbers separated by commas, such as 1,4,16")
+RATES = NumbersType(float, "R,R...", "numbers separated by commas, such as 1,2.5,inf")
 PATH = click.Path(path_type=Path)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 force_option = click.option("--force", is_flag=True, help="Replace the output if it exists.")
 seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all randomness.")
-form_option = click.option("--form", metavar="cat|static|gqa", help="The graph to run, by its cache. [default: the bundle's own]")
-engine_option = click.option("--engine", metavar="FILE", help="The engine to run (tensorrt, trt-native). [default: the best]")
+form_option = click.option(
+    "--form", metavar="|".join(CACHE_FORMS), help="The graph to run, by its cache. [default: the bundle's own]"
+)
+engine_option = click.option(
+    "--engine", metavar="FILE", help=f"The engine to run ({', '.join(ENGINE_PROVIDERS)}). [default: the best]"
+)
 threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads to use; all cores by default.")
+
+
+def provider_option(default: str, help_text: str) -> Callable[[F], F]:
+    """`--provider`, with the choices and the help of the registry; `help_text` says what it runs."""
+    help_text = f"{help_text} {PROVIDER_HELP}"
+    return click.option("--provider", type=click.Choice(PROVIDER_NAMES), default=default, show_default=True, help=help_text)
+
+
+def combine(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """One decorator that adds several options; the help shows them in this order."""
+
+    def add_options(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add_options
+
+
+def run_options(help_text: str) -> Callable[[F], F]:
+    """What runs a bundle: `--provider`, `--form`, `--engine` and `--threads`."""
+    return combine(provider_option(AUTO, help_text), form_option, engine_option, threads_option)
+
+
+def refuse_given(context: click.Context, names: Sequence[str], reason: str) -> None:
+    """Refuse options that the command would ignore.
+
+    Args:
+        context: of the command.
+        names: of its parameters.
+        reason: why one of them cannot be given, behind its flag.
+
+    Raises:
+        ConfigError: one of them was given on the command line.
+    """
+    for param in context.command.params:
+        source = context.get_parameter_source(param.name or "")
+        if param.name in names and source is click.core.ParameterSource.COMMANDLINE:
+            raise ConfigError(f"{flag_of(param)} {reason}.")

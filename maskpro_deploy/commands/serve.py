@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from maskpro_deploy.commands.options import DURATION, PATH, engine_option, form_option, threads_option
+from maskpro_deploy.backends.providers import runs_in_onnxruntime
+from maskpro_deploy.commands.options import DURATION, PATH, run_options
+from maskpro_deploy.errors import Interrupted
 from maskpro_deploy.system.extras import require
-from maskpro_deploy.targets.servers import LOOPBACK
 
-INTERRUPTED = 130
-PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "trt-native")
+# the options that are fields of `ServeConfig`; the others are fields of `RuntimeConfig`
+_SERVER = ("host", "port", "api_key", "served_model_name", "shutdown_timeout_s", "allowed_origins")
 
 
 @click.command("serve")
 @click.argument("bundle", type=PATH)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all of this machine's.")
 @click.option("--port", type=int, default=8000, show_default=True, help="Port to listen on; 0 takes a free one.")
-@click.option(
-    "--provider",
-    type=click.Choice(PROVIDERS),
-    default="auto",
-    show_default=True,
-    help="What runs the model: onnxruntime, or TensorRT itself (trt-native); auto takes the GPU if onnxruntime can.",
-)
-@form_option
-@engine_option
-@threads_option
+@run_options("What runs the model.")
 @click.option("--spin", is_flag=True, help="Let waiting threads spin: faster on an idle machine, far slower on a shared one.")
 @click.option("--max-num-seqs", type=int, default=16, show_default=True, help="Answers generated at the same time.")
 @click.option(
@@ -43,31 +36,18 @@ PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "trt-native")
 )
 @click.option("--served-model-name", help="What clients call the model; the bundle's own name by default.")
 @click.option(
-    "--shutdown-timeout", type=DURATION, default="30s", show_default=True, help="Time for running answers after a signal to stop."
+    "--shutdown-timeout",
+    "shutdown_timeout_s",
+    type=DURATION,
+    default="30s",
+    show_default=True,
+    help="Time for running answers after a signal to stop.",
 )
 @click.option(
     "--allowed-origins", multiple=True, help="Web page that may call the server from a browser (repeatable; '*' for all)."
 )
 @click.option("--check-hashes", is_flag=True, help="Read all files of the bundle and compare their SHA-256 first.")
-def command(
-    bundle: Path,
-    host: str,
-    port: int,
-    provider: str,
-    form: str | None,
-    engine: str | None,
-    threads: int | None,
-    spin: bool,
-    max_num_seqs: int,
-    max_num_queued_reqs: int,
-    max_model_len: int | None,
-    max_cache_tokens: int | None,
-    api_key: str | None,
-    served_model_name: str | None,
-    shutdown_timeout: float,
-    allowed_origins: tuple[str, ...],
-    check_hashes: bool,
-) -> None:
+def command(bundle: Path, **options: Any) -> None:
     """Serve BUNDLE over an OpenAI-compatible HTTP API.
 
     SIGTERM or Ctrl-C finishes the running answers and exits with 0; if some had to be cut off, with 130.
@@ -80,33 +60,16 @@ def command(
         -d '{"prompt": "Once upon a time", "max_tokens": 32}'
     """  # noqa: D301 (click's sign for lines to keep is the backspace character itself)
     require("serve", "the server")
-    if provider != "trt-native":
+    if runs_in_onnxruntime(options["provider"]):
         require("cpu", "running a bundle")
     from maskpro_deploy.runtime import RuntimeConfig, ServeConfig
     from maskpro_deploy.runtime.http.lifecycle import serve
+    from maskpro_deploy.targets.servers import LOOPBACK
 
-    config = ServeConfig(
-        host=host,
-        port=port,
-        runtime=RuntimeConfig(
-            provider=provider,
-            form=form,
-            engine=engine,
-            threads=threads,
-            spin=spin,
-            max_num_seqs=max_num_seqs,
-            max_num_queued_reqs=max_num_queued_reqs,
-            max_model_len=max_model_len,
-            max_cache_tokens=max_cache_tokens,
-            check_hashes=check_hashes,
-        ),
-        api_key=api_key,
-        served_model_name=served_model_name,
-        shutdown_timeout_s=shutdown_timeout,
-        allowed_origins=allowed_origins,
-    )
-    if api_key is None and host not in LOOPBACK:
+    server = {name: options.pop(name) for name in _SERVER}
+    config = ServeConfig(runtime=RuntimeConfig(**options), **server)
+    if config.api_key is None and config.host not in LOOPBACK:
         click.echo("warning: whoever reaches this machine can use the model; set MASKPRO_API_KEY to ask for a key", err=True)
     if not serve(bundle, config, lambda url, name: click.echo(f"serving {name} at {url}/v1 (stop with Ctrl-C)", err=True)):
         click.echo("stopped before all answers were finished", err=True)
-        sys.exit(INTERRUPTED)
+        sys.exit(Interrupted.exit_code)

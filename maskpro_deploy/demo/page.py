@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from maskpro_deploy.bench import summary
+from maskpro_deploy.bench.sweeps import summary
 from maskpro_deploy.reports import latency as page
 from maskpro_deploy.reports import plots
 from maskpro_deploy.reports.blocks import ListSection, PlotSection, Report, Section, TableSection

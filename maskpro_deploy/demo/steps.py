@@ -27,11 +27,11 @@ import numpy as np
 from maskpro_deploy.errors import CheckFailed, InputError, MaskProError
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.system.extras import missing
-from maskpro_deploy.system.progress import Meter
+from maskpro_deploy.system.progress import Meter, Meters
 
 if TYPE_CHECKING:
-    from maskpro_deploy.bench.result import BenchResult
-    from maskpro_deploy.bench.summary import Verdict
+    from maskpro_deploy.bench.sweeps.result import BenchResult
+    from maskpro_deploy.bench.sweeps.summary import Verdict
     from maskpro_deploy.learn import LearnResult
     from maskpro_deploy.validation import ValidationReport
 
@@ -160,15 +160,14 @@ def export_bundles(demo: Demo) -> None:
     from maskpro_deploy.torch_lm import TorchLM
     from maskpro_deploy.validation import validate
 
-    writing, verifying = Meter("exporting", "bytes"), Meter("verifying", "steps")
+    meters = Meters()
     started = time.monotonic()
     manifest = export(
         demo.sparse, demo.bundle, ExportConfig(require_sparsity=demo.pattern),
-        reference=lambda: TorchLM.open(demo.sparse), force=True, progress=writing, verifying=verifying,
+        reference=lambda: TorchLM.open(demo.sparse), force=True, progress=meters,
     )  # fmt: skip
     seconds = time.monotonic() - started
-    writing.close()
-    verifying.close()
+    meters.close()
     export(demo.dense, demo.dense_bundle, unverified="the dense twin is for comparison only", force=True)
     report = validate(demo.bundle, demo.pattern)
     if not report.holds:
@@ -247,9 +246,9 @@ def evaluate(demo: Demo) -> None:
 
 def measure(demo: Demo) -> None:
     """Prefill and decode latency of both bundles in one interleaved run."""
-    from maskpro_deploy.bench.latency import LatencyConfig, run_latency
-    from maskpro_deploy.bench.summary import verdicts
-    from maskpro_deploy.bench.sweep import SweepConfig
+    from maskpro_deploy.bench.sweeps.latency import LatencyConfig, run_latency
+    from maskpro_deploy.bench.sweeps.summary import verdicts
+    from maskpro_deploy.bench.sweeps.sweep import SweepConfig
     from maskpro_deploy.targets.arms import notes_for, open_arms
 
     meter = Meter("benchmark", "cases")
@@ -274,7 +273,7 @@ def measure(demo: Demo) -> None:
 
 def _compared(verdict: Verdict) -> str:
     """A comparison in a line of the table."""
-    from maskpro_deploy.bench import wording
+    from maskpro_deploy.bench.results import wording
 
     if verdict.ratio is None:
         return "too few sessions"

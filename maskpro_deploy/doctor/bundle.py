@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from maskpro_deploy.backends.elf import onnxruntime_tensorrt
-from maskpro_deploy.doctor.machine import Ability, Diagnosis, version
+from maskpro_deploy.backends.onnxruntime_.linked_libraries import onnxruntime_tensorrt
+from maskpro_deploy.doctor.machine import Diagnosis
+from maskpro_deploy.doctor.packages import Ability, version
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.manifest import EngineFile, Graph, Manifest
-from maskpro_deploy.runtime.sessions.engine_choice import check_hash, unfit
-from maskpro_deploy.runtime.sessions.tensorrt_lane import context_refusal
+from maskpro_deploy.runtime.sessions.engine_choice import check_hash, why_not_runnable
+from maskpro_deploy.runtime.sessions.tensorrt_lane import why_not_loadable
 from maskpro_deploy.system.extras import missing
 
 _NO_GPU = "an NVIDIA GPU"
@@ -25,11 +26,11 @@ def examine_bundle(bundle: Path, diagnosis: Diagnosis) -> tuple[Ability, ...]:
         FormatError: its manifest or a file other than an engine is damaged.
     """
     manifest = Manifest.load(bundle, engines=False)
-    graphs = [_graph(graph, diagnosis) for graph in (manifest.graph, *manifest.siblings)]
-    return (*graphs, *(_engine(bundle, manifest, engine, diagnosis) for engine in manifest.engines))
+    graphs = [_check_graph(graph, diagnosis) for graph in (manifest.graph, *manifest.siblings)]
+    return (*graphs, *(_check_engine(bundle, manifest, engine, diagnosis) for engine in manifest.engines))
 
 
-def _graph(graph: Graph, diagnosis: Diagnosis) -> Ability:
+def _check_graph(graph: Graph, diagnosis: Diagnosis) -> Ability:
     """A graph runs in onnxruntime; on a GPU in the growing form only."""
     name = f"{graph.file} ({graph.form}, {graph.quantization or graph.dtype})"
     if missing("cpu"):
@@ -41,7 +42,7 @@ def _graph(graph: Graph, diagnosis: Diagnosis) -> Ability:
     return Ability(name=name, ready=bool(lanes), detail=", ".join(lanes), lacks=lacks)
 
 
-def _engine(bundle: Path, manifest: Manifest, engine: EngineFile, diagnosis: Diagnosis) -> Ability:
+def _check_engine(bundle: Path, manifest: Manifest, engine: EngineFile, diagnosis: Diagnosis) -> Ability:
     """An engine runs in its own library, or, if it is TensorRT's, in onnxruntime's provider."""
     name = f"{engine.file} ({engine.library} {engine.library_version}, {engine.target})"
     try:
@@ -50,7 +51,7 @@ def _engine(bundle: Path, manifest: Manifest, engine: EngineFile, diagnosis: Dia
         damage = "the bytes that the manifest names: it was changed or damaged"
         return Ability(name=name, ready=False, lacks=(damage,), install=f"maskpro-deploy build-engine {bundle}")
     gpu = f"sm{diagnosis.gpus[0].compute_capability.replace('.', '')}" if diagnosis.gpus else ""
-    reasons = {"trt-native": _native(engine, gpu), "tensorrt": _provider(engine, gpu, diagnosis)}
+    reasons = {"trt-native": _native_lacks(engine, gpu), "tensorrt": _provider_lacks(engine, gpu, diagnosis)}
     if ready := [f"--provider {lane}" for lane, why in reasons.items() if not why]:
         return Ability(name=name, ready=True, detail=", ".join(ready))
     if engine.library != "tensorrt":
@@ -59,21 +60,21 @@ def _engine(bundle: Path, manifest: Manifest, engine: EngineFile, diagnosis: Dia
     return Ability(name=name, ready=False, lacks=lacks)
 
 
-def _native(engine: EngineFile, gpu: str) -> list[str]:
+def _native_lacks(engine: EngineFile, gpu: str) -> list[str]:
     lacks = [] if gpu else [_NO_GPU]
     lacks += missing("native")
     here = version(engine.library)
     installed = {engine.library: here} if here is not None else {}
     # without a GPU, what would be said of one that the engine was built for
-    if reason := unfit(engine, installed, gpu or engine.target.split(",")[0]):
+    if reason := why_not_runnable(engine, installed, gpu or engine.target.split(",")[0]):
         lacks.append(reason)
     return lacks
 
 
-def _provider(engine: EngineFile, gpu: str, diagnosis: Diagnosis) -> list[str]:
+def _provider_lacks(engine: EngineFile, gpu: str, diagnosis: Diagnosis) -> list[str]:
     lacks = [] if gpu else [_NO_GPU]
     if _TENSORRT not in diagnosis.providers:
         lacks.append("onnxruntime-gpu")
-    if reason := context_refusal(engine, onnxruntime_tensorrt(), gpu):
+    if reason := why_not_loadable(engine, onnxruntime_tensorrt(), gpu):
         lacks.append(reason)
     return lacks

@@ -6,26 +6,29 @@ code on the same tokens. A perplexity without its protocol compares with nothing
     protocol      how text becomes windows, and which of their tokens are scored
     published     the protocols of the papers, by name
     corpora       the texts they read: rows of local files or of the Hub
-    scores        log-likelihoods window by window; perplexity, ratio, KL, agreement
-    store         results of windows on disk as they come: what was done is not done again
+    likelihoods   from logits to log-likelihoods and KL
+    scores        windows of tokens, scored by one or several models
+    figures       perplexity, ratio, KL and agreement from the scores
+    batches       rows of different lengths through a model
     harness       a model behind the interface of lm-evaluation-harness (needs the `eval` extra)
     tasks         its tasks, run as a library
+    log, result   results on disk as they come; a finished evaluation as data and tables
+
+What enters: models and texts. What leaves: figures with their protocol. May import: the data, not what runs models.
 """
 
-from maskpro_deploy.evaluate.protocol import EvalProtocol, Windows
-from maskpro_deploy.evaluate.scores import (
-    CausalLM,
+from maskpro_deploy.evaluate.figures import (
     Comparison,
     Perplexity,
-    WindowScore,
     compare,
     compare_all,
     comparison_of,
-    log_probabilities,
     perplexity,
     perplexity_of,
-    score_windows,
 )
+from maskpro_deploy.evaluate.likelihoods import CausalLM, log_probabilities
+from maskpro_deploy.evaluate.protocol import EvalProtocol, Windows
+from maskpro_deploy.evaluate.scores import WindowScore, score_windows
 
 __all__ = [
     "CausalLM",

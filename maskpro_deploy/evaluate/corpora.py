@@ -26,7 +26,7 @@ class Corpus:
         split: its split.
         data_files: the one file of the split that is read, or None for all.
         first: how many rows are read; None for all.
-        places: where the split lies in a local folder, as patterns; the first that fits is read.
+        places: where the split is in a local folder, as patterns; the first that fits is read.
         rows_are_lines: whether the dataset's rows are the lines of a plain text file.
     """
 
@@ -100,14 +100,14 @@ def load_corpus(corpus: Corpus, source: str | None) -> Text:
             raise DownloadError(f"{e}\nA copy of your own: --data {corpus.name}=FILE_OR_FOLDER.") from e
         shown = f"hub:{name}"
     else:
-        path = _place(corpus, _path(corpus, source))
-        rows, shown = _rows(corpus, path), str(path)
+        path = _find_split(corpus, _strip_name(corpus, source))
+        rows, shown = _read_rows(corpus, path), str(path)
     if not any(row.strip() for row in rows):
         raise InputError(f"{shown} holds no text.")
     return Text(name=f"{corpus.name} {corpus.split} ({shown})", documents=tuple(rows))
 
 
-def _path(corpus: Corpus, source: str) -> Path:
+def _strip_name(corpus: Corpus, source: str) -> Path:
     name, equals, path = source.partition("=")
     if not equals or Path(source).exists():
         return Path(source)
@@ -116,29 +116,29 @@ def _path(corpus: Corpus, source: str) -> Path:
     return Path(path)
 
 
-def _place(corpus: Corpus, path: Path) -> Path:
+def _find_split(corpus: Corpus, path: Path) -> Path:
     """The file that holds the split."""
     if not path.is_dir():
         return path
     for pattern in corpus.places:
-        if found := sorted(path.glob(pattern)):
-            return found[0]
+        if matches := sorted(path.glob(pattern)):
+            return matches[0]
     raise InputError(
         f"{path} has no {corpus.split} split of {corpus.name}: none of {', '.join(corpus.places)} is there.\n"
         f"Give the file itself: --data {corpus.name}=FILE."
     )
 
 
-def _rows(corpus: Corpus, path: Path) -> list[str]:
+def _read_rows(corpus: Corpus, path: Path) -> list[str]:
     rows = file_rows(path, corpus.first)
     if rows is None:
         text = read_plain(path)
         # the dataset's own rule: a row for each line with its line end, blank lines as empty rows
-        rows = [line if line.strip() else "" for line in _lines(text)] if corpus.rows_are_lines else text.split("\n%%\n")
+        rows = [line if line.strip() else "" for line in _split_lines(text)] if corpus.rows_are_lines else text.split("\n%%\n")
     return rows[: corpus.first]
 
 
-def _lines(text: str) -> list[str]:
+def _split_lines(text: str) -> list[str]:
     r"""Lines with their ends, cut at \n alone (str.splitlines also cuts at characters that occur inside the text)."""
     lines = text.split("\n")
     return [line + "\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])

@@ -4,18 +4,16 @@ The harness asks three things: the log-likelihood of a continuation, that of a w
 stop text. All three are answered from logits, so every kind of model gives the same answer to the same question. Tokenisation,
 special tokens, and how contexts are cut follow the harness's own Hugging Face model, so that figures compare with it.
 
-Rows of different lengths share a batch by padding on the right, which a causal model does not see; while generating, on the left,
-which the attention mask hides. Batches are made of questions of like length, and are cut so that their logits stay in bounds.
-
-Shapes: `B` rows, `T` tokens, `V` vocabulary.
+Shapes: `P` scored positions, `V` vocabulary.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,28 +23,16 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tokenizers import Tokenizer
 
-from maskpro_deploy.errors import CheckFailed, ConfigError, InputError
-from maskpro_deploy.evaluate.protocol import Ints
-from maskpro_deploy.evaluate.scores import Logits, log_probabilities
+from maskpro_deploy.errors import InputError, check_range
+from maskpro_deploy.evaluate.batches import GeneratingLM, continue_rows, cut_batches, read_rows, vocabulary_size
+from maskpro_deploy.evaluate.likelihoods import check_logits, log_likelihood
 from maskpro_deploy.system.progress import SILENT, Progress
 
-MAX_NEW_TOKENS = 256  # where a task does not say it; the harness's own default
-_LOGIT_VALUES = 1 << 27  # of one batch: 512 MiB in fp32
-_ROWS = 64  # positions whose log-probabilities are in memory at once, as float64
-
-
-class GeneratingLM(Protocol):
-    """A language model that reads whole rows, or new tokens on top of a cache."""
-
-    def logits(self, tokens: Ints) -> Logits:
-        """Logits after each token.  # (B, T) -> (B, T, V)"""
-
-    def forward(self, tokens: Ints, cache: Any = None, attention_mask: Ints | None = None) -> tuple[Logits, Any]:
-        """Logits after each new token, and the longer cache; the mask hides padding on the left."""
+MAX_NEW_TOKENS = 256  # where a task sets none; the harness's own default
 
 
 class Answers(Protocol):
-    """Where answers are kept, and found again by a run that goes on."""
+    """Where answers are kept, for a run that resumes."""
 
     def get(self, request: str) -> Any:
         """The answer to the request with this hash, or None."""
@@ -57,13 +43,13 @@ class Answers(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HarnessConfig:
-    """What the harness has to know of a model beside its logits.
+    """What the harness has to know of a model in addition to its logits.
 
     Attributes:
         max_length: the longest sequence it reads.
         end_of_text: the token that ends a text.
         begin_of_text: the token before a text without context; None takes `end_of_text`.
-        add_special_tokens: whether texts get the tokenizer's own special tokens; None lets the tokenizer do as it does.
+        add_special_tokens: whether texts get the tokenizer's own special tokens; None leaves it to the tokenizer.
         batch_size: rows in one call, at most.
         name: of the model, for messages and for the harness's caches.
         render: messages to a prompt, for tasks that use the chat template.
@@ -78,26 +64,16 @@ class HarnessConfig:
     render: Callable[..., str] | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"--batch-size {self.batch_size} is out of range: 1 or more.")
-        if self.max_length < 2:
-            raise ConfigError(f"max_length {self.max_length} is out of range: 2 or more.")
+        check_range("--batch-size", self.batch_size, least=1)
+        check_range("max_length", self.max_length, least=2)
 
 
 @dataclass(slots=True)
 class _Question:
     """One row: tokens the model reads, and how many of the tokens that follow each are scored at the end."""
 
-    tokens: list[int]
+    tokens: tuple[int, ...]
     targets: list[int]
-
-
-@dataclass(slots=True)
-class _Growing:
-    """A text that is being generated."""
-
-    tokens: list[int] = field(default_factory=list)
-    done: bool = False
 
 
 class HarnessLM(TemplateLM):  # type: ignore[misc]  # the harness ships no types
@@ -108,7 +84,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # the harness ships no types
         tokenizer: its tokenizer.
         config: special tokens, lengths, batch size.
         answers: where answers are kept as they come; None keeps none.
-        progress: told after each batch.
+        progress: updated after each answer.
     """
 
     def __init__(
@@ -122,7 +98,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # the harness ships no types
         super().__init__()
         self._lm, self._text, self._config = lm, tokenizer, config
         self._answers, self._progress = answers, progress
-        self._vocab = int(lm.logits(np.zeros((1, 2), np.int64)).shape[-1])
+        self._vocabulary = vocabulary_size(lm)
 
     # what the harness asks of any model
 
@@ -144,7 +120,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # the harness ships no types
 
     @property
     def max_gen_toks(self) -> int:
-        """Tokens to generate where a task does not say it."""
+        """Tokens to generate where a task sets no number."""
         return MAX_NEW_TOKENS
 
     @property
@@ -178,7 +154,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # the harness ships no types
         return self._config.render(chat_history, add_generation_prompt=add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """What the harness's prompt cache is told of the template."""
+        """The template's name in the harness's prompt cache."""
         return self._config.name if chat_template else ""
 
     # scoring
@@ -189,62 +165,11 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # the harness ships no types
         return answers
 
     def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation, and whether it is the likeliest one token by token."""
+        """The same for tokens: (anything, context, continuation)."""
         questions = [self._question(context, continuation) for _, context, continuation in requests]
-        hashes = [_hash("loglikelihood", q.tokens, q.targets) for q in questions]
-        found: dict[int, tuple[float, bool]] = {}
-        for i, key in enumerate(hashes):
-            if self._answers is not None and (known := self._answers.get(key)) is not None:
-                found[i] = (float(known[0]), bool(known[1]))
-        # choices of one token each have the same tokens to read: they share a row
-        sharing: dict[tuple[int, ...], list[int]] = {}
-        for i, question in enumerate(questions):
-            if i not in found:
-                sharing.setdefault(tuple(question.tokens), []).append(i)
-        rows = list(sharing.items())
-        for batch in self._batches(range(len(rows)), [len(tokens) for tokens, _ in rows]):
-            for of_row, (tokens, members) in zip(self._read([rows[r][0] for r in batch]), [rows[r] for r in batch], strict=True):
-                for i in members:
-                    targets = questions[i].targets
-                    found[i] = self._continuation(of_row[len(tokens) - len(targets) : len(tokens)], targets)
-                    if self._answers is not None:
-                        self._answers.put(hashes[i], list(found[i]))
-            self._progress.update(len(found), len(questions))
-        return [found[i] for i in range(len(questions))]
-
-    def _question(self, context: Sequence[int], continuation: Sequence[int]) -> _Question:
-        """The tokens to read, cut on the left so that the model can."""
-        if len(continuation) > self.max_length:
-            raise InputError(
-                f"a continuation of {len(continuation)} tokens is longer than {self._config.name} reads ({self.max_length})."
-            )
-        whole = [*context, *continuation][-(self.max_length + 1) :]
-        return _Question(tokens=whole[:-1], targets=list(continuation))
-
-    def _batches(self, open_ones: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Rows of like length together, the longest first: what does not fit in memory fails at once."""
-        order = sorted(open_ones, key=lambda i: -lengths[i])
-        while order:
-            rows = max(1, min(self.batch_size, _LOGIT_VALUES // (max(1, lengths[order[0]]) * self._vocab)))
-            yield order[:rows]
-            order = order[rows:]
-
-    def _read(self, rows: Sequence[Sequence[int]]) -> Logits:
-        """Logits of rows of different lengths.  # (B, T, V)"""
-        padded = np.zeros((len(rows), max(map(len, rows))), np.int64)  # on the right: nothing before it sees it
-        for place, row in zip(padded, rows, strict=True):
-            place[: len(row)] = row
-        return self._lm.logits(padded)
-
-    def _continuation(self, logits: Logits, targets: Sequence[int]) -> tuple[float, bool]:
-        """Log-likelihood of tokens, and whether each is the likeliest.  # (P, V)"""
-        if np.isnan(logits).any() or np.isposinf(logits).any():
-            raise CheckFailed(f"{self._config.name} gave logits that are not numbers.\nIts weights or its graph are broken.")
-        total, wanted = 0.0, np.asarray(targets, np.int64)
-        for start in range(0, len(wanted), _ROWS):
-            part = wanted[start : start + _ROWS]
-            total += float(np.take_along_axis(log_probabilities(logits[start : start + _ROWS]), part[:, None], axis=1).sum())
-        return max(total, float(np.finfo(np.float64).min)), bool((logits.argmax(axis=1) == wanted).all())
+        keys = [_hash("loglikelihood", q.tokens, q.targets) for q in questions]
+        answers = self._answer(keys, lambda missing: self._score({i: questions[i] for i in missing}))
+        return [(float(likelihood), bool(likeliest)) for likelihood, likeliest in answers]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, in windows of the model's full length that do not overlap."""
@@ -263,6 +188,29 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # the harness ships no types
         values = iter(self._loglikelihood_tokens(pieces))
         return [sum(next(values)[0] for _ in range(count)) for count in counts]
 
+    def _question(self, context: Sequence[int], continuation: Sequence[int]) -> _Question:
+        """The tokens to read, cut on the left so that the model can."""
+        if len(continuation) > self.max_length:
+            raise InputError(
+                f"a continuation of {len(continuation)} tokens is longer than {self._config.name} reads ({self.max_length})."
+            )
+        whole = [*context, *continuation][-(self.max_length + 1) :]
+        return _Question(tokens=tuple(whole[:-1]), targets=list(continuation))
+
+    def _score(self, questions: Mapping[int, _Question]) -> Iterator[tuple[int, list[float | bool]]]:
+        """Each question's log-likelihood, and whether its targets are the likeliest tokens."""
+        sharing: dict[tuple[int, ...], list[int]] = {}  # choices of one token each have the same tokens to read: one row
+        for i, question in questions.items():
+            sharing.setdefault(question.tokens, []).append(i)
+        for rows in cut_batches({tokens: len(tokens) for tokens in sharing}, self.batch_size, self._vocabulary):
+            for row, logits in zip(rows, read_rows(self._lm, rows), strict=True):
+                for i in sharing[row]:
+                    targets = np.asarray(questions[i].targets, np.int64)
+                    scored = logits[len(row) - len(targets) : len(row)]  # (P, V)
+                    check_logits(scored, self._config.name)
+                    likelihood = max(log_likelihood(scored, targets), float(np.finfo(np.float64).min))
+                    yield i, [likelihood, bool((scored.argmax(axis=1) == targets).all())]
+
     # generating
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -271,29 +219,26 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # the harness ships no types
         Raises:
             InputError: a task wants random samples, which this adapter does not draw.
         """
-        found: dict[int, str] = {}
-        groups: dict[str, list[int]] = {}
-        hashes = [_hash("generate_until", *request.args) for request in requests]
-        for i, request in enumerate(requests):
-            known = self._answers.get(hashes[i]) if self._answers is not None else None
-            if known is not None:
-                found[i] = str(known)
-            else:
-                groups.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(i)
-        for members in groups.values():
-            stops, most = self._generation(requests[members[0]].args[1])
-            prompts = {i: self.tok_encode(requests[i].args[0])[-(self.max_length - most) :] for i in members}
-            lengths = [len(prompts.get(i, ())) for i in range(len(requests))]
-            for batch in self._batches(members, lengths):
-                texts = self._generate([prompts[i] for i in batch], stops, most)
-                for i, text in zip(batch, texts, strict=True):
-                    found[i] = text
-                    if self._answers is not None:
-                        self._answers.put(hashes[i], text)
-                self._progress.update(len(found), len(requests))
-        return [found[i] for i in range(len(requests))]
+        keys = [_hash("generate_until", *request.args) for request in requests]
+        answers = self._answer(keys, lambda missing: self._generate({i: requests[i].args for i in missing}))
+        return [str(answer) for answer in answers]
 
-    def _generation(self, given: dict[str, Any]) -> tuple[list[str], int]:
+    def _generate(self, requests: Mapping[int, tuple[str, dict[str, Any]]]) -> Iterator[tuple[int, str]]:
+        """The text that answers each request: a context and settings."""
+        groups: dict[str, list[int]] = {}
+        for i, (_, settings) in requests.items():
+            groups.setdefault(json.dumps(settings, sort_keys=True, default=str), []).append(i)
+        for members in groups.values():
+            stops, most = self._generation_limits(requests[members[0]][1])
+            prompts = {i: self.tok_encode(requests[i][0])[-(self.max_length - most) :] for i in members}
+            lengths = {i: len(tokens) for i, tokens in prompts.items()}
+            for batch in cut_batches(lengths, self.batch_size, self._vocabulary):
+                rows = [prompts[i] or [self.prefix_token_id] for i in batch]
+                tokens = continue_rows(self._lm, rows, most, partial(self._extend, stops=stops))
+                for i, own in zip(batch, tokens, strict=True):
+                    yield i, postprocess_generated_text(self.tok_decode(own), list(stops), None)
+
+    def _generation_limits(self, given: dict[str, Any]) -> tuple[list[str], int]:
         """Stop texts, and the largest number of new tokens."""
         settings = normalize_gen_kwargs(given, MAX_NEW_TOKENS)
         if settings.get("do_sample"):
@@ -304,34 +249,26 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # the harness ships no types
             raise InputError(f"this task generates {most} tokens, {self._config.name} reads {self.max_length} in all.")
         return stops, most
 
-    def _generate(self, prompts: Sequence[Sequence[int]], stops: Sequence[str], most: int) -> list[str]:
-        """Continue a batch of prompts together."""
-        width = max(1, *(len(p) for p in prompts))
-        tokens = np.zeros((len(prompts), width), np.int64)
-        mask = np.zeros((len(prompts), width), np.int64)
-        for i, prompt in enumerate(prompts):
-            kept = list(prompt) or [self.prefix_token_id]
-            tokens[i, width - len(kept) :], mask[i, width - len(kept) :] = kept, 1
-        rows = [_Growing() for _ in prompts]
-        cache: Any = None
-        for _ in range(most):
-            logits, cache = self._lm.forward(tokens, cache, mask)
-            tokens = logits[:, -1].argmax(axis=1).astype(np.int64)[:, None]
-            mask = np.concatenate([mask, np.ones_like(tokens)], axis=1)
-            for row, token in zip(rows, tokens[:, 0], strict=True):
-                self._grow(row, int(token), stops)
-            if all(row.done for row in rows):
-                break
-        return [postprocess_generated_text(self.tok_decode(r.tokens), list(stops), None) for r in rows]
+    def _extend(self, tokens: list[int], token: int, stops: Sequence[str]) -> bool:
+        """Append a token unless it ends the text; whether the text continues."""
+        if token == self.eot_token_id:
+            return False
+        tokens.append(token)
+        text = self.tok_decode(tokens)
+        return not any(stop and stop in text for stop in stops)
 
-    def _grow(self, row: _Growing, token: int, stops: Sequence[str]) -> None:
-        if row.done:
-            return
-        row.done = token == self.eot_token_id
-        if not row.done:
-            row.tokens.append(token)
-            text = self.tok_decode(row.tokens)
-            row.done = any(stop and stop in text for stop in stops)
+    # keeping
+
+    def _answer(self, keys: Sequence[str], compute: Callable[[list[int]], Iterator[tuple[int, Any]]]) -> list[Any]:
+        """The answer to each request: a kept one, or as `compute` gives them, which are kept as they come."""
+        kept = self._answers
+        answers = {} if kept is None else {i: a for i, key in enumerate(keys) if (a := kept.get(key)) is not None}
+        for i, answer in compute([i for i in range(len(keys)) if i not in answers]):
+            answers[i] = answer
+            if kept is not None:
+                kept.put(keys[i], answer)
+            self._progress.update(len(answers), len(keys))
+        return [answers[i] for i in range(len(keys))]
 
 
 def _hash(*parts: Any) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from maskpro_deploy.data import HELD_OUT, Text, load_text
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import check_known
 from maskpro_deploy.evaluate.corpora import C4, WIKITEXT2, Corpus, load_corpus
 from maskpro_deploy.evaluate.protocol import (
     BOS_RULES,
@@ -31,13 +31,13 @@ BUILTIN_PROTOCOL, CUSTOM = "builtin", "custom"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
-    """A named protocol.
+class NamedProtocol:
+    """A protocol and the text that it reads.
 
     Attributes:
         settings: windows and joining.
         corpus: what it reads; None for the built-in held-out text or a file of the user's.
-        source: whose code it follows, in words.
+        source: whose code it follows, in words; empty for our own.
     """
 
     settings: EvalProtocol
@@ -50,35 +50,29 @@ def _wikitext2(window: int) -> EvalProtocol:
 
 
 _WANDA = "Wanda, lib/eval.py and lib/data.py"
-PROTOCOLS: dict[str, Published] = {
-    BUILTIN_PROTOCOL: Published(settings=EvalProtocol()),
-    "wikitext2-wanda": Published(settings=_wikitext2(2048), corpus=WIKITEXT2, source=_WANDA),
-    "wikitext2-wanda-4096": Published(settings=_wikitext2(4096), corpus=WIKITEXT2, source=_WANDA),
-    "wikitext2-maskllm": Published(settings=_wikitext2(4096), corpus=WIKITEXT2, source="MaskLLM, eval_llama_ppl.py"),
-    "c4-wanda": Published(
+PROTOCOLS: dict[str, NamedProtocol] = {
+    BUILTIN_PROTOCOL: NamedProtocol(settings=EvalProtocol()),
+    "wikitext2-wanda": NamedProtocol(settings=_wikitext2(2048), corpus=WIKITEXT2, source=_WANDA),
+    "wikitext2-wanda-4096": NamedProtocol(settings=_wikitext2(4096), corpus=WIKITEXT2, source=_WANDA),
+    "wikitext2-maskllm": NamedProtocol(settings=_wikitext2(4096), corpus=WIKITEXT2, source="MaskLLM, eval_llama_ppl.py"),
+    "c4-wanda": NamedProtocol(
         settings=EvalProtocol(window=2048, joining=JOIN_SPACE, bos=BOS_TOKENIZER, max_windows=256), corpus=C4, source=_WANDA
     ),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChosenProtocol:
+class ChosenProtocol(NamedProtocol):
     """A protocol as it is used: a named one, with what was changed.
 
     Attributes:
         name: of the protocol; CUSTOM if the text is a file of the user's, or more than the number of windows of the built-in
             one was changed.
-        settings: as used.
-        corpus: the text it reads; None if `data` says it.
-        source: whose code it follows; empty for our own.
         data: where the text comes from, as the user gave it.
         changed: setting -> (as named, as used).
     """
 
     name: str
-    settings: EvalProtocol
-    corpus: Corpus | None
-    source: str
     data: str | None
     changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
@@ -87,7 +81,7 @@ class ChosenProtocol:
         return load_text(self.data or HELD_OUT) if self.corpus is None else load_corpus(self.corpus, self.data)
 
     def to_json(self, text: Text, windows: Windows, tokenizer: Tokenizer) -> dict[str, Any]:
-        """All facts that a figure needs beside it."""
+        """All facts that belong to a figure."""
         added = tokenizer.encode("", add_special_tokens=True).ids if self.settings.bos == BOS_TOKENIZER else []
         corpus = self.corpus
         return {
@@ -107,7 +101,7 @@ class ChosenProtocol:
         }
 
 
-def choose(name: str, *, data: str | None = None, **overrides: Any) -> ChosenProtocol:
+def choose_protocol(name: str, *, data: str | None = None, **overrides: Any) -> ChosenProtocol:
     """A named protocol with some settings changed.
 
     Args:
@@ -118,14 +112,13 @@ def choose(name: str, *, data: str | None = None, **overrides: Any) -> ChosenPro
     Raises:
         ConfigError: there is no such protocol, or a setting is out of range.
     """
-    if name not in PROTOCOLS:
-        raise ConfigError(f"--protocol {name!r} is unknown.\nGive one of: {', '.join(PROTOCOLS)}.")
+    check_known("--protocol", name, PROTOCOLS)
     published = PROTOCOLS[name]
     base = published.settings
     given = {key: value for key, value in overrides.items() if value is not None}
     settings = dataclasses.replace(base, **given)
     changed = {key: (getattr(base, key), value) for key, value in given.items() if value != getattr(base, key)}
-    if published.corpus is None:  # the number of windows is stated anyhow
+    if published.corpus is None:  # the number of windows is always stated
         name = name if set(changed) <= {"max_windows"} and data in (None, HELD_OUT) else CUSTOM
         changed = {}
     return ChosenProtocol(
@@ -133,7 +126,7 @@ def choose(name: str, *, data: str | None = None, **overrides: Any) -> ChosenPro
     )
 
 
-def describe(facts: dict[str, Any]) -> str:
+def describe_protocol(facts: dict[str, Any]) -> str:
     """The facts of `ChosenProtocol.to_json` in one sentence or two."""
     name = facts["name"] if facts["name"] in (BUILTIN_PROTOCOL, CUSTOM) else f"{facts['name']} ({facts['follows']})"
     special = ""

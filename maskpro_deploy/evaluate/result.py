@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from maskpro_deploy.evaluate.published import describe
-from maskpro_deploy.evaluate.scores import Comparison, Perplexity, WindowScore, comparison_of, perplexity_of
+from maskpro_deploy.evaluate.figures import Comparison, Perplexity, comparison_of, perplexity_of
+from maskpro_deploy.evaluate.published import describe_protocol
+from maskpro_deploy.evaluate.scores import WindowScore
 from maskpro_deploy.evaluate.tasks import Metric
+from maskpro_deploy.system.output import table
 
 SCHEMA, VERSION = "maskpro-deploy/eval", 1
 RESULT_FILE, MARKDOWN_FILE = "result.json", "report.md"
@@ -18,8 +20,8 @@ UNKNOWN = "-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _OfModels:
-    """A result of several models.
+class _ModelResult:
+    """What the results of several models have in common.
 
     Attributes:
         models: name -> what runs it and what it is.
@@ -53,12 +55,12 @@ class _OfModels:
             "environment": self.environment and dict(self.environment),
         }
 
-    def _shown(self, name: str) -> str:
+    def _label(self, name: str) -> str:
         return f"{name} (reference)" if name == self.reference else name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PerplexityResult(_OfModels):
+class PerplexityResult(_ModelResult):
     """Perplexity of several models on the same windows.
 
     Attributes:
@@ -76,7 +78,7 @@ class PerplexityResult(_OfModels):
 
     @property
     def comparisons(self) -> dict[str, Comparison]:
-        """Each model beside the reference; empty without one."""
+        """Each model compared with the reference; empty without one."""
         if self.reference is None or self.reference not in self.scores:
             return {}
         own = self.scores[self.reference]
@@ -107,31 +109,31 @@ class PerplexityResult(_OfModels):
         """The table, one line a model."""
         compared, lines = self.comparisons, []
         for name, value in self.perplexities.items():
-            line = [self._shown(name), f"{value.perplexity:.3f}", error(value.stderr), f"{value.bits_per_token:.3f}"]
+            line = [self._label(name), f"{value.perplexity:.3f}", _format_error(value.stderr), f"{value.bits_per_token:.3f}"]
             if name == self.reference:
                 line += ["1", UNKNOWN, "0", UNKNOWN, "100.0 %"]
             elif name in compared:
                 c = compared[name]
-                line += [f"{c.ratio:.4f}", error(c.ratio_stderr), f"{c.kl:.3g}", error(c.kl_stderr)]
+                line += [f"{c.ratio:.4f}", _format_error(c.ratio_stderr), f"{c.kl:.3g}", _format_error(c.kl_stderr)]
                 line += [f"{100 * c.top1_agreement:.1f} %"]
             lines.append(line)
         return lines
 
     def statements(self) -> list[str]:
         """What has to be said below the table."""
-        return [*describe(dict(self.protocol)).splitlines(), *self.notes]
+        return [*describe_protocol(dict(self.protocol)).splitlines(), *self.notes]
 
     def headline(self) -> str:
         """The result in one sentence."""
-        found, compared = self.perplexities, self.comparisons
+        perplexities, compared = self.perplexities, self.comparisons
         if not compared:
-            return "; ".join(f"{name}: perplexity {value.perplexity:.2f}" for name, value in found.items()) + "."
+            return "; ".join(f"{name}: perplexity {value.perplexity:.2f}" for name, value in perplexities.items()) + "."
         parts = [f"{name} has {c.ratio:.3f}x the perplexity ({c.model.perplexity:.2f})" for name, c in compared.items()]
-        return f"Beside {self.reference} ({found[str(self.reference)].perplexity:.2f}): {'; '.join(parts)}."
+        return f"Beside {self.reference} ({perplexities[str(self.reference)].perplexity:.2f}): {'; '.join(parts)}."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskResult(_OfModels):
+class TaskResult(_ModelResult):
     """Tasks on several models.
 
     Attributes:
@@ -150,20 +152,20 @@ class TaskResult(_OfModels):
     @property
     def header(self) -> list[str]:
         """Columns of the table."""
-        names = [self._shown(name) for name in self.metrics]
+        names = [self._label(name) for name in self.metrics]
         return ["task", "metric", "shots", "documents", *(cell for name in names for cell in (name, "±"))]
 
     def rows(self) -> list[list[str]]:
         """The table, one line a task and metric."""
         by_model = {name: {(m.task, m.label): m for m in metrics} for name, metrics in self.metrics.items()}
-        keys = list(dict.fromkeys(key for found in by_model.values() for key in found))
+        keys = list(dict.fromkeys(key for metrics in by_model.values() for key in metrics))
         lines = []
         for key in keys:
-            some = next(found[key] for found in by_model.values() if key in found)
-            line = [some.task, some.label, _known(some.num_fewshot), _known(some.documents)]
-            for found in by_model.values():
-                metric = found.get(key)
-                line += [UNKNOWN, UNKNOWN] if metric is None else [_figure(metric.value), error(metric.stderr)]
+            first = next(metrics[key] for metrics in by_model.values() if key in metrics)
+            line = [first.task, first.label, _format_known(first.num_fewshot), _format_known(first.documents)]
+            for metrics in by_model.values():
+                metric = metrics.get(key)
+                line += [UNKNOWN, UNKNOWN] if metric is None else [_format_figure(metric.value), _format_error(metric.stderr)]
             lines.append(line)
         return lines
 
@@ -186,27 +188,32 @@ class TaskResult(_OfModels):
 Result = PerplexityResult | TaskResult
 
 
+def render_text(result: Result) -> str:
+    """The result as it is printed."""
+    return "\n".join([table(result.rows(), result.header), "", *result.statements()])
+
+
 def markdown(result: Result) -> str:
     """The result as Markdown."""
     cells = [result.header, ["---"] * len(result.header), *result.rows()]
-    table = "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in cells)
+    body = "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in cells)
     points = "\n".join(f"- {line}" for line in result.statements())
-    lines = ["# Evaluation", result.headline(), table, points]
+    lines = ["# Evaluation", result.headline(), body, points]
     if result.environment is not None:
         lines.append(f"Made with `{result.environment.get('command_line')}` on {result.environment.get('date')}.")
     return "\n\n".join(lines) + "\n"
 
 
-def error(value: float | None) -> str:
+def _format_error(value: float | None) -> str:
     """A standard error with two digits."""
     return UNKNOWN if value is None else f"{value:.2g}"
 
 
-def _figure(value: float | None) -> str:
+def _format_figure(value: float | None) -> str:
     if value is None:
         return "not finite"
     return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
 
 
-def _known(value: object) -> str:
+def _format_known(value: object) -> str:
     return UNKNOWN if value is None else str(value)

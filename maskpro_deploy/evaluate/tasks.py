@@ -1,6 +1,6 @@
 """Tasks of lm-evaluation-harness, run as a library (needs the `eval` extra).
 
-Tasks are named as the harness names them; a folder of one's own task files (YAML, with their data beside them) is read first.
+Tasks are named as the harness names them; a folder of one's own task files (YAML, with their data next to them) is read first.
 Task files may name Python functions, which are then run: read such a folder as you would read a program.
 """
 
@@ -16,7 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maskpro_deploy.errors import CheckFailed, ConfigError, DownloadError, FormatError, InputError, MaskProError
+from maskpro_deploy.errors import (
+    CheckFailed,
+    ConfigError,
+    DownloadError,
+    FormatError,
+    InputError,
+    MaskProError,
+    check_range,
+    first_line,
+    in_one_line,
+)
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.files import sha256_file
 
@@ -47,15 +57,13 @@ class TaskSettings:
             raise ConfigError("--tasks is empty.\nName one or more tasks, such as --tasks hellaswag,piqa.")
         if len(set(self.names)) != len(self.names):
             raise ConfigError(f"--tasks {','.join(self.names)} names a task twice.")
-        if self.num_fewshot is not None and self.num_fewshot < 0:
-            raise ConfigError(f"--num-fewshot {self.num_fewshot} is out of range: 0 or more.")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"--limit {self.limit} is out of range: 1 or more.")
+        check_range("--num-fewshot", self.num_fewshot, least=0)
+        check_range("--limit", self.limit, least=1)
         if self.path is not None and not self.path.is_dir():
-            raise InputError(f"{self.path} does not exist or is no folder.\nGive --task-path a folder of task files.")
+            raise InputError(f"{self.path} does not exist or is not a folder.\nGive --task-path a folder of task files.")
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as they stand beside a figure."""
+        """The settings as they are written with a figure."""
         from importlib.metadata import version
 
         return {
@@ -65,7 +73,7 @@ class TaskSettings:
             "chat_template": self.chat,
             "fewshot_seed": SEED,
             "harness": f"lm-eval {version('lm_eval')}",
-            "task_files_sha256": None if self.path is None else _folder_sha256(self.path),
+            "task_files_sha256": None if self.path is None else _hash_folder(self.path),
         }
 
 
@@ -77,7 +85,7 @@ class Metric:
         task: its name.
         metric: such as "acc" or "acc_norm".
         filter: how answers were read from the text; "none" where they were not.
-        value: the figure; None where it is no finite number.
+        value: the figure; None where it is not a finite number.
         stderr: its standard error; None where the harness gives none.
         higher_is_better: None where the task does not say.
         num_fewshot: examples before each question.
@@ -102,14 +110,14 @@ class Metric:
 
 
 class TaskSet:
-    """Tasks found and loaded; they can be run on any number of models.
+    """Tasks that are loaded; they can be run on any number of models.
 
     Args:
         settings: which tasks.
 
     Raises:
         InputError: a task is unknown, or its files are broken.
-        DownloadError: its data cannot be had.
+        DownloadError: its data cannot be loaded.
         MissingExtraError: the harness is not installed.
     """
 
@@ -117,7 +125,7 @@ class TaskSet:
         require("eval", "running tasks")
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         self.settings = settings
-        self._manager = self._find()
+        self._manager = self._find_tasks()
 
     def run(self, lm: Any) -> tuple[Metric, ...]:
         """Run the tasks on a `HarnessLM`.
@@ -128,7 +136,7 @@ class TaskSet:
         """
         from lm_eval.evaluator import evaluate
 
-        loaded = self._load()
+        loaded = self._load_tasks()
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # its progress bars; ours say how far it is
                 results = evaluate(
@@ -143,12 +151,12 @@ class TaskSet:
         except MaskProError:
             raise
         except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as e:
-            raise InputError(f"the tasks {', '.join(self.settings.names)} could not be run: {_first_line(e)}") from e
+            raise InputError(f"the tasks {', '.join(self.settings.names)} could not be run: {first_line(e)}") from e
         if results is None:
             raise CheckFailed("the harness gave no result.")
-        return _metrics(results)
+        return _read_metrics(results)
 
-    def _find(self) -> Any:
+    def _find_tasks(self) -> Any:
         """The harness's task manager: the user's own tasks alone where they are enough (reading all others takes seconds)."""
         from lm_eval.tasks import TaskManager
 
@@ -160,7 +168,7 @@ class TaskSet:
                     return manager
             manager = TaskManager(include_path=path)
         except Exception as e:  # whatever a task file makes the reader stumble over
-            raise InputError(f"the task files in {path} cannot be read: {_first_line(e)}") from e
+            raise InputError(f"the task files in {path} cannot be read: {first_line(e)}") from e
         if unknown := [name for name in self.settings.names if name not in manager.all_tasks]:
             self._check_syntax()
             near = difflib.get_close_matches(unknown[0], manager.all_tasks, n=5)
@@ -177,9 +185,9 @@ class TaskSet:
                 for _ in yaml.parse(file.read_text(encoding="utf-8")):  # syntax alone: nothing is constructed
                     pass
             except (yaml.YAMLError, UnicodeDecodeError) as e:
-                raise FormatError(f"{file} cannot be parsed: {' '.join(str(e).split())}") from None
+                raise FormatError(f"{file} cannot be parsed: {in_one_line(e)}") from None
 
-    def _load(self) -> Any:
+    def _load_tasks(self) -> Any:
         """Fresh tasks with their data: the harness keeps a model's answers in them."""
         import datasets
 
@@ -187,9 +195,9 @@ class TaskSet:
         try:
             loaded = self._manager.load(list(self.settings.names))
         except (OSError, datasets.exceptions.DatasetsError) as e:  # network errors are OSErrors
-            raise DownloadError(f"the data of {', '.join(self.settings.names)} could not be had: {_first_line(e)}") from e
+            raise DownloadError(f"the data of {', '.join(self.settings.names)} could not be loaded: {first_line(e)}") from e
         except Exception as e:
-            raise InputError(f"the tasks {', '.join(self.settings.names)} cannot be loaded: {_first_line(e)}") from e
+            raise InputError(f"the tasks {', '.join(self.settings.names)} cannot be loaded: {first_line(e)}") from e
         for task in loaded["tasks"].values():
             own = task.get_config("num_fewshot")
             if self.settings.num_fewshot is not None and own != 0:  # a task that says 0 means it
@@ -200,9 +208,9 @@ class TaskSet:
         return loaded
 
 
-def _metrics(results: Any) -> tuple[Metric, ...]:
+def _read_metrics(results: Any) -> tuple[Metric, ...]:
     """The harness's nested result as a flat table."""
-    found = []
+    metrics = []
     for task, values in {**results["results"], **results.get("groups", {})}.items():
         better = results.get("higher_is_better", {}).get(task, {})
         count = results.get("n-samples", {}).get(task, {})
@@ -210,38 +218,34 @@ def _metrics(results: Any) -> tuple[Metric, ...]:
             metric, comma, name = key.partition(",")
             if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
-            found.append(
+            metrics.append(
                 Metric(
                     task=task,
                     metric=metric,
                     filter=name,
-                    value=_finite(value),
-                    stderr=_finite(values.get(f"{metric}_stderr,{name}")),
+                    value=_read_figure(value),
+                    stderr=_read_figure(values.get(f"{metric}_stderr,{name}")),
                     higher_is_better=better.get(metric),
                     num_fewshot=results.get("n-shot", {}).get(task),
                     documents=count.get("effective"),
-                    version=_version(results.get("versions", {}).get(task)),
+                    version=_read_version(results.get("versions", {}).get(task)),
                 )
             )
-    return tuple(found)
+    return tuple(metrics)
 
 
-def _folder_sha256(folder: Path) -> str:
+def _hash_folder(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):
         digest.update(f"{file.relative_to(folder)} {sha256_file(file)}\n".encode())
     return digest.hexdigest()
 
 
-def _finite(value: Any) -> float | None:
+def _read_figure(value: Any) -> float | None:
     """A number; None for what is none, such as the harness's "N/A"."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _version(value: Any) -> str | None:
+def _read_version(value: Any) -> str | None:
     """A task's version; for one without, the harness gives the kind of its file."""
     return None if value in (None, "Yaml", "N/A") else str(value)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -83,7 +83,7 @@ def check_gpu() -> None:
     Raises:
         MachineError: there is none.
     """
-    from maskpro_deploy.backends.cuda_driver import compute_capability
+    from maskpro_deploy.backends.cuda.driver import compute_capability
 
     if compute_capability() is None:
         raise MachineError("there is no NVIDIA GPU here, or no driver for it")
@@ -99,8 +99,8 @@ def latency(
     engine: str | None = None,
 ) -> str:
     """Prefill and decode at batch 1 and 8. A run that proves nothing says so."""
-    from maskpro_deploy.bench.latency import LatencyConfig, run_latency
-    from maskpro_deploy.bench.sweep import SweepConfig
+    from maskpro_deploy.bench.sweeps.latency import LatencyConfig, run_latency
+    from maskpro_deploy.bench.sweeps.sweep import SweepConfig
     from maskpro_deploy.targets.arms import open_arms
 
     lengths = (32,) if settings.rehearse else (512,)

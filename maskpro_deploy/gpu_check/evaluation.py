@@ -9,9 +9,10 @@ import dataclasses
 
 import numpy as np
 
-from maskpro_deploy.errors import CheckFailed, InputError, MachineError
+from maskpro_deploy.bench.products.timing import CPU
+from maskpro_deploy.errors import CheckFailed, InputError, MachineError, first_line
 from maskpro_deploy.gpu_check.deploy import bundles
-from maskpro_deploy.gpu_check.items import CPU, Record, Settings, torch_on
+from maskpro_deploy.gpu_check.items import Record, Settings, torch_on
 from maskpro_deploy.gpu_check.models import SMOL, TINY
 
 REFERENCE = "torch fp32 on the CPU"
@@ -48,7 +49,7 @@ def evaluation(settings: Settings, record: Record) -> str:
         try:
             opened[name] = open_target(target, run)
         except (MachineError, InputError) as e:  # no such provider here, or no engine was built
-            lacks[name] = str(e).splitlines()[0]
+            lacks[name] = first_line(e)
     record.put(lacks=lacks)
     windows = np.random.default_rng(0).integers(0, shape.vocabulary, (_WINDOWS, min(_WINDOW, shape.length)))
     _, found = compare_all(opened, open_target(checkpoint, RunConfig(provider=CPU)), windows)

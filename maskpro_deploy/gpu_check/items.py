@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from maskpro_deploy.bench.products.timing import CPU, CUDA
 from maskpro_deploy.errors import ConfigError, MachineError
 from maskpro_deploy.system.files import write_json
 
 MEASURED, NOT_RUN, FAILED = "measured", "not run", "failed"
 END_FACTOR = 3  # an item is ended when it takes this many budgets: loading and building included
-CUDA, CPU = "cuda", "cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,9 +122,3 @@ def torch_on(device: str) -> Any:
         reason = "is built without CUDA" if torch.version.cuda is None else "finds no GPU that its CUDA can use"
         raise MachineError(f"torch {torch.__version__} {reason}")
     return torch
-
-
-def finish(torch: Any, device: str) -> None:
-    """Wait until the device has done all that was launched."""
-    if device != CPU:
-        torch.cuda.synchronize()

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from maskpro_deploy.bench.products.timing import CUDA, synchronize
 from maskpro_deploy.errors import MachineError
-from maskpro_deploy.gpu_check.items import CUDA, Record, Settings, finish, torch_on
+from maskpro_deploy.gpu_check.items import Record, Settings, torch_on
 from maskpro_deploy.gpu_check.models import PATTERN, TINY, LlamaShape
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _timed(torch: Any, shape: LlamaShape, settings: Settings, record: Record) ->
     trainer = _trainer(torch, shape, settings, ticks)
     started = time.perf_counter()
     trainer.prepare()
-    finish(torch, settings.device)
+    synchronize(torch, settings.device)
     record.put(
         model=shape.name,
         pruned_weights=shape.pruned_weights,
@@ -184,7 +185,7 @@ def _waits(torch: Any, trainer: Trainer) -> list[str]:
     config = trainer.config
     windows = trainer.text[: config.sequences]
     trainer.estimator.step(windows, 0, 1.0)
-    finish(torch, CUDA)
+    synchronize(torch, CUDA)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -200,11 +201,11 @@ def _time(torch: Any, name: str, part: Callable[[], None], device: str, record: 
     """Median milliseconds of `part`; what Python and the device took goes into the record."""
     launched, done = [], []
     for i in range(rounds + 2):
-        finish(torch, device)
+        synchronize(torch, device)
         started = time.perf_counter()
         part()
         returned = time.perf_counter()
-        finish(torch, device)
+        synchronize(torch, device)
         if i >= 2:  # the first two warm up
             launched.append(1e3 * (returned - started))
             done.append(1e3 * (time.perf_counter() - started))

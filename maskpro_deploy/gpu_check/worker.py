@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from maskpro_deploy.errors import MachineError, MaskProError
+from maskpro_deploy.errors import MachineError, MaskProError, first_line
 from maskpro_deploy.gpu_check import deploy as _gpu_deploy
 from maskpro_deploy.gpu_check import engines as _gpu_engines
 from maskpro_deploy.gpu_check import evaluation as _gpu_evaluation
@@ -33,9 +33,10 @@ SETTINGS, FIGURES, OUTCOME = "settings.json", "figures.json", "outcome.json"
 
 def environment(settings: Settings, record: Record) -> str:
     """Tell the GPU, its driver, and the versions of everything that uses it."""
-    from maskpro_deploy.backends.cuda_driver import compute_capability
+    from maskpro_deploy.backends.cuda.driver import compute_capability
     from maskpro_deploy.bench.environment import capture
-    from maskpro_deploy.doctor.machine import find_gpus, onnxruntime_providers, tensorrt_lanes
+    from maskpro_deploy.doctor.abilities import onnxruntime_providers, tensorrt_lanes
+    from maskpro_deploy.doctor.hardware import find_gpus
 
     gpus, providers = find_gpus(), onnxruntime_providers()
     lanes = {lane.name: lane.detail or f"lacks {', '.join(lane.lacks)}" for lane in tensorrt_lanes(gpus, providers)}
@@ -72,7 +73,7 @@ ITEMS: dict[str, Item] = {
     "environment": environment,
     "learn-135m": partial(_gpu_learning.learn, SMOL),
     "learn-1b": partial(_gpu_learning.learn, ONE_B),
-    "products": _gpu_products.products,
+    "products": _gpu_products.measure_products,
     "tensorrt": _gpu_engines.tensorrt,
     "tensorrt-rtx": _gpu_engines.tensorrt_rtx,
     "engine-7b": _gpu_engines.engine_7b,
@@ -107,16 +108,13 @@ def run(name: str, settings: Settings, record: Record) -> Outcome:
     try:
         status, detail = MEASURED, ITEMS[name](settings, record)
     except MachineError as e:
-        status, detail = NOT_RUN, _line(e)
+        status, detail = NOT_RUN, first_line(e).rstrip(".")
     except Exception as e:  # an item may stumble over anything of the libraries it tries
-        status, detail = FAILED, _line(e) if isinstance(e, MaskProError) else f"{type(e).__name__}: {_line(e)}"
+        status, detail = FAILED, first_line(e).rstrip(".")
+        detail = detail if isinstance(e, MaskProError) else f"{type(e).__name__}: {detail}"
         trace = traceback.format_exc()
     seconds = round(time.monotonic() - started, 1)
     return Outcome(name=name, status=status, detail=detail, seconds=seconds, figures=record.figures, trace=trace)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def main() -> None:

@@ -129,6 +129,18 @@ def render(report: Report) -> str:
     return environment.from_string(source).render(report=report, version=__version__)
 
 
+def check_page(path: Path, flag: str) -> None:
+    """Refuse early what would fail after the work: a page that cannot be written.
+
+    Raises:
+        MissingExtraError: the page cannot be made here.
+        ConfigError: the path is a folder.
+    """
+    require("report", "writing an HTML report")
+    if path.is_dir():
+        raise ConfigError(f"{flag} {path} is a folder.\nName the file to write.")
+
+
 def write(report: Report, path: Path) -> None:
     """Write the page to `path`, whole or not at all."""
     text = render(report)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from maskpro_deploy.bench.compare import COLUMNS, Comparison, headline, notes, rows
+from maskpro_deploy.bench.sweeps.compare import COLUMNS, Comparison, headline, notes, rows
 from maskpro_deploy.reports import plots
 from maskpro_deploy.reports.blocks import CodeSection, ListSection, PlotSection, Report, Section, TableSection
 from maskpro_deploy.reports.plots import Bar

@@ -1,4 +1,4 @@
-"""An engine's report as a page."""
+"""An engine's report as a page, and as text."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from maskpro_deploy.reports import plots
 from maskpro_deploy.reports.blocks import ListSection, PlotSection, Report, Section, TableSection
 from maskpro_deploy.reports.plots import Bar, Series
+from maskpro_deploy.system.output import table
 
 if TYPE_CHECKING:
     from maskpro_deploy.exporters import EngineReport
     from maskpro_deploy.exporters.engines.report import LayerRow
-    from maskpro_deploy.exporters.engines.timing import Comparison, PointResult
+    from maskpro_deploy.exporters.engines.timing.results import Comparison, PointResult
 
 _HEADER = ("layer", "K", "N", "stored", "MB", "eligible", "shape", "chosen", "sparse ms", "dense ms", "from batch", "kernel")
 _HOW_TO_READ = (
@@ -167,3 +168,47 @@ def _row(layer: LayerRow, head: PointResult | None, comparison: Comparison | Non
         "-" if even is None else str(even),
         layer.kernel or "-",
     )
+
+
+def render_text(bundle: Path, report: EngineReport) -> str:
+    """The report as it is printed."""
+    engine = report.engine
+    how = "up to date, not built again" if report.reused else f"built in {report.build_s:.1f} s"
+    lines = [
+        f"{bundle / engine.file}: {engine.library} {engine.library_version}, {engine.target}, {engine.dtype}, "
+        f"{report.bytes / 1e6:.1f} MB, {how}",
+        f"profiles: {', '.join(p['name'] for p in engine.settings['profiles'])}",
+        _layer_table(report),
+    ]
+    if report.comparison is not None and report.comparison.points:
+        rows = [
+            (p.name, f"{p.sparse_ms:.3f}", f"{p.dense_ms:.3f}", f"{p.speedup:.3f}x" if p.speedup else "-", p.verdict)
+            for p in report.comparison.points
+        ]
+        lines.append(table(rows, ("call", "sparse ms", "dense ms", "ratio", "sparse is")))
+    if spoiled := [f"{count} {cause}" for cause, count in report.spoiled.items() if count]:
+        lines.append(f"pruned layers that the graph keeps from sparse tensor cores: {', '.join(spoiled)}")
+    return "\n".join([*lines, f"sparse kernels: {engine.sparse_kernels}", f"speed gained by sparsity: {report.gain}"])
+
+
+def _layer_table(report: EngineReport) -> str:
+    """The layers as a table, equal ones in one row."""
+    groups: dict[tuple[str, tuple[int, ...], str, str], list[LayerRow]] = {}
+    for row in report.layers:
+        key = (row.kind, row.shape, "yes" if row.eligible else row.reason, row.chosen)
+        groups.setdefault(key, []).append(row)
+    head = report.comparison.headline if report.comparison is not None else None
+    header = ["layers", "count", "K", "N", "eligible", "sparse kernel chosen"]
+    rows: list[list[object]] = []
+    for (kind, shape, eligible, chosen), members in groups.items():
+        rows.append([kind, len(members), shape[0], shape[1], eligible, chosen])
+        if head is not None:
+            rows[-1] += [_sum_ms([head.layers[m.weight][side] for m in members]) for side in (0, 1)]
+    if head is not None:
+        header += ["sparse ms", "dense ms"]
+    return table(rows, header)
+
+
+def _sum_ms(values: list[float | None]) -> str:
+    known = [v for v in values if v is not None]
+    return f"{sum(known):.3f}" if known else "-"

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from maskpro_deploy.bench import wording
 from maskpro_deploy.bench.environment import circumstances, reproduce_note
 from maskpro_deploy.bench.kernels.measure import KernelCase, KernelResult
+from maskpro_deploy.bench.results import wording
 from maskpro_deploy.bench.roofline import Load, floor
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.summary import UNKNOWN, markdown_page, number
+from maskpro_deploy.bench.sweeps.summary import UNKNOWN, markdown_page, number
 from maskpro_deploy.reports import plots
 from maskpro_deploy.reports.blocks import CodeSection, ListSection, PlotSection, Report, Section, TableSection
 from maskpro_deploy.reports.latency import environment_table
 from maskpro_deploy.reports.plots import Bar
+from maskpro_deploy.system.output import table
 
 TOTALS = ("M", "form", "model ms", "layer ms", "against {}", "interval", "verdict")
 PRODUCTS = ("product", "count", "M", "form", "us", "GFLOP/s", "floor us", "against {}", "interval", "verdict")
@@ -220,3 +221,12 @@ def markdown(result: KernelResult) -> str:
         tables.append(("The whole model on the GPU", GPU_TOTALS, rows))
     points = {"Why this run is invalid": result.invalid_reasons, "Verdicts": verdicts(result), "How to read this": notes(result)}
     return markdown_page("Benchmark: kernels", headline(result), tables, points, str(result.environment["command_line"]))
+
+
+def render_text(result: KernelResult) -> str:
+    """The result as it is printed."""
+    lines = [table(product_rows(result), header(PRODUCTS, result)), "", table(total_rows(result), header(TOTALS, result)), ""]
+    if rows := gpu_rows(result.gpu):
+        lines += [table(rows, GPU_TOTALS), ""]
+    lines += [f"INVALID: {reason}" for reason in result.invalid_reasons]
+    return "\n".join([*lines, *verdicts(result), "", *notes(result)])

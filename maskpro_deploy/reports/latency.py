@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from maskpro_deploy.bench import summary
 from maskpro_deploy.bench.environment import reproduce_note
-from maskpro_deploy.bench.result import BenchResult, CaseResult
 from maskpro_deploy.bench.statistics import intervals, stats
+from maskpro_deploy.bench.sweeps import summary
+from maskpro_deploy.bench.sweeps.result import BenchResult, CaseResult
 from maskpro_deploy.reports import plots
 from maskpro_deploy.reports.blocks import CodeSection, ListSection, PlotSection, Report, Section, TableSection
 from maskpro_deploy.reports.plots import Bar

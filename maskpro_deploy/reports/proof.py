@@ -1,18 +1,20 @@
-"""A validation as a report page."""
+"""A validation as a report page, and as text."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 from maskpro_deploy.reports import plots
 from maskpro_deploy.reports.blocks import ListSection, PlotSection, Report, Section, TableSection
+from maskpro_deploy.system.output import table
 
 if TYPE_CHECKING:
     from maskpro_deploy.validation import TensorReport, Unchecked, ValidationReport
 
 _HEADER = ("tensor", "shape", "dtype", "axis", "satisfies", "groups", "violations", "short", "density", "-0.0", "cores", "result")
 _MOST_BARS = 2000
+_SHOWN = 20  # lines of a kind in the text
 
 
 def build(report: ValidationReport) -> Report:
@@ -108,3 +110,74 @@ def _row(t: TensorReport) -> tuple[str, ...]:
         t.tensor_cores,
         result if t.required else f"{result} (not required)",
     )
+
+
+def render_text(report: ValidationReport) -> str:
+    """The report as it is printed: one line a kind of layer, then every tensor that fails, then the verdict."""
+    blocks = [f"{report.path} ({report.kind})"]
+    if report.tensors:
+        header = ["layers", "tensors", "shape", "dtype", "axis", "pattern", "groups", "violations", "short", "density", "cores"]
+        blocks.append(table(_kind_rows(report), header))
+    blocks.append(_account_line(report))
+    failed = report.failed if report.pattern is not None else ()
+    blocks.extend(_lines("fails", [(t.name, t.why()) for t in failed]))
+    blocks.extend(_lines("unaccounted for", [(u.name, f"{u.reason}{_users(u)}") for u in report.unchecked]))
+    blocks.extend(_lines("contradiction", [("", p) for p in report.problems]))
+    if signed := sum(t.negative_zeros for t in report.required):
+        blocks.append(f"note: {signed} zeros are -0.0, which some sparse kernels take for values")
+    if short := sum(t.short for t in report.required):
+        why = "fewer nonzeros, as --at-most allows" if report.at_most else "a kept weight that is itself zero"
+        blocks.append(f"note: {short:,} groups are short: {why}")
+    blocks.extend(f"note: {note}" for note in report.notes)
+    if any(t.tensor_cores == "fits" for t in report.required):
+        blocks.append("note: cores says whether the shape suits sparse tensor cores (f32: once it is 16 bit), not what is faster")
+    blocks.append(report.verdict)
+    return "\n".join(blocks)
+
+
+def _account_line(report: ValidationReport) -> str:
+    """What became of the bytes of all stored tensors, in a line."""
+    account = report.account
+    parts = ", ".join(f"{name} {size:,} ({100 * share:.1f} %)" for name, size, share in account.rows())
+    return f"account of {account.total:,} bytes in stored tensors: {parts}"
+
+
+def _lines(label: str, items: list[tuple[str, str]]) -> list[str]:
+    lines = [f"{label}: {name}: {why}" if name else f"{label}: {why}" for name, why in items[:_SHOWN]]
+    if len(items) > _SHOWN:
+        lines.append(f"{label}: {len(items) - _SHOWN} more (--json lists all)")
+    return lines
+
+
+def _kind(name: str) -> str:
+    """The name without its layer number: model.layers.3.mlp.up_proj.weight -> model.layers.*.mlp.up_proj.weight."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+def _kind_rows(report: ValidationReport) -> list[list[str]]:
+    kinds: dict[tuple[object, ...], list[TensorReport]] = defaultdict(list)
+    for t in report.tensors:
+        kinds[(_kind(t.name), t.shape, t.dtype, t.axis, t.required)].append(t)
+    rows = []
+    for (kind, shape, dtype, axis, required), tensors in kinds.items():
+        size = sum(t.size for t in tensors)
+        held = sum(t.holds for t in tensors)
+        pattern = str(report.pattern) if report.pattern and held == len(tensors) else f"{held} of {len(tensors)}"
+        if report.detected:  # each kind with the finest that it holds
+            pattern = ", ".join(sorted({str(t.satisfies[0]) if t.satisfies else "none" for t in tensors}))
+        rows.append(
+            [
+                f"{kind}" if required else f"{kind} (not required)",
+                str(len(tensors)),
+                "x".join(map(str, shape)) if isinstance(shape, tuple) else "",
+                str(dtype),
+                str(axis),
+                pattern if report.pattern else "none",
+                f"{sum(t.groups for t in tensors):,}",
+                f"{sum(t.violations for t in tensors):,}",
+                f"{sum(t.short for t in tensors):,}",
+                f"{sum(t.nonzeros for t in tensors) / size:.4f}" if size else "-",
+                tensors[0].tensor_cores,
+            ]
+        )
+    return rows

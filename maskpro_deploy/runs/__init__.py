@@ -1,4 +1,5 @@
-"""The measurements behind `benchmark` and `eval`: from opened targets to results on stdout, in files and on pages.
+"""The work of commands that takes more than one call of the library: measured, saved, written and printed.
 
-What enters: settings that a command has read. What leaves: results, saved and printed. May import: targets, reports and below.
+What enters: settings that a command has read. What leaves: results, on stdout, in files and on pages. May import: targets and
+reports, and what is below them.
 """

@@ -8,22 +8,26 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskpro_deploy.bench import environment
 from maskpro_deploy.bench.graph_work import graph_work
 from maskpro_deploy.bench.kernels.measure import KernelCase, KernelResult, kernel_cases, run_kernels
-from maskpro_deploy.bench.kernels.saved import SavedKernels, check_same
+from maskpro_deploy.bench.kernels.saved import SavedKernels, check_same, load
+from maskpro_deploy.bench.products.model import ModelProducts, measure_model
 from maskpro_deploy.bench.roofline import measure_bandwidth
 from maskpro_deploy.bench.sessions import Run, empty_run
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.sweep import SweepConfig
-from maskpro_deploy.gpu_check.products import ModelProducts, of_model
+from maskpro_deploy.bench.sweeps.sweep import SweepConfig
+from maskpro_deploy.errors import check_names
 from maskpro_deploy.manifest import Manifest, safe_path
-from maskpro_deploy.runs.output import measured_arithmetic
+from maskpro_deploy.reports import kernels as kernel_reports
+from maskpro_deploy.runs.output import Output, Renderers, RunFolder, run_benchmark
+from maskpro_deploy.runs.sessions import measure_onnxruntime
 from maskpro_deploy.system.progress import Meter
-from maskpro_deploy.targets.products import OpenForm
+from maskpro_deploy.targets.products import FORMS, OpenForm
 
 if TYPE_CHECKING:
     from maskpro_deploy.bench.arms import MeasureConfig, Task
@@ -44,6 +48,9 @@ class KernelsConfig:
         samples: of each form in each case, over all sessions.
         threads: CPU threads; None: all cores.
         least_difference: the smallest difference of interest, as a fraction; it concerns the verdicts only.
+
+    Raises:
+        ConfigError: a form is not known or named twice.
     """
 
     tokens: tuple[int, ...]
@@ -53,6 +60,9 @@ class KernelsConfig:
     samples: int
     threads: int | None
     least_difference: float = stats.LEAST_DIFFERENCE
+
+    def __post_init__(self) -> None:
+        check_names("--forms", self.forms, FORMS)
 
     @property
     def measure(self) -> MeasureConfig:
@@ -69,6 +79,22 @@ class KernelsConfig:
     def to_json(self) -> dict[str, Any]:
         """As the result states it; the forms stand beside it."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "forms"}
+
+
+def benchmark_kernels(bundle: Path, config: KernelsConfig, output: Output) -> None:
+    """Measure the products of a bundle's model, write the report, print.
+
+    Raises:
+        CheckFailed: the run is invalid.
+        MaskProError: as `KernelsRun`.
+    """
+
+    def run(folder: RunFolder) -> KernelResult:
+        earlier = folder.load_earlier(load)
+        return KernelsRun(bundle, config, earlier=earlier, append=output.append, save=folder.save).measure()
+
+    page, markdown = kernel_reports.page, kernel_reports.markdown
+    run_benchmark(run, Renderers(text=kernel_reports.render_text, markdown=markdown, page=page), output)
 
 
 class KernelsRun:
@@ -120,15 +146,15 @@ class KernelsRun:
 
     def measure(self) -> KernelResult:
         """Measure what is not measured yet."""
-        self._bandwidth, self._arithmetic = measure_bandwidth(self._config.threads), measured_arithmetic(self._config.threads)
+        self._bandwidth, self._arithmetic = measure_bandwidth(self._config.threads), measure_onnxruntime(self._config.threads)
         if self._append or self._earlier is None or not self._earlier.cpu_finished:
             self._measure_on_cpu()
         self._measure_on_gpu()
         return self._result(cpu_finished=True, finished=True)
 
     def _measure_on_cpu(self) -> None:
-        meter, flush = Meter("kernels", "sessions"), _flush()
-        openers = {form: partial(_opened, form, self._config.threads, flush) for form in self._config.forms}
+        meter, flush = Meter("kernels", "sessions"), _make_flush()
+        openers = {form: partial(_open_form, form, self._config.threads, flush) for form in self._config.forms}
 
         def save(run: Run[KernelCase]) -> None:
             self._save(self._result(cpu_finished=False, finished=False))
@@ -142,8 +168,8 @@ class KernelsRun:
         earlier = self._earlier.gpu_cells if self._earlier is not None else []
         meter = Meter("kernels on the GPU", "products")
 
-        def save(found: Mapping[str, Any]) -> None:
-            self._gpu = found
+        def save(figures: Mapping[str, Any]) -> None:
+            self._gpu = figures
             self._save(self._result(cpu_finished=True, finished=False))
 
         model = ModelProducts(
@@ -156,11 +182,11 @@ class KernelsRun:
             progress=meter,
         )
         try:
-            found = of_model(model)
+            figures = measure_on_gpu(model)
         finally:
             meter.close()
-        if found["measured"] or not earlier:  # else the GPU is gone, and its figures stay
-            self._gpu = found
+        if figures["measured"] or not earlier:  # else the GPU is gone, and its figures stay
+            self._gpu = figures
 
     def _result(self, *, cpu_finished: bool, finished: bool) -> KernelResult:
         run, earlier = self._run, self._earlier
@@ -184,12 +210,21 @@ class KernelsRun:
         )
 
 
+def measure_on_gpu(model: ModelProducts) -> dict[str, Any]:
+    """What `measure_model` gives, where torch is installed."""
+    if find_spec("torch") is None:
+        return {"measured": False, "reason": "torch is not installed"}
+    import torch
+
+    return measure_model(torch, model)
+
+
 @contextmanager
-def _opened(form: str, threads: int | None, flush: Callable[[], object]) -> Iterator[Callable[[KernelCase], Task]]:
+def _open_form(form: str, threads: int | None, flush: Callable[[], object]) -> Iterator[Callable[[KernelCase], Task]]:
     yield OpenForm(form, threads, flush)
 
 
-def _flush() -> Callable[[], object]:
+def _make_flush() -> Callable[[], object]:
     """Overwrites a buffer twice as large as the caches."""
     import numpy as np
 

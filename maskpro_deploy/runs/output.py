@@ -1,181 +1,184 @@
-"""How a benchmark run ends: printed, written to a folder, and an exit code by whether it is valid."""
+"""How a benchmark or an evaluation ends: printed, written to a folder, and an exit code by whether it is valid."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
-from maskpro_deploy.errors import CheckFailed
-from maskpro_deploy.system.output import emit, table
-from maskpro_deploy.targets.arms import notes_for
+from maskpro_deploy.bench.sweeps.result import RESULT_FILE
+from maskpro_deploy.errors import CheckFailed, ConfigError, InputError, Interrupted
+from maskpro_deploy.reports.blocks import REPORT_FILE, Report, write
+from maskpro_deploy.system.extras import require
+from maskpro_deploy.system.files import atomic_file, check_free, new_folder, write_json
+from maskpro_deploy.system.output import emit
 
-if TYPE_CHECKING:
-    from maskpro_deploy.bench.model import ModelArm
-    from maskpro_deploy.bench.result import BenchResult
-    from maskpro_deploy.bench.roofline import Arithmetic
-    from maskpro_deploy.bench.sweep import SweepOptions
-    from maskpro_deploy.reports.blocks import Report
-
-
-class Measure(Protocol):
-    """Measures arms that are open."""
-
-    def __call__(self, arms: list[ModelArm[Any]], given: SweepOptions, /) -> BenchResult: ...
-
-
-def measure_and_emit(
-    measure: Measure,
-    open_all: Callable[[], list[ModelArm[Any]]],
-    *,
-    out: Path | None,
-    force: bool,
-    resume: bool,
-    append: bool,
-    threads: int | None,
-    as_json: bool,
-) -> None:
-    """Open the bundles, measure, save after each session, print, write; exit code 1 for an invalid run."""
-    from maskpro_deploy.bench.saved import load
-    from maskpro_deploy.bench.summary import headline, markdown
-    from maskpro_deploy.reports.latency import page
-    from maskpro_deploy.system.extras import require
-    from maskpro_deploy.system.progress import Meter
-
-    earlier = check_out(out, force=force, resume=resume, append=append)
-    if out is not None:
-        require("report", "writing report.html")
-    arms = open_all()
-    saved = load(out) if out is not None and earlier else None
-    meter = Meter("benchmark", "sessions")
-    options: SweepOptions = {"notes": notes_for(arms), "progress": meter, "earlier": saved, "append": append}
-    if all(arm.on_cpu for arm in arms):
-        options["arithmetic"] = measured_arithmetic(threads)
-    folder = Folder(out, fresh=not earlier, force=force) if out is not None else None
-    if folder is not None:
-        options["save"] = folder.save
-    with going_on(folder):
-        result = measure(arms, options)
-    meter.close()
-    if out is not None:
-        write_files(result.to_json(), markdown(result), page(result), out)
-    emit(as_json, result.to_json(), text(result, out))
-    if not result.valid:
-        raise CheckFailed(f"the run is invalid: {headline(result).removeprefix('Invalid: ')}\nNo comparison was made.")
-
-
-def check_out(out: Path | None, *, force: bool, resume: bool, append: bool) -> bool:
-    """Whether there is an earlier result to go on with.
-
-    Raises:
-        ConfigError: flags that contradict each other.
-        InputError: the folder holds something that is not to be replaced, or nothing that one could go on with.
-    """
-    from maskpro_deploy.bench.result import RESULT_FILE
-    from maskpro_deploy.errors import ConfigError, InputError
-    from maskpro_deploy.system.files import check_free
-
-    if resume + append + force > 1:
-        raise ConfigError("--resume, --append and --force exclude each other: go on, add to it, or replace it.")
-    if not (resume or append):
-        if out is not None:
-            check_free(out, force=force)
-        return False
-    if out is None:
-        raise ConfigError(f"--{'resume' if resume else 'append'} needs --out: the folder of the run to go on with.")
-    if (out / RESULT_FILE).is_file():
-        return True
-    if append or (out.exists() and any(out.iterdir())):
-        raise InputError(f"{out} holds no {RESULT_FILE}: there is no run to go on with.\nGive the folder of one as --out.")
-    return False  # interrupted before the first session was over
+MARKDOWN_FILE = "report.md"
+T = TypeVar("T")
 
 
 class Result(Protocol):
-    """What a benchmark found, or has found so far."""
+    """What a run measured, or has measured so far."""
 
     def to_json(self) -> dict[str, Any]:
         """The content of result.json."""
 
 
-class Folder:
-    """A folder that holds the result so far.
-
-    Args:
-        path: the folder.
-        fresh: it does not hold this run yet.
-        force: replace what is there.
-    """
-
-    def __init__(self, path: Path, *, fresh: bool, force: bool) -> None:
-        self.path = path
-        self._fresh, self._force = fresh, force
+class Benchmark(Result, Protocol):
+    """The result of a benchmark, which says whether its figures can be trusted."""
 
     @property
-    def holds_run(self) -> bool:
-        """Whether there is something to go on with."""
-        return not self._fresh
+    def valid(self) -> bool: ...
+
+    @property
+    def invalid_reasons(self) -> Sequence[str]: ...
+
+
+B = TypeVar("B", bound=Benchmark)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renderers(Generic[B]):
+    """How results of a kind are shown: on stdout, in report.md and in report.html."""
+
+    text: Callable[[B], str]
+    markdown: Callable[[B], str]
+    page: Callable[[B], Report]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """Where the result of a run goes, and whether an earlier one is continued.
+
+    Attributes:
+        out: folder of the result; None to print it only.
+        force: replace what is in the folder.
+        resume: go on with the interrupted run in the folder.
+        append: add to the result in the folder.
+        as_json: print one JSON object.
+
+    Raises:
+        ConfigError: options that contradict each other.
+    """
+
+    out: Path | None = None
+    force: bool = False
+    resume: bool = False
+    append: bool = False
+    as_json: bool = False
+
+    def __post_init__(self) -> None:
+        if self.resume + self.append + self.force > 1:
+            raise ConfigError("--resume, --append and --force exclude each other: go on, add to it, or replace it.")
+        if (self.resume or self.append) and self.out is None:
+            raise ConfigError(f"--{'resume' if self.resume else 'append'} needs --out: the folder of the run to go on with.")
+
+    def find_earlier(self) -> Path | None:
+        """The folder, if it holds a result to go on with.
+
+        Raises:
+            InputError: the folder holds something that is not to be replaced, or nothing that one could go on with.
+        """
+        if self.out is None:
+            return None
+        if not (self.resume or self.append):
+            check_free(self.out, force=self.force)
+            return None
+        if (self.out / RESULT_FILE).is_file():
+            return self.out
+        if self.append or (self.out.exists() and any(self.out.iterdir())):
+            raise InputError(
+                f"{self.out} holds no {RESULT_FILE}: there is no run to go on with.\nGive the folder of one as --out."
+            )
+        return None  # interrupted before the first session was over
+
+
+class RunFolder:
+    """The folder that holds the result so far; without `--out` nothing is kept.
+
+    Args:
+        output: where the result goes.
+
+    Raises:
+        InputError: see `Output.find_earlier`.
+        MissingExtraError: the report cannot be written here.
+    """
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._holds_run = (earlier := output.find_earlier()) is not None
+        self._earlier = earlier
+        if output.out is not None:
+            require("report", "writing report.html")
+
+    def load_earlier(self, load: Callable[[Path], T]) -> T | None:
+        """The result to go on with."""
+        return load(self._earlier) if self._earlier is not None else None
 
     def save(self, result: Result) -> None:
         """Write result.json, whole or not at all."""
-        from maskpro_deploy.bench.result import RESULT_FILE
-        from maskpro_deploy.system.files import new_folder, write_json
+        out = self._output.out
+        if out is None:
+            return
+        if self._holds_run:
+            write_json(out / RESULT_FILE, result.to_json())
+            return
+        with new_folder(out, force=self._output.force) as folder:
+            write_json(folder / RESULT_FILE, result.to_json())
+        self._holds_run = True
 
-        if self._fresh:
-            with new_folder(self.path, force=self._force) as folder:
-                write_json(folder / RESULT_FILE, result.to_json())
-            self._fresh = False
-        else:
-            write_json(self.path / RESULT_FILE, result.to_json())
-
-
-@contextmanager
-def going_on(folder: Folder | None) -> Iterator[None]:
-    """Say how to go on, where a run is interrupted that was saved."""
-    from maskpro_deploy.errors import Interrupted
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        if folder is None or not folder.holds_run:
-            raise
-        raise Interrupted(
-            f"interrupted; what was measured is kept in {folder.path}.\nGo on with the same command and --resume."
-        ) from None
+    @contextmanager
+    def explain_interrupt(self) -> Iterator[None]:
+        """Say how to go on, where a run is interrupted that was saved."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if not self._holds_run:
+                raise
+            raise Interrupted(
+                f"interrupted; what was measured is kept in {self._output.out}.\nGo on with the same command and --resume."
+            ) from None
 
 
-def measured_arithmetic(threads: int | None) -> Arithmetic:
-    """The speed of a large fp32 matrix product in onnxruntime, which runs the bundles too."""
-    from maskpro_deploy.bench.roofline import GEMM_SIZE, measure_arithmetic
-    from maskpro_deploy.targets.products import Gemm, open_gemm
+def run_benchmark(measure: Callable[[RunFolder], B], renderers: Renderers[B], output: Output) -> None:
+    """Measure, write the report, print; exit code 1 for an invalid run.
 
-    multiply = open_gemm(Gemm(form="fp32", k=GEMM_SIZE, n=GEMM_SIZE), m=GEMM_SIZE, threads=threads)
-    return measure_arithmetic(threads, multiply, method="onnxruntime")
-
-
-def text(result: BenchResult, out: Path | None = None) -> str:
-    """The result as it is printed."""
-    from maskpro_deploy.bench import summary
-
-    lines = [table(summary.rows(result), summary.columns(result)), ""]
-    if not result.valid:
-        lines += [f"INVALID: {reason}" for reason in result.invalid_reasons] + [""]
-    lines += [verdict.sentence for verdict in summary.verdicts(result)]
-    lines += summary.best_batches(result)
-    lines += ["", *summary.caveats(result)]
-    lines += [f"Machine: {summary.machine_line(result)}"]
-    if out is not None:
-        lines += [f"Report: {out / 'report.html'}"]
-    return "\n".join(lines)
+    Args:
+        measure: given the folder in which to save the result so far.
+        renderers: of the result.
+        output: where it goes.
+    """
+    folder = RunFolder(output)
+    with folder.explain_interrupt():
+        result = measure(folder)
+    if output.out is not None:
+        folder.save(result)
+        write_report(output.out, result, renderers.markdown(result), renderers.page(result))
+    emit_result(result, renderers.text(result), out=output.out, as_json=output.as_json)
+    check_valid(result)
 
 
-def write_files(value: Mapping[str, Any], markdown: str, page: Report, out: Path) -> None:
+def write_report(folder: Path, result: Result | Mapping[str, Any], markdown: str, page: Report) -> None:
     """report.md and report.html, and then result.json, each whole or not at all."""
-    from maskpro_deploy.bench.result import RESULT_FILE
-    from maskpro_deploy.reports.blocks import REPORT_FILE, write
-    from maskpro_deploy.system.files import atomic_file, write_json
-
-    with atomic_file(out / "report.md") as temporary:
+    with atomic_file(folder / MARKDOWN_FILE) as temporary:
         temporary.write_text(markdown, encoding="utf-8")
-    write(page, out / REPORT_FILE)
-    write_json(out / RESULT_FILE, value)
+    write(page, folder / REPORT_FILE)
+    write_json(folder / RESULT_FILE, result if isinstance(result, Mapping) else result.to_json())
+
+
+def emit_result(result: Result, text: str, *, out: Path | None, as_json: bool) -> None:
+    """Print a result, with the place of its report."""
+    place = "" if out is None else f"\nReport: {out / REPORT_FILE}"
+    emit(as_json, result.to_json(), text + place)
+
+
+def check_valid(result: Benchmark) -> None:
+    """Refuse figures that cannot be trusted.
+
+    Raises:
+        CheckFailed: with the first reason.
+    """
+    if not result.valid:
+        raise CheckFailed(f"the run is invalid: {result.invalid_reasons[0]}\nNo comparison was made.")

@@ -10,7 +10,7 @@ import numpy as np
 
 from maskpro_deploy.bench.environment import capture
 from maskpro_deploy.errors import ConfigError, InputError, Interrupted
-from maskpro_deploy.evaluate.log import ResultLog, WindowLog
+from maskpro_deploy.evaluate.log import WindowLog
 from maskpro_deploy.evaluate.result import PERPLEXITY, PerplexityResult
 from maskpro_deploy.evaluate.scores import WindowScore, score_windows
 from maskpro_deploy.system.progress import Meter
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _SAME = ("name", "data_sha256", "window", "stride", "joining", "bos", "special_tokens", "windows")
 
 
-def measure(
+def measure_perplexity(
     targets: Sequence[Target],
     reference: Target | None,
     protocol: ChosenProtocol,
@@ -40,17 +40,16 @@ def measure(
         Interrupted: the user stopped it; what was scored is in `out`.
     """
     text = protocol.load()
-    windows = common_windows(targets, protocol.settings, text)
+    windows = read_common_windows(targets, protocol.settings, text)
     facts = protocol.to_json(text, windows, targets[0].tokenizer)
     name = None if reference is None else reference.name
     if out is None:
         scores = _score(targets, windows, name, run, None)
         models = {t.name: {"engine": t.engine(run)} for t in targets}
         return PerplexityResult(protocol=facts, scores=scores, models=models, reference=name, environment=capture())
-    header = {"kind": PERPLEXITY, **{key: facts[key] for key in _SAME}, "reference": name, "tokens": _sha256(windows.tokens)}
+    header = {"kind": PERPLEXITY, **{key: facts[key] for key in _SAME}, "reference": name, "tokens": _hash_tokens(windows.tokens)}
     count = len(windows.tokens)
-    with ResultLog(out, header, force=force) as opened:
-        log = WindowLog(opened)
+    with WindowLog(out, header, force=force) as log:
         for target in targets:
             log.declare(target.name, target.identity(run))
         left = [t for t in targets if log.scores(t.name, count) is None]
@@ -60,7 +59,7 @@ def measure(
             _score(left, windows, name, run, log)
         except KeyboardInterrupt:
             raise Interrupted(f"stopped; what was scored is in {out}.\nThe same command goes on there.") from None
-    return _result(log, facts, name, count)
+    return _combine_logs(log, facts, name, count)
 
 
 def _score(
@@ -78,42 +77,42 @@ def _score(
         meter.close()
 
 
-def _result(log: WindowLog, facts: dict[str, Any], reference: str | None, count: int) -> PerplexityResult:
+def _combine_logs(log: WindowLog, facts: dict[str, Any], reference: str | None, count: int) -> PerplexityResult:
     """All that the folder holds, from this run and from earlier ones."""
     order = sorted(log.models, key=lambda name: name != reference)
     scores, notes = {}, []
     for name in order:
-        found = log.scores(name, count)
-        if found is None:
+        windows = log.scores(name, count)
+        if windows is None:
             notes.append(f"{name} was stopped before its end and is left out: name it again to finish it.")
         else:
-            scores[name] = found
+            scores[name] = windows
     models = {name: log.models[name] for name in scores}
     return PerplexityResult(
         protocol=facts, scores=scores, models=models, reference=reference, environment=capture(), notes=tuple(notes)
     )
 
 
-def common_windows(targets: Sequence[Target], settings: EvalProtocol, text: Text) -> Windows:
+def read_common_windows(targets: Sequence[Target], settings: EvalProtocol, text: Text) -> Windows:
     """The windows, which must be the same for all targets.
 
     Raises:
         ConfigError: a model takes no window of this length.
         InputError: two of them turn the text into different tokens.
     """
-    found: Windows | None = None
+    common: Windows | None = None
     for target in targets:
         _check_length(settings.window, target.name, target.max_length)
         own = settings.windows(text, target.tokenizer, separator=target.separator, bos_token=target.bos_token)
-        if found is None:
-            found = own
-        elif not np.array_equal(found.tokens, own.tokens):
+        if common is None:
+            common = own
+        elif not np.array_equal(common.tokens, own.tokens):
             raise InputError(
                 f"{targets[0].name} and {target.name} turn the text into different tokens: their perplexities would not "
                 f"compare.\nMeasure models with different tokenizers in separate runs."
             )
-    assert found is not None
-    return found
+    assert common is not None
+    return common
 
 
 def _check_length(window: int, name: str, longest: int | None) -> None:
@@ -124,7 +123,7 @@ def _check_length(window: int, name: str, longest: int | None) -> None:
         )
 
 
-def _sha256(tokens: np.ndarray[Any, Any]) -> str:
+def _hash_tokens(tokens: np.ndarray[Any, Any]) -> str:
     import hashlib
 
     return hashlib.sha256(np.ascontiguousarray(tokens, dtype="<i8").tobytes()).hexdigest()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from maskpro_deploy.bench.environment import capture
 from maskpro_deploy.errors import Interrupted
-from maskpro_deploy.evaluate.log import AnswerLog, ResultLog
+from maskpro_deploy.evaluate.log import AnswerLog
 from maskpro_deploy.evaluate.result import TASKS, TaskResult
 from maskpro_deploy.evaluate.tasks import Metric, TaskSet, TaskSettings
 from maskpro_deploy.lm_eval_model import adapt
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from maskpro_deploy.evaluate.harness import Answers
 
 
-def measure(
+def measure_tasks(
     targets: Sequence[Target],
     reference: Target | None,
     settings: TaskSettings,
@@ -44,15 +44,14 @@ def measure(
         metrics = {t.name: _run(t, tasks, run, batch_size, None) for t in targets}
         models: dict[str, Any] = {t.name: {"engine": t.engine(run)} for t in targets}
         return TaskResult(settings=facts, metrics=metrics, models=models, reference=name, environment=capture())
-    with ResultLog(out, {"kind": TASKS, **facts, "reference": name}, force=force) as opened:
-        log = AnswerLog(opened)
+    with AnswerLog(out, {"kind": TASKS, **facts, "reference": name}, force=force) as log:
         for target in targets:
             log.declare(target.name, target.identity(run))
         try:
             for target in targets:
                 if target.name not in log.results:
-                    found = _run(target, tasks, run, batch_size, _Answers(log, target.name))
-                    log.finish(target.name, [dataclasses.asdict(m) for m in found])
+                    figures = _run(target, tasks, run, batch_size, _Answers(log, target.name))
+                    log.finish(target.name, [dataclasses.asdict(m) for m in figures])
         except KeyboardInterrupt:
             raise Interrupted(f"stopped; the answers so far are in {out}.\nThe same command goes on there.") from None
     order = sorted((n for n in log.models if n in log.results), key=lambda n: n != name)

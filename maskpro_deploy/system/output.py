@@ -6,18 +6,26 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 
-def emit(as_json: bool, value: dict[str, Any], text: str) -> None:
-    """Print a result: `value` as one JSON object, or `text`. A reader that went away does not change the exit code."""
+@contextmanager
+def ignore_closed_stdout() -> Iterator[None]:
+    """Drop what is left to print once the reader of stdout is gone, as `head` goes: it changes neither work nor exit code."""
     try:
-        click.echo(json.dumps(value, allow_nan=False) if as_json else text)
+        yield
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def emit(as_json: bool, value: dict[str, Any], text: str) -> None:
+    """Print a result: `value` as one JSON object, or `text`."""
+    with ignore_closed_stdout():
+        click.echo(json.dumps(value, allow_nan=False) if as_json else text)
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str] | None = None) -> str:

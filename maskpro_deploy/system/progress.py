@@ -11,7 +11,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
@@ -35,6 +35,15 @@ class _Silent:
 
 
 SILENT: Progress = _Silent()
+# where work of several stages asks for the progress of each: by what is going on ("exporting") and what is counted ("bytes")
+Stages = Callable[[str, str], Progress]
+
+
+def silent_stage(label: str, unit: str) -> Progress:
+    """Stages that nobody watches."""
+    return SILENT
+
+
 _TICK_S = 0.2
 
 
@@ -112,6 +121,22 @@ class Meter:
     def _print(self, line: str) -> None:
         self._stream.write(f"\r\x1b[2K{line}" if self._terminal else f"{line}\n")
         self._stream.flush()
+
+
+class Meters:
+    """A meter for each stage of some work: its line ends where the next stage begins."""
+
+    def __init__(self) -> None:
+        self._meter: Meter | None = None
+
+    def __call__(self, label: str, unit: str) -> Meter:
+        self.close()
+        self._meter = Meter(label, unit)
+        return self._meter
+
+    def close(self) -> None:
+        if self._meter is not None:
+            self._meter.close()
 
 
 def _short(value: float) -> str:

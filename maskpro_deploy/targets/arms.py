@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from maskpro_deploy.bench.model import Forward, ModelArm
-    from maskpro_deploy.manifest import Manifest
-    from maskpro_deploy.runtime import SessionConfig
+from maskpro_deploy.bench.graph_work import graph_work
+from maskpro_deploy.bench.model import Forward, ModelArm
+from maskpro_deploy.data import load_tokenizer
+from maskpro_deploy.errors import ConfigError, InputError
+from maskpro_deploy.manifest import Manifest, safe_path
+from maskpro_deploy.runtime import SessionConfig, open_session
 
 CPU_NOTE = (
     "Stock onnxruntime has no 2:4 kernels on a CPU: it multiplies the zeros of a sparse weight like any other value. "
@@ -41,63 +44,56 @@ def open_arms(
         InputError: a path is no bundle, or two bundles have different tokenizers.
         ConfigError: more forms or engines than bundles.
     """
-    from maskpro_deploy.bench.graph_work import graph_work
-    from maskpro_deploy.bench.model import ModelArm
-    from maskpro_deploy.manifest import Manifest, safe_path
-    from maskpro_deploy.runtime import SessionConfig, open_session
-
-    forms, engines = _each(form, len(bundles), "--form"), _each(engine, len(bundles), "--engine")
-    configs = [
-        SessionConfig(provider=provider, threads=threads, spin=spin, form=f, engine=e)
-        for f, e in zip(forms, engines, strict=True)
-    ]
+    forms, engines = _give_each(form, len(bundles), "--form"), _give_each(engine, len(bundles), "--engine")
     manifests = [Manifest.load(bundle, engines=False) for bundle in bundles]
     _check_tokenizers(bundles)
-    arms = []
-    names = [" ".join(part for part in parts if part) for parts in zip(_names(bundles), forms, engines, strict=True)]
-    for bundle, manifest, config, name in zip(bundles, manifests, configs, names, strict=True):
-        session = open_session(bundle, config)
-        shape, graph, active = session.shape, session.graph, session.providers[0]
-        del session  # one model in memory at a time
-        work = graph_work(safe_path(bundle, graph.file))
-        value_bytes = 4 if graph.dtype == "fp32" else 2
-        plain = graph.dtype == "fp32" and graph.quantization is None  # what the measured ceiling is for
-        arms.append(
-            ModelArm(
-                name=name,
-                open=partial(_opened, bundle, config),
-                vocab_size=shape.vocab_size,
-                max_length=shape.max_length,
-                weight_bytes=work.weight_bytes,
-                kv_bytes_per_token=2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * value_bytes,
-                operations_per_token=work.operations_per_token if plain else None,
-                attention_operations=4 * shape.num_layers * shape.num_heads * shape.head_dim if plain else None,
-                on_cpu=active == "CPUExecutionProvider",
-                facts={
-                    "model_id": shape.name,
-                    "path": str(bundle),
-                    "dtype": graph.dtype,
-                    "quantization": graph.quantization,
-                    "cache_form": graph.form,
-                    "sparsity": manifest.sparsity,
-                    "sparse_weights": len(manifest.sparse_weights),
-                    "provider": active,
-                    "engine": config.engine,
-                    "threads": threads,
-                    "threads_spin": spin,
-                    "files_sha256": _digest(manifest),
-                    "weights_sha256": _weights(manifest),
-                    "graph_sha256": work.structure_sha256,
-                },
-            )
-        )
-    return arms
+    parts = zip(_name_bundles(bundles), forms, engines, strict=True)
+    names = [" ".join(part for part in (name, form, engine) if part) for name, form, engine in parts]
+    configs = [
+        SessionConfig(provider=provider, threads=threads, spin=spin, form=form, engine=engine)
+        for form, engine in zip(forms, engines, strict=True)
+    ]
+    return [_open_arm(*each) for each in zip(names, bundles, manifests, configs, strict=True)]
 
 
-def _each(given: str | None, count: int, flag: str) -> list[str | None]:
+def _open_arm(name: str, bundle: Path, manifest: Manifest, config: SessionConfig) -> ModelArm[Any]:
+    """A bundle as an arm. Its session is closed again: one model in memory at a time."""
+    session = open_session(bundle, config)
+    shape, graph, active = session.shape, session.graph, session.providers[0]
+    work = graph_work(safe_path(bundle, graph.file))
+    value_bytes = 4 if graph.dtype == "fp32" else 2
+    plain = graph.dtype == "fp32" and graph.quantization is None  # what the measured ceiling is for
+    return ModelArm(
+        name=name,
+        open=partial(_open_forward, bundle, config),
+        vocab_size=shape.vocab_size,
+        max_length=shape.max_length,
+        weight_bytes=work.weight_bytes,
+        kv_bytes_per_token=2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * value_bytes,
+        operations_per_token=work.operations_per_token if plain else None,
+        attention_operations=4 * shape.num_layers * shape.num_heads * shape.head_dim if plain else None,
+        on_cpu=active == "CPUExecutionProvider",
+        facts={
+            "model_id": shape.name,
+            "path": str(bundle),
+            "dtype": graph.dtype,
+            "quantization": graph.quantization,
+            "cache_form": graph.form,
+            "sparsity": manifest.sparsity,
+            "sparse_weights": len(manifest.sparse_weights),
+            "provider": active,
+            "engine": config.engine,
+            "threads": config.threads,
+            "threads_spin": config.spin,
+            "files_sha256": _hash_files(manifest),
+            "weights_sha256": _identify_weights(manifest),
+            "graph_sha256": work.structure_sha256,
+        },
+    )
+
+
+def _give_each(given: str | None, count: int, flag: str) -> list[str | None]:
     """A value for each bundle, from one for all or one for each, separated by commas."""
-    from maskpro_deploy.errors import ConfigError
-
     values: list[str | None] = list(given.split(",")) if given else [None]
     if len(values) not in (1, count):
         raise ConfigError(f"{flag} {given}: give one for all, or one for each of the {count} bundles.")
@@ -105,31 +101,24 @@ def _each(given: str | None, count: int, flag: str) -> list[str | None]:
 
 
 @contextmanager
-def _opened(bundle: Path, config: SessionConfig) -> Iterator[Forward[Any]]:
+def _open_forward(bundle: Path, config: SessionConfig) -> Iterator[Forward[Any]]:
     """A new session of a bundle, gone with the context."""
-    from maskpro_deploy.runtime import open_session
-
     yield open_session(bundle, config).forward
 
 
-def _digest(manifest: Manifest) -> str:
+def _hash_files(manifest: Manifest) -> str:
     """One hash for all files of a bundle."""
-    import hashlib
-
     lines = sorted(f"{entry.path} {entry.sha256}" for entry in manifest.files)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _weights(manifest: Manifest) -> str | None:
+def _identify_weights(manifest: Manifest) -> str | None:
     """One hash for the weights before they were stored in some precision: those of the dense model and of its masks."""
     dense, masks = (manifest.source.get(name) for name in ("dense_sha256", "masks_sha256"))
     return None if dense is None else f"{dense}+{masks}"
 
 
 def _check_tokenizers(bundles: list[Path]) -> None:
-    from maskpro_deploy.data import load_tokenizer
-    from maskpro_deploy.errors import InputError
-
     first, *others = bundles
     vocabulary = load_tokenizer(first).get_vocab()
     for other in others:
@@ -140,7 +129,7 @@ def _check_tokenizers(bundles: list[Path]) -> None:
             )
 
 
-def _names(bundles: list[Path]) -> list[str]:
+def _name_bundles(bundles: list[Path]) -> list[str]:
     """Folder names; the whole paths where these are the same; numbered where one bundle is measured against itself."""
     names = [bundle.resolve().name for bundle in bundles]
     if len(set(names)) < len(names):

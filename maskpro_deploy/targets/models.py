@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from maskpro_deploy.backends.providers import AUTO, CPU, CUDA, check_provider_name, check_runs_engines, runs_in_onnxruntime
 from maskpro_deploy.data import load_tokenizer, separator_token
-from maskpro_deploy.errors import ConfigError, MachineError
+from maskpro_deploy.errors import MachineError, check_known
 from maskpro_deploy.manifest import MANIFEST_FILE, Manifest, ModelShape
 from maskpro_deploy.models import resolve
 from maskpro_deploy.system.extras import require
@@ -29,9 +30,7 @@ from maskpro_deploy.system.files import read_json, sha256_file
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
-TORCH, RUNTIME, NATIVE = "torch", "onnxruntime", "trt-native"
-AUTO = "auto"
-_ENGINE_PROVIDERS = ("tensorrt", NATIVE)
+TORCH, RUNTIME = "torch", "onnxruntime"
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -40,8 +39,8 @@ class RunConfig:
     """Where models run.
 
     Attributes:
-        provider: "auto", "cpu" or "cuda"; for bundles also "tensorrt" and "trt-native" (a checkpoint beside them runs in torch,
-            on the GPU if there is one).
+        provider: one of `backends.providers`, or "auto"; a checkpoint next to a bundle in TensorRT runs in torch, on the GPU if
+            there is one.
         threads: CPU threads; None for all cores.
         dtype: of a checkpoint in torch, one of DTYPES; a bundle has its own.
         form: of a bundle's key/value cache; None takes the bundle's own graph.
@@ -55,10 +54,9 @@ class RunConfig:
     engine: str | None = None
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"--dtype {self.dtype!r} is unknown: {', '.join(DTYPES)}.")
-        if self.engine is not None and self.provider not in _ENGINE_PROVIDERS:
-            raise ConfigError(f"--engine {self.engine} is for --provider {' or '.join(_ENGINE_PROVIDERS)}.")
+        check_known("--dtype", self.dtype, DTYPES)
+        check_provider_name(self.provider)
+        check_runs_engines(self.provider, self.engine)
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Target:
         """What runs it."""
         if self.manifest is None:
             return TORCH
-        return NATIVE if run.provider == NATIVE else RUNTIME
+        return RUNTIME if runs_in_onnxruntime(run.provider) else run.provider
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -118,8 +116,8 @@ class Target:
         """The tokens that end a text, as the model's configuration names them."""
         if self.manifest is not None:
             return self.manifest.model.eos_token_ids
-        found = self._config.get("eos_token_id", self._text_config.get("eos_token_id"))
-        return tuple(t for t in (found if isinstance(found, list) else [found]) if isinstance(t, int))
+        tokens = self._config.get("eos_token_id", self._text_config.get("eos_token_id"))
+        return tuple(t for t in (tokens if isinstance(tokens, list) else [tokens]) if isinstance(t, int))
 
     def named_token(self, key: str) -> int | None:
         """What tokenizer_config.json calls "bos_token" or "eos_token"; without that file, what the model's configuration does."""
@@ -201,8 +199,8 @@ class OpenTarget:
 
     def logits(self, tokens: Ints) -> Floats:
         """Logits after each token.  # (B, S) -> (B, S, V)"""
-        found: Floats = self._model.logits(tokens)
-        return found
+        logits: Floats = self._model.logits(tokens)
+        return logits
 
     def forward(self, tokens: Ints, cache: Any = None, attention_mask: Ints | None = None) -> tuple[Floats, Any]:
         """Logits after each new token, and the longer cache; the old one is used up.
@@ -244,7 +242,7 @@ def open_target(target: Target, run: RunConfig) -> OpenTarget:
 
 
 def _device(provider: str, cuda: bool) -> str:
-    """Where torch runs a checkpoint; beside a bundle in TensorRT it takes the GPU if it can."""
-    if provider == "cuda" and not cuda:
-        raise MachineError("--provider cuda: torch finds no NVIDIA GPU here.\nRun on the CPU: --provider cpu.")
-    return "cuda" if cuda and provider != "cpu" else "cpu"
+    """Where torch runs a checkpoint; next to a bundle in TensorRT it takes the GPU if it can."""
+    if provider == CUDA and not cuda:
+        raise MachineError(f"--provider {CUDA}: torch finds no NVIDIA GPU here.\nRun on the CPU: --provider {CPU}.")
+    return "cuda" if cuda and provider != CPU else "cpu"

@@ -20,9 +20,10 @@ import numpy.typing as npt
 from maskpro_deploy.bench.arms import PreparedTask, Task, Work
 from maskpro_deploy.bench.kernels.measure import KernelCase
 from maskpro_deploy.exporters.graph.quantization import Quantization, pack_nibbles
+from maskpro_deploy.exporters.graph.weight_kinds import WEIGHT_KINDS
 
-FP32, SPARSE, INT8, INT4 = "fp32", "2:4", "int8", "int4"
-FORMS = (FP32, SPARSE, INT8, INT4)
+FP32, SPARSE = "fp32", "2:4"
+FORMS = (FP32, SPARSE, *(kind.name for kind in WEIGHT_KINDS.values() if kind.fused_on_cpu))
 _OPSET, _IR_VERSION = 23, 11
 
 
@@ -42,15 +43,18 @@ class Gemm:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the stored weight and its scales."""
-        values = self.k * self.n
-        if self.form == INT8:
-            return values + 4 * self.n
-        if self.form == INT4:
-            return values // 2 + 4 * self.n * (self.k // 32)
-        return 4 * values
+        if (stored := self.quantization) is None:
+            return 4 * self.k * self.n
+        block = stored.block_for(self.k)
+        return self.k * self.n * stored.stored.bits // 8 + 4 * self.n * (self.k // block if block else 1)
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """How bundles store such a weight; None for fp32."""
+        return Quantization.make(self.form, None) if self.form in WEIGHT_KINDS else None
 
 
-def weights(gemm: Gemm, seed: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+def draw_weights(gemm: Gemm, seed: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     """A random weight as integers of 4 bits and a scale for each column, so that all forms can hold the same numbers.
 
     Returns:
@@ -70,12 +74,12 @@ def gemm_model(gemm: Gemm, copies: int = 1) -> bytes:
 
     nodes, constants, outputs = [], [], []
     for i in range(copies):
-        integers, scale = weights(gemm, i)
-        if gemm.form in (FP32, SPARSE):
+        integers, scale = draw_weights(gemm, i)
+        if gemm.quantization is None:
             constants.append(numpy_helper.from_array(integers * scale, f"w{i}"))
             name = f"w{i}"
         else:
-            stored, scales, settings = _quantised(gemm, integers, scale, i)
+            stored, scales, settings = _quantise(gemm.quantization, integers, scale, f"q{i}")
             constants += [stored, numpy_helper.from_array(scales, f"s{i}")]
             nodes.append(helper.make_node("DequantizeLinear", [f"q{i}", f"s{i}"], [f"w{i}"], **settings))
             name = f"w{i}"
@@ -87,20 +91,18 @@ def gemm_model(gemm: Gemm, copies: int = 1) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _quantised(
-    gemm: Gemm, integers: npt.NDArray[np.int8], scale: npt.NDArray[np.float32], i: int
+def _quantise(
+    quantization: Quantization, integers: npt.NDArray[np.int8], scale: npt.NDArray[np.float32], name: str
 ) -> tuple[Any, npt.NDArray[np.float32], dict[str, int]]:
     """The stored tensor, its scales and the settings of DequantizeLinear, as bundles have them."""
-    from onnx import TensorProto, helper
+    from onnx import helper
 
-    if gemm.form == INT8:
-        return helper.make_tensor(f"q{i}", TensorProto.INT8, integers.shape, integers.tobytes(), raw=True), scale, {"axis": 1}
-    packed = pack_nibbles(integers).tobytes()
-    stored = helper.make_tensor(f"q{i}", TensorProto.INT4, integers.shape, packed, raw=True)
-    block = Quantization.make(INT4, None).block_for(gemm.k)
-    if not block:
-        return stored, scale, {"axis": 1}
-    return stored, np.tile(scale, (gemm.k // block, 1)), {"axis": 0, "block_size": block}
+    k, kind = len(integers), quantization.stored
+    raw = (pack_nibbles(integers) if kind.bits < 8 else integers).tobytes()
+    stored = helper.make_tensor(name, helper.np_dtype_to_tensor_dtype(kind.dtype), integers.shape, raw, raw=True)
+    if block := quantization.block_for(k):
+        return stored, np.tile(scale, (k // block, 1)), {"axis": 0, "block_size": block}
+    return stored, scale, {"axis": 1}
 
 
 class Product:
@@ -172,8 +174,8 @@ class OpenForm:
 
     def error(self, case: KernelCase) -> float:
         """The largest difference of the first product from numpy's in fp32, as a part of the largest value."""
-        integers, scale = weights(Gemm(form=self._form, k=case.k, n=case.n), 0)
-        expected = _tokens(case) @ (integers * scale)
+        integers, scale = draw_weights(Gemm(form=self._form, k=case.k, n=case.n), 0)
+        expected = _draw_tokens(case) @ (integers * scale)
         return float(np.abs(self._call(case)()[0] - expected).max() / np.abs(expected).max())
 
     def _call(self, case: KernelCase) -> Callable[[], list[npt.NDArray[np.float32]]]:
@@ -181,9 +183,9 @@ class OpenForm:
             self._product = None  # before the next one is made
             self._product = Product(Gemm(form=self._form, k=case.k, n=case.n), case.copies, self._threads)
             self._shape = (case.k, case.n)
-        return self._product.call(_tokens(case))
+        return self._product.call(_draw_tokens(case))
 
 
-def _tokens(case: KernelCase) -> npt.NDArray[np.float32]:
+def _draw_tokens(case: KernelCase) -> npt.NDArray[np.float32]:
     """# (M, K)"""
     return np.random.default_rng([case.m, case.k]).standard_normal((case.m, case.k), dtype=np.float32)

@@ -58,18 +58,18 @@ def running_targets(targets: Sequence[str], options: Sequence[str], *, last_firs
         MachineError: a server did not start.
     """
     with contextlib.ExitStack() as stack:
-        found = []
-        named = list(zip(targets, _names(targets), strict=True))
+        running = []
+        named = list(zip(targets, _name_targets(targets), strict=True))
         for target, name in reversed(named) if last_first else named:
             if is_url(target):
-                found.append(Target(name=name, url=target))
+                running.append(Target(name=name, url=target))
             else:
                 url = stack.enter_context(serving_bundle(Path(target), options))
-                found.append(Target(name=name, url=url, bundle=Path(target)))
-        yield found[::-1] if last_first else found
+                running.append(Target(name=name, url=url, bundle=Path(target)))
+        yield running[::-1] if last_first else running
 
 
-def _names(targets: Sequence[str]) -> list[str]:
+def _name_targets(targets: Sequence[str]) -> list[str]:
     """Folder names and URLs without their scheme; numbered where they are the same."""
     names = [t.split("://", 1)[1].rstrip("/") if is_url(t) else Path(t).resolve().name for t in targets]
     if len(set(names)) < len(names):
@@ -90,7 +90,7 @@ def serving_bundle(bundle: Path, options: Sequence[str]) -> Iterator[str]:
     )
     log = _Log(process)
     try:
-        yield _wait(process, log, bundle)
+        yield _wait_for_url(process, log, bundle)
     finally:
         _stop(process)
         log.close()
@@ -126,7 +126,7 @@ class _Log:
         self._process.stderr.close()
 
 
-def _wait(process: subprocess.Popen[str], log: _Log, bundle: Path) -> str:
+def _wait_for_url(process: subprocess.Popen[str], log: _Log, bundle: Path) -> str:
     """The URL, once the server answers.
 
     Raises:

@@ -91,9 +91,9 @@ class Account:
     missing: tuple[str, ...]
 
     def rows(self) -> list[tuple[str, int, float]]:
-        """Class, bytes and share of the total; classes without bytes are left out, except what is unaccounted for."""
-        found = [("proven", self.proven), ("does not hold", self.broken), *((str(r), b) for r, b in self.exempt.items())]
-        shown = [(name, size) for name, size in found if size]
+        """Class, bytes and share of the total; without classes of no bytes, except what is unaccounted for."""
+        classes = [("proven", self.proven), ("does not hold", self.broken), *((str(r), b) for r, b in self.exempt.items())]
+        shown = [(name, size) for name, size in classes if size]
         return [(name, size, size / (self.total or 1)) for name, size in (*shown, ("unaccounted for", self.unaccounted))]
 
     def to_json(self) -> dict[str, object]:

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from maskpro_deploy.validation.inputs import InputFile
+from maskpro_deploy.system.input_file import InputFile
 
 Array = npt.NDArray[Any]
 
@@ -31,8 +32,17 @@ class FlatArray(Protocol):
         """Give back what is kept between pieces."""
 
 
+class _Unbuffered:
+    """What arrays share that keep nothing between pieces."""
+
+    __slots__ = ()
+
+    def release(self) -> None:
+        """Nothing is kept."""
+
+
 @dataclass(frozen=True, slots=True)
-class MemoryArray:
+class MemoryArray(_Unbuffered):
     """An array that is in memory already."""
 
     values: Array
@@ -44,12 +54,9 @@ class MemoryArray:
     def read(self, start: int, stop: int) -> Array:
         return self.values.reshape(-1)[start:stop]
 
-    def release(self) -> None:
-        pass
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FileArray:
+class FileArray(_Unbuffered):
     """Elements of one dtype that lie in a file from `offset` on."""
 
     file: InputFile
@@ -60,9 +67,6 @@ class FileArray:
     def read(self, start: int, stop: int) -> Array:
         width = self.dtype.itemsize
         return self.file.read(self.offset + start * width, (stop - start) * width).view(self.dtype)
-
-    def release(self) -> None:
-        pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +135,12 @@ class MappedArray:
 
     def release(self) -> None:
         self.base.release()
+
+
+def fp4_array(packed: FlatArray, size: int) -> MappedArray:
+    """4-bit floats (E2M1), two to a byte as `NibbleArray` has them."""
+    nibbles = NibbleArray(base=packed, size=size, signed=False)
+    return MappedArray(base=nibbles, function=lambda piece, start: piece.view(ml_dtypes.float4_e2m1fn))
 
 
 class LoadedArray:
@@ -219,7 +229,7 @@ class SideBySideArray:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PanelArray:
+class PanelArray(_Unbuffered):
     """Columns [left, left + width) of an array seen as rows of `inner` elements; pieces are whole rows."""
 
     base: FlatArray
@@ -235,6 +245,3 @@ class PanelArray:
         rows = range(start // self.width, stop // self.width)
         pieces = [self.base.read(r * self.inner + self.left, r * self.inner + self.left + self.width) for r in rows]
         return np.concatenate(pieces)
-
-    def release(self) -> None:
-        pass

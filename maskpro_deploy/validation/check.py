@@ -52,7 +52,7 @@ def validate(
             nothing is named. "all": about all linear layers in any case. Embeddings, norms and the output head never count
             unless they are listed.
         threads: that count; by default as many as there are cores, at most 8.
-        progress: told in weights.
+        progress: gets the number of weights.
 
     Returns:
         The report; `report.holds` is the answer. It never holds where nothing was checked.
@@ -63,16 +63,16 @@ def validate(
     """
     path = Path(path)
     source = open_source(path, progress)
-    required = [_counts(w, source, require) for w in source.weights]
+    required = [_is_required(w, source, require) for w in source.weights]
     given = pattern or source.pattern
     patterns = (given,) if given else DETECTED
-    scans = _scan_all(source, patterns, at_most, threads or _cores(), progress)
+    scans = _scan_all(source, patterns, at_most, threads or _count_cores(), progress)
     for file in source.inputs:
         file.check_unchanged()
     unchecked = tuple(u for u in source.unchecked if require == "all" or not u.declared)
-    chosen = given or _common([s for s, needed in zip(scans, required, strict=True) if needed])
+    chosen = given or _find_common_pattern([s for s, needed in zip(scans, required, strict=True) if needed])
     reports = [
-        _tensor_report(w, s, chosen, at_most, needed) for w, s, needed in zip(source.weights, scans, required, strict=True)
+        _report_tensor(w, s, chosen, at_most, needed) for w, s, needed in zip(source.weights, scans, required, strict=True)
     ]
     return ValidationReport(
         path=str(path),
@@ -83,15 +83,15 @@ def validate(
         require=require,
         tensors=tuple(reports),
         unchecked=unchecked,
-        account=_account(source, reports, unchecked),
-        problems=(*source.problems, *_layout_problems(source)),
+        account=_settle_account(source, reports, unchecked),
+        problems=(*source.problems, *_find_layout_problems(source)),
         notes=source.notes,
         num_parameters=source.num_parameters,
         multiply_adds=source.multiply_adds,
     )
 
 
-def _account(source: Source, reports: Sequence[TensorReport], unchecked: Sequence[Unchecked]) -> Account:
+def _settle_account(source: Source, reports: Sequence[TensorReport], unchecked: Sequence[Unchecked]) -> Account:
     """What became of every stored tensor."""
     proven: set[str] = set()
     broken: set[str] = set()
@@ -101,24 +101,24 @@ def _account(source: Source, reports: Sequence[TensorReport], unchecked: Sequenc
             (proven if report.holds else broken).update(weight.made_of)
         elif weight.linear:
             declared.update(weight.made_of)
-    stored = source.stored or tuple(_stored(w) for w in source.weights)
+    stored = source.stored or tuple(_as_stored(w) for w in source.weights)
     files = {file.path: file.size for file in source.tensor_files or source.inputs}
     return settle(stored, proven, broken, declared, {u.name for u in unchecked}, sum(files.values()))
 
 
-def _stored(weight: Weight) -> Stored:
+def _as_stored(weight: Weight) -> Stored:
     """A weight as a stored tensor of its own, where the file holds nothing else."""
     size = -(-weight.size // 8) if weight.dtype == "bit" else weight.size * _BYTES.get(weight.dtype, 1)
     return Stored(name=weight.name, shape=weight.shape, bytes=size, rule=None, elements=weight.size)
 
 
-def _counts(weight: Weight, source: Source, require: Require) -> bool:
+def _is_required(weight: Weight, source: Source, require: Require) -> bool:
     if source.has_list and require == "listed":
         return weight.listed
     return weight.linear or weight.listed
 
 
-def _cores() -> int:
+def _count_cores() -> int:
     return min(_MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
@@ -159,23 +159,23 @@ class _Stopped(Exception):
     """Another weight could not be read: stop counting this one."""
 
 
-def _layout_problems(source: Source) -> list[str]:
+def _find_layout_problems(source: Source) -> list[str]:
     arrays = [(w.name, w.data) for w in source.weights if isinstance(w.data, ExpandedArray)]
     return [f"{name}: {data.contradiction}" for name, data in arrays if data.contradiction]
 
 
-def _lawful(tally: Tally) -> bool:
+def _is_lawful(tally: Tally) -> bool:
     return tally.groups > 0 and tally.violations == 0
 
 
-def _common(scans: list[Scan]) -> NMPattern | None:
+def _find_common_pattern(scans: list[Scan]) -> NMPattern | None:
     """The pattern that most tensors hold; of several, the finest."""
-    votes = Counter(t.pattern for s in scans for t in s.tallies if _lawful(t))
+    votes = Counter(t.pattern for s in scans for t in s.tallies if _is_lawful(t))
     return max(DETECTED, key=lambda p: votes[p]) if votes else None
 
 
-def _tensor_report(weight: Weight, found: Scan, pattern: NMPattern | None, at_most: bool, required: bool) -> TensorReport:
-    tally = next((t for t in found.tallies if t.pattern == pattern), Tally(NMPattern(1, 2)))
+def _report_tensor(weight: Weight, counts: Scan, pattern: NMPattern | None, at_most: bool, required: bool) -> TensorReport:
+    tally = next((t for t in counts.tallies if t.pattern == pattern), Tally(NMPattern(1, 2)))
     lenient = at_most or weight.mask is not None
     k, n = weight.shape[weight.axis], weight.size // max(1, weight.shape[weight.axis])
     return TensorReport(
@@ -184,7 +184,7 @@ def _tensor_report(weight: Weight, found: Scan, pattern: NMPattern | None, at_mo
         dtype=weight.dtype,
         axis=weight.axis,
         pattern=pattern,
-        satisfies=tuple(t.pattern for t in found.tallies if _lawful(t)),
+        satisfies=tuple(t.pattern for t in counts.tallies if _is_lawful(t)),
         groups=tally.groups,
         violations=tally.violations,
         over=tally.over,
@@ -194,9 +194,9 @@ def _tensor_report(weight: Weight, found: Scan, pattern: NMPattern | None, at_mo
         short=tally.under if lenient else 0,
         first=tuple(tuple(int(i) for i in np.unravel_index(at, weight.shape)) for at in tally.first),
         partial=pattern is not None and k % pattern.m != 0,
-        nonzeros=found.nonzeros,
-        negative_zeros=found.negative_zeros,
-        not_finite=found.not_finite,
+        nonzeros=counts.nonzeros,
+        negative_zeros=counts.negative_zeros,
+        not_finite=counts.not_finite,
         mask_known=weight.mask is not None,
         required=required,
         alignment=alignment(k, n),

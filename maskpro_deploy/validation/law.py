@@ -12,7 +12,7 @@ Shapes: `E` elements of a tile, `M` group size, `I` inner, `G` groups along the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.pattern import Counts, NMPattern, count_in_groups
 from maskpro_deploy.validation.arrays import Array, FlatArray, PanelArray
 
 _TILE = 1 << 19  # elements: enough that calls are cheap and threads seldom wait for each other, few enough for the caches
@@ -29,11 +29,8 @@ _LARGE_BLOCK = 30 << 20  # bytes
 _SHOWN = 3  # offending groups whose place is kept
 
 
-Counts = npt.NDArray[np.unsignedinteger]
-
-
 class _Bits(NamedTuple):
-    """How a float dtype says zero and not finite: integer twin, all bits but the sign, first magnitude that is no number."""
+    """How a float dtype says zero and not finite: integer twin, all bits but the sign, first magnitude that is not a number."""
 
     integer: type[np.unsignedinteger]
     magnitude: int
@@ -49,7 +46,6 @@ _BITS: dict[np.dtype[np.generic], _Bits] = {
     np.dtype(ml_dtypes.float8_e4m3fn): _Bits(np.uint8, 0x7F, 0x7F),
 }
 _FAST_COMPARE = (np.dtype(np.float32), np.dtype(np.float64))
-_WORDS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 # numbers without NaN and infinity, one to a byte
 _SMALL: dict[np.dtype[np.generic], _Bits] = {
     np.dtype(ml_dtypes.float4_e2m1fn): _Bits(np.uint8, 0x07, 0xFF),
@@ -70,7 +66,7 @@ class Values(NamedTuple):
     not_finite: int
 
 
-def look(tile: Array) -> Values:
+def inspect_values(tile: Array) -> Values:
     """Tell zeros from values.  # (E,)"""
     if tile.dtype in _BITS:
         integer, magnitude_mask, limit = _BITS[tile.dtype]
@@ -97,38 +93,6 @@ def _negative_zeros(bits: npt.NDArray[np.unsignedinteger]) -> int:
     signed = bits.view(f"i{bits.itemsize}")
     least = np.iinfo(signed.dtype).min
     return int(np.count_nonzero(signed == least)) if signed.size and signed.min() == least else 0
-
-
-def group_counts(flags: npt.NDArray[np.bool_], sizes: Iterable[int], inner: int) -> dict[int, Counts]:
-    """How many flags are set in each group, for every group size M.  # (E,) -> M: (G * I,)"""
-    counts: dict[int, Counts] = {}
-    for m in sorted(set(sizes)):
-        if inner == 1 and m in _WORDS:  # a group's flags are the bytes of one integer
-            counts[m] = _sum_bytes(np.ascontiguousarray(flags).view(_WORDS[m]))
-        else:  # add up groups that are counted already, or single flags
-            part = max((k for k in counts if m % k == 0), default=1)
-            parts = counts[part] if part > 1 else flags.view(np.uint8)
-            counts[m] = _add_up(parts.reshape(-1, m // part, inner))
-    return counts
-
-
-def _sum_bytes(words: npt.NDArray[np.unsignedinteger]) -> Counts:
-    """The sum of the bytes of each integer: each is 0 or 1, so the product's highest byte holds it."""
-    if words.itemsize == 8:  # no fast product of this width
-        bits: Counts = np.bitwise_count(words)
-        return bits
-    ones = np.array(sum(1 << 8 * i for i in range(words.itemsize)), dtype=words.dtype)
-    sums: Counts = words * ones
-    sums >>= 8 * (words.itemsize - 1)
-    return sums
-
-
-def _add_up(parts: Counts) -> Counts:
-    """Sums along the middle axis: a few adds of whole rows are faster than one sum over a short axis.  # (G, R, I) -> (G * I,)"""
-    total = parts[:, 0] + parts[:, 1] if parts.shape[1] > 1 else parts[:, 0].copy()
-    for i in range(2, parts.shape[1]):
-        total += parts[:, i]
-    return total.reshape(-1)
 
 
 @dataclass(slots=True)
@@ -160,8 +124,8 @@ class Tally:
         differs = counts != self.pattern.n
         if not differs.any():
             return True
-        over = self._over(counts, differs)
-        self._note(over if at_most else differs, start, inner)
+        over = self._count_over(counts, differs)
+        self._note_violations(over if at_most else differs, start, inner)
         return False
 
     def add_masked(self, counts: Counts, kept: Counts, outside: Counts, start: int, inner: int, at_most: bool) -> None:
@@ -176,20 +140,20 @@ class Tally:
             at_most: let masks keep fewer than N.
         """
         self.groups += counts.size
-        self._over(counts, counts != self.pattern.n)
+        self._count_over(counts, counts != self.pattern.n)
         bad, leaks = kept > self.pattern.n if at_most else kept != self.pattern.n, outside != 0
         self.bad_masks += int(np.count_nonzero(bad))
         self.outside += int(np.count_nonzero(leaks))
-        self._note(bad | leaks, start, inner)
+        self._note_violations(bad | leaks, start, inner)
 
-    def _over(self, counts: Counts, differs: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    def _count_over(self, counts: Counts, differs: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         over = counts > self.pattern.n
         number = int(np.count_nonzero(over))
         self.over += number
         self.under += int(np.count_nonzero(differs)) - number
         return over
 
-    def _note(self, wrong: npt.NDArray[np.bool_], start: int, inner: int) -> None:
+    def _note_violations(self, wrong: npt.NDArray[np.bool_], start: int, inner: int) -> None:
         number = int(np.count_nonzero(wrong))
         self.violations += number
         if number and len(self.first) < _SHOWN:
@@ -226,20 +190,19 @@ def scan(
         patterns: what to count; those whose M does not divide the axis get no groups.
         mask: what the tensor was pruned with, if known.
         at_most: take groups with fewer than N nonzeros as lawful.
-        done: told the number of elements after each tile.
+        done: gets the number of elements after each tile.
     """
     inner = math.prod(shape[axis + 1 :])
     result = Scan([Tally(p) for p in patterns])
-    whole = [t for t in result.tallies if shape[axis] % t.pattern.m == 0]
-    longest = math.lcm(*(t.pattern.m for t in whole))
+    counter = _TileCounter(result, [t for t in result.tallies if shape[axis] % t.pattern.m == 0], at_most, done)
     # Having seen a large block freed, glibc keeps the memory of tiles for the next ones. Otherwise it is given back and faulted
-    # in anew for every array, which makes all of this six times slower.
+    # in again for every array, which makes all of this six times slower.
     np.empty(_LARGE_BLOCK, dtype=np.uint8)
     try:
-        if longest * inner <= _LONGEST_RUN:
-            _scan_runs(result, whole, data, mask, longest, inner, at_most, done)
+        if counter.longest * inner <= _LONGEST_RUN:
+            counter.count_runs(data, mask, inner)
         else:
-            _scan_panels(result, whole, data, mask, longest, inner, at_most, done)
+            counter.count_panels(data, mask, inner)
     finally:
         data.release()
         if mask is not None:
@@ -247,58 +210,61 @@ def scan(
     return result
 
 
-def _scan_panels(
-    result: Scan,
-    whole: Sequence[Tally],
-    data: FlatArray,
-    mask: FlatArray | None,
-    longest: int,
-    inner: int,
-    at_most: bool,
-    done: Callable[[int], None],
-) -> None:
-    """As `_scan_runs`, a few columns at a time, so that a tile stays small however long the rows are."""
-    width = max(1, _LONGEST_RUN // longest)
-    for left in range(0, inner, width):
-        part = min(width, inner - left)
-        panel = PanelArray(base=data, inner=inner, left=left, width=part)
-        panel_mask = PanelArray(base=mask, inner=inner, left=left, width=part) if mask is not None else None
-        known = [len(t.first) for t in whole]
-        _scan_runs(result, whole, panel, panel_mask, longest, part, at_most, done)
-        for tally, count in zip(whole, known, strict=True):
-            tally.first[count:] = [at // part * inner + left + at % part for at in tally.first[count:]]
+class _TileCounter:
+    """Counts the tiles of one tensor.
 
+    Args:
+        result: the sums of values.
+        tallies: those of its tallies whose M divides the axis.
+        at_most: take groups with fewer than N nonzeros as lawful.
+        done: gets the number of elements after each tile.
 
-def _scan_runs(
-    result: Scan,
-    whole: Sequence[Tally],
-    data: FlatArray,
-    mask: FlatArray | None,
-    longest: int,
-    inner: int,
-    at_most: bool,
-    done: Callable[[int], None],
-) -> None:
-    """Count tiles of whole runs; `longest` is a multiple of every M."""
-    run = max(1, longest * inner)
-    step = max(1, _TILE // run) * run
-    sizes = [t.pattern.m for t in whole]
-    for start in range(0, data.size, step):
-        stop = min(start + step, data.size)
-        values = look(data.read(start, stop))
-        result.negative_zeros += values.negative_zeros
-        result.not_finite += values.not_finite
-        counts = group_counts(values.nonzero, sizes, inner)
-        exact = None  # a tally whose groups all have N: then nonzeros need not be counted again
-        if mask is None:
-            for tally in whole:
-                if tally.add(counts[tally.pattern.m], start, inner, at_most):
+    Attributes:
+        longest: a multiple of every M.
+    """
+
+    def __init__(self, result: Scan, tallies: Sequence[Tally], at_most: bool, done: Callable[[int], None]) -> None:
+        self._result, self._tallies, self._at_most, self._done = result, tallies, at_most, done
+        self._sizes = [t.pattern.m for t in tallies]
+        self.longest = math.lcm(*self._sizes)
+
+    def count_panels(self, data: FlatArray, mask: FlatArray | None, inner: int) -> None:
+        """As `count_runs`, a few columns at a time, so that a tile stays small however long the rows are."""
+        width = max(1, _LONGEST_RUN // self.longest)
+        for left in range(0, inner, width):
+            part = min(width, inner - left)
+            panel = PanelArray(base=data, inner=inner, left=left, width=part)
+            panel_mask = PanelArray(base=mask, inner=inner, left=left, width=part) if mask is not None else None
+            known = [len(t.first) for t in self._tallies]
+            self.count_runs(panel, panel_mask, part)
+            for tally, count in zip(self._tallies, known, strict=True):
+                tally.first[count:] = [at // part * inner + left + at % part for at in tally.first[count:]]
+
+    def count_runs(self, data: FlatArray, mask: FlatArray | None, inner: int) -> None:
+        """Count tiles of whole runs."""
+        run = max(1, self.longest * inner)
+        step = max(1, _TILE // run) * run
+        for start in range(0, data.size, step):
+            stop = min(start + step, data.size)
+            values = inspect_values(data.read(start, stop))
+            self._result.negative_zeros += values.negative_zeros
+            self._result.not_finite += values.not_finite
+            exact = self._count_tile(values, mask.read(start, stop) if mask is not None else None, start, inner)
+            self._result.nonzeros += (stop - start) // exact.m * exact.n if exact else int(np.count_nonzero(values.nonzero))
+            self._done(stop - start)
+
+    def _count_tile(self, values: Values, keep: Array | None, start: int, inner: int) -> NMPattern | None:
+        """Add one tile to every tally; a pattern of which all groups have exactly N, if any: it gives the number of nonzeros."""
+        counts = count_in_groups(values.nonzero, self._sizes, inner)
+        exact = None
+        if keep is None:
+            for tally in self._tallies:
+                if tally.add(counts[tally.pattern.m], start, inner, self._at_most):
                     exact = tally.pattern
-        else:
-            keep = mask.read(start, stop)
-            kept, outside = group_counts(keep, sizes, inner), group_counts(values.nonzero > keep, sizes, inner)
-            for tally in whole:
-                m = tally.pattern.m
-                tally.add_masked(counts[m], kept[m], outside[m], start, inner, at_most)
-        result.nonzeros += (stop - start) // exact.m * exact.n if exact else int(np.count_nonzero(values.nonzero))
-        done(stop - start)
+            return exact
+        kept = count_in_groups(keep, self._sizes, inner)
+        outside = count_in_groups(values.nonzero > keep, self._sizes, inner)
+        for tally in self._tallies:
+            m = tally.pattern.m
+            tally.add_masked(counts[m], kept[m], outside[m], start, inner, self._at_most)
+        return None

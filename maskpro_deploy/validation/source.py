@@ -1,6 +1,6 @@
 """What a reader makes of a file or folder: its weights, what it could not make sense of, and what contradicts itself.
 
-One reader a format, each in a module of its own (`from_*.py`), all behind `Reader`. A reader works out each weight's reduction
+One reader a format, each in a module of its own (see `formats`), all behind `Reader`. A reader works out each weight's reduction
 axis; where it cannot, the weight becomes `Unchecked` with the reason, so that it never counts as passed.
 """
 
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Protocol
 
 from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.system.progress import Progress
 from maskpro_deploy.validation.accounts import Rule, Stored
 from maskpro_deploy.validation.arrays import FlatArray
-from maskpro_deploy.validation.inputs import InputFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +119,13 @@ class Source:
 
 
 class Reader(Protocol):
-    """One input format."""
+    """One input format.
+
+    Attributes:
+        takes: what it reads, with its article, for the text that says what can be given.
+    """
+
+    takes: str
 
     def accepts(self, path: Path) -> bool:
         """Whether `path` looks like this format (cheap; no promise that it is whole)."""
@@ -131,3 +137,13 @@ class Reader(Protocol):
             InputError: it is something else after all.
             FormatError: it is damaged.
         """
+
+
+class SuffixReader:
+    """What readers of single files share: the suffix tells the format."""
+
+    suffix: str  # in small letters, with its dot
+
+    def accepts(self, path: Path) -> bool:
+        """Whether `path` is a file with this suffix."""
+        return path.is_file() and path.suffix.lower() == self.suffix

@@ -1,4 +1,4 @@
-"""Finished answers, put together from their events."""
+"""Finished answers, built from their events."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Completion:
 
 
 class Collector:
-    """Puts the events of one answer together."""
+    """Builds one answer from its events."""
 
     def __init__(self, prompt_tokens: int) -> None:
         self._prompt_tokens = prompt_tokens
@@ -39,8 +39,8 @@ class Collector:
         self._prompt_scores: tuple[Score, ...] = ()
         self._finish_reason = ABORT
 
-    def add(self, event: Event) -> bool:
-        """Take an event; whether it was the last.
+    def add(self, event: Event) -> None:
+        """Take an event.
 
         Raises:
             MaskProError: the answer failed.
@@ -49,16 +49,15 @@ class Collector:
             raise event.error
         if isinstance(event, PromptEvent):
             self._prompt_scores = event.scores
-            return False
+            return
         self._text.append(event.text)
         if event.score is not None:
             self._scores.append(event.score)
         if event.finish_reason is not None:
             self._finish_reason = event.finish_reason
-        return event.finish_reason is not None
 
     def completion(self) -> Completion:
-        """The answer as far as it came."""
+        """The answer so far."""
         return Completion(
             text="".join(self._text),
             tokens=tuple(s.token for s in self._scores),

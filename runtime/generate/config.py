@@ -1,99 +1,35 @@
-"""Settings of the engine and of the server, checked where they are made; messages name the command line's flags."""
+"""Settings of a text generator, checked where they are made; messages name the command line's flags."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import check_range
 from maskpro_deploy.runtime.generate.scheduler import SchedulerConfig
 from maskpro_deploy.runtime.sessions.session import SessionConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RuntimeConfig:
-    """How a bundle is run.
+class RuntimeConfig(SessionConfig, SchedulerConfig):
+    """How a bundle is run: the settings of its session and of its scheduler, and the generator's own.
+
+    Where `max_cache_tokens` is None, `load` takes as many as fit an eighth of this machine's memory; it takes `max_prefill_rows`
+    from the session.
 
     Attributes:
-        provider: see `SessionConfig`.
-        threads: see `SessionConfig`.
         spin: see `SessionConfig`; off here, because a server shares its machine at least with its own network thread.
-        max_num_seqs: sequences that run at once.
         max_num_queued_reqs: further sequences that may wait.
         max_model_len: longest prompt and answer together, in tokens; None takes the model's own.
-        chunk_tokens: see `SchedulerConfig`.
-        max_cache_tokens: see `SchedulerConfig`; None lets `load` take as many as fit an eighth of this machine's memory.
-        max_prefill_rows: see `SchedulerConfig`; `load` takes it from the session.
-        form: see `SessionConfig`.
-        engine: see `SessionConfig`.
         check_hashes: read every file of the bundle and compare its SHA-256 before use.
     """
 
-    provider: str = "auto"
-    threads: int | None = None
     spin: bool = False
-    max_num_seqs: int = 16
     max_num_queued_reqs: int = 64
     max_model_len: int | None = None
-    chunk_tokens: int = 256
-    max_cache_tokens: int | None = None
-    max_prefill_rows: int | None = None
-    form: str | None = None
-    engine: str | None = None
     check_hashes: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_num_queued_reqs < 0:
-            raise ConfigError(f"--max-num-queued-reqs is {self.max_num_queued_reqs}; allowed: 0 and more.")
-        if self.max_model_len is not None and self.max_model_len < 2:
-            raise ConfigError(f"--max-model-len is {self.max_model_len}; allowed: 2 and more.")
-        self.session, self.scheduler  # noqa: B018 (their own checks)
-
-    @property
-    def session(self) -> SessionConfig:
-        """The session's part."""
-        return SessionConfig(provider=self.provider, threads=self.threads, spin=self.spin, form=self.form, engine=self.engine)
-
-    @property
-    def scheduler(self) -> SchedulerConfig:
-        """The scheduler's part."""
-        return SchedulerConfig(
-            max_num_seqs=self.max_num_seqs,
-            chunk_tokens=self.chunk_tokens,
-            max_cache_tokens=self.max_cache_tokens,
-            max_prefill_rows=self.max_prefill_rows,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServeConfig:
-    """How a bundle is served.
-
-    Attributes:
-        host: address to listen on.
-        port: 0 takes a free one.
-        runtime: how the bundle is run.
-        api_key: clients have to send it as a bearer token; None lets everybody in.
-        served_model_name: what clients call the model; None takes the bundle's own name.
-        shutdown_timeout_s: how long running requests may go on after a signal to stop.
-        max_body_bytes: longest request.
-        allowed_origins: web pages that may call the server from a browser; "*" for all.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    api_key: str | None = field(default=None, repr=False)
-    served_model_name: str | None = None
-    shutdown_timeout_s: float = 30.0
-    max_body_bytes: int = 32 << 20
-    allowed_origins: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise ConfigError(f"--port is {self.port}; allowed: 0 to 65535.")
-        if not 0 <= self.shutdown_timeout_s < float("inf"):
-            raise ConfigError(f"--shutdown-timeout is {self.shutdown_timeout_s}; allowed: 0 seconds and more.")
-        if self.api_key is not None and not self.api_key.strip():
-            raise ConfigError("--api-key is empty.\nGive a key, or leave the option (and MASKPRO_API_KEY) away.")
-        if self.max_body_bytes < 1:
-            raise ConfigError(f"--max-body-bytes is {self.max_body_bytes}; allowed: 1 and more.")
+        SessionConfig.__post_init__(self)
+        SchedulerConfig.__post_init__(self)
+        check_range("--max-num-queued-reqs", self.max_num_queued_reqs, least=0)
+        check_range("--max-model-len", self.max_model_len, least=2)

@@ -1,35 +1,32 @@
-"""The engine: one thread that owns the session, and the ways to ask it for text.
+"""The text generator: one thread that owns the session, and the ways to ask it for text.
 
 onnxruntime gives up the interpreter lock while it computes, so one thread for the model and one for the network do not hinder
-each other. Requests come in through a queue of commands; answers go out as events through a callback, on the engine thread.
-Admission is decided before anything is queued: a full engine says so at once instead of letting everybody wait.
+each other. Requests come in through a queue of commands; answers go out as events through a callback, on the generator's
+thread. Admission is decided before anything is queued: a full generator says so at once instead of letting everybody wait.
 
-    with load(bundle) as engine:
-        print(engine.generate(["Once upon a time"], SamplingParams(max_tokens=32))[0].text)
+    with load(bundle) as generator:
+        print(generator.generate(["Once upon a time"], SamplingParams(max_tokens=32))[0].text)
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Protocol
 
+from maskpro_deploy.backends.session import Session
 from maskpro_deploy.errors import ConfigError, InputError
-from maskpro_deploy.manifest import Manifest, ModelShape
+from maskpro_deploy.manifest import ModelShape
 from maskpro_deploy.runtime.generate.completion import Collector, Completion
 from maskpro_deploy.runtime.generate.config import RuntimeConfig
-from maskpro_deploy.runtime.generate.refusals import ContextLengthError, EngineDeadError, OverloadedError
-from maskpro_deploy.runtime.generate.sampling import SamplingError, SamplingParams
+from maskpro_deploy.runtime.generate.refusals import ContextLengthError, GeneratorDeadError, OverloadedError
+from maskpro_deploy.runtime.generate.sampling_params import SamplingError, SamplingParams
 from maskpro_deploy.runtime.generate.scheduler import Scheduler, StepCount
 from maskpro_deploy.runtime.generate.sequence import Event, GenerationSequence, Sink
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
-from maskpro_deploy.runtime.sessions.base import Session, SessionLimits
-from maskpro_deploy.runtime.sessions.session import open_session
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +35,7 @@ READY, DRAINING, STOPPED, DEAD = "ready", "draining", "stopped", "dead"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """How busy the engine is: sequences running and waiting, tokens in the cache, and how many the cache may hold."""
+    """How busy the generator is: sequences running and waiting, tokens in the cache, and how many the cache may hold."""
 
     running: int = 0
     waiting: int = 0
@@ -47,20 +44,20 @@ class Load:
 
 
 class Observer(Protocol):
-    """Told what happens, on the engine thread (metrics)."""
+    """Counts what happens, on the generator's thread (metrics)."""
 
-    def event(self, sequence: GenerationSequence, event: Event) -> None:
+    def count_event(self, sequence: GenerationSequence, event: Event) -> None:
         """One event of one sequence."""
 
-    def step(self, count: StepCount) -> None:
-        """One step of the scheduler is over."""
+    def count_step(self, count: StepCount) -> None:
+        """One finished step of the scheduler."""
 
 
-class Engine:
+class TextGenerator:
     """Generates text with one session. All methods may be called from any thread.
 
     Args:
-        session: runs the graph; from now on used by the engine's thread only.
+        session: runs the graph; from now on used by the generator's thread only.
         tokenizer: text to tokens and back.
         config: limits.
     """
@@ -69,15 +66,15 @@ class Engine:
         self.config = config or RuntimeConfig()
         self.shape: ModelShape = session.shape
         self.tokenizer = tokenizer
-        self.max_model_len = _context_length(self.shape, self.config.max_model_len)
+        self.max_model_len = context_length(self.shape, self.config.max_model_len)
         self.observer: Observer | None = None
         self.load = Load()
-        self._scheduler = Scheduler(session, self.config.scheduler, self._emit)
+        self._scheduler = Scheduler(session, self.config, self._emit)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._live: set[GenerationSequence] = set()
         self._changed = threading.Condition()  # guards _live and _status
         self._status = READY
-        self._thread = threading.Thread(target=self._run, name="maskpro-engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="maskpro-generator", daemon=True)
         self._thread.start()
 
     @property
@@ -98,13 +95,13 @@ class Engine:
         Args:
             prompts: tokens of each prompt.
             params: how to continue them.
-            sink: takes the events of all answers, on the engine thread; choice i of prompt p has number p * n + i.
+            sink: takes the events of all answers, on the generator's thread; choice i of prompt p has number p * n + i.
             n: answers to each prompt.
             limited: refuse when the queue is full.
 
         Raises:
             OverloadedError: no room now.
-            EngineDeadError: the engine broke down.
+            GeneratorDeadError: the generator broke down.
             ContextLengthError: a prompt is too long.
             InputError: a prompt is empty or holds unknown tokens, or a setting does not fit the model.
         """
@@ -144,15 +141,16 @@ class Engine:
         tokens = [self.tokenizer.encode(p) if isinstance(p, str) else list(p) for p in prompts]
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         sequences = self.submit(tokens, params or SamplingParams(), events.put, limited=False)
-        collected = [Collector(len(s.prompt)) for s in sequences]
+        collectors = [Collector(len(s.prompt)) for s in sequences]
         try:
             open_choices = len(sequences)
             while open_choices:
                 event = events.get()
-                open_choices -= collected[event.choice].add(event)
+                collectors[event.choice].add(event)
+                open_choices -= event.last
         finally:
             self.abort(sequences)  # after an error or an interrupt the others are of no use
-        return [c.completion() for c in collected]
+        return [c.completion() for c in collectors]
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Take no new requests and wait for the running ones; whether all were finished in time."""
@@ -169,7 +167,7 @@ class Engine:
         self._commands.put(lambda: self._scheduler.abort(list(self._live)))
         self._thread.join()
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> TextGenerator:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -177,7 +175,7 @@ class Engine:
 
     def _admit(self, wanted: int) -> None:
         if self._status == DEAD:
-            raise EngineDeadError("the engine broke down; see the server's log. It has to be restarted.")
+            raise GeneratorDeadError("text generation broke down; see the server's log. It has to be restarted.")
         if self._status != READY:
             raise OverloadedError("the server is shutting down.", "shutting_down")
         if len(self._live) + wanted > self.capacity and wanted:
@@ -205,11 +203,11 @@ class Engine:
                 if not self._scheduler.idle:
                     count = self._scheduler.step()
                     if self.observer is not None:
-                        self.observer.step(count)
-                self.load = self._measure()
+                        self.observer.count_step(count)
+                self.load = self._current_load()
         except BaseException as e:
-            log.exception("the engine broke down")
-            self._die(e)
+            log.exception("text generation broke down")
+            self._fail_all(e)
 
     def _take_commands(self) -> bool:
         """Carry out what was asked for; wait for it if there is nothing else to do. Whether work is left."""
@@ -226,7 +224,7 @@ class Engine:
 
     def _emit(self, sequence: GenerationSequence, event: Event) -> None:
         if self.observer is not None:
-            self.observer.event(sequence, event)
+            self.observer.count_event(sequence, event)
         if sequence.finished:
             self._forget(sequence)
         try:
@@ -240,16 +238,16 @@ class Engine:
             self._live.discard(sequence)
             self._changed.notify_all()
 
-    def _die(self, error: BaseException) -> None:
+    def _fail_all(self, error: BaseException) -> None:
         with self._changed:
             self._status = DEAD
             orphans = list(self._live)
-        reason = EngineDeadError(f"the engine broke down: {error}")
+        reason = GeneratorDeadError(f"text generation broke down: {error}")
         for sequence in orphans:
             self._scheduler.fail(sequence, reason)
         self.load = Load(capacity_tokens=self.load.capacity_tokens)
 
-    def _measure(self) -> Load:
+    def _current_load(self) -> Load:
         scheduler = self._scheduler
         return Load(
             running=scheduler.num_running,
@@ -259,46 +257,12 @@ class Engine:
         )
 
 
-def _context_length(shape: ModelShape, wanted: int | None) -> int:
+def context_length(shape: ModelShape, wanted: int | None) -> int:
+    """The longest prompt and answer together, in tokens: `wanted`, or the model's own.
+
+    Raises:
+        ConfigError: the model's context is shorter.
+    """
     if wanted is not None and wanted > shape.max_length:
         raise ConfigError(f"--max-model-len is {wanted}, but the model's context holds {shape.max_length} tokens.")
     return wanted or shape.max_length
-
-
-def _tokens_in_memory(manifest: Manifest) -> int:
-    """Tokens whose keys and values fill an eighth of the memory: a step holds the old and the new cache, a join a third."""
-    shape = manifest.model
-    token_bytes = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * (4 if manifest.graph.dtype == "fp32" else 2)
-    return max(1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8 // token_bytes)
-
-
-def load(bundle: Path, config: RuntimeConfig | None = None) -> Engine:
-    """Open a bundle and start an engine on it.
-
-    Args:
-        bundle: folder written by `maskpro-deploy export`.
-        config: provider, threads and limits.
-
-    Raises:
-        InputError: no bundle, or one that this provider cannot run.
-        FormatError: a file is damaged.
-        MachineError: the provider is not available here, or onnxruntime is not installed.
-    """
-    config = config or RuntimeConfig()
-    manifest = Manifest.load(bundle, engines=False)
-    _context_length(manifest.model, config.max_model_len)
-    if config.check_hashes:
-        manifest.check_hashes(bundle)
-    tokenizer = TextTokenizer.load(bundle, manifest.model)
-    session = open_session(bundle, config.session)
-    session.greedy([0], 2)  # the first runs are slow: memory is allocated and weights are paged in
-    return Engine(session, tokenizer, _within(config, session.limits, manifest))
-
-
-def _within(config: RuntimeConfig, limits: SessionLimits, manifest: Manifest) -> RuntimeConfig:
-    """The settings, no larger than what the session can take."""
-    if limits.max_batch is not None and limits.max_batch < config.max_num_seqs:
-        log.warning("the engine was built for %d sequences at once, not for %d", limits.max_batch, config.max_num_seqs)
-        config = replace(config, max_num_seqs=limits.max_batch)
-    tokens = config.max_cache_tokens or limits.max_cache_tokens or _tokens_in_memory(manifest)
-    return replace(config, max_cache_tokens=tokens, max_prefill_rows=limits.max_prefill_rows)

@@ -1,4 +1,4 @@
-"""Why a request is not served, beside wrong settings."""
+"""Why a request is not served, other than wrong settings."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class OverloadedError(MachineError):
         self.reason = reason
 
 
-class EngineDeadError(MaskProError):
-    """The engine broke down; it does not come back."""
+class GeneratorDeadError(MaskProError):
+    """Text generation broke down; it does not recover."""
 
 
 class ContextLengthError(InputError):

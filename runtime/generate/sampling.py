@@ -11,101 +11,23 @@ Shapes: `V` vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from maskpro_deploy.errors import ConfigError, MaskProError
+from maskpro_deploy.errors import MaskProError
+from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
 
 Floats = npt.NDArray[np.float32]
 
 GREEDY_BELOW = 1e-5  # a temperature this low is greedy
-MAX_LOGPROBS = 20
-MAX_STOPS = 16
-
-
-class SamplingError(ConfigError):
-    """A sampling setting is out of its range; `field` names it as a request would."""
-
-    def __init__(self, field: str, value: object, allowed: str) -> None:
-        super().__init__(f"{field} is {value!r}; allowed: {allowed}.")
-        self.field = field
 
 
 class NumericError(MaskProError):
     """The model gave no usable numbers (NaN logits)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
-    """How to continue a prompt.
-
-    Attributes:
-        max_tokens: how many tokens at most; 0 only reads the prompt.
-        min_tokens: end-of-text and stop tokens are banned, and stop texts ignored, before this many.
-        temperature: 0 is greedy.
-        top_k: keep the k likeliest tokens; 0 keeps all.
-        top_p: keep the likeliest tokens that together reach this probability.
-        min_p: keep tokens at least this likely relative to the likeliest.
-        repetition_penalty: divides positive and multiplies negative logits of tokens seen in the prompt or the answer.
-        presence_penalty: taken from the logit of each token that the answer holds.
-        frequency_penalty: the same, times how often the answer holds it.
-        logit_bias: added to single logits, by token.
-        logprobs: how many of the likeliest tokens to report beside the chosen one; None reports nothing.
-        prompt_logprobs: the same for the tokens of the prompt.
-        seed: makes the draws repeatable; None takes fresh randomness.
-        stop: texts that end the answer; they are not part of it.
-        stop_token_ids: tokens that end the answer, beside the model's own end-of-text tokens.
-        ignore_eos: go on after end-of-text tokens (for measurements of fixed length).
-        skip_special_tokens: leave special tokens out of the text.
-    """
-
-    max_tokens: int = 16
-    min_tokens: int = 0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    skip_special_tokens: bool = True
-
-    def __post_init__(self) -> None:
-        _range(self, "max_tokens", 0, math.inf)
-        _range(self, "min_tokens", 0, self.max_tokens)
-        _range(self, "temperature", 0, 2)
-        _range(self, "top_k", 0, math.inf)
-        _range(self, "top_p", 0, 1, open_low=True)
-        _range(self, "min_p", 0, 1)
-        _range(self, "repetition_penalty", 0, 10, open_low=True)
-        _range(self, "presence_penalty", -2, 2)
-        _range(self, "frequency_penalty", -2, 2)
-        for name in ("logprobs", "prompt_logprobs"):
-            if getattr(self, name) is not None:
-                _range(self, name, 0, MAX_LOGPROBS)
-        for token, bias in self.logit_bias.items():
-            if token < 0 or not -100 <= bias <= 100:
-                raise SamplingError("logit_bias", {token: bias}, "token ids from 0 up, with values from -100 to 100")
-        if len(self.stop) > MAX_STOPS or not all(self.stop):
-            raise SamplingError("stop", list(self.stop), f"up to {MAX_STOPS} texts, none empty")
-
-
-def _range(params: SamplingParams, name: str, low: float, high: float, *, open_low: bool = False) -> None:
-    value = getattr(params, name)
-    if not low <= value <= high or (open_low and value == low):  # NaN fails the first comparison
-        bound = "above" if open_low else "from"
-        raise SamplingError(name, value, f"{bound} {low}" + ("" if high == math.inf else f" to {high}"))
 
 
 @dataclass(frozen=True, slots=True)

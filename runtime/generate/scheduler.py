@@ -5,7 +5,7 @@ running sequences. So a long prompt delays the others by a chunk at most, and a 
 that wait together are read together; equal prompts (several answers to one) are read once. When the cache would grow over its
 limit, the youngest sequence gives up its place and is read again later: its answer is the same, only late.
 
-The scheduler is plain and single-threaded: `engine.py` gives it its thread.
+The scheduler is plain and single-threaded: `generator.py` gives it its thread.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from maskpro_deploy.errors import ConfigError, MaskProError
+from maskpro_deploy.backends.session import Floats, Session
+from maskpro_deploy.errors import MaskProError, check_range
 from maskpro_deploy.runtime.generate.sampling import NumericError
 from maskpro_deploy.runtime.generate.sequence import Event, FailureEvent, GenerationSequence, PromptEvent
-from maskpro_deploy.runtime.sessions.base import Session
-from maskpro_deploy.runtime.sessions.kv_cache import Batch, Floats, Prefill
+from maskpro_deploy.runtime.sessions.batches import Batch, Prefill
 
 Emit = Callable[[GenerationSequence, Event], None]
 
 _HEADROOM = 64  # tokens that a sequence may count on when it is given a place
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SchedulerConfig:
     """How much runs at once.
 
@@ -48,8 +48,7 @@ class SchedulerConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "chunk_tokens", "max_cache_tokens", "max_prefill_rows"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; allowed: 1 and more.")
+            check_range(f"--{name.replace('_', '-')}", getattr(self, name), least=1)
 
 
 @dataclass(slots=True)
@@ -72,23 +71,23 @@ class StepCount:
     preempted: int = 0
 
 
-@dataclass(slots=True)
 class Scheduler:
     """Sequences from waiting to finished.
 
-    Attributes:
+    Args:
         session: runs the graph.
         config: how much at once.
         emit: takes every event, in order.
     """
 
-    session: Session
-    config: SchedulerConfig
-    emit: Emit
-    waiting: deque[GenerationSequence] = field(default_factory=deque)
-    running: list[GenerationSequence] = field(default_factory=list)  # row i of the batch
-    _reading: _Reading | None = None
-    _batch: Batch | None = None
+    def __init__(self, session: Session, config: SchedulerConfig, emit: Emit) -> None:
+        self.session = session
+        self.config = config
+        self.emit = emit
+        self.waiting: deque[GenerationSequence] = deque()
+        self.running: list[GenerationSequence] = []  # row i of the batch
+        self._reading: _Reading | None = None
+        self._batch: Batch | None = None
 
     @property
     def idle(self) -> bool:
@@ -197,7 +196,7 @@ class Scheduler:
                 if sequence.params.prompt_logprobs is not None and not sequence.tokens:
                     self.emit(sequence, PromptEvent(choice=sequence.choice, scores=tuple(sequence.prompt_scores)))
                 if sequence.params.max_tokens == 0:
-                    self.emit(sequence, sequence.read_only())
+                    self.emit(sequence, sequence.finish_reading())
                 elif self._extend(sequence, logits[row]):
                     rows.append(row)
                     started.append(sequence)
@@ -218,7 +217,7 @@ class Scheduler:
         self._compact()
 
     def _extend(self, sequence: GenerationSequence, logits: Floats) -> bool:
-        """Choose a token and emit it; whether the sequence goes on. Unusable logits end this sequence alone."""
+        """Choose a token and emit it; whether the sequence continues. Unusable logits end this sequence alone."""
         try:
             self.emit(sequence, sequence.extend(logits))
         except NumericError as e:

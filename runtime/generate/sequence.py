@@ -1,6 +1,6 @@
 """One answer in the making: its tokens, its text, and the events that its owner sees.
 
-A request for `n` answers to one prompt is `n` sequences. A sequence is touched by the engine thread only.
+A request for `n` answers to one prompt is `n` sequences. A sequence is touched by the generator's thread only.
 """
 
 from __future__ import annotations
@@ -8,11 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from maskpro_deploy.errors import MaskProError
 from maskpro_deploy.manifest import ModelShape
-from maskpro_deploy.runtime.generate.sampling import Floats, Sampler, SamplingParams, Score, score
-from maskpro_deploy.runtime.generate.tokenizer import Detokenizer, StopFilter, TextTokenizer
+from maskpro_deploy.runtime.generate.sampling import Floats, Sampler, Score, score
+from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
+from maskpro_deploy.runtime.generate.streaming_text import Detokenizer, StopFilter
+from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 
 STOP, LENGTH, ABORT = "stop", "length", "abort"
 
@@ -33,6 +36,11 @@ class TokenEvent:
     text: str
     finish_reason: str | None = None
 
+    @property
+    def last(self) -> bool:
+        """Whether nothing follows for this choice."""
+        return self.finish_reason is not None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptEvent:
@@ -40,6 +48,7 @@ class PromptEvent:
 
     choice: int
     scores: tuple[Score, ...]
+    last: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +57,7 @@ class FailureEvent:
 
     choice: int
     error: MaskProError
+    last: ClassVar[bool] = True
 
 
 Event = TokenEvent | PromptEvent | FailureEvent
@@ -74,7 +84,7 @@ class GenerationSequence:
         tokenizer: turns tokens into text.
         choice: number of this answer within its request (reported in events).
         draw: number of this answer among those to the same prompt (keeps their random numbers apart).
-        sink: takes the events, on the engine thread.
+        sink: takes the events, on the generator's thread.
     """
 
     def __init__(
@@ -105,12 +115,12 @@ class GenerationSequence:
 
     @property
     def finished(self) -> bool:
-        """Whether no token will follow."""
+        """Whether the answer is complete."""
         return self.finish_reason is not None
 
     @property
     def context(self) -> tuple[int, ...]:
-        """Everything that the model has to have read before the next token."""
+        """Everything that the model reads before the next token."""
         return (*self.prompt, *self.tokens)
 
     @property
@@ -132,20 +142,20 @@ class GenerationSequence:
         if chosen.token in self._end_tokens:
             return self._finish(STOP, chosen, self._stops.add(self._detokenizer.flush())[0] + self._stops.flush())
         piece = self._detokenizer.add(chosen.token)
-        text, stopped = self._pass(piece)
+        text, stopped = self._filter_stops(piece)
         if stopped:
             return self._finish(STOP, chosen, text)
         if len(self.tokens) >= self.params.max_tokens:
-            tail, stopped = self._pass(self._detokenizer.flush())
+            tail, stopped = self._filter_stops(self._detokenizer.flush())
             return self._finish(STOP if stopped else LENGTH, chosen, text + tail + ("" if stopped else self._stops.flush()))
         return TokenEvent(choice=self.choice, score=chosen, text=text)
 
-    def read_only(self) -> TokenEvent:
+    def finish_reading(self) -> TokenEvent:
         """The end of a sequence that was only to read its prompt."""
         return self._finish(LENGTH, None, "")
 
     def abort(self) -> TokenEvent:
-        """The end of a sequence that nobody wants any more."""
+        """The end of a sequence that nobody wants."""
         return self._finish(ABORT, None, "")
 
     def score_prompt(self, logits: Floats, first: int) -> None:
@@ -160,7 +170,7 @@ class GenerationSequence:
         for row, token in zip(logits, self.prompt[first + 1 :], strict=False):
             self.prompt_scores.append(score(row, token, self.params.prompt_logprobs))
 
-    def _pass(self, piece: str) -> tuple[str, bool]:
+    def _filter_stops(self, piece: str) -> tuple[str, bool]:
         """Text through the stop filter; before `min_tokens` no stop text counts."""
         if len(self.tokens) <= self.params.min_tokens and self.params.min_tokens:
             return piece, False

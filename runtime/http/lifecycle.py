@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import signal
 import socket
 import threading
@@ -19,16 +18,15 @@ from typing import Any
 
 import uvicorn
 
-from maskpro_deploy.errors import InputError, MaskProError
+from maskpro_deploy.errors import MaskProError
 from maskpro_deploy.manifest import Manifest
-from maskpro_deploy.runtime.generate.config import ServeConfig
-from maskpro_deploy.runtime.generate.generator import Engine, load
+from maskpro_deploy.runtime.generate.generator import TextGenerator
+from maskpro_deploy.runtime.generate.loading import load
+from maskpro_deploy.runtime.http.config import ServeConfig
+from maskpro_deploy.runtime.http.listener import base_url, listen
 from maskpro_deploy.runtime.http.server import create_app
-from maskpro_deploy.runtime.http.slot import EngineSlot
+from maskpro_deploy.runtime.http.slot import GeneratorSlot
 
-log = logging.getLogger(__name__)
-
-_BACKLOG = 2048
 _CLOSE_TIMEOUT_S = 5  # for connections to close once all answers are out
 
 
@@ -49,18 +47,15 @@ class _Lifetime:
         self._listener = listener
         self._on_ready = on_ready
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: asyncio.Event | None = None
-        self._hurry: asyncio.Event | None = None
+        self._stop, self._hurry = asyncio.Event(), asyncio.Event()
 
     def request_stop(self) -> None:
         """Stop; called again: at once. From any thread, also from a signal handler."""
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: it has stopped already
-                self._loop.call_soon_threadsafe(self._on_stop)
+                self._loop.call_soon_threadsafe(self._stop_or_hurry)
 
-    def _on_stop(self) -> None:
-        assert self._stop is not None
-        assert self._hurry is not None
+    def _stop_or_hurry(self) -> None:
         (self._hurry if self._stop.is_set() else self._stop).set()
 
     async def run(self) -> bool:
@@ -69,9 +64,9 @@ class _Lifetime:
         Raises:
             MaskProError: the bundle cannot be loaded.
         """
-        self._loop, self._stop, self._hurry = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         manifest = Manifest.load(self._bundle, engines=False)
-        slot = EngineSlot(self._config.served_model_name or manifest.model.name)
+        slot = GeneratorSlot(self._config.served_model_name or manifest.model.name)
         server = _Server(
             uvicorn.Config(
                 create_app(slot, self._config),
@@ -85,33 +80,30 @@ class _Lifetime:
         )
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         try:
-            engine = await self._until_stopped(_load_in_thread(self._bundle, self._config))
-            return engine is None or await self._serve(slot, engine)
+            generator = await self._until_stopped(_load_in_thread(self._bundle, self._config))
+            return generator is None or await self._serve(slot, generator)
         finally:
             server.should_exit = True
             await serving
 
-    async def _serve(self, slot: EngineSlot, engine: Engine) -> bool:
-        assert self._stop is not None
-        assert self._hurry is not None
+    async def _serve(self, slot: GeneratorSlot, generator: TextGenerator) -> bool:
         try:
-            slot.fill(engine)
+            slot.fill(generator)
             self._on_ready(base_url(self._listener), slot.model_name)
             await self._stop.wait()
-            draining = asyncio.create_task(asyncio.to_thread(engine.drain, self._config.shutdown_timeout_s))
+            draining = asyncio.create_task(asyncio.to_thread(generator.drain, self._config.shutdown_timeout_s))
             hurry = asyncio.create_task(self._hurry.wait())
             await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)
             hurry.cancel()
             clean = draining.done() and draining.result()
-            engine.close()  # what still runs ends now, and its clients are told
+            generator.close()  # what still runs ends now, and its clients get an error
             await draining
             return clean
         finally:
-            engine.close()
+            generator.close()
 
-    async def _until_stopped(self, loading: asyncio.Future[Engine]) -> Engine | None:
-        """The engine, or None if told to stop before it was there."""
-        assert self._stop is not None
+    async def _until_stopped(self, loading: asyncio.Future[TextGenerator]) -> TextGenerator | None:
+        """The generator, or None if told to stop before it was there."""
         stopped = asyncio.create_task(self._stop.wait())
         both: set[asyncio.Future[Any]] = {loading, stopped}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -119,55 +111,27 @@ class _Lifetime:
         return loading.result() if loading.done() else None
 
 
-def _load_in_thread(bundle: Path, config: ServeConfig) -> asyncio.Future[Engine]:
+def _load_in_thread(bundle: Path, config: ServeConfig) -> asyncio.Future[TextGenerator]:
     """Load in a daemon thread: unlike a pool's thread it does not hold up a process that is told to stop."""
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[Engine] = loop.create_future()
+    future: asyncio.Future[TextGenerator] = loop.create_future()
 
-    def settle(engine: Engine | None, error: BaseException | None) -> None:
-        if engine is not None:
-            future.set_result(engine)
+    def settle(generator: TextGenerator | None, error: BaseException | None) -> None:
+        if generator is not None:
+            future.set_result(generator)
         elif error is not None:
             future.set_exception(error)
 
     def work() -> None:
         try:
-            engine, error = load(bundle, config.runtime), None
+            generator, error = load(bundle, config.runtime), None
         except BaseException as e:
-            engine, error = None, e
+            generator, error = None, e
         with contextlib.suppress(RuntimeError):  # the loop has gone: nobody waits any more
-            loop.call_soon_threadsafe(settle, engine, error)
+            loop.call_soon_threadsafe(settle, generator, error)
 
     threading.Thread(target=work, name="maskpro-load", daemon=True).start()
     return future
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket.
-
-    Raises:
-        InputError: the address or port cannot be had.
-    """
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except OSError as e:
-        raise InputError(f"--host {host} is no address of this machine: {e.strerror}.") from e
-    listener = socket.socket(family, kind, proto)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)  # binding alone does not show a port that another server has just bound
-    except OSError as e:
-        listener.close()
-        raise InputError(f"cannot listen on {host} port {port}: {e.strerror}. Choose another --port; 0 takes a free one.") from e
-    return listener
-
-
-def base_url(listener: socket.socket) -> str:
-    """The URL at which a listening socket is reached from this machine."""
-    host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def serve(bundle: Path, config: ServeConfig | None = None, on_ready: Callable[[str, str], None] | None = None) -> bool:
@@ -182,19 +146,19 @@ def serve(bundle: Path, config: ServeConfig | None = None, on_ready: Callable[[s
         Whether all running work was finished before the end.
 
     Raises:
-        InputError: the port cannot be had, or `bundle` is no bundle.
+        InputError: the port is in use, or `bundle` is not a bundle.
         MaskProError: as `load`.
     """
     config = config or ServeConfig()
     Manifest.load(bundle, engines=False)
     with contextlib.closing(listen(config.host, config.port)) as listener:
         lifetime = _Lifetime(bundle, config, listener, on_ready or (lambda url, name: None))
-        with _signals(lifetime.request_stop):
+        with _on_signals(lifetime.request_stop):
             return asyncio.run(lifetime.run())
 
 
 @contextlib.contextmanager
-def _signals(action: Callable[[], None]) -> Iterator[None]:
+def _on_signals(action: Callable[[], None]) -> Iterator[None]:
     before = {s: signal.signal(s, lambda *_: action()) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from maskpro_deploy.runtime.generate.generator import Load
-from maskpro_deploy.runtime.generate.sampling import SamplingParams
+from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
 from maskpro_deploy.runtime.generate.scheduler import StepCount
 from maskpro_deploy.runtime.generate.sequence import Event, FailureEvent, GenerationSequence, PromptEvent, TokenEvent
 
@@ -22,11 +22,11 @@ _TOKENS = tuple(float(2**i) for i in range(18))
 
 
 class Metrics:
-    """The metrics of one server; an `Observer` of its engine.
+    """The metrics of one server; an `Observer` of its generator.
 
     Args:
         model_name: label of every sample.
-        load: asked how busy the engine is whenever the metrics are read.
+        load: asked how busy the generator is whenever the metrics are read.
     """
 
     def __init__(self, model_name: str, load: Callable[[], Load]) -> None:
@@ -64,23 +64,21 @@ class Metrics:
         """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
-    def accepted(self, params: SamplingParams, n: int) -> None:
+    def count_accepted(self, params: SamplingParams, n: int) -> None:
         """A request has been accepted."""
         self._max_tokens.observe(params.max_tokens)
         self._n.observe(n)
 
-    def rejected(self, reason: str) -> None:
+    def count_rejected(self, reason: str) -> None:
         """A request has been refused."""
         self._rejections.labels(self._model, reason).inc()
 
-    def step(self, count: StepCount) -> None:
-        """See `Observer.step`."""
+    def count_step(self, count: StepCount) -> None:
         self._iteration.observe(count.prompt_tokens + count.generated_tokens)
         self._prompt_tokens.inc(count.prompt_tokens)
         self._preemptions.inc(count.preempted)
 
-    def event(self, sequence: GenerationSequence, event: Event) -> None:
-        """See `Observer.event`."""
+    def count_event(self, sequence: GenerationSequence, event: Event) -> None:
         match event:
             case PromptEvent():
                 return
@@ -89,9 +87,9 @@ class Metrics:
                 self._last.pop(sequence, None)
                 return
             case TokenEvent():
-                self._token(sequence, event)
+                self._count_token(sequence, event)
 
-    def _token(self, sequence: GenerationSequence, event: TokenEvent) -> None:
+    def _count_token(self, sequence: GenerationSequence, event: TokenEvent) -> None:
         times = sequence.times
         if event.score is not None:
             self._generation_tokens.inc()
@@ -105,9 +103,9 @@ class Metrics:
             self._last[sequence] = times.last_token
         if event.finish_reason is not None:
             self._last.pop(sequence, None)
-            self._finished(sequence, event.finish_reason)
+            self._count_end(sequence, event.finish_reason)
 
-    def _finished(self, sequence: GenerationSequence, reason: str) -> None:
+    def _count_end(self, sequence: GenerationSequence, reason: str) -> None:
         times, count = sequence.times, len(sequence.tokens)
         self._success.labels(self._model, reason).inc()
         self._prompt_length.observe(len(sequence.prompt))

@@ -10,10 +10,9 @@ import re
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from maskpro_deploy.runtime.http.protocol import ApiError
+from maskpro_deploy.runtime.http.api_errors import ApiError
 
 REQUEST_ID = "X-Request-Id"
 _GUARDED = ("/v1/", "/tokenize", "/detokenize")
@@ -25,7 +24,7 @@ class Gate:
 
     Args:
         app: what lies behind.
-        api_key: asked for on the routes that use the model; None lets everybody in.
+        api_key: asked for on the routes that use the model; None serves everybody.
     """
 
     def __init__(self, app: ASGIApp, api_key: str | None) -> None:
@@ -33,7 +32,6 @@ class Gate:
         self._key = api_key.encode() if api_key else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See the ASGI specification."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -50,7 +48,7 @@ class Gate:
             await self._app(scope, receive, send_with_id)
             return
         error = ApiError(401, "the API key is missing or wrong.", "authentication_error", "invalid_api_key")
-        await JSONResponse(error.body(), error.status, error.headers())(scope, receive, send_with_id)
+        await error.response()(scope, receive, send_with_id)
 
     def _allowed(self, scope: Scope, headers: Headers) -> bool:
         if self._key is None or not scope["path"].startswith(_GUARDED) or scope["method"] == "OPTIONS":

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar
 
 from maskpro_deploy.runtime.generate.completion import Completion
 from maskpro_deploy.runtime.generate.sampling import Score
@@ -28,22 +29,9 @@ def usage(prompt_tokens: int, completion_tokens: int) -> Json:
     }
 
 
-class Format(Protocol):
-    """The shape of one API's answers."""
-
-    def chunk(self, event: Event) -> Json | None:
-        """One event of a stream; None if it has nothing to say."""
-
-    def usage_chunk(self, counts: Json) -> Json:
-        """The last chunk of a stream that was asked for its token counts."""
-
-    def whole(self, answers: Sequence[Completion], counts: Json) -> Json:
-        """The answer to a request without stream."""
-
-
 @dataclass(kw_only=True)
-class _Answer:
-    """What all answers carry.
+class Format(ABC):
+    """The shape of one API's answers.
 
     Attributes:
         model: the name that clients use.
@@ -51,6 +39,7 @@ class _Answer:
         n: answers to each prompt.
         logprobs: whether log-probabilities were asked for.
         include_usage: whether chunks carry a `usage` field.
+        echo: the prompts' texts, to be put before each answer; None without echo.
     """
 
     model: str
@@ -58,33 +47,62 @@ class _Answer:
     n: int = 1
     logprobs: bool = False
     include_usage: bool = False
-    id: str
-    object: str
-    created: int = field(default_factory=lambda: int(time.time()))
+    echo: Sequence[str] | None = None
+    id: str = field(init=False)
+    created: int = field(init=False)
 
-    def envelope(self, kind: str, choices: list[Json], *, chunk: bool) -> Json:
-        value: Json = {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
-        if chunk and self.include_usage:
+    id_prefix: ClassVar[str]
+    object: ClassVar[str]
+    chunk_object: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        self.id = f"{self.id_prefix}-{uuid.uuid4().hex}"
+        self.created = int(time.time())
+
+    def chunk(self, event: Event) -> Json | None:
+        """One event of a stream; None if it has nothing to say."""
+        choice = self._chunk_choice(event)
+        return None if choice is None else self._chunk([choice])
+
+    def usage_chunk(self, counts: Json) -> Json:
+        """The last chunk of a stream that was asked for its token counts."""
+        return self._chunk([]) | {"usage": counts}
+
+    def whole(self, answers: Sequence[Completion], counts: Json) -> Json:
+        """The answer to a request without stream."""
+        choices = [self._whole_choice(index, answer) for index, answer in enumerate(answers)]
+        return self._envelope(self.object, choices) | {"usage": counts}
+
+    @abstractmethod
+    def _chunk_choice(self, event: Event) -> Json | None:
+        """The choice of one event; None if it has nothing to say."""
+
+    @abstractmethod
+    def _whole_choice(self, index: int, answer: Completion) -> Json:
+        """The choice of one finished answer."""
+
+    def _chunk(self, choices: list[Json]) -> Json:
+        value = self._envelope(self.chunk_object, choices)
+        if self.include_usage:
             value["usage"] = None
         return value
 
+    def _envelope(self, kind: str, choices: list[Json]) -> Json:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
+
 
 @dataclass(kw_only=True)
-class CompletionFormat(_Answer):
-    """Answers of /v1/completions.
+class CompletionFormat(Format):
+    """Answers of /v1/completions."""
 
-    Attributes:
-        echo: the prompts' texts, to be put before each answer; None without echo.
-    """
-
-    id: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4().hex}")
-    object: str = "text_completion"
-    echo: Sequence[str] | None = None
     _offsets: dict[int, int] = field(default_factory=dict)  # characters given out by choice
     _prompt_scores: dict[int, tuple[Score, ...]] = field(default_factory=dict)
 
-    def chunk(self, event: Event) -> Json | None:
-        """See `Format.chunk`."""
+    id_prefix = "cmpl"
+    object = "text_completion"
+    chunk_object = "text_completion"
+
+    def _chunk_choice(self, event: Event) -> Json | None:
         assert isinstance(event, TokenEvent | PromptEvent)
         if isinstance(event, PromptEvent):  # goes out with the first token
             self._prompt_scores[event.choice] = event.scores
@@ -95,31 +113,16 @@ class CompletionFormat(_Answer):
             offset = 0
             text = self._echo(event.choice) + text
             scores = [*self._prompt_scores.pop(event.choice, ()), *scores]
-        choice: Json = {
-            "index": event.choice,
-            "text": text,
-            "logprobs": self._logprobs(scores, offset) if self.logprobs else None,
-            "finish_reason": event.finish_reason,
-        }
         self._offsets[event.choice] = offset + len(text)
-        return self.envelope(self.object, [choice], chunk=True)
+        return self._choice(event.choice, text, scores, offset, event.finish_reason)
 
-    def usage_chunk(self, counts: Json) -> Json:
-        """See `Format.usage_chunk`."""
-        return self.envelope(self.object, [], chunk=True) | {"usage": counts}
+    def _whole_choice(self, index: int, answer: Completion) -> Json:
+        scores = [*answer.prompt_scores, *answer.scores]
+        return self._choice(index, self._echo(index) + answer.text, scores, 0, answer.finish_reason)
 
-    def whole(self, answers: Sequence[Completion], counts: Json) -> Json:
-        """See `Format.whole`."""
-        choices: list[Json] = [
-            {
-                "index": index,
-                "text": self._echo(index) + answer.text,
-                "logprobs": self._logprobs([*answer.prompt_scores, *answer.scores], 0) if self.logprobs else None,
-                "finish_reason": answer.finish_reason,
-            }
-            for index, answer in enumerate(answers)
-        ]
-        return self.envelope(self.object, choices, chunk=False) | {"usage": counts}
+    def _choice(self, index: int, text: str, scores: Sequence[Score], offset: int, finish_reason: str | None) -> Json:
+        logprobs = self._logprobs(scores, offset) if self.logprobs else None
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
 
     def _echo(self, choice: int) -> str:
         return self.echo[choice // self.n] if self.echo is not None else ""
@@ -140,44 +143,30 @@ class CompletionFormat(_Answer):
 
 
 @dataclass(kw_only=True)
-class ChatFormat(_Answer):
-    """Answers of /v1/chat/completions."""
+class ChatFormat(Format):
+    """Answers of /v1/chat/completions; the first chunk of each choice names the role."""
 
-    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
-    object: str = "chat.completion"
     _started: set[int] = field(default_factory=set)
 
-    def chunk(self, event: Event) -> Json | None:
-        """See `Format.chunk`; the first chunk of each choice names the role."""
+    id_prefix = "chatcmpl"
+    object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def _chunk_choice(self, event: Event) -> Json:
         assert isinstance(event, TokenEvent)
         delta: Json = {"content": event.text}
         if event.choice not in self._started:
             self._started.add(event.choice)
             delta = {"role": "assistant", **delta}
-        choice: Json = {
-            "index": event.choice,
-            "delta": delta,
-            "logprobs": self._logprobs([event.score] if event.score else []) if self.logprobs else None,
-            "finish_reason": event.finish_reason,
-        }
-        return self.envelope(f"{self.object}.chunk", [choice], chunk=True)
+        return self._choice(event.choice, {"delta": delta}, [event.score] if event.score else [], event.finish_reason)
 
-    def usage_chunk(self, counts: Json) -> Json:
-        """See `Format.usage_chunk`."""
-        return self.envelope(f"{self.object}.chunk", [], chunk=True) | {"usage": counts}
+    def _whole_choice(self, index: int, answer: Completion) -> Json:
+        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        return self._choice(index, {"message": message}, answer.scores, answer.finish_reason)
 
-    def whole(self, answers: Sequence[Completion], counts: Json) -> Json:
-        """See `Format.whole`."""
-        choices: list[Json] = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": answer.text, "refusal": None},
-                "logprobs": self._logprobs(answer.scores) if self.logprobs else None,
-                "finish_reason": answer.finish_reason,
-            }
-            for index, answer in enumerate(answers)
-        ]
-        return self.envelope(self.object, choices, chunk=False) | {"usage": counts}
+    def _choice(self, index: int, content: Json, scores: Sequence[Score], finish_reason: str | None) -> Json:
+        logprobs = self._logprobs(scores) if self.logprobs else None
+        return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason}
 
     def _logprobs(self, scores: Sequence[Score]) -> Json:
         def entry(token: int, logprob: float | None) -> Json:

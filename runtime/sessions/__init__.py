@@ -1,4 +1,5 @@
-"""A model that reads tokens on top of a cache, in onnxruntime or in TensorRT, on this machine's memory or a GPU's.
+"""Bundles opened for serving, and batches of sequences over a session.
 
-What enters: tokens and a cache. What leaves: logits and the longer cache. May import: backends, manifest.
+What enters: a bundle's folder and a `SessionConfig`; later prompts and tokens. What leaves: a session (`backends.session`), and
+logits. May import: backends, manifest.
 """

@@ -3,50 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from maskpro_deploy.backends.profiles import engine_form
 from maskpro_deploy.errors import FormatError, InputError, MachineError
 from maskpro_deploy.manifest import EngineFile, Manifest, safe_path
-from maskpro_deploy.runtime.sessions.executor import Profile
 from maskpro_deploy.system.files import sha256_file
 
 _AMPERE = 80
 
 
-def setting(engine: EngineFile, name: str) -> Any:
+def builder_setting(engine: EngineFile, name: str) -> Any:
     """A builder flag of an engine, None if it was not given."""
     flags = engine.settings.get("flags")
     return engine.settings.get(name, flags.get(name) if isinstance(flags, dict) else None)
 
 
-def engine_profiles(engine: EngineFile) -> list[Profile]:
-    """The profiles as the manifest has them, in the engine's order (inputs of the first layer stand for all layers').
-
-    Raises:
-        FormatError: the manifest describes them otherwise.
-    """
-    described = engine.settings.get("profiles", [])
-    try:
-        found = [p.get("shapes", p) for p in (described.values() if isinstance(described, dict) else described)]
-        return [{name: _three(at) for name, at in profile.items()} for profile in found]
-    except (AttributeError, TypeError, ValueError) as e:
-        raise FormatError(f"the manifest's profiles of {engine.file} cannot be read: {e}.\nBuild the engine again.") from e
-
-
-def _three(shapes: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    least, best, most = (tuple(int(n) for n in shape) for shape in shapes)
-    return least, best, most
-
-
-def engine_form(engine: EngineFile) -> str:
-    """The form of the cache of the graph that an engine was built from."""
-    profiles = engine_profiles(engine)
-    return "static" if profiles and "write_indices" in profiles[0] else "cat"
-
-
-def unfit(engine: EngineFile, installed: Mapping[str, str], gpu: str) -> str:
+def why_not_runnable(engine: EngineFile, installed: Mapping[str, str], gpu: str) -> str:
     """Why an engine cannot run here; "" if nothing is known against it.
 
     Args:
@@ -56,57 +31,60 @@ def unfit(engine: EngineFile, installed: Mapping[str, str], gpu: str) -> str:
     """
     if engine.library not in installed:
         return f"it needs {engine.library} {engine.library_version}, which is not installed"
-    if setting(engine, "strip_weights"):
+    if builder_setting(engine, "strip_weights"):
         return "its weights were left out (--strip-weights)"
-    if setting(engine, "version_compatible"):
+    if builder_setting(engine, "version_compatible"):
         return "it was built with --version-compatible and brings a library of its own, which is not run for safety"
-    if not _version_fits(engine, installed[engine.library]):
+    if not _same_version(engine.library_version, installed[engine.library]):
         return f"it was built with {engine.library} {engine.library_version}, and {installed[engine.library]} is installed"
     targets = re.findall(r"sm\d+", engine.target)
-    compatible = setting(engine, "hardware_compatible") == "ampere+" and int(gpu[2:]) >= _AMPERE
+    compatible = builder_setting(engine, "hardware_compatible") == "ampere+" and int(gpu[2:]) >= _AMPERE
     if targets and gpu not in targets and not compatible:
         return f"it was built for {engine.target}, and this GPU is {gpu}"
     return ""
 
 
-def _version_fits(engine: EngineFile, installed: str) -> bool:
-    built, here = _numbers(engine.library_version), _numbers(installed)
-    known = min(len(here), len(built))  # onnxruntime tells no build number
-    return here[:known] == built[:known]
+def _same_version(built: str, installed: str) -> bool:
+    numbers = [[int(n) for n in re.findall(r"\d+", version)[:4]] for version in (built, installed)]
+    known = min(len(n) for n in numbers)  # onnxruntime reports no build number
+    return numbers[0][:known] == numbers[1][:known]
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in re.findall(r"\d+", version)[:4])
+def engines_named(manifest: Manifest, wanted: str | None) -> list[EngineFile]:
+    """The engines of a bundle that `--engine` names, by path or file name; all of them for None."""
+    return [e for e in manifest.engines if wanted in (None, e.file, Path(e.file).name)]
 
 
-def pick(bundle: Path, manifest: Manifest, installed: Mapping[str, str], gpu: str, wanted: str | None = None) -> EngineFile:
+def choose_engine(
+    bundle: Path, manifest: Manifest, installed: Mapping[str, str], gpu: str, wanted: str | None = None
+) -> EngineFile:
     """The engine to run: sparse before dense, TensorRT before TensorRT-RTX, a cache updated in place before a growing one.
 
     Args:
         bundle: for messages.
         manifest: of the bundle.
-        installed: see `unfit`.
-        gpu: see `unfit`.
+        installed: see `why_not_runnable`.
+        gpu: see `why_not_runnable`.
         wanted: the engine's file in the bundle; None for any.
 
     Raises:
         InputError: the bundle has no engine, or not that one.
         MachineError: none of them can run here; the message says why, and what to do.
     """
-    engines = [e for e in manifest.engines if wanted in (None, e.file, Path(e.file).name)]
+    engines = engines_named(manifest, wanted)
     if not engines:
         which = f"no engine {wanted}" if wanted is not None else "no engine"
         raise InputError(f"{bundle} has {which}.\nBuild one on this machine: maskpro-deploy build-engine {bundle}")
-    reasons = {engine.file: unfit(engine, installed, gpu) for engine in engines}
+    reasons = {engine.file: why_not_runnable(engine, installed, gpu) for engine in engines}
     if fitting := [e for e in engines if not reasons[e.file]]:
-        return min(fitting, key=_rank)
-    told = "; ".join(f"{file}: {reason}" for file, reason in reasons.items())
+        return min(fitting, key=_preference)
+    listed = "; ".join(f"{file}: {reason}" for file, reason in reasons.items())
     raise MachineError(
-        f"no engine of {bundle} can run here: {told}.\nBuild one on this machine: maskpro-deploy build-engine {bundle}"
+        f"no engine of {bundle} can run here: {listed}.\nBuild one on this machine: maskpro-deploy build-engine {bundle}"
     )
 
 
-def _rank(engine: EngineFile) -> tuple[bool, bool, bool, str]:
+def _preference(engine: EngineFile) -> tuple[bool, bool, bool, str]:
     return not engine.settings.get("sparse_weights"), engine.library != "tensorrt", engine_form(engine) != "static", engine.file
 
 

@@ -5,27 +5,25 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from maskpro_deploy.backends.cuda_device import CudaDevice
+from maskpro_deploy.backends.cuda.device import CudaDevice
+from maskpro_deploy.backends.executor import Executor
+from maskpro_deploy.backends.profiles import FIRST_KEY
+from maskpro_deploy.backends.session import GraphSession
+from maskpro_deploy.backends.tensorrt_.executor import EngineExecutor
+from maskpro_deploy.backends.tensorrt_.library import MODULES, load_library
 from maskpro_deploy.errors import MissingExtraError
 from maskpro_deploy.manifest import EngineFile, Graph, Manifest
-from maskpro_deploy.runtime.sessions.device_session import DeviceSession
-from maskpro_deploy.runtime.sessions.engine_choice import check_hash, pick
-from maskpro_deploy.runtime.sessions.executor import FIRST_KEY, Executor
-from maskpro_deploy.runtime.sessions.trt_executor import MODULES, TrtExecutor, load_library
+from maskpro_deploy.runtime.sessions.engine_choice import check_hash, choose_engine
 from maskpro_deploy.system.extras import missing, require
 from maskpro_deploy.system.files import cache_folder
-
-if TYPE_CHECKING:
-    from maskpro_deploy.runtime.sessions.base import BaseSession
 
 log = logging.getLogger(__name__)
 
 _WARM_UP = 8  # tokens of the prompt that compiles and warms the kernels
 
 
-def open_native(bundle: Path, manifest: Manifest, wanted: str | None = None) -> BaseSession:
+def open_native(bundle: Path, manifest: Manifest, wanted: str | None = None) -> GraphSession:
     """Load an engine of a bundle.
 
     Args:
@@ -49,11 +47,11 @@ def open_native(bundle: Path, manifest: Manifest, wanted: str | None = None) -> 
     device = CudaDevice()
     built_with = {engine.library for engine in manifest.engines}
     installed = {name: str(load_library(name).__version__) for name in libraries if name in built_with}
-    engine = pick(bundle, manifest, installed, device.compute_capability, wanted)
+    engine = choose_engine(bundle, manifest, installed, device.compute_capability, wanted)
     file = check_hash(bundle, manifest, engine.file)
-    executor = TrtExecutor(engine.library, file, device, cache=_kernel_cache(manifest, engine, device))
-    session = DeviceSession(manifest.model, engine_graph(manifest.graph, executor), executor, device)
-    log.info("%s runs in %s on %s: %s", bundle, executor.name, device.name, engine.file)
+    executor = EngineExecutor(engine.library, file, device, cache=_kernel_cache(manifest, engine, device))
+    session = GraphSession(manifest.model, engine_graph(manifest.graph, executor), executor, device)
+    log.info("%s runs in %s on %s: %s", bundle, session.providers[0], device.name, engine.file)
     session.greedy([0] * min(_WARM_UP, session.shape.max_length - 2), 2)
     executor.save_cache()
     return session
@@ -69,7 +67,7 @@ def _kernel_cache(manifest: Manifest, engine: EngineFile, device: CudaDevice) ->
 
 
 def engine_graph(graph: Graph, executor: Executor) -> Graph:
-    """The graph that an engine was built from, as its inputs tell it."""
+    """The graph that an engine was built from, as its inputs show it."""
     if "write_indices" not in executor.tensors:
         return dataclasses.replace(graph, form="cat", length=None)
     return dataclasses.replace(graph, form="static", length=executor.tensors[FIRST_KEY].shape[2])

@@ -66,7 +66,7 @@ def test_a_bundle_reads_about_its_data_file(dense_bundle: Path) -> None:
 
 def test_a_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"\xff\xff no protobuf")
-    with pytest.raises(FormatError, match=r"m\.onnx is no ONNX file"):
+    with pytest.raises(FormatError, match=r"m\.onnx is not an ONNX file"):
         graph_work(tmp_path / "m.onnx")
 
 

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from onnx_cases import FLOAT, ORIENTATIONS, node, product, save_model
+from onnx_cases import FLOAT, ORIENTATIONS, change_external_data, node, product, save_model
 from safetensors.numpy import load_file, save_file
 from sparse_cases import FLOATS, PATTERNS, STORED, damaged, holds_by_hand, lawful
 
 from maskpro_deploy.errors import MaskProError
-from maskpro_deploy.manifest import Graph, Manifest, ModelShape, SparseWeight, file_entry
+from maskpro_deploy.manifest import FileEntry, Graph, Manifest, ModelShape, SparseWeight, file_entry
 from maskpro_deploy.masks import MASKS_FILE, MaskSet
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.validation import validate
 from maskpro_deploy.validation.check import DETECTED
 
+T = TypeVar("T")
+Array = npt.NDArray[Any]
 TWO_FOUR = NMPattern(2, 4)
 F32 = np.dtype(np.float32)
 
@@ -54,7 +58,7 @@ def build(seed: int, folder: Path) -> Case:
     return BUILDERS[int(rng.integers(len(BUILDERS)))](rng, folder)
 
 
-def pick(rng: np.random.Generator, choices):
+def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
     """One of a sequence, as it is (`rng.choice` would make an array of it)."""
     return choices[int(rng.integers(len(choices)))]
 
@@ -70,7 +74,9 @@ def asked(rng: np.random.Generator, pattern: NMPattern) -> NMPattern | None:
     return None if pattern in DETECTED and rng.random() < 0.3 else pattern
 
 
-def weight(rng: np.random.Generator, pattern: NMPattern, axis: int, dtype: np.dtype, kinds: tuple[str, ...]):
+def weight(
+    rng: np.random.Generator, pattern: NMPattern, axis: int, dtype: np.dtype[Any], kinds: tuple[str, ...]
+) -> tuple[Array, str, bool, bool]:
     """(values, kind of damage, at_most, whether they obey the law), the law checked by a plain loop."""
     shape = [int(rng.integers(2, 9)), int(rng.integers(2, 9))]
     shape[axis] = pattern.m * int(rng.integers(1, 5))
@@ -159,7 +165,8 @@ def npz_file(rng: np.random.Generator, folder: Path) -> Case:
         bits[int(rng.integers(bits.size))] ^= 1 << int(rng.integers(8))
     stored = {"type": bits.astype(np.int32), "pickle": np.array([{}], dtype=object)}.get(kind, bits)
     path = folder / "mask_compressed.npz"
-    np.savez_compressed(path, **{f"{name}.mask": stored})
+    arrays: dict[str, Any] = {f"{name}.mask": stored}
+    np.savez_compressed(path, **arrays)
     if rng.random() < 0.5:
         (folder / "config.json").write_text("{}")
         save_file({name: np.zeros(shape, np.float16)}, folder / "model.safetensors")
@@ -246,7 +253,7 @@ def _same_graph(path: Path, whole: onnx.GraphProto) -> bool:
     return bool(left.opset_import) and left.graph == whole
 
 
-def _stored(rng: np.random.Generator, form: str, stored: np.ndarray):
+def _stored(rng: np.random.Generator, form: str, stored: Array) -> tuple[list[onnx.NodeProto], dict[str, Any]]:
     """Nodes and constants that make the value "v" of `stored`."""
     if form == "cast":
         dtype = pick(rng, (np.float64, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2))
@@ -254,9 +261,8 @@ def _stored(rng: np.random.Generator, form: str, stored: np.ndarray):
     if form == "reshaped":
         nodes = [node("Reshape", ["s", "shape"], ["v"])]
         return nodes, {"s": stored.reshape(-1), "shape": np.array([stored.shape[0], -1])}
-    at, scale_shape = int(rng.integers(0, 2)), ()
-    if rng.random() < 0.5:
-        scale_shape = (stored.shape[at],)
+    at = int(rng.integers(0, 2))
+    scale_shape = (stored.shape[at],) if rng.random() < 0.5 else ()
     scale = rng.uniform(0.05, 0.9, scale_shape).astype(np.float32)
     if form == "quantised and back":
         nodes = [
@@ -273,7 +279,7 @@ def _stored(rng: np.random.Generator, form: str, stored: np.ndarray):
     return [node("Identity", ["s"], ["v"])], {"s": stored}
 
 
-def _integers(array: np.ndarray, bits: str):
+def _integers(array: Array, bits: str) -> TensorProto:
     if bits.endswith("int8"):
         return numpy_helper.from_array(array.astype(np.dtype(bits)))
     flat = (np.append(array.reshape(-1), np.zeros(array.size % 2, np.int64)) & 15).astype(np.uint8)
@@ -319,12 +325,13 @@ def bundle(rng: np.random.Generator, folder: Path) -> Case:
     return Case(path=folder, label=f"bundle {kind} masks {known}", holds=good, pattern=None)
 
 
-def _manifest(weights, files, source) -> Manifest:
+def _manifest(weights: list[SparseWeight], files: list[FileEntry], source: dict[str, str]) -> Manifest:
     shape = dict.fromkeys(("vocab_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size", "max_length"), 8)
     model = ModelShape(name="m", architecture="X", eos_token_ids=(0,), **shape)
     graph = Graph(file="model.onnx", form="cat", opset=23, dtype="fp32")
-    kept = {"sparsity": "2:4", "sparse_weights": tuple(weights), "source": source}
-    return Manifest(model=model, graph=graph, files=tuple(files), **kept)
+    return Manifest(
+        model=model, graph=graph, files=tuple(files), sparsity="2:4", sparse_weights=tuple(weights), source=dict(source)
+    )
 
 
 def _damage_bundle(rng: np.random.Generator, folder: Path, kind: str, hurt: str, known: bool) -> None:
@@ -361,15 +368,9 @@ def loose_data(rng: np.random.Generator, folder: Path) -> Case:
     """An ONNX file whose external data is not where it should be."""
     array = lawful(rng, (8, 8), 0, TWO_FOUR, F32)
     path = save_model(folder, [node("MatMul", ["x", "w"], ["y"])], {"w": array}, external=True)
-    model = onnx.load(path, load_external_data=False)
     changes = ({"location": "../x"}, {"location": "/x"}, {"location": "none"}, {"offset": "1"}, {"offset": "-1"}, {"length": "8"})
     change = pick(rng, (*changes, {"offset": str(1 << 62)}, {"length": "-256"}))
-    tensor = model.graph.initializer[0]
-    entries = {e.key: e.value for e in tensor.external_data} | change
-    del tensor.external_data[:]
-    for key, value in entries.items():
-        tensor.external_data.add(key=key, value=value)
-    path.write_bytes(model.SerializeToString())
+    change_external_data(path, **change)
     return Case(path=path, label=f"onnx data {change}", holds=False, pattern=TWO_FOUR)
 
 

@@ -71,10 +71,10 @@ def sample(family: str, model: nn.Module, cache: str) -> tuple[nn.Module, tuple[
         return First(model, **fixed), tuple(inputs), names, ["logits" if heads else "last_hidden_state"]
     outputs = ["logits", *(f"present.{i}.{kind}" for i in range(LAYERS) for kind in ("key", "value"))]
     if past:
-        config = model.config
-        heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+        config: Any = model.config
+        key_heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        inputs += [torch.randn(_BATCH, heads, past, size) for _ in range(2 * LAYERS)]
+        inputs += [torch.randn(_BATCH, key_heads, past, size) for _ in range(2 * LAYERS)]
         names += [f"past_key_values.{i}.{kind}" for i in range(LAYERS) for kind in ("key", "value")]
     return WithCache(model, bool(past)), tuple(inputs), names, outputs
 

@@ -152,19 +152,17 @@ class Workshop:
 
 
 def _torchscript(family: str, model: Any, path: Path, options: list[str]) -> None:
-    settings = {
-        "cache": "takes" if "past" in options else "gives" if "cache" in options else "none",
-        "dynamic": "static" not in options,
-    }
-    exports.export(family, model, path, dynamo=False, do_constant_folding="raw" not in options, **settings)
+    exports.export(family, model, path, dynamo=False, do_constant_folding="raw" not in options, **_settings(options))
 
 
 def _dynamo(family: str, model: Any, path: Path, options: list[str]) -> None:
-    settings = {
-        "cache": "takes" if "past" in options else "gives" if "cache" in options else "none",
-        "dynamic": "static" not in options,
-    }
-    exports.export(family, model, path, dynamo=True, optimize="raw" not in options, **settings)
+    exports.export(family, model, path, dynamo=True, optimize="raw" not in options, **_settings(options))
+
+
+def _settings(options: list[str]) -> dict[str, Any]:
+    """What both of torch's exporters are asked for."""
+    cache = "takes" if "past" in options else "gives" if "cache" in options else "none"
+    return {"cache": cache, "dynamic": "static" not in options}
 
 
 def _mobius(family: str, model: Any, path: Path, options: list[str]) -> None:

@@ -72,7 +72,8 @@ class Encoder(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(batch, length, hidden) -> the same."""
-        return self.layers(x)
+        encoded: torch.Tensor = self.layers(x)
+        return encoded
 
 
 class Perceptron(nn.Module):
@@ -173,8 +174,8 @@ def _values(rng: np.random.Generator, shape: tuple[int, ...], axis: int) -> np.n
 
 
 def _signed(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    size = (rng.uniform(0.5, 1.0, shape) * rng.choice([-1.0, 1.0], shape)) / math.sqrt(shape[-1])
-    return size.astype(np.float32)
+    signs = rng.choice(np.array([-1.0, 1.0]), shape)
+    return np.asarray(rng.uniform(0.5, 1.0, shape) * signs / math.sqrt(shape[-1]), np.float32)
 
 
 def _around(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:

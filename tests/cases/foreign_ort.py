@@ -101,7 +101,7 @@ def bnb(kind: int) -> Tool:
     return run
 
 
-class Feeds(q.CalibrationDataReader):
+class Feeds(q.CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
     """A few random inputs of a graph."""
 
     def __init__(self, path: Path) -> None:

@@ -94,13 +94,13 @@ def _zeros(node: onnx.NodeProto, weight: np.ndarray, zero: np.ndarray | None) ->
         return _nbits_zeros(settings, weight, zero)
     values = weight.astype(np.int64)
     if zero is None or zero.size == 1:
-        return values == (0 if zero is None else int(zero.reshape(())))
+        return np.equal(values, 0 if zero is None else int(zero.reshape(())))
     axis = settings.get("axis", 1 if node.op_type == "DequantizeLinear" else 0 if settings.get("transB") else -1) % weight.ndim
     spread = zero.astype(np.int64)
     if spread.ndim == weight.ndim:
         spread = spread.repeat(settings.get("block_size") or weight.shape[axis], axis)
-        return values == spread.take(range(weight.shape[axis]), axis)
-    return values == spread.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+        return np.equal(values, spread.take(range(weight.shape[axis]), axis))
+    return np.equal(values, spread.reshape([-1 if i == axis else 1 for i in range(weight.ndim)]))
 
 
 def _nbits_zeros(settings: dict[str, int], weight: np.ndarray, zero: np.ndarray | None) -> np.ndarray:
@@ -113,7 +113,8 @@ def _nbits_zeros(settings: dict[str, int], weight: np.ndarray, zero: np.ndarray 
         points = _codes(zero.reshape(n, -1), width)[:, :blocks]
     else:
         points = zero.reshape(n, blocks)
-    return codes == points.repeat(size, 1)[:, :k]
+    zeros: np.ndarray = np.equal(codes, points.repeat(size, 1)[:, :k])
+    return zeros
 
 
 def _codes(packed: np.ndarray, width: int) -> np.ndarray:

@@ -44,7 +44,7 @@ _NUMBERS = [
     -(2**63),
 ]
 _MOST_LINES = 12  # libraries quote what they found
-_VALUES = [None, True, "", "U8", "F16", [], {}, [[]], "../../x", 1.5, 1e300, *_NUMBERS]
+_VALUES: list[object] = [None, True, "", "U8", "F16", [], {}, [[]], "../../x", 1.5, 1e300, *_NUMBERS]
 
 
 def make_corpus(folder: Path) -> list[Path]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,7 +13,17 @@ from onnx import TensorProto, helper, numpy_helper
 FLOAT = TensorProto.FLOAT
 
 
-def save_model(folder, nodes, constants, *, inputs=("x",), outputs=("y",), external=False, opset=23, name="m.onnx"):
+def save_model(
+    folder: Path | str,
+    nodes: Sequence[onnx.NodeProto],
+    constants: Mapping[str, Any],
+    *,
+    inputs: Sequence[str] = ("x",),
+    outputs: Sequence[str] = ("y",),
+    external: bool = False,
+    opset: int = 23,
+    name: str = "m.onnx",
+) -> Path:
     """Write a model; `constants` maps names to arrays or TensorProtos."""
     initializers = []
     for key, value in constants.items():
@@ -34,11 +46,22 @@ def save_model(folder, nodes, constants, *, inputs=("x",), outputs=("y",), exter
     return path
 
 
-def node(op, inputs, outputs, **attributes):
+def change_external_data(path: Path, **entries: str) -> None:
+    """Change where a model says that its first weight lies: `location`, `offset` or `length`."""
+    model = onnx.load(path, load_external_data=False)
+    tensor = model.graph.initializer[0]
+    changed = {e.key: e.value for e in tensor.external_data} | entries
+    del tensor.external_data[:]
+    for key, value in changed.items():
+        tensor.external_data.add(key=key, value=value)
+    path.write_bytes(model.SerializeToString())
+
+
+def node(op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: object) -> onnx.NodeProto:
     return helper.make_node(op, inputs, outputs, **attributes)
 
 
-def product(weight, orientation, float_input="x"):
+def product(weight: str, orientation: str, float_input: str = "x") -> tuple[list[onnx.NodeProto], int]:
     """The nodes that multiply with `weight`, and the axis that its groups must lie on.
 
     Orientations: "xw" and "wx" (MatMul), "gemm" and "gemmT" (Gemm, weight second), "gemmA" and "gemmAT" (Gemm, weight first).

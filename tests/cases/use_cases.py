@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from sparse_cases import lawful
@@ -44,7 +45,7 @@ class Draft:
             return self.rng.integers(1, 7, shape).astype(np.float32)
         return lawful(self.rng, shape, axis, NMPattern(2, 4), np.dtype(np.float32))
 
-    def const(self, name: str, value: np.ndarray) -> str:
+    def const(self, name: str, value: npt.ArrayLike) -> str:
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
@@ -91,7 +92,9 @@ def way(proven: bool) -> Callable[[Callable[[Draft], None]], Callable[[Draft], N
     return register
 
 
-def _sub(nodes: list[onnx.NodeProto], out: str, tensors: tuple = (), inputs: tuple = ()) -> onnx.GraphProto:
+def _sub(
+    nodes: list[onnx.NodeProto], out: str, tensors: Sequence[onnx.TensorProto] = (), inputs: Sequence[str] = ()
+) -> onnx.GraphProto:
     values = [helper.make_tensor_value_info(i, FLOAT, None) for i in inputs]
     return helper.make_graph(nodes, "s", values, [helper.make_tensor_value_info(out, FLOAT, None)], list(tensors))
 
@@ -266,7 +269,8 @@ def weight_from_a_branch(d: Draft) -> None:
 def weight_carried_by_a_loop(d: Draft) -> None:
     body = _sub([helper.make_node("MatMul", ["s", "w"], ["so"]), helper.make_node("Identity", ["w"], ["wo"])], "so")
     body.node.append(helper.make_node("Identity", ["go"], ["on"]))
-    shapes = (("n", TensorProto.INT64, []), ("go", TensorProto.BOOL, []), ("s", FLOAT, None), ("w", FLOAT, [K, K]))
+    shapes: list[tuple[str, int, list[int] | None]]
+    shapes = [("n", TensorProto.INT64, []), ("go", TensorProto.BOOL, []), ("s", FLOAT, None), ("w", FLOAT, [K, K])]
     body.input.extend(helper.make_tensor_value_info(*s) for s in shapes)
     del body.output[:]
     body.output.extend(

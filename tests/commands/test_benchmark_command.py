@@ -10,15 +10,15 @@ from bundle_cases import fail, run, run_json
 from click.testing import CliRunner
 
 from maskpro_deploy.bench.graph_work import graph_work
-from maskpro_deploy.bench.result import BenchResult
 from maskpro_deploy.bench.roofline import measure_bandwidth
 from maskpro_deploy.bench.sessions import SelfTest
 from maskpro_deploy.bench.statistics.stats import FASTER, Ratio
+from maskpro_deploy.bench.sweeps.result import BenchResult
 from maskpro_deploy.cli import cli
 from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, InputError
 from maskpro_deploy.exporters import ExportConfig, export
 from maskpro_deploy.manifest import Manifest
-from maskpro_deploy.runs.output import Folder
+from maskpro_deploy.runs.output import RunFolder
 from maskpro_deploy.runtime import OrtSession
 
 QUICK = ("--samples", 4, "--threads", 1)
@@ -28,7 +28,7 @@ SMALL = ("--batch", 1, "--prompt", 8, *QUICK)
 @pytest.fixture(autouse=True)
 def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure the bandwidth for real, over less memory."""
-    monkeypatch.setattr("maskpro_deploy.bench.sweep.measure_bandwidth", partial(measure_bandwidth, buffer_bytes=4 << 20))
+    monkeypatch.setattr("maskpro_deploy.bench.sweeps.sweep.measure_bandwidth", partial(measure_bandwidth, buffer_bytes=4 << 20))
 
 
 def test_latency_of_two_bundles_is_one_json_object(sparse_bundle: Path, dense_bundle: Path) -> None:
@@ -126,15 +126,15 @@ def test_a_model_that_fails_while_timed_makes_the_run_invalid(dense_bundle: Path
 
 def test_an_interrupted_run_goes_on_with_resume(dense_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ("benchmark", "latency", dense_bundle, "--context", 8, *SMALL, "--samples", 8, "--out", tmp_path / "report")
-    save, saves = Folder.save, iter(range(100))
+    save, saves = RunFolder.save, iter(range(100))
 
-    def interrupted(self: Folder, result: BenchResult) -> None:
+    def interrupted(self: RunFolder, result: BenchResult) -> None:
         save(self, result)
         if next(saves) == 1:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Folder, "save", interrupted)
+        patch.setattr(RunFolder, "save", interrupted)
         CliRunner().invoke(cli, [str(a) for a in arguments])
     state = json.loads((tmp_path / "report/result.json").read_text())
     assert state["finished"] is False
@@ -245,7 +245,6 @@ def test_bundles_with_different_vocabularies_are_an_error(dense_bundle: Path, ot
         (("--context", "100000"), "takes 256 at most"),
         (("--samples", "1"), "--samples 1"),
         (("--budget", "soon"), "--budget"),
-        (("--provider", "abacus"), "--provider abacus"),
         (("--form", "cat,gqa"), "--form cat,gqa"),
     ],
 )
@@ -253,6 +252,13 @@ def test_wrong_settings_name_the_flag(arguments: tuple[str, ...], said: str, den
     error, _ = fail("benchmark", "latency", dense_bundle, *arguments)
     assert isinstance(error, ConfigError)
     assert said in str(error)
+
+
+@pytest.mark.parametrize("words", ["benchmark latency", "benchmark serve", "serve", "eval"])
+def test_a_provider_that_does_not_exist_is_wrong_usage(words: str, dense_bundle: Path) -> None:
+    result = CliRunner().invoke(cli, [*words.split(), str(dense_bundle), "--provider", "abacus"])
+    assert result.exit_code == 2
+    assert "'abacus' is not one of 'auto', 'cpu', 'cuda', 'tensorrt', 'trt-native'" in result.output
 
 
 def test_a_folder_that_is_no_bundle_is_an_error(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -12,13 +12,12 @@ from click.testing import CliRunner
 
 from maskpro_deploy import exporters
 from maskpro_deploy.cli import cli
-from maskpro_deploy.commands.build_engine import _text
 from maskpro_deploy.errors import MaskProError
 from maskpro_deploy.exporters import EngineReport
 from maskpro_deploy.exporters.engines.report import UNKNOWN, LayerRow
-from maskpro_deploy.exporters.engines.timing import NO_GPU, Comparison, PointResult
+from maskpro_deploy.exporters.engines.timing.results import NO_GPU, Comparison, PointResult
 from maskpro_deploy.manifest import EngineFile
-from maskpro_deploy.reports.engine import page
+from maskpro_deploy.reports.engine import page, render_text
 from maskpro_deploy.system.extras import missing
 
 SETTINGS = {
@@ -89,8 +88,8 @@ def test_the_page_tells_every_layer_and_loads_nothing(comparison):
 
 
 def test_the_table_has_times_where_they_were_measured():
-    assert "sparse ms" not in _text(Path("b"), report())
-    text = _text(Path("b"), report(measured()))
+    assert "sparse ms" not in render_text(Path("b"), report())
+    text = render_text(Path("b"), report(measured()))
     assert re.search(r"q_proj +1 +64 +32 +yes +yes +1\.000 +2\.000", text)
     assert re.search(r"v_proj .* no +- +3\.000", text)
     assert "prefill, batch 4, 512 new, 0 past      8.000    10.000  1.250x  faster" in text

@@ -9,7 +9,8 @@ import sys
 from click.testing import CliRunner
 
 from maskpro_deploy.commands.doctor import command
-from maskpro_deploy.doctor import machine as doctor
+from maskpro_deploy.doctor import packages
+from maskpro_deploy.doctor.machine import examine
 from maskpro_deploy.errors import MachineError
 
 
@@ -25,12 +26,12 @@ def test_text_has_every_section_and_the_commands_that_mend():
     done = CliRunner().invoke(command)
     for title in ("Machine", "Software", "Extras", "TensorRT lanes", "Steps"):
         assert f"{title}\n" in done.stdout
-    if any(not e.ready for e in doctor.examine().extras):
+    if any(not e.ready for e in examine().extras):
         assert "pip install 'maskpro-deploy[" in done.stdout
 
 
 def test_a_broken_base_still_prints_and_ends_with_3(monkeypatch):
-    monkeypatch.setitem(doctor.BASE, "no_such_module", "no-such-module")
+    monkeypatch.setitem(packages.BASE, "no_such_module", "no-such-module")
     done = CliRunner().invoke(command, ["--json"])
     assert json.loads(done.stdout)["healthy"] is False
     assert isinstance(done.exception, MachineError)

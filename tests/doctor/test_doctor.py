@@ -7,8 +7,11 @@ import stat
 
 import pytest
 
-from maskpro_deploy.doctor import machine as doctor
-from maskpro_deploy.doctor.machine import BASE, Gpu, cpu_features, examine, find_gpus, parse_gpus, tensorrt_lanes
+from maskpro_deploy.doctor import abilities, packages
+from maskpro_deploy.doctor.abilities import tensorrt_lanes
+from maskpro_deploy.doctor.hardware import Gpu, cpu_features, find_gpus, parse_gpus
+from maskpro_deploy.doctor.machine import examine
+from maskpro_deploy.doctor.packages import BASE
 from maskpro_deploy.system.extras import EXTRAS
 
 H100 = Gpu(name="NVIDIA H100", compute_capability="9.0", driver="580.1", memory="81559 MiB")
@@ -84,7 +87,7 @@ def test_without_nvidia_smi_there_is_no_gpu(monkeypatch, tmp_path):
     ],
 )
 def test_lanes_need_their_version_a_gpu_and_a_provider(monkeypatch, tensorrt, gpus, providers, ready):
-    monkeypatch.setattr(doctor, "version", lambda name: tensorrt if name == "tensorrt" else None)
+    monkeypatch.setattr(abilities, "version", lambda name: tensorrt if name == "tensorrt" else None)
     lanes = tensorrt_lanes(gpus, providers)
     assert [lane.ready for lane in lanes[:2]] == ready
     assert not lanes[2].ready
@@ -92,14 +95,14 @@ def test_lanes_need_their_version_a_gpu_and_a_provider(monkeypatch, tensorrt, gp
 
 
 def test_a_gpu_without_sparse_tensor_cores_is_told(monkeypatch):
-    monkeypatch.setattr(doctor, "version", lambda name: "11.4.0")
+    monkeypatch.setattr(abilities, "version", lambda name: "11.4.0")
     assert "dense kernels only" in tensorrt_lanes((T4,), ())[0].detail
     assert "dense kernels only" not in tensorrt_lanes((H100,), ())[0].detail
 
 
 def test_a_broken_or_old_base_package_is_found(monkeypatch):
-    monkeypatch.setitem(doctor.BASE, "no_such_module", "no-such-module")
-    monkeypatch.setattr(doctor, "lower_bound", lambda name: "99.0" if name == "numpy" else None)
+    monkeypatch.setitem(packages.BASE, "no_such_module", "no-such-module")
+    monkeypatch.setattr(packages, "lower_bound", lambda name: "99.0" if name == "numpy" else None)
     found = examine()
     assert not found.healthy
     broken = {b.name: b.lacks[0] for b in found.base if not b.ready}
@@ -109,5 +112,5 @@ def test_a_broken_or_old_base_package_is_found(monkeypatch):
 
 
 def test_lower_bounds_come_from_our_own_metadata():
-    assert doctor.lower_bound("numpy") == "2.0"
-    assert doctor.lower_bound("no-such-package") is None
+    assert packages.lower_bound("numpy") == "2.0"
+    assert packages.lower_bound("no-such-package") is None

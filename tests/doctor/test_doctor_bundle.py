@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from maskpro_deploy.commands.doctor import command
 from maskpro_deploy.doctor import bundle as _doctor_bundle
 from maskpro_deploy.doctor import machine as doctor
-from maskpro_deploy.doctor.machine import Gpu
+from maskpro_deploy.doctor.hardware import Gpu
 from maskpro_deploy.errors import InputError
 from maskpro_deploy.exporters import ExportConfig, export
 from maskpro_deploy.manifest import EngineFile, Manifest, file_entry

@@ -1,4 +1,4 @@
-"""What was measured is kept: found again, added to, refused where it does not belong."""
+"""What was measured is kept: read again, added to, refused where it does not belong."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ SCORE = WindowScore(tokens=7, nll=1.25, kl=0.5, agreed=3)
 @given(st.integers(0, 200))
 def test_a_crash_loses_the_last_line_at_most(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     folder = tmp_path_factory.mktemp("log")
-    log = WindowLog(ResultLog(folder, HEADER))
+    log = WindowLog(folder, HEADER)
     log.declare("a", {"sha256": "x"})
     for window in range(4):
         log.put("a", window, SCORE)
-    log.log.close()
+    log.close()
     whole = (folder / LOG_FILE).read_bytes()
     kept = whole[: max(len(whole) - cut, whole.index(b"\n") + 1)]
     (folder / LOG_FILE).write_bytes(kept)
-    log = ResultLog(folder, HEADER)
-    again = WindowLog(log)
+    again = WindowLog(folder, HEADER)
     found = [again.get("a", w) for w in range(4)]
     lines = kept.count(b"\n") - 2
     assert found == [SCORE if w < lines else None for w in range(4)]
@@ -37,9 +36,9 @@ def test_a_crash_loses_the_last_line_at_most(tmp_path_factory: pytest.TempPathFa
     for window in range(4):
         if again.get("a", window) is None:
             again.put("a", window, SCORE)
-    log.close()
-    with ResultLog(folder, HEADER) as log:
-        assert WindowLog(log).scores("a", 4) == [SCORE] * 4
+    again.close()
+    with WindowLog(folder, HEADER) as log:
+        assert log.scores("a", 4) == [SCORE] * 4
 
 
 def test_results_of_another_protocol_are_refused(tmp_path: Path) -> None:
@@ -53,13 +52,12 @@ def test_results_of_another_protocol_are_refused(tmp_path: Path) -> None:
 
 
 def test_another_model_of_the_same_name_is_refused(tmp_path: Path) -> None:
-    log = AnswerLog(ResultLog(tmp_path / "out", HEADER))
+    log = AnswerLog(tmp_path / "out", HEADER)
     log.declare("a", {"sha256": "x"})
     log.put("a", "question", [1.5, True])
     log.finish("a", [{"task": "t"}])
-    log.log.close()
-    with ResultLog(tmp_path / "out", HEADER) as opened:
-        again = AnswerLog(opened)
+    log.close()
+    with AnswerLog(tmp_path / "out", HEADER) as again:
         assert again.get("a", "question") == [1.5, True]
         assert again.get("b", "question") is None
         assert again.results == {"a": [{"task": "t"}]}
@@ -80,14 +78,14 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no evaluation"):
         ResultLog(tmp_path, HEADER)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         ResultLog(tmp_path / "thesis.tex", HEADER, force=True)
 
 
 @pytest.mark.parametrize("content", [b"{}\n", b"[]\n", b'{"schema": "other"}\n'])
 def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / LOG_FILE).write_bytes(content)
-    with pytest.raises(InputError, match="no log of an evaluation"):
+    with pytest.raises(InputError, match="not the log of an evaluation"):
         ResultLog(tmp_path, HEADER)
     assert (tmp_path / LOG_FILE).read_bytes() == content
 

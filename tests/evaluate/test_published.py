@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from maskpro_deploy.data import HELD_OUT, load_text
 from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.evaluate.figures import perplexity
 from maskpro_deploy.evaluate.protocol import EvalProtocol
-from maskpro_deploy.evaluate.published import CUSTOM, PROTOCOLS, choose, describe
-from maskpro_deploy.evaluate.scores import perplexity
+from maskpro_deploy.evaluate.published import CUSTOM, PROTOCOLS, choose_protocol, describe_protocol
 from maskpro_deploy.torch_lm import TorchLM
 
 WINDOW = 96
@@ -57,7 +58,7 @@ def figure_in_plain_torch(folder: Path, text: str, window: int, most: int | None
 
 
 def ours(folder: Path, name: str, source: Path, **overrides: int) -> tuple[float, dict[str, object]]:
-    chosen = choose(name, data=str(source), **overrides)
+    chosen = choose_protocol(name, data=str(source), **overrides)
     text = chosen.load()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     windows = chosen.settings.windows(text, tokenizer, separator=2, bos_token=1)
@@ -94,14 +95,16 @@ def test_the_published_settings() -> None:
 
 
 def test_a_file_of_ones_own_is_no_named_protocol() -> None:
-    assert choose("builtin").name == choose("builtin", data=HELD_OUT, window=512, max_windows=3).name == "builtin"
-    assert choose("builtin", data="my.txt").name == choose("builtin", window=100).name == CUSTOM
+    assert (
+        choose_protocol("builtin").name == choose_protocol("builtin", data=HELD_OUT, window=512, max_windows=3).name == "builtin"
+    )
+    assert choose_protocol("builtin", data="my.txt").name == choose_protocol("builtin", window=100).name == CUSTOM
 
 
 def test_what_was_changed_is_said(with_bos: Path, rows: list[str], tmp_path: Path) -> None:
     (tmp_path / "wiki.test.raw").write_text("".join(row or "\n" for row in rows))
     _, facts = ours(with_bos, "wikitext2-wanda", tmp_path, window=64, stride=32, max_windows=2)
-    said = describe(facts)
+    said = describe_protocol(facts)
     assert "2 windows of 64 tokens, stride 32" in said
     assert "tokens 2 to 64 of the first window, the last 32 of each further one" in said
     assert "special tokens, once (token 1 once)" in said
@@ -109,12 +112,22 @@ def test_what_was_changed_is_said(with_bos: Path, rows: list[str], tmp_path: Pat
     assert "compares with no published one" in said
 
 
+def test_the_help_and_the_documentation_name_every_protocol() -> None:
+    from maskpro_deploy.commands.eval import command
+
+    (option,) = [p for p in command.params if p.name == "protocol"]
+    documentation = (Path(__file__).parents[2] / "docs" / "eval.md").read_text()
+    for name, protocol in PROTOCOLS.items():
+        assert name in str(option.help)  # type: ignore[attr-defined]
+        assert re.search(rf"^\| `{name}`.*\| {protocol.settings.window} \|", documentation, re.M)
+
+
 def test_an_unknown_protocol_is_an_error() -> None:
     with pytest.raises(ConfigError, match="wikitext2-wanda"):
-        choose("wikitext")
+        choose_protocol("wikitext")
 
 
 def test_the_settings_of_a_protocol_are_checked() -> None:
     with pytest.raises(ConfigError, match="--stride 2049"):
-        choose("wikitext2-wanda", stride=2049)
-    assert np.isclose(choose("c4-wanda", stride=1024).settings.step, 1024)
+        choose_protocol("wikitext2-wanda", stride=2049)
+    assert np.isclose(choose_protocol("c4-wanda", stride=1024).settings.step, 1024)

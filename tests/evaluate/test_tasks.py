@@ -98,7 +98,7 @@ def test_data_that_is_missing_is_an_error(tiny_bundle: Path, tiny_tasks: Path, t
     folder = shutil.copytree(tiny_tasks, tmp_path / "tasks")
     task = folder / "tiny_choice.yaml"
     task.write_text(task.read_text().replace("rows.jsonl", "nothing.jsonl"))
-    with pytest.raises(DownloadError, match="data of tiny_choice could not be had"):
+    with pytest.raises(DownloadError, match="data of tiny_choice could not be loaded"):
         TaskSet(TaskSettings(names=("tiny_choice",), path=folder)).run(adapt(find_target(str(tiny_bundle)), RUN))
 
 
@@ -167,7 +167,7 @@ def test_the_harnesss_own_command_line_answers() -> None:
     ("arguments", "said"),
     [
         ({}, "lacks pretrained"),
-        ({"pretrained": "x", "shape": 3}, "shape is unknown"),
+        ({"pretrained": "x", "shape": 3}, "does not know shape"),
         ({"pretrained": "x", "batch_size": "auto"}, "no number"),
     ],
 )

@@ -4,12 +4,13 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-Change = Callable[[dict, dict], None]
+Change = Callable[[dict[str, Any], dict[str, Any]], None]
 
 
 @pytest.fixture

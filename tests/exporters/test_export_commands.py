@@ -98,7 +98,7 @@ def test_a_refused_pattern_exits_with_1_and_writes_nothing(tiny_checkpoint, tmp_
         (("export", "nowhere", "--out", "b"), "nowhere does not exist"),
         (("export", "nowhere", "--out", "b", "--dtype", "int3"), "--dtype int3"),
         (("export", "nowhere", "--out", "b", "--require-sparsity", "4:2"), "4:2"),
-        (("build-engine", "nowhere"), "does not exist or is no folder"),
+        (("build-engine", "nowhere"), "does not exist or is not a folder"),
         (("build-engine", "nowhere", "--sparsity", "1:4"), "only 2:4"),
     ],
 )

@@ -174,8 +174,10 @@ class Interpreter(ast.NodeVisitor):
         if isinstance(node, ast.BoolOp | ast.Compare) or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)):
             self.truth(node)
             return None
-        if isinstance(node, ast.Tuple | ast.List) and node.elts and all(isinstance(e, ast.Constant) for e in node.elts):
-            return ("words", tuple(e.value for e in node.elts))
+        if isinstance(node, ast.Tuple | ast.List) and node.elts:
+            constants = [e.value for e in node.elts if isinstance(e, ast.Constant)]
+            if len(constants) == len(node.elts):
+                return ("words", tuple(constants))
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.expr):
                 self.value(child)
@@ -226,7 +228,7 @@ class Interpreter(ast.NodeVisitor):
 
     def words(self, node: ast.expr) -> tuple[str, ...]:
         if isinstance(node, ast.Constant):
-            return (node.value,)
+            return (str(node.value),)
         value = self.value(node)
         return value[1] if value is not None and value[0] == "words" else ()
 
@@ -274,7 +276,7 @@ class Interpreter(ast.NodeVisitor):
         if name == "getattr":
             return self.get(node)
         arguments = [self.value(a) for a in node.args]
-        keywords = {k.arg: self.value(k.value) for k in node.keywords}
+        keywords = {k.arg or "**": self.value(k.value) for k in node.keywords}
         own = self.own(node.func)
         if own is not None:
             parameters = [a.arg for a in self.functions[own].args.args if a.arg != "self"]
@@ -328,8 +330,9 @@ class Interpreter(ast.NodeVisitor):
     def fit(self, owner: str, name: str, node: ast.Call) -> None:
         """Note a call that none of the signatures takes."""
         known = signatures(self.api["classes"][owner].get(name) or "", name)
-        unbound = isinstance(node.func, ast.Attribute) and self.value(node.func.value) == ("class", owner)
-        given = len(node.args) - (1 if unbound and name != "" and node.func.attr == name else 0)
+        called = node.func
+        unbound = isinstance(called, ast.Attribute) and called.attr == name and self.value(called.value) == ("class", owner)
+        given = len(node.args) - (1 if unbound else 0)
         keywords = {k.arg for k in node.keywords}
         for parameters, _ in known:
             names = [p for p, _ in parameters]

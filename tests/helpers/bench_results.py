@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from simulated import CEILINGS, ManualClock, simulated_arm
 
-from maskpro_deploy.bench.latency import LatencyConfig, run_latency
-from maskpro_deploy.bench.result import BenchResult
-from maskpro_deploy.bench.sweep import SweepConfig
-from maskpro_deploy.bench.throughput import ThroughputConfig, run_throughput
+from maskpro_deploy.bench.sweeps.latency import LatencyConfig, run_latency
+from maskpro_deploy.bench.sweeps.result import BenchResult
+from maskpro_deploy.bench.sweeps.sweep import SweepConfig, SweepOptions
+from maskpro_deploy.bench.sweeps.throughput import ThroughputConfig, run_throughput
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +21,8 @@ def latency_result() -> BenchResult:
         simulated_arm("dense", clock, jitter=lambda: 1.1 * float(np.exp(rng.normal(0, 0.02)))),
     ]
     config = LatencyConfig(batches=(1, 2), prompts=(16,), contexts=(16,), sweep=SweepConfig(samples=40, threads=1))
-    return run_latency(arms, config, notes=["A note."], clock=clock, **CEILINGS)
+    options: SweepOptions = {**CEILINGS, "notes": ["A note."], "clock": clock}
+    return run_latency(arms, config, **options)
 
 
 @pytest.fixture(scope="session")
@@ -30,4 +31,5 @@ def throughput_result() -> BenchResult:
     clock, rng = ManualClock(), np.random.default_rng(1)
     arms = [simulated_arm(name, clock, jitter=lambda: float(np.exp(rng.normal(0, 0.02)))) for name in ("sparse", "dense")]
     config = ThroughputConfig(batches=(1, 2, 4), prompt=16, output=8, latency_bound_ms=1.3, sweep=SweepConfig(threads=1))
-    return run_throughput(arms, config, clock=clock, **CEILINGS)
+    options: SweepOptions = {**CEILINGS, "clock": clock}
+    return run_throughput(arms, config, **options)

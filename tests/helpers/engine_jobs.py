@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from maskpro_deploy.exporters import EngineConfig
-from maskpro_deploy.exporters.engines.build import profiles
+from maskpro_deploy.exporters.engines.profiles import profiles
 from maskpro_deploy.manifest import Graph, Manifest
 
 # the library is loaded in a process of its own, as the package does it; one process for many jobs, because it starts slowly
 _BUILD = """
 import json, sys
 from pathlib import Path
-from maskpro_deploy.exporters.engines.library import Library
-library = Library("tensorrt-rtx")
+from maskpro_deploy.exporters.engines.builder import EngineBuilder
+library = EngineBuilder("tensorrt-rtx")
 for job in json.load(sys.stdin):
     try:
         if job["build"]:

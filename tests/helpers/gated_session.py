@@ -7,14 +7,14 @@ import time
 
 import numpy as np
 
-from maskpro_deploy.runtime import OrtSession
-from maskpro_deploy.runtime.sessions.kv_cache import Floats, Ints, KvCache
+from maskpro_deploy.backends.caches import Cache, Ints
+from maskpro_deploy.backends.session import Floats, GraphSession
 
 
 class GatedSession:
     """A real session whose steps wait for permission: what happens in between can be arranged without clocks."""
 
-    def __init__(self, inner: OrtSession) -> None:
+    def __init__(self, inner: GraphSession) -> None:
         self._inner = inner
         self.shape = inner.shape
         self.permits = threading.Semaphore(0)
@@ -22,7 +22,7 @@ class GatedSession:
         self.fail_with: BaseException | None = None
         self.nan_rows: tuple[int, ...] = ()
 
-    def forward(self, tokens: Ints, cache: KvCache | None = None, attention_mask: Ints | None = None) -> tuple[Floats, KvCache]:
+    def forward(self, tokens: Ints, cache: Cache | None = None, attention_mask: Ints | None = None) -> tuple[Floats, Cache]:
         self.entered.release()
         assert self.permits.acquire(timeout=30)
         if self.fail_with is not None:

@@ -56,6 +56,14 @@ def moved(word: str, by: float) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def scaled_up_half(weights: dict[str, Any]) -> None:
+    """Multiplies the rows of the fused weight that make `up`; down_proj makes up for it."""
+    for name in weights:
+        if "gate_up" in name:
+            weights[name][64:] *= 2.0**15
+    scaled(down_proj=-15)(weights)
+
+
 UNTIED = {"tie_word_embeddings": False}
 NOT_EQUAL = "does not agree with the checkpoint"
 TOO_COARSE = "is too coarse for this model"
@@ -65,9 +73,7 @@ MODELS = {
     "gate times up": Bad("qwen3", scaled(gate_proj=9, up_proj=9, down_proj=-12), r"layer 0, /model/layers.0/mlp/gated reaches"),
     "up, in a fused weight": Bad(
         "phi3",
-        lambda w: (
-            [w[n].__setitem__(slice(64, None), w[n][64:] * 2.0**15) for n in w if "gate_up" in n] + [scaled(down_proj=-15)(w)]
-        ),
+        scaled_up_half,
         r"layer 0, /model/layers.0/mlp/up_proj reaches",
     ),
     "output of attention": Bad("qwen2", scaled(v_proj=8, o_proj=9), r"layer 0, /model/layers.0/self_attn/o_proj reaches"),

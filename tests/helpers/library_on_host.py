@@ -7,12 +7,16 @@ before it runs; shapes have to lie in the profile; a recorded graph dies when th
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import onnxruntime
+import numpy.typing as npt
 
-from maskpro_deploy.runtime.sessions.device import HostDevice
-from maskpro_deploy.runtime.sessions.ort_executor import OrtExecutor
+from maskpro_deploy.backends.executor import output_shapes
+from maskpro_deploy.backends.memory import HostDevice
+from maskpro_deploy.backends.onnxruntime_.executor import OnnxExecutor
+from maskpro_deploy.backends.onnxruntime_.sessions import open_graph
 
 VERSION = "11.4.0.106"
 GPU = "sm90"
@@ -21,7 +25,7 @@ GPU = "sm90"
 class Names:
     """An enumeration."""
 
-    def __init__(self, *names):
+    def __init__(self, *names: str) -> None:
         for name in names:
             setattr(self, name, name)
 
@@ -43,15 +47,15 @@ class Library:
     TensorLocation = Names("DEVICE", "HOST")
 
     @staticmethod
-    def Runtime(logger):
+    def Runtime(logger: Any) -> Runtime:
         return Runtime(logger)
 
 
 class Runtime:
-    def __init__(self, logger):
+    def __init__(self, logger: Any) -> None:
         self.logger = logger
 
-    def deserialize_cuda_engine(self, data):
+    def deserialize_cuda_engine(self, data: bytes) -> Engine | None:
         try:
             described = json.loads(bytes(data))
         except ValueError:
@@ -61,55 +65,53 @@ class Runtime:
 
 
 class Engine:
-    def __init__(self, described):
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        session = onnxruntime.InferenceSession(described["graph"], options, providers=["CPUExecutionProvider"])
-        self.executor = OrtExecutor(session)
+    def __init__(self, described: dict[str, Any]) -> None:
+        self.executor = OnnxExecutor(open_graph(described["graph"], threads=1), HostDevice())
         self.shapes = described["profiles"]
         self.names = list(self.executor.tensors)
         self.num_io_tensors = len(self.names)
         self.num_optimization_profiles = len(self.shapes)
-        self.contexts = []
+        self.contexts: list[Context] = []
 
-    def get_tensor_name(self, i):
+    def get_tensor_name(self, i: int) -> str:
         return self.names[i]
 
-    def get_tensor_location(self, name):
+    def get_tensor_location(self, name: str) -> str:
         return "DEVICE"
 
-    def get_tensor_shape(self, name):
+    def get_tensor_shape(self, name: str) -> list[int]:
         return list(self.executor.tensors[name].shape)
 
-    def get_tensor_dtype(self, name):
+    def get_tensor_dtype(self, name: str) -> str:
         return DTYPES[self.executor.tensors[name].dtype]
 
-    def get_tensor_mode(self, name):
+    def get_tensor_mode(self, name: str) -> str:
         return "INPUT" if self.executor.tensors[name].is_input else "OUTPUT"
 
-    def get_tensor_profile_shape(self, name, index):
-        profile = self.shapes[index]
+    def get_tensor_profile_shape(self, name: str, index: int) -> list[list[int]]:
+        profile: dict[str, list[list[int]]] = self.shapes[index]
         return profile["past_key_values.0.key" if name.startswith("past") else name]  # alike for all layers
 
-    def create_execution_context(self):
+    def create_execution_context(self) -> Context:
         self.contexts.append(Context(self))
         return self.contexts[-1]
 
 
 class Context:
-    def __init__(self, engine):
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.profile = None
-        self.shapes = {}
-        self.addresses = {}
+        self.profile: int | None = None
+        self.shapes: dict[str, Any] = {}
+        self.addresses: dict[str, int] = {}
         self.changes = 0
         self.ran = -1  # changes before the last run
 
-    def set_optimization_profile_async(self, index, stream):
+    def set_optimization_profile_async(self, index: int, stream: object) -> bool:
         self.profile = index
         return True
 
-    def set_input_shape(self, name, shape):
+    def set_input_shape(self, name: str, shape: Any) -> bool:
+        assert self.profile is not None, "a profile comes first"
         least, _, most = self.engine.get_tensor_profile_shape(name, self.profile)
         if not all(a <= n <= b for a, n, b in zip(least, shape, most, strict=True)):
             return False
@@ -118,13 +120,13 @@ class Context:
         self.shapes[name] = shape
         return True
 
-    def set_tensor_address(self, name, address):
+    def set_tensor_address(self, name: str, address: int) -> bool:
         if self.addresses.get(name) != address:
             self.changes += 1
         self.addresses[name] = address
         return address != 0
 
-    def execute_async_v3(self, stream):
+    def execute_async_v3(self, stream: object) -> bool:
         tensors = self.engine.executor.tensors
         if (
             self.profile is None
@@ -132,7 +134,7 @@ class Context:
             or any(s.is_input and n not in self.shapes for n, s in tensors.items())
         ):
             return False
-        if getattr(stream, "recording", None) is not None:
+        if isinstance(stream, Stream) and stream.recording is not None:
             assert self.ran == self.changes, "recording asks for a run with the same shapes and addresses before"
             stream.recording.append((self, self.changes))
         else:
@@ -140,22 +142,17 @@ class Context:
             self.ran = self.changes
         return True
 
-    def execute(self):
-        shapes = dict(self.shapes)
-        rows, new = shapes["input_ids"]
-        for name, spec in self.engine.executor.tensors.items():
-            if name.startswith("present"):
-                past = shapes[name.replace("present", "past_key_values")]
-                grown = past[2] if "write_indices" in shapes else past[2] + new
-                shapes[name] = (*past[:2], grown, past[3])
-            elif name == "logits":
-                shapes[name] = (rows, new, spec.shape[-1])
-        self.engine.executor.run(0, shapes, self.addresses)
+    def execute(self) -> None:
+        tensors = self.engine.executor.tensors
+        self.engine.executor.run(0, {**self.shapes, **output_shapes(tensors, self.shapes)}, self.addresses)
 
 
 class Stream:
-    def __init__(self):
-        self.recording = None
+    def __init__(self) -> None:
+        self.recording: Recorded | None = None
+
+
+Recorded = list[tuple[Context, int]]  # contexts, each with the number of its changes when it was recorded
 
 
 class HostGpu(HostDevice):
@@ -164,32 +161,33 @@ class HostGpu(HostDevice):
     name = "host"
     compute_capability = GPU
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.stream = Stream()
         self.recorded = self.launched = self.discarded = 0
 
-    def address_of(self, array):
+    def address_of(self, array: npt.NDArray[Any]) -> int | None:
         return None  # as on a GPU
 
-    def capture(self, work):
+    def capture(self, work: Callable[[], object]) -> Recorded:
         self.stream.recording = []
         work()
         graph, self.stream.recording = self.stream.recording, None
+        assert graph is not None
         self.recorded += 1
         return graph
 
-    def launch(self, graph):
+    def launch(self, graph: Recorded) -> None:
         self.launched += 1
         for context, changes in graph:
             assert context.changes == changes, "the context was changed after its graph was recorded"
             context.execute()
 
-    def discard(self, graph):
+    def discard(self, graph: Recorded) -> None:
         self.discarded += 1
 
 
-def write_engine(file: Path, graph: Path, profiles) -> None:
+def write_engine(file: Path, graph: Path, profiles: list[dict[str, Any]]) -> None:
     """An engine that the stand-in loads."""
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps({"graph": str(graph), "profiles": profiles}))

@@ -8,15 +8,19 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from safetensors.numpy import load_file
 
+Array = npt.NDArray[Any]
 
-def inverse_frequencies(config: dict, head_dim: int) -> list[float]:
+
+def inverse_frequencies(config: dict[str, Any], head_dim: int) -> list[float]:
     """Frequencies pair by pair, as the model cards describe them."""
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    theta = config.get("rope_theta", (config.get("rope_parameters") or {}).get("rope_theta"))
+    theta = float(config.get("rope_theta") or config["rope_parameters"]["rope_theta"])
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     result = []
     for i in range(head_dim // 2):
@@ -41,7 +45,7 @@ class NumpyLlama:
         files = [f for f in folder.glob("*.safetensors") if f.name != "masks.safetensors"]
         self.weights = {k: v.astype(np.float64) for f in files for k, v in load_file(f).items()}
 
-    def logits(self, tokens: np.ndarray) -> np.ndarray:
+    def logits(self, tokens: Array) -> Array:
         return np.stack([self._forward(row) for row in tokens]).astype(np.float32)
 
     def greedy(self, prompt: list[int], count: int) -> list[int]:
@@ -50,22 +54,24 @@ class NumpyLlama:
             tokens.append(int(self._forward(np.asarray(tokens))[-1].argmax()))
         return tokens[len(prompt) :]
 
-    def _linear(self, name: str, x: np.ndarray) -> np.ndarray:
-        y = x @ self.weights[f"{name}.weight"].T
+    def _linear(self, name: str, x: Array) -> Array:
+        y: Array = x @ self.weights[f"{name}.weight"].T
         return y + self.weights[f"{name}.bias"] if f"{name}.bias" in self.weights else y
 
-    def _norm(self, name: str, x: np.ndarray) -> np.ndarray:
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.config["rms_norm_eps"]) * self.weights[f"{name}.weight"]
+    def _norm(self, name: str, x: Array) -> Array:
+        normed: Array = x / np.sqrt((x**2).mean(-1, keepdims=True) + self.config["rms_norm_eps"]) * self.weights[f"{name}.weight"]
+        return normed
 
-    def _forward(self, tokens: np.ndarray) -> np.ndarray:
+    def _forward(self, tokens: Array) -> Array:
         c, length = self.config, len(tokens)
         heads, kv_heads = c["num_attention_heads"], c.get("num_key_value_heads", c["num_attention_heads"])
         d = c.get("head_dim", c["hidden_size"] // heads)
         angles = np.outer(np.arange(length), inverse_frequencies(c, d))
         cos, sin = (np.concatenate([f(angles)] * 2, axis=-1) for f in (np.cos, np.sin))
 
-        def rope(x: np.ndarray) -> np.ndarray:
-            return x * cos + np.concatenate([-x[:, d // 2 :], x[:, : d // 2]], axis=-1) * sin
+        def rope(x: Array) -> Array:
+            turned: Array = x * cos + np.concatenate([-x[:, d // 2 :], x[:, : d // 2]], axis=-1) * sin
+            return turned
 
         h = self.weights["model.embed_tokens.weight"][tokens]
         for i in range(c["num_hidden_layers"]):
@@ -85,5 +91,6 @@ class NumpyLlama:
             gate = self._linear(f"{block}.mlp.gate_proj", x)
             gated = gate / (1 + np.exp(-gate)) * self._linear(f"{block}.mlp.up_proj", x)
             h = h + self._linear(f"{block}.mlp.down_proj", gated)
-        head = "model.embed_tokens" if c["tie_word_embeddings"] else "lm_head"
-        return self._norm("model.norm", h) @ self.weights[f"{head}.weight"].T
+        output = "model.embed_tokens" if c["tie_word_embeddings"] else "lm_head"
+        logits: Array = self._norm("model.norm", h) @ self.weights[f"{output}.weight"].T
+        return logits

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from simulated import BROKEN_SELF_TEST
 
-from maskpro_deploy.bench.result import BenchResult
+from maskpro_deploy.bench.sweeps.result import BenchResult
 from maskpro_deploy.errors import ConfigError, MissingExtraError
 from maskpro_deploy.reports import plots
 from maskpro_deploy.reports.blocks import (

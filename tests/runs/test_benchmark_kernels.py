@@ -10,11 +10,11 @@ import pytest
 from bundle_cases import fail, run, run_json
 
 from maskpro_deploy.bench.kernels.measure import KernelCase, KernelResult
+from maskpro_deploy.bench.products.model import ModelProducts, sum_whole_model
 from maskpro_deploy.bench.roofline import Arithmetic, Bandwidth, measure_bandwidth
 from maskpro_deploy.errors import ConfigError, FormatError, InputError, Interrupted
-from maskpro_deploy.gpu_check.products import ModelProducts, whole_model
-from maskpro_deploy.runs.output import Folder
-from maskpro_deploy.targets.products import FORMS, FP32, INT4, INT8, SPARSE, Gemm, OpenForm, Product, weights
+from maskpro_deploy.runs.output import RunFolder
+from maskpro_deploy.targets.products import FORMS, FP32, SPARSE, Gemm, OpenForm, Product, draw_weights
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -24,15 +24,15 @@ def test_each_form_multiplies_with_its_weights(form: str, shape: tuple[int, int]
     x = np.random.default_rng(0).standard_normal((3, gemm.k), dtype=np.float32)
     outputs = Product(gemm, copies=2, threads=1).call(x)()
     for seed, found in enumerate(outputs):
-        integers, scale = weights(gemm, seed)
+        integers, scale = draw_weights(gemm, seed)
         expected = x @ (integers * scale)
         assert np.abs(found - expected).max() <= (1e-5 if form in (FP32, SPARSE) else 0.03) * np.abs(expected).max()
 
 
 def test_forms_hold_the_same_numbers_and_the_sparse_one_two_of_every_four() -> None:
-    same = [weights(Gemm(form=form, k=64, n=8), 0) for form in (FP32, INT8, INT4)]
+    same = [draw_weights(Gemm(form=form, k=64, n=8), 0) for form in (FP32, "int8", "int4")]
     assert all((a == same[0][0]).all() and (s == same[0][1]).all() for a, s in same)
-    sparse, _ = weights(Gemm(form=SPARSE, k=64, n=8), 0)
+    sparse, _ = draw_weights(Gemm(form=SPARSE, k=64, n=8), 0)
     assert ((sparse.reshape(16, 4, 8) != 0).sum(axis=1) <= 2).all()
     assert (sparse != 0).any()
 
@@ -40,7 +40,7 @@ def test_forms_hold_the_same_numbers_and_the_sparse_one_two_of_every_four() -> N
 def test_a_form_tells_how_far_its_product_is_off() -> None:
     case = KernelCase(k=64, n=48, m=3, count=2, copies=2)
     assert OpenForm(FP32, 1, lambda: None).error(case) < 1e-5
-    assert OpenForm(INT8, 1, lambda: None).error(case) < 0.03
+    assert OpenForm("int8", 1, lambda: None).error(case) < 0.03
 
 
 def test_kernels_of_a_bundle_are_one_json_object_and_three_files(
@@ -72,7 +72,7 @@ def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         bytes_per_s=1e10, read_bytes_per_s=1e10, copy_bytes_per_s=1e10, threads=1, buffer_bytes=1, method="given"
     )
     monkeypatch.setattr(f"{where}.measure_bandwidth", lambda threads: bandwidth)
-    monkeypatch.setattr(f"{where}.measured_arithmetic", lambda threads: Arithmetic(operations_per_s=1e10, method="given"))
+    monkeypatch.setattr(f"{where}.measure_onnxruntime", lambda threads: Arithmetic(operations_per_s=1e10, method="given"))
 
 
 @pytest.fixture
@@ -84,14 +84,14 @@ def quick(dense_bundle: Path, tmp_path: Path, known_machine: None) -> tuple[obje
 
 def stop_after(saves: int, patch: pytest.MonkeyPatch) -> None:
     """Interrupt the run once it has been saved so many times."""
-    save, seen = Folder.save, iter(range(1, 1000))
+    save, seen = RunFolder.save, iter(range(1, 1000))
 
-    def interrupted(self: Folder, result: KernelResult) -> None:
+    def interrupted(self: RunFolder, result: KernelResult) -> None:
         save(self, result)
         if next(seen) == saves:
             raise KeyboardInterrupt
 
-    patch.setattr(Folder, "save", interrupted)
+    patch.setattr(RunFolder, "save", interrupted)
 
 
 def samples_of(value: dict[str, Any]) -> dict[tuple[int, int, int], list[float]]:
@@ -164,14 +164,14 @@ def test_what_a_gpu_found_is_kept_and_the_cpu_is_not_measured_again(
     }
     models = []
 
-    def of_model(model: ModelProducts) -> dict[str, Any]:
+    def measure_on_gpu(model: ModelProducts) -> dict[str, Any]:
         models.append(model)
         if len(models) == 1:
             model.save({**found, "cells": [cell, {**cell, "failed": "no memory"}]})
             raise KeyboardInterrupt
         return found if len(models) == 2 else {"measured": False, "reason": "torch sees no CUDA device"}
 
-    monkeypatch.setattr("maskpro_deploy.runs.kernels.of_model", of_model)
+    monkeypatch.setattr("maskpro_deploy.runs.kernels.measure_on_gpu", measure_on_gpu)
     fail(*quick, "--tokens", 1)
     state = json.loads((tmp_path / "report/result.json").read_text())
     assert (state["finished"], state["cpu_finished"]) == (False, True)
@@ -210,7 +210,7 @@ def test_only_a_result_of_this_kind_is_gone_on_with(quick: tuple[object, ...], t
     ("arguments", "said"),
     [
         (("--resume",), "--resume needs --out"),
-        (("--forms", "fp32,int3"), "--forms 'int3' is not known"),
+        (("--forms", "fp32,int3"), "--forms int3 is not known"),
         (("--tokens", "0"), "--tokens 0"),
         (("--sessions", "0"), "--sessions 0"),
         (("--samples", "1"), "--samples 1"),
@@ -231,4 +231,4 @@ def test_a_model_on_the_gpu_is_added_up_where_all_its_shapes_were_measured() -> 
     cell = {"dtype": "float16", "m": 1, "count": 3, "median_ms": {"dense": 2.0, "cutlass": 1.0}}
     other = {**cell, "count": 1, "median_ms": {"dense": 5.0, "cutlass": 4.0, "cusparselt": 1.0}}
     late = {**cell, "m": 8}
-    assert whole_model([cell, other, late], 2) == [{"dtype": "float16", "m": 1, "ms": {"cutlass": 7.0, "dense": 11.0}}]
+    assert sum_whole_model([cell, other, late], 2) == [{"dtype": "float16", "m": 1, "ms": {"cutlass": 7.0, "dense": 11.0}}]

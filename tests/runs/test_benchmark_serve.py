@@ -202,7 +202,7 @@ def test_a_bundle_is_served_for_the_time_of_the_run(dense_bundle: Path) -> None:
     assert [a["positions"][::2] for a in arms] == [[0, 3, 1, 2] * 2, [1, 2, 0, 3] * 2]
     assert arms[0]["sessions"] == [0] * 8 + [1] * 8
     assert all(c["same_kernels"] for c in value["points"][0]["comparisons"])
-    assert any("started anew 2 times" in note for note in value["notes"])
+    assert any("started again 2 times" in note for note in value["notes"])
     assert psutil.Process().children() == []
 
 

@@ -1,4 +1,4 @@
-"""Bundles of tiny models, and engines on them."""
+"""Bundles of tiny models, and text generators on them."""
 
 from __future__ import annotations
 
@@ -8,39 +8,40 @@ from pathlib import Path
 import pytest
 from gated_session import GatedSession
 
-from maskpro_deploy.runtime import Engine, OrtSession, RuntimeConfig, SessionConfig, load, open_session
+from maskpro_deploy.backends.session import GraphSession
+from maskpro_deploy.runtime import RuntimeConfig, SessionConfig, TextGenerator, load, open_session
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 
 
 @pytest.fixture(scope="session")
-def session(sparse_bundle: Path) -> OrtSession:
+def session(sparse_bundle: Path) -> GraphSession:
     """The tiny bundle's graph."""
     return open_session(sparse_bundle, SessionConfig(provider="cpu", threads=1))
 
 
 @pytest.fixture(scope="session")
-def text_tokenizer(sparse_bundle: Path, session: OrtSession) -> TextTokenizer:
+def text_tokenizer(sparse_bundle: Path, session: GraphSession) -> TextTokenizer:
     """The tiny bundle's tokenizer."""
     return TextTokenizer.load(sparse_bundle, session.shape)
 
 
 @pytest.fixture(scope="module")
-def engine(sparse_bundle: Path) -> Iterator[Engine]:
-    """An engine with four places in its batch, and prompts read in small chunks."""
+def generator(sparse_bundle: Path) -> Iterator[TextGenerator]:
+    """A generator with four places in its batch, and prompts read in small chunks."""
     with load(sparse_bundle, RuntimeConfig(provider="cpu", threads=1, max_num_seqs=4, chunk_tokens=24)) as made:
         yield made
 
 
 @pytest.fixture
-def gated(session: OrtSession) -> GatedSession:
+def gated(session: GraphSession) -> GatedSession:
     """The tiny bundle's graph behind a gate."""
     return GatedSession(session)
 
 
 @pytest.fixture
-def gated_engine(gated: GatedSession, text_tokenizer: TextTokenizer) -> Iterator[Engine]:
-    """An engine behind a gate: two places in the batch, two in the queue."""
-    engine = Engine(gated, text_tokenizer, RuntimeConfig(max_num_seqs=2, max_num_queued_reqs=2))
-    yield engine
+def gated_generator(gated: GatedSession, text_tokenizer: TextTokenizer) -> Iterator[TextGenerator]:
+    """A generator behind a gate: two places in the batch, two in the queue."""
+    made = TextGenerator(gated, text_tokenizer, RuntimeConfig(max_num_seqs=2, max_num_queued_reqs=2))
+    yield made
     gated.open()
-    engine.close()
+    made.close()

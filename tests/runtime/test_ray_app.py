@@ -10,8 +10,9 @@ import pytest
 
 from maskpro_deploy.errors import ConfigError, InputError
 from maskpro_deploy.runtime import RuntimeConfig
-from maskpro_deploy.runtime.generate.config import ServeConfig
-from maskpro_deploy.runtime.http.lifecycle import listen, running_server
+from maskpro_deploy.runtime.http.config import ServeConfig
+from maskpro_deploy.runtime.http.lifecycle import running_server
+from maskpro_deploy.runtime.http.listener import listen
 from maskpro_deploy.runtime.ray_app import application
 
 ray = pytest.importorskip("ray")
@@ -54,7 +55,7 @@ def test_replicas_answer_like_the_server(url: str, sparse_bundle: Path) -> None:
 
 
 def test_wrong_input_shows_before_anything_starts(tmp_path: Path, sparse_bundle: Path) -> None:
-    with pytest.raises(InputError, match="no bundle"):
+    with pytest.raises(InputError, match="not a bundle"):
         application(tmp_path)
     with pytest.raises(ConfigError, match="replicas"):
         application(sparse_bundle, replicas=0)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import sys
 import time
 
 import pytest
 
 from maskpro_deploy.system import progress
-from maskpro_deploy.system.progress import SILENT, Meter, clock, waiting
+from maskpro_deploy.system.progress import SILENT, Meter, Meters, clock, waiting
 
 
 class Terminal(io.StringIO):
@@ -113,3 +114,16 @@ def test_work_that_fails_ends_its_line_without_saying_that_it_is_done():
     with pytest.raises(ValueError, match="no"), waiting(Meter("describing", "s", stream), "transformers"):
         raise ValueError("no")
     assert stream.getvalue() == "describing: 0s  transformers\n"
+
+
+def test_the_line_of_a_stage_ends_where_the_next_begins(monkeypatch):
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    meters = Meters()
+    meters("calibrating", "weights").update(1, 2)
+    meters("exporting", "bytes").update(1, 4)
+    meters.close()
+    first, second, rest = stream.getvalue().split("\n")
+    assert "calibrating:  50 %" in first
+    assert "exporting:  25 %" in second
+    assert rest == ""

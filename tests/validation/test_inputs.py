@@ -13,8 +13,8 @@ from sparse_cases import lawful
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.masks import MASKS_FILE
 from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.validation import validate
-from maskpro_deploy.validation.inputs import InputFile
 
 TWO_FOUR = NMPattern(2, 4)
 
@@ -102,7 +102,7 @@ def test_a_pipe_in_a_folder_does_not_hang(tiny_sparse, tmp_path, name):
     folder = shutil.copytree(tiny_sparse, tmp_path / "sparse")
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
-    with pytest.raises(FormatError, match="no regular file"):
+    with pytest.raises(FormatError, match="not a regular file"):
         validate(folder)
 
 

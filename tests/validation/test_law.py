@@ -14,7 +14,7 @@ from sparse_cases import FLOATS, PATTERNS, STORED, damaged, holds_by_hand, lawfu
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.validation import law
 from maskpro_deploy.validation.arrays import BitArray, MemoryArray, TransposedArray
-from maskpro_deploy.validation.law import group_counts, look, scan
+from maskpro_deploy.validation.law import inspect_values, scan
 
 
 @st.composite
@@ -114,7 +114,7 @@ def test_a_partial_last_group_is_not_counted_as_checked():
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_negative_zero_is_zero_and_is_reported(dtype):
-    values = look(np.array([-0.0, 0.0, 1.0, -1.0], dtype))
+    values = inspect_values(np.array([-0.0, 0.0, 1.0, -1.0], dtype))
     assert values.nonzero.tolist() == [False, False, True, True]
     assert (values.negative_zeros, values.not_finite) == (1, 0)
 
@@ -128,30 +128,13 @@ def test_every_value_of_a_type_is_told_apart_as_numpy_does(dtype):
     else:
         limits = np.finfo(dtype)
         array = np.array([0, limits.smallest_subnormal, limits.tiny, 1, limits.max, np.inf, -np.inf, np.nan], dtype)
-    values = look(array)
+    values = inspect_values(array)
     with np.errstate(invalid="ignore"):  # signalling NaNs
         wide = array.astype(np.float64)
     assert values.not_finite == np.count_nonzero(~np.isfinite(wide))
     assert values.negative_zeros == np.count_nonzero((wide == 0) & np.signbit(wide))
     finite = np.isfinite(wide)
     assert (values.nonzero[finite] == (wide[finite] != 0)).all()
-
-
-@settings(max_examples=50, deadline=None)
-@given(seed=seeds, m=st.integers(2, 40), groups=st.integers(1, 5), inner=st.integers(1, 5))
-def test_group_counts_are_sums(seed, m, groups, inner):
-    flags = np.random.default_rng(seed).random(groups * m * inner) < 0.5
-    assert (group_counts(flags, [m], inner)[m] == flags.reshape(groups, m, inner).sum(axis=1).reshape(-1)).all()
-
-
-@settings(max_examples=30, deadline=None)
-@given(seed=seeds, sizes=st.sets(st.sampled_from([2, 3, 4, 6, 8, 12, 16, 24])), inner=st.integers(1, 3))
-def test_counts_of_several_group_sizes_are_those_of_each(seed, sizes, inner):
-    flags = np.random.default_rng(seed).random(48 * 2 * inner) < 0.6
-    found = group_counts(flags, sizes, inner)
-    assert found.keys() == sizes
-    for m, counts in found.items():
-        assert (counts == flags.reshape(-1, m, inner).sum(axis=1).reshape(-1)).all()
 
 
 @settings(max_examples=50, deadline=None)
@@ -186,11 +169,11 @@ def test_any_run_of_a_transposed_mask_is_that_of_the_transpose(seed, rows, colum
 
 
 def test_integers_have_no_negative_zero():
-    values = look(np.array([-1, 0, 1], np.int8))
+    values = inspect_values(np.array([-1, 0, 1], np.int8))
     assert values.nonzero.tolist() == [True, False, True]
     assert math.isclose(values.negative_zeros, 0)
 
 
 def test_bfloat16_is_compared_by_its_bits():
     tiny = np.array([1], np.uint16).view(ml_dtypes.bfloat16)
-    assert look(tiny).nonzero.all()
+    assert inspect_values(tiny).nonzero.all()

@@ -1,4 +1,4 @@
-"""The forms of the key/value cache, one a file; `forms` is their registry.
+"""The operators of each form of the key/value cache, one file a form; `maskpro_deploy.cache_forms` lists the forms.
 
-What enters: queries, keys and values of a layer. What leaves: attention, with the cache read and written. May import: graph.
+What enters: heads of new tokens. What leaves: attention over past and new ones. May import: the files of `graph` but `layers`.
 """

@@ -12,23 +12,19 @@ from collections.abc import Iterable
 
 from onnx import TensorProto
 
-from maskpro_deploy.exporters.graph.attention import attention
+from maskpro_deploy.cache_forms import CACHE_FORMS
+from maskpro_deploy.exporters.graph.attention import add_attention
 from maskpro_deploy.exporters.graph.builder import Dim, Graph
-from maskpro_deploy.exporters.graph.cache_forms.common import Plain, declare_cache, within
+from maskpro_deploy.exporters.graph.cache_forms.base import KVForm, limit_to_window
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig
 
 
-class Cat(Plain):
+class Form(KVForm):
     """The cache grows by Concat."""
 
-    name = "cat"
-    opset = 23
+    facts = CACHE_FORMS["cat"]
 
-    def begin(self, graph: Graph, config: DecoderConfig) -> None:
-        self._config = config
-        graph.input("attention_mask", TensorProto.INT64, ["batch", "total"])
-        graph.input("position_ids", TensorProto.INT64, ["batch", "new"])
-        declare_cache(graph, config, "past")
+    def _prepare(self, graph: Graph, config: DecoderConfig) -> None:
         self._masks = self._make_masks(graph, dict.fromkeys(config.windows))
         self._present: list[Dim] = ["batch", config.num_kv_heads, "total", config.head_dim]
 
@@ -54,7 +50,7 @@ class Cat(Plain):
         visible = graph.op("Or", counts, itself, name="/mask/visible")  # (B, 1, S, T)
         masks = {}
         for window in windows:
-            near = causal if window is None else within(graph, causal, slots, column, window)
+            near = causal if window is None else limit_to_window(graph, causal, slots, column, window)
             name = "mask" if window is None else f"mask_{window}"
             masks[window] = graph.op("And", visible, near, name=f"/mask/and_{window or 'all'}", output=name)
         return masks
@@ -66,4 +62,4 @@ class Cat(Plain):
             graph.op("Concat", f"past_key_values.{layer}.{kind}", new, name=f"{name}/cat_{kind}", output=joined, axis=2)
             graph.output(joined, graph.element_type, self._present)
             present.append(joined)
-        return attention(graph, self._config, q, present[0], present[1], self._masks[self._config.windows[layer]], name)
+        return add_attention(graph, self._config, q, present[0], present[1], self._masks[self._config.windows[layer]], name)

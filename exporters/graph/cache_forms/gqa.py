@@ -15,26 +15,27 @@ from __future__ import annotations
 
 from onnx import TensorProto, helper
 
+from maskpro_deploy.cache_forms import CACHE_FORMS
 from maskpro_deploy.errors import InputError
 from maskpro_deploy.exporters.graph.builder import CONTRIB, Attribute, Dim, Graph
-from maskpro_deploy.exporters.graph.cache_forms.common import declare_cache
+from maskpro_deploy.exporters.graph.cache_forms.base import KVForm
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig
 from maskpro_deploy.exporters.graph.rope_config import RopeConfig
 
 _HEAD_MULTIPLE = 8
 
 
-class Gqa:
+class Form(KVForm):
     """The cache belongs to GroupQueryAttention."""
 
-    name = "gqa"
-    opset = 23
+    facts = CACHE_FORMS["gqa"]
     flat = True
 
-    def __init__(self, *, packed: bool = False) -> None:
-        self.packed = packed
+    def __init__(self, length: int, *, alone: bool = False) -> None:
+        super().__init__(length, alone=alone)
+        self.packed = alone
 
-    def turns(self, config: DecoderConfig, rope: RopeConfig | None, rows: str) -> bool:
+    def applies_rope(self, config: DecoderConfig, rope: RopeConfig | None, rows: str) -> bool:
         """The operator counts positions by itself, and takes tables of a multiple of 8 columns."""
         pairs = (rope.dim or config.head_dim) // 2 if rope is not None else 0
         return rows == "position_ids" and pairs > 0 and pairs % _HEAD_MULTIPLE == 0
@@ -42,16 +43,12 @@ class Gqa:
     def finish(self, graph: Graph) -> None:
         join_sums_and_norms(graph)
 
-    def begin(self, graph: Graph, config: DecoderConfig) -> None:
+    def _prepare(self, graph: Graph, config: DecoderConfig) -> None:
         if config.head_dim % _HEAD_MULTIPLE:
             raise InputError(
                 f"--forms gqa: onnxruntime's operator takes heads of a multiple of {_HEAD_MULTIPLE}; "
                 f"this model's have {config.head_dim}.\nExport the other forms."
             )
-        self._config = config
-        graph.input("attention_mask", TensorProto.INT64, ["batch", "total"])
-        graph.input("position_ids", TensorProto.INT64, ["batch", "new"])
-        declare_cache(graph, config, "past")
         self._present: list[Dim] = ["batch", config.num_kv_heads, "present", config.head_dim]
         counted = graph.op("ReduceSum", "attention_mask", graph.ints(1), name="/mask/counted", keepdims=0)  # (B,)
         last = graph.op("Sub", counted, graph.scalar(1), name="/mask/last")

@@ -13,39 +13,26 @@ Shapes: `B` batch, `S` new tokens, `L` slots of the cache, `H` heads, `D` head s
 
 from __future__ import annotations
 
-from onnx import TensorProto
-
-from maskpro_deploy.exporters.graph.attention import attention
+from maskpro_deploy.cache_forms import CACHE_FORMS
+from maskpro_deploy.exporters.graph.attention import add_attention
 from maskpro_deploy.exporters.graph.builder import Dim, Graph
-from maskpro_deploy.exporters.graph.cache_forms.common import Plain, declare_cache, within
+from maskpro_deploy.exporters.graph.cache_forms.base import KVForm, limit_to_window
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig
 
 
-class Static(Plain):
-    """The cache has a fixed length.
+class Form(KVForm):
+    """The cache has a fixed length."""
 
-    Args:
-        length: `L`.
-    """
+    facts = CACHE_FORMS["static"]
 
-    name = "static"
-    opset = 24
-
-    def __init__(self, length: int) -> None:
-        self._length = length
-
-    def begin(self, graph: Graph, config: DecoderConfig) -> None:
-        self._config = config
-        graph.input("position_ids", TensorProto.INT64, ["batch", "new"])
-        graph.input("write_indices", TensorProto.INT64, ["batch"])
-        declare_cache(graph, config, self._length)
+    def _prepare(self, graph: Graph, config: DecoderConfig) -> None:
         self._shape: list[Dim] = ["batch", config.num_kv_heads, self._length, config.head_dim]
         rows = graph.op("Unsqueeze", "position_ids", graph.ints(1, 3), name="/mask/rows")  # (B, 1, S, 1)
         slots = graph.op("Range", *(graph.scalar(i) for i in (0, self._length, 1)), name="/mask/slots")  # (L,)
         causal = graph.op("LessOrEqual", slots, rows, name="/mask/causal")  # (B, 1, S, L)
         self._masks = {}
         for window in dict.fromkeys(config.windows):
-            near = causal if window is None else within(graph, causal, slots, rows, window)
+            near = causal if window is None else limit_to_window(graph, causal, slots, rows, window)
             if config.attention_softcap is None:
                 path = f"/mask/additive_{window or 'all'}"
                 near = graph.op("Where", near, graph.real(0.0), graph.lowest(), name=path)
@@ -58,4 +45,4 @@ class Static(Plain):
             graph.op("TensorScatter", past, new, "write_indices", name=f"{name}/write_{kind}", output=written, axis=2)
             graph.output(written, graph.element_type, self._shape)
             present.append(written)
-        return attention(graph, self._config, q, present[0], present[1], self._masks[self._config.windows[layer]], name)
+        return add_attention(graph, self._config, q, present[0], present[1], self._masks[self._config.windows[layer]], name)

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from maskpro_deploy.bench import wording
 from maskpro_deploy.bench.arms import Clock, MeasureConfig
-from maskpro_deploy.bench.result import plain, samples_json, self_test_json
+from maskpro_deploy.bench.results import wording
 from maskpro_deploy.bench.roofline import Arithmetic, Bandwidth
 from maskpro_deploy.bench.sessions import Opener, Run, Sessions
 from maskpro_deploy.bench.statistics import stats
+from maskpro_deploy.bench.sweeps.result import plain, samples_json, self_test_json
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.system.progress import SILENT, Progress
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from maskpro_deploy.bench.arms import Measurement, Work
 from maskpro_deploy.bench.kernels.measure import KIND, SCHEMA, VERSION, KernelCase
-from maskpro_deploy.bench.result import RESULT_FILE, plain
-from maskpro_deploy.bench.saved import check_kind, check_machine, check_settings, samples, self_test, start_of
 from maskpro_deploy.bench.sessions import Run, empty_run
+from maskpro_deploy.bench.sweeps.result import RESULT_FILE, plain
+from maskpro_deploy.bench.sweeps.saved import check_kind, check_machine, check_settings, samples, self_test, start_of
 from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.system.files import read_json
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from maskpro_deploy.errors import first_line
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
@@ -63,10 +65,9 @@ class Client(Protocol):
     async def __call__(self, request: Request, /) -> Answer: ...
 
 
-def first_line(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """What an error says, in a line."""
     if isinstance(error, OSError) and error.strerror:  # the system's words, without what a library puts around them
         code = error.errno or 0
         return os.strerror(code) if code > 0 else error.strerror
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    return first_line(error)

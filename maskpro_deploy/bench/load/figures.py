@@ -23,8 +23,8 @@ import numpy.typing as npt
 
 from maskpro_deploy.bench.load.record import Record, Recording
 from maskpro_deploy.bench.load.slo import Slo
-from maskpro_deploy.bench.result import vllm_names
 from maskpro_deploy.bench.statistics import stats
+from maskpro_deploy.bench.sweeps.result import vllm_names
 from maskpro_deploy.errors import ConfigError
 
 LATENCIES = ("ttft", "tpot", "itl", "e2el")

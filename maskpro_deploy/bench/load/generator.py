@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from maskpro_deploy.bench.arms import frozen_gc
 from maskpro_deploy.bench.clocks import Clock, ClockWatch
-from maskpro_deploy.bench.load.client import Answer, Client, Failure, Request, first_line
+from maskpro_deploy.bench.load.client import Answer, Client, Failure, Request, describe_error
 from maskpro_deploy.bench.load.record import Record, Recording
 from maskpro_deploy.bench.load.schedule import ClosedLoop, Load, OpenLoop, Seed, arrivals
 from maskpro_deploy.errors import ConfigError
@@ -115,7 +115,7 @@ async def ask(client: Client, request: Request, timeout_s: float) -> Answer:
     except TimeoutError:
         return Answer(failure=Failure(kind="timeout", message=f"no whole answer within {timeout_s:g} s"))
     except Exception as e:  # whatever a client raises, this request was not answered
-        return Answer(failure=Failure(kind=type(e).__name__, message=first_line(e)))
+        return Answer(failure=Failure(kind=type(e).__name__, message=describe_error(e)))
     if answer.failure is None and not answer.arrivals_s:
         return Answer(failure=Failure(kind="empty answer", message="the answer holds no token"))
     return answer

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from maskpro_deploy.bench.clocks import Clock
-from maskpro_deploy.bench.load.client import Answer, Failure, Request, first_line
+from maskpro_deploy.bench.load.client import Answer, Failure, Request, describe_error
 from maskpro_deploy.bench.load.generator import ask
 from maskpro_deploy.bench.load.stream import Stream, refusal, whole_answer
 from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError
@@ -147,7 +147,9 @@ class OpenAIClient:
                 except ValueError:
                     return response.status, None
         except (aiohttp.ClientError, TimeoutError, OSError) as e:
-            raise MachineError(f"{self._config.root} cannot be reached: {first_line(e)}.\nIs the server running there?") from e
+            raise MachineError(
+                f"{self._config.root} cannot be reached: {describe_error(e)}.\nIs the server running there?"
+            ) from e
 
     def body(self, request: Request) -> dict[str, Any]:
         """What is sent."""
@@ -192,6 +194,6 @@ class OpenAIClient:
                     stream.feed(chunk, self._clock())
                 return stream.answer()
         except aiohttp.ClientPayloadError as e:
-            return Answer(failure=Failure(kind="cut off", message=first_line(e)))
+            return Answer(failure=Failure(kind="cut off", message=describe_error(e)))
         except (aiohttp.ClientError, OSError) as e:
-            return Answer(failure=Failure(kind="connection", message=first_line(e)))
+            return Answer(failure=Failure(kind="connection", message=describe_error(e)))

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from maskpro_deploy.bench import wording
 from maskpro_deploy.bench.load.client import Failure
 from maskpro_deploy.bench.load.figures import Figures, Limits, latencies_ms
 from maskpro_deploy.bench.load.record import Record, Recording
 from maskpro_deploy.bench.load.schedule import ClosedLoop, Load, OpenLoop
 from maskpro_deploy.bench.load.slo import Slo
-from maskpro_deploy.bench.result import SCHEMA, VERSION
+from maskpro_deploy.bench.results import wording
 from maskpro_deploy.bench.statistics import stats
+from maskpro_deploy.bench.sweeps.result import SCHEMA, VERSION
 
 KIND = "serve"
 SELF_TEST_CONFIDENCE = 0.997  # a sound harness fails once in 300 points, not once in 20

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from maskpro_deploy.bench import wording
 from maskpro_deploy.bench.environment import circumstances
 from maskpro_deploy.bench.load.result import LoadResult, Point, ServerFacts
 from maskpro_deploy.bench.load.schedule import ClosedLoop, OpenLoop
+from maskpro_deploy.bench.results import wording
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.summary import escape, markdown_table, number
+from maskpro_deploy.bench.sweeps.summary import escape, markdown_table, number
+from maskpro_deploy.system.output import table
 
 COLUMNS = (
     *("load", "server", "answered", "failed", "requests/s", "tokens/s", "ttft ms", "ttft p99", "tpot ms", "itl ms", "e2el ms"),
@@ -144,6 +145,15 @@ def machine_line(result: LoadResult) -> str:
     parts = [e.get("cpu_model"), f"{e.get('cpu_count')} cores", e.get("platform")]
     parts += [f"{server.name}: {server.facts['base_url']}" for server in result.servers if server.facts.get("base_url")]
     return ", ".join(str(p) for p in parts if p)
+
+
+def render_text(result: LoadResult) -> str:
+    """The result as it is printed."""
+    lines = [table(rows(result), columns(result)), ""]
+    if not result.valid:
+        lines += [f"INVALID: {reason}" for reason in result.invalid_reasons] + [""]
+    lines += [*verdicts(result), *best(result)]
+    return "\n".join([*lines, "", *caveats(result), f"Machine: {machine_line(result)}"])
 
 
 def markdown(result: LoadResult) -> str:

@@ -1,1 +1,4 @@
-"""`maskpro-deploy benchmark`: one thin file for each of its commands, and their shared options."""
+"""`maskpro-deploy benchmark`: one file per subcommand, and the options that they share.
+
+What enters and leaves: as in `commands`. May import: everything but other commands.
+"""

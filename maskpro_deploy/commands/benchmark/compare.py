@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from maskpro_deploy.commands.benchmark.options import least_difference_option
 from maskpro_deploy.commands.options import PATH, force_option, json_option
-from maskpro_deploy.system.output import emit, table
-
-if TYPE_CHECKING:
-    from maskpro_deploy.bench.compare import Comparison
 
 
 @click.command("compare")
@@ -32,40 +27,7 @@ def command(a: Path, b: Path, out: Path | None, least_difference: float, force: 
     Example:
       maskpro-deploy benchmark compare report-before report-after --out comparison
     """
-    from maskpro_deploy.bench import compare, environment
-    from maskpro_deploy.bench.saved import load
-    from maskpro_deploy.system.extras import require
-    from maskpro_deploy.system.files import check_free
+    from maskpro_deploy.runs.comparison import compare_results
+    from maskpro_deploy.runs.output import Output
 
-    if out is not None:
-        check_free(out, force=force)
-        require("report", "writing report.html")
-    found = compare.compare(load(a), load(b), environment.capture(), least_difference=least_difference)
-    if out is not None:
-        _write(found, out, force=force)
-    emit(as_json, found.to_json(), _text(found, out))
-
-
-def _text(found: Comparison, out: Path | None) -> str:
-    from maskpro_deploy.bench import compare
-
-    lines = [f"A: {found.a}", f"B: {found.b}", ""]
-    if found.differences:
-        lines += [table(found.differences, ("differs", "A", "B")), ""]
-    lines += [table(compare.rows(found), compare.COLUMNS), "", compare.headline(found), "", *compare.notes(found)]
-    if out is not None:
-        lines.append(f"Report: {out / 'report.html'}")
-    return "\n".join(lines)
-
-
-def _write(found: Comparison, out: Path, *, force: bool) -> None:
-    from maskpro_deploy.bench import compare
-    from maskpro_deploy.bench.result import RESULT_FILE
-    from maskpro_deploy.reports import comparison
-    from maskpro_deploy.reports.blocks import REPORT_FILE, write
-    from maskpro_deploy.system.files import new_folder, write_json
-
-    with new_folder(out, force=force) as folder:
-        write_json(folder / RESULT_FILE, found.to_json())
-        (folder / "report.md").write_text(compare.markdown(found), encoding="utf-8")
-        write(comparison.page(found), folder / REPORT_FILE)
+    compare_results(a, b, Output(out=out, force=force, as_json=as_json), least_difference=least_difference)

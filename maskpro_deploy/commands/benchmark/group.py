@@ -1,14 +1,10 @@
-"""`maskpro-deploy benchmark`: the group; each subcommand has its own module, `_benchmark_NAME`."""
+"""`maskpro-deploy benchmark`: the group; each subcommand has its own module."""
 
 from __future__ import annotations
 
 import click
 
-from maskpro_deploy.commands.benchmark import compare as _benchmark_compare
-from maskpro_deploy.commands.benchmark import kernels as _benchmark_kernels
-from maskpro_deploy.commands.benchmark import latency as _benchmark_latency
-from maskpro_deploy.commands.benchmark import serve as _benchmark_serve
-from maskpro_deploy.commands.benchmark import throughput as _benchmark_throughput
+from maskpro_deploy.commands.benchmark import compare, kernels, latency, serve, throughput
 
 
 @click.group("benchmark")
@@ -27,8 +23,8 @@ def command() -> None:
     """
 
 
-command.add_command(_benchmark_latency.command)
-command.add_command(_benchmark_throughput.command)
-command.add_command(_benchmark_kernels.command)
-command.add_command(_benchmark_serve.command)
-command.add_command(_benchmark_compare.command)
+command.add_command(latency.command)
+command.add_command(throughput.command)
+command.add_command(kernels.command)
+command.add_command(serve.command)
+command.add_command(compare.command)

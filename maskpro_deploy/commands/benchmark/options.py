@@ -1,50 +1,30 @@
-"""The options that the session-level benchmarks share."""
+"""The options that benchmarks share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from maskpro_deploy.cache_forms import CACHE_FORMS
 from maskpro_deploy.commands.options import (
     DURATION,
     PATH,
+    combine,
     force_option,
     json_option,
+    provider_option,
     seed_option,
     threads_option,
 )
-from maskpro_deploy.errors import ConfigError
-from maskpro_deploy.runs.output import Measure, measure_and_emit
-from maskpro_deploy.targets.arms import open_arms
 
 if TYPE_CHECKING:
-    from maskpro_deploy.bench.sweep import SweepConfig
+    from maskpro_deploy.bench.sweeps.sweep import SweepConfig
+    from maskpro_deploy.runs.sessions import Measure
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class SizesType(click.ParamType[tuple[int, ...]]):
-    """Sizes separated by commas, such as 1,4,16."""
-
-    name = "N,N..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            sizes = tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            flag = param.opts[0] if param is not None else "sizes"
-            raise ConfigError(f"{flag} {value!r}: expected whole numbers separated by commas, such as 1,4,16.") from None
-        return tuple(dict.fromkeys(sizes))
-
-
-SIZES = SizesType()
-PROVIDERS = "cpu|cuda|tensorrt|trt-native|auto"
-
 
 least_difference_option = click.option(
     "--least-difference",
@@ -56,69 +36,67 @@ least_difference_option = click.option(
 )
 
 
-def arm_options(function: F) -> F:
-    """The options that these benchmarks have in common."""
-    options = [
-        click.argument("bundle", type=PATH),
-        click.option("--against", type=PATH, metavar="BUNDLE", help="A second bundle, measured in the same run."),
-        click.option("--budget", type=DURATION, help="Time for the whole run: as many sessions as fit, 8 at least."),
-        click.option(
-            "--sessions",
-            type=int,
-            show_default="10, up to 40 with --budget",
-            help="Times that each bundle is opened anew; 8 or more for a comparison.",
-        ),
-        click.option("--same-model", is_flag=True, help="The bundles are the same model: they have to choose the same tokens."),
-        click.option(
-            "--logit-tolerance",
-            type=float,
-            metavar="X",
-            help="The bundles are the same model up to rounding: no logit may differ by more than X.",
-        ),
-        click.option("--provider", default="cpu", show_default=True, metavar=PROVIDERS, help="What runs it."),
-        click.option(
-            "--form", metavar="FORM[,FORM]", help="cat, static or gqa: the graph of BUNDLE to run, and that of --against."
-        ),
-        click.option("--engine", metavar="FILE[,FILE]", help="The engine of BUNDLE to run, and that of --against."),
-        threads_option,
-        click.option("--spin", is_flag=True, help="Let waiting threads spin (as in `serve --spin`); off, they sleep."),
-        seed_option,
-        least_difference_option,
-    ]
-    return _with(options, out_options(function, saved="after each session"))
+def output_options(saved: str) -> Callable[[F], F]:
+    """Where a result goes, and how a run goes on from it: the fields of `runs.output.Output`.
 
-
-def out_options(function: F, *, saved: str) -> F:
-    """Where a result goes, and how a run goes on from it."""
-    options = [
+    Args:
+        saved: when the result so far is saved.
+    """
+    return combine(
         click.option("--out", type=PATH, help=f"Folder for result.json, report.md and report.html; saved {saved}."),
         click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out."),
         click.option("--append", is_flag=True, help="Add sessions or cases to the result in --out."),
         force_option,
         json_option,
-    ]
-    return _with(options, function)
+    )
 
 
-def _with(options: Sequence[Callable[[F], F]], function: F) -> F:
-    for option in reversed(options):
-        function = option(function)
-    return function
+session_options: Callable[[F], F] = combine(
+    click.argument("bundle", type=PATH),
+    click.option("--against", type=PATH, metavar="BUNDLE", help="A second bundle, measured in the same run."),
+    click.option("--budget", type=DURATION, help="Time for the whole run: as many sessions as fit, 8 at least."),
+    click.option(
+        "--sessions",
+        type=int,
+        show_default="10, up to 40 with --budget",
+        help="Times that each bundle is opened again; 8 or more for a comparison.",
+    ),
+    click.option("--same-model", is_flag=True, help="The bundles are the same model: they have to choose the same tokens."),
+    click.option(
+        "--logit-tolerance",
+        type=float,
+        metavar="X",
+        help="The bundles are the same model up to rounding: no logit may differ by more than X.",
+    ),
+    provider_option("cpu", "What runs it."),
+    click.option(
+        "--form",
+        metavar="FORM[,FORM]",
+        help=f"{', '.join(CACHE_FORMS)}: the graph of BUNDLE to run, and that of --against.",
+    ),
+    click.option("--engine", metavar="FILE[,FILE]", help="The engine of BUNDLE to run, and that of --against."),
+    threads_option,
+    click.option("--spin", is_flag=True, help="Let waiting threads spin (as in `serve --spin`); off, they sleep."),
+    seed_option,
+    least_difference_option,
+    output_options(saved="after each session"),
+)
 
 
-def shared_options(samples: int, options: dict[str, Any]) -> tuple[SweepConfig, Callable[[Measure], None]]:
-    """The settings of a sweep from the options of `arm_options`, and what runs one: opens the bundles, measures, saves, prints.
+def take_session_options(samples: int, options: dict[str, Any]) -> tuple[SweepConfig, Callable[[Measure], None]]:
+    """The settings of a sweep from the options of `session_options`, and what runs one.
 
     Args:
         samples: of each arm in each case.
-        options: the options that these benchmarks have in common, by name.
+        options: the options that these benchmarks share, by name.
     """
-    from maskpro_deploy.bench.sweep import SweepConfig
+    from maskpro_deploy.bench.sweeps.sweep import SweepConfig
+    from maskpro_deploy.runs.output import Output
+    from maskpro_deploy.runs.sessions import benchmark_bundles
+    from maskpro_deploy.targets.arms import open_arms
 
     taken = {name: options.pop(name) for name in ("sessions", "same_model", "logit_tolerance", "seed", "least_difference")}
     sweep = SweepConfig(samples=samples, threads=options["threads"], budget_s=options.pop("budget"), **taken)
-    bundle, against = options.pop("bundle"), options.pop("against")
-    arms = {name: options.pop(name) for name in ("provider", "spin", "form", "engine")}
-    bundles = [bundle, *([against] if against is not None else [])]
-    opened = partial(open_arms, bundles, threads=options["threads"], **arms)
-    return sweep, lambda measure: measure_and_emit(measure, opened, **options)
+    bundles = [path for path in (options.pop("bundle"), options.pop("against")) if path is not None]
+    arms = {name: options.pop(name) for name in ("provider", "threads", "spin", "form", "engine")}
+    return sweep, partial(benchmark_bundles, open_all=partial(open_arms, bundles, **arms), sweep=sweep, output=Output(**options))

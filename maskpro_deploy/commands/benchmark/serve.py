@@ -2,47 +2,30 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from maskpro_deploy.commands.benchmark.options import SIZES, least_difference_option
-from maskpro_deploy.commands.options import DURATION, PATH, force_option, json_option, seed_option, threads_option
-from maskpro_deploy.commands.serve import PROVIDERS
-from maskpro_deploy.errors import CheckFailed, ConfigError
-from maskpro_deploy.runs.load import BUILTIN, RANDOM, Prompts, measure, text, write_files
-from maskpro_deploy.system.output import emit
-from maskpro_deploy.targets.servers import is_url
-
-if TYPE_CHECKING:
-    from maskpro_deploy.bench.load.schedule import Load
-    from maskpro_deploy.bench.load.sweep import LoadConfig
-
-
-API_KEY_ENV = "MASKPRO_API_KEY"
-
-
-class RatesType(click.ParamType[tuple[float, ...]]):
-    """Requests per second separated by commas, such as 1,2.5,inf."""
-
-    name = "R,R..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(dict.fromkeys(float(part) for part in str(value).split(",")))
-        except ValueError:
-            raise ConfigError(f"--request-rate {value!r}: expected numbers separated by commas, such as 1,2.5,inf.") from None
+from maskpro_deploy.commands.benchmark.options import least_difference_option
+from maskpro_deploy.commands.options import (
+    DURATION,
+    PATH,
+    RATES,
+    SIZES,
+    force_option,
+    json_option,
+    provider_option,
+    seed_option,
+    threads_option,
+)
 
 
 @click.command("serve")
 @click.argument("target", metavar="URL|BUNDLE")
 @click.option("--against", metavar="URL|BUNDLE", help="A second server, measured in interleaved blocks of the same run.")
 @click.option("--concurrency", type=SIZES, help="Closed loop: requests under way at the same time.  [default: 1,4]")
-@click.option("--request-rate", type=RatesType(), help="Open loop: requests per second, sent by a timetable; inf is all at once.")
+@click.option("--request-rate", type=RATES, help="Open loop: requests per second, sent by a timetable; inf is all at once.")
 @click.option(
     "--burstiness", type=float, default=1.0, show_default=True, help="Gaps of the open loop: 1 is Poisson, less bursts, inf even."
 )
@@ -52,7 +35,7 @@ class RatesType(click.ParamType[tuple[float, ...]]):
 @click.option("--timeout", type=DURATION, default="120s", show_default=True, help="A request that takes longer has failed.")
 @click.option(
     "--prompts",
-    default=RANDOM,
+    default="random",
     show_default=True,
     metavar="random|builtin|FILE",
     help="Random token ids, running text that ships with the package, or the texts of a .txt or .jsonl file.",
@@ -78,13 +61,13 @@ class RatesType(click.ParamType[tuple[float, ...]]):
 @click.option(
     "--sessions",
     type=int,
-    help="Times that two bundles are served anew.  [default: 8 for two bundles, as a verdict needs; else 1]",
+    help="Times that two bundles are served again.  [default: 8 for two bundles, as a verdict needs; else 1]",
 )
 @click.option("--same-model", is_flag=True, help="Both servers have the same model: they have to answer with the same text.")
 @click.option(
-    "--api-key-env", default=API_KEY_ENV, show_default=True, metavar="NAME", help="Variable that holds the key for URLs."
+    "--api-key-env", default="MASKPRO_API_KEY", show_default=True, metavar="NAME", help="Variable that holds the key for URLs."
 )
-@click.option("--provider", type=click.Choice(PROVIDERS), default="cpu", show_default=True, help="What runs a BUNDLE's model.")
+@provider_option("cpu", "What runs a BUNDLE's model.")
 @threads_option
 @click.option(
     "--max-num-seqs", type=int, default=16, show_default=True, help="Answers that a BUNDLE's server generates at a time."
@@ -107,85 +90,13 @@ def command(target: str, against: str | None, out: Path | None, resume: bool, fo
       maskpro-deploy benchmark serve http://127.0.0.1:8000 --request-rate 1,2,4 --duration 60s --slo ttft:500,tpot:50
       maskpro-deploy benchmark serve bundle --against dense-bundle --concurrency 4
     """
-    from maskpro_deploy.bench.load.points import PointsFile
-    from maskpro_deploy.data import load_text
     from maskpro_deploy.system.extras import require
-    from maskpro_deploy.system.files import check_free
 
-    bundles = not is_url(target) and against is not None and not is_url(against)
-    if options["sessions"] is None:
-        options["sessions"] = 8 if bundles else 1
-    elif options["sessions"] > 1 and not bundles:
-        raise ConfigError(f"--sessions {options['sessions']}: only two bundles can be served anew; leave it out.")
-    if options["api_key_env"] != API_KEY_ENV and not os.environ.get(options["api_key_env"]):
-        raise ConfigError(f"--api-key-env {options['api_key_env']}: there is no such variable, or it is empty.")
-    config = _config(options)
-    prompts = Prompts(kind=options["prompts"], input_len=options["input_len"], output_len=options["output_len"])
-    targets = [target, *([against] if against is not None else [])]
     require("load", "putting a load on a server")
-    if prompts.kind not in (RANDOM, BUILTIN):
-        load_text(prompts.kind)  # what cannot be read shows before a server is started
-    if any(not is_url(t) for t in targets):
-        require("serve", "serving a bundle")
-    points = None
-    if out is not None:
-        check_free(out, force=force)
-        require("report", "writing report.html")
-        kept = {k: _plain(v) for k, v in options.items() if k != "least_difference"}  # what the samples depend on
-        points = PointsFile(out, {"targets": targets, **kept})
-    elif resume:
-        raise ConfigError("--resume needs --out: the points of an interrupted sweep lie beside it.")
-    finished = points.begin(resume=resume, force=force) if points is not None else {}
-    result = measure(targets, config, prompts, options, points, finished)
-    if out is not None and points is not None:
-        write_files(result, out, force=force)
-        points.finish()
-    emit(as_json, result.to_json(), text(result, out))
-    if not result.valid:
-        raise CheckFailed(f"the run is invalid: {result.invalid_reasons[0]}")
+    from maskpro_deploy.runs.load import benchmark_servers
+    from maskpro_deploy.runs.load_options import LoadOptions
+    from maskpro_deploy.runs.output import Output
 
-
-def _plain(value: Any) -> Any:
-    """An option as a JSON value."""
-    return [_plain(v) for v in value] if isinstance(value, tuple) else str(value) if value == float("inf") else value
-
-
-def _config(options: dict[str, Any]) -> LoadConfig:
-    """The settings from the options.
-
-    Raises:
-        ConfigError: one is out of its range.
-    """
-    from maskpro_deploy.bench.load.figures import Limits
-    from maskpro_deploy.bench.load.generator import Amount
-    from maskpro_deploy.bench.load.requests import check_lengths
-    from maskpro_deploy.bench.load.schedule import ClosedLoop, OpenLoop
-    from maskpro_deploy.bench.load.slo import Slo
-    from maskpro_deploy.bench.load.sweep import LoadConfig
-
-    rates, concurrency = options["request_rate"], options["concurrency"]
-    if rates and concurrency:
-        raise ConfigError("give --request-rate (open loop) or --concurrency (closed loop), not both: a capped rate is neither.")
-    loads: tuple[Load, ...]
-    if rates:
-        loads = tuple(OpenLoop(rate=rate, burstiness=options["burstiness"]) for rate in rates)
-    else:
-        loads = tuple(ClosedLoop(concurrency=c) for c in concurrency or (1, 4))
-    requests = options["num_prompts"] if options["num_prompts"] is not None or options["duration"] is not None else 50
-    check_lengths(options["input_len"], options["output_len"])
-    slo = Slo.parse(options["slo"]) if options["slo"] is not None else None
-    if slo is not None and not options["stream"] and set(slo.bounds_ms) - {"e2el"}:
-        raise ConfigError("--slo: an answer that comes whole (--no-stream) has no first token; only e2el can be bounded.")
-    if slo is not None and options["output_len"] == 1 and "tpot" in slo.bounds_ms:
-        raise ConfigError("--slo tpot: answers of one token (--output-len 1) have no time per further token.")
-    return LoadConfig(
-        loads=loads,
-        amount=Amount(requests=requests, duration_s=options["duration"], warmup=options["warmup"], timeout_s=options["timeout"]),
-        blocks=options["blocks"],
-        sessions=options["sessions"],
-        slo=slo,
-        limits=Limits(max_failed=options["max_failed"], max_lag_ms=options["max_lag"]),
-        same_model=options["same_model"],
-        seed=options["seed"],
-        least_difference=options["least_difference"],
-    )
+    output = Output(out=out, resume=resume, force=force, as_json=as_json)
+    targets = (target,) if against is None else (target, against)
+    benchmark_servers(LoadOptions(targets=targets, **options), output)

@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
-from maskpro_deploy.commands.benchmark.options import SIZES, arm_options, shared_options
+from maskpro_deploy.commands.benchmark.options import session_options, take_session_options
+from maskpro_deploy.commands.options import SIZES
 
 
 @click.command("throughput")
-@arm_options
+@session_options
 @click.option("--batch", type=SIZES, default=(1, 2, 4, 8), show_default="1,2,4,8", help="Batch sizes.")
 @click.option("--prompt", type=int, default=128, show_default=True, help="Prompt length in tokens.")
 @click.option("--output", type=int, default=32, show_default=True, help="Tokens to generate per row.")
@@ -30,8 +31,8 @@ def command(
     Example:
       maskpro-deploy benchmark throughput bundle --against dense-bundle --batch 1,2,4,8 --latency-bound 100
     """
-    from maskpro_deploy.bench.throughput import ThroughputConfig, run_throughput
+    from maskpro_deploy.bench.sweeps.throughput import ThroughputConfig, run_throughput
 
-    sweep, run = shared_options(samples, shared)
+    sweep, run = take_session_options(samples, shared)
     config = ThroughputConfig(batches=batch, prompt=prompt, output=output, latency_bound_ms=latency_bound, sweep=sweep)
     run(lambda arms, given: run_throughput(arms, config, **given))

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from maskpro_deploy.errors import in_one_line
 from maskpro_deploy.learn.kernels.contract import Chunk, ChunkStep
 from maskpro_deploy.learn.kernels.operations import move_chunk
 from maskpro_deploy.learn.kernels.optimizer import Moments
@@ -54,7 +55,7 @@ class CompiledStep:
                     chunk.grad, chunk.weight, chunk.logits, moments.first, moments.second, chunk.dither, scale, chunk.betas
                 )
             except Exception as e:  # no compiler, no Triton: torch raises many kinds, before anything has run
-                log.warning("torch.compile does not work here (%s): steps take longer.", " ".join(str(e).split())[:200])
+                log.warning("torch.compile does not work here (%s): steps take longer.", in_one_line(e, 200))
                 self._compiled = None
         return self._otherwise(chunk)
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskpro_deploy.errors import in_one_line
 from maskpro_deploy.learn.distributions import packed
 from maskpro_deploy.learn.distributions.top_n import centred, top_of_centred
 from maskpro_deploy.learn.kernels.contract import Chunk, ChunkStep, MaskedLayer, SiteStep
@@ -110,15 +111,11 @@ def triton_step(pattern: NMPattern, otherwise: SiteStep, reference: ChunkStep, d
     try:
         fault = find_differences(step, pattern, reference, device)
     except Exception as e:  # what a compiler, a driver and a device can come up with
-        fault = _in_short(e)
+        fault = in_one_line(e, 200)
     if fault:
         log.warning("the step's own GPU kernel does not work here (%s): steps take longer.", fault)
         return otherwise
     return step
-
-
-def _in_short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def masked_weight(weight: Tensor, bits: Tensor) -> Tensor:
@@ -151,7 +148,7 @@ def load(device: torch.device) -> Any:
         log.info("no Triton here")
         return None
     except Exception as e:  # as above
-        fault = _in_short(e)
+        fault = in_one_line(e, 200)
     if fault:
         log.warning("own GPU kernels do not work here (%s): steps take longer.", fault)
         return None

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.system.input_file import InputFile
+from maskpro_deploy.system.safetensors_header import Entry
 from maskpro_deploy.validation.arrays import Array, BitArray, FileArray
-from maskpro_deploy.validation.inputs import InputFile
 from maskpro_deploy.validation.source import Unchecked, Weight
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -32,15 +33,6 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 PATTERN = NMPattern(2, 4)
 VALUES, _BITS, _SHAPE = ".compressed", ".bitmask", ".shape"
-
-
-class Entry(NamedTuple):
-    """One tensor of a safetensors file: dtype as the header names it, shape, where its bytes begin, and how many they are."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    bytes: int
 
 
 Entries = Mapping[str, tuple[InputFile, Entry]]
@@ -67,13 +59,13 @@ def parts(prefix: str) -> tuple[str, ...]:
     return (prefix + VALUES, prefix + _BITS, prefix + _SHAPE)
 
 
-def weight(prefix: str, entries: Entries, listed: Container[str]) -> Weight | Unchecked:
+def read_weight(prefix: str, entries: Entries, listed: Container[str]) -> Weight | Unchecked:
     """One compressed weight, its bitmask as its mask."""
     name = weight_name(prefix)
     named = name in listed
     value_file, values = entries[prefix + VALUES]
     bit_file, bits = entries[prefix + _BITS]
-    shape = _shape(entries.get(prefix + _SHAPE))
+    shape = _read_shape(entries.get(prefix + _SHAPE))
 
     def unchecked(reason: str) -> Unchecked:
         return Unchecked(name=prefix + VALUES, shape=shape or values.shape, reason=reason, bytes=values.bytes)
@@ -103,10 +95,10 @@ def weight(prefix: str, entries: Entries, listed: Container[str]) -> Weight | Un
     )
 
 
-def _shape(found: tuple[InputFile, Entry] | None) -> tuple[int, int] | None:
-    if found is None or found[1].dtype not in ("I64", "I32") or math.prod(found[1].shape) != 2:
+def _read_shape(place: tuple[InputFile, Entry] | None) -> tuple[int, int] | None:
+    if place is None or place[1].dtype not in ("I64", "I32") or math.prod(place[1].shape) != 2:
         return None
-    file, entry = found
+    file, entry = place
     dtype = np.dtype(np.int64 if entry.dtype == "I64" else np.int32)
     rows, columns = file.read(entry.offset, 2 * dtype.itemsize).view(dtype).tolist()
     return (rows, columns) if rows > 0 and columns > 0 else None
@@ -142,15 +134,15 @@ class ExpandedArray:
         keep = self._mask.read(start, stop)
         count = int(np.count_nonzero(keep))
         there = max(0, min(count, self._values.size - self._taken))
-        found = np.zeros(stop - start, dtype=self._values.dtype)
+        dense = np.zeros(stop - start, dtype=self._values.dtype)
         kept = np.ones(count, dtype=self._values.dtype)
         if there:
             kept[:there] = self._values.read(self._taken, self._taken + there)
-        found[keep] = kept
+        dense[keep] = kept
         self._position, self._taken = stop, self._taken + count
         if stop == self.size:
             self._kept = self._taken
-        return found
+        return dense
 
     def release(self) -> None:
         self._position, self._taken = 0, 0

@@ -8,57 +8,59 @@ from pathlib import Path, PurePosixPath
 
 from maskpro_deploy.errors import FormatError, PatternError
 from maskpro_deploy.manifest import MANIFEST_FILE, Manifest, SparseWeight, safe_path
-from maskpro_deploy.masks import MASKS_FILE
+from maskpro_deploy.masks import MASKS_FILE, MaskSet
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.system.files import sha256_file
+from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.system.progress import Progress
 from maskpro_deploy.validation.accounts import Stored
 from maskpro_deploy.validation.arrays import FileArray, FlatArray, NibbleArray, SideBySideArray
-from maskpro_deploy.validation.formats.masks import MaskFile
+from maskpro_deploy.validation.formats.masks import mask_array, mask_inputs, transposed_mask
 from maskpro_deploy.validation.formats.onnx_graph import read_graph
-from maskpro_deploy.validation.inputs import InputFile
 from maskpro_deploy.validation.source import Source, Weight
 
 
 class BundleReader:
     """Reader of bundle folders."""
 
+    takes = "a bundle"
+
     def accepts(self, path: Path) -> bool:
         return path.is_dir() and (path / MANIFEST_FILE).is_file()
 
     def read(self, path: Path, progress: Progress) -> Source:
         manifest = Manifest.load(path)
-        files = [InputFile(_inside(path, entry.path)) for entry in manifest.files]
-        graph = read_graph(_inside(path, manifest.graph.file))
-        masks = MaskFile.open(_inside(path, MASKS_FILE)) if (path / MASKS_FILE).is_file() else None
+        files = [InputFile(_path_inside(path, entry.path)) for entry in manifest.files]
+        graph = read_graph(_path_inside(path, manifest.graph.file))
+        masks = MaskSet.load(_path_inside(path, MASKS_FILE)) if (path / MASKS_FILE).is_file() else None
         listed: dict[str, list[SparseWeight]] = {}  # one weight may hold several of the checkpoint's side by side
         for entry in manifest.sparse_weights:
             listed.setdefault(entry.initializer, []).append(entry)
-        problems = [*_file_problems(path, manifest, graph.files, progress), *_list_problems(manifest, graph, masks)]
-        siblings = [(g.file, read_graph(_inside(path, g.file))) for g in manifest.siblings]
+        problems = [*_check_files(path, manifest, graph.files, progress), *_check_lists(manifest, graph, masks)]
+        siblings = [(g.file, read_graph(_path_inside(path, g.file))) for g in manifest.siblings]
         tensor_files = [*graph.inputs]
         stored, unchecked = [*graph.stored], [*graph.unchecked]
         for file, sibling in siblings:
             tensor_files += sibling.inputs
-            problems += _sibling_problems(file, sibling, graph, listed)
-            stored += _own_tensors(file, sibling, graph)
+            problems += _check_sibling(file, sibling, graph, listed)
+            stored += _list_own_tensors(file, sibling, graph)
             unchecked += [dataclasses.replace(u, name=f"{file}: {u.name}") for u in sibling.unchecked]
         return Source(
             kind="bundle",
-            weights=tuple(_listed(w, listed.get(w.name, []), masks) for w in graph.weights),
+            weights=tuple(_mark_listed(w, listed.get(w.name, []), masks) for w in graph.weights),
             unchecked=tuple(unchecked),
             stored=tuple(stored),
             problems=tuple(problems),
             num_parameters=graph.num_parameters,
-            pattern=_pattern(path, manifest),
+            pattern=_read_pattern(path, manifest),
             has_list=bool(manifest.sparse_weights),
-            inputs=(*files, *tensor_files, *([masks.file] if masks is not None else [])),
+            inputs=(*files, *tensor_files, *mask_inputs(masks)),
             tensor_files=tuple(tensor_files),
             multiply_adds=graph.multiply_adds,
         )
 
 
-def _inside(folder: Path, relative: str) -> Path:
+def _path_inside(folder: Path, relative: str) -> Path:
     """The path of a file of the bundle, links followed.
 
     Raises:
@@ -70,7 +72,7 @@ def _inside(folder: Path, relative: str) -> Path:
     return path
 
 
-def _pattern(path: Path, manifest: Manifest) -> NMPattern | None:
+def _read_pattern(path: Path, manifest: Manifest) -> NMPattern | None:
     if manifest.sparsity is None:
         return None
     try:
@@ -79,7 +81,7 @@ def _pattern(path: Path, manifest: Manifest) -> NMPattern | None:
         raise FormatError(f"{path / MANIFEST_FILE} has no valid sparsity: {manifest.sparsity!r}.") from e
 
 
-def _file_problems(path: Path, manifest: Manifest, data_files: tuple[str, ...], progress: Progress) -> list[str]:
+def _check_files(path: Path, manifest: Manifest, data_files: tuple[str, ...], progress: Progress) -> list[str]:
     """Files that differ from their hash, and files that the graph needs but the manifest does not list."""
     total, done = sum(e.bytes for e in manifest.files), 0
     problems = []
@@ -94,25 +96,25 @@ def _file_problems(path: Path, manifest: Manifest, data_files: tuple[str, ...], 
     return problems + [f"the graph needs {name}, which {MANIFEST_FILE} does not list" for name in needed if name not in entries]
 
 
-def _sibling_problems(file: str, sibling: Source, graph: Source, listed: Container[str]) -> list[str]:
+def _check_sibling(file: str, sibling: Source, graph: Source, listed: Container[str]) -> list[str]:
     """Weights that only one of two graphs multiplies with: listed ones of the first, and any of the second."""
-    found = {w.name: _use(w) for w in sibling.weights}
-    own = {w.name: _use(w) for w in graph.weights}
-    wrong = [name for name, use in own.items() if name in listed and (use[-1] is None or found.get(name) != use)]
-    extra = [w.name for w in sibling.weights if w.linear and own.get(w.name) != _use(w) and w.name not in wrong]
+    theirs = {w.name: _describe_use(w) for w in sibling.weights}
+    own = {w.name: _describe_use(w) for w in graph.weights}
+    wrong = [name for name, use in own.items() if name in listed and (use[-1] is None or theirs.get(name) != use)]
+    extra = [w.name for w in sibling.weights if w.linear and own.get(w.name) != _describe_use(w) and w.name not in wrong]
     return [
         *(f"{file} does not use {name} as the graph does" for name in wrong),
         *(f"{file} multiplies with {name}, which the graph does not" for name in extra),
     ]
 
 
-def _own_tensors(file: str, sibling: Source, graph: Source) -> list[Stored]:
+def _list_own_tensors(file: str, sibling: Source, graph: Source) -> list[Stored]:
     """The tensors of another graph that are not stored in the bytes of the first one's."""
     places = {s.place for s in graph.stored if s.place is not None}
     return [dataclasses.replace(s, name=f"{file}: {s.name}") for s in sibling.stored if s.place is None or s.place not in places]
 
 
-def _use(weight: Weight) -> tuple[object, ...]:
+def _describe_use(weight: Weight) -> tuple[object, ...]:
     """What two graphs have to agree on: shape, type, axis, and the bytes of the data file."""
     data: object = weight.data
     while isinstance(data, NibbleArray):  # a MappedArray changes values: two of them cannot be compared by their place
@@ -121,7 +123,7 @@ def _use(weight: Weight) -> tuple[object, ...]:
     return (weight.shape, weight.dtype, weight.axis, place)
 
 
-def _list_problems(manifest: Manifest, graph: Source, masks: MaskFile | None) -> list[str]:
+def _check_lists(manifest: Manifest, graph: Source, masks: MaskSet | None) -> list[str]:
     weights = {w.name: w for w in graph.weights}
     unchecked = {u.name for u in graph.unchecked}
     problems = []
@@ -148,26 +150,26 @@ def _list_problems(manifest: Manifest, graph: Source, masks: MaskFile | None) ->
     return problems
 
 
-def _listed(weight: Weight, entries: Sequence[SparseWeight], masks: MaskFile | None) -> Weight:
+def _mark_listed(weight: Weight, entries: Sequence[SparseWeight], masks: MaskSet | None) -> Weight:
     if not entries:
         return weight
     sources = [entry.source for entry in entries]
-    mask = _mask(weight, masks, sources) if masks is not None and masks.shapes.keys() >= set(sources) else None
+    mask = _find_mask(weight, masks, sources) if masks is not None and masks.shapes.keys() >= set(sources) else None
     return dataclasses.replace(weight, listed=True, mask=mask)
 
 
-def _mask(weight: Weight, masks: MaskFile, sources: Sequence[str]) -> FlatArray | None:
+def _find_mask(weight: Weight, masks: MaskSet, sources: Sequence[str]) -> FlatArray | None:
     """A weight's mask in the graph's own order: masks are (out, in), products mostly (in, out)."""
     if len(sources) > 1:
         shapes = [masks.shapes[source] for source in sources]
         outputs = tuple(rows for rows, _ in shapes)
         if weight.axis != 0 or {k for _, k in shapes} != {weight.shape[0]} or sum(outputs) != weight.shape[1]:
             return None
-        return SideBySideArray(parts=tuple(masks.transposed(source) for source in sources), widths=outputs)
+        return SideBySideArray(parts=tuple(transposed_mask(masks, source) for source in sources), widths=outputs)
     (source,) = sources
     shape = masks.shapes[source]
     if weight.shape == shape and weight.axis == 1:
-        return masks.array(source)
+        return mask_array(masks, source)
     if weight.shape == shape[::-1] and weight.axis == 0:
-        return masks.transposed(source)
+        return transposed_mask(masks, source)
     return None

@@ -1,20 +1,20 @@
-"""A Hugging Face folder. With `masks.safetensors` beside its shards, the listed weights must be zero wherever the mask is."""
+"""A Hugging Face folder. With `masks.safetensors` next to its shards, the listed weights must be zero wherever the mask is."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
-from maskpro_deploy.checkpoint import INDEX_FILE, read_index, weight_files
-from maskpro_deploy.errors import FormatError, InputError
-from maskpro_deploy.masks import MASKS_FILE
-from maskpro_deploy.system.files import read_json
+from maskpro_deploy.checkpoint import INDEX_FILE, read_config, read_index, weight_files
+from maskpro_deploy.errors import FormatError
+from maskpro_deploy.masks import MASKS_FILE, MaskSet
+from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.system.progress import Progress
+from maskpro_deploy.system.safetensors_header import Entry, read_header
 from maskpro_deploy.validation.formats import bitmask24
-from maskpro_deploy.validation.formats.bitmask24 import Entries, Entry
-from maskpro_deploy.validation.formats.masks import MaskFile
-from maskpro_deploy.validation.formats.safetensors_file import Contents, read_contents, read_header
-from maskpro_deploy.validation.inputs import InputFile
+from maskpro_deploy.validation.formats.bitmask24 import Entries
+from maskpro_deploy.validation.formats.masks import mask_array, mask_inputs
+from maskpro_deploy.validation.formats.safetensors_file import Contents, read_contents
 from maskpro_deploy.validation.source import Source, Weight
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -23,13 +23,15 @@ _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 class CheckpointReader:
     """Reader of checkpoint folders."""
 
+    takes = "a checkpoint folder"
+
     def accepts(self, path: Path) -> bool:
         return path.is_dir()
 
     def read(self, path: Path, progress: Progress) -> Source:
         _refuse_pipes(path)
-        config = read_json(_config(path))
-        masks = MaskFile.open(path / MASKS_FILE) if (path / MASKS_FILE).is_file() else None
+        config = read_config(path)
+        masks = MaskSet.load(path / MASKS_FILE) if (path / MASKS_FILE).is_file() else None
         shards = weight_files(path)
         files = [InputFile(shard) for shard in shards]
         entries: dict[str, tuple[InputFile, Entry]] = {}
@@ -39,12 +41,12 @@ class CheckpointReader:
                 if name in entries:
                     problems.append(f"{name} is in two files, {entries[name][0].path.name} and {file.path.name}")
                 entries[name] = (file, entry)
-        problems += [*_index_problems(path, entries), *_adapter_problems(path)]
+        problems += [*_check_index(path, entries), *_check_adapters(path)]
         contents = read_contents(entries, config, masks.shapes if masks is not None else None)
         weights = contents.weights
         if masks is not None:
-            weights = tuple(_with_mask(weight, masks) for weight in weights)
-            problems += _mask_problems(masks, entries, contents)
+            weights = tuple(_add_mask(weight, masks) for weight in weights)
+            problems += _check_masks(masks, entries, contents)
         return Source(
             kind="checkpoint",
             weights=weights,
@@ -54,30 +56,24 @@ class CheckpointReader:
             num_parameters=contents.num_parameters,
             pattern=masks.pattern if masks is not None else bitmask24.PATTERN if bitmask24.prefixes(entries) else None,
             has_list=masks is not None,
-            inputs=(*files, *([masks.file] if masks is not None else [])),
+            inputs=(*files, *mask_inputs(masks)),
             multiply_adds=contents.multiply_adds,
-            notes=_notes(path),
+            notes=_write_notes(path),
         )
 
 
-def _config(folder: Path) -> Path:
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} is no Hugging Face checkpoint: it has no config.json.")
-    return folder / "config.json"
-
-
-def _adapter_problems(folder: Path) -> list[str]:
+def _check_adapters(folder: Path) -> list[str]:
     """An adapter next to the weights changes what they compute."""
     return [f"{name} belongs to an adapter, which is not merged" for name in _ADAPTER_FILES if (folder / name).is_file()]
 
 
-def _notes(folder: Path) -> tuple[str, ...]:
+def _write_notes(folder: Path) -> tuple[str, ...]:
     """What a reader has to know of the folder."""
     inner = sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/*.safetensors"))
     return (f"weights in folders inside are not read: {inner[0]}" + (" and others" if len(inner) > 1 else ""),) if inner else ()
 
 
-def _index_problems(folder: Path, entries: Entries) -> list[str]:
+def _check_index(folder: Path, entries: Entries) -> list[str]:
     """What the index says and the files do not hold."""
     places = read_index(folder)
     absent = [f"{INDEX_FILE} names {name}, which is in no file" for name in sorted(places) if name not in entries]
@@ -93,16 +89,16 @@ def _refuse_pipes(folder: Path) -> None:
     """Opening a pipe would wait for its writer."""
     for path in folder.iterdir():
         if path.is_fifo() or path.is_socket() or path.is_block_device() or path.is_char_device():
-            raise FormatError(f"{path} is no regular file: it is not read.")
+            raise FormatError(f"{path} is not a regular file: it is not read.")
 
 
-def _with_mask(item: Weight, masks: MaskFile) -> Weight:
+def _add_mask(item: Weight, masks: MaskSet) -> Weight:
     if not item.listed or masks.shapes[item.name] != item.shape:
         return item
-    return dataclasses.replace(item, mask=masks.array(item.name))
+    return dataclasses.replace(item, mask=mask_array(masks, item.name))
 
 
-def _mask_problems(masks: MaskFile, entries: Entries, contents: Contents) -> list[str]:
+def _check_masks(masks: MaskSet, entries: Entries, contents: Contents) -> list[str]:
     shapes = {name: entry.shape for name, (_, entry) in entries.items()} | {w.name: w.shape for w in contents.weights}
     problems = [f"{MASKS_FILE} names {name}, which the checkpoint lacks" for name in sorted(masks.shapes) if name not in shapes]
     for name in sorted(masks.shapes):

@@ -2,85 +2,52 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from maskpro_deploy.masks import FORMAT, MASKS_FILE, read_layout
-from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.masks import FORMAT, MASKS_FILE, MaskSet, StoredBits
+from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.system.progress import Progress
-from maskpro_deploy.validation.arrays import BitArray, FileArray, FlatArray, LoadedArray, TransposedArray
-from maskpro_deploy.validation.formats.safetensors_file import read_header
-from maskpro_deploy.validation.inputs import InputFile
-from maskpro_deploy.validation.source import Source, Weight
-
-_CHUNK = 1 << 20
+from maskpro_deploy.validation.arrays import BitArray, FileArray, FlatArray, LoadedArray, MemoryArray, TransposedArray
+from maskpro_deploy.validation.source import Source, SuffixReader, Weight
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MaskFile:
-    """An opened mask file: what `MaskSet` has, with the bits left on the disk.
-
-    Attributes:
-        file: where it is.
-        pattern: that all masks claim to hold.
-        shapes: weight name -> (out, in).
-        offsets: weight name -> first byte of its bits.
-    """
-
-    file: InputFile
-    pattern: NMPattern
-    shapes: dict[str, tuple[int, int]]
-    offsets: dict[str, int]
-
-    @classmethod
-    def open(cls, path: Path) -> MaskFile:
-        """Read the head of a mask file.
-
-        Raises:
-            FormatError: it is no mask file, or a damaged one.
-        """
-        file = InputFile(path)
-        entries, metadata = read_header(file)
-        stored = {name: ("uint8" if e.dtype == "U8" else e.dtype, e.shape) for name, e in entries.items()}
-        pattern, shapes = read_layout(path, metadata, stored)
-        offsets = {name: e.offset for name, e in entries.items()}
-        return cls(file=file, pattern=pattern, shapes=shapes, offsets=offsets)
-
-    def array(self, name: str) -> BitArray:
-        """One mask as booleans in row-major order."""
-        rows, columns = self.shapes[name]
-        return BitArray(packed=self._packed(name), size=rows * columns, columns=rows * columns)
-
-    def transposed(self, name: str) -> FlatArray:
-        """One mask as booleans of shape (in, out); its bits are in memory while it is read."""
-        rows, columns = self.shapes[name]
-        packed = self._packed(name)
-        return TransposedArray(packed=LoadedArray(lambda: packed.read(0, packed.size), packed.size), rows=rows, columns=columns)
-
-    def sha256(self) -> str:
-        """The same as `MaskSet.sha256`."""
-        digest = hashlib.sha256(str(self.pattern).encode())
-        for name in sorted(self.shapes):
-            digest.update(f"\0{name}\0{self.shapes[name]}\0".encode())
-            packed = self._packed(name)
-            for start in range(0, packed.size, _CHUNK):
-                digest.update(packed.read(start, min(start + _CHUNK, packed.size)).data)
-        return digest.hexdigest()
-
-    def _packed(self, name: str) -> FileArray:
-        rows, columns = self.shapes[name]
-        return FileArray(file=self.file, offset=self.offsets[name], dtype=np.dtype(np.uint8), size=-(-rows * columns // 8))
+def mask_array(masks: MaskSet, name: str) -> BitArray:
+    """One mask as booleans in row-major order."""
+    rows, columns = masks.shapes[name]
+    return BitArray(packed=_packed_array(masks, name), size=rows * columns, columns=rows * columns)
 
 
-class MasksReader:
+def transposed_mask(masks: MaskSet, name: str) -> TransposedArray:
+    """One mask as booleans of shape (in, out); its bits are in memory while it is read."""
+    rows, columns = masks.shapes[name]
+    packed = _packed_array(masks, name)
+    whole = LoadedArray(lambda: packed.read(0, packed.size), packed.size)
+    return TransposedArray(packed=whole, rows=rows, columns=columns)
+
+
+def mask_inputs(masks: MaskSet | None) -> tuple[InputFile, ...]:
+    """The file that masks are read from, if they are."""
+    return (masks.packed.file,) if masks is not None and isinstance(masks.packed, StoredBits) else ()
+
+
+def _packed_array(masks: MaskSet, name: str) -> FlatArray:
+    bits = masks.packed
+    if not isinstance(bits, StoredBits):
+        return MemoryArray(bits[name])
+    place = bits.entries[name]
+    return FileArray(file=bits.file, offset=place.offset, dtype=np.dtype(np.uint8), size=place.bytes)
+
+
+class MasksReader(SuffixReader):
     """Reader of `masks.safetensors`, known by its name or by the format in its metadata."""
 
+    takes, suffix = "a mask file", ".safetensors"
+
     def accepts(self, path: Path) -> bool:
-        if not path.is_file() or path.suffix.lower() != ".safetensors":
+        if not super().accepts(path):
             return False
         if path.name == MASKS_FILE:
             return True
@@ -91,12 +58,16 @@ class MasksReader:
             return False
 
     def read(self, path: Path, progress: Progress) -> Source:
-        masks = MaskFile.open(path)
+        masks = MaskSet.load(path)
         weights = tuple(
-            Weight(name=name, shape=masks.shapes[name], dtype="bit", axis=1, data=masks.array(name), listed=True)
-            for name in sorted(masks.shapes)
+            Weight(name=name, shape=masks.shapes[name], dtype="bit", axis=1, data=mask_array(masks, name), listed=True)
+            for name in masks
         )
-        total = sum(w.size for w in weights)
         return Source(
-            kind="masks", weights=weights, num_parameters=total, pattern=masks.pattern, has_list=True, inputs=(masks.file,)
+            kind="masks",
+            weights=weights,
+            num_parameters=masks.num_weights,
+            pattern=masks.pattern,
+            has_list=True,
+            inputs=mask_inputs(masks),
         )

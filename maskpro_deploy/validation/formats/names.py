@@ -62,8 +62,8 @@ def reduction_axis(name: str, config: Mapping[str, Any]) -> int | None:
     """
     if _TRANSPOSED.search(name) is None:
         return 1
-    found = (config.get("model_type"), *(v.get("model_type") for v in config.values() if isinstance(v, Mapping)))
-    types = {value for value in found if isinstance(value, str)}
+    stated = (config.get("model_type"), *(v.get("model_type") for v in config.values() if isinstance(v, Mapping)))
+    types = {value for value in stated if isinstance(value, str)}
     if types & _TRANSPOSED_FAMILIES:
         return None if types & _PLAIN_FAMILIES else 0
     return 1 if types & _PLAIN_FAMILIES else None
@@ -97,7 +97,7 @@ def role_of(name: str, dtype: str, shape: tuple[int, ...], longest: int, partner
     if dtype in _FLOATS and _ELEMENTWISE.match(last):
         return Rule.ELEMENTWISE
     if single and not (len(shape) == 2 and is_weight and shape[0] > 1):
-        return _vector(last, dtype, math.prod(shape), longest)
+        return _judge_vector(last, dtype, math.prod(shape), longest)
     if len(shape) == _CAUSAL and shape[:2] == (1, 1) and last == "bias":
         return Rule.POSITIONS
     if _SCALES.match(last) and 0 < math.prod(shape) < partner:
@@ -105,18 +105,18 @@ def role_of(name: str, dtype: str, shape: tuple[int, ...], longest: int, partner
     if dtype in _FLOATS and len(shape) == 2 and "expert" in name and (last == "bias" or last.endswith("_bias")):
         return Rule.BIAS
     if len(shape) == 2 and is_weight:
-        return _matrix(name, module)
-    return _doubt(name, dtype, shape, is_weight)
+        return _judge_matrix(name, module)
+    return _judge_rest(name, dtype, shape, is_weight)
 
 
-def _matrix(name: str, module: str) -> Matrix | Rule:
+def _judge_matrix(name: str, module: str) -> Matrix | Rule:
     inside = _NUMBERED.search(name) is not None
     if _TABLES.match(module) or name == "shared.weight":
         return Rule.TOKEN_TABLE
     return Rule.HEAD if name in _TOP or (_HEADS.match(module) and not inside) else Matrix()
 
 
-def _doubt(name: str, dtype: str, shape: tuple[int, ...], is_weight: bool) -> Rule | Doubt:
+def _judge_rest(name: str, dtype: str, shape: tuple[int, ...], is_weight: bool) -> Rule | Doubt:
     if dtype not in _FLOATS:
         return Doubt(f"dtype {dtype} packs or encodes its weights")
     if len(shape) == 3 and is_weight and shape[1] == 1 and shape[2] <= _SHORT and "conv" in name:
@@ -126,7 +126,7 @@ def _doubt(name: str, dtype: str, shape: tuple[int, ...], is_weight: bool) -> Ru
     return Doubt("a matrix of this name does not say which one is the reduction axis")
 
 
-def _vector(last: str, dtype: str, size: int, longest: int) -> Rule | Doubt:
+def _judge_vector(last: str, dtype: str, size: int, longest: int) -> Rule | Doubt:
     if dtype not in _FLOATS:
         wide = dtype in ("I64", "I32", "U64", "U32", "I16", "U16")
         if size <= _FEW or (wide and size <= longest):

@@ -34,8 +34,8 @@ class Neighbours:
 
     def __init__(self, entries: Entries, listed: Collection[str] | None, config: Mapping[str, Any]) -> None:
         self._entries, self._listed = entries, listed
-        self._experts = {v for key in _EXPERTS for c in (config, *_parts(config)) if isinstance(v := c.get(key), int)}
-        self._modules = {path: name for name in listed or () for path in _tails(name.rpartition(".")[0])}
+        self._experts = {v for key in _EXPERTS for c in (config, *_inner_configs(config)) if isinstance(v := c.get(key), int)}
+        self._modules = {path: name for name in listed or () for path in _list_tails(name.rpartition(".")[0])}
         self._members: dict[str, list[str]] = {}
         for name in entries:
             self._members.setdefault(name.rpartition(".")[0], []).append(name)
@@ -55,52 +55,52 @@ class Neighbours:
         """Whether masks list a weight."""
         return self._listed is not None and name in self._listed
 
-    def judge(self, found: Finding, name: str) -> Finding:
-        """What was found, in view of what stands next to it."""
+    def judge(self, finding: Finding, name: str) -> Finding:
+        """What a tensor is, in view of what stands next to it."""
         entry = self._entries[name][1]
-        if isinstance(found, Weight) and (reason := self._quantisation(name)):
-            return Unchecked(name=name, shape=found.shape, reason=reason, bytes=entry.bytes)
-        if isinstance(found, Weight) and not found.listed and entry.shape[0] in self._experts and _ROUTER.search(name):
+        if isinstance(finding, Weight) and (reason := self._judge_quantisation(name)):
+            return Unchecked(name=name, shape=finding.shape, reason=reason, bytes=entry.bytes)
+        if isinstance(finding, Weight) and not finding.listed and entry.shape[0] in self._experts and _ROUTER.search(name):
             return Rule.ROUTER
-        if self._listed is None or (isinstance(found, Weight) and found.listed):
-            return found
-        owner = self._owner(name)
-        if owner and not self._is_harmless(found, name, len(entry.shape)):
+        if self._listed is None or (isinstance(finding, Weight) and finding.listed):
+            return finding
+        owner = self._find_owner(name)
+        if owner and not self._is_harmless(finding, name, len(entry.shape)):
             reason = f"it belongs to {owner}, which is listed: it may change what that layer computes"
             return Unchecked(name=name, shape=entry.shape, reason=reason, bytes=entry.bytes)
         if any(part in name for part in _ADAPTER):
             return Unchecked(name=name, shape=entry.shape, reason="it may be an adapter of a listed layer", bytes=entry.bytes)
-        return replace(found, declared=True) if isinstance(found, Unchecked) else found
+        return replace(finding, declared=True) if isinstance(finding, Unchecked) else finding
 
     def _role(self, name: str, longest: int) -> Matrix | Rule | Doubt:
         entry = self._entries[name][1]
         return role_of(name, entry.dtype, entry.shape, longest, self._largest.get(name.rpartition(".")[0], 0))
 
-    def _owner(self, name: str) -> str:
+    def _find_owner(self, name: str) -> str:
         """The listed layer that a tensor may belong to, whatever its path is wrapped in or lacks; "" if there is none."""
-        words = _words(name)
+        words = _split_words(name)
         for stop in range(len(words), 0, -1):
             for start in range(stop):
                 layer = self._modules.get(words[start:stop])
                 # the weight of a layer of the same path in another part of the model is a layer of its own
-                if layer is not None and (words[stop:] != ("weight",) or words[start:stop] == _words(layer)[:-1]):
+                if layer is not None and (words[stop:] != ("weight",) or words[start:stop] == _split_words(layer)[:-1]):
                     return layer
         return ""
 
-    def _is_harmless(self, found: Finding, name: str, rank: int) -> bool:
+    def _is_harmless(self, finding: Finding, name: str, rank: int) -> bool:
         """Whether a tensor of a listed layer leaves alone which of its weights are zero: a bias, a scale, a mask."""
         last = name.rpartition(".")[2]
-        if found is Rule.QUANTISATION:
+        if finding is Rule.QUANTISATION:
             return rank <= 2 and self._is_quantised(name.rpartition(".")[0])
-        if found is Rule.BOOLEAN:
+        if finding is Rule.BOOLEAN:
             return True
-        return found is Rule.VECTOR and (last == "bias" or "scale" in last)
+        return finding is Rule.VECTOR and (last == "bias" or "scale" in last)
 
     def _is_quantised(self, module: str) -> bool:
         own = self._entries.get(f"{module}.weight")
         return own is not None and own[1].dtype not in ("F64", "F32", "F16", "BF16")
 
-    def _quantisation(self, name: str) -> str:
+    def _judge_quantisation(self, name: str) -> str:
         """Why the stored integers of a weight are not zero where its weights are; "" if they are."""
         module, dtype = name.rpartition(".")[0], self._entries[name][1].dtype
         if dtype != "I8" and not dtype.startswith("F8"):
@@ -126,18 +126,18 @@ class Neighbours:
         return bool(np.isfinite(values).all() and (values != 0).all())
 
 
-def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _inner_configs(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     return (value for value in config.values() if isinstance(value, Mapping))
 
 
-def _words(name: str) -> tuple[str, ...]:
+def _split_words(name: str) -> tuple[str, ...]:
     """The parts of a path, with dots or underscores between them."""
     return tuple(part for part in re.split(r"[._]", name) if part)
 
 
-def _tails(module: str) -> Iterator[tuple[str, ...]]:
+def _list_tails(module: str) -> Iterator[tuple[str, ...]]:
     """The path of a module, and what is left of it without the names in front of its layer."""
-    words = _words(module)
+    words = _split_words(module)
     yield words
     number = next((i for i, word in enumerate(words) if word.isdigit()), 0)
     if number > 1:

@@ -22,10 +22,10 @@ import numpy.typing as npt
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import FormatError
+from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.system.progress import Progress
 from maskpro_deploy.validation.arrays import BitArray
-from maskpro_deploy.validation.inputs import InputFile
-from maskpro_deploy.validation.source import Source, Unchecked, Weight
+from maskpro_deploy.validation.source import Source, SuffixReader, Unchecked, Weight
 
 _SUFFIX = ".mask"
 _MOST_GROWTH, _SMALL_BYTES = 200, 1 << 26  # masks hardly compress: an archive of other proportions is a trap
@@ -45,37 +45,36 @@ class _Member:
     count: int
 
 
-class NpzReader:
+class NpzReader(SuffixReader):
     """Reader of MaskLLM mask files."""
 
-    def accepts(self, path: Path) -> bool:
-        return path.is_file() and path.suffix.lower() == ".npz"
+    takes, suffix = "a .npz file", ".npz"
 
     def read(self, path: Path, progress: Progress) -> Source:
         file = InputFile(path)
-        members = _members(file)
-        shapes = _shapes_beside(path)
-        found = [_weight(file, member, shapes) for member in members]
-        weights = tuple(f for f in found if isinstance(f, Weight))
+        members = _read_members(file)
+        shapes = _read_neighbour_shapes(path)
+        results = [_make_weight(file, member, shapes) for member in members]
+        weights = tuple(f for f in results if isinstance(f, Weight))
         notes = ["a file of this format names no pattern, no weights and no model: it is judged by its bits alone"]
         if any(len(w.shape) == 1 for w in weights):
             notes.append(_FLAT)
         return Source(
             kind="maskllm masks",
             weights=weights,
-            unchecked=tuple(f for f in found if isinstance(f, Unchecked)),
-            num_parameters=sum(math.prod(f.shape) for f in found),
+            unchecked=tuple(f for f in results if isinstance(f, Unchecked)),
+            num_parameters=sum(math.prod(f.shape) for f in results),
             has_list=True,
             inputs=(file,),
             notes=tuple(notes),
         )
 
 
-def _members(file: InputFile) -> list[_Member]:
+def _read_members(file: InputFile) -> list[_Member]:
     """The arrays of an archive, their heads read.
 
     Raises:
-        FormatError: it is no whole archive, holds something else, or would grow beyond reason.
+        FormatError: it is not a complete archive, holds something else, or would grow beyond reason.
     """
     try:
         with zipfile.ZipFile(file.path) as archive:
@@ -85,12 +84,12 @@ def _members(file: InputFile) -> list[_Member]:
                 raise FormatError(f"{file.path} claims to hold {total} bytes in {file.size}: it is not unpacked.")
             if len({e.filename for e in entries}) != len(entries):
                 raise FormatError(f"{file.path} holds two arrays of one name.")
-            return [_member(file, archive, entry) for entry in sorted(entries, key=lambda e: e.filename)]
+            return [_read_member(file, archive, entry) for entry in sorted(entries, key=lambda e: e.filename)]
     except _NOT_READ as e:
-        raise FormatError(f"{file.path} is no whole npz file: {e}.\nFetch or write it again.") from e
+        raise FormatError(f"{file.path} is not a complete npz file: {e}.\nFetch or write it again.") from e
 
 
-def _member(file: InputFile, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> _Member:
+def _read_member(file: InputFile, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> _Member:
     with archive.open(entry) as stream:
         version = np.lib.format.read_magic(stream)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
@@ -103,18 +102,18 @@ def _member(file: InputFile, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -
     if dtype.hasobject:
         raise FormatError(f"{file.path}: {entry.filename} is a pickle, which can run code when it is opened: it is not read.")
     if dtype != np.uint8 or len(shape) != 1 or entry.file_size != head + shape[0]:
-        raise FormatError(f"{file.path}: {entry.filename} is no packed mask: {dtype} of shape {list(shape)}.")
+        raise FormatError(f"{file.path}: {entry.filename} is not a packed mask: {dtype} of shape {list(shape)}.")
     return _Member(entry.filename, head, int(shape[0]))
 
 
-def _shapes_beside(path: Path) -> dict[str, tuple[int, ...]]:
+def _read_neighbour_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the weights of the checkpoint in the same folder; none if there is none."""
     if not (path.parent / "config.json").is_file() or not any(p.is_file() for p in path.parent.glob("*.safetensors")):
         return {}
     return Checkpoint.open(path.parent).shapes
 
 
-def _weight(file: InputFile, member: _Member, shapes: dict[str, tuple[int, ...]]) -> Weight | Unchecked:
+def _make_weight(file: InputFile, member: _Member, shapes: dict[str, tuple[int, ...]]) -> Weight | Unchecked:
     name = member.name.removesuffix(".npy").removesuffix(_SUFFIX)
     shape = shapes.get(name, (8 * member.count,))
     size = math.prod(shape)
@@ -155,17 +154,17 @@ class _MemberArray:
                 self._take(min(1 << 20, start - self._position))
             kept = 0
         head = self._last[len(self._last) - kept :] if kept else b""
-        found = head + self._take(stop - start - kept)
-        self._last = found[-1:]
-        return found
+        piece = head + self._take(stop - start - kept)
+        self._last = piece[-1:]
+        return piece
 
     def _take(self, count: int) -> bytes:
         assert self._stream is not None
-        found = self._stream.read(count)
-        if len(found) != count:
+        piece = self._stream.read(count)
+        if len(piece) != count:
             raise EOFError("it ends early")
         self._position += count
-        return found
+        return piece
 
     def release(self) -> None:
         if self._stream is not None and self._archive is not None:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maskpro_deploy.errors import FormatError
+from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.system.progress import Progress
-from maskpro_deploy.validation.inputs import InputFile
-from maskpro_deploy.validation.source import Source
+from maskpro_deploy.validation.source import Source, SuffixReader
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message  # type: ignore[import-untyped]
@@ -33,26 +33,26 @@ def read_graph(path: Path) -> Source:
     try:
         model = onnx.load_model_from_string(file.read(0, file.size).tobytes())
     except (DecodeError, ValueError, RuntimeError, TypeError) as e:
-        raise FormatError(f"{path} is no whole ONNX file: {e}") from e
+        raise FormatError(f"{path} is not a complete ONNX file: {e}") from e
     if not model.HasField("graph") or not model.opset_import:
-        raise FormatError(f"{path} is no ONNX model: it has no graph or no operator set.")
+        raise FormatError(f"{path} is not an ONNX model: it has no graph or no operator set.")
     if not _all_text(model):
-        raise FormatError(f"{path} is no whole ONNX file: a name in it is no text.")
+        raise FormatError(f"{path} is not a complete ONNX file: a name in it is not text.")
     trace = Tracer(model, path)
     return Source(
         kind="onnx",
         weights=trace.weights,
-        unchecked=trace.unchecked,
+        unchecked=trace.ledger.unchecked,
         stored=trace.ledger.stored,
         num_parameters=trace.num_parameters,
         files=tuple(sorted(trace.files)),
-        inputs=(file, *trace.inputs),
+        inputs=(file, *trace.external.opened),
         multiply_adds=trace.multiply_adds,
     )
 
 
 def _all_text(model: Message) -> bool:
-    """Whether all strings are text: where bytes are no UTF-8, protobuf hands them over as bytes. No path has a zero byte."""
+    """Whether all strings are text: where bytes are not UTF-8, protobuf hands them over as bytes. No path has a zero byte."""
     waiting = [model]
     while waiting:
         for field, value in waiting.pop().ListFields():
@@ -66,11 +66,10 @@ def _all_text(model: Message) -> bool:
     return True
 
 
-class OnnxReader:
+class OnnxReader(SuffixReader):
     """Reader of ONNX files."""
 
-    def accepts(self, path: Path) -> bool:
-        return path.is_file() and path.suffix.lower() == ".onnx"
+    takes, suffix = "an .onnx file", ".onnx"
 
     def read(self, path: Path, progress: Progress) -> Source:
         return read_graph(path)

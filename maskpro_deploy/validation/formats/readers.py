@@ -1,4 +1,7 @@
-"""Which reader takes a path. `READERS` is asked in order; the first that accepts reads."""
+"""Which reader takes a path. `READERS` is asked in order; the first that accepts reads.
+
+A new format is one module with a `Reader`, and one line here.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ READERS: tuple[Reader, ...] = (
     OnnxReader(),
 )
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
-_KINDS = "Give a checkpoint folder, a .safetensors, .npz or .onnx file, or a bundle."
+_KINDS = f"Give {', '.join(reader.takes for reader in READERS[:-1])} or {READERS[-1].takes}."
 
 
 def open_source(path: Path, progress: Progress = SILENT) -> Source:

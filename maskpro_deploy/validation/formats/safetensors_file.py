@@ -1,4 +1,4 @@
-"""One safetensors file. Its header is checked by the safetensors library; values are then read by their offsets.
+"""One safetensors file.
 
 Which tensors count: all matrices named `*.weight` that are not a table or an output head (`names`). Their axis is 1, `(out, in)`,
 as `torch.nn.Linear` stores them; models of the GPT-2 family, known by the `config.json` next to the file, store `(in, out)`.
@@ -8,79 +8,40 @@ unaccounted for.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from maskpro_deploy.errors import FormatError
 from maskpro_deploy.system.files import read_json
+from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.system.progress import Progress
+from maskpro_deploy.system.safetensors_header import Entry, read_header
 from maskpro_deploy.validation.accounts import Rule, Stored
-from maskpro_deploy.validation.arrays import Array, FileArray, FlatArray, MappedArray, NibbleArray
+from maskpro_deploy.validation.arrays import FileArray, FlatArray, fp4_array
 from maskpro_deploy.validation.formats import bitmask24
-from maskpro_deploy.validation.formats.bitmask24 import DTYPES, Entries, Entry
+from maskpro_deploy.validation.formats.bitmask24 import DTYPES, Entries
 from maskpro_deploy.validation.formats.names import Doubt, Matrix, reduction_axis
 from maskpro_deploy.validation.formats.neighbours import Neighbours
-from maskpro_deploy.validation.inputs import InputFile
-from maskpro_deploy.validation.source import Finding, Source, Unchecked, Weight
-
-_FP4 = np.dtype(ml_dtypes.float4_e2m1fn)
+from maskpro_deploy.validation.source import Finding, Source, SuffixReader, Unchecked, Weight
 
 
-class Header(NamedTuple):
-    """What the head of a safetensors file says."""
-
-    entries: dict[str, Entry]
-    metadata: dict[str, str]
-
-
-def read_header(file: InputFile) -> Header:
-    """The tensors and the metadata of a file.
-
-    Raises:
-        FormatError: the file is truncated, its header is damaged, or its tensors overlap or leave it.
-    """
-    try:
-        with safe_open(file.path, "np"):  # checks every entry against the file
-            pass
-    except (SafetensorError, OSError) as e:
-        raise FormatError(f"{file.path} is no whole safetensors file: {e}.\nFetch or write it again.") from e
-    length = int.from_bytes(file.read(0, 8).tobytes(), "little")
-    try:
-        header = json.loads(file.read(8, length).tobytes())
-        metadata = header.pop("__metadata__", None) or {}
-        return Header({name: _entry(e, 8 + length, file.size) for name, e in header.items()}, metadata)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
-        raise FormatError(f"{file.path} has a damaged header: {e}.") from e
-
-
-def _entry(value: dict[str, Any], start: int, size: int) -> Entry:
-    first, last = (int(v) for v in value["data_offsets"])
-    if not 0 <= first <= last <= size - start:
-        raise ValueError(f"a tensor lies at bytes {first} to {last} of {size - start}")
-    return Entry(str(value["dtype"]), tuple(int(d) for d in value["shape"]), start + first, last - first)
-
-
-def find(
+def judge_tensor(
     file: InputFile, name: str, entry: Entry, axis: int | None, role: Matrix | Rule | Doubt, *, listed: bool = False
 ) -> Finding:
     """What a tensor is to the checker: a weight, exempt by a rule, or unaccounted for."""
     if isinstance(role, Rule) and not listed:
         return role
     if isinstance(role, Doubt) and not listed:
-        return _doubtful(name, entry, role.reason)
+        return _doubt(name, entry, role.reason)
     if len(entry.shape) != 2:
-        return _doubtful(name, entry, f"a tensor of {len(entry.shape)} dimensions does not say which one is the reduction axis")
+        return _doubt(name, entry, f"a tensor of {len(entry.shape)} dimensions does not say which one is the reduction axis")
     if axis is None:
-        return _doubtful(
+        return _doubt(
             name, entry, "its reduction axis depends on the model's family, which config.json does not say or which is not known"
         )
     size = math.prod(entry.shape)
@@ -89,19 +50,15 @@ def find(
         data = FileArray(file=file, offset=entry.offset, dtype=DTYPES[entry.dtype], size=size)
     elif entry.dtype == "F4":  # two to a byte
         nibbles = FileArray(file=file, offset=entry.offset, dtype=np.dtype(np.uint8), size=-(-size // 2))
-        data = MappedArray(base=NibbleArray(base=nibbles, size=size, signed=False), function=_as_fp4)
+        data = fp4_array(nibbles, size)
     else:
-        return _doubtful(name, entry, f"dtype {entry.dtype} packs or encodes its weights")
+        return _doubt(name, entry, f"dtype {entry.dtype} packs or encodes its weights")
     linear = isinstance(role, Matrix)
     return Weight(name=name, shape=entry.shape, dtype=entry.dtype.lower(), axis=axis, data=data, listed=listed, linear=linear)
 
 
-def _doubtful(name: str, entry: Entry, reason: str) -> Unchecked:
+def _doubt(name: str, entry: Entry, reason: str) -> Unchecked:
     return Unchecked(name=name, shape=entry.shape, reason=reason, bytes=entry.bytes)
-
-
-def _as_fp4(piece: Array, start: int) -> Array:
-    return piece.view(_FP4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,22 +97,24 @@ def read_contents(entries: Entries, config: Mapping[str, Any], listed: Collectio
     adds = 0
     for name in sorted(entries):
         file, entry = entries[name]
-        size = math.prod(entry.shape)
-        found: Finding | None
-        if (prefix := bitmask24.prefix_of(name)) in compressed and name in bitmask24.parts(prefix):
-            found = (
-                names.judge(bitmask24.weight(prefix, entries, listed or ()), name) if name.endswith(bitmask24.VALUES) else None
-            )
-            size = 0 if found is None or isinstance(found, Rule) else math.prod(found.shape)
+        finding: Finding | None
+        is_part = (prefix := bitmask24.prefix_of(name)) in compressed and name in bitmask24.parts(prefix)
+        if is_part:
+            finding = bitmask24.read_weight(prefix, entries, listed or ()) if name.endswith(bitmask24.VALUES) else None
         else:
-            found = find(file, name, entry, reduction_axis(name, config), names.role(name), listed=names.is_listed(name))
-            found = names.judge(found, name)
-        if isinstance(found, Weight):
-            weights.append(found)
-        elif isinstance(found, Unchecked):
-            unchecked.append(found)
-        rule = found if isinstance(found, Rule) else None
-        adds += size if _multiplies(found, name, config) else 0
+            axis, role = reduction_axis(name, config), names.role(name)
+            finding = judge_tensor(file, name, entry, axis, role, listed=names.is_listed(name))
+        if finding is not None:
+            finding = names.judge(finding, name)
+        if isinstance(finding, Weight):
+            weights.append(finding)
+        elif isinstance(finding, Unchecked):
+            unchecked.append(finding)
+        rule = finding if isinstance(finding, Rule) else None
+        size = math.prod(entry.shape)
+        if is_part:  # the parts of a compressed weight are one weight of its full shape
+            size = math.prod(finding.shape) if isinstance(finding, (Weight, Unchecked)) else 0
+        adds += size if _multiplies(finding, name, config) else 0
         stored.append(Stored(name=name, shape=entry.shape, bytes=entry.bytes, rule=rule, elements=size))
     return Contents(
         weights=tuple(weights),
@@ -166,16 +125,15 @@ def read_contents(entries: Entries, config: Mapping[str, Any], listed: Collectio
     )
 
 
-def _multiplies(found: Finding | None, name: str, config: Mapping[str, Any]) -> bool:
+def _multiplies(finding: Finding | None, name: str, config: Mapping[str, Any]) -> bool:
     tied = bool(config.get("tie_word_embeddings")) and re.search(r"(embed_tokens|wte|embed_in)\.weight$", name) is not None
-    return isinstance(found, (Weight, Unchecked)) or found is Rule.HEAD or tied
+    return isinstance(finding, (Weight, Unchecked)) or finding is Rule.HEAD or tied
 
 
-class SafetensorsReader:
+class SafetensorsReader(SuffixReader):
     """Reader of single safetensors files."""
 
-    def accepts(self, path: Path) -> bool:
-        return path.is_file() and path.suffix.lower() == ".safetensors"
+    takes, suffix = "a .safetensors file", ".safetensors"
 
     def read(self, path: Path, progress: Progress) -> Source:
         file = InputFile(path)

@@ -12,32 +12,21 @@ from dataclasses import replace
 
 from onnx import GraphProto, NodeProto
 
+from maskpro_deploy.onnx_graphs.nodes import STANDARD
+from maskpro_deploy.onnx_graphs.order import names_used
 from maskpro_deploy.validation.accounts import Rule
 from maskpro_deploy.validation.graphs.ledger import Ledger
-from maskpro_deploy.validation.graphs.multiply import Found
-from maskpro_deploy.validation.graphs.operators import STANDARD
-from maskpro_deploy.validation.graphs.order import uses
+from maskpro_deploy.validation.graphs.multiply import ProductWeight
+from maskpro_deploy.validation.graphs.operators import names_in
 from maskpro_deploy.validation.graphs.products import product_of
 from maskpro_deploy.validation.source import Weight
 
 # between the last product and the output
-_AFTER = frozenset(
-    (
-        *(
-            "Add",
-            "Cast",
-            "Clip",
-            "DequantizeLinear",
-            "Div",
-            "Gather",
-            "Identity",
-            "LogSoftmax",
-            "Mul",
-            "QuantizeLinear",
-            "Reshape",
-        ),
-        *("Slice", "Softmax", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze"),
-    )
+_AFTER = names_in(
+    """
+    Add Cast Clip DequantizeLinear Div Gather Identity LogSoftmax Mul QuantizeLinear Reshape Slice Softmax Squeeze Sub Tanh
+    Transpose Unsqueeze
+    """
 )
 # only the first input of these is data
 _BY_POSITION = frozenset({"Gather", "Reshape", "Slice", "Squeeze", "Unsqueeze"})
@@ -54,17 +43,17 @@ class Heads:
 
     def __init__(self, graph: GraphProto, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._logits = _last_products(graph, [o.name for o in graph.output if o.name == "logits"])
-        self._any = _last_products(graph, [o.name for o in graph.output])
+        self._logits = _find_last_products(graph, [o.name for o in graph.output if o.name == "logits"])
+        self._any = _find_last_products(graph, [o.name for o in graph.output])
 
-    def apply(self, found: Sequence[Found]) -> tuple[Weight, ...]:
+    def apply(self, weights: Sequence[ProductWeight]) -> tuple[Weight, ...]:
         """The weights, those of heads marked as such."""
         rows = self._ledger.token_rows()
-        return tuple(self._marked(f, rows) for f in found)
+        return tuple(self._mark(w, rows) for w in weights)
 
-    def _marked(self, found: Found, rows: int) -> Weight:
-        weight = found.weight
-        if not all(self._is_head(name, found.width, weight.name, rows) for name in found.results):
+    def _mark(self, product: ProductWeight, rows: int) -> Weight:
+        weight = product.weight
+        if not all(self._is_head(name, product.width, weight.name, rows) for name in product.results):
             return weight
         self._ledger.exempt(weight.constants, Rule.HEAD)
         return replace(weight, linear=False)
@@ -73,14 +62,14 @@ class Heads:
         return result in self._logits or (result in self._any and (width == rows or _NAMED.search(name) is not None))
 
 
-def _last_products(graph: GraphProto, outputs: list[str]) -> set[str]:
+def _find_last_products(graph: GraphProto, outputs: list[str]) -> set[str]:
     """Results of nodes that become one of some outputs, directly or through elementwise steps, and meet no further product."""
     maker = {name: node for node in graph.node for name in node.output if name}
     users: dict[str, list[NodeProto]] = {}
     for node in graph.node:
-        for name in set(uses(node)):
+        for name in set(names_used(node)):
             users.setdefault(name, []).append(node)
-    stored = _fixed(graph)
+    stored = _find_fixed(graph)
     last: set[str] = set()
     waiting = [name for name in outputs if not _meets_product(name, users)]
     while waiting:
@@ -88,7 +77,7 @@ def _last_products(graph: GraphProto, outputs: list[str]) -> set[str]:
         if name in last or name not in maker:
             continue
         last.add(name)
-        waiting.extend(before for before in _before(maker[name], stored) if not _meets_product(before, users))
+        waiting.extend(before for before in _find_before(maker[name], stored) if not _meets_product(before, users))
     return last
 
 
@@ -105,7 +94,7 @@ def _meets_product(name: str, users: Mapping[str, Sequence[NodeProto]]) -> bool:
     return False
 
 
-def _fixed(graph: GraphProto) -> set[str]:
+def _find_fixed(graph: GraphProto) -> set[str]:
     """Names of constants, of the scales by which activations were quantised, and of what elementwise steps make of these."""
     fixed = {t.name for t in graph.initializer}
     for node in graph.node:
@@ -116,7 +105,7 @@ def _fixed(graph: GraphProto) -> set[str]:
     return fixed
 
 
-def _before(node: NodeProto, stored: set[str]) -> list[str]:
+def _find_before(node: NodeProto, stored: set[str]) -> list[str]:
     """The one input that an elementwise step changes; none if there are several."""
     if node.op_type not in _AFTER:
         return []

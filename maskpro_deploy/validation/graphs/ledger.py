@@ -6,18 +6,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
+from maskpro_deploy.onnx_graphs.tensors import external_entries, tensor_bytes
 from maskpro_deploy.validation.accounts import Rule, Stored
 from maskpro_deploy.validation.graphs.values import is_table
 from maskpro_deploy.validation.source import Unchecked
 
-_SUB_BYTE = {
-    getattr(TensorProto, name): bits
-    for name, bits in (("INT4", 4), ("UINT4", 4), ("FLOAT4E2M1", 4), ("INT2", 2), ("UINT2", 2))
-    if hasattr(TensorProto, name)
-}
 # of several uses, the one that is reported
 _ORDER = (
     Rule.TOKEN_TABLE,
@@ -63,19 +58,19 @@ class Ledger:
         place = (*scope, name)
         if place not in self._keys:
             shape = tuple(tensor.dims)
-            span = _place(tensor)
+            span = _find_place(tensor)
             size = tensor_bytes(tensor)
             if span is not None:  # further names of the same bytes add only what reaches beyond
                 counted = self._spans.get(span, 0)
                 self._spans[span] = max(counted, size)
                 size = max(0, size - counted)
-            key = self._add(name, shape, size, _default(tensor.data_type), is_table(shape))
+            key = self._add(name, shape, size, _default_rule(tensor.data_type), is_table(shape))
             self._entries[key].place = span
             self._keys[place] = key
         return self._keys[place]
 
     def enter_bytes(self, name: str, shape: tuple[int, ...], size: int, scope: tuple[object, ...]) -> str:
-        """Enter data that is no tensor of its own: an attribute, a sparse tensor, a random one."""
+        """Enter data that is not a tensor of its own: an attribute, a sparse tensor, a random one."""
         place = (*scope, name)
         if place not in self._keys:
             self._keys[place] = self._add(name, shape, size, Rule.VECTOR, table=True)
@@ -133,19 +128,19 @@ class Ledger:
     def stored(self) -> tuple[Stored, ...]:
         """All tensors, with what exempts them."""
         return tuple(
-            Stored(name=key, shape=e.shape, bytes=e.bytes, rule=_rule(e), elements=math.prod(e.shape), place=e.place)
+            Stored(name=key, shape=e.shape, bytes=e.bytes, rule=_choose_rule(e), elements=math.prod(e.shape), place=e.place)
             for key, e in self._entries.items()
         )
 
     @property
     def unchecked(self) -> tuple[Unchecked, ...]:
         """All that is unaccounted for, each with its first reason and its consumers."""
-        found = [
+        tensors = [
             Unchecked(name=key, shape=e.shape, reason=reason, consumers=tuple(users[:_SHOWN]), bytes=e.bytes)
             for key, e in self._entries.items()
             for reason, users in (list(e.refusals.items()) or _loose_end(e))[:1]
         ]
-        return (*found, *(Unchecked(name=title, shape=(), reason=reason) for title, reason in self._nodes.items()))
+        return (*tensors, *(Unchecked(name=title, shape=(), reason=reason) for title, reason in self._nodes.items()))
 
     def _add(self, name: str, shape: tuple[int, ...], size: int, default: Rule, table: bool) -> str:
         key, number = name, 1
@@ -156,26 +151,13 @@ class Ledger:
         return key
 
 
-def _place(tensor: TensorProto) -> tuple[str, int] | None:
+def _find_place(tensor: TensorProto) -> tuple[str, int] | None:
     """File and first byte of a tensor in external data."""
     if tensor.data_location != TensorProto.EXTERNAL:
         return None
-    facts = {e.key: e.value for e in tensor.external_data}
-    offset = facts.get("offset", "0")
-    return facts.get("location", ""), int(offset) if offset.isdecimal() and len(offset) < 20 else 0
-
-
-def tensor_bytes(tensor: TensorProto) -> int:
-    """What the values of a tensor take when they are packed: no more than its type needs."""
-    elements = int(math.prod(tensor.dims))
-    if tensor.data_type == TensorProto.STRING:
-        return sum(map(len, tensor.string_data))
-    if tensor.data_type in _SUB_BYTE:
-        return -(-elements * _SUB_BYTE[tensor.data_type] // 8)
-    try:
-        return int(elements * np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
-    except (KeyError, ValueError, TypeError):
-        return len(tensor.raw_data)
+    entries = external_entries(tensor)
+    offset = entries.get("offset", "0")
+    return entries.get("location", ""), int(offset) if offset.isdecimal() and len(offset) < 20 else 0
 
 
 _INTEGERS = frozenset(
@@ -186,8 +168,8 @@ _INTEGERS = frozenset(
 )
 
 
-def _default(data_type: int) -> Rule:
-    """What a tensor that is no table is, by its type."""
+def _default_rule(data_type: int) -> Rule:
+    """What a tensor that is not a table is, by its type."""
     if data_type == TensorProto.BOOL:
         return Rule.BOOLEAN
     return Rule.INDEX if data_type in _INTEGERS else Rule.VECTOR
@@ -200,7 +182,7 @@ def _loose_end(entry: _Entry) -> list[tuple[str, list[str]]]:
     return []
 
 
-def _rule(entry: _Entry) -> Rule | None:
+def _choose_rule(entry: _Entry) -> Rule | None:
     if entry.refusals or _loose_end(entry):
         return None
     if entry.weighed and Rule.HEAD not in entry.rules:

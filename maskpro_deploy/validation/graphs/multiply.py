@@ -11,16 +11,16 @@ import numpy as np
 from onnx import NodeProto
 
 from maskpro_deploy.errors import FormatError
+from maskpro_deploy.onnx_graphs.nodes import get_integer, title
 from maskpro_deploy.validation.accounts import Rule
 from maskpro_deploy.validation.arrays import Array
-from maskpro_deploy.validation.graphs.flow import title
 from maskpro_deploy.validation.graphs.ledger import Ledger
-from maskpro_deploy.validation.graphs.moves.linear import dequantised
-from maskpro_deploy.validation.graphs.moves.nbits import unpacked
+from maskpro_deploy.validation.graphs.moves.linear import dequantise
+from maskpro_deploy.validation.graphs.moves.nbits import unpack_weights
 from maskpro_deploy.validation.graphs.moves.picked import is_weight
 from maskpro_deploy.validation.graphs.moves.scaling import may_meet
-from maskpro_deploy.validation.graphs.moves.steps import small_array
-from maskpro_deploy.validation.graphs.products import Product, attribute
+from maskpro_deploy.validation.graphs.moves.steps import read_small
+from maskpro_deploy.validation.graphs.products import Product
 from maskpro_deploy.validation.graphs.shapes import Shapes
 from maskpro_deploy.validation.graphs.values import (
     ACTIVATIONS,
@@ -42,7 +42,7 @@ _FEW = 256  # numbers: what is computed from so few, in a shape that is not know
 
 
 @dataclass(slots=True)
-class Found:
+class ProductWeight:
     """A weight, and what its products make.
 
     Attributes:
@@ -65,17 +65,17 @@ class Multiplier:
         path: of the file, for errors.
 
     Attributes:
-        found: the weights, each once for every axis that it is summed along.
+        weights: those of products, each once for every axis that it is summed along.
         multiply_adds: of all products with stored tensors, for one token.
         in_main_graph: whether the present node is one of the main graph.
     """
 
     def __init__(self, ledger: Ledger, shapes: Shapes, path: Path) -> None:
-        self.found: list[Found] = []
+        self.weights: list[ProductWeight] = []
         self.in_main_graph = True
         self.multiply_adds = 0
         self._ledger, self._shapes, self._path = ledger, shapes, path
-        self._seen: dict[tuple[str, int, int], int] = {}  # to its place in `found`
+        self._seen: dict[tuple[str, int, int], int] = {}  # to its place in `weights`
 
     def multiply(self, node: NodeProto, inputs: Sequence[Input], product: Product | str) -> Value:
         """The result of a product; its constants are noted."""
@@ -92,11 +92,11 @@ class Multiplier:
         for number, axis, value in operands:
             others = [v for i, _, v in operands if i != number]
             if isinstance(value, Constant):
-                self._constant(node, inputs, product, number, axis)
-            elif isinstance(value, Picked) and (own := _own_axis(value, axis)) is not None:
-                self._picked(node, inputs, product, number, value, own)
+                self._use_constant(node, inputs, product, number, axis)
+            elif isinstance(value, Picked) and (own := _find_own_axis(value, axis)) is not None:
+                self._use_picked(node, inputs, product, number, value, own)
             elif isinstance(value, Opaque):
-                self._opaque(node, value, number, axis, others)
+                self._use_opaque(node, value, number, axis, others)
         biases = (i for i, rule in product.parameters.items() if rule is Rule.ELEMENTWISE and i < len(inputs))
         added = [v for v in (inputs[i] for i in biases) if self._is_added(v)]
         if added:
@@ -108,63 +108,65 @@ class Multiplier:
         return isinstance(value, (Constant, Opaque)) and self._ledger.holds_table(value.origins)
 
     def mark(self) -> object:
-        """What was found so far."""
-        return [replace(f, results=list(f.results)) for f in self.found], dict(self._seen), self.multiply_adds
+        """The weights so far."""
+        return [replace(f, results=list(f.results)) for f in self.weights], dict(self._seen), self.multiply_adds
 
     def undo(self, mark: object) -> None:
         """Go back to a mark."""
         assert isinstance(mark, tuple)
-        self.found, self._seen, self.multiply_adds = mark
+        self.weights, self._seen, self.multiply_adds = mark
 
     def refuse(self, keys: Iterable[str], reason: str, node: NodeProto) -> None:
         """Note that some tensors are used in a way that is not followed."""
         self.multiply_adds += self._ledger.refuse(keys, reason, title(node))
 
-    def _constant(self, node: NodeProto, inputs: Sequence[Input], product: Product, number: int, axis: int | None) -> None:
+    def _use_constant(self, node: NodeProto, inputs: Sequence[Input], product: Product, number: int, axis: int | None) -> None:
         value = inputs[number]
         assert isinstance(value, Constant)
         if axis is None:
             self.refuse(value.origins, f"it is what {node.op_type} works on, which is not followed", node)
             return
         if number in product.scales:
-            plain = self._dequantised(node, inputs, product, number, value)
+            plain = self._dequantise(node, inputs, product, number, value)
             if plain is None:
                 self.refuse(value.origins, f"the scales or zero points of {node.op_type} do not fit or are not constant", node)
                 return
             value = plain
-        self._weight(node, value, axis)
+        self._add_weight(node, value, axis)
 
-    def _picked(self, node: NodeProto, inputs: Sequence[Input], product: Product, number: int, value: Picked, axis: int) -> None:
+    def _use_picked(
+        self, node: NodeProto, inputs: Sequence[Input], product: Product, number: int, value: Picked, axis: int
+    ) -> None:
         """Entries of a stack of weights; if they are quantised, by one scale and zero point for all."""
         base: Constant | None = value.base
         if number in product.scales:
             small = [inputs[i] for i in product.scales[number][:2] if i is not None and i < len(inputs)]
             single = all(v is None or (isinstance(v, Constant) and math.prod(v.shape) == 1) for v in small)
-            base = self._dequantised(node, inputs, product, number, value.base) if single and not product.packed else None
+            base = self._dequantise(node, inputs, product, number, value.base) if single and not product.packed else None
         if base is None:
             self.refuse(value.origins, value.reason, node)
         else:
-            self._weight(node, base, axis)
+            self._add_weight(node, base, axis)
 
-    def _dequantised(
+    def _dequantise(
         self, node: NodeProto, inputs: Sequence[Input], product: Product, number: int, value: Constant
     ) -> Constant | None:
         """A quantised operand as the product multiplies with it."""
         scale_at, zero_at, channel = product.scales[number]
         zero = inputs[zero_at] if zero_at is not None and zero_at < len(inputs) else None
         scale = inputs[scale_at] if scale_at is not None and scale_at < len(inputs) else None
-        scales = np.ones((), np.float32) if scale_at is None else small_array(scale)
-        zeros = small_array(zero)
+        scales = np.ones((), np.float32) if scale_at is None else read_small(scale)
+        zeros = read_small(zero)
         if scales is None or (zero is not None and zeros is None) or value.perm != tuple(range(len(value.perm))):
             return None
         if product.packed:
-            data = unpacked(node, product.packed, value, scales, zeros)
+            data = unpack_weights(node, product.packed, value, scales, zeros)
             return None if data is None else replace(value, shape=(data.rows, data.columns), data=data, perm=(0, 1))
-        scales, zeros = _alike(scales, zeros)
-        plain = dequantised(value.data, value.shape, channel % len(value.shape), scales, zeros, 0) if value.shape else None
+        scales, zeros = _align(scales, zeros)
+        plain = dequantise(value.data, value.shape, channel % len(value.shape), scales, zeros, 0) if value.shape else None
         return replace(value, data=plain) if plain is not None else None
 
-    def _weight(self, node: NodeProto, value: Constant, axis: int) -> None:
+    def _add_weight(self, node: NodeProto, value: Constant, axis: int) -> None:
         rank = len(value.shape)
         if not -rank <= axis < rank:
             raise FormatError(f"{self._path}: {title(node)} has a weight {value.name!r} of {rank} dimensions.")
@@ -173,7 +175,7 @@ class Multiplier:
             self._ledger.exempt(value.origins, Rule.VECTOR)
             return
         if value.shape[at] == 1:
-            self._narrow(node, value)
+            self._judge_narrow(node, value)
             return
         self.multiply_adds += size
         single = size == value.shape[at]  # a single output: it is checked where a list asks for it
@@ -183,7 +185,7 @@ class Multiplier:
             self._ledger.weigh(value.origins)
         key = (value.name, at, id(value.data))
         if key not in self._seen:
-            self._seen[key] = len(self.found)
+            self._seen[key] = len(self.weights)
             weight = Weight(
                 name=value.name,
                 shape=value.shape,
@@ -193,20 +195,20 @@ class Multiplier:
                 linear=not single,
                 constants=tuple(sorted(value.origins)),
             )
-            self.found.append(Found(weight, size // value.shape[at]))
+            self.weights.append(ProductWeight(weight, size // value.shape[at]))
         else:
-            known = self.found[self._seen[key]]
+            known = self.weights[self._seen[key]]
             known.weight = replace(known.weight, uses=known.weight.uses + 1)
-        self.found[self._seen[key]].results.extend(node.output[:1] if self.in_main_graph else [""])
+        self.weights[self._seen[key]].results.extend(node.output[:1] if self.in_main_graph else [""])
 
-    def _narrow(self, node: NodeProto, value: Constant) -> None:
+    def _judge_narrow(self, node: NodeProto, value: Constant) -> None:
         """A weight whose reduction dimension is 1: only in a depthwise convolution does it not sum over what activations lack."""
-        if "Conv" in node.op_type and attribute(node, "group", 1) == value.dims[0]:
+        if "Conv" in node.op_type and get_integer(node, "group", 1) == value.dims[0]:
             self._ledger.exempt(value.origins, Rule.NARROW)
         else:
             self.refuse(value.origins, f"its reduction dimension is 1: how {node.op_type} uses it is not followed", node)
 
-    def _opaque(self, node: NodeProto, value: Opaque, number: int, axis: int | None, others: Sequence[Input]) -> None:
+    def _use_opaque(self, node: NodeProto, value: Opaque, number: int, axis: int | None, others: Sequence[Input]) -> None:
         if not self._ledger.holds_table(value.origins) and self._is_small(node, value, number, axis):
             self._ledger.exempt(value.origins, Rule.VECTOR)
             return
@@ -226,14 +228,14 @@ class Multiplier:
         return self._ledger.elements(value.origins) <= (_FEW if None in dims else 1)
 
 
-def _own_axis(value: Picked, axis: int | None) -> int | None:
+def _find_own_axis(value: Picked, axis: int | None) -> int | None:
     """The axis of the constant that a product of picked entries sums over; None if it is not one of it."""
     known = axis is not None and -len(value.axes) <= axis < (len(value.axes) if value.whole else 0)
     return value.axes[axis] if known and axis is not None else None
 
 
-def _alike(scales: Array, zeros: Array | None) -> tuple[Array, Array | None]:
-    """Scales and zero points of one length: a single one of either stands for all."""
+def _align(scales: Array, zeros: Array | None) -> tuple[Array, Array | None]:
+    """Scales and zero points of one length: a single one of either is for all."""
     if zeros is None:
         return (scales if scales.size == 1 else scales.reshape(-1)), None
     size = max(scales.size, zeros.size)

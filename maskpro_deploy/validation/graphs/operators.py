@@ -1,100 +1,71 @@
 """What the operators of ONNX and of com.microsoft do with tensors, as far as it matters for weights. Products: see `products`.
 
-An operator that stands in none of these tables does something that is not known here: tables that reach it are unaccounted for.
+An operator that is in none of these tables does something that is not known here: tables that reach it are unaccounted for.
 """
 
 from __future__ import annotations
 
+from maskpro_deploy.onnx_graphs.nodes import MICROSOFT, STANDARD
 from maskpro_deploy.validation.accounts import Rule
 
-STANDARD = ("", "ai.onnx")
-MICROSOFT = "com.microsoft"
 # operators of other domains are somebody's own: what they compute, and with which weights, is not known
 KNOWN_DOMAINS = frozenset((*STANDARD, MICROSOFT, "ai.onnx.ml", "com.microsoft.nchwc", "com.ms.internal.nhwc"))
 
+
+def names_in(text: str) -> frozenset[str]:
+    """The names of operators in a text."""
+    return frozenset(text.split())
+
+
 # one value in, one of the same elements out
-UNARY = frozenset(
-    (
-        *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cast", "CastLike", "Ceil", "Celu", "Clip", "Cos", "Cosh"),
-        *(
-            "DequantizeLinear",
-            "Dropout",
-            "DynamicQuantizeLinear",
-            "Elu",
-            "Erf",
-            "Exp",
-            "FastGelu",
-            "Floor",
-            "Gelu",
-            "HardSigmoid",
-        ),
-        *("HardSwish", "Identity", "LeakyRelu", "Log", "Mish", "Neg", "QLinearLeakyRelu", "QLinearSigmoid", "QuantizeLinear"),
-        *("QuickGelu", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Silu", "Sin", "Sinh", "Softplus"),
-        *("Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu"),
-    )
+UNARY = names_in(
+    """
+    Abs Acos Acosh Asin Asinh Atan Atanh Cast CastLike Ceil Celu Clip Cos Cosh DequantizeLinear Dropout DynamicQuantizeLinear
+    Elu Erf Exp FastGelu Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Log Mish Neg QLinearLeakyRelu QLinearSigmoid
+    QuantizeLinear QuickGelu Reciprocal Relu Round Selu Shrink Sigmoid Sign Silu Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh
+    ThresholdedRelu
+    """
 )
 # several values in, joined without a product of two of them
-ADDING = frozenset(
-    (
-        *("Add", "BiasAdd", "BiasGelu", "BiasSplitGelu", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Concat", "Max", "Mean", "Min"),
-        *("Mod", "QLinearAdd", "QLinearConcat", "ScatterElements", "ScatterND", "SequenceConstruct", "SequenceInsert", "Sub"),
-        *("Sum", "TensorScatter", "Where"),
-    )
+ADDING = names_in(
+    """
+    Add BiasAdd BiasGelu BiasSplitGelu BitwiseAnd BitwiseOr BitwiseXor Concat Max Mean Min Mod QLinearAdd QLinearConcat
+    ScatterElements ScatterND SequenceConstruct SequenceInsert Sub Sum TensorScatter Where
+    """
 )
 MULTIPLYING = frozenset({"Div", "Mul", "Pow", "PRelu", "QLinearMul"})
-LOGIC = frozenset(
-    {"And", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "Not", "Or", "Xor", "NonZero"}
-)
+LOGIC = names_in("And Equal Greater GreaterOrEqual IsInf IsNaN Less LessOrEqual NonZero Not Or Xor")
 # elements of the first input in another shape or order, or some of them; the other inputs say which
-MOVING = frozenset(
-    (
-        *("Compress", "ConcatFromSequence", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Pad"),
-        *("Reshape", "ReverseSequence", "SequenceAt", "Slice", "SpaceToDepth", "Split", "SplitToSequence", "Squeeze", "Tile"),
-        *("TopK", "Transpose", "Trilu", "Unsqueeze"),
-    )
+MOVING = names_in(
+    """
+    Compress ConcatFromSequence DepthToSpace Expand Flatten Gather GatherElements GatherND Pad Reshape ReverseSequence
+    SequenceAt Slice SpaceToDepth Split SplitToSequence Squeeze Tile TopK Transpose Trilu Unsqueeze
+    """
 )
 # sums, means and the like along an axis
-REDUCING = frozenset(
-    (
-        *("ArgMax", "ArgMin", "AveragePool", "CumSum", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "QLinearAveragePool"),
-        *(
-            "QLinearGlobalAveragePool",
-            "QLinearReduceMean",
-            "ReduceL1",
-            "ReduceL2",
-            "ReduceLogSum",
-            "ReduceLogSumExp",
-            "ReduceMax",
-        ),
-        *("ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare"),
-    )
+REDUCING = names_in(
+    """
+    ArgMax ArgMin AveragePool CumSum GlobalAveragePool GlobalMaxPool MaxPool QLinearAveragePool QLinearGlobalAveragePool
+    QLinearReduceMean ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
+    ReduceSumSquare
+    """
 )
 # operator -> how many of its inputs are activations; the others are their scales and shifts
-NORMALISING = {
-    "BatchNormalization": 1,
-    "BiasSoftmax": 1,
-    "GroupNorm": 1,
-    "GroupNormalization": 1,
-    "Hardmax": 1,
-    "InstanceNormalization": 1,
-    "LRN": 1,
-    "LayerNormalization": 1,
-    "LogSoftmax": 1,
-    "LpNormalization": 1,
-    "MeanVarianceNormalization": 1,
-    "QLinearSoftmax": 1,
-    "RMSNormalization": 1,
-    "SimplifiedLayerNormalization": 1,
-    "SkipLayerNormalization": 2,
-    "SkipSimplifiedLayerNormalization": 2,
-    "Softmax": 1,
-}
-# after these, a table that was added to activations is no longer to be seen in them
-SETTLING = frozenset(
-    (
-        *("BiasSoftmax", "Hardmax", "LayerNormalization", "LogSoftmax", "RMSNormalization", "SimplifiedLayerNormalization"),
-        *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "Softmax"),
-    )
+NORMALISING = dict.fromkeys(
+    names_in(
+        """
+        BatchNormalization BiasSoftmax GroupNorm GroupNormalization Hardmax InstanceNormalization LRN LayerNormalization
+        LogSoftmax LpNormalization MeanVarianceNormalization QLinearSoftmax RMSNormalization SimplifiedLayerNormalization Softmax
+        """
+    ),
+    1,
+) | dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), 2)
+# after these, a table that was added to activations can no longer be seen in them
+SETTLING = names_in(
+    """
+    BiasSoftmax Hardmax LayerNormalization LogSoftmax RMSNormalization SimplifiedLayerNormalization SkipLayerNormalization
+    SkipSimplifiedLayerNormalization Softmax
+    """
 )
 SUMMING = frozenset({"AveragePool", "CumSum", "GlobalAveragePool", "ReduceLogSumExp", "ReduceSum"})
 SHAPES = frozenset({"Shape", "Size"})

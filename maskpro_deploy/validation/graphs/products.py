@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from onnx import NodeProto
 
+from maskpro_deploy.onnx_graphs.nodes import MICROSOFT, STANDARD, get_integer
 from maskpro_deploy.validation.accounts import Rule
-from maskpro_deploy.validation.graphs.operators import MICROSOFT, STANDARD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,52 +34,32 @@ class Product:
 
 
 def product_of(node: NodeProto) -> Product | str | None:
-    """How a node multiplies its inputs, or why that is not followed; None if it is no product."""
-    if node.domain in STANDARD and node.op_type in _STANDARD:
-        return _STANDARD[node.op_type](node)
-    if node.domain == MICROSOFT and node.op_type in _MICROSOFT:
-        return _MICROSOFT[node.op_type](node)
-    return None
-
-
-def attribute(node: NodeProto, name: str, default: int) -> int:
-    """An integer attribute of a node."""
-    return next((int(a.i) for a in node.attribute if a.name == name), default)
+    """How a node multiplies its inputs, or why that is not followed; None if it is not a product."""
+    table = _STANDARD if node.domain in STANDARD else _MICROSOFT if node.domain == MICROSOFT else {}
+    entry = table.get(node.op_type)
+    return entry(node) if callable(entry) else entry
 
 
 def _bias(*inputs: int) -> dict[int, Rule]:
     return dict.fromkeys(inputs, Rule.ELEMENTWISE)
 
 
-def _matmul(node: NodeProto) -> Product:
-    return Product(factors=((0, -1), (1, -2)), parameters=_bias(2, 3))
-
-
 def _gemm(node: NodeProto) -> Product:
-    a, b = 0 if attribute(node, "transA", 0) else 1, 1 if attribute(node, "transB", 0) else 0
+    a, b = 0 if get_integer(node, "transA", 0) else 1, 1 if get_integer(node, "transB", 0) else 0
     return Product(factors=((0, a), (1, b)), parameters=_bias(2))
 
 
 def _fused_matmul(node: NodeProto) -> Product | str:
-    if attribute(node, "transBatchA", 0) or attribute(node, "transBatchB", 0):
+    if get_integer(node, "transBatchA", 0) or get_integer(node, "transBatchB", 0):
         return "its batch axis is transposed, which is not followed"
-    a, b = -2 if attribute(node, "transA", 0) else -1, -1 if attribute(node, "transB", 0) else -2
+    a, b = -2 if get_integer(node, "transA", 0) else -1, -1 if get_integer(node, "transB", 0) else -2
     return Product(factors=((0, a), (1, b)))
 
 
-def _conv(node: NodeProto) -> Product:
-    return Product(factors=((0, None), (1, 1)), parameters=_bias(2, 3))
-
-
 def _conv_transpose(node: NodeProto) -> Product | str:
-    if attribute(node, "group", 1) != 1:
+    if get_integer(node, "group", 1) != 1:
         return "a transposed convolution in groups is not followed"
     return Product(factors=((0, None), (1, 0)), parameters=_bias(2))
-
-
-def _recurrent(node: NodeProto) -> Product:
-    """Weights are (directions, gates * hidden, inputs), and (directions, gates * hidden, hidden)."""
-    return Product(factors=((0, None), (1, 2), (2, 2)), parameters={**_bias(3, 5, 6, 7), 4: Rule.INDEX})
 
 
 def _einsum(node: NodeProto) -> Product | str:
@@ -127,27 +107,13 @@ def _convolution(weight: int, scale: int | None, zero: int | None) -> Callable[.
 
 
 def _qgemm(node: NodeProto) -> Product:
-    a, b = 0 if attribute(node, "transA", 0) else 1, 1 if attribute(node, "transB", 0) else 0
+    a, b = 0 if get_integer(node, "transA", 0) else 1, 1 if get_integer(node, "transB", 0) else 0
     others = dict.fromkeys((1, 2, 4, 5, 6, 7, 8), Rule.QUANTISATION)
     return Product(factors=((0, a), (3, b)), parameters=others, scales={0: (1, 2, 1 - a), 3: (4, 5, 1 - b)})
 
 
-def _attention(node: NodeProto) -> Product:
-    """Queries, keys and values of one packed weight (inputs, 3 * hidden)."""
-    return Product(factors=((0, -1), (1, 0)), parameters={**_bias(2, 5), 3: Rule.INDEX, 6: Rule.INDEX, 7: Rule.INDEX})
-
-
-def _qattention(node: NodeProto) -> Product:
-    others = {2: Rule.ELEMENTWISE, 5: Rule.INDEX} | dict.fromkeys((3, 4, 6, 7), Rule.QUANTISATION)
-    return Product(factors=((0, -1), (1, 0)), parameters=others, scales={1: (4, 7, -1)})
-
-
-def _decoder_attention(node: NodeProto) -> Product:
-    return Product(factors=((0, None), (1, None), (2, 0), (3, 0)), parameters={4: Rule.ELEMENTWISE})
-
-
 def _nbits(node: NodeProto) -> Product | str:
-    bits = attribute(node, "bits", 4)
+    bits = get_integer(node, "bits", 4)
     if bits not in (2, 4, 8):
         return f"MatMulNBits of {bits} bits is not followed"
     if len(node.input) > 4 and node.input[4]:
@@ -157,47 +123,57 @@ def _nbits(node: NodeProto) -> Product | str:
 
 
 def _bnb4(node: NodeProto) -> Product | str:
-    if attribute(node, "quant_type", 1) not in (0, 1):
+    if get_integer(node, "quant_type", 1) not in (0, 1):
         return "MatMulBnb4 of this type is not followed"
     return Product(factors=((0, -1), (1, 1)), parameters={2: Rule.QUANTISATION}, scales={1: (2, None, 0)}, packed="bnb4")
 
 
-def _refuse(reason: str) -> Callable[[NodeProto], str]:
-    return lambda node: f"{node.op_type} {reason}"
-
-
-_STANDARD: dict[str, Callable[[NodeProto], Product | str]] = {
-    "Conv": _conv,
+# what a product is, why it is not followed, or what says it for a node
+Entry = Product | str | Callable[[NodeProto], Product | str]
+_MATMUL = Product(factors=((0, -1), (1, -2)), parameters=_bias(2, 3))
+_CONV = Product(factors=((0, None), (1, 1)), parameters=_bias(2, 3))
+_DECODER_ATTENTION = Product(factors=((0, None), (1, None), (2, 0), (3, 0)), parameters={4: Rule.ELEMENTWISE})
+# weights are (directions, gates * hidden, inputs), and (directions, gates * hidden, hidden)
+_RECURRENT = Product(factors=((0, None), (1, 2), (2, 2)), parameters={**_bias(3, 5, 6, 7), 4: Rule.INDEX})
+# queries, keys and values of one packed weight (inputs, 3 * hidden)
+_ATTENTION = Product(factors=((0, -1), (1, 0)), parameters={**_bias(2, 5), 3: Rule.INDEX, 6: Rule.INDEX, 7: Rule.INDEX})
+_QATTENTION = Product(
+    factors=((0, -1), (1, 0)),
+    parameters={2: Rule.ELEMENTWISE, 5: Rule.INDEX} | dict.fromkeys((3, 4, 6, 7), Rule.QUANTISATION),
+    scales={1: (4, 7, -1)},
+)
+_STANDARD: dict[str, Entry] = {
+    "Conv": _CONV,
     "ConvInteger": _convolution(1, None, 3),
     "ConvTranspose": _conv_transpose,
     "Einsum": _einsum,
-    "GRU": _recurrent,
+    "GRU": _RECURRENT,
     "Gemm": _gemm,
-    "LSTM": _recurrent,
-    "MatMul": _matmul,
+    "LSTM": _RECURRENT,
+    "MatMul": _MATMUL,
     "MatMulInteger": _quantised((0, None, 2), (1, None, 3)),
     "QLinearConv": _convolution(3, 4, 5),
     "QLinearMatMul": _quantised((0, 1, 2), (3, 4, 5)),
-    "RNN": _recurrent,
+    "RNN": _RECURRENT,
 }
-_MICROSOFT: dict[str, Callable[[NodeProto], Product | str]] = {
-    "Attention": _attention,
-    "DecoderAttention": _decoder_attention,
-    "DecoderMaskedSelfAttention": _attention,
+_MICROSOFT: dict[str, Entry] = {
+    "Attention": _ATTENTION,
+    "DecoderAttention": _DECODER_ATTENTION,
+    "DecoderMaskedSelfAttention": _ATTENTION,
     "DynamicQuantizeMatMul": _quantised((0, None, None), (1, 2, 3), bias=4),
-    "FusedConv": _conv,
+    "FusedConv": _CONV,
     "FusedGemm": _gemm,
     "FusedMatMul": _fused_matmul,
-    "GemmFastGelu": _matmul,
+    "GemmFastGelu": _MATMUL,
     "MatMulBnb4": _bnb4,
-    "MatMulFpQ4": _refuse("packs its weights in a way that is not followed"),
+    "MatMulFpQ4": "MatMulFpQ4 packs its weights in a way that is not followed",
     "MatMulIntegerToFloat": _quantised((0, 2, 4), (1, 3, 5), bias=6),
     "MatMulNBits": _nbits,
-    "MoE": _refuse("stacks experts in an order that differs between versions, which is not followed"),
-    "PackedAttention": _attention,
-    "QAttention": _qattention,
+    "MoE": "MoE stacks experts in an order that differs between versions, which is not followed",
+    "PackedAttention": _ATTENTION,
+    "QAttention": _QATTENTION,
     "QGemm": _qgemm,
-    "QMoE": _refuse("packs its experts in a way that is not followed"),
+    "QMoE": "QMoE packs its experts in a way that is not followed",
     "TransposeMatMul": _fused_matmul,
 }
 PRODUCTS = frozenset({*_STANDARD, *_MICROSOFT})  # names of operators that multiply

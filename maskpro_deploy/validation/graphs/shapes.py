@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, checker, helper, shape_inference
+import math
+
+from onnx import GraphProto, ModelProto, TensorProto, checker, helper, shape_inference
 
 Dims = tuple[int | None, ...]
 _SMALL = 1 << 10  # elements of a constant whose values may decide shapes
@@ -28,26 +30,26 @@ class Shapes:
         if not self.known:
             return None
         if self._dims is None:
-            self._dims = _declared(self._model.graph) | self._infer()
+            self._dims = _read_declared(self._model.graph) | self._infer()
         return self._dims.get(name)
 
     def _infer(self) -> dict[str, Dims]:
         try:
-            return _declared(shape_inference.infer_shapes(_without_weights(self._model), data_prop=True).graph)
+            return _read_declared(shape_inference.infer_shapes(_drop_weights(self._model), data_prop=True).graph)
         except (shape_inference.InferenceError, checker.ValidationError, RuntimeError, ValueError, TypeError):
             return {}
 
 
-def _declared(graph: GraphProto) -> dict[str, Dims]:
-    found = {}
+def _read_declared(graph: GraphProto) -> dict[str, Dims]:
+    shapes = {}
     for value in (*graph.value_info, *graph.input, *graph.output):
         tensor = value.type.tensor_type
         if tensor.HasField("shape"):
-            found[value.name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
-    return found
+            shapes[value.name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
+    return shapes
 
 
-def _without_weights(model: ModelProto) -> ModelProto:
+def _drop_weights(model: ModelProto) -> ModelProto:
     """The model with its large constants as inputs."""
     light = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     graph = light.graph
@@ -57,19 +59,8 @@ def _without_weights(model: ModelProto) -> ModelProto:
     graph.output.extend(model.graph.output)
     named = {value.name for value in model.graph.input}
     for tensor in model.graph.initializer:
-        if _size(tensor) <= _SMALL and tensor.data_location != TensorProto.EXTERNAL:
+        if math.prod(tensor.dims) <= _SMALL and tensor.data_location != TensorProto.EXTERNAL:
             graph.initializer.append(tensor)
         elif tensor.name not in named:
-            graph.input.append(_as_input(tensor))
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
     return light
-
-
-def _size(tensor: TensorProto) -> int:
-    size = 1
-    for d in tensor.dims:
-        size *= d
-    return size
-
-
-def _as_input(tensor: TensorProto) -> ValueInfoProto:
-    return helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))

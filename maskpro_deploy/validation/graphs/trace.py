@@ -16,23 +16,25 @@ from pathlib import Path
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from maskpro_deploy.errors import FormatError
+from maskpro_deploy.onnx_graphs.constants import QUANTISING
+from maskpro_deploy.onnx_graphs.nodes import STANDARD, constant_of, graphs_of, title
+from maskpro_deploy.onnx_graphs.order import ordered
+from maskpro_deploy.onnx_graphs.tensors import external_entries, tensor_bytes
 from maskpro_deploy.validation.accounts import Rule
 from maskpro_deploy.validation.graphs import operators as ops
-from maskpro_deploy.validation.graphs.attributes import bind, constant_of, graphs_of, large_attributes
+from maskpro_deploy.validation.graphs.attributes import bind, large_attributes
 from maskpro_deploy.validation.graphs.branches import Branches
-from maskpro_deploy.validation.graphs.flow import Flow, title
+from maskpro_deploy.validation.graphs.flow import Flow
 from maskpro_deploy.validation.graphs.heads import Heads
-from maskpro_deploy.validation.graphs.ledger import Ledger, tensor_bytes
+from maskpro_deploy.validation.graphs.ledger import Ledger
 from maskpro_deploy.validation.graphs.moves.pieces import make_pieces
 from maskpro_deploy.validation.graphs.moves.steps import STEPS
-from maskpro_deploy.validation.graphs.moves.tensors import ExternalFiles, dtype_name, flat_array, shape_of
+from maskpro_deploy.validation.graphs.moves.tensors import ExternalFiles, flat_array, shape_of, type_name
 from maskpro_deploy.validation.graphs.multiply import Multiplier
-from maskpro_deploy.validation.graphs.order import ordered
 from maskpro_deploy.validation.graphs.products import PRODUCTS, product_of
 from maskpro_deploy.validation.graphs.shapes import Shapes
 from maskpro_deploy.validation.graphs.values import Constant, Input, Kind, Opaque, Runtime, Value, is_table, origins_of
-from maskpro_deploy.validation.inputs import InputFile
-from maskpro_deploy.validation.source import Unchecked, Weight
+from maskpro_deploy.validation.source import Weight
 
 Scope = tuple[object, ...]
 _DEEPEST = 32  # functions in functions
@@ -44,6 +46,7 @@ class Tracer:
 
     Attributes:
         files: names of the files of external data.
+        external: those of them that were opened.
         ledger: every stored tensor, and what became of it.
     """
 
@@ -51,14 +54,14 @@ class Tracer:
         self.files: set[str] = set()
         self.ledger = Ledger()
         self._path = path
-        self._external = ExternalFiles(path)
+        self.external = ExternalFiles(path)
         self._functions = {(f.domain, f.name, f.overload): f for f in model.functions if f.domain not in ops.KNOWN_DOMAINS}
         self._shapes = Shapes(model)
         self._flow = Flow(self.ledger, self._shapes)
         self._multiplier = Multiplier(self.ledger, self._shapes, path)
         self._branches = Branches(self)
         self._depth = self._count = 0
-        self._outputs(self.trace(model.graph, {}, ()))
+        self._close_outputs(self.trace(model.graph, {}, ()))
         self._refuse_replacements(model.functions)
         self._enter_uncalled(model.functions)
         for number, info in enumerate(model.training_info):
@@ -66,17 +69,7 @@ class Tracer:
                 for tensor in graph.initializer:
                     shape_of(tensor, path)
                     self.ledger.enter(tensor, tensor.name, ("training", number))
-        self.weights: tuple[Weight, ...] = Heads(model.graph, self.ledger).apply(self._multiplier.found)
-
-    @property
-    def inputs(self) -> tuple[InputFile, ...]:
-        """The files of external data that were opened."""
-        return self._external.opened
-
-    @property
-    def unchecked(self) -> tuple[Unchecked, ...]:
-        """All that is unaccounted for."""
-        return self.ledger.unchecked
+        self.weights: tuple[Weight, ...] = Heads(model.graph, self.ledger).apply(self._multiplier.weights)
 
     @property
     def num_parameters(self) -> int:
@@ -92,26 +85,25 @@ class Tracer:
         """The values of a graph's outputs; `outer` holds all that it may use, its own inputs included."""
         values: dict[str, Value] = {i.name: Runtime.INPUT for i in graph.input if i.name not in outer or not scope} | dict(outer)
         for tensor in graph.initializer:
-            values[tensor.name] = self._stored(tensor, tensor.name, scope)
+            values[tensor.name] = self._enter_tensor(tensor, tensor.name, scope)
         for sparse in graph.sparse_initializer:
             size = tensor_bytes(sparse.values) + tensor_bytes(sparse.indices)
             key = self.ledger.enter_bytes(sparse.values.name, tuple(sparse.dims), size, scope)
             values[sparse.values.name] = Opaque(frozenset({key}), Kind.CONSTANT, "it is stored as a sparse tensor")
-        self._nodes(((node, (*scope, i)) for i, node in ordered(graph.node, values)), values)
+        self._trace_nodes(((node, (*scope, i)) for i, node in ordered(graph.node, values)), values)
         return [values.get(output.name, Runtime.ACTIVE) for output in graph.output]
 
-    def _stored(self, tensor: TensorProto, name: str, scope: Scope) -> Value:
+    def _enter_tensor(self, tensor: TensorProto, name: str, scope: Scope) -> Value:
         shape = shape_of(tensor, self._path)
         key = self.ledger.enter(tensor, name, scope)
-        if tensor.data_location == TensorProto.EXTERNAL:
-            self.files.update(e.value for e in tensor.external_data if e.key == "location")
-        origins, dtype = frozenset({key}), dtype_name(tensor)
+        self.files.update(value for entry, value in external_entries(tensor).items() if entry == "location")
+        origins, dtype = frozenset({key}), type_name(tensor.data_type)
         if dtype is None:
-            type_name = TensorProto.DataType.Name(tensor.data_type) if tensor.data_type in TensorProto.DataType.values() else "?"
-            return Opaque(origins, Kind.CONSTANT, f"its dtype is {type_name}")
-        return Constant(key, shape, dtype, flat_array(tensor, self._path, self._external), tuple(range(len(shape))), origins)
+            onnx_name = TensorProto.DataType.Name(tensor.data_type) if tensor.data_type in TensorProto.DataType.values() else "?"
+            return Opaque(origins, Kind.CONSTANT, f"its dtype is {onnx_name}")
+        return Constant(key, shape, dtype, flat_array(tensor, self._path, self.external), tuple(range(len(shape))), origins)
 
-    def _outputs(self, values: Iterable[Value]) -> None:
+    def _close_outputs(self, values: Iterable[Value]) -> None:
         """Note what becomes an output of the model without another product."""
         for value in values:
             if isinstance(value, Opaque) and value.kind is Kind.EXPANDED:
@@ -126,12 +118,12 @@ class Tracer:
         """Forget the weights that were found since; what the ledger holds against tensors stays."""
         self._multiplier.undo(mark)
 
-    def _nodes(self, nodes: Iterable[tuple[NodeProto, Scope]], values: dict[str, Value]) -> None:
+    def _trace_nodes(self, nodes: Iterable[tuple[NodeProto, Scope]], values: dict[str, Value]) -> None:
         for node, scope in nodes:
             for name in node.input:
                 if name and name not in values:
                     raise FormatError(
-                        f"{self._path}: {title(node)} uses {name!r}, which is no input, initializer or earlier result.\n"
+                        f"{self._path}: {title(node)} uses {name!r}, which is not an input, initializer or earlier result.\n"
                         f"The graph lacks an initializer, or is not in topological order."
                     )
             inputs: list[Input] = [values[name] if name else None for name in node.input]
@@ -144,7 +136,7 @@ class Tracer:
             self.ledger.touched = set()
             self._shapes.known = self._multiplier.in_main_graph = len(scope) == 1
             try:
-                results = self._results(node, inputs, values, scope)
+                results = self._trace_node(node, inputs, values, scope)
             except (IndexError, ZeroDivisionError, KeyError) as e:
                 raise FormatError(f"{self._path}: {title(node)} lacks an input, an output or an attribute.") from e
             lost = self.ledger.tables(origins_of(*inputs) - origins_of(*results) - self.ledger.touched)
@@ -152,18 +144,18 @@ class Tracer:
                 self._multiplier.refuse(lost, f"{title(node)} uses it in a way that is not followed", node)
             values.update({name: value for name, value in zip(node.output, results, strict=False) if name})
 
-    def _results(self, node: NodeProto, inputs: list[Input], values: dict[str, Value], scope: Scope) -> list[Value]:
+    def _trace_node(self, node: NodeProto, inputs: list[Input], values: dict[str, Value], scope: Scope) -> list[Value]:
         """What a node makes of its inputs, one value an output."""
         count = len(node.output)
         function = self._functions.get((node.domain, node.op_type, node.overload))
         if function is not None:
-            return self._call(function, node, inputs, scope)
-        if node.op_type == "Constant" and node.domain in ops.STANDARD:
-            return [self._constant(node, scope)] * count
-        self._attributes(node, scope)
+            return self._call_function(function, node, inputs, scope)
+        if node.op_type == "Constant" and node.domain in STANDARD:
+            return [self._enter_constant(node, scope)] * count
+        self._refuse_attributes(node, scope)
         if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
             return self._branches.results(node, inputs, values, scope)
-        if node.op_type in ops.RANDOM and node.domain in ops.STANDARD:
+        if node.op_type in ops.RANDOM and node.domain in STANDARD:
             shape = next((tuple(max(0, d) for d in a.ints) for a in node.attribute if a.name == "shape"), (0, 0))
             key = self.ledger.enter_bytes(node.output[0] if count else node.op_type, shape, 0, scope)
             self.ledger.exempt(origins_of(*inputs), Rule.INDEX)
@@ -171,10 +163,10 @@ class Tracer:
         product = product_of(node)
         if product is not None:
             return [self._multiplier.multiply(node, inputs, product)] * count
-        return self._followed(node, inputs) or self._flow.results(node, inputs)
+        return self._follow_constant(node, inputs) or self._flow.results(node, inputs)
 
-    def _attributes(self, node: NodeProto, scope: Scope) -> None:
-        """Refuse what a node may multiply with that is no input of it."""
+    def _refuse_attributes(self, node: NodeProto, scope: Scope) -> None:
+        """Refuse what a node may multiply with that is not an input of it."""
         if node.domain not in ops.KNOWN_DOMAINS:
             self.ledger.refuse_node(title(node), "its operator is not known here: it may hold weights of its own")
         elif node.op_type in ops.SEALED:
@@ -183,9 +175,9 @@ class Tracer:
             key = self.ledger.enter_bytes(f"{node.output[0] if node.output else node.op_type}.{name}", (size,), size, scope)
             self.ledger.refuse([key], f"it is an attribute of {node.op_type}, which is not followed", title(node))
 
-    def _followed(self, node: NodeProto, inputs: list[Input]) -> list[Value] | None:
+    def _follow_constant(self, node: NodeProto, inputs: list[Input]) -> list[Value] | None:
         """The results of a step through which constants stay known."""
-        if node.domain not in ops.STANDARD and node.op_type not in ("DequantizeLinear", "QuantizeLinear"):
+        if node.domain not in STANDARD and node.op_type not in QUANTISING:
             return None
         source = inputs[0] if inputs else None
         made = make_pieces(node, inputs)
@@ -198,20 +190,19 @@ class Tracer:
         followed = step(node, source, inputs)
         if followed is None:
             return None
-        quantises = node.op_type in ("DequantizeLinear", "QuantizeLinear")
-        self.ledger.exempt(origins_of(*inputs[1:]), Rule.QUANTISATION if quantises else Rule.INDEX)
+        self.ledger.exempt(origins_of(*inputs[1:]), Rule.QUANTISATION if node.op_type in QUANTISING else Rule.INDEX)
         return [followed]
 
-    def _constant(self, node: NodeProto, scope: Scope) -> Value:
+    def _enter_constant(self, node: NodeProto, scope: Scope) -> Value:
         tensor = constant_of(node)
         if tensor is None:
             sparse = next((a.sparse_tensor for a in node.attribute if a.HasField("sparse_tensor")), None)
             size = 0 if sparse is None else tensor_bytes(sparse.values) + tensor_bytes(sparse.indices)
             key = self.ledger.enter_bytes(node.output[0], () if sparse is None else tuple(sparse.dims), size, scope)
             return Opaque(frozenset({key}), Kind.CONSTANT, "it is a constant without a tensor")
-        return self._stored(tensor, node.output[0], scope)
+        return self._enter_tensor(tensor, node.output[0], scope)
 
-    def _call(self, function: FunctionProto, node: NodeProto, inputs: list[Input], scope: Scope) -> list[Value]:
+    def _call_function(self, function: FunctionProto, node: NodeProto, inputs: list[Input], scope: Scope) -> list[Value]:
         """The results of a local function, at this call."""
         if self._depth >= _DEEPEST:
             raise FormatError(f"{self._path}: {title(node)} calls itself, or functions are nested more than {_DEEPEST} deep.")
@@ -221,7 +212,7 @@ class Tracer:
         # constants of the body are the function's own, however often it is called; what has attributes of the call is the call's
         place: Scope = ("function", function.domain, function.name, function.overload)
         body = zip(bind(function, node), function.node, strict=True)
-        self._nodes(((n, (*place, i) if n is own else (*scope, i)) for i, (n, own) in enumerate(body)), values)
+        self._trace_nodes(((n, (*place, i) if n is own else (*scope, i)) for i, (n, own) in enumerate(body)), values)
         self._depth -= 1
         self.ledger.touched |= origins_of(*given[: len(function.input)])
         return [values.get(name, Runtime.ACTIVE) for name in function.output]

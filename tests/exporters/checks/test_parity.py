@@ -10,7 +10,7 @@ from numpy_llama import NumpyLlama
 
 from maskpro_deploy.errors import CheckFailed, ConfigError
 from maskpro_deploy.exporters import ExportConfig, export, verification_prompts, verify
-from maskpro_deploy.exporters.checks.logit_figures import TOLERANCES, compare, verdict
+from maskpro_deploy.exporters.checks.logit_figures import TOLERANCES, compare_logits, judge
 from maskpro_deploy.manifest import Manifest
 
 PROMPTS = [list(range(3, 30)), list(range(60, 80))]
@@ -124,6 +124,6 @@ def test_fp32_says_what_it_was_compared_in(sparse_bundle, tiny_sparse):
 @pytest.mark.parametrize(("margin", "passes"), [(0.2, True), (0.3, False), (float("nan"), False)])
 def test_another_greedy_token_passes_at_a_near_tie_only(margin, passes):
     logits = np.random.default_rng(0).standard_normal((9, 20)).astype(np.float32)
-    pairs = [compare(logits, logits, np.arange(9))]
-    found = verdict(TOLERANCES["fp16"], pairs, steps=0.0, padding=0.0, greedy=8, equal=3, margin=margin)
+    pairs = [compare_logits(logits, logits, np.arange(9))]
+    found = judge(TOLERANCES["fp16"], pairs, steps=0.0, padding=0.0, greedy=8, equal=3, margin=margin)
     assert found.passed == passes

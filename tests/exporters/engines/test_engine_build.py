@@ -17,11 +17,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from maskpro_deploy.backends.cuda_driver import compute_capability
+from maskpro_deploy.backends.cuda.driver import compute_capability
 from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, MachineError, MissingExtraError
 from maskpro_deploy.exporters import BuilderFlags, EngineConfig, ExportConfig, build_engine, export
 from maskpro_deploy.exporters.engines import build as engine_module
-from maskpro_deploy.exporters.engines.build import choose
+from maskpro_deploy.exporters.engines.build import choose_library
 from maskpro_deploy.exporters.engines.builder_flags import parse_bytes
 from maskpro_deploy.exporters.engines.process import time_in_process
 from maskpro_deploy.exporters.engines.profiles import profiles
@@ -200,7 +200,7 @@ def test_sizes_have_units(text, size):
 @pytest.mark.skipif(compute_capability() is not None, reason="there is a GPU")
 def test_tensorrt_without_a_gpu_names_the_other_lane():
     with pytest.raises(MachineError, match="tensorrt-rtx"):
-        choose(EngineConfig(backend="tensorrt"))
+        choose_library(EngineConfig(backend="tensorrt"))
 
 
 @pytest.mark.parametrize(
@@ -219,10 +219,10 @@ def test_auto_takes_what_this_machine_can_do(monkeypatch, installed, gpu, target
     monkeypatch.setattr(engine_module, "compute_capability", lambda: gpu)
     config = EngineConfig(targets=targets)
     if isinstance(expected, tuple):
-        assert choose(config) == expected
+        assert choose_library(config) == expected
     else:
         with pytest.raises(expected, match="pip install"):
-            choose(config)
+            choose_library(config)
 
 
 @rtx
@@ -274,8 +274,8 @@ def test_every_form_is_built_for_every_target_that_the_library_has(tiny_sparse, 
     ]
     code = (
         "import json, pathlib, sys\n"
-        "from maskpro_deploy.exporters.engines.library import Library\n"
-        "library = Library('tensorrt-rtx')\n"
+        "from maskpro_deploy.exporters.engines.builder import EngineBuilder\n"
+        "library = EngineBuilder('tensorrt-rtx')\n"
         "for graph, shapes, target in json.load(sys.stdin):\n"
         "    engine = library.build(pathlib.Path(graph), [shapes[0]], sparse=True, targets=[target], timing_cache=None,\n"
         "                           on_step=lambda *_: None)\n"
@@ -320,8 +320,8 @@ def test_the_dense_engine_is_built_from_the_same_and_compared(bundle):
 def test_the_library_is_asked_whether_the_engine_is_one():
     code = (
         "from maskpro_deploy.errors import CheckFailed\n"
-        "from maskpro_deploy.exporters.engines.library import Library\n"
-        "try: Library('tensorrt-rtx').check_engine(memoryview(b'x' * 4096))\n"
+        "from maskpro_deploy.exporters.engines.builder import EngineBuilder\n"
+        "try: EngineBuilder('tensorrt-rtx').check_engine(memoryview(b'x' * 4096))\n"
         "except CheckFailed as e: print(e)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
@@ -330,19 +330,7 @@ def test_the_library_is_asked_whether_the_engine_is_one():
 
 @rtx
 @pytest.mark.skipif(compute_capability() is not None, reason="there is a GPU")
-def test_without_a_gpu_an_engine_is_neither_loaded_nor_timed(tmp_path):
-    (tmp_path / "engine").write_bytes(b"x" * 4096)
-    code = (
-        "import pathlib, sys\n"
-        "from maskpro_deploy.errors import MachineError\n"
-        "from maskpro_deploy.exporters.engines.library import Library\n"
-        "try: Library('tensorrt-rtx').open(pathlib.Path(sys.argv[1]))\n"
-        "except MachineError as e: print(e)\n"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "engine")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert "cannot load the engine" in done.stdout
-    assert "build it again on this machine" in done.stdout
+def test_without_a_gpu_an_engine_is_not_timed(tmp_path):
     with pytest.raises(MachineError, match="no NVIDIA driver"):
         time_in_process(tmp_path, "tensorrt-rtx", {"sparse": tmp_path / "engine"}, [], {}, 10, 1.0, SILENT)
 
@@ -398,7 +386,7 @@ def test_a_bundle_that_is_exported_anew_during_the_build_does_not_get_the_engine
 
 def test_what_timing_needs_is_asked_for_before_anything_is_built(bundle, monkeypatch):
     monkeypatch.setattr(engine_module, "compute_capability", lambda: "sm89")
-    monkeypatch.setattr(engine_module, "choose", lambda config: ("tensorrt", "sm89"))
+    monkeypatch.setattr(engine_module, "choose_library", lambda config: ("tensorrt", "sm89"))
     monkeypatch.setitem(EXTRAS, "native", ("no_such_module",))
     before = contents(bundle)
     with pytest.raises(MissingExtraError, match=r"timing engines \(--compare-dense\) needs no_such_module"):
@@ -410,7 +398,7 @@ def test_a_crash_of_the_library_is_one_error_and_leaves_the_bundle_as_it_was(bun
     crashing = tmp_path / "python"
     crashing.write_text("#!/bin/sh\necho 'the last words' >&2\nkill -SEGV $$\n")
     crashing.chmod(0o755)
-    monkeypatch.setattr(engine_module, "choose", lambda config: ("tensorrt-rtx", "default"))
+    monkeypatch.setattr(engine_module, "choose_library", lambda config: ("tensorrt-rtx", "default"))
     monkeypatch.setattr(sys, "executable", str(crashing))
     before = contents(bundle)
     with pytest.raises(MachineError, match=r"signal 11[\s\S]*the last words") as caught:
@@ -423,7 +411,7 @@ def test_an_interrupt_ends_the_building_process_and_leaves_the_bundle_as_it_was(
     endless = tmp_path / "python"
     endless.write_text(f'#!/bin/sh\necho $$ > {tmp_path}/pid\necho \'{{"percent": 1, "phase": "x"}}\'\nexec sleep 60\n')
     endless.chmod(0o755)
-    monkeypatch.setattr(engine_module, "choose", lambda config: ("tensorrt-rtx", "default"))
+    monkeypatch.setattr(engine_module, "choose_library", lambda config: ("tensorrt-rtx", "default"))
     monkeypatch.setattr(sys, "executable", str(endless))
 
     class Interrupting:
@@ -456,7 +444,7 @@ def ends(pid):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_building_process_ends_with_the_one_that_started_it(tied):
-    tie = "from maskpro_deploy.exporters import engine_worker; engine_worker._end_with(os.getppid())" if tied else "pass"
+    tie = "from maskpro_deploy.exporters.engines import worker; worker._end_with_parent(os.getppid())" if tied else "pass"
     inner = f"import os, time; {tie}; print(os.getpid(), flush=True); time.sleep(20)"
     outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}], start_new_session=True)"
     parent = subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE)

@@ -7,14 +7,15 @@ import json
 
 import numpy as np
 import pytest
+from engine_files import engine_file
 
 from maskpro_deploy.exporters import ExportConfig, export
-from maskpro_deploy.exporters.engines.library import _Phases
+from maskpro_deploy.exporters.engines.builder import _Phases
 from maskpro_deploy.exporters.engines.preflight import BEHIND_QDQ, PADDING, WRONG_AXIS, inspect_weights, spoiled_counts
 from maskpro_deploy.exporters.engines.report import UNKNOWN, EngineReport, LayerRow, layer_rows, read_kernels, sentence
 from maskpro_deploy.exporters.graph.data_file import Region
 from maskpro_deploy.exporters.graph.weights import MatMulWeight, matmul_weights
-from maskpro_deploy.manifest import EngineFile, Graph, Manifest, SparseWeight
+from maskpro_deploy.manifest import Graph, Manifest, SparseWeight
 
 FACTS = {"spoke": False, "eligible": [], "chosen": [], "inspection": ""}
 
@@ -133,15 +134,7 @@ def test_a_dense_engine_chose_nothing(half_bundle):
 
 
 def test_a_report_comes_back_from_json_as_it_was():
-    entry = EngineFile(
-        file="engines/a.engine",
-        library="tensorrt",
-        library_version="11",
-        target="sm90",
-        dtype="fp16",
-        sparse_kernels="",
-        settings={"a": [1]},
-    )
+    entry = engine_file(settings={"a": [1]})
     row = LayerRow(
         weight="a.q_proj.weight",
         node="/a",

@@ -9,24 +9,17 @@ from pathlib import Path
 import onnx
 import onnxruntime
 import pytest
+from engine_files import engine_file
 from onnx import helper
 
-from maskpro_deploy.backends import elf
+from maskpro_deploy.backends.onnxruntime_ import linked_libraries as elf
 from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.exporters import EngineConfig, ExportConfig, build_engine, export
 from maskpro_deploy.exporters.engines import ep_context
-from maskpro_deploy.manifest import EngineFile, Manifest
+from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.system.extras import missing
 
-ENGINE = EngineFile(
-    file="engines/tensorrt-sm89.engine",
-    library="tensorrt",
-    library_version="10.16.1.11",
-    target="sm89",
-    dtype="fp16",
-    sparse_kernels="",
-    settings={},
-)
+ENGINE = engine_file(file="engines/tensorrt-sm89.engine")
 
 
 def attributes(model):

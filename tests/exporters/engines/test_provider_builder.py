@@ -8,8 +8,8 @@ import onnx
 import pytest
 from onnx import helper
 
-from maskpro_deploy.backends.cuda_driver import compute_capability
-from maskpro_deploy.backends.elf import onnxruntime_tensorrt
+from maskpro_deploy.backends.cuda.driver import compute_capability
+from maskpro_deploy.backends.onnxruntime_.linked_libraries import onnxruntime_tensorrt
 from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError, MissingExtraError
 from maskpro_deploy.exporters import EngineConfig, build_engine
 from maskpro_deploy.exporters.engines import provider_builder
@@ -116,17 +116,17 @@ def context_node(name):
 
 def test_the_engine_of_a_whole_graph_is_found(tmp_path, half_bundle):
     file = written(tmp_path, context_node("T_1.engine"))
-    assert provider_builder.engine_from(file, half_bundle / "model.onnx") == tmp_path / "T_1.engine"
+    assert provider_builder.find_engine(file, half_bundle / "model.onnx") == tmp_path / "T_1.engine"
 
 
 def test_a_graph_that_was_taken_in_part_is_refused(tmp_path, half_bundle):
     graph = half_bundle / "model.onnx"
     with pytest.raises(CheckFailed, match=r"only a part of model\.onnx.*kept: Gather, Cast"):
-        provider_builder.engine_from(
+        provider_builder.find_engine(
             written(tmp_path, helper.make_node("Gather", [], ["a"]), context_node("a"), helper.make_node("Cast", [], ["b"])),
             graph,
         )
     with pytest.raises(CheckFailed, match="several parts"):
-        provider_builder.engine_from(written(tmp_path, context_node("a"), context_node("b")), graph)
+        provider_builder.find_engine(written(tmp_path, context_node("a"), context_node("b")), graph)
     with pytest.raises(CheckFailed, match="wrote no engine"):
-        provider_builder.engine_from(tmp_path / "none.onnx", graph)
+        provider_builder.find_engine(tmp_path / "none.onnx", graph)

@@ -15,7 +15,7 @@ from maskpro_deploy.checkpoint import Checkpoint, save_sparse
 from maskpro_deploy.errors import CheckFailed, FormatError, InputError, MissingExtraError
 from maskpro_deploy.exporters import ExportConfig, export, verify
 from maskpro_deploy.exporters.frontends import templates
-from maskpro_deploy.exporters.frontends.mobius_graph import MobiusTemplate
+from maskpro_deploy.exporters.frontends.mobius_graph import MobiusGraph
 from maskpro_deploy.exporters.frontends.mobius_mask import is_causal
 from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.masks import MaskSet
@@ -169,7 +169,7 @@ def test_what_cannot_be_exported_is_one_plain_error(case, made, tmp_path):
 def test_biased_attention_is_refused(made):
     checkpoint = Checkpoint.open(made("mpt"))
     with pytest.raises(InputError, match="its attention adds a bias to scores"):
-        MobiusTemplate(checkpoint).read(checkpoint.config)
+        MobiusGraph(checkpoint).read(checkpoint.config)
 
 
 def test_a_graph_that_computes_something_else_is_not_kept(made, tmp_path, monkeypatch):

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 from maskpro_deploy.checkpoint import Checkpoint, save_sparse
 from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.exporters import ExportConfig, bundle, export, verify
-from maskpro_deploy.exporters.frontends.templates import template_for
-from maskpro_deploy.exporters.graph.cache_forms.forms import FORMS
+from maskpro_deploy.exporters.frontends.templates import choose_template
+from maskpro_deploy.exporters.graph.cache_forms.forms import make_form
 from maskpro_deploy.exporters.graph.layers import Layers
 from maskpro_deploy.masks import MaskSet
 from maskpro_deploy.pattern import NMPattern
@@ -55,7 +55,7 @@ def test_a_sparse_checkpoint_agrees_with_transformers_and_keeps_its_pattern(kind
     from maskpro_deploy.torch_lm import TorchLM
 
     made_by = []  # a trace takes long, so its template serves twice
-    monkeypatch.setattr(bundle, "template_for", lambda source, _: made_by.append(template_for(source)) or made_by[-1])
+    monkeypatch.setattr(bundle, "choose_template", lambda source, _: made_by.append(choose_template(source)) or made_by[-1])
     checkpoint = sparse(made(kind), tmp_path / "sparse")
     manifest = export(checkpoint, tmp_path / "out", ExportConfig(require_sparsity=NMPattern(2, 4)))
     result = verify(tmp_path / "out", TorchLM.open(checkpoint), PROMPTS, greedy_tokens=256)
@@ -80,7 +80,7 @@ def test_a_sparse_checkpoint_agrees_with_transformers_and_keeps_its_pattern(kind
     config = template.read(Checkpoint.open(checkpoint).config)
     for form in ("static", "gqa"):
         with pytest.raises(InputError, match=r"traces its own cache, which grows by Concat.*\n.*--forms cat"):
-            template.build(Layers(config, FORMS[form](64), "fp32"))
+            template.build(Layers(config, make_form(form, 64), "fp32"))
 
 
 def test_half_precision_and_integers_have_logits_in_fp32(made, tmp_path):
@@ -101,13 +101,13 @@ def test_half_precision_and_integers_have_logits_in_fp32(made, tmp_path):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("turned", [0, 1])
 def test_a_gemm_is_a_product_and_a_sum(turned, bias):
-    from maskpro_deploy.exporters.frontends.transformers_model import _products
+    from maskpro_deploy.exporters.frontends.transformers_model import split_gemm
 
     rng = np.random.default_rng(0)
     x, w, c = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 3), (4, 3) if turned else (3, 4), (4,)))
     inputs = ["x", "w", "c"] if bias else ["x", "w"]
     gemm = helper.make_node("Gemm", inputs, ["y"], name="gemm", transB=turned)
-    nodes = _products(gemm, {"w", "c"})
+    nodes = split_gemm(gemm, {"w", "c"})
     assert "Gemm" not in {node.op_type for node in nodes}
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inputs]
     out = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
@@ -119,10 +119,10 @@ def test_a_gemm_is_a_product_and_a_sum(turned, bias):
 
 
 def test_a_gemm_of_two_values_stays():
-    from maskpro_deploy.exporters.frontends.transformers_model import _products
+    from maskpro_deploy.exporters.frontends.transformers_model import split_gemm
 
     gemm = helper.make_node("Gemm", ["x", "y"], ["z"], name="gemm")
-    assert _products(gemm, {"w"}) == [gemm]
+    assert split_gemm(gemm, {"w"}) == [gemm]
 
 
 # -- refusals -------------------------------------------------------------------------------------------------------------

@@ -18,12 +18,13 @@ from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.exporters import ExportConfig, export
 from maskpro_deploy.exporters.checks.proof import count_groups
-from maskpro_deploy.exporters.graph.quantization import Quantization, pack_nibbles, unpack_nibbles
+from maskpro_deploy.exporters.graph.quantization import Quantization, pack_nibbles
 from maskpro_deploy.exporters.graph.weights import matmul_weights
-from maskpro_deploy.exporters.quantize.descent import damped, descend
+from maskpro_deploy.exporters.quantize.descent import damp, descend
 from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.validation import validate
+from maskpro_deploy.validation.arrays import MemoryArray, NibbleArray
 
 FP32 = np.dtype(np.float32)
 KINDS = [("int8", 0), ("int8", 32), ("int4", 0), ("int4", 16)]
@@ -42,6 +43,10 @@ def dequantised(path):
                 scale = np.repeat(scale, block, axis=0)
             result[node.input[0]] = (q * scale, np.broadcast_to(scale, q.shape))
     return result
+
+
+def unpack_nibbles(packed, count):
+    return NibbleArray(base=MemoryArray(packed), size=count, signed=True).read(0, count)
 
 
 @given(st.lists(st.integers(-8, 7), min_size=0, max_size=33))
@@ -65,11 +70,11 @@ def test_rounding_is_within_half_a_step_or_clipped_and_never_worse_than_the_plai
     integers = q.integers(w, scales, 0, block)
     wide = np.repeat(scales, block, axis=0) if block else np.broadcast_to(scales, w.shape)
     assert (integers[w == 0] == 0).all()
-    assert q.smallest <= integers.min()
-    assert integers.max() <= q.largest
-    inside = (q.smallest * wide <= w) & (w <= q.largest * wide)
+    assert q.stored.smallest <= integers.min()
+    assert integers.max() <= q.stored.largest
+    inside = (q.stored.smallest * wide <= w) & (w <= q.stored.largest * wide)
     assert (np.abs(integers * wide - w)[inside] <= 0.5001 * wide[inside]).all()
-    top = np.abs(w.reshape(-1, block or k, 5)).max(axis=1) / q.largest
+    top = np.abs(w.reshape(-1, block or k, 5)).max(axis=1) / q.stored.largest
     plain = np.repeat(top, block or k, axis=0)
     error = ((integers * wide - w) ** 2).sum()
     assert error <= ((np.rint(w / np.where(plain, plain, 1)) * plain - w) ** 2).sum() * 1.0001 + 1e-30
@@ -103,9 +108,8 @@ def test_a_group_with_too_many_integers_is_counted(tiny_checkpoint, tmp_path):
     manifest = export(tiny_checkpoint, tmp_path / "out", ExportConfig(quantize="int4"))
     assert manifest.sparsity is None
     weight = next(w for w in matmul_weights(tmp_path / "out" / "model.onnx") if "gate_proj" in w.initializer)
-    q = unpack_nibbles(
-        np.fromfile(weight.file, np.uint8, weight.region.bytes, offset=weight.region.offset), int(np.prod(weight.region.shape))
-    ).reshape(weight.region.shape)
+    packed = np.fromfile(weight.file, np.uint8, weight.region.bytes, offset=weight.region.offset)
+    q = unpack_nibbles(packed, int(np.prod(weight.region.shape))).reshape(weight.region.shape)
     expected = int(((q.reshape(-1, 4, q.shape[1]) != 0).sum(axis=1) > 2).sum())
     assert count_groups(weight.file, weight.initializer, weight.region, NMPattern(2, 4)).over == expected > 0
 
@@ -214,7 +218,7 @@ def test_calibration_loses_less_of_the_output_than_rounding_to_nearest():
     q = Quantization(kind="int4", block=32)
     scales = q.scales(np.ascontiguousarray(w.T), FP32)
     nearest = q.integers(w, scales, 0, 32) * np.repeat(scales, 32, axis=0)
-    integers, own = descend(w, damped(x.T @ x), q, FP32)
+    integers, own = descend(w, damp(x.T @ x), q, FP32)
     clever = integers * np.repeat(own, 32, axis=0)
     assert (clever[w == 0] == 0).all()
     for inputs in (x, others):
@@ -233,7 +237,7 @@ def test_what_few_tokens_tell_is_not_taken_for_the_whole_truth():
         integers, scales = descend(w, hessian, q, FP32)
         return np.square(others @ (integers * np.repeat(scales, 32, axis=0) - w)).sum()
 
-    assert lost(damped(x.T @ x)) < 0.9 * lost(x.T @ x)
+    assert lost(damp(x.T @ x)) < 0.9 * lost(x.T @ x)
 
 
 @settings(max_examples=25, deadline=None)
@@ -274,8 +278,8 @@ def test_descent_never_costs_more_than_rounding_to_nearest_and_keeps_the_mask(se
     results = [descend(w, own.T @ own, q, FP32, slope) for _ in range(2)]
     assert cost(*results[0]) <= 1.0001 * nearest
     assert (results[0][0][w == 0] == 0).all()
-    assert q.smallest <= results[0][0].min()
-    assert results[0][0].max() <= q.largest
+    assert q.stored.smallest <= results[0][0].min()
+    assert results[0][0].max() <= q.stored.largest
     for first, again in zip(*results, strict=True):
         np.testing.assert_array_equal(first, again)
 
@@ -290,7 +294,7 @@ def test_knowing_how_inputs_have_changed_saves_some_of_the_output():
     q = Quantization(kind="int4", block=32)
 
     def lost(slope):
-        integers, scales = descend(w, damped(own.T @ own), q, FP32, slope)
+        integers, scales = descend(w, damp(own.T @ own), q, FP32, slope)
         return np.square(own @ (integers * np.repeat(scales, 32, axis=0)) - x @ w).sum()
 
     assert lost(own.T @ (own - x) @ w) < 0.9 * lost(None)

@@ -11,17 +11,17 @@ import pytest
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.exporters import ExportConfig
-from maskpro_deploy.exporters.bundle import build_graphs
-from maskpro_deploy.exporters.frontends.templates import template_for
+from maskpro_deploy.exporters.frontends.templates import choose_template
 from maskpro_deploy.exporters.graph.data_file import write_weights
-from maskpro_deploy.exporters.quantize.stages import Stream, stages
+from maskpro_deploy.exporters.plan import build_graphs
+from maskpro_deploy.exporters.quantize.stages import Stream, cut_stages
 
 
 @pytest.fixture
 def model(tiny_sparse, tmp_path):
     """A decoder with its weights in a file, and two texts."""
     source = Checkpoint.open(tiny_sparse)
-    template = template_for(source)
+    template = choose_template(source)
     graph = build_graphs(template, template.read(source.config), ExportConfig(), source)["cat"]
     blob = write_weights(graph.weights.values(), source, tmp_path / "model.onnx.data", "fp32")
     model = graph.model(blob.tensors(), {})
@@ -55,7 +55,7 @@ def test_stages_make_what_one_run_makes_and_keep_no_more_than_is_read(model):
     graph, folder, texts = model
     stream = Stream(graph, folder / "model.onnx.data", texts)
     cuts = products(graph)
-    for stage, (at, value) in zip(stages(graph, [at for at, _ in cuts]), cuts, strict=True):
+    for stage, (at, value) in zip(cut_stages(graph, [at for at, _ in cuts]), cuts, strict=True):
         stream.advance(stage)
         later = {name for node in graph.graph.node[at : cuts[-1][0] + 1] for name in node.input}
         for made, expected in zip(stream.values, whole(graph, folder, texts, value), strict=True):
@@ -70,7 +70,7 @@ def test_a_changed_weight_counts_from_the_next_stage_on(model):
     stream = Stream(graph, own, texts)
     cuts = products(graph)
     first, last = cuts[3], cuts[-1]
-    parts = stages(graph, [first[0], last[0]])
+    parts = cut_stages(graph, [first[0], last[0]])
     stream.advance(next(parts))
     name = graph.graph.node[first[0]].input[1]
     shape = next(tuple(t.dims) for t in graph.graph.initializer if t.name == name)

@@ -10,16 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from maskpro_deploy.runtime.generate.sampling import (
-    NumericError,
-    Sampler,
-    SamplingError,
-    SamplingParams,
-    draw,
-    score,
-    top_k_mask,
-    top_p_mask,
-)
+from maskpro_deploy.runtime.generate.sampling import NumericError, Sampler, draw, score, top_k_mask, top_p_mask
+from maskpro_deploy.runtime.generate.sampling_params import SamplingError, SamplingParams
 
 V = 12
 logits_arrays = hnp.arrays(np.float32, V, elements=st.floats(-20, 20, width=32))

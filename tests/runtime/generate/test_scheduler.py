@@ -5,18 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from maskpro_deploy.backends.session import GraphSession
 from maskpro_deploy.errors import ConfigError
-from maskpro_deploy.runtime.generate.sampling import SamplingParams
+from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
 from maskpro_deploy.runtime.generate.scheduler import Scheduler, SchedulerConfig
 from maskpro_deploy.runtime.generate.sequence import Event, GenerationSequence, PromptEvent, TokenEvent
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
-from maskpro_deploy.runtime.sessions.session import OrtSession
 
 
 class Bench:
     """A scheduler, and what came out of it."""
 
-    def __init__(self, session: OrtSession, tokenizer: TextTokenizer, **config: int) -> None:
+    def __init__(self, session: GraphSession, tokenizer: TextTokenizer, **config: int) -> None:
         self.session, self.tokenizer = session, tokenizer
         self.events: list[tuple[GenerationSequence, Event]] = []
         self.scheduler = Scheduler(session, SchedulerConfig(**config), lambda s, e: self.events.append((s, e)))
@@ -33,7 +33,7 @@ class Bench:
 
 
 @pytest.fixture
-def bench(session: OrtSession, text_tokenizer: TextTokenizer) -> Bench:
+def bench(session: GraphSession, text_tokenizer: TextTokenizer) -> Bench:
     return Bench(session, text_tokenizer, max_num_seqs=3, chunk_tokens=8)
 
 
@@ -86,7 +86,9 @@ def test_steps_count_tokens_without_padding(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("chunk_tokens", [2, 5, 64])
-def test_prompt_scores_are_the_same_in_any_chunks(session: OrtSession, text_tokenizer: TextTokenizer, chunk_tokens: int) -> None:
+def test_prompt_scores_are_the_same_in_any_chunks(
+    session: GraphSession, text_tokenizer: TextTokenizer, chunk_tokens: int
+) -> None:
     bench = Bench(session, text_tokenizer, max_num_seqs=4, chunk_tokens=chunk_tokens)
     prompts = [[9, 8, 7, 6, 5, 4], [3, 2]]
     for prompt in prompts:
@@ -117,7 +119,7 @@ def test_aborts_wherever_the_sequence_is(bench: Bench) -> None:
     assert not reading.tokens
 
 
-def test_the_cache_stays_in_its_limit_and_answers_stay_the_same(session: OrtSession, text_tokenizer: TextTokenizer) -> None:
+def test_the_cache_stays_in_its_limit_and_answers_stay_the_same(session: GraphSession, text_tokenizer: TextTokenizer) -> None:
     """Sequences that outgrow the cache together give way to each other; nobody's answer changes."""
     bench = Bench(session, text_tokenizer, max_num_seqs=8, max_cache_tokens=160)
     settings = [{"max_tokens": 70}, {"max_tokens": 90, "temperature": 1.0, "seed": 3}, {"max_tokens": 100, "logprobs": 1}]
@@ -136,7 +138,7 @@ def test_the_cache_stays_in_its_limit_and_answers_stay_the_same(session: OrtSess
     assert [sum(s is t for t, e in bench.events) for s in sequences] == [len(s.tokens) for s in sequences]
 
 
-def test_what_needs_more_cache_than_there_is_runs_alone(session: OrtSession, text_tokenizer: TextTokenizer) -> None:
+def test_what_needs_more_cache_than_there_is_runs_alone(session: GraphSession, text_tokenizer: TextTokenizer) -> None:
     bench = Bench(session, text_tokenizer, max_num_seqs=8, max_cache_tokens=40)
     big = bench.add([1] * 50, max_tokens=30)
     small = [bench.add([2] * 4, max_tokens=6) for _ in range(6)]

@@ -7,17 +7,17 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from maskpro_deploy.runtime.generate.sampling import SamplingParams
+from maskpro_deploy.backends.session import GraphSession
+from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
 from maskpro_deploy.runtime.generate.sequence import GenerationSequence, TokenEvent
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
-from maskpro_deploy.runtime.sessions.session import OrtSession
 
 EOS = 2
 Answer = Callable[..., list[TokenEvent]]
 
 
 @pytest.fixture
-def answer(session: OrtSession, text_tokenizer: TextTokenizer) -> Answer:
+def answer(session: GraphSession, text_tokenizer: TextTokenizer) -> Answer:
     """Events of an answer that consists of given tokens."""
 
     def run(tokens: list[int], **params: object) -> list[TokenEvent]:

@@ -21,10 +21,11 @@ import uvicorn
 from gated_session import GatedSession
 
 from maskpro_deploy import __version__
-from maskpro_deploy.runtime import Engine, RuntimeConfig, SamplingParams
-from maskpro_deploy.runtime.generate.config import ServeConfig
+from maskpro_deploy.runtime import RuntimeConfig, SamplingParams, TextGenerator
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
-from maskpro_deploy.runtime.http.lifecycle import base_url, listen, running_server
+from maskpro_deploy.runtime.http.config import ServeConfig
+from maskpro_deploy.runtime.http.lifecycle import running_server
+from maskpro_deploy.runtime.http.listener import base_url, listen
 from maskpro_deploy.runtime.http.server import create_app
 
 MODEL = "tiny-sparse"
@@ -54,10 +55,10 @@ def http(url: str) -> Iterator[httpx2.Client]:
 
 
 @contextmanager
-def serving(engine: Engine, config: ServeConfig | None = None) -> Iterator[str]:
-    """An app around a given engine, on a real socket."""
+def serving(generator: TextGenerator, config: ServeConfig | None = None) -> Iterator[str]:
+    """An app around a given generator, on a real socket."""
     with closing(listen("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(create_app(engine, config), log_config=None, lifespan="off"))
+        server = uvicorn.Server(uvicorn.Config(create_app(generator, config), log_config=None, lifespan="off"))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
         thread.start()
         try:
@@ -397,8 +398,8 @@ def test_metrics_count_what_happened(client: openai.OpenAI, http: httpx2.Client)
 
 
 @pytest.fixture
-def gated_url(gated: GatedSession, gated_engine: Engine) -> Iterator[str]:
-    with serving(gated_engine, ServeConfig(served_model_name=MODEL)) as served:
+def gated_url(gated: GatedSession, gated_generator: TextGenerator) -> Iterator[str]:
+    with serving(gated_generator, ServeConfig(served_model_name=MODEL)) as served:
         yield served
         gated.open()
 
@@ -406,16 +407,18 @@ def gated_url(gated: GatedSession, gated_engine: Engine) -> Iterator[str]:
 LONG = {"prompt": [1], "max_tokens": 200, "ignore_eos": True}
 
 
-def idle_after(gated: GatedSession, engine: Engine, steps: int) -> bool:
+def idle_after(gated: GatedSession, generator: TextGenerator, steps: int) -> bool:
     """Whether everything has ended within this many further steps."""
     for _ in range(steps):
         gated.allow(1)
-        if engine.drain(0.5):
+        if generator.drain(0.5):
             return True
     return False
 
 
-def test_a_stream_that_is_given_up_ends_its_generation(gated_url: str, gated: GatedSession, gated_engine: Engine) -> None:
+def test_a_stream_that_is_given_up_ends_its_generation(
+    gated_url: str, gated: GatedSession, gated_generator: TextGenerator
+) -> None:
     gated.allow(3)
     with (
         httpx2.Client(base_url=gated_url) as http,
@@ -423,20 +426,22 @@ def test_a_stream_that_is_given_up_ends_its_generation(gated_url: str, gated: Ga
     ):
         assert response.headers["content-type"].startswith("text/event-stream")
         assert next(response.iter_lines()).startswith("data: {")
-    assert idle_after(gated, gated_engine, 10)
+    assert idle_after(gated, gated_generator, 10)
 
 
-def test_a_request_that_is_given_up_ends_its_generation(gated_url: str, gated: GatedSession, gated_engine: Engine) -> None:
+def test_a_request_that_is_given_up_ends_its_generation(
+    gated_url: str, gated: GatedSession, gated_generator: TextGenerator
+) -> None:
     where = urlsplit(gated_url)
     body = json.dumps(LONG).encode()
     with socket.create_connection((where.hostname or "", where.port or 0)) as connection:
         connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
         assert gated.entered.acquire(timeout=30)
-    assert idle_after(gated, gated_engine, 10)
+    assert idle_after(gated, gated_generator, 10)
 
 
-def test_a_full_server_is_tried_again_by_the_client(gated_url: str, gated: GatedSession, gated_engine: Engine) -> None:
-    gated_engine.submit([[1]] * 4, SamplingParams(max_tokens=1), lambda event: None)
+def test_a_full_server_is_tried_again_by_the_client(gated_url: str, gated: GatedSession, gated_generator: TextGenerator) -> None:
+    gated_generator.submit([[1]] * 4, SamplingParams(max_tokens=1), lambda event: None)
     with httpx2.Client(base_url=gated_url) as http, openai.OpenAI(base_url=f"{gated_url}/v1", api_key="x") as client:
         refused = http.post("/v1/completions", json={"prompt": "x"})
         assert refused.status_code == 503
@@ -451,8 +456,8 @@ def test_a_full_server_is_tried_again_by_the_client(gated_url: str, gated: Gated
             assert asking.result(timeout=30).choices[0].finish_reason == "length"
 
 
-def test_draining_shows_in_health_and_refuses(gated_url: str, gated: GatedSession, gated_engine: Engine) -> None:
-    gated_engine.drain(0)
+def test_draining_shows_in_health_and_refuses(gated_url: str, gated: GatedSession, gated_generator: TextGenerator) -> None:
+    gated_generator.drain(0)
     with httpx2.Client(base_url=gated_url) as http:
         assert http.get("/health").status_code == 503
         assert http.get("/health").json()["error"]["code"] == "draining"
@@ -460,12 +465,12 @@ def test_draining_shows_in_health_and_refuses(gated_url: str, gated: GatedSessio
         assert http.post("/v1/completions", json={"prompt": "x"}).status_code == 503
 
 
-def test_a_breakdown_shows_everywhere(gated_url: str, gated: GatedSession, gated_engine: Engine) -> None:
+def test_a_breakdown_shows_everywhere(gated_url: str, gated: GatedSession, gated_generator: TextGenerator) -> None:
     gated.fail_with = RuntimeError("out of memory")
     with httpx2.Client(base_url=gated_url) as http, ThreadPoolExecutor(2) as pool:
         whole = pool.submit(http.post, "/v1/completions", json=LONG)
         streamed = pool.submit(http.post, "/v1/completions", json={**LONG, "stream": True})
-        while gated_engine.load.running + gated_engine.load.waiting + len(gated_engine._live) < 2:
+        while gated_generator.load.running + gated_generator.load.waiting + len(gated_generator._live) < 2:
             pass
         gated.open()
         assert whole.result().status_code == 500
@@ -493,7 +498,11 @@ def test_the_key_guards_the_model_and_nothing_else(
 ) -> None:
     config = ServeConfig(api_key=KEY, served_model_name=MODEL)
     assert KEY not in repr(config)
-    with Engine(session, text_tokenizer) as engine, serving(engine, config) as url, httpx2.Client(base_url=url) as http:
+    with (
+        TextGenerator(session, text_tokenizer) as generator,
+        serving(generator, config) as url,
+        httpx2.Client(base_url=url) as http,
+    ):
         for headers in ({}, {"Authorization": "Bearer no"}, {"Authorization": f"Basic {KEY}"}, {"Authorization": KEY}):
             for method, path in (
                 ("GET", "/v1/models"),
@@ -516,7 +525,11 @@ def test_the_key_guards_the_model_and_nothing_else(
 
 def test_origins_that_are_allowed_get_their_headers(session: Any, text_tokenizer: TextTokenizer) -> None:
     config = ServeConfig(allowed_origins=("http://page.example",), api_key=KEY)
-    with Engine(session, text_tokenizer) as engine, serving(engine, config) as url, httpx2.Client(base_url=url) as http:
+    with (
+        TextGenerator(session, text_tokenizer) as generator,
+        serving(generator, config) as url,
+        httpx2.Client(base_url=url) as http,
+    ):
         preflight = http.options(
             "/v1/completions",
             headers={

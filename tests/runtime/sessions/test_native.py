@@ -14,31 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from library_on_host import GPU, VERSION, HostGpu, Library, write_engine
-from test_device_session import LENGTH, shapes
+from library_on_host import GPU, VERSION, HostGpu, Library
+from tiny_engines import ENGINE, LENGTH, engine_bundle_in
 
+from maskpro_deploy.backends.profiles import engine_form, read_profiles
+from maskpro_deploy.backends.tensorrt_ import executor
 from maskpro_deploy.errors import FormatError, InputError, MachineError, MissingExtraError
-from maskpro_deploy.exporters import ExportConfig, export
-from maskpro_deploy.manifest import EngineFile, Manifest, file_entry
+from maskpro_deploy.manifest import Manifest, file_entry
 from maskpro_deploy.runtime import RuntimeConfig, SamplingParams, SessionConfig, load, open_session
-from maskpro_deploy.runtime.sessions import native, trt_executor
-from maskpro_deploy.runtime.sessions.engine_choice import engine_form, engine_profiles, pick, unfit
+from maskpro_deploy.runtime.sessions import native
+from maskpro_deploy.runtime.sessions.engine_choice import choose_engine, why_not_runnable
 
-ENGINE = EngineFile(
-    file="engines/one.engine",
-    library="tensorrt",
-    library_version=VERSION,
-    target=GPU,
-    dtype="fp32",
-    sparse_kernels="",
-    settings={"sparse_weights": True, "profiles": {}},
-)
 INSTALLED = {"tensorrt": VERSION}
-
-
-def profiles(form):
-    """A profile for prompts and one for single tokens, as a real engine has them."""
-    return [shapes(form, (1, 4), (1, 16), (0, LENGTH - 16)), shapes(form, (1, 4), (1, 1), (0, LENGTH - 1))]
 
 
 @pytest.fixture(scope="module", params=["cat", "static"])
@@ -47,27 +34,13 @@ def engine_bundle(request, tiny_sparse: Path, tmp_path_factory: pytest.TempPathF
     return engine_bundle_in(tmp_path_factory.mktemp(f"native-{request.param}") / "bundle", request.param, tiny_sparse, GPU)
 
 
-def engine_bundle_in(bundle: Path, form: str, tiny_sparse: Path, gpu: str = "sm89") -> Path:
-    """A bundle with an engine of one form for one GPU."""
-    export(tiny_sparse, bundle, ExportConfig(forms=("cat", "static"), max_length=LENGTH), compare=False)
-    manifest = Manifest.load(bundle)
-    graph = next(g for g in (manifest.graph, *manifest.siblings) if g.form == form)
-    write_engine(bundle / ENGINE.file, bundle / graph.file, profiles(form))
-    settings = {"sparse_weights": True, "profiles": [{"name": "x", "shapes": p} for p in profiles(form)]}
-    entries = (*manifest.files, file_entry(bundle, bundle / ENGINE.file))
-    dataclasses.replace(manifest, engines=(dataclasses.replace(ENGINE, settings=settings, target=gpu),), files=entries).save(
-        bundle
-    )
-    return bundle
-
-
 @pytest.fixture
 def gpu(monkeypatch):
     device = HostGpu()
     monkeypatch.setattr(native, "CudaDevice", lambda: device)
     monkeypatch.setattr(native, "require", lambda extra, purpose: None)
     monkeypatch.setattr(native, "missing", lambda library: [] if library == "tensorrt" else [library])
-    for module in (native, trt_executor):
+    for module in (native, executor):
         monkeypatch.setattr(module, "load_library", lambda name: Library)
     return device
 
@@ -147,7 +120,7 @@ def test_an_engine_that_the_library_refuses_is_told_with_its_reason(engine_bundl
     ],
 )
 def test_why_an_engine_cannot_run_here(change, installed, gpu, reason):
-    found = unfit(dataclasses.replace(ENGINE, **change), installed, gpu)
+    found = why_not_runnable(dataclasses.replace(ENGINE, **change), installed, gpu)
     assert reason in found
     assert bool(found) == bool(reason)
 
@@ -163,24 +136,24 @@ def test_the_best_engine_that_fits_is_taken_and_else_every_reason_told(sparse_bu
     in_place = dataclasses.replace(ENGINE, file="engines/static.engine", settings=static)
     everything = {**INSTALLED, "tensorrt-rtx": "1.7.1.116"}
     manifest = with_engines(sparse_bundle, dense, rtx, ENGINE, in_place)
-    assert pick(sparse_bundle, manifest, everything, GPU) == in_place
-    assert pick(sparse_bundle, manifest, everything, GPU, "dense.engine") == dense
-    assert pick(sparse_bundle, manifest, {"tensorrt-rtx": "1.7.1.116"}, GPU) == rtx
+    assert choose_engine(sparse_bundle, manifest, everything, GPU) == in_place
+    assert choose_engine(sparse_bundle, manifest, everything, GPU, "dense.engine") == dense
+    assert choose_engine(sparse_bundle, manifest, {"tensorrt-rtx": "1.7.1.116"}, GPU) == rtx
     with pytest.raises(MachineError, match=r"dense\.engine: it was built for sm90.*rtx\.engine: it needs.*\n.*build-engine"):
-        pick(sparse_bundle, manifest, INSTALLED, "sm86")
+        choose_engine(sparse_bundle, manifest, INSTALLED, "sm86")
     with pytest.raises(InputError, match="no engine other"):
-        pick(sparse_bundle, manifest, INSTALLED, GPU, "other")
+        choose_engine(sparse_bundle, manifest, INSTALLED, GPU, "other")
     with pytest.raises(InputError, match="has no engine"):
-        pick(sparse_bundle, with_engines(sparse_bundle), INSTALLED, GPU)
+        choose_engine(sparse_bundle, with_engines(sparse_bundle), INSTALLED, GPU)
 
 
 def test_profiles_are_read_in_both_ways_that_manifests_have_them():
     shape = {"input_ids": [[1, 1], [1, 8], [2, 8]]}
     expected = [{"input_ids": ((1, 1), (1, 8), (2, 8))}]
     for described in ({"prefill": shape}, [{"name": "prefill:2x8", "shapes": shape}]):
-        assert engine_profiles(dataclasses.replace(ENGINE, settings={"profiles": described})) == expected
+        assert read_profiles(dataclasses.replace(ENGINE, settings={"profiles": described})) == expected
     with pytest.raises(FormatError, match="cannot be read"):
-        engine_profiles(dataclasses.replace(ENGINE, settings={"profiles": {"prefill": {"input_ids": [[1, 1]]}}}))
+        read_profiles(dataclasses.replace(ENGINE, settings={"profiles": {"prefill": {"input_ids": [[1, 1]]}}}))
 
 
 # -- what this machine lacks ----------------------------------------------------------------------------------------------
@@ -193,7 +166,7 @@ def test_without_the_bindings_or_a_library_the_extra_is_named(sparse_bundle, mon
 
 
 def test_without_a_driver_there_is_one_plain_error(sparse_bundle):
-    from maskpro_deploy.backends.cuda_driver import compute_capability
+    from maskpro_deploy.backends.cuda.driver import compute_capability
     from maskpro_deploy.system.extras import missing
 
     if missing("native") or missing("tensorrt-rtx") or compute_capability() is not None:
@@ -212,8 +185,8 @@ def test_the_real_library_tells_a_damaged_engine(tmp_path):
     code = (
         "import pathlib, sys\n"
         "from maskpro_deploy.errors import FormatError\n"
-        "from maskpro_deploy.runtime.sessions.trt_executor import TrtExecutor\n"
-        "try: TrtExecutor('tensorrt-rtx', pathlib.Path(sys.argv[1]), None)\n"
+        "from maskpro_deploy.backends.tensorrt_.executor import EngineExecutor\n"
+        "try: EngineExecutor('tensorrt-rtx', pathlib.Path(sys.argv[1]), None)\n"
         "except FormatError as e: print(e)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.engine")], capture_output=True, text=True, check=True)

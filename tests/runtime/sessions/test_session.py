@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from maskpro_deploy.backends.onnxruntime_.sessions import resolve_provider
 from maskpro_deploy.errors import ConfigError, FormatError, InputError, MachineError
 from maskpro_deploy.exporters import ExportConfig, export
-from maskpro_deploy.runtime.sessions.session import OrtSession, SessionConfig, open_session, resolve_provider
+from maskpro_deploy.runtime import OrtSession
+from maskpro_deploy.runtime.sessions.session import SessionConfig, open_session
 
 
 def test_greedy_is_the_likeliest_token_each_time(session: OrtSession) -> None:

@@ -9,26 +9,23 @@ import shutil
 from pathlib import Path
 
 import pytest
+from engine_files import engine_file
 
-from maskpro_deploy.backends.cuda_driver import compute_capability
+from maskpro_deploy.backends.cuda.driver import compute_capability
+from maskpro_deploy.backends.profiles import ProfileCoverage
 from maskpro_deploy.errors import FormatError, InputError, MachineError
 from maskpro_deploy.manifest import EngineFile, Manifest, file_entry
 from maskpro_deploy.runtime import SessionConfig
 from maskpro_deploy.runtime.sessions import session, tensorrt_lane
-from maskpro_deploy.runtime.sessions.tensorrt_lane import context_refusal, plan
+from maskpro_deploy.runtime.sessions.tensorrt_lane import ProviderInput, choose_input, why_not_loadable
 
 PROFILE = {
     "input_ids": [[1, 1], [1, 32], [4, 32]],
     "attention_mask": [[1, 1], [1, 32], [4, 95]],
     "past_key_values.0.key": [[1, 2, 0, 8], [1, 2, 0, 8], [4, 2, 63, 8]],
 }
-ENGINE = EngineFile(
-    file="engines/x.engine",
-    library="tensorrt",
-    library_version="10.16.1.11",
-    target="sm89",
+ENGINE = engine_file(
     dtype="fp32",
-    sparse_kernels="",
     settings={"sparse_weights": True, "profiles": [{"name": "mixed:4x32", "shapes": PROFILE}]},
     ep_context="engines/x_ctx.onnx",
 )
@@ -57,16 +54,18 @@ def with_engine(bundle: Path, *engines: EngineFile) -> Manifest:
     return manifest
 
 
-def planned(bundle: Path, wanted: str | None = None) -> tensorrt_lane.Served:
+def planned(bundle: Path, wanted: str | None = None) -> ProviderInput:
     manifest = Manifest.load(bundle)
-    return plan(bundle, manifest, manifest.graph, ("CPUExecutionProvider",), wanted)
+    return choose_input(bundle, manifest, manifest.graph, wanted)
 
 
 def test_a_fitting_engine_is_run_by_its_wrapper(bundle: Path) -> None:
     served = planned(bundle)
     assert served.model == bundle / "engines" / "x_ctx.onnx"
-    assert served.providers == (("TensorrtExecutionProvider", {"device_id": "0"}), "CPUExecutionProvider")
-    assert (served.reach.rows, served.reach.new, served.reach.past) == ((1, 4), (1, 32), (0, 63))
+    others = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    assert served.providers == (("TensorrtExecutionProvider", {"device_id": "0"}), *others)
+    coverage = ProfileCoverage.of(served.profile)
+    assert (coverage.rows, coverage.new, coverage.past) == ((1, 4), (1, 32), (0, 63))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +88,7 @@ def test_a_fitting_engine_is_run_by_its_wrapper(bundle: Path) -> None:
     ],
 )
 def test_pairs_that_cannot_work_are_refused_and_what_can_is_named(change, linked, gpu, reason):
-    found = context_refusal(dataclasses.replace(ENGINE, **change), linked, gpu)
+    found = why_not_loadable(dataclasses.replace(ENGINE, **change), linked, gpu)
     assert bool(found) == bool(reason)
     assert re.search(reason, found)
 
@@ -101,11 +100,11 @@ def test_without_a_fitting_engine_the_graph_is_given_with_its_profile(bundle: Pa
     assert "trt-native" in caplog.text
     assert "takes minutes" in caplog.text
     assert served.model == bundle / "model.onnx"
-    (name, options), _ = served.providers
+    (name, options), *_ = served.providers
     assert name == "TensorrtExecutionProvider"
     assert options["trt_profile_max_shapes"].startswith("input_ids:8x")
     assert Path(options["trt_engine_cache_path"]).is_dir()
-    assert served.reach.past[1] == Manifest.load(bundle).model.max_length - 1
+    assert ProfileCoverage.of(served.profile).past[1] == Manifest.load(bundle).model.max_length - 1
 
 
 def test_an_engine_that_was_asked_for_is_run_or_refused(bundle: Path) -> None:

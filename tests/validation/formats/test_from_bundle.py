@@ -8,8 +8,6 @@ import shutil
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.exporters import ExportConfig, export
@@ -17,8 +15,6 @@ from maskpro_deploy.masks import MASKS_FILE, MaskSet
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.system.files import sha256_file
 from maskpro_deploy.validation import validate
-from maskpro_deploy.validation.arrays import MemoryArray, SideBySideArray
-from maskpro_deploy.validation.formats.masks import MaskFile
 
 
 @pytest.fixture(scope="module")
@@ -224,18 +220,3 @@ class TestSiblings:
         report = validate(pair)
         assert not report.holds
         assert "model.other.onnx does not use" in report.problems[0]
-
-
-def test_the_hash_of_masks_is_the_same_piece_by_piece(tiny_sparse):
-    assert MaskFile.open(tiny_sparse / MASKS_FILE).sha256() == MaskSet.load(tiny_sparse / MASKS_FILE).sha256()
-
-
-@given(st.integers(1, 9), st.lists(st.integers(1, 5), min_size=1, max_size=4), st.data())
-def test_matrices_side_by_side_read_like_their_concatenation(rows, widths, data):
-    matrices = [np.arange(rows * width).reshape(rows, width) + 100 * i for i, width in enumerate(widths)]
-    array = SideBySideArray(parts=tuple(MemoryArray(m) for m in matrices), widths=tuple(widths))
-    whole = np.concatenate(matrices, axis=1).reshape(-1)
-    start = data.draw(st.integers(0, array.size))
-    stop = data.draw(st.integers(start, array.size))
-    assert array.size == whole.size
-    np.testing.assert_array_equal(array.read(start, stop), whole[start:stop])

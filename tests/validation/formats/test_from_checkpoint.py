@@ -132,7 +132,7 @@ def test_shards_are_all_read(copy):
 def test_a_truncated_shard_is_an_error(copy):
     file = copy / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(FormatError, match=r"model\.safetensors is no whole"):
+    with pytest.raises(FormatError, match=r"model\.safetensors is not a complete"):
         validate(copy)
 
 

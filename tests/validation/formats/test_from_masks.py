@@ -39,5 +39,5 @@ def test_one_flipped_bit_is_found(tmp_path, seed):
 
 def test_a_file_that_only_bears_the_name_is_refused(tmp_path):
     (tmp_path / "masks.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
-    with pytest.raises(FormatError, match="no mask file"):
+    with pytest.raises(FormatError, match="not a mask file"):
         validate(tmp_path / "masks.safetensors")

@@ -86,7 +86,7 @@ def test_a_pickle_inside_is_refused(tmp_path):
 
 @pytest.mark.parametrize("other", [np.ones((2, 2), np.uint8), np.ones(4, np.float32), np.ones(4, np.bool_)])
 def test_arrays_of_another_kind_are_refused(tmp_path, other):
-    with pytest.raises(FormatError, match="is no packed mask"):
+    with pytest.raises(FormatError, match="is not a packed mask"):
         validate(write(tmp_path, {NAME: mask_of()}, x=other))
 
 
@@ -101,5 +101,5 @@ def test_members_of_one_name_are_refused(tmp_path):
 def test_an_archive_without_an_array_inside_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("manifest.json", json.dumps({}))
-    with pytest.raises(FormatError, match="no whole npz file"):
+    with pytest.raises(FormatError, match="not a complete npz file"):
         validate(tmp_path / "x.npz")

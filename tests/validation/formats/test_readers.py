@@ -9,6 +9,7 @@ import pytest
 
 from maskpro_deploy.errors import InputError
 from maskpro_deploy.validation import validate
+from maskpro_deploy.validation.formats.readers import READERS
 
 
 def test_a_missing_path_is_refused(tmp_path):
@@ -34,3 +35,10 @@ def test_a_pipe_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "pipe.safetensors")
     with pytest.raises(InputError, match="neither a file nor a folder"):
         validate(tmp_path / "pipe.safetensors")
+
+
+def test_every_format_has_a_name_of_its_own_and_is_offered_where_none_fits(tmp_path):
+    assert len({reader.takes for reader in READERS}) == len({type(reader) for reader in READERS}) == len(READERS)
+    with pytest.raises(InputError) as caught:
+        validate(tmp_path / "nope")
+    assert all(reader.takes in str(caught.value) for reader in READERS)

@@ -23,7 +23,7 @@ def element_type(data: FlatArray) -> np.dtype[Any]:
     return dtype
 
 
-def dequantised(
+def dequantise(
     data: FlatArray, shape: tuple[int, ...], axis: int, scale: Array, zero_point: Array | None, block: int
 ) -> FlatArray | None:
     """What DequantizeLinear makes of `data`, as far as zero and finite are concerned; None if the shapes contradict.
@@ -36,18 +36,12 @@ def dequantised(
         zero_point: of the scale's shape.
         block: elements of a block along `axis`; 0 if not blocked.
     """
-    if zero_point is not None and zero_point.size == scale.size == 1:  # () and (1,) are both in use
-        zero_point = zero_point.reshape(scale.shape)
-    if zero_point is not None and zero_point.shape != scale.shape:
-        return None
-    place = _scale_index(shape, axis, scale.shape, block)
+    place = _index_scales(shape, axis, scale, zero_point, block)
     if place is None:
         return None
-    number = element_type(data)
-    if _transparent(scale, zero_point, number):
+    if _keeps_zeros(scale, zero_point, element_type(data)):
         return data
-    scales = scale.astype(np.float64).reshape(-1)
-    zeros = zero_point.astype(np.float64).reshape(-1) if zero_point is not None else np.zeros_like(scales)
+    scales, zeros = _flatten(scale, zero_point, np.float64)
 
     def apply(piece: Array, start: int) -> Array:
         at = place(np.arange(start, start + piece.size))
@@ -58,19 +52,19 @@ def dequantised(
     return MappedArray(base=data, function=apply)
 
 
-def _transparent(scale: Array, zero_point: Array | None, number: np.dtype[Any]) -> bool:
+def _keeps_zeros(scale: Array, zero_point: Array | None, number: np.dtype[Any]) -> bool:
     """Whether dequantised values are zero exactly where the stored ones are, and all finite: the usual, symmetric case."""
     if zero_point is not None and np.any(zero_point.astype(np.float32) != 0):
         return False
     if scale.dtype not in _WIDE:
         return False
     size = np.abs(scale.astype(np.float64))
-    limits, (smallest, largest) = ml_dtypes.finfo(scale.dtype), _reach(number)
+    limits, (smallest, largest) = ml_dtypes.finfo(scale.dtype), _bound_magnitudes(number)
     # no product underflows to zero, none overflows; the bounds also refuse scales that are zero, NaN or infinite
     return bool(np.all(size * smallest >= float(limits.tiny)) and np.all(size * largest <= float(limits.max)))
 
 
-def _reach(number: np.dtype[Any]) -> tuple[float, float]:
+def _bound_magnitudes(number: np.dtype[Any]) -> tuple[float, float]:
     """Smallest and largest magnitude, zero aside, of a stored type."""
     if number.kind in "iu":
         return 1.0, float(np.iinfo(number).max) + 1.0
@@ -78,8 +72,18 @@ def _reach(number: np.dtype[Any]) -> tuple[float, float]:
     return float(limits.smallest_subnormal), float(limits.max)
 
 
-def _scale_index(shape: tuple[int, ...], axis: int, scale_shape: tuple[int, ...], block: int) -> Place | None:
+def _flatten(scale: Array, zero_point: Array | None, wide: type[np.floating[Any]]) -> tuple[Array, Array]:
+    """Scales and zero points in a wide type, as `_index_scales` counts them."""
+    scales = scale.astype(wide).reshape(-1)
+    return scales, zero_point.astype(wide).reshape(-1) if zero_point is not None else np.zeros_like(scales)
+
+
+def _index_scales(shape: tuple[int, ...], axis: int, scale: Array, zero_point: Array | None, block: int) -> Place | None:
     """A function from flat indices of the tensor to flat indices of its scale; None if the shapes contradict."""
+    single = zero_point is not None and zero_point.size == scale.size == 1  # () and (1,) are both in use
+    if zero_point is not None and not single and zero_point.shape != scale.shape:
+        return None
+    scale_shape = scale.shape
     if math.prod(scale_shape) == 1 and len(scale_shape) <= 1:
         return lambda flat: np.zeros_like(flat)
     if not 0 <= axis < len(shape):
@@ -97,7 +101,7 @@ def _scale_index(shape: tuple[int, ...], axis: int, scale_shape: tuple[int, ...]
     return blocked
 
 
-def quantised(
+def quantise(
     data: FlatArray,
     shape: tuple[int, ...],
     axis: int,
@@ -113,24 +117,19 @@ def quantised(
         data: float values.
         shape: the tensor's shape.
         axis: the axis that `scale` runs along.
-        scale: as for `dequantised`.
+        scale: as for `dequantise`.
         zero_point: of the scale's shape.
         block: elements of a block along `axis`; 0 if not blocked.
         target: numpy dtype of the result; what is returned has its values in a wider float type, and NaN where `data` is not
             finite.
         limits: least and largest integer of the result; None for float types, which saturate too.
     """
-    if zero_point is not None and zero_point.size == scale.size == 1:
-        zero_point = zero_point.reshape(scale.shape)
-    if zero_point is not None and zero_point.shape != scale.shape:
-        return None
-    place = _scale_index(shape, axis, scale.shape, block)
+    place = _index_scales(shape, axis, scale, zero_point, block)
     if place is None or not np.isfinite(scale.astype(np.float64)).all() or np.any(scale.astype(np.float64) == 0):
         return None
     # the division is made in the type of the data, at least single precision, as runtimes do
     wide: type[np.floating[Any]] = np.float64 if element_type(data) == np.float64 else np.float32
-    scales = scale.astype(wide).reshape(-1)
-    zeros = zero_point.astype(wide).reshape(-1) if zero_point is not None else np.zeros_like(scales)
+    scales, zeros = _flatten(scale, zero_point, wide)
 
     def apply(piece: Array, start: int) -> Array:
         at = place(np.arange(start, start + piece.size))

@@ -2,7 +2,7 @@
 
 MatMulNBits: 2, 4 or 8 bits each, in blocks along K with a scale and a zero point. Stored are `B` (N, blocks, bytes of a block),
 the first weight of a byte in its lowest bits; scales (N * blocks); zero points (N rows of as many bytes as the blocks' zero
-points fill), half of the range where they are left out, or floats (N * blocks).
+points fill), half of the range where they are omitted, or floats (N * blocks).
 
 MatMulBnb4: 4 bits each, the first in the highest bits, numbers of entries in a table of values; (N, K) as one run, in blocks with
 a scale. Entry 7 of the NF4 table is zero, entries 0 and 8 of the FP4 table are.
@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto
 
+from maskpro_deploy.onnx_graphs.nodes import get_integer
 from maskpro_deploy.validation.arrays import Array, FlatArray
-from maskpro_deploy.validation.graphs.products import attribute
 from maskpro_deploy.validation.graphs.values import Constant
 
 
@@ -51,9 +51,9 @@ class NBitsArray:
     def read(self, start: int, stop: int) -> Array:
         first, last = start // self.columns, -(-stop // self.columns)
         width = self.packed.size // self.rows  # bytes of a row
-        found = unpack(self.packed.read(first * width, last * width), self.bits).reshape(last - first, -1, self.block)
+        codes = unpack_bits(self.packed.read(first * width, last * width), self.bits).reshape(last - first, -1, self.block)
         with np.errstate(all="ignore"):
-            values = (found - self.zeros[first:last, :, None]) * self.scales[first:last, :, None]
+            values = (codes - self.zeros[first:last, :, None]) * self.scales[first:last, :, None]
         flat: Array = np.ascontiguousarray(values.reshape(last - first, -1)[:, : self.columns]).reshape(-1)
         return flat[start - first * self.columns : stop - first * self.columns]
 
@@ -61,7 +61,7 @@ class NBitsArray:
         self.packed.release()
 
 
-def unpack(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.float32]:
+def unpack_bits(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.float32]:
     """The numbers in some bytes, the first in the lowest bits.  # (E,) -> (E * 8 / bits,)"""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     return ((packed.reshape(-1, 1) >> shifts) & np.uint8((1 << bits) - 1)).astype(np.float32).reshape(-1)
@@ -103,7 +103,9 @@ class Bnb4Array:
         self.packed.release()
 
 
-def unpacked(node: NodeProto, form: str, value: Constant, scales: Array, zeros: Array | None) -> NBitsArray | Bnb4Array | None:
+def unpack_weights(
+    node: NodeProto, form: str, value: Constant, scales: Array, zeros: Array | None
+) -> NBitsArray | Bnb4Array | None:
     """The weights of a node that packs them; None if the sizes contradict each other.
 
     Args:
@@ -113,21 +115,21 @@ def unpacked(node: NodeProto, form: str, value: Constant, scales: Array, zeros: 
         scales: as stored.
         zeros: zero points as stored; None for half of the range.
     """
-    columns, block = attribute(node, "K", 0), attribute(node, "block_size", 0)
+    columns, block = get_integer(node, "K", 0), get_integer(node, "block_size", 0)
     if value.dtype != "u8":
         return None
     if form == "nbits":
-        return nbits_array(value.data, value.shape, columns, attribute(node, "bits", 4), block, scales, zeros)
-    rows = attribute(node, "N", 0)
+        return make_nbits_array(value.data, value.shape, columns, get_integer(node, "bits", 4), block, scales, zeros)
+    rows = get_integer(node, "N", 0)
     size = rows * columns
     if size < 1 or block < 1 or value.data.size != -(-size // 2) or scales.size != -(-size // block):
         return None
-    entries = (7,) if attribute(node, "quant_type", 1) == 1 else (0, 8)
+    entries = (7,) if get_integer(node, "quant_type", 1) == 1 else (0, 8)
     flat = scales.astype(np.float32).reshape(-1)
     return Bnb4Array(packed=value.data, rows=rows, columns=columns, zeros=entries, block=block, scales=flat)
 
 
-def nbits_array(
+def make_nbits_array(
     packed: FlatArray, shape: tuple[int, ...], columns: int, bits: int, block: int, scales: Array, zeros: Array | None
 ) -> NBitsArray | None:
     """The weights of a MatMulNBits; None if the sizes contradict each other.
@@ -151,7 +153,7 @@ def nbits_array(
         width = -(-blocks * bits // 8)
         if zeros.size != rows * width:
             return None
-        points = unpack(zeros.reshape(rows, width).reshape(-1), bits).reshape(rows, -1)[:, :blocks]
+        points = unpack_bits(zeros.reshape(rows, width).reshape(-1), bits).reshape(rows, -1)[:, :blocks]
     elif zeros.size == rows * blocks:
         points = zeros.astype(np.float32).reshape(rows, blocks)
     else:

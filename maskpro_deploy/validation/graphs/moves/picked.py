@@ -8,7 +8,9 @@ from dataclasses import replace
 
 from onnx import NodeProto
 
-from maskpro_deploy.validation.graphs.moves.steps import STEPS, integers
+from maskpro_deploy.onnx_graphs.constants import move_axes
+from maskpro_deploy.onnx_graphs.nodes import get_integers
+from maskpro_deploy.validation.graphs.moves.steps import STEPS, axes_within, given_axes
 from maskpro_deploy.validation.graphs.values import Constant, Input, Kind, Picked
 
 # one number for all elements, so that it does not matter which are picked
@@ -36,45 +38,28 @@ def move_picked(node: NodeProto, inputs: Sequence[Input]) -> Picked | None:
         changed = STEPS[node.op_type](node, value.base, inputs)
         return replace(value, base=changed) if changed is not None else None
     if node.op_type == "Transpose":
-        order = next(
-            (list(a.ints) for a in node.attribute if a.name == "perm"), list(reversed(range(rank))) if value.whole else []
-        )
-        axes = value.axes if value.whole else (*([None] * (len(order) - rank)), *value.axes)
-        if len(order) < rank or sorted(order) != list(range(len(axes))):
-            return None
-        return replace(value, axes=tuple(axes[i] for i in order), whole=True)
+        missing = 0 if value.whole else len(get_integers(node, "perm") or ()) - rank
+        moved = move_axes(node, (*([None] * missing), *value.axes)) if missing >= 0 else None
+        return replace(value, axes=moved, whole=True) if moved is not None else None
     if not value.whole:
         return None
+    given = given_axes(node, inputs) if node.op_type in ("Squeeze", "Unsqueeze") else None
+    if given is None:
+        return None
+    at = axes_within(given, rank + (len(given) if node.op_type == "Unsqueeze" else 0))
+    if at is None or len(at) != len(given):
+        return None
     if node.op_type == "Unsqueeze":
-        added = _axes(node, inputs, rank + len(_given(node, inputs) or ()))
-        if added is None:
-            return None
         rest = iter(value.axes)
-        return replace(value, axes=tuple(None if i in added else next(rest) for i in range(rank + len(added))))
-    if node.op_type == "Squeeze":
-        dropped = _axes(node, inputs, rank)
-        if not dropped or any(value.axes[i] is not None for i in dropped):
-            return None
-        return replace(value, axes=tuple(a for i, a in enumerate(value.axes) if i not in dropped))
-    return None
+        return replace(value, axes=tuple(None if i in at else next(rest) for i in range(rank + len(at))))
+    if not at or any(value.axes[i] is not None for i in at):
+        return None
+    return replace(value, axes=tuple(a for i, a in enumerate(value.axes) if i not in at))
 
 
 def without_axes(values: Sequence[Input]) -> list[Input]:
     """The values as steps see them that do not know of picked entries."""
     return [v.plain if isinstance(v, Picked) else v for v in values]
-
-
-def _given(node: NodeProto, inputs: Sequence[Input]) -> list[int] | None:
-    if len(inputs) > 1:
-        return integers(inputs[1])
-    return next((list(a.ints) for a in node.attribute if a.name == "axes"), None)
-
-
-def _axes(node: NodeProto, inputs: Sequence[Input], rank: int) -> set[int] | None:
-    given = _given(node, inputs)
-    if given is None or any(not -rank <= a < rank for a in given) or len({a % rank for a in given}) != len(given):
-        return None
-    return {a % rank for a in given}
 
 
 def is_weight(value: Input) -> bool:

@@ -12,10 +12,10 @@ import ml_dtypes
 import numpy as np
 from onnx import NodeProto
 
+from maskpro_deploy.onnx_graphs.nodes import get_integer, get_integers
 from maskpro_deploy.validation.arrays import Array, LoadedArray
 from maskpro_deploy.validation.graphs.moves.linear import element_type
-from maskpro_deploy.validation.graphs.moves.steps import EAGER_LIMIT, integers, small_array
-from maskpro_deploy.validation.graphs.products import attribute
+from maskpro_deploy.validation.graphs.moves.steps import EAGER_LIMIT, read_integers, read_small
 from maskpro_deploy.validation.graphs.values import Constant, Input, origins_of
 
 Made = list[Constant] | None
@@ -32,19 +32,19 @@ def make_pieces(node: NodeProto, inputs: Sequence[Input]) -> Made:
     return maker(node, constants)
 
 
-def whole(value: Constant) -> Array:
+def read_whole(value: Constant) -> Array:
     """All elements of a value, in its own order of axes."""
-    found = value.data.read(0, value.data.size).reshape(value.shape).transpose(value.perm)
+    array = value.data.read(0, value.data.size).reshape(value.shape).transpose(value.perm)
     value.data.release()
-    return found
+    return array
 
 
-def _made(name: str, shape: tuple[int, ...], sources: Sequence[Constant], make: Callable[[], Array]) -> Constant:
+def _make(name: str, shape: tuple[int, ...], sources: Sequence[Constant], make: Callable[[], Array]) -> Constant:
     data = LoadedArray(lambda: np.ascontiguousarray(make()), math.prod(shape))
     return Constant(name, shape, sources[0].dtype, data, tuple(range(len(shape))), origins_of(*sources))
 
 
-def _part(value: Constant, cuts: list[tuple[int, int, int]]) -> Constant | None:
+def _cut(value: Constant, cuts: list[tuple[int, int, int]]) -> Constant | None:
     """The elements in [start, stop) of some axes: (axis, start, stop)."""
     slices = [slice(None)] * len(value.dims)
     for axis, start, stop in cuts:
@@ -53,30 +53,30 @@ def _part(value: Constant, cuts: list[tuple[int, int, int]]) -> Constant | None:
     if not math.prod(shape):
         return None
     text = ", ".join(":" if s == slice(None) else f"{s.start}:{s.stop}" for s in slices)
-    return _made(f"{value.name}[{text}]", shape, [value], lambda: whole(value)[tuple(slices)])
+    return _make(f"{value.name}[{text}]", shape, [value], lambda: read_whole(value)[tuple(slices)])
 
 
 def _split(node: NodeProto, inputs: list[Constant]) -> Made:
     value, rank = inputs[0], len(inputs[0].dims)
-    axis = attribute(node, "axis", 0)
+    axis = get_integer(node, "axis", 0)
     if not -rank <= axis < rank:
         return None
     length, count = value.dims[axis], len(node.output)
-    given = integers(inputs[1]) if len(inputs) > 1 else next((list(a.ints) for a in node.attribute if a.name == "split"), None)
+    given = read_integers(inputs[1]) if len(inputs) > 1 else get_integers(node, "split")
     if given is None:
         chunk = -(-length // count)
         given = [min(chunk, length - i * chunk) for i in range(count)]
     if sum(given) != length or len(given) != count or min(given) < 1:
         return None
     ends = np.cumsum(given).tolist()
-    parts = [_part(value, [(axis % rank, end - size, end)]) for end, size in zip(ends, given, strict=True)]
+    parts = [_cut(value, [(axis % rank, end - size, end)]) for end, size in zip(ends, given, strict=True)]
     return None if any(p is None for p in parts) else [p for p in parts if p is not None]
 
 
 def _slice(node: NodeProto, inputs: list[Constant]) -> Made:
     value = inputs[0]
-    old = [next((list(a.ints) for a in node.attribute if a.name == name), None) for name in ("starts", "ends", "axes")]
-    given = [integers(v) for v in inputs[1:]] or old[: 2 if old[2] is None else 3]
+    old = [get_integers(node, name) for name in ("starts", "ends", "axes")]
+    given = [read_integers(v) for v in inputs[1:]] or old[: 2 if old[2] is None else 3]
     if len(given) < 2 or any(g is None for g in given) or (len(given) > 3 and set(given[3] or ()) != {1}):
         return None
     starts, stops = given[0] or [], given[1] or []
@@ -88,16 +88,16 @@ def _slice(node: NodeProto, inputs: list[Constant]) -> Made:
     for axis, start, stop in zip(axes, starts, stops, strict=True):
         first, last, _ = slice(start, stop).indices(value.dims[axis])
         cuts.append((axis % rank, first, last))
-    part = _part(value, cuts)
+    part = _cut(value, cuts)
     return [part] if part is not None else None
 
 
 def _gather(node: NodeProto, inputs: list[Constant]) -> Made:
     """Entries of an axis, by constant numbers."""
-    value, rank, axis = inputs[0], len(inputs[0].dims), attribute(node, "axis", 0)
+    value, rank, axis = inputs[0], len(inputs[0].dims), get_integer(node, "axis", 0)
     if len(inputs) != 2 or not -rank <= axis < rank:
         return None
-    index = integers(inputs[1])
+    index = read_integers(inputs[1])
     if index is None or inputs[1].dims not in ((), (1,)):
         return _gather_many(value, inputs[1], axis % rank)
     if not -value.dims[axis] <= index[0] < value.dims[axis]:
@@ -106,28 +106,37 @@ def _gather(node: NodeProto, inputs: list[Constant]) -> Made:
     shape = tuple(d for i, d in enumerate(value.dims) if i != axis or not scalar)
     shape = shape if scalar else (*shape[:axis], 1, *shape[axis + 1 :])
     name = f"{value.name}[{', '.join(':' if i != axis else str(at) for i in range(rank))}]"
-    return [_made(name, shape, [value], lambda: whole(value).take([at], axis=axis).reshape(shape))]
+    return [_make(name, shape, [value], lambda: read_whole(value).take([at], axis=axis).reshape(shape))]
 
 
 def _gather_many(value: Constant, numbers: Constant, axis: int) -> Made:
-    at = small_array(numbers)
+    at = read_small(numbers)
     if at is None or at.dtype.kind not in "iu" or not at.size or at.min() < -value.dims[axis] or at.max() >= value.dims[axis]:
         return None
     shape = (*value.dims[:axis], *at.shape, *value.dims[axis + 1 :])
     if math.prod(shape) > EAGER_LIMIT:
         return None
-    return [_made(f"{value.name}[...]", shape, [value, numbers], lambda: whole(value).take(at, axis=axis))]
+    return [_make(f"{value.name}[...]", shape, [value, numbers], lambda: read_whole(value).take(at, axis=axis))]
 
 
 def _concat(node: NodeProto, inputs: list[Constant]) -> Made:
-    rank, axis = len(inputs[0].dims), attribute(node, "axis", 0)
+    rank, axis = len(inputs[0].dims), get_integer(node, "axis", 0)
     others = [tuple(d for i, d in enumerate(c.dims) if i != axis % rank) for c in inputs] if -rank <= axis < rank else []
     if not others or any(len(c.dims) != rank for c in inputs) or len(set(others)) != 1:
         return None
     shape = list(inputs[0].dims)
     shape[axis] = sum(c.dims[axis] for c in inputs)
     name = " + ".join(c.name for c in inputs[:3]) + (" + ..." if len(inputs) > 3 else "")
-    return [_made(name, tuple(shape), inputs, lambda: np.concatenate([whole(c) for c in inputs], axis=axis))]
+    return [_make(name, tuple(shape), inputs, lambda: np.concatenate([read_whole(c) for c in inputs], axis=axis))]
+
+
+def _common_shape(*shapes: tuple[int, ...]) -> tuple[int, ...] | None:
+    """What some shapes are broadcast to; None if they do not fit, or the result is too large."""
+    try:
+        shape = np.broadcast_shapes(*shapes)
+    except ValueError:
+        return None
+    return shape if math.prod(shape) <= EAGER_LIMIT else None
 
 
 def _elementwise(function: Callable[[Array, Array], Array]) -> Callable[[NodeProto, list[Constant]], Made]:
@@ -136,19 +145,16 @@ def _elementwise(function: Callable[[Array, Array], Array]) -> Callable[[NodePro
         # integers that only stand for what is zero may be multiplied, not added
         if len(inputs) != 2 or (function not in _SCALING and any(t not in _FLOATS for t in types)) or not {*types} & {*_FLOATS}:
             return None
-        try:
-            shape = np.broadcast_shapes(*(c.dims for c in inputs))
-        except ValueError:
-            return None
-        if math.prod(shape) > EAGER_LIMIT:
+        shape = _common_shape(*(c.dims for c in inputs))
+        if shape is None:
             return None
         main = max(inputs, key=lambda c: c.data.size)
 
         def compute() -> Array:
             with np.errstate(all="ignore"):
-                return function(whole(inputs[0]), whole(inputs[1]))
+                return function(read_whole(inputs[0]), read_whole(inputs[1]))
 
-        return [_made(main.name, shape, [main, *(c for c in inputs if c is not main)], compute)]
+        return [_make(main.name, shape, [main, *(c for c in inputs if c is not main)], compute)]
 
     return make
 
@@ -156,28 +162,22 @@ def _elementwise(function: Callable[[Array, Array], Array]) -> Callable[[NodePro
 def _where(node: NodeProto, inputs: list[Constant]) -> Made:
     if len(inputs) != 3 or element_type(inputs[0].data) != np.bool_:
         return None
-    try:
-        shape = np.broadcast_shapes(*(c.dims for c in inputs))
-    except ValueError:
-        return None
-    if math.prod(shape) > EAGER_LIMIT:
+    shape = _common_shape(*(c.dims for c in inputs))
+    if shape is None:
         return None
     main = max(inputs[1:], key=lambda c: c.data.size)
     sources = [main, *(c for c in inputs if c is not main)]
-    return [_made(main.name, shape, sources, lambda: np.where(*(whole(c) for c in inputs)))]
+    return [_make(main.name, shape, sources, lambda: np.where(*(read_whole(c) for c in inputs)))]
 
 
 def _expand(node: NodeProto, inputs: list[Constant]) -> Made:
-    wanted = integers(inputs[1]) if len(inputs) == 2 else None
+    wanted = read_integers(inputs[1]) if len(inputs) == 2 else None
     if wanted is None or min(wanted, default=1) < 1:
         return None
-    try:
-        shape = np.broadcast_shapes(inputs[0].dims, tuple(wanted))
-    except ValueError:
+    shape = _common_shape(inputs[0].dims, tuple(wanted))
+    if shape is None:
         return None
-    if math.prod(shape) > EAGER_LIMIT:
-        return None
-    return [_made(inputs[0].name, shape, inputs[:1], lambda: np.broadcast_to(whole(inputs[0]), shape))]
+    return [_make(inputs[0].name, shape, inputs[:1], lambda: np.broadcast_to(read_whole(inputs[0]), shape))]
 
 
 _SCALING = (np.multiply, np.divide)

@@ -11,68 +11,60 @@ import ml_dtypes
 import numpy as np
 from onnx import NodeProto, TensorProto
 
+from maskpro_deploy.onnx_graphs.constants import move_axes
+from maskpro_deploy.onnx_graphs.nodes import get_integer, get_integers
 from maskpro_deploy.validation.arrays import Array, LoadedArray, MappedArray
-from maskpro_deploy.validation.graphs.moves.linear import dequantised, element_type, quantised
-from maskpro_deploy.validation.graphs.moves.tensors import cast_target
-from maskpro_deploy.validation.graphs.products import attribute
+from maskpro_deploy.validation.graphs.moves.linear import dequantise, element_type, quantise
+from maskpro_deploy.validation.graphs.moves.tensors import cast_target, type_name
 from maskpro_deploy.validation.graphs.values import Constant, Input
 
 EAGER_LIMIT = 1 << 26  # elements that are read at once
 
-
 Step = Callable[[NodeProto, Constant, Sequence[Input]], Constant | None]
 
 
-def _identity(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
-    return value
-
-
-def _transpose(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
-    order = next((list(a.ints) for a in node.attribute if a.name == "perm"), list(reversed(range(len(value.perm)))))
-    if sorted(order) != list(range(len(value.perm))):
-        return None
-    return replace(value, perm=tuple(value.perm[i] for i in order))
+def _move(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
+    axes = move_axes(node, value.perm)
+    return replace(value, perm=axes) if axes is not None else None
 
 
 def _cast(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
-    target = cast_target(attribute(node, "to", 0))
+    target = cast_target(get_integer(node, "to", 0))
     if target is None:
         return None
     if np.can_cast(element_type(value.data), target, "safe"):
         return value
 
-    return replace(value, data=MappedArray(base=value.data, function=lambda piece, start: _narrowed(piece, target)))
+    return replace(value, data=MappedArray(base=value.data, function=lambda piece, start: _narrow(piece, target)))
 
 
-def _narrowed(piece: Array, target: np.dtype[Any]) -> Array:
+def _narrow(piece: Array, target: np.dtype[Any]) -> Array:
     with np.errstate(all="ignore"):
         return piece.astype(target)
 
 
 def _dequantize(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
-    found = _scales(node, value, inputs)
-    if found is None:
+    scales = _read_scales(node, value, inputs)
+    if scales is None:
         return None
-    data = dequantised(value.data, value.shape, found.axis, found.scale, found.zero_point, found.block)
+    data = dequantise(value.data, value.shape, scales.axis, scales.scale, scales.zero_point, scales.block)
     if data is None:
         return None
-    target = cast_target(attribute(node, "output_dtype", 0))
-    return replace(value, data=data) if target is None or target == found.scale.dtype else None
+    target = cast_target(get_integer(node, "output_dtype", 0))
+    return replace(value, data=data) if target is None or target == scales.scale.dtype else None
 
 
 def _quantize(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
-    found = _scales(node, value, inputs)
-    if found is None:
+    scales = _read_scales(node, value, inputs)
+    if scales is None:
         return None
     zero_point = inputs[2] if len(inputs) > 2 else None
-    if isinstance(zero_point, Constant):
-        name = zero_point.dtype
-    else:
-        name = _OUTPUT.get(attribute(node, "output_dtype", TensorProto.UINT8), "")
+    given = zero_point.dtype if isinstance(zero_point, Constant) else None
+    name = given or type_name(get_integer(node, "output_dtype", TensorProto.UINT8)) or ""
     if name not in _QUANTISED:
         return None
     target, limits = _QUANTISED[name]
-    data = quantised(value.data, value.shape, found.axis, found.scale, found.zero_point, found.block, np.dtype(target), limits)
+    data = quantise(value.data, value.shape, scales.axis, scales.scale, scales.zero_point, scales.block, np.dtype(target), limits)
     return replace(value, data=data, dtype=name) if data is not None else None
 
 
@@ -86,14 +78,14 @@ class _Scales:
     zero_point: Array | None
 
 
-def _scales(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> _Scales | None:
-    small = [small_array(v) for v in inputs[1:]]
+def _read_scales(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> _Scales | None:
+    small = [read_small(v) for v in inputs[1:]]
     if not small or small[0] is None or (len(small) > 1 and node.input[2] and small[1] is None):
         return None
     scale, zero_point = small[0], small[1] if len(small) > 1 else None
-    rank, axis = len(value.perm), attribute(node, "axis", 1)
+    rank, axis = len(value.perm), get_integer(node, "axis", 1)
     axis += rank if axis < 0 else 0
-    block = attribute(node, "block_size", 0)
+    block = get_integer(node, "block_size", 0)
     if block:  # the scale's axes are those of the value: bring them into the stored order
         if scale.ndim != rank:
             return None
@@ -104,11 +96,11 @@ def _scales(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> _Scale
 
 
 def _reshape(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
-    wanted = integers(inputs[1]) if len(inputs) > 1 else None
-    shape = tuple(value.shape[i] for i in value.perm)
+    wanted = read_integers(inputs[1]) if len(inputs) > 1 else None
+    shape = value.dims
     if wanted is None:
         return None
-    if not attribute(node, "allowzero", 0):
+    if not get_integer(node, "allowzero", 0):
         if any(d == 0 and i >= len(shape) for i, d in enumerate(wanted)):
             return None
         wanted = [shape[i] if d == 0 else d for i, d in enumerate(wanted)]
@@ -117,34 +109,35 @@ def _reshape(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Const
         if known <= 0 or math.prod(shape) % known:
             return None
         wanted = [math.prod(shape) // known if d == -1 else d for d in wanted]
-    return _in_shape(value, wanted)
+    return _reshape_to(value, wanted)
 
 
 def _squeeze(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
-    shape = [value.shape[i] for i in value.perm]
-    axes = _axes(node, inputs, len(shape))
+    shape = list(value.dims)
+    given = given_axes(node, inputs)
+    axes = axes_within(given, len(shape)) if given is not None else None
     if axes is None:
-        return _in_shape(value, [d for d in shape if d != 1]) if len(inputs) < 2 else None
-    return _in_shape(value, [d for i, d in enumerate(shape) if i not in axes])
+        return _reshape_to(value, [d for d in shape if d != 1]) if len(inputs) < 2 else None
+    return _reshape_to(value, [d for i, d in enumerate(shape) if i not in axes])
 
 
 def _unsqueeze(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
-    shape = [value.shape[i] for i in value.perm]
-    given = integers(inputs[1]) if len(inputs) > 1 else _listed(node, "axes")
-    axes = _axes(node, inputs, len(shape) + len(given or ()))
+    shape = list(value.dims)
+    given = given_axes(node, inputs)
+    axes = axes_within(given, len(shape) + len(given)) if given is not None else None
     if axes is None:
         return None
     rest = iter(shape)
-    return _in_shape(value, [1 if i in axes else next(rest, 0) for i in range(len(shape) + len(axes))])
+    return _reshape_to(value, [1 if i in axes else next(rest, 0) for i in range(len(shape) + len(axes))])
 
 
 def _flatten(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
-    shape, axis = [value.shape[i] for i in value.perm], attribute(node, "axis", 1)
+    shape, axis = list(value.dims), get_integer(node, "axis", 1)
     axis += len(shape) if axis < 0 else 0
-    return _in_shape(value, [math.prod(shape[:axis]), math.prod(shape[axis:])]) if 0 <= axis <= len(shape) else None
+    return _reshape_to(value, [math.prod(shape[:axis]), math.prod(shape[axis:])]) if 0 <= axis <= len(shape) else None
 
 
-def _in_shape(value: Constant, wanted: list[int]) -> Constant | None:
+def _reshape_to(value: Constant, wanted: list[int]) -> Constant | None:
     """The value in another shape of as many elements; a permuted one is brought into its order first, if it is not too large."""
     size, shape, perm = math.prod(value.shape), value.shape, value.perm
     if min(wanted, default=1) < 0 or math.prod(wanted) != size:
@@ -164,44 +157,31 @@ def _in_shape(value: Constant, wanted: list[int]) -> Constant | None:
     return replace(value, shape=tuple(wanted), data=data, perm=tuple(range(len(wanted))))
 
 
-def _axes(node: NodeProto, inputs: Sequence[Input], rank: int) -> set[int] | None:
+def given_axes(node: NodeProto, inputs: Sequence[Input]) -> list[int] | None:
     """The axes of a Squeeze or Unsqueeze, from its second input or, in old graphs, its attribute."""
-    axes = integers(inputs[1]) if len(inputs) > 1 else _listed(node, "axes")
-    if axes is None or any(not -rank <= a < rank for a in axes):
-        return None
-    return {a % rank for a in axes}
+    return read_integers(inputs[1]) if len(inputs) > 1 else get_integers(node, "axes")
 
 
-def _listed(node: NodeProto, name: str) -> list[int] | None:
-    return next((list(a.ints) for a in node.attribute if a.name == name), None)
+def axes_within(given: Sequence[int], rank: int) -> set[int] | None:
+    """Axes counted from the front; None if one is outside the rank."""
+    return {a % rank for a in given} if all(-rank <= a < rank for a in given) else None
 
 
-def integers(value: Input) -> list[int] | None:
+def read_integers(value: Input) -> list[int] | None:
     """The elements of a short constant of integers."""
-    found = small_array(value)
-    return [int(v) for v in found.reshape(-1)] if found is not None and found.dtype.kind == "i" and found.size <= 64 else None
+    array = read_small(value)
+    return [int(v) for v in array.reshape(-1)] if array is not None and array.dtype.kind == "i" and array.size <= 64 else None
 
 
-def small_array(value: Input) -> Array | None:
+def read_small(value: Input) -> Array | None:
     """The values of a small constant."""
     if not isinstance(value, Constant) or value.data.size > EAGER_LIMIT or value.perm != tuple(range(len(value.perm))):
         return None
-    found = value.data.read(0, value.data.size).reshape(value.shape)
+    array = value.data.read(0, value.data.size).reshape(value.shape)
     value.data.release()
-    return found
+    return array
 
 
-_OUTPUT = {
-    TensorProto.INT8: "i8",
-    TensorProto.UINT8: "u8",
-    TensorProto.INT16: "i16",
-    TensorProto.UINT16: "u16",
-    TensorProto.INT4: "int4",
-    TensorProto.UINT4: "uint4",
-    TensorProto.FLOAT8E4M3FN: "f8_e4m3",
-    TensorProto.FLOAT8E5M2: "f8_e5m2",
-    TensorProto.FLOAT4E2M1: "f4",
-}
 _QUANTISED: dict[str, tuple[type, tuple[int, int] | None]] = {
     "i8": (np.int8, (-128, 127)),
     "u8": (np.uint8, (0, 255)),
@@ -217,10 +197,10 @@ STEPS: dict[str, Step] = {
     "Cast": _cast,
     "DequantizeLinear": _dequantize,
     "Flatten": _flatten,
-    "Identity": _identity,
+    "Identity": _move,
     "QuantizeLinear": _quantize,
     "Reshape": _reshape,
     "Squeeze": _squeeze,
-    "Transpose": _transpose,
+    "Transpose": _move,
     "Unsqueeze": _unsqueeze,
 }

@@ -11,8 +11,9 @@ import numpy as np
 from onnx import TensorProto, numpy_helper
 
 from maskpro_deploy.errors import FormatError
-from maskpro_deploy.validation.arrays import Array, FileArray, FlatArray, LoadedArray, MappedArray, MemoryArray, NibbleArray
-from maskpro_deploy.validation.inputs import InputFile
+from maskpro_deploy.onnx_graphs.tensors import external_entries
+from maskpro_deploy.system.input_file import InputFile
+from maskpro_deploy.validation.arrays import Array, FileArray, FlatArray, LoadedArray, MemoryArray, NibbleArray, fp4_array
 
 _DTYPES: dict[int, tuple[str, np.dtype[Any]]] = {
     TensorProto.DOUBLE: ("f64", np.dtype(np.float64)),
@@ -32,16 +33,14 @@ _DTYPES: dict[int, tuple[str, np.dtype[Any]]] = {
     TensorProto.INT64: ("i64", np.dtype(np.int64)),
 }
 _NIBBLES = {TensorProto.INT4: ("int4", True), TensorProto.UINT4: ("uint4", False), TensorProto.FLOAT4E2M1: ("f4", False)}
-_FP4 = np.dtype(ml_dtypes.float4_e2m1fn)
 _EAGER = 1 << 16  # elements
-_WIDE = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
 
 
-def dtype_name(tensor: TensorProto) -> str | None:
-    """The short name of a tensor's dtype, None if its values cannot be checked."""
-    if tensor.data_type in _NIBBLES:
-        return _NIBBLES[tensor.data_type][0]
-    return _DTYPES[tensor.data_type][0] if tensor.data_type in _DTYPES else None
+def type_name(data_type: int) -> str | None:
+    """The short name of an element type, None if values of this type cannot be checked."""
+    if data_type in _NIBBLES:
+        return _NIBBLES[data_type][0]
+    return _DTYPES[data_type][0] if data_type in _DTYPES else None
 
 
 def cast_target(data_type: int) -> np.dtype[Any] | None:
@@ -80,7 +79,7 @@ def external_file(path: Path, location: str) -> Path:
     """The file that an external tensor of the model at `path` lies in.
 
     Raises:
-        FormatError: the location is absolute, leaves the model's folder (also through links), or is no file.
+        FormatError: the location is absolute, leaves the model's folder (also through links), or is not a file.
     """
     parts = (*PurePosixPath(location).parts, *PureWindowsPath(location).parts)
     target = path.parent / location
@@ -129,16 +128,13 @@ def flat_array(tensor: TensorProto, path: Path, files: ExternalFiles) -> FlatArr
     stored = FileArray(file=file, offset=offset, dtype=width, size=-(-size // 2) if nibbles else size)
     if not nibbles:
         return stored
-    unpacked = NibbleArray(base=stored, size=size, signed=_NIBBLES[tensor.data_type][1])
-    return MappedArray(base=unpacked, function=_as_fp4) if tensor.data_type == TensorProto.FLOAT4E2M1 else unpacked
-
-
-def _as_fp4(piece: Array, start: int) -> Array:
-    return piece.view(_FP4)
+    if tensor.data_type == TensorProto.FLOAT4E2M1:
+        return fp4_array(stored, size)
+    return NibbleArray(base=stored, size=size, signed=_NIBBLES[tensor.data_type][1])
 
 
 def _external_span(tensor: TensorProto, path: Path, need: int, files: ExternalFiles) -> tuple[InputFile, int]:
-    entries = {e.key: e.value for e in tensor.external_data}
+    entries = external_entries(tensor)
     try:
         offset, length = int(entries.get("offset", "0")), int(entries.get("length", str(need)))
     except ValueError:

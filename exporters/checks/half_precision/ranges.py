@@ -1,0 +1,166 @@
+"""How near the values of a half-precision graph come to the ends of their type, layer by layer.
+
+Every rounding of the rewritten graph (`rounding`) is given a few scalars as outputs: the largest and the smallest number
+before it, and whether there is a NaN. Rounding keeps the order, so what comes after it follows. No tensor leaves the session.
+
+Shapes: `B` batch, `T` tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+
+from maskpro_deploy.exporters.checks.half_precision.rounding import Rounding
+from maskpro_deploy.exporters.checks.half_precision.values import assign_layers, find_masked_values, parse_layer
+from maskpro_deploy.exporters.checks.ort_model import CheckedGraph
+from maskpro_deploy.exporters.graph.builder import DTYPES, WIDER
+
+LOW_MARGIN = 2.0  # the largest value times this should still fit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRange:
+    """The largest value of a layer.
+
+    Attributes:
+        layer: "layer 0" and so on, "embedding" or "head".
+        node: the node that puts it out.
+        largest: its magnitude, before it is rounded.
+    """
+
+    layer: str
+    node: str
+    largest: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranges:
+    """The values of a graph on the measured prompts.
+
+    Attributes:
+        dtype: the float type.
+        limit: its largest number.
+        layers: the largest value of each layer, in the graph's order.
+        fault: the first value that does not fit the type, in words; "" if all do.
+    """
+
+    dtype: str
+    limit: float
+    layers: tuple[LayerRange, ...]
+    fault: str
+
+    @property
+    def worst(self) -> LayerRange:
+        """The layer with the largest value."""
+        return max(self.layers, key=lambda layer: layer.largest)
+
+    @property
+    def margin(self) -> float:
+        """How often the largest value fits into the type's range."""
+        return self.limit / self.worst.largest if self.worst.largest else float("inf")
+
+    def warning(self) -> str:
+        """In words, if the largest value is near the end of the range; else ""."""
+        if self.margin >= LOW_MARGIN:
+            return ""
+        worst = self.worst
+        return (
+            f"{worst.layer}, {worst.node} reaches {worst.largest:.4g}, only {self.margin:.3g} times below the largest "
+            f"{self.dtype} number: other prompts may overflow. Consider {WIDER[self.dtype]}."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest; a value that is not finite is written as text."""
+        worst = self.worst
+        return {
+            "dtype": self.dtype,
+            "limit": self.limit,
+            "largest": _finite_or_text(worst.largest),
+            "margin": _finite_or_text(self.margin),
+            "layer": worst.layer,
+            "node": worst.node,
+            "layers": {layer.layer: [layer.node, _finite_or_text(layer.largest)] for layer in self.layers},
+        }
+
+
+class Probes:
+    """The scalars of a rewritten graph.
+
+    Args:
+        model: the graph; outputs are added to it.
+        places: its roundings.
+        dtype: its float type.
+    """
+
+    def __init__(self, model: onnx.ModelProto, places: Sequence[Rounding], dtype: str) -> None:
+        self._places, self._dtype = places, dtype
+        self._limit = float(ml_dtypes.finfo(DTYPES[dtype][1]).max)
+        layers, self._masked = assign_layers(model.graph), find_masked_values(model.graph, -self._limit)
+        self._layers = [parse_layer(place.node) or layers[place.exact] for place in places]
+        for i, place in enumerate(places):
+            model.graph.node.extend(_scalar_nodes(i, place.exact))
+            model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in _scalar_names(i))
+
+    def measure(self, model: CheckedGraph, prompts: Sequence[Sequence[int]]) -> Ranges:
+        """Run whole prompts and keep the extremes.  # each (T,)"""
+        names = [name for i in range(len(self._places)) for name in _scalar_names(i)]
+        runs = [model.values(np.asarray([prompt], dtype=np.int64), names) for prompt in prompts]
+        scalars = np.asarray(runs, dtype=np.float64).reshape(len(runs), -1, 3)  # (prompts, places, 3)
+        high, low, nan = scalars[..., 0].max(axis=0), scalars[..., 1].min(axis=0), scalars[..., 2].max(axis=0) > 0
+        masked = np.asarray([place.exact in self._masked for place in self._places], dtype=bool)
+        largest = np.where(masked, np.maximum(high, 0.0), np.maximum(high, -low))
+        return Ranges(
+            dtype=self._dtype,
+            limit=self._limit,
+            layers=self._largest_by_layer(np.where(masked, 0.0, largest)),
+            fault=self._find_fault(largest, nan, masked),
+        )
+
+    def _largest_by_layer(self, largest: npt.NDArray[np.float64]) -> tuple[LayerRange, ...]:
+        worst: dict[str, int] = {}
+        for i, layer in enumerate(self._layers):
+            if layer not in worst or largest[i] > largest[worst[layer]]:
+                worst[layer] = i
+        return tuple(LayerRange(layer=layer, node=self._places[i].node, largest=float(largest[i])) for layer, i in worst.items())
+
+    def _find_fault(self, largest: npt.NDArray[np.float64], nan: npt.NDArray[np.bool_], masked: npt.NDArray[np.bool_]) -> str:
+        """The first value in the graph's order that is not finite, or that is zero throughout only because it was rounded."""
+        with np.errstate(over="ignore"):
+            rounded = largest.astype(np.float32).astype(DTYPES[self._dtype][1]).astype(np.float64)
+        vanished = (largest > 0) & (rounded == 0) & ~masked
+        for i in np.flatnonzero(nan | np.isinf(rounded) | vanished).tolist():
+            where = f"{self._layers[i]}, {self._places[i].node}"
+            if nan[i]:
+                return f"{where} is not a number (NaN) in {self._dtype}"
+            if vanished[i]:
+                return f"{where} reaches {largest[i]:.3g}, and all of its values vanish to zero in {self._dtype}"
+            return f"{where} reaches {largest[i]:.6g}, and the largest {self._dtype} number is {self._limit:.6g}"
+        return ""
+
+
+def _scalar_names(i: int) -> list[str]:
+    return [f"half/{i}/{kind}" for kind in ("high", "low", "nan")]
+
+
+def _scalar_nodes(i: int, value: str) -> list[onnx.NodeProto]:
+    """The nodes that make them."""
+    high, low, nan = _scalar_names(i)
+    return [
+        helper.make_node("ReduceMax", [value], [high], name=high, keepdims=0),
+        helper.make_node("ReduceMin", [value], [low], name=low, keepdims=0),
+        helper.make_node("IsNaN", [value], [f"{nan}/each"], name=f"{nan}/each"),
+        helper.make_node("Cast", [f"{nan}/each"], [f"{nan}/float"], name=f"{nan}/float", to=TensorProto.FLOAT),
+        helper.make_node("ReduceMax", [f"{nan}/float"], [nan], name=nan, keepdims=0),
+    ]
+
+
+def _finite_or_text(value: float) -> float | str:
+    return value if np.isfinite(value) else str(value)

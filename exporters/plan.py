@@ -1,0 +1,174 @@
+"""What an export is going to do, worked out before anything is written: most of what can be wrong is refused here."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from maskpro_deploy.checkpoint import Checkpoint
+from maskpro_deploy.data import load_tokenizer
+from maskpro_deploy.errors import ConfigError, FormatError
+from maskpro_deploy.exporters.architectures.template import Template
+from maskpro_deploy.exporters.checks.proof import Claim, list_prunable, read_claim
+from maskpro_deploy.exporters.config import ExportConfig
+from maskpro_deploy.exporters.frontends.templates import choose_template
+from maskpro_deploy.exporters.graph.builder import Graph, Weight
+from maskpro_deploy.exporters.graph.cache_forms.forms import make_form
+from maskpro_deploy.exporters.graph.data_file import check_weights
+from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig
+from maskpro_deploy.exporters.graph.layers import Layers
+from maskpro_deploy.exporters.special_tokens import find_end_tokens, read_token_id
+from maskpro_deploy.manifest import ModelShape
+from maskpro_deploy.system.progress import Progress
+
+_STATIC_LENGTH = 2048  # slots of a cache of fixed length, unless --max-length says; attention runs over all of them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One export, before its first byte.
+
+    Attributes:
+        source: the checkpoint.
+        config: what is asked for.
+        template: builds the graphs.
+        decoder: the model's sizes and kinds.
+        graphs: name of each form -> its graph; all name the same weights.
+        claim: the pattern to prove, and of which weights; None for a dense checkpoint.
+        shape: what the manifest says of the model.
+        origin: where the weights come from, for the manifest: names and hashes, no paths.
+    """
+
+    source: Checkpoint
+    config: ExportConfig
+    template: Template
+    decoder: DecoderConfig
+    graphs: dict[str, Graph]
+    claim: Claim | None
+    shape: ModelShape
+    origin: dict[str, Any]
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """The weights of all graphs, by name."""
+        return self.graphs[self.config.forms[0]].weights
+
+    @property
+    def cache_length(self) -> int:
+        """Slots of a cache of fixed length."""
+        return cache_length(self.decoder, self.config)
+
+
+def plan_export(checkpoint: Checkpoint, config: ExportConfig, progress: Progress) -> Plan:
+    """Read the checkpoint's description and build its graphs.
+
+    Raises:
+        InputError: the checkpoint is of a kind that no template and no front end builds.
+        ConfigError: a setting does not fit the model.
+        FormatError: weights, tokenizer and config do not fit each other.
+        CheckFailed: the checkpoint's masks are not what is required.
+    """
+    template = choose_template(checkpoint, progress)
+    decoder = _limit_length(template.read(checkpoint.config), config.max_length)
+    graphs = build_graphs(template, decoder, config, checkpoint)
+    weights = graphs[config.forms[0]].weights
+    check_weights(weights.values(), checkpoint, _unused_tensors(checkpoint, decoder, template))
+    return Plan(
+        source=checkpoint,
+        config=config,
+        template=template,
+        decoder=decoder,
+        graphs=graphs,
+        claim=read_claim(checkpoint, weights, config.require_sparsity),
+        shape=_describe_model(checkpoint, decoder),
+        origin=_describe_origin(checkpoint, weights, template),
+    )
+
+
+def build_graphs(template: Template, decoder: DecoderConfig, config: ExportConfig, source: Checkpoint) -> dict[str, Graph]:
+    """The graph of every form that is asked for; all name the same weights."""
+    graphs = {}
+    for name in config.forms:
+        form = make_form(name, cache_length(decoder, config), alone=len(config.forms) == 1)
+        graph = template.build(Layers(decoder, form, config.dtype, config.quantization))
+        graph.weights = {key: _name_as_stored(weight, source, template.prefix) for key, weight in graph.weights.items()}
+        graphs[name] = graph
+    return graphs
+
+
+def cache_length(decoder: DecoderConfig, config: ExportConfig) -> int:
+    """Slots of a cache of fixed length."""
+    return decoder.max_length if config.max_length is not None else min(decoder.max_length, _STATIC_LENGTH)
+
+
+def _name_as_stored(weight: Weight, source: Checkpoint, prefix: str) -> Weight:
+    """Some checkpoints leave out the first part of all names."""
+    if weight.parts:
+        return dataclasses.replace(weight, parts=tuple(_name_as_stored(part, source, prefix) for part in weight.parts))
+    short = weight.source.removeprefix(prefix)
+    if weight.source in source.shard_of or short not in source.shard_of:
+        return weight
+    return dataclasses.replace(weight, source=short)
+
+
+def _limit_length(decoder: DecoderConfig, length: int | None) -> DecoderConfig:
+    if length is None:
+        return decoder
+    if length > decoder.max_length:
+        raise ConfigError(f"--max-length {length} is more than the model was made for: {decoder.max_length}.")
+    return dataclasses.replace(decoder, max_length=length)
+
+
+def _unused_tensors(source: Checkpoint, decoder: DecoderConfig, template: Template) -> set[str]:
+    """Tensors without meaning for the graph: frequencies and masks that it computes itself, a copy of a tied head."""
+    if template.tool:  # it has its own names for them, and has looked
+        return set(source.names)
+    buffers = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+    unused = {name for name in source.names if name.endswith(buffers)}
+    return unused | ({"lm_head.weight"} if decoder.tied else set())
+
+
+def _describe_model(source: Checkpoint, decoder: DecoderConfig) -> ModelShape:
+    config, tokenizer = source.config, load_tokenizer(source.folder)
+    if (tokens := tokenizer.get_vocab_size()) > decoder.vocab_size:
+        raise FormatError(
+            f"{source.folder}: tokenizer.json has {tokens} tokens, the model knows {decoder.vocab_size}.\n"
+            f"They belong to different models."
+        )
+    ends = find_end_tokens(source.folder, config, tokenizer)
+    del tokenizer
+    _return_memory()  # a vocabulary takes more of it than all that follows
+    return ModelShape(
+        name=source.folder.resolve().name,
+        architecture=decoder.model_type,
+        vocab_size=decoder.vocab_size,
+        num_layers=decoder.num_layers,
+        num_heads=decoder.num_heads,
+        num_kv_heads=decoder.num_kv_heads,
+        head_dim=decoder.head_dim,
+        hidden_size=decoder.hidden_size,
+        max_length=decoder.max_length,
+        eos_token_ids=ends,
+        bos_token_id=read_token_id(config, "bos_token_id"),
+        pad_token_id=read_token_id(config, "pad_token_id"),
+    )
+
+
+def _return_memory() -> None:
+    """Give freed memory back to the system, where the C library (glibc) would keep it for itself."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+def _describe_origin(source: Checkpoint, weights: dict[str, Weight], template: Template) -> dict[str, Any]:
+    masks = source.masks
+    origin = {
+        "checkpoint": source.folder.resolve().name,
+        "dense_sha256": masks.dense_sha256 if masks is not None else source.dense_sha256(list_prunable(weights)),
+        "masks_sha256": masks.sha256() if masks is not None else None,
+    }
+    return origin | ({"front_end": template.tool} if template.tool else {})

@@ -1,0 +1,68 @@
+"""A graph in onnxruntime on raw addresses of one device: outputs land where they are wanted, in place if need be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from maskpro_deploy.backends.executor import TensorSpec
+from maskpro_deploy.backends.memory import Device
+from maskpro_deploy.backends.profiles import Profile, Shape
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+}
+
+
+class OnnxExecutor:
+    """Runs an onnxruntime session; done when `run` returns.
+
+    Args:
+        session: the session.
+        device: holds the memory that addresses belong to.
+        profiles: ranges of shapes that it takes; empty if it takes all.
+
+    Attributes:
+        providers: onnxruntime's, those in use.
+        tensors: see `Executor`; outputs of a type that no bundle's graph has are left out.
+        extra_outputs: names of further outputs of the graph that each run gives.
+        extra_values: these, of the last run.
+    """
+
+    def __init__(self, session: Any, device: Device, profiles: Sequence[Profile] = ()) -> None:
+        import onnxruntime
+
+        self.providers: Sequence[str] = tuple(session.get_providers())
+        self.profiles = profiles
+        self.extra_outputs: Sequence[str] = ()
+        self.extra_values: list[npt.NDArray[Any]] = []
+        self._session, self._device = session, device
+        self._needed_only = onnxruntime.RunOptions()  # further outputs cost time only where they are asked for
+        self._needed_only.only_execute_path_to_fetches = True
+        tensors: dict[str, TensorSpec] = {}
+        for values, is_input in ((session.get_inputs(), True), (session.get_outputs(), False)):
+            for value in (v for v in values if v.type in _DTYPES):
+                shape = tuple(d if isinstance(d, int) else -1 for d in value.shape or ())
+                tensors[value.name] = TensorSpec(dtype=_DTYPES[value.type], shape=shape, is_input=is_input)
+        self.tensors: Mapping[str, TensorSpec] = tensors
+        self._binds = {name: (spec.is_input, np.dtype(spec.dtype)) for name, spec in tensors.items()}
+
+    def run(self, profile: int, shapes: Mapping[str, Shape], addresses: Mapping[str, int]) -> None:
+        """See `Executor.run`; outputs without an address are not computed."""
+        self._device.wait()  # onnxruntime has a stream of its own
+        binding, kind = self._session.io_binding(), self._device.kind
+        for name, address in addresses.items():
+            is_input, dtype = self._binds[name]
+            bind = binding.bind_input if is_input else binding.bind_output
+            bind(name, kind, 0, dtype, shapes[name], address)
+        for name in self.extra_outputs:
+            binding.bind_output(name)
+        self._session.run_with_iobinding(binding, None if len(addresses) == len(self.tensors) else self._needed_only)
+        if self.extra_outputs:
+            self.extra_values = [value.numpy() for value in binding.get_outputs()[-len(self.extra_outputs) :]]

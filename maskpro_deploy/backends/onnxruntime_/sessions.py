@@ -1,0 +1,111 @@
+"""Opening an onnxruntime session: the one place for options, providers, threads and refusals.
+
+A provider that was asked for and is not in use is an error: a silent fallback to the CPU would make every figure meaningless.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from maskpro_deploy.backends.cuda.packages import load_for
+from maskpro_deploy.backends.onnxruntime_.linked_libraries import onnxruntime_tensorrt
+from maskpro_deploy.backends.providers import AUTO, CPU, CPU_PROVIDER, CUDA, CUDA_PROVIDER, PROVIDERS, TENSORRT_PROVIDER
+from maskpro_deploy.errors import FormatError, MachineError, first_line
+
+# how far onnxruntime may rewrite the graph
+REWRITE_ALL, REWRITE_BASIC, REWRITE_NOTHING = "ORT_ENABLE_ALL", "ORT_ENABLE_BASIC", "ORT_DISABLE_ALL"
+
+
+def open_graph(
+    model: str | Path | bytes,
+    *,
+    providers: Sequence[Any] = (CPU_PROVIDER,),
+    threads: int | None = None,
+    spin: bool = False,
+    rewrite: str = REWRITE_ALL,
+    settings: Mapping[str, str] | None = None,
+    log_level: int = 3,
+    advice: str = "",
+) -> Any:
+    """An onnxruntime session on `providers`, as far as it can use them.
+
+    Args:
+        model: path or content of the ONNX file.
+        providers: names, or pairs of a name and options, in order of preference.
+        threads: CPU threads; None uses all cores.
+        spin: let threads that wait for each other spin: faster on an idle machine, far slower on one that others use too.
+        rewrite: how far the graph may be rewritten.
+        settings: further entries of the session's configuration.
+        log_level: 0 for everything to 4; onnxruntime's warnings are about its own rewriting.
+        advice: what to do if the graph cannot be loaded, a line for the error.
+
+    Raises:
+        FormatError: onnxruntime cannot load the graph.
+    """
+    import onnxruntime
+
+    load_for(providers)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = log_level
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, rewrite)
+    entries = {"session.intra_op.allow_spinning": str(int(spin)), **(settings or {})}
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+    if threads is not None:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    content = model if isinstance(model, bytes) else str(model)
+    try:
+        # it prints why a provider fails, and standard output belongs to the results
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore", UserWarning)  # what it cannot use is checked afterwards
+            return onnxruntime.InferenceSession(content, options, providers=list(providers))
+    except Exception as e:  # onnxruntime raises many types of its own; the first line says what failed
+        name = "the graph" if isinstance(model, bytes) else model
+        raise FormatError(f"onnxruntime cannot load {name}: {first_line(e)}" + (f"\n{advice}" if advice else "")) from e
+
+
+def resolve_provider(wanted: str, available: Sequence[str]) -> str:
+    """What "auto" means here, and whether what is asked for exists at all.
+
+    Raises:
+        MachineError: saying what to install.
+    """
+    if wanted == AUTO:
+        return CUDA if CUDA_PROVIDER in available else CPU
+    check_provider(wanted, available)
+    return wanted
+
+
+def check_provider(wanted: str, present: Sequence[str]) -> None:
+    """Refuse a provider whose first onnxruntime provider is not among those present.
+
+    Raises:
+        MachineError: saying what to install.
+    """
+    first = PROVIDERS[wanted].onnxruntime[0]
+    if first not in present:
+        raise MachineError(
+            f"--provider {wanted} needs onnxruntime's {first}, which is not available here (there is: {', '.join(present)}).\n"
+            f"On a machine with an NVIDIA GPU: pip uninstall onnxruntime && pip install 'maskpro-deploy[gpu]'. "
+            f"Or run on the CPU: --provider {CPU}."
+        )
+
+
+def check_tensorrt_started(session: Any) -> None:
+    """Refuse a session that went on without the TensorRT provider it was opened with.
+
+    Raises:
+        MachineError: saying what to install.
+    """
+    if TENSORRT_PROVIDER not in session.get_providers():
+        linked = onnxruntime_tensorrt()
+        raise MachineError(
+            f"onnxruntime's TensorRT provider does not start: it lacks TensorRT {linked or ''} or CUDA.\n"
+            f"Install them: pip install 'maskpro-deploy[tensorrt]' 'tensorrt<{(linked or 10) + 1}'"
+        )

@@ -1,0 +1,274 @@
+"""A sweep: every case measured on all arms in one run, beside the self-test, the machine's ceilings and the environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypedDict, Unpack, cast
+
+from maskpro_deploy.bench import environment
+from maskpro_deploy.bench.arms import SAMPLES_PER_BLOCK, Clock, MeasureConfig, Task, failure
+from maskpro_deploy.bench.model import Agreement, Case, Floats, Forward, Ints, ModelArm, check_arms, compare_logits, make_task
+from maskpro_deploy.bench.roofline import Arithmetic, Bandwidth, measure_arithmetic, measure_bandwidth
+from maskpro_deploy.bench.sessions import MakeTask, Opener, Sessions, empty_run
+from maskpro_deploy.bench.statistics import stats
+from maskpro_deploy.bench.sweeps.result import BenchResult, CaseResult
+from maskpro_deploy.bench.sweeps.saved import Saved, check_same, start_of
+from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.system.progress import SILENT, Progress
+
+_SESSIONS, _SESSIONS_WITHIN_BUDGET = 10, 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepConfig:
+    """What all sweeps have in common.
+
+    Attributes:
+        samples: timings of each arm in each case; they come in blocks of two, shared among the sessions.
+        sessions: times that every arm is opened anew; None: 10, or up to 40 with a budget.
+        budget_s: time for the whole run: as many sessions as fit, and `stats.MIN_SESSIONS` even beyond it.
+        same_model: the arms are the same model and have to agree on every token.
+        logit_tolerance: the arms are the same model up to rounding: no logit may differ by more, and tokens need not be the same.
+        threads: cores at work in the bandwidth measurement; None: all.
+        seed: of the tokens that are drawn.
+        least_difference: the smallest difference of interest, as a fraction; it concerns the verdicts only.
+    """
+
+    samples: int = 60
+    sessions: int | None = None
+    budget_s: float | None = None
+    same_model: bool = False
+    logit_tolerance: float | None = None
+    threads: int | None = None
+    seed: int = 0
+    least_difference: float = stats.LEAST_DIFFERENCE
+
+    def __post_init__(self) -> None:
+        stats.check_least_difference(self.least_difference)
+        if self.samples < 2:
+            raise ConfigError(f"--samples {self.samples} is out of range: 2 or more (20 or more for a comparison).")
+        if self.sessions is not None and self.sessions < 1:
+            raise ConfigError(f"--sessions {self.sessions} is out of range: 1 or more ({stats.MIN_SESSIONS} for a comparison).")
+        if self.budget_s is not None and self.budget_s <= 0:
+            raise ConfigError(f"--budget {self.budget_s:g} is out of range: above 0.")
+        if self.logit_tolerance is not None and not 0 <= self.logit_tolerance < math.inf:
+            raise ConfigError(f"--logit-tolerance {self.logit_tolerance:g} is out of range: 0 or more.")
+
+    @property
+    def measure(self) -> MeasureConfig:
+        """The settings of the timing loop."""
+        pairs = self.samples // SAMPLES_PER_BLOCK
+        usual = min(self.sessions or _SESSIONS, pairs)
+        return MeasureConfig(
+            sessions=usual if self.budget_s is None else self.sessions or _SESSIONS_WITHIN_BUDGET,
+            blocks=pairs // usual,
+            budget_s=self.budget_s,
+            same_model=self.same_model and self.logit_tolerance is None,
+        )
+
+
+def check_sizes(flag: str, sizes: Sequence[int]) -> None:
+    """Refuse a list of sizes that is empty or holds something below 1.
+
+    Raises:
+        ConfigError: naming the flag.
+    """
+    for size in sizes:
+        if size < 1:
+            raise ConfigError(f"{flag} {size} is out of range: 1 or more.")
+
+
+class SweepOptions(TypedDict, total=False):
+    """What is given to a sweep beside its settings.
+
+    Attributes:
+        notes: remarks for the report.
+        bandwidth, arithmetic: ceilings of this machine, if they were measured a moment ago; by default they are measured.
+        self_test: whether to measure the first arm against a second session of itself as well.
+        earlier: a result to go on with or to add to; `save` wrote it.
+        append: add cases and sessions to `earlier`, and do not just finish it.
+        save: called after each session with the result so far.
+        clock: seconds, monotonic.
+        wall: the wall clock, which has to keep step with `clock`; by default the machine's, if `clock` is.
+        progress: told after each case of each session.
+    """
+
+    notes: Sequence[str]
+    bandwidth: Bandwidth
+    arithmetic: Arithmetic
+    self_test: bool
+    earlier: Saved | None
+    append: bool
+    save: Callable[[BenchResult], None]
+    clock: Clock
+    wall: Clock
+    progress: Progress
+
+
+def run_sweep(
+    kind: str,
+    arms: Sequence[ModelArm[Any]],
+    cases: Sequence[Case],
+    config: SweepConfig,
+    settings: Mapping[str, Any],
+    **options: Unpack[SweepOptions],
+) -> BenchResult:
+    """Measure all cases on all arms.
+
+    Args:
+        kind: "latency" or "throughput".
+        arms: the first is compared with each of the others.
+        cases: the points of the sweep.
+        config: how long.
+        settings: what the result should repeat of the configuration.
+        **options: see `SweepOptions`.
+
+    Raises:
+        InputError: the arms cannot be compared, or `earlier` is not of this run.
+        ConfigError: a case does not fit in an arm.
+    """
+    check_arms(arms, cases)
+    return _Sweep(kind, arms, cases, config, {**settings, **dataclasses.asdict(config)}, options).run()
+
+
+class _Sweep:
+    """One run, and its result at any time."""
+
+    def __init__(
+        self,
+        kind: str,
+        arms: Sequence[ModelArm[Any]],
+        cases: Sequence[Case],
+        config: SweepConfig,
+        settings: Mapping[str, Any],
+        options: SweepOptions,
+    ) -> None:
+        self._kind, self._arms, self._cases, self._config, self._settings = kind, arms, cases, config, settings
+        self._options, self._clock = options, options.get("clock", time.perf_counter)
+        self._environment = environment.capture()
+        self._earlier = options.get("earlier")
+        self._agreement: dict[Case, dict[str, Agreement]] = {}
+        self._run = empty_run([arm.name for arm in arms], cases)
+        self._others: list[CaseResult] = []
+        if self._earlier is not None:
+            self._take_over(self._earlier)
+        self._started = self._clock()
+
+    def _take_over(self, saved: Saved) -> None:
+        check_same(saved, self._kind, self._arms, self._settings, self._environment, append=self._options.get("append", False))
+        for case, result in saved.cases.items():
+            if case in self._run.measurements:
+                self._run.measurements[case] = result.measurement
+            else:
+                self._others.append(result)
+            self._agreement[case] = dict(result.agreement)
+        self._run.self_test = saved.self_test or self._run.self_test
+        self._run.sessions = saved.sessions
+
+    def run(self) -> BenchResult:
+        options, config, save = self._options, self._config.measure, self._options.get("save")
+        threads = self._config.threads
+        self._bandwidth = options.get("bandwidth") or measure_bandwidth(threads)
+        self._arithmetic = options.get("arithmetic") or measure_arithmetic(threads)
+        if options.get("append", False):
+            config = dataclasses.replace(config, sessions=config.sessions + self._run.sessions)
+        elif self._earlier is not None:  # where that was an addition, there are more to do than these settings say
+            config = dataclasses.replace(config, sessions=max(config.sessions, self._earlier.planned_sessions))
+        self._planned_sessions = config.sessions
+        Sessions(
+            {arm.name: _opener(arm, self._config.seed, self._clock) for arm in self._arms},
+            self._cases,
+            config,
+            run=self._run,
+            self_test=options.get("self_test", True),
+            before=self._compare_outputs,
+            after=lambda run: save(self._result(finished=False)) if save is not None else None,
+            clock=self._clock,
+            wall=options.get("wall") or (time.time if self._clock is time.perf_counter else self._clock),
+            progress=options.get("progress", SILENT),
+        ).measure()
+        return self._result(finished=True)
+
+    def _compare_outputs(self, case: Case, opened: Mapping[str, MakeTask[Case]]) -> str | None:
+        """How near the arms' logits are, and why they may not be compared, if so."""
+        first, *others = self._arms
+        found = self._agreement.setdefault(case, {})
+        for other in others:
+            a, b = (_named(arm.name, cast(_Loaded, opened[arm.name]).forward) for arm in (first, other))
+            try:
+                found[other.name] = near = compare_logits(a, b, case, first.vocab_size, self._config.seed)
+            except _ArmError as e:
+                self._run.measurements[case].failed += 1
+                return str(e)
+            tolerance = self._config.logit_tolerance
+            if tolerance is not None and not near.max_logit_difference <= tolerance:
+                return (
+                    f"{first.name} and {other.name} disagree: logits differ by up to {near.max_logit_difference:.3g} over "
+                    f"{near.positions} positions, and --logit-tolerance allows {tolerance:g}."
+                )
+        return None
+
+    def _result(self, *, finished: bool) -> BenchResult:
+        saved = self._earlier
+        own = [
+            CaseResult(case=case, measurement=self._run.measurements[case], agreement=self._agreement.get(case, {}))
+            for case in self._cases
+        ]
+        history = () if saved is None else (*saved.value["earlier"], start_of(saved.value, saved.sessions))
+        return BenchResult(
+            kind=self._kind,
+            environment={**self._environment, "load_average_1min_after": environment.load_average()},
+            config=self._settings,
+            arms=tuple(self._arms),
+            cases=(*self._others, *own),
+            self_test=self._run.verdict(),
+            self_test_samples=tuple(self._run.self_test),
+            bandwidth=self._bandwidth,
+            arithmetic=self._arithmetic,
+            duration_s=self._clock() - self._started + (saved.value["duration"] if saved is not None else 0.0),
+            notes=tuple(self._options.get("notes", ())),
+            earlier=history,
+            planned_sessions=self._planned_sessions,
+            finished=finished,
+        )
+
+
+class _ArmError(Exception):
+    """An arm raised, and this is which."""
+
+
+def _named(name: str, forward: Forward[Any]) -> Forward[Any]:
+    """The same call; its errors say whose it is."""
+
+    def call(tokens: Ints, cache: Any) -> tuple[Floats, Any]:
+        try:
+            return forward(tokens, cache)
+        except Exception as e:  # whatever a backend raises
+            raise _ArmError(failure(name, e)) from e
+
+    return call
+
+
+class _Loaded:
+    """An open model: makes the task of a case."""
+
+    def __init__(self, arm: ModelArm[Any], forward: Forward[Any], seed: int, clock: Clock) -> None:
+        self.forward = forward
+        self._vocab_size, self._seed, self._clock = arm.vocab_size, seed, clock
+
+    def __call__(self, case: Case) -> Task:
+        return make_task(self.forward, case, self._vocab_size, self._seed, self._clock)
+
+
+def _opener(arm: ModelArm[Any], seed: int, clock: Clock) -> Opener[Case]:
+    @contextmanager
+    def opened() -> Iterator[MakeTask[Case]]:
+        with arm.open() as forward:
+            yield _Loaded(arm, forward, seed, clock)
+
+    return opened

@@ -1,0 +1,102 @@
+"""The forms of the key/value cache that a graph can have: the one list of them, for exporters, runtime and command line.
+
+A transformer is described once; how its graph remembers the past is a form. All forms of a bundle read the same data file and
+give the same tokens. To add one: an entry here, the graph's operators in a file of its name in `exporters/graph/cache_forms`, and
+what feeds it where graphs are run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from maskpro_deploy.errors import FormatError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheForm:
+    """What is known of a form without its graph.
+
+    Attributes:
+        name: in `--forms`, `--form` and the manifest.
+        summary: what the cache does, in words.
+        runs_on: what runs such graphs, in words.
+        opset: version of the standard operators that it needs.
+        inputs: the graph's inputs besides tokens and cache.
+        grows: the cache is longer after each call; else it has a fixed length (`manifest.Graph.length`).
+        padding: where rows of different lengths are padded between their tokens.
+        tensorrt: TensorRT builds engines of it.
+        onnxruntime_gpu: onnxruntime runs it on a GPU here.
+        genai: how onnxruntime-genai holds its cache; "" if it cannot drive the form.
+    """
+
+    name: str
+    summary: str
+    runs_on: str
+    opset: int
+    inputs: tuple[str, ...]
+    grows: bool
+    padding: Literal["left", "right", "none"]
+    tensorrt: bool
+    onnxruntime_gpu: bool
+    genai: Literal["growing", "shared buffer", ""]
+
+
+CACHE_FORMS = {
+    form.name: form
+    for form in (
+        CacheForm(
+            name="cat",
+            summary="grows by Concat",
+            runs_on="onnxruntime, onnxruntime-genai, TensorRT",
+            opset=23,
+            inputs=("attention_mask", "position_ids"),
+            grows=True,
+            padding="left",
+            tensorrt=True,
+            onnxruntime_gpu=True,
+            genai="growing",
+        ),
+        CacheForm(
+            name="static",
+            summary="fixed length, TensorScatter at `write_indices`",
+            runs_on="TensorRT in place, onnxruntime",
+            opset=24,
+            inputs=("position_ids", "write_indices"),
+            grows=False,
+            padding="none",
+            tensorrt=True,
+            onnxruntime_gpu=False,
+            genai="",
+        ),
+        CacheForm(
+            name="gqa",
+            summary="GroupQueryAttention's, grows or shared",
+            runs_on="onnxruntime, fast at long contexts; onnxruntime-genai",
+            opset=23,
+            inputs=("attention_mask", "position_ids"),
+            grows=True,
+            padding="right",
+            tensorrt=False,
+            onnxruntime_gpu=False,
+            genai="shared buffer",
+        ),
+    )
+}
+DEFAULT_FORM = next(iter(CACHE_FORMS))
+ENGINE_FORMS = tuple(form.name for form in CACHE_FORMS.values() if form.tensorrt)
+GENAI_FORMS = tuple(form.name for form in CACHE_FORMS.values() if form.genai)
+
+
+def cache_form(name: str) -> CacheForm:
+    """The form of a graph, by its name in a manifest.
+
+    Raises:
+        FormatError: a later version made it.
+    """
+    if name not in CACHE_FORMS:
+        raise FormatError(
+            f"the bundle has a graph with the cache form {name!r}; this version knows {', '.join(CACHE_FORMS)}.\n"
+            f"Export the bundle again, or run it with the version that made it."
+        )
+    return CACHE_FORMS[name]

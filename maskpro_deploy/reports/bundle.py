@@ -1,0 +1,67 @@
+"""What `export` prints of a bundle: files, sparsity, and the comparison with the checkpoint in lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from maskpro_deploy.manifest import Manifest
+
+
+def render_text(bundle: Path, manifest: Manifest) -> str:
+    """The bundle as it is printed."""
+    size = sum(entry.bytes for entry in manifest.files)
+    graph = manifest.graph
+    sparsity = f"{manifest.sparsity} proven on {len(manifest.sparse_weights)} weights" if manifest.sparsity else "dense"
+    kind = f"{graph.dtype}, {graph.quantization}" if graph.quantization else graph.dtype
+    lines = [
+        f"{bundle}: {manifest.model.name}, {kind}, opset {graph.opset}, {len(manifest.files)} files, {size / 1e6:.1f} MB",
+        f"sparsity: {sparsity}",
+        "forms: " + ", ".join(f"{g.form} ({g.file})" for g in (graph, *manifest.siblings)),
+    ]
+    return "\n".join([*lines, *verification_lines(manifest)])
+
+
+def verification_lines(manifest: Manifest) -> list[str]:
+    """One line for the graph itself, one for each further form, and warnings."""
+    v, form = manifest.verification, manifest.graph.form
+    further = v.get("forms", {})
+    lines = [_own(v, manifest.graph.dtype), *_range(v), *(_further(name, form, f) for name, f in further.items())]
+    warnings = [text for figures in (v, *further.values()) for text in figures.get("warnings", ())]
+    return [*lines, *(f"warning: {text}" for text in dict.fromkeys(warnings))]
+
+
+def _own(v: Mapping[str, Any], dtype: str) -> str:
+    if v["status"] != "passed":
+        return f"{dtype} not verified: {v['reason']}" if "half_precision" in v else f"not verified: {v['reason']}"
+    bound = "" if v["tolerance"] is None else f" (tolerance {v['tolerance']:g})"
+    arithmetic = "" if v["arithmetic"] == "fp32" else f" in {v['arithmetic'].split(',')[0]} arithmetic"
+    return (
+        f"verified against torch{arithmetic}: largest logit difference {v['max_logit_difference']:.2g} "
+        f"over {v['tokens']} positions{bound}, "
+        f"mean KL {v['mean_kl']:.2g}, greedy tokens equal {v['greedy_equal']} of {v['greedy_tokens']}, "
+        f"perplexity {v['perplexity']:.3f} against {v['reference_perplexity']:.3f}"
+    )
+
+
+def _further(form: str, first: str, f: Mapping[str, Any]) -> str:
+    if f["status"] != "passed":
+        return f"{form} not compared: {f['reason']}"
+    return (
+        f"{form} against {first}: largest logit difference {f['max_logit_difference']:.2g}, "
+        f"greedy tokens equal {f['greedy_equal']} of {f['greedy_tokens']}"
+    )
+
+
+def _range(v: Mapping[str, Any]) -> list[str]:
+    """How near values come to the end of a half-precision type, or why that is not known."""
+    if v["status"] == "passed" and "half_precision" in v:
+        return [v["half_precision"]]
+    if not (largest := v.get("range")):
+        return []
+    return [
+        f"largest {largest['dtype']} activation {largest['largest']:.4g}, {largest['margin']:.3g} times below the limit of "
+        f"{largest['limit']:.6g}: {largest['layer']}, {largest['node']}"
+    ]

@@ -1,0 +1,33 @@
+"""The run of `benchmark compare`: two results that were measured at different times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from maskpro_deploy.bench.environment import capture
+from maskpro_deploy.bench.sweeps import compare
+from maskpro_deploy.bench.sweeps.saved import load
+from maskpro_deploy.reports import comparison
+from maskpro_deploy.runs.output import Output, RunFolder, emit_result, write_report
+from maskpro_deploy.system.files import new_folder
+
+
+def compare_results(a: Path, b: Path, output: Output, *, least_difference: float) -> None:
+    """Compare two results, write the report, print.
+
+    Args:
+        a: a result.json, or its folder.
+        b: the other one.
+        output: where the comparison goes.
+        least_difference: the smallest difference of interest, as a fraction.
+
+    Raises:
+        InputError: the two cannot be compared, or the folder of the comparison is taken.
+        FormatError: one of them is damaged, or not of a benchmark.
+    """
+    RunFolder(output)  # what is taken or missing shows first
+    result = compare.compare(load(a), load(b), capture(), least_difference=least_difference)
+    if output.out is not None:
+        with new_folder(output.out, force=output.force) as folder:
+            write_report(folder, result, compare.markdown(result), comparison.page(result))
+    emit_result(result, compare.render_text(result), out=output.out, as_json=output.as_json)

@@ -1,0 +1,107 @@
+"""The work of `masks info`, `diff` and `apply`: facts about mask files, and a sparse checkpoint from masks and dense weights.
+
+Wherever a mask file is asked for, a folder that holds one will do.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from maskpro_deploy._version import __version__
+from maskpro_deploy.checkpoint import Checkpoint, save_sparse
+from maskpro_deploy.errors import InputError
+from maskpro_deploy.masks import MASKS_FILE, MaskSet, layer_kind
+from maskpro_deploy.models import resolve
+from maskpro_deploy.system.files import check_free
+from maskpro_deploy.system.progress import SILENT, Progress
+
+
+def locate_masks(path: Path) -> Path:
+    """The mask file that a path means."""
+    return path / MASKS_FILE if path.is_dir() else path
+
+
+def describe_masks(path: Path) -> dict[str, Any]:
+    """What a mask file holds: pattern, layers, size, whose weights."""
+    file = locate_masks(path)
+    masks = MaskSet.load(file)
+    kinds: dict[str, dict[str, int]] = {}
+    for name in masks:
+        kind = kinds.setdefault(layer_kind(name), {"layers": 0, "weights": 0})
+        kind["layers"] += 1
+        kind["weights"] += math.prod(masks.shapes[name])
+    size = file.stat().st_size
+    return {
+        "file": str(file),
+        "bytes": size,
+        "sparsity": str(masks.pattern),
+        "layers": len(masks),
+        "weights": masks.num_weights,
+        "bits_per_weight": 8 * size / max(1, masks.num_weights),
+        "masks_sha256": masks.sha256(),
+        "dense_sha256": masks.dense_sha256 or None,
+        "not_strict": list(masks.broken()),
+        "kinds": dict(sorted(kinds.items())),
+    }
+
+
+def compare_masks(first: Path, second: Path) -> dict[str, Any]:
+    """How many groups differ between two mask files, by kind of layer.
+
+    Raises:
+        InputError: they have no layer, shape or pattern in common.
+    """
+    a, b = MaskSet.load(locate_masks(first)), MaskSet.load(locate_masks(second))
+    if a.pattern != b.pattern:
+        raise InputError(f"{first} holds {a.pattern} masks, {second} holds {b.pattern}: groups cannot be compared.")
+    only_in_first, only_in_second = sorted(set(a) - set(b)), sorted(set(b) - set(a))
+    if not (both := set(a) & set(b)):
+        raise InputError(f"{first} and {second} have no layer in common: they are of different models.")
+    a, b = a.only(both), b.only(both)
+    b.check_fits(a.shapes, f"the masks of {second}", str(first))
+    return {
+        "sparsity": str(a.pattern),
+        "layers": len(a),
+        "groups": a.num_weights // a.pattern.m,
+        "groups_changed": a.flips(b),
+        "groups_changed_by_kind": a.flips_by_kind(b),
+        "only_in_first": only_in_first,
+        "only_in_second": only_in_second,
+        "same_dense_weights": a.dense_sha256 == b.dense_sha256 if a.dense_sha256 and b.dense_sha256 else None,
+    }
+
+
+def apply_masks(path: Path, model: str, out: Path, *, force: bool = False, progress: Progress = SILENT) -> dict[str, Any]:
+    """Put masks on the dense model they were made for, and write a sparse checkpoint.
+
+    Args:
+        path: of the masks.
+        model: the dense model: checkpoint folder, .gguf file, Hub id, or "demo".
+        out: the folder to make.
+        force: replace `out` if it exists.
+        progress: told the shards that are written.
+
+    Raises:
+        InputError: the model is sparse, or the masks were made for other weights.
+        PatternError: a mask is not strict.
+    """
+    check_free(out, force=force)
+    file = locate_masks(path)
+    masks = MaskSet.load(file)
+    dense = Checkpoint.open(resolve(model))
+    if dense.masks is not None:
+        raise InputError(f"{model} is a sparse checkpoint already.\nGive the dense model.")
+    masks.check_fits(dense.shapes, f"the masks of {file}", model)
+    masks.check_strict(str(file))
+    masks.check_hash(dense.dense_sha256(masks), str(file), model)
+    record = {
+        "tool": f"maskpro-deploy {__version__}",
+        "method": "masks apply",
+        "model": dense.folder.name,
+        "dense_sha256": masks.dense_sha256 or None,
+        "masks_sha256": masks.sha256(),
+    }
+    save_sparse(dense, masks, out, record, force=force, progress=progress)
+    return {"out": str(out), "sparsity": str(masks.pattern), "layers": len(masks), "weights": masks.num_weights}

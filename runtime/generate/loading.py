@@ -1,0 +1,56 @@
+"""From a bundle to a text generator that runs it, within what the session and this machine's memory take."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from maskpro_deploy.backends.session import SessionLimits
+from maskpro_deploy.manifest import Manifest
+from maskpro_deploy.runtime.generate.config import RuntimeConfig
+from maskpro_deploy.runtime.generate.generator import TextGenerator, context_length
+from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
+from maskpro_deploy.runtime.sessions.session import open_session
+
+log = logging.getLogger(__name__)
+
+
+def load(bundle: Path, config: RuntimeConfig | None = None) -> TextGenerator:
+    """Open a bundle and start a text generator on it.
+
+    Args:
+        bundle: folder written by `maskpro-deploy export`.
+        config: provider, threads and limits.
+
+    Raises:
+        InputError: not a bundle, or one that this provider cannot run.
+        FormatError: a file is damaged.
+        MachineError: the provider is not available here, or onnxruntime is not installed.
+    """
+    config = config or RuntimeConfig()
+    manifest = Manifest.load(bundle, engines=False)
+    context_length(manifest.model, config.max_model_len)
+    if config.check_hashes:
+        manifest.check_hashes(bundle)
+    tokenizer = TextTokenizer.load(bundle, manifest.model)
+    session = open_session(bundle, config)
+    session.greedy([0], 2)  # the first runs are slow: memory is allocated and weights are paged in
+    return TextGenerator(session, tokenizer, _limit(config, session.limits, manifest))
+
+
+def _limit(config: RuntimeConfig, limits: SessionLimits, manifest: Manifest) -> RuntimeConfig:
+    """The settings, no larger than what the session can take."""
+    if limits.max_batch is not None and limits.max_batch < config.max_num_seqs:
+        log.warning("the engine was built for %d sequences at once, not for %d", limits.max_batch, config.max_num_seqs)
+        config = replace(config, max_num_seqs=limits.max_batch)
+    tokens = config.max_cache_tokens or limits.max_cache_tokens or _cache_tokens_in_memory(manifest)
+    return replace(config, max_cache_tokens=tokens, max_prefill_rows=limits.max_prefill_rows)
+
+
+def _cache_tokens_in_memory(manifest: Manifest) -> int:
+    """Tokens whose keys and values fill an eighth of the memory: a step holds the old and the new cache, a join a third."""
+    shape = manifest.model
+    token_bytes = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * (4 if manifest.graph.dtype == "fp32" else 2)
+    return max(1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8 // token_bytes)

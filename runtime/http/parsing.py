@@ -1,0 +1,96 @@
+"""Reading a request's body.
+
+A field that is unknown is ignored (clients send new ones all the time) and logged once. A field that is known and would change
+the answer, but is not supported, is an error: it is never silently dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from maskpro_deploy.runtime.http.api_errors import ApiError, invalid_request
+
+log = logging.getLogger(__name__)
+
+# known fields that change the answer and that this server does not do -> the values that ask for nothing
+_UNSUPPORTED: dict[str, tuple[object, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "structured_outputs": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "suffix": ("",),
+    "best_of": (1,),
+    "use_beam_search": (False,),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
+    "prompt_embeds": (),
+    "prompt_logprobs": (),
+    "allowed_token_ids": ([],),
+    "bad_words": ([],),
+    "truncate_prompt_tokens": (),
+    "continue_final_message": (False,),
+    "documents": ([],),
+}
+_logged: set[str] = set()
+
+R = TypeVar("R", bound=BaseModel)
+
+
+def parse(kind: type[R], body: bytes) -> R:
+    """Read a request.
+
+    Raises:
+        ApiError: it is not a JSON object, a field has the wrong type, or an unsupported field is used.
+    """
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as e:
+        raise invalid_request(f"the body is not valid JSON: {e}", "invalid_json") from e
+    if not isinstance(value, dict):
+        raise invalid_request("the body has to be a JSON object.", "invalid_json")
+    _refuse_unsupported(value)
+    try:
+        request = kind.model_validate(value)
+    except ValidationError as e:
+        raise _to_api_error(e) from e
+    _log_unknown(request.model_extra or {})
+    return request
+
+
+def _refuse_unsupported(value: Mapping[str, object]) -> None:
+    for field, harmless in _UNSUPPORTED.items():
+        if value.get(field) is not None and value[field] not in harmless:
+            raise invalid_request(f"{field} is not supported by this server.", "unsupported_parameter", field)
+
+
+def _to_api_error(error: ValidationError) -> ApiError:
+    """The first thing that is wrong, in one line."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    # a union names its own members after the field: only the field is of use to the reader
+    field = ".".join(str(part) for part in first["loc"][:3] if not _is_union_label(part)) or None
+    message = first["msg"].removeprefix("Value error, ")
+    return invalid_request(f"{field}: {message}" if field else message, "invalid_value", field)
+
+
+def _is_union_label(part: object) -> bool:
+    return isinstance(part, str) and (part in ("str", "int", "[key]") or part.startswith("list["))
+
+
+def _log_unknown(fields: Mapping[str, object]) -> None:
+    for field in fields.keys() - _logged - _UNSUPPORTED.keys():
+        if len(_logged) < 100:
+            _logged.add(field)
+            log.info("ignoring the unknown request field %r", field[:64])

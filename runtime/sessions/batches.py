@@ -1,0 +1,99 @@
+"""Batches of sequences of different lengths over one cache.
+
+Sequences share a cache by left padding: every row ends at the same column, and the attention mask hides the columns before a
+row's own start. Sequences join and leave between two steps; only then are caches copied.
+
+Shapes: `B` rows, `S` new tokens, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from maskpro_deploy.backends.caches import Cache, Ints
+from maskpro_deploy.backends.session import Floats, Session
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Sequences that take their decode steps together.
+
+    Attributes:
+        cache: what has been read of them.
+        lengths: tokens of each row in the cache, padding not counted. `# (B,)`
+    """
+
+    cache: Cache
+    lengths: Ints
+
+    def step(self, session: Session, tokens: Ints) -> tuple[Floats, Batch]:
+        """Read one more token of each row.
+
+        Args:
+            session: runs the graph.
+            tokens: one token for each row. `# (B,)`
+
+        Returns:
+            The logits after it `# (B, V)`, and the batch one token longer.
+        """
+        mask = left_mask(self.lengths + 1, self.cache.length + 1)
+        logits, cache = session.forward(tokens[:, None], self.cache, mask)
+        return logits[:, -1], Batch(cache, self.lengths + 1)
+
+    def keep(self, rows: Sequence[int]) -> Batch:
+        """Only these rows (a row may be named more than once); columns that are padding for all of them go."""
+        lengths = self.lengths[list(rows)]
+        return Batch(self.cache.select(rows, trim=self.cache.length - int(lengths.max())), lengths)
+
+    def join(self, other: Batch) -> Batch:
+        """The rows of both."""
+        return Batch(self.cache.join(other.cache), np.concatenate([self.lengths, other.lengths]))
+
+
+class Prefill:
+    """Reads several prompts into a batch, a chunk of columns at a time.
+
+    Args:
+        prompts: the tokens of each row; none empty.
+        pad_token: what stands in the padding (the mask hides it).
+    """
+
+    def __init__(self, prompts: Sequence[Sequence[int]], pad_token: int = 0) -> None:
+        self.lengths: Ints = np.array([len(p) for p in prompts], np.int64)  # (B,)
+        self.width = int(self.lengths.max())
+        self.done = 0
+        self._tokens: Ints = np.full((len(prompts), self.width), pad_token, np.int64)  # (B, W)
+        for row, prompt in zip(self._tokens, prompts, strict=True):
+            row[self.width - len(prompt) :] = prompt
+        self._mask = left_mask(self.lengths, self.width)
+        self._cache: Cache | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether all columns have been read."""
+        return self.done == self.width
+
+    def advance(self, session: Session, columns: int) -> Floats:
+        """Read up to `columns` more columns.
+
+        Returns:
+            Their logits, `# (B, S, V)`; column j of them is column `done - S + j` of the padded prompts.
+        """
+        end = min(self.done + columns, self.width)
+        logits, self._cache = session.forward(self._tokens[:, self.done : end], self._cache, self._mask[:, :end])
+        self.done = end
+        return logits
+
+    def batch(self) -> Batch:
+        """The prompts, read."""
+        assert self.finished
+        assert self._cache is not None
+        return Batch(self._cache, self.lengths)
+
+
+def left_mask(lengths: Ints, columns: int) -> Ints:
+    """1 in the last `lengths[i]` of `columns` columns of row i, 0 before. `# (B, columns)`."""
+    return (np.arange(columns)[None, :] >= columns - lengths[:, None]).astype(np.int64)

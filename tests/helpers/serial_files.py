@@ -1,0 +1,31 @@
+"""Which tests `scripts/test` runs alone, after all others: they measure time or keep to it, or use all cores themselves."""
+
+from __future__ import annotations
+
+# file -> why
+SERIAL = {
+    "test_bench_trust.py": "real comparisons with verdicts",
+    "test_benchmark_command.py": "real measurements",
+    "test_benchmark_kernels.py": "real measurements",
+    "test_benchmark_serve.py": "a server under load",
+    "test_cuda_device.py": "measures a pause",
+    "test_demo_command.py": "the whole path, on all cores, with time limits",
+    "test_engine_build.py": "waits for processes to start and end",
+    "test_engine_on_host.py": "measures pauses",
+    "test_export_commands.py": "waits for processes to start and end",
+    "test_file_verdicts.py": "many inputs, each with a time limit",
+    "test_foreign_graphs.py": "about a minute on all cores",
+    "test_generator.py": "requests at set times",
+    "test_gpu_check.py": "time budgets",
+    "test_kernels.py": "real measurements",
+    "test_lifecycle.py": "deadlines of a server",
+    "test_load_sweep.py": "requests at set times",
+    "test_monitor.py": "waits for a run to stop",
+    "test_native_step.py": "thread counts, and two builds at once in the cache folder",
+    "test_plan.py": "peak memory and seconds of a real run",
+    "test_progress.py": "measures a pause",
+    "test_readme.py": "every command of the README",
+    "test_runtime_bindings.py": "downloads into the cache folder",
+    "test_serve_command.py": "signals to a server, and its deadlines",
+    "test_trt_bindings.py": "downloads into the cache folder",
+}
