@@ -95,7 +95,7 @@ class PriorChoice(Choice):
 
     Attributes:
         takes: what follows the name and a colon; empty for nothing.
-        inputs: the inputs of a layer that it sees unless told otherwise, "dense" or "pruned"; empty for none.
+        inputs: the inputs of a layer that it sees by default, "dense" or "pruned"; empty for none.
         needs_grams: whether it needs Gram matrices of the inputs.
         updates_weights: whether it can change the weights, too.
         refinable: whether swaps make sense on its mask.

@@ -286,7 +286,7 @@ def state_bytes(config: LearnConfig) -> float:
         trainer.save()
         tensors, _ = store.load()
     weights = sum(site.weight.numel() for site in trainer.sites)
-    # the masks in use and those of the prior are kept beside the state, a bit a weight each
+    # the masks in use and those of the prior are kept next to the state, a bit a weight each
     return sum(t.numel() * t.element_size() for t in tensors.values()) / weights + 2 / 8
 
 

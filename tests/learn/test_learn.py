@@ -275,6 +275,14 @@ def test_no_steps_write_the_prior_itself(dense: Checkpoint, text: Text, heldout:
     assert json.loads((tmp_path / "out" / "learn.json").read_text())["weights_changed"] is False
 
 
+def test_magnitude_masks_are_refined_too(dense: Checkpoint, text: Text, heldout: Text) -> None:
+    plain, refined = (
+        learn_masks(dense.folder, text, replace(CONFIG, steps=0, prior="magnitude", refine=refine), heldout=heldout)
+        for refine in (False, True)
+    )
+    assert plain.sha256() != refined.sha256()
+
+
 def test_the_weight_update_is_saved_masked(dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path) -> None:
     config = replace(CONFIG, steps=0, prior="sparsegpt", prior_update=True)
     updated = run(dense, tmp_path / "updated", text, heldout, config)

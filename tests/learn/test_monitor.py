@@ -108,7 +108,7 @@ def test_tensorboard_gets_the_figures(dense: Checkpoint, text: Text, heldout: Te
 def test_a_tensorboard_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     (tmp_path / "tb").write_text("mine")
-    with pytest.raises(InputError, match="no folder"):
+    with pytest.raises(InputError, match="not a folder"):
         TensorBoardLog(tmp_path / "tb")
 
 

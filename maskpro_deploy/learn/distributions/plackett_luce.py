@@ -5,7 +5,7 @@ to draw from after A, the probability of the set is a sum over its N! orders, wh
 
     f(∅) = 1,   f(A) = Σ_{i ∈ A} f(A∖i) exp(θ_i) / D(A∖i),   p(m) = f(K).
 
-With b(A), the probability of going on from A to K, P(A) = f(A) b(A) / f(K) is the chance that A was passed on the way, and
+With b(A), the probability of going on from A to K, P(A) = f(A) b(A) / f(K) is the chance of drawing A first, and
 
     ∂ log p(m) / ∂θ_k = m_k - Σ_{A ⊊ K, k ∉ A} P(A) exp(θ_k) / D(A).
 

@@ -1,6 +1,6 @@
 r"""A step through torch.compile, for GPUs without Triton kernels of our own: few kernels instead of some hundred launches.
 
-For few masks a group, the covariance is summed mask by mask, each a handful of operations over planes, which a compiler joins:
+For few masks a group, the covariance is summed mask by mask, each a few operations over planes, which a compiler joins:
 
     Cov(m) h = Σ_s p_s m_s (⟨m_s, h⟩ - Σ_s' p_s' ⟨m_s', h⟩).
 

@@ -20,7 +20,7 @@ class Chunk:
     """Some groups of a layer in a step.
 
     Attributes:
-        grad: ∂L/∂W of these groups as they lie in memory.  # (M * G,)
+        grad: ∂L/∂W of these groups in the order of memory.  # (M * G,)
         weight: W of these groups.  # (M * G,)
         logits: changed in place.  # (M, G) float16
         moments: changed in place, too.  # (M, G)

@@ -77,7 +77,7 @@ def round_to_half(planes: Tensor, noise: Tensor) -> Tensor:
     """Round to one of the two nearest float16, the nearer the likelier; the planes are overwritten.
 
     Adding random bits below the float16's last one and cutting them off does it: the sum carries with the right probability.
-    What is no number becomes infinite: the bits of a NaN could carry to those of a zero.
+    A NaN becomes infinite: the bits of a NaN could carry to those of a zero.
 
     Args:
         planes: float32.

@@ -37,7 +37,7 @@ def _mixed(x):
 @triton.jit(do_not_specialize=["low", "high"])
 def move(
     grad,  # (G * M,) of the masked weight, and
-    weight,  # (G * M,), both as they lie in memory
+    weight,  # (G * M,), both in the order of memory
     logits,  # (M, G) float16, changed in place, as are
     first,  # (M, G) int8, and
     second,  # (M, G) bfloat16

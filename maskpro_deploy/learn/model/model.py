@@ -58,7 +58,7 @@ def prunable_layers(model: Any, pattern: NMPattern, include: str | None, exclude
 
     Raises:
         ConfigError: nothing is left, or a layer keeps its weights in a form that cannot be masked.
-        PatternError: a layer's input dimension is no multiple of M.
+        PatternError: a layer's input dimension is not a multiple of M.
     """
     head = model.get_output_embeddings()
     layers: dict[str, nn.Linear] = {}
@@ -72,8 +72,8 @@ def prunable_layers(model: Any, pattern: NMPattern, include: str | None, exclude
     for name in (*fused_left(model), *(n for n, m in model.named_modules() if type(m).__name__ == "Conv1D")):
         if (not include or re.search(include, name)) and not (exclude and re.search(exclude, name)):
             raise ConfigError(
-                f"{name} ({type(model.get_submodule(name)).__name__}) is no linear layer that can carry a mask: its weights lie "
-                f"in another order.\nLeave it dense with --exclude."
+                f"{name} ({type(model.get_submodule(name)).__name__}) cannot carry a mask: its weights are stored in "
+                f"another order.\nKeep it dense with --exclude."
             )
     if not layers:
         raise ConfigError("no linear layer is left to prune.\nCheck --include and --exclude against the model's layer names.")
@@ -176,7 +176,7 @@ class LearningModel:
     def check_backward(self, windows: Windows) -> None:
         """Find out on one window whether the backward pass can be made to give the same bits every time.
 
-        Attention's backward pass on a GPU adds numbers as its threads arrive, unless torch is told to refuse whatever has no
+        Attention's backward pass on a GPU adds numbers as its threads arrive, unless torch has to refuse whatever has no
         deterministic form; a model with such operations has to be learned on without.
         """
         if self.head.device.type == "cpu":

@@ -43,7 +43,7 @@ def compute_prior(
         config: says which prior, and how.
         batches: calibration tokens (B, T), all of one length.
         given: the masks of `file:PATH`.
-        progress: told after every block.
+        progress: updated after every block.
 
     Returns:
         Weight name -> (M, G) float32.

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from maskpro_deploy.learn.choices import PRIORS
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.distributions.conditional_bernoulli import conditional_bernoulli
 from maskpro_deploy.learn.model.calibration import BlockStream, whole_model_grams, whole_model_norms
@@ -162,7 +163,7 @@ def test_pruned_inputs_are_those_behind_the_pruned_blocks(setup: Setup) -> None:
 
 @pytest.mark.parametrize(
     "chosen",
-    [{"prior": "sparsegpt"}, {"prior": "ria"}, {"prior": "ria", "prior_inputs": "pruned"}, {"prior": "none"}, {"refine": True}],
+    [*({"prior": p.name} for p in PRIORS if not p.takes), {"prior": "ria", "prior_inputs": "pruned"}, {"refine": True}],
     ids=str,
 )
 def test_every_prior_keeps_the_pattern_and_leaves_the_weights_alone(setup: Setup, chosen: dict[str, Any]) -> None:
