@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from maskpro_deploy._version import __version__
-from maskpro_deploy.errors import MaskProError
+from maskpro_deploy.errors import Interrupted, MaskProError
 from maskpro_deploy.system.output import ignore_closed_stdout
 
 # command -> (module in maskpro_deploy.commands, one line for --help), in the order of a first reading
@@ -32,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("eval", "Measure quality, sparse beside dense."),
     "doctor": ("doctor", "Say what this machine can do, and how to get what is missing."),
 }
-INTERRUPTED = 130
+INTERRUPTED = Interrupted.exit_code
 
 
 def keep_lines(command: click.Command) -> None:
