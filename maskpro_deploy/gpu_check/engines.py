@@ -7,20 +7,16 @@ model; prefill is timed at batch x length 4096.
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import Any
 
-from maskpro_deploy.errors import MachineError
-from maskpro_deploy.gpu_check.deploy import make_bundles
+from maskpro_deploy.gpu_check.bundles import make_bundles, make_sparse_bundle
 from maskpro_deploy.gpu_check.items import Record, Settings
-from maskpro_deploy.gpu_check.models import SEVEN_B, SMOL, TINY, LlamaShape, write_checkpoint, write_sparse
-from maskpro_deploy.system.extras import missing
+from maskpro_deploy.gpu_check.models import SEVEN_B, SMOL, TINY, LlamaShape
+from maskpro_deploy.gpu_check.running import check_installed
 
 WIDE = dataclasses.replace(SEVEN_B, name="7b-4-layers", layers=4, vocabulary=1024, length=4096)
 _WIDE_PROFILES = "prefill:1x512,1x4096,8x512 decode:1,8,64"
-_BYTES_OF_A_WEIGHT = 2 * 5  # fp16: two checkpoints, the bundle, two engines
-_SPARE_BYTES = 1 << 30
 
 
 def measure_tensorrt(settings: Settings, record: Record) -> str:
@@ -42,7 +38,7 @@ def measure_tensorrt_rtx(settings: Settings, record: Record) -> str:
 
 
 def _build_small(library: str, settings: Settings, record: Record) -> str:
-    _check_installed(library, settings)
+    check_installed(*((library,) if settings.rehearse else (library, "native")))  # a rehearsal times nothing
     line = ""
     shapes = (TINY,) if settings.rehearse else (TINY, SMOL)
     for shape in shapes:
@@ -58,37 +54,11 @@ def measure_engine_7b(settings: Settings, record: Record) -> str:
         MachineError: tensorrt, the GPU or space is missing.
     """
     library = "tensorrt-rtx" if settings.rehearse else "tensorrt"
-    _check_installed(library, settings)
+    check_installed(*((library,) if settings.rehearse else (library, "native")))  # a rehearsal times nothing
     shape, profiles = (TINY, "prefill:1x32,4x32 decode:1,4") if settings.rehearse else (WIDE, _WIDE_PROFILES)
     record.put(model=dataclasses.asdict(shape), profiles=profiles)
     bundle = make_sparse_bundle(shape, settings.scratch)
     return _build_and_compare(library, shape, bundle, profiles, settings, record)
-
-
-def make_sparse_bundle(shape: LlamaShape, scratch: Path) -> Path:
-    """The sparse bundle of a random model in fp16, without a dense twin.
-
-    Raises:
-        MachineError: there is not enough space.
-    """
-    from maskpro_deploy.exporters import ExportConfig, export
-
-    folder = scratch / f"{shape.name}-alone"
-    needed, free = _BYTES_OF_A_WEIGHT * shape.weights + _SPARE_BYTES, shutil.disk_usage(scratch).free
-    if free < needed:
-        raise MachineError(f"{scratch} needs {needed / 1e9:.1f} GB for a {shape.name} model, {free / 1e9:.1f} GB are free")
-    shutil.rmtree(folder, ignore_errors=True)  # of an item that was ended
-    sparse = write_sparse(write_checkpoint(shape, folder / "dense"), folder / "sparse")
-    shutil.rmtree(folder / "dense")
-    export(sparse, folder / "bundle", ExportConfig(dtype="fp16"), unverified="a random model for the GPU check")
-    shutil.rmtree(sparse)
-    return folder / "bundle"
-
-
-def _check_installed(library: str, settings: Settings) -> None:
-    for extra in (library,) if settings.rehearse else (library, "native"):  # a rehearsal times nothing
-        if absent := missing(extra):
-            raise MachineError(f"{', '.join(absent)} is not installed: pip install 'maskpro-deploy[{extra}]'")
 
 
 def _build_and_compare(

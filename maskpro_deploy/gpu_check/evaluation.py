@@ -11,7 +11,7 @@ import numpy as np
 
 from maskpro_deploy.bench.products.timing import CPU
 from maskpro_deploy.errors import CheckFailed, InputError, MachineError, first_line
-from maskpro_deploy.gpu_check.deploy import make_bundles
+from maskpro_deploy.gpu_check.bundles import make_bundles
 from maskpro_deploy.gpu_check.items import Record, Settings, import_torch
 from maskpro_deploy.gpu_check.models import SMOL, TINY
 

@@ -18,6 +18,7 @@ from maskpro_deploy.exporters.engines.profiles import parse_buckets
 from maskpro_deploy.gpu_check import deploy as _gpu_deploy
 from maskpro_deploy.gpu_check import engines as _gpu_engines
 from maskpro_deploy.gpu_check import processes, worker
+from maskpro_deploy.gpu_check.bundles import make_bundles
 from maskpro_deploy.gpu_check.items import FAILED, MEASURED, NOT_RUN, Outcome, Record, Settings
 from maskpro_deploy.gpu_check.models import ONE_B, PATTERN, SEVEN_B, SMOL, TINY, write_checkpoint, write_sparse
 from maskpro_deploy.gpu_check.registry import ITEMS, Entry
@@ -282,12 +283,12 @@ def test_an_item_without_its_gpu_is_not_run_and_says_why(tmp_path, name):
 
 
 def test_bundles_are_made_once_and_made_again_after_an_interrupt(settings):
-    sparse, dense = _gpu_deploy.make_bundles(TINY, settings.scratch)
+    sparse, dense = make_bundles(TINY, settings.scratch)
     before = (sparse / "manifest.json").stat().st_mtime_ns
-    assert _gpu_deploy.make_bundles(TINY, settings.scratch) == (sparse, dense)
+    assert make_bundles(TINY, settings.scratch) == (sparse, dense)
     assert (sparse / "manifest.json").stat().st_mtime_ns == before
     dense.rename(settings.scratch / "elsewhere")
-    _gpu_deploy.make_bundles(TINY, settings.scratch)
+    make_bundles(TINY, settings.scratch)
     assert dense.is_dir()
 
 

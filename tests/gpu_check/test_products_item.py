@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from gpu_torch import GpuTorch, Wrong, make_int8_ways
+from gpu_torch import GpuTorch, WallClock, Wrong, make_int8_ways
 
-from maskpro_deploy.bench.products.timing import WallClock
 from maskpro_deploy.bench.products.ways import linear
 from maskpro_deploy.gpu_check import products as _gpu_products
 from maskpro_deploy.gpu_check.items import FAILED, MEASURED, Record, Settings

@@ -7,35 +7,28 @@ from dataclasses import dataclass
 from functools import cache
 
 from maskpro_deploy.bench.kernels.cases import KernelCase
-from maskpro_deploy.bench.results.columns import Column, comparison_columns, number_column
+from maskpro_deploy.bench.results.columns import Column, ComparedRow, comparison_columns, number_column
 from maskpro_deploy.bench.results.document import UNKNOWN
-from maskpro_deploy.bench.statistics import stats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProductRow:
+class ProductRow(ComparedRow):
     """One product in one form of the weight."""
 
     case: KernelCase
     form: str
     ms: float | None
     floor_s: float | None
-    ratio: stats.Ratio | None
-    is_baseline: bool
-    same_kernels: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TotalRow:
+class TotalRow(ComparedRow):
     """All products of the model in one form of the weight, at one number of tokens."""
 
     m: int
     form: str
     ms: float | None
     per_layer_ms: float | None
-    ratio: stats.Ratio | None
-    is_baseline: bool
-    same_kernels: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

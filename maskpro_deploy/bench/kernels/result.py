@@ -14,17 +14,9 @@ import numpy as np
 
 from maskpro_deploy.bench.kernels.cases import KernelCase
 from maskpro_deploy.bench.kernels.columns import ProductRow, TotalRow, product_columns, total_columns
+from maskpro_deploy.bench.results import run as data
 from maskpro_deploy.bench.results.columns import columns_json
-from maskpro_deploy.bench.results.run import (
-    SessionsResult,
-    explain_failed_self_test,
-    plain,
-    ratio_json,
-    samples_json,
-    self_test_json,
-    state_json,
-    tokens_json,
-)
+from maskpro_deploy.bench.results.run import SessionsResult
 from maskpro_deploy.bench.roofline import Arithmetic, Load, compute_floor
 from maskpro_deploy.bench.sessions import Run
 from maskpro_deploy.bench.statistics import stats
@@ -73,7 +65,7 @@ class KernelResult(SessionsResult):
     def invalid_reasons(self) -> list[str]:
         """Why the figures prove nothing; empty if they may be believed."""
         invalid = [f"{case.label}: {m.invalid}" for case, m in self.run.measurements.items() if m.invalid is not None]
-        return [*invalid, *explain_failed_self_test(self.run.judge_self_test(), _SEEN)]
+        return [*invalid, *data.explain_failed_self_test(self.run.judge_self_test(), _SEEN)]
 
     @property
     def comparison_count(self) -> int:
@@ -174,14 +166,14 @@ class KernelResult(SessionsResult):
             **super().to_json(),
             "cpu_finished": self.cpu_finished,
             "sessions": self.run.sessions,
-            "model": plain(self.facts),
+            "model": data.plain(self.facts),
             "forms": list(self.forms),
             "products": [self._case_json(case, [rows[case, form] for form in self.forms]) for case in self.cases],
             "whole_model": [
                 {"m": row.m, **columns_json(total_columns(first), row), **_against_first(row)} for row in self.total_rows
             ],
-            "self_test": self_test_json(self.run.judge_self_test(), self.run.self_test),
-            "gpu": plain(self.gpu),
+            "self_test": data.self_test_json(self.run.judge_self_test(), self.run.self_test),
+            "gpu": data.plain(self.gpu),
         }
 
     def _case_json(self, case: KernelCase, rows: Sequence[ProductRow]) -> dict[str, Any]:
@@ -190,13 +182,13 @@ class KernelResult(SessionsResult):
             {
                 **columns_json(product_columns(self.forms[0]), row),
                 **_against_first(row),
-                "tokens": tokens_json(measured, row.form),
-                "samples": samples_json(measured.samples[row.form]),
+                "tokens": data.tokens_json(measured, row.form),
+                "samples": data.samples_json(measured.samples[row.form]),
             }
             for row in rows
         ]
-        return {**dataclasses.asdict(case), **state_json(measured), "forms": forms}
+        return {**dataclasses.asdict(case), **data.state_json(measured), "forms": forms}
 
 
 def _against_first(row: ProductRow | TotalRow) -> dict[str, Any]:
-    return {"against_first": None if row.is_baseline else ratio_json(row.ratio)}
+    return {"against_first": None if row.is_baseline else data.ratio_json(row.ratio)}

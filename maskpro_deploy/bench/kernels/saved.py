@@ -13,21 +13,13 @@ from typing import Any
 from maskpro_deploy.bench.arms import Measurement
 from maskpro_deploy.bench.kernels.cases import KernelCase
 from maskpro_deploy.bench.kernels.result import KIND, KernelResult
-from maskpro_deploy.bench.results.reading import (
-    SavedResult,
-    check_machine,
-    check_settings,
-    read_measurement,
-    read_result,
-    read_self_test,
-    refuse,
-)
+from maskpro_deploy.bench.results import reading
 from maskpro_deploy.bench.results.run import plain
 from maskpro_deploy.bench.sessions import Run, make_empty_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SavedKernels(SavedResult):
+class SavedKernels(reading.SavedResult):
     """A result as it was written.
 
     Attributes:
@@ -61,7 +53,7 @@ class SavedKernels(SavedResult):
 
 def load(path: Path) -> SavedKernels:
     """Read a result, or the one in a folder; see `read_result` for errors."""
-    return read_result(path, (KIND,), KernelResult, _decode)
+    return reading.read_result(path, (KIND,), KernelResult, _decode)
 
 
 def _decode(path: Path, value: dict[str, Any]) -> SavedKernels:
@@ -69,14 +61,14 @@ def _decode(path: Path, value: dict[str, Any]) -> SavedKernels:
         path=path,
         value=value,
         measurements=dict(_read_case(c) for c in value["products"]),
-        self_test=read_self_test(value),
+        self_test=reading.read_self_test(value),
         sessions=int(value["sessions"]),
     )
 
 
 def _read_case(value: Mapping[str, Any]) -> tuple[KernelCase, Measurement]:
     case = KernelCase(**{name: value[name] for name in ("k", "n", "m", "count", "copies")})
-    return case, read_measurement(value, value["forms"], name_key="form")
+    return case, reading.read_measurement(value, value["forms"], name_key="form")
 
 
 def check_same(
@@ -88,25 +80,14 @@ def check_same(
     *,
     append: bool,
 ) -> None:
-    """Refuse to mix samples that do not belong together.
-
-    Args:
-        saved: what is gone on with.
-        forms: of the run.
-        facts: the model, by its shapes; where it is does not matter.
-        config: settings of the run, as the result states them.
-        environment: what it runs on.
-        append: other numbers of tokens and of samples are fine.
-
-    Raises:
-        InputError: naming the first difference.
-    """
+    """Refuse to mix samples that do not belong together; see `reading.check_goes_on` for the rest."""
     if saved.value["forms"] != list(forms):
-        refuse(saved, f"the forms are {','.join(forms)}, and were {','.join(saved.value['forms'])}.\nChoose another --out.")
-    before, now = saved.value["model"], plain(facts)
-    for key in sorted({*before, *now} - {"path"}):
-        if before.get(key) != now.get(key):
-            change = f"{key} is {now.get(key)}, and was {before.get(key)}"
-            refuse(saved, f"it is of another model: {change}.\nChoose another --out.")
-    check_settings(saved, config, append=append)
-    check_machine(saved, environment)
+        reading.refuse(
+            saved, f"the forms are {','.join(forms)}, and were {','.join(saved.value['forms'])}.\nChoose another --out."
+        )
+    model, own = saved.value["model"], plain(facts)
+    for key in sorted({*model, *own} - {"path"}):
+        if model.get(key) != own.get(key):
+            change = f"{key} is {own.get(key)}, and was {model.get(key)}"
+            reading.refuse(saved, f"it is of another model: {change}.\nChoose another --out.")
+    reading.check_goes_on(saved, config, environment, append=append)

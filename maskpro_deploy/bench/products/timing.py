@@ -36,21 +36,6 @@ class Stopwatch(Protocol):
         """Run `work`; the result gives its milliseconds."""
 
 
-class WallClock:
-    """For work that is done when the call returns."""
-
-    device = CPU
-
-    def cover(self, launch_ms: float) -> None:
-        """The launch is all there is."""
-
-    def time(self, work: Callable[[], object]) -> Callable[[], float]:
-        started = time.perf_counter()
-        work()
-        milliseconds = 1e3 * (time.perf_counter() - started)
-        return lambda: milliseconds
-
-
 class EventClock:
     """CUDA events around work on a cold cache.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from maskpro_deploy.bench.results import wording
 from maskpro_deploy.bench.results.document import UNKNOWN, Table, format_number
@@ -58,30 +58,25 @@ def number_column(
     return Column(header=header, cell=show, meaning=meaning, key=key, value=value)
 
 
-class Compared(Protocol):
-    """A row that is compared with a baseline."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedRow:
+    """A row that is compared with a baseline.
 
-    @property
-    def ratio(self) -> stats.Ratio | None:
-        """How it compares; None where there was not enough to compare."""
-
-    @property
-    def is_baseline(self) -> bool:
-        """Whether it is what the others are compared with."""
-
-    @property
-    def same_kernels(self) -> bool:
-        """Whether it is known to run the kernels of the baseline."""
-
-
-def comparison_columns(header: str) -> tuple[Column[Compared], ...]:
-    """The ratio, its interval and the verdict.
-
-    Args:
-        header: of the ratio.
+    Attributes:
+        ratio: how it compares; None where there was not enough to compare.
+        is_baseline: it is what the others are compared with.
+        same_kernels: it is known to run the kernels of the baseline.
     """
 
-    def show(row: Compared) -> tuple[str, str, str]:
+    ratio: stats.Ratio | None
+    is_baseline: bool = False
+    same_kernels: bool = False
+
+
+def comparison_columns(header: str) -> tuple[Column[ComparedRow], ...]:
+    """The ratio under this header, its interval and the verdict."""
+
+    def show(row: ComparedRow) -> tuple[str, str, str]:
         if row.is_baseline or row.ratio is None:
             return UNKNOWN, UNKNOWN, UNKNOWN if row.is_baseline else "too few sessions"
         return (*wording.format_ratio(row.ratio), wording.describe_outcome(row.ratio, same_kernels=row.same_kernels))

@@ -147,32 +147,25 @@ def place_samples(
     return [Sample(session=int(s), block=int(b), position=int(p), seconds=t, first_token_s=f) for s, b, p, t, f in rows]
 
 
-def check_settings(saved: SavedResult, now: Mapping[str, Any], *, append: bool) -> None:
-    """Refuse to go on with other settings.
+def check_goes_on(saved: SavedResult, config: Mapping[str, Any], environment: Mapping[str, Any], *, append: bool) -> None:
+    """Refuse to mix samples that were measured with other settings, or in another environment.
 
     Args:
         saved: what is gone on with.
-        now: the settings of the run.
+        config: the settings of the run.
+        environment: what it runs on.
         append: other cases and other numbers of samples are fine.
 
     Raises:
         InputError: naming the first difference.
     """
-    before, settings = saved.value["config"], plain(now)
+    before, settings = saved.value["config"], plain(config)
     for key in sorted({*before, *settings} - {*_JUDGING}):
         if before.get(key) != settings.get(key) and not (append and key in _MAY_GROW):
             advice = f"Repeat its settings{'' if append else ', add to it with --append'}, or choose another --out."
             refuse(saved, f"{key} is {settings.get(key)}, and was {before.get(key)}.\n{advice}")
-
-
-def check_machine(saved: SavedResult, now: Mapping[str, Any]) -> None:
-    """Refuse to go on in another environment.
-
-    Raises:
-        InputError: naming the first difference.
-    """
     for key in _ENVIRONMENT:
-        if saved.value["environment"].get(key) != plain(now.get(key)):
+        if saved.value["environment"].get(key) != plain(environment.get(key)):
             refuse(saved, f"it was measured on another machine or with other packages ({key}).\nChoose another --out.")
 
 

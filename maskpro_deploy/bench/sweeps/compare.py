@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 from maskpro_deploy.bench.model import Case
 from maskpro_deploy.bench.results import wording
-from maskpro_deploy.bench.results.columns import Column, columns_json, comparison_columns, make_table, number_column
+from maskpro_deploy.bench.results.columns import Column, ComparedRow, columns_json, comparison_columns, make_table, number_column
 from maskpro_deploy.bench.results.document import Document, Table
 from maskpro_deploy.bench.results.run import ratio_json
 from maskpro_deploy.bench.statistics import stats
@@ -27,24 +27,18 @@ _SETTINGS = ("seed", "threads", "same_model", "logit_tolerance", "decode_steps")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
-    """One case of one arm in both runs.
+class Pair(ComparedRow):
+    """One case of one arm in both runs: how much faster B is than A.
 
     Attributes:
         same_files: the bundle is the same in both, so a difference is drift.
-        ratio: how much faster B is than A, or None for too few sessions.
-        is_baseline, same_kernels: neither is ever known here.
     """
-
-    is_baseline: ClassVar[bool] = False
-    same_kernels: ClassVar[bool] = False
 
     case: Case
     name: str
     a_ms: float
     b_ms: float
     same_files: bool
-    ratio: stats.Ratio | None
 
 
 COLUMNS: tuple[Column[Pair], ...] = (

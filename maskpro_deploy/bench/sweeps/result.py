@@ -9,17 +9,9 @@ from typing import Any
 
 from maskpro_deploy.bench.arms import Measurement
 from maskpro_deploy.bench.model import PREFILL, ModelArm, same_kernels
+from maskpro_deploy.bench.results import run as data
 from maskpro_deploy.bench.results.columns import columns_json
-from maskpro_deploy.bench.results.run import (
-    SessionsResult,
-    explain_failed_self_test,
-    places_json,
-    ratio_json,
-    self_test_json,
-    state_json,
-    tokens_json,
-    vllm_json,
-)
+from maskpro_deploy.bench.results.run import SessionsResult
 from maskpro_deploy.bench.sessions import SelfTest
 from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.sweeps.columns import choose_columns
@@ -50,7 +42,7 @@ class BenchResult(SessionsResult):
     def invalid_reasons(self) -> list[str]:
         """Why the figures prove nothing; empty if they may be believed."""
         invalid = [f"{r.case.label}: {r.measurement.invalid}" for r in self.cases if r.measurement.invalid is not None]
-        return [*explain_failed_self_test(self.self_test, _SEEN), *invalid]
+        return [*data.explain_failed_self_test(self.self_test, _SEEN), *invalid]
 
     @property
     def comparison_count(self) -> int:
@@ -93,7 +85,7 @@ class BenchResult(SessionsResult):
             **super().to_json(),
             "arms": [arm_json(arm) for arm in self.arms],
             "cases": [self._case_json(result) for result in self.cases],
-            "self_test": self_test_json(self.self_test, self.self_test_samples),
+            "self_test": data.self_test_json(self.self_test, self.self_test_samples),
             "best_batch": self._best_json() if self.kind == "throughput" and self.valid else None,
             "notes": list(self.notes),
         }
@@ -102,7 +94,7 @@ class BenchResult(SessionsResult):
         return {
             **dataclasses.asdict(result.case),
             "metric": result.metric,
-            **state_json(result.measurement),
+            **data.state_json(result.measurement),
             "agreement": [
                 {"name": name, **dataclasses.asdict(a), "max_logit_difference": stats.finite(a.max_logit_difference)}
                 for name, a in result.agreement.items()
@@ -113,7 +105,7 @@ class BenchResult(SessionsResult):
                     "candidate": self.arms[0].name,
                     "baseline": name,
                     "same_kernels": self.same_kernels(name),
-                    **ratio_json(ratio),
+                    **data.ratio_json(ratio),
                 }
                 for name, ratio in self.comparisons(result).items()
             ],
@@ -124,7 +116,7 @@ class BenchResult(SessionsResult):
         values = row.result.values_ms(name)
         metrics: dict[str, Any] = {}
         for metric in values:
-            metrics |= vllm_json(metric, row.summary(metric))
+            metrics |= data.vllm_json(metric, row.summary(metric))
         return {
             "name": name,
             "total_input_tokens": row.count * case.batch_size * case.input_len,
@@ -133,8 +125,11 @@ class BenchResult(SessionsResult):
             "bound": None if row.floor is None else row.floor.bound,
             **columns_json(choose_columns(self.kind), row),
             **metrics,
-            "tokens": tokens_json(measured, name),
-            "samples": {**places_json(measured.samples[name]), **{f"{metric}_ms": taken for metric, taken in values.items()}},
+            "tokens": data.tokens_json(measured, name),
+            "samples": {
+                **data.places_json(measured.samples[name]),
+                **{f"{metric}_ms": taken for metric, taken in values.items()},
+            },
         }
 
     def _best_json(self) -> Mapping[str, Any]:

@@ -9,16 +9,7 @@ from typing import Any
 
 from maskpro_deploy.bench.arms import Sample
 from maskpro_deploy.bench.model import DECODE, Agreement, Case, ModelArm
-from maskpro_deploy.bench.results.reading import (
-    SavedResult,
-    check_machine,
-    check_settings,
-    place_samples,
-    read_measurement,
-    read_result,
-    read_self_test,
-    refuse,
-)
+from maskpro_deploy.bench.results import reading
 from maskpro_deploy.bench.results.run import plain
 from maskpro_deploy.bench.sweeps.figures import METRIC, CaseResult
 from maskpro_deploy.bench.sweeps.result import BenchResult, arm_json
@@ -28,7 +19,7 @@ _NOT_COMPARED = ("path", "graph_sha256")  # of an arm: where it is, and what fol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Saved(SavedResult):
+class Saved(reading.SavedResult):
     """A sweep as it was written.
 
     Attributes:
@@ -45,7 +36,7 @@ class Saved(SavedResult):
 
 def load(path: Path) -> Saved:
     """Read the result of a sweep, or the one in a folder; see `read_result` for errors."""
-    return read_result(path, KINDS, BenchResult, _decode)
+    return reading.read_result(path, KINDS, BenchResult, _decode)
 
 
 def _decode(path: Path, value: dict[str, Any]) -> Saved:
@@ -55,14 +46,14 @@ def _decode(path: Path, value: dict[str, Any]) -> Saved:
         path=path,
         value=value,
         cases={c.case: c for c in cases},
-        self_test=read_self_test(value),
+        self_test=reading.read_self_test(value),
         sessions=1 + max((s.session for s in samples), default=-1),
     )
 
 
 def _read_case(value: Mapping[str, Any]) -> CaseResult:
     case = Case(**{k: value[k] for k in ("phase", "batch_size", "input_len", "output_len")})
-    measurement = read_measurement(value, value["arms"], samples=lambda arm: _read_samples(arm, case))
+    measurement = reading.read_measurement(value, value["arms"], samples=lambda arm: _read_samples(arm, case))
     agreement = {a["name"]: Agreement(**{k: v for k, v in a.items() if k != "name"}) for a in value["agreement"]}
     return CaseResult(case=case, measurement=measurement, agreement=agreement)
 
@@ -73,7 +64,7 @@ def _read_samples(value: Mapping[str, Any], case: Case) -> list[Sample]:
     first = None
     if metric != "ttft" and value.get("ttft_ms"):
         first = [float(v) / 1e3 for v in value["ttft_ms"]]
-    return place_samples(value, [scale * float(v) for v in value[f"{metric}_ms"]], first)
+    return reading.place_samples(value, [scale * float(v) for v in value[f"{metric}_ms"]], first)
 
 
 def check_same(
@@ -85,32 +76,19 @@ def check_same(
     *,
     append: bool,
 ) -> None:
-    """Refuse to mix samples that do not belong together.
-
-    Args:
-        saved: what is gone on with.
-        kind: of the run.
-        arms: of the run.
-        config: its settings, as the result states them.
-        environment: what it runs on.
-        append: other cases and other numbers of samples are fine.
-
-    Raises:
-        InputError: naming the first difference.
-    """
+    """Refuse to mix samples that do not belong together; see `reading.check_goes_on` for the rest."""
     value = saved.value
     if value["kind"] != kind:
-        refuse(saved, f"it is the result of a {value['kind']} run, not of {kind}.\nChoose another --out.")
+        reading.refuse(saved, f"it is the result of a {value['kind']} run, not of {kind}.\nChoose another --out.")
     now = [plain(arm_json(arm)) for arm in arms]
     for before, arm in zip(value["arms"], now, strict=False):
         for key in sorted({*before, *arm} - {*_NOT_COMPARED}):
             if before.get(key) != arm.get(key):
-                refuse(
+                reading.refuse(
                     saved,
                     f"{key} of {arm['name']} is {arm.get(key)}, and was {before.get(key)}.\n"
                     "Give the bundles it was measured on, or another --out.",
                 )
     if len(value["arms"]) != len(now):
-        refuse(saved, f"it has {len(value['arms'])} bundles, and this run {len(now)}.\nChoose another --out.")
-    check_settings(saved, config, append=append)
-    check_machine(saved, environment)
+        reading.refuse(saved, f"it has {len(value['arms'])} bundles, and this run {len(now)}.\nChoose another --out.")
+    reading.check_goes_on(saved, config, environment, append=append)

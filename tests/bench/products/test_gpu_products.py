@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from gpu_torch import GpuTorch, Packed, Refusing, Same, Wrong, make_int8_ways
+from gpu_torch import GpuTorch, Packed, Refusing, Same, WallClock, Wrong, make_int8_ways
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +16,7 @@ from maskpro_deploy.bench.products.product import (
     measure_product,
     plan_cells,
 )
-from maskpro_deploy.bench.products.timing import WallClock, judge_samples, race_arms
+from maskpro_deploy.bench.products.timing import judge_samples, race_arms
 from maskpro_deploy.bench.products.ways import BACKENDS, DTYPES, cusparselt, draw_operands, find_working_ways, linear
 from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.statistics.break_even import find_break_even
