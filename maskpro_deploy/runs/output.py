@@ -69,9 +69,7 @@ class Output:
         if (self.out / RESULT_FILE).is_file():
             return self.out
         if self.append or (self.out.exists() and any(self.out.iterdir())):
-            raise InputError(
-                f"{self.out} holds no {RESULT_FILE}: there is no run to go on with.\nGive the folder of one as --out."
-            )
+            raise InputError(f"{self.out} holds no {RESULT_FILE}: there is no run to continue.\nGive the folder of one as --out.")
         return None  # interrupted before the first session was over
 
 
