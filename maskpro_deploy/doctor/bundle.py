@@ -22,7 +22,7 @@ def examine_bundle(bundle: Path, diagnosis: Diagnosis) -> tuple[Ability, ...]:
     """What can be served of a bundle here: its graphs, then its engines (each of them is read, to see that it is whole).
 
     Raises:
-        InputError: it is no bundle.
+        InputError: it is not a bundle.
         FormatError: its manifest or a file other than an engine is damaged.
     """
     manifest = Manifest.load(bundle, engines=False)
