@@ -42,21 +42,21 @@ class DecoderConfig:
     model_type: str
     vocab_size: int
     hidden_size: int
-    intermediate_size: int
     num_layers: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
     max_length: int
-    norm_eps: float
-    tied: bool
-    activation: str
-    attention_bias: bool
-    output_bias: bool
-    mlp_bias: bool
     scale: float
     windows: tuple[int | None, ...]
     ropes: tuple[RopeConfig | None, ...]
+    intermediate_size: int = 0
+    norm_eps: float = 0.0
+    tied: bool = False
+    activation: str = ""
+    attention_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
     attention_softcap: float | None = None
     logit_softcap: float | None = None
 
