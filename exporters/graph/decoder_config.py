@@ -158,6 +158,12 @@ def read_windows(config: Mapping[str, Any], types: Collection[str]) -> tuple[int
     return tuple(read_positive(config, "sliding_window") if kind == "sliding_attention" else None for kind in types)
 
 
+def read_same_windows(config: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
+    """How far each layer looks back where all do alike, from `sliding_window`; all the way where it is null."""
+    window = None if config.get("sliding_window") is None else read_positive(config, "sliding_window")
+    return (window,) * layers
+
+
 def check_supported(field: str, value: object, known: Collection[str]) -> None:
     """Refuse what is not known.
 
