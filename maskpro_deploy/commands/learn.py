@@ -133,7 +133,7 @@ def command(
         from maskpro_deploy.reports import learning as _learn_page
         from maskpro_deploy.reports.blocks import write
 
-        write(_learn_page.build(result, config, rows, command_line(sys.argv)), report_file)
+        write(_learn_page.build_page(result, config, rows, command_line(sys.argv)), report_file)
     emit(as_json, {"out": str(out), "sparsity": str(config.pattern), **figures}, f"{table(rows)}\nwritten to {out}")
 
 

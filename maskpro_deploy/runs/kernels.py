@@ -14,17 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 from maskpro_deploy.bench import environment
 from maskpro_deploy.bench.graph_work import graph_work
-from maskpro_deploy.bench.kernels.measure import KernelCase, KernelResult, kernel_cases, run_kernels
+from maskpro_deploy.bench.kernels.cases import KernelCase, plan_cases
+from maskpro_deploy.bench.kernels.measure import run_kernels
+from maskpro_deploy.bench.kernels.result import KernelResult
 from maskpro_deploy.bench.kernels.saved import SavedKernels, check_same, load
+from maskpro_deploy.bench.kernels.summary import describe
 from maskpro_deploy.bench.products.model import ModelProducts, measure_model
 from maskpro_deploy.bench.roofline import measure_bandwidth
-from maskpro_deploy.bench.sessions import Run, empty_run
+from maskpro_deploy.bench.sessions import Run, make_empty_run
 from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.sweeps.sweep import SweepConfig
 from maskpro_deploy.errors import check_names
 from maskpro_deploy.manifest import Manifest, safe_path
-from maskpro_deploy.reports import kernels as kernel_reports
-from maskpro_deploy.runs.output import Output, Renderers, RunFolder, run_benchmark
+from maskpro_deploy.reports.kernels import build_page
+from maskpro_deploy.runs.output import Output, RunFolder, run_benchmark
 from maskpro_deploy.runs.sessions import measure_onnxruntime
 from maskpro_deploy.system.progress import Meter
 from maskpro_deploy.targets.products import FORMS, OpenForm
@@ -93,8 +96,7 @@ def benchmark_kernels(bundle: Path, config: KernelsConfig, output: Output) -> No
         earlier = folder.load_earlier(load)
         return KernelsRun(bundle, config, earlier=earlier, append=output.append, save=folder.save).measure()
 
-    page, markdown = kernel_reports.page, kernel_reports.markdown
-    run_benchmark(run, Renderers(text=kernel_reports.render_text, markdown=markdown, page=page), output)
+    run_benchmark(run, describe, build_page, output)
 
 
 class KernelsRun:
@@ -127,12 +129,12 @@ class KernelsRun:
         self._measure = config.measure
         manifest = Manifest.load(bundle, engines=False)
         self._work = graph_work(safe_path(bundle, manifest.graph.file))
-        self._cases = kernel_cases(self._work.products, config.tokens)
+        self._cases = plan_cases(self._work.products, config.tokens)
         shapes = [[k, n, count] for (k, n), count in self._work.products.items()]
         self._layers = manifest.model.num_layers
         self._facts = {"name": manifest.model.name, "path": str(bundle), "layers": self._layers, "products": shapes}
         self._environment = environment.capture()
-        self._run: Run[KernelCase] = empty_run(config.forms, self._cases)
+        self._run: Run[KernelCase] = make_empty_run(config.forms, self._cases)
         self._gpu: Mapping[str, Any] = _NOT_YET
         if earlier is not None:
             check_same(earlier, config.forms, self._facts, config.to_json(), self._environment, append=append)
