@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from maskpro_deploy.cache_forms import CACHE_FORMS, DEFAULT_FORM
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import ConfigError, check_known, check_names, check_range
 from maskpro_deploy.exporters.graph.builder import DTYPES
 from maskpro_deploy.exporters.graph.quantization import Quantization
 from maskpro_deploy.exporters.graph.weight_kinds import DEFAULT_METHOD, METHODS, WEIGHT_KINDS
@@ -45,22 +45,14 @@ class ExportConfig:
     layout: str = "bundle"
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"--dtype {self.dtype} is not known. Known: {', '.join(DTYPES)}.")
-        for form in self.forms:
-            if form not in CACHE_FORMS:
-                raise ConfigError(f"--forms {form}: this cache form is not known. Known: {', '.join(CACHE_FORMS)}.")
-        if not self.forms or len(set(self.forms)) < len(self.forms):
-            raise ConfigError(f"--forms {','.join(self.forms) or 'is empty'}: name each form once, such as cat,static.")
-        if self.layout not in LAYOUTS:
-            raise ConfigError(f"--layout {self.layout} is not known. Known: {', '.join(LAYOUTS)}.")
+        check_known("--dtype", self.dtype, DTYPES)
+        check_names("--forms", self.forms, CACHE_FORMS)
+        check_known("--layout", self.layout, LAYOUTS)
         if self.layout == "genai":
             check_genai(self.forms)
-        if self.method not in METHODS:
-            raise ConfigError(f"--method {self.method} is not known. Known: {', '.join(METHODS)}.")
+        check_known("--method", self.method, METHODS)
         self._check_quantization()
-        if self.max_length is not None and self.max_length < _SHORTEST:
-            raise ConfigError(f"--max-length {self.max_length} is too short: give at least {_SHORTEST}.")
+        check_range("--max-length", self.max_length, least=_SHORTEST)
 
     def _check_quantization(self) -> None:
         if self.quantize is None and (self.block_size is not None or self.head is not None or self.method != DEFAULT_METHOD):

@@ -95,14 +95,14 @@ def cli(verbose: bool) -> None:
 keep_lines(cli)
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
+def _raise_interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
 def main(command: click.Command = cli) -> None:
     """Run a command line; errors of the user's end as plain lines on stderr and the error's exit code."""
     keep_lines(command)
-    signal.signal(signal.SIGTERM, _interrupt)  # so that `finally` blocks run and nothing is left half-written
+    signal.signal(signal.SIGTERM, _raise_interrupt)  # so that `finally` blocks run and nothing is left half-written
     try:
         code = command.main(standalone_mode=False)
     except MaskProError as e:

@@ -18,6 +18,9 @@ what to do. Anything else is a bug and shows its traceback.
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterable, Sequence
+
 
 class MaskProError(Exception):
     """Base of all errors that a user can cause or fix."""
@@ -69,6 +72,62 @@ class Interrupted(MaskProError):
     """The user stopped the work; what was done so far is saved."""
 
     exit_code = 130
+
+
+def check_known(flag: str, value: str | None, known: Iterable[str]) -> None:
+    """Refuse a name that is not one of those known; None is an option that was not given.
+
+    Raises:
+        ConfigError: with the flag, the name and the known ones.
+    """
+    if value is not None and value not in (names := tuple(known)):
+        raise ConfigError(f"{flag} {value} is not known. Known: {', '.join(names)}.")
+
+
+def check_names(flag: str, values: Sequence[str], known: Iterable[str]) -> None:
+    """Refuse a list of names that is empty, or where one is not known or given twice.
+
+    Raises:
+        ConfigError: with the flag and what is wrong.
+    """
+    names = tuple(known)
+    for value in values:
+        check_known(flag, value, names)
+    if not values or len(set(values)) < len(values):
+        raise ConfigError(f"{flag} {','.join(values) or 'is empty'}: name each one once, such as {','.join(names[:2])}.")
+
+
+def check_range(
+    flag: str,
+    value: float | None,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    note: str = "",
+) -> None:
+    """Refuse a number outside its bounds, and NaN; None is an option that was not given.
+
+    Args:
+        flag: by which the user knows the setting.
+        value: the setting.
+        least: the lowest number allowed.
+        above: a bound that is itself too low.
+        most: the highest number allowed.
+        below: a bound that is itself too high.
+        note: what else to say of the bounds.
+
+    Raises:
+        ConfigError: with the flag, the number and the bounds.
+    """
+    kinds = ((least, operator.ge, "at least"), (above, operator.gt, "above"), (most, operator.le, "at most"))
+    bounds = [(bound, holds, words) for bound, holds, words in (*kinds, (below, operator.lt, "below")) if bound is not None]
+    if value is None or all(holds(value, bound) for bound, holds, _ in bounds):
+        return
+    allowed = " and ".join(f"{words} {bound:g}" for bound, _, words in bounds)
+    shown = f"{value:g}" if isinstance(value, float) else value
+    raise ConfigError(f"{flag} {shown} is out of range: {allowed}{note and f' ({note})'}.")
 
 
 def first_line(error: BaseException, most: int = 300) -> str:

@@ -16,7 +16,7 @@ import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from maskpro_deploy.errors import ConfigError, InputError, MaskProError
+from maskpro_deploy.errors import ConfigError, InputError, MaskProError, check_range
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.progress import SILENT, Meter, Progress
 from maskpro_deploy.targets.models import RunConfig, Target, find_target, open_target
@@ -61,8 +61,7 @@ def adapt(
         raise InputError(f"{target.name} names no end-of-text token.\nAdd eos_token to its tokenizer_config.json.")
     lm = open_target(target, run)
     longest = lm.max_length or _LONGEST
-    if max_length is not None and max_length > longest:
-        raise ConfigError(f"max_length {max_length} is out of range: {target.name} reads {longest} tokens at most.")
+    check_range("max_length", max_length, most=longest, note=f"what {target.name} reads")
     config = HarnessConfig(
         max_length=max_length or longest,
         end_of_text=end,
@@ -91,7 +90,7 @@ def _open_from_arguments(
 ) -> HarnessLM:
     """The model that the harness's `--model_args` describe; `device` and `max_batch_size` come from its own options."""
     if others:
-        raise ConfigError(f"--model_args: {next(iter(others))} is unknown to the model {NAME}.")
+        raise ConfigError(f"--model_args: the model {NAME} does not know {next(iter(others))}.")
     if not pretrained:
         raise ConfigError("--model_args lacks pretrained=CHECKPOINT_OR_BUNDLE.")
     if not str(batch_size).isdigit():

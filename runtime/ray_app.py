@@ -17,7 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import check_range
 from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.runtime.generate.generator import DEAD, TextGenerator
 from maskpro_deploy.runtime.generate.loading import load
@@ -62,8 +62,7 @@ def application(
     from ray import serve
 
     config = config or ServeConfig()
-    if replicas < 1:
-        raise ConfigError(f"replicas is {replicas}; allowed: 1 and more.")
+    check_range("replicas", replicas, least=1)
     Manifest.load(bundle, engines=False)
     folder = bundle.resolve()
 

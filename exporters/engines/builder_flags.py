@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import ConfigError, check_known, check_range
 
 HARDWARE = ("ampere+", "same-cc")
 REFIT = ("identical", "all")
@@ -54,19 +54,12 @@ class BuilderFlags:
     strict_nans: bool = False
 
     def __post_init__(self) -> None:
-        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
-            raise ConfigError(f"--optimization-level {self.optimization_level} is out of range: 0 to 5.")
-        if self.workspace_bytes is not None and self.workspace_bytes < 1:
-            raise ConfigError(f"--workspace {self.workspace_bytes} must be above 0.")
-        if self.aux_streams is not None and self.aux_streams < 0:
-            raise ConfigError(f"--aux-streams {self.aux_streams} must be 0 or more.")
-        for flag, value, known in (
-            ("--hardware-compatible", self.hardware_compatible, HARDWARE),
-            ("--refit", self.refit, REFIT),
-            ("--tiling", self.tiling, TILING),
-        ):
-            if value is not None and value not in known:
-                raise ConfigError(f"{flag} {value} is not known. Known: {', '.join(known)}.")
+        check_range("--optimization-level", self.optimization_level, least=0, most=5)
+        check_range("--workspace", self.workspace_bytes, least=1)
+        check_range("--aux-streams", self.aux_streams, least=0)
+        check_known("--hardware-compatible", self.hardware_compatible, HARDWARE)
+        check_known("--refit", self.refit, REFIT)
+        check_known("--tiling", self.tiling, TILING)
 
     def check_sparse(self) -> None:
         """Refuse what cannot go with sparse weights.
@@ -89,7 +82,7 @@ def parse_bytes(text: str, flag: str) -> int:
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", text.strip().upper())
     if match is None:
-        raise ConfigError(f"{flag} {text!r} is no size.\nGive a number and a unit, for example 512MB or 4GB.")
+        raise ConfigError(f"{flag} {text!r} is not a size.\nGive a number and a unit, for example 512MB or 4GB.")
     return int(float(match[1]) * _UNITS[match[2] or ""])
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from maskpro_deploy.cache_forms import DEFAULT_FORM, ENGINE_FORMS
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import ConfigError, check_known, check_range
 from maskpro_deploy.exporters.engines.builder_flags import BuilderFlags
 from maskpro_deploy.pattern import NMPattern
 
@@ -57,8 +57,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.via_onnxruntime:
             self._check_via_onnxruntime()
-        if self.backend not in BACKENDS:
-            raise ConfigError(f"--backend {self.backend} is not known. Known: {', '.join(BACKENDS)}.")
+        check_known("--backend", self.backend, BACKENDS)
         if not self.dense and self.sparsity != SPARSE_TENSOR_CORES:
             raise ConfigError(
                 f"--sparsity {self.sparsity}: only {SPARSE_TENSOR_CORES} has sparse tensor cores.\n"
@@ -66,25 +65,21 @@ class EngineConfig:
             )
         for target in self.targets:
             if not re.fullmatch(r"sm\d{2,3}", target):
-                raise ConfigError(f"--target {target} is no compute capability.\nGive them as sm89,sm120.")
+                raise ConfigError(f"--target {target} is not a compute capability.\nGive them as sm89,sm120.")
         if self.form is not None and self.form not in ENGINE_FORMS:
             raise ConfigError(f"--form {self.form}: engines are built from the forms {' and '.join(ENGINE_FORMS)}.")
         if self.profiles is not None and (self.max_batch is not None or self.max_prefill is not None):
-            raise ConfigError("--profiles gives the bounds itself: leave --max-batch and --max-prefill out.")
+            raise ConfigError("--profiles gives the bounds itself: omit --max-batch and --max-prefill.")
         if self.compare_dense and self.dense:
-            raise ConfigError("--compare-dense compares a sparse engine with its dense twin: leave --dense out.")
+            raise ConfigError("--compare-dense compares a sparse engine with its dense twin: omit --dense.")
         if self.timing_cache is not None and self.timing_cache.is_dir():
             raise ConfigError(f"--timing-cache {self.timing_cache} is a folder.\nGive the name of a file.")
-        if not self.compare_budget_s > 0:
-            raise ConfigError(f"--budget {self.compare_budget_s:g} is out of range: above 0 s.")
+        check_range("--budget", self.compare_budget_s, above=0)
         if not self.dense:
             self.flags.check_sparse()
-        if self.max_batch is not None and self.max_batch < 1:
-            raise ConfigError(f"--max-batch {self.max_batch} must be at least 1.")
-        if self.max_length is not None and self.max_length < 2:
-            raise ConfigError(f"--max-length {self.max_length} must be at least 2.")
-        if self.max_prefill is not None and self.max_prefill < 1:
-            raise ConfigError(f"--max-prefill {self.max_prefill} must be at least 1.")
+        check_range("--max-batch", self.max_batch, least=1)
+        check_range("--max-length", self.max_length, least=2)
+        check_range("--max-prefill", self.max_prefill, least=1)
 
     def _check_via_onnxruntime(self) -> None:
         refused = {

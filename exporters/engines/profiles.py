@@ -85,7 +85,7 @@ def parse_buckets(text: str) -> tuple[Bucket, ...]:
     for group in text.replace(";", " ").split():
         kind, colon, sizes = group.partition(":")
         if not colon or kind not in (PREFILL, DECODE, MIXED):
-            raise ConfigError(f"--profiles {text!r}: {group!r} is no group of profiles.\nGive them as {_EXAMPLE!r}.")
+            raise ConfigError(f"--profiles {text!r}: {group!r} is not a group of profiles.\nGive them as {_EXAMPLE!r}.")
         buckets += [_bucket(kind, size) for size in sizes.split(",")]
     if not buckets:
         raise ConfigError(f"--profiles {text!r} names no profile.\nGive them as {_EXAMPLE!r}.")
@@ -106,7 +106,7 @@ def _bucket(kind: str, text: str) -> Bucket:
         match = re.fullmatch(one, part)
         if match is None:
             wanted = "a batch such as 8" if kind == DECODE else "batch and new tokens such as 4x512"
-            raise ConfigError(f"--profiles {kind}:{text}: {part!r} is no size of {kind}; give {wanted}.")
+            raise ConfigError(f"--profiles {kind}:{text}: {part!r} is not a size of {kind}; give {wanted}.")
         sizes.append((int(match[1]), 1 if kind == DECODE else int(match[2])))
     if len(sizes) == 1:
         return Bucket(kind=kind, least=(1, 1), best=sizes[0], most=sizes[0])

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import ConfigError, check_known
 from maskpro_deploy.exporters.graph.weight_kinds import WEIGHT_KINDS, WeightKind
 
 _SHORTEST_BLOCK = 16
@@ -45,8 +45,7 @@ class Quantization:
         Raises:
             ConfigError: an unknown kind or a block that runtimes do not take.
         """
-        if name not in WEIGHT_KINDS:
-            raise ConfigError(f"--quantize {name} is not known. Known: {', '.join(WEIGHT_KINDS)}.")
+        check_known("--quantize", name, WEIGHT_KINDS)
         kind = WEIGHT_KINDS[name]
         block = kind.default_block if block is None else block
         if block and (block < _SHORTEST_BLOCK or block & (block - 1)):

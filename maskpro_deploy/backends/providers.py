@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import ConfigError, check_known
 
 CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 AUTO, CPU, CUDA, TENSORRT, NATIVE = "auto", "cpu", "cuda", "tensorrt", "trt-native"
@@ -61,8 +61,7 @@ def check_provider_name(name: str) -> None:
     Raises:
         ConfigError: naming those that are.
     """
-    if name not in PROVIDER_NAMES:
-        raise ConfigError(f"--provider {name}: there is no such provider.\nGive one of: {', '.join(PROVIDER_NAMES)}.")
+    check_known("--provider", name, PROVIDER_NAMES)
 
 
 def check_runs_engines(name: str, engine: str | None) -> None:

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.errors import ConfigError, first_line
+from maskpro_deploy.errors import ConfigError, check_range, first_line
 
 log = logging.getLogger(__name__)
 
@@ -89,16 +89,12 @@ class MeasureConfig:
     same_model: bool = False
 
     def __post_init__(self) -> None:
-        if self.blocks < 1:
-            raise ConfigError(f"blocks {self.blocks} is out of range: at least 1.")
-        if self.sessions < 1:
-            raise ConfigError(f"--sessions {self.sessions} is out of range: 1 or more ({stats.MIN_SESSIONS} for a comparison).")
-        if self.budget_s is not None and self.budget_s <= 0:
-            raise ConfigError(f"--budget {self.budget_s:g} is out of range: above 0.")
-        if self.warmup_rounds < 1 or self.rewarm_rounds < 0:
-            raise ConfigError(f"warmup_rounds {self.warmup_rounds}, {self.rewarm_rounds} are out of range: from 1 and 0 on.")
-        if not 0.0 < self.stable_within < 1.0:
-            raise ConfigError(f"stable_within {self.stable_within:g} is out of range: between 0 and 1.")
+        check_range("blocks", self.blocks, least=1)
+        check_range("--sessions", self.sessions, least=1, note=f"{stats.MIN_SESSIONS} for a comparison")
+        check_range("--budget", self.budget_s, above=0)
+        check_range("warmup_rounds", self.warmup_rounds, least=1)
+        check_range("rewarm_rounds", self.rewarm_rounds, least=0)
+        check_range("stable_within", self.stable_within, above=0, below=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -194,7 +194,7 @@ def make_task(forward: Forward[C], case: Case, vocab_size: int, seed: int, clock
     if case.phase == GENERATE:
         return lambda: _generate(forward, tokens, case.output_len, clock)
     if case.phase != DECODE:
-        raise ConfigError(f"{case.phase!r} is no phase: {PREFILL}, {DECODE} or {GENERATE}.")
+        raise ConfigError(f"{case.phase!r} is not a phase: {PREFILL}, {DECODE} or {GENERATE}.")
     logits, context = forward(tokens, None)
     first = greedy_choice(logits)
     return lambda: Work(tokens=_decode(forward, first, context, case.output_len))

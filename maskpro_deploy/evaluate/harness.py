@@ -23,7 +23,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tokenizers import Tokenizer
 
-from maskpro_deploy.errors import ConfigError, InputError
+from maskpro_deploy.errors import InputError, check_range
 from maskpro_deploy.evaluate.batches import GeneratingLM, continue_rows, cut_batches, read_rows, vocabulary_size
 from maskpro_deploy.evaluate.likelihoods import check_logits, log_likelihood
 from maskpro_deploy.system.progress import SILENT, Progress
@@ -64,10 +64,8 @@ class HarnessConfig:
     render: Callable[..., str] | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"--batch-size {self.batch_size} is out of range: 1 or more.")
-        if self.max_length < 2:
-            raise ConfigError(f"max_length {self.max_length} is out of range: 2 or more.")
+        check_range("--batch-size", self.batch_size, least=1)
+        check_range("max_length", self.max_length, least=2)
 
 
 @dataclass(slots=True)

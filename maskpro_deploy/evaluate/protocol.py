@@ -23,7 +23,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from maskpro_deploy import data
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import ConfigError, check_known, check_range
 
 Ints = npt.NDArray[np.int64]
 
@@ -90,20 +90,15 @@ class EvalProtocol:
     max_windows: int | None = None
 
     def __post_init__(self) -> None:
-        if self.window < 2:
-            raise ConfigError(f"--window {self.window} is out of range: 2 or more (the first token of a window is not scored).")
-        if self.stride is not None and not 1 <= self.stride <= self.window:
-            raise ConfigError(f"--stride {self.stride} is out of range: 1 to --window {self.window}.")
-        if self.joining not in JOININGS:
-            raise ConfigError(f"--joining {self.joining!r} is unknown: {', '.join(JOININGS)}.")
-        if self.bos not in BOS_RULES:
-            raise ConfigError(f"--bos {self.bos!r} is unknown: {', '.join(BOS_RULES)}.")
+        check_range("--window", self.window, least=2, note="the first token of a window is not scored")
+        check_range("--stride", self.stride, least=1, most=self.window, note="--window")
+        check_known("--joining", self.joining, JOININGS)
+        check_known("--bos", self.bos, BOS_RULES)
         if self.bos == BOS_TOKENIZER and self.joining == JOIN_SEPARATOR:
             raise ConfigError(
                 "--bos tokenizer means that the whole text is tokenised at once: it needs --joining blank-line or space."
             )
-        if self.max_windows is not None and self.max_windows < 1:
-            raise ConfigError(f"--max-windows {self.max_windows} is out of range: 1 or more.")
+        check_range("--max-windows", self.max_windows, least=1)
 
     @property
     def step(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from maskpro_deploy.data import HELD_OUT, Text, load_text
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import check_known
 from maskpro_deploy.evaluate.corpora import C4, WIKITEXT2, Corpus, load_corpus
 from maskpro_deploy.evaluate.protocol import (
     BOS_RULES,
@@ -112,8 +112,7 @@ def choose_protocol(name: str, *, data: str | None = None, **overrides: Any) -> 
     Raises:
         ConfigError: there is no such protocol, or a setting is out of range.
     """
-    if name not in PROTOCOLS:
-        raise ConfigError(f"--protocol {name!r} is unknown.\nGive one of: {', '.join(PROTOCOLS)}.")
+    check_known("--protocol", name, PROTOCOLS)
     published = PROTOCOLS[name]
     base = published.settings
     given = {key: value for key, value in overrides.items() if value is not None}

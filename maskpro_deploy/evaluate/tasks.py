@@ -23,6 +23,7 @@ from maskpro_deploy.errors import (
     FormatError,
     InputError,
     MaskProError,
+    check_range,
     first_line,
     in_one_line,
 )
@@ -56,10 +57,8 @@ class TaskSettings:
             raise ConfigError("--tasks is empty.\nName one or more tasks, such as --tasks hellaswag,piqa.")
         if len(set(self.names)) != len(self.names):
             raise ConfigError(f"--tasks {','.join(self.names)} names a task twice.")
-        if self.num_fewshot is not None and self.num_fewshot < 0:
-            raise ConfigError(f"--num-fewshot {self.num_fewshot} is out of range: 0 or more.")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"--limit {self.limit} is out of range: 1 or more.")
+        check_range("--num-fewshot", self.num_fewshot, least=0)
+        check_range("--limit", self.limit, least=1)
         if self.path is not None and not self.path.is_dir():
             raise InputError(f"{self.path} does not exist or is not a folder.\nGive --task-path a folder of task files.")
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from maskpro_deploy.errors import ConfigError, InputError
+from maskpro_deploy.errors import InputError, check_known
 from maskpro_deploy.gpu_check.items import END_FACTOR, FAILED, Outcome, Settings
 from maskpro_deploy.gpu_check.registry import ITEMS
 from maskpro_deploy.gpu_check.worker import FIGURES, OUTCOME, SETTINGS
@@ -32,8 +32,7 @@ def choose_items(only: str) -> list[str]:
     """
     names = [name.strip() for name in only.split(",") if name.strip()] or list(ITEMS)
     for name in names:
-        if name not in ITEMS:
-            raise ConfigError(f"--only {name}: there is no such item. There are: {', '.join(ITEMS)}.")
+        check_known("--only", name, ITEMS)
     return list(dict.fromkeys(names))
 
 

@@ -6,14 +6,16 @@ from pathlib import Path
 
 from maskpro_deploy.bench.environment import capture
 from maskpro_deploy.bench.results.document import to_markdown, to_text
-from maskpro_deploy.bench.sweeps import compare
+from maskpro_deploy.bench.sweeps.compare import compare_results, describe
 from maskpro_deploy.bench.sweeps.saved import load
 from maskpro_deploy.reports.comparison import build_page
-from maskpro_deploy.runs.output import Output, RunFolder, emit_result, write_report
+from maskpro_deploy.reports.run import write_run
+from maskpro_deploy.runs.output import Output, RunFolder
 from maskpro_deploy.system.files import new_folder
+from maskpro_deploy.system.output import emit
 
 
-def compare_results(a: Path, b: Path, output: Output, *, least_difference: float) -> None:
+def report_comparison(a: Path, b: Path, output: Output, *, least_difference: float) -> None:
     """Compare two results, write the report, print.
 
     Args:
@@ -27,9 +29,9 @@ def compare_results(a: Path, b: Path, output: Output, *, least_difference: float
         FormatError: one of them is damaged, or not of a benchmark.
     """
     RunFolder(output)  # what is taken or missing shows first
-    comparison = compare.compare_results(load(a), load(b), capture(), least_difference=least_difference)
-    document = compare.describe(comparison)
+    result = compare_results(load(a), load(b), capture(), least_difference=least_difference)
+    document = describe(result)
     if output.out is not None:
         with new_folder(output.out, force=output.force) as folder:
-            write_report(folder, comparison, to_markdown(document), build_page(comparison))
-    emit_result(comparison, to_text(document), out=output.out, as_json=output.as_json)
+            write_run(folder, result.to_json(), to_markdown(document), build_page(result))
+    emit(output.as_json, result.to_json(), to_text(document, output.out))

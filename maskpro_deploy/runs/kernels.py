@@ -24,10 +24,10 @@ from maskpro_deploy.bench.roofline import measure_bandwidth
 from maskpro_deploy.bench.sessions import Run, make_empty_run
 from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.sweeps.sweep import SweepConfig
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import check_names
 from maskpro_deploy.manifest import Manifest, safe_path
 from maskpro_deploy.reports.kernels import build_page
-from maskpro_deploy.runs.output import Output, Renderers, RunFolder, run_benchmark
+from maskpro_deploy.runs.output import Output, RunFolder, run_benchmark
 from maskpro_deploy.runs.sessions import measure_onnxruntime
 from maskpro_deploy.system.progress import Meter
 from maskpro_deploy.targets.products import FORMS, OpenForm
@@ -65,11 +65,7 @@ class KernelsConfig:
     least_difference: float = stats.LEAST_DIFFERENCE
 
     def __post_init__(self) -> None:
-        for form in self.forms:
-            if form not in FORMS:
-                raise ConfigError(f"--forms {form!r} is not known. Known: {', '.join(FORMS)}.")
-        if not self.forms or len(set(self.forms)) < len(self.forms):
-            raise ConfigError(f"--forms {','.join(self.forms) or 'is empty'}: name each form once, such as fp32,int8.")
+        check_names("--forms", self.forms, FORMS)
 
     @property
     def measure(self) -> MeasureConfig:
@@ -100,7 +96,7 @@ def benchmark_kernels(bundle: Path, config: KernelsConfig, output: Output) -> No
         earlier = folder.load_earlier(load)
         return KernelsRun(bundle, config, earlier=earlier, append=output.append, save=folder.save).measure()
 
-    run_benchmark(run, Renderers(describe=describe, page=build_page), output)
+    run_benchmark(run, describe, build_page, output)
 
 
 class KernelsRun:

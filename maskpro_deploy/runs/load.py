@@ -19,16 +19,18 @@ from maskpro_deploy.bench.load.result import LoadResult
 from maskpro_deploy.bench.load.sending.event_loop import allow_many_connections, make_event_loop
 from maskpro_deploy.bench.load.summary import describe
 from maskpro_deploy.bench.load.sweep import Part, Server, run_sweep
-from maskpro_deploy.bench.results.document import to_markdown, to_text
+from maskpro_deploy.bench.results.document import Document, to_markdown, to_text
 from maskpro_deploy.data import load_text
 from maskpro_deploy.errors import Interrupted
 from maskpro_deploy.manifest import Manifest, safe_path
 from maskpro_deploy.reports.load import build_page
+from maskpro_deploy.reports.run import write_run
 from maskpro_deploy.runs.load_options import BUILTIN, RANDOM, LoadOptions
-from maskpro_deploy.runs.output import Output, check_valid, emit_result, write_report
+from maskpro_deploy.runs.output import Output, check_valid
 from maskpro_deploy.runs.prompts import make_source
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.files import check_free, new_folder, write_json
+from maskpro_deploy.system.output import emit
 from maskpro_deploy.system.progress import Meter, Progress
 from maskpro_deploy.targets.servers import LOOPBACK, Target, is_url, running_targets
 
@@ -57,10 +59,11 @@ def benchmark_servers(options: LoadOptions, output: Output) -> None:
         points = PointsFile(out, options.identity())
         finished = points.begin(resume=output.resume, force=output.force)
     result = measure_load(options, points, finished)
+    document = describe(result)
     if out is not None and points is not None:
-        _write_folder(result, out, force=output.force)
+        _write_folder(result, document, out, force=output.force)
         points.finish()
-    emit_result(result, to_text(describe(result)), out=out, as_json=output.as_json)
+    emit(output.as_json, result.to_json(), to_text(document, out))
     check_valid(result)
 
 
@@ -163,11 +166,11 @@ def _describe(target: Target, provider: str) -> dict[str, Any]:
     return facts
 
 
-def _write_folder(result: LoadResult, out: Path, *, force: bool) -> None:
+def _write_folder(result: LoadResult, document: Document, out: Path, *, force: bool) -> None:
     """result.json, report.md, report.html and one file per server and load in vLLM's format, as a whole or not at all."""
     value = json.loads(json.dumps(result.to_json(), allow_nan=False))
     with new_folder(out, force=force) as folder:
-        write_report(folder, value, to_markdown(describe(result)), build_page(result))
+        write_run(folder, value, to_markdown(document), build_page(result))
         (folder / "vllm").mkdir()
         for i, point in enumerate(value["points"], start=1):
             for j, arm in enumerate(point["arms"], start=1):

@@ -28,10 +28,10 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 
 def missing(extra: str) -> list[str]:
     """The modules of `extra` that cannot be imported here (nothing is imported to find out)."""
-    return [module for module in EXTRAS[extra] if not _found(module)]
+    return [module for module in EXTRAS[extra] if not _can_import(module)]
 
 
-def _found(module: str) -> bool:
+def _can_import(module: str) -> bool:
     """Whether a module could be imported; of a dotted name the package has to be there first."""
     try:
         return find_spec(module) is not None

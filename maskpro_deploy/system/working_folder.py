@@ -56,7 +56,7 @@ def abandoned(parent: Path, name: str | None = None) -> Iterator[Path]:
     """
     import fcntl
 
-    for folder in _candidates(parent, name):
+    for folder in _list_candidates(parent, name):
         with suppress(OSError):  # in use, gone, not ours to touch, or on a file system without locks
             lock = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
             try:
@@ -74,14 +74,14 @@ def remove_abandoned(parent: Path, name: str | None = None) -> None:
         pass
 
 
-def _candidates(parent: Path, name: str | None) -> list[Path]:
+def _list_candidates(parent: Path, name: str | None) -> list[Path]:
     if not parent.is_dir():
         return []
     with os.scandir(parent) as entries:
-        found = [(_NAME.fullmatch(entry.name), entry) for entry in entries]
+        named = [(_NAME.fullmatch(entry.name), entry) for entry in entries]
         return [
             Path(entry.path)
-            for match, entry in found
+            for match, entry in named
             if match and name in (None, match["of"]) and entry.is_dir(follow_symlinks=False)
         ]
 

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from maskpro_deploy.backends.providers import AUTO, CPU, CUDA, check_provider_name, check_runs_engines, runs_in_onnxruntime
 from maskpro_deploy.data import load_tokenizer, separator_token
-from maskpro_deploy.errors import ConfigError, MachineError
+from maskpro_deploy.errors import MachineError, check_known
 from maskpro_deploy.manifest import MANIFEST_FILE, Manifest, ModelShape
 from maskpro_deploy.models import resolve
 from maskpro_deploy.system.extras import require
@@ -54,8 +54,7 @@ class RunConfig:
     engine: str | None = None
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"--dtype {self.dtype!r} is unknown: {', '.join(DTYPES)}.")
+        check_known("--dtype", self.dtype, DTYPES)
         check_provider_name(self.provider)
         check_runs_engines(self.provider, self.engine)
 

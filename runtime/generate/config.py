@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import check_range
 from maskpro_deploy.runtime.generate.scheduler import SchedulerConfig
 from maskpro_deploy.runtime.sessions.session import SessionConfig
 
@@ -31,7 +31,5 @@ class RuntimeConfig(SessionConfig, SchedulerConfig):
     def __post_init__(self) -> None:
         SessionConfig.__post_init__(self)
         SchedulerConfig.__post_init__(self)
-        if self.max_num_queued_reqs < 0:
-            raise ConfigError(f"--max-num-queued-reqs is {self.max_num_queued_reqs}; allowed: 0 and more.")
-        if self.max_model_len is not None and self.max_model_len < 2:
-            raise ConfigError(f"--max-model-len is {self.max_model_len}; allowed: 2 and more.")
+        check_range("--max-num-queued-reqs", self.max_num_queued_reqs, least=0)
+        check_range("--max-model-len", self.max_model_len, least=2)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from maskpro_deploy.backends.session import Floats, Session
-from maskpro_deploy.errors import ConfigError, MaskProError
+from maskpro_deploy.errors import MaskProError, check_range
 from maskpro_deploy.runtime.generate.sampling import NumericError
 from maskpro_deploy.runtime.generate.sequence import Event, FailureEvent, GenerationSequence, PromptEvent
 from maskpro_deploy.runtime.sessions.batches import Batch, Prefill
@@ -28,7 +28,7 @@ Emit = Callable[[GenerationSequence, Event], None]
 _HEADROOM = 64  # tokens that a sequence may count on when it is given a place
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # without slots: a class with two bases takes slots from one only
 class SchedulerConfig:
     """How much runs at once.
 
@@ -48,8 +48,7 @@ class SchedulerConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "chunk_tokens", "max_cache_tokens", "max_prefill_rows"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; allowed: 1 and more.")
+            check_range(f"--{name.replace('_', '-')}", getattr(self, name), least=1)
 
 
 @dataclass(slots=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import ConfigError, check_range
 from maskpro_deploy.runtime.generate.config import RuntimeConfig
 
 
@@ -33,11 +34,8 @@ class ServeConfig:
     allowed_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise ConfigError(f"--port is {self.port}; allowed: 0 to 65535.")
-        if not 0 <= self.shutdown_timeout_s < float("inf"):
-            raise ConfigError(f"--shutdown-timeout is {self.shutdown_timeout_s}; allowed: 0 seconds and more.")
+        check_range("--port", self.port, least=0, most=65535)
+        check_range("--shutdown-timeout", self.shutdown_timeout_s, least=0, below=math.inf)
         if self.api_key is not None and not self.api_key.strip():
             raise ConfigError("--api-key is empty.\nGive a key, or omit the option (and unset MASKPRO_API_KEY).")
-        if self.max_body_bytes < 1:
-            raise ConfigError(f"--max-body-bytes is {self.max_body_bytes}; allowed: 1 and more.")
+        check_range("--max-body-bytes", self.max_body_bytes, least=1)

@@ -21,7 +21,7 @@ from maskpro_deploy.backends.profiles import Profile
 from maskpro_deploy.backends.providers import AUTO, CPU, CPU_PROVIDER, NATIVE, PROVIDERS, TENSORRT, check_provider_name
 from maskpro_deploy.backends.session import GraphSession
 from maskpro_deploy.cache_forms import CACHE_FORMS, DEFAULT_FORM, cache_form
-from maskpro_deploy.errors import ConfigError, InputError, MachineError
+from maskpro_deploy.errors import InputError, MachineError, check_known, check_range
 from maskpro_deploy.manifest import Graph, Manifest, safe_path
 from maskpro_deploy.system.extras import missing, require
 
@@ -51,10 +51,8 @@ class SessionConfig:
 
     def __post_init__(self) -> None:
         check_provider_name(self.provider)
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"--threads is {self.threads}; allowed: 1 and more.")
-        if self.form is not None and self.form not in CACHE_FORMS:
-            raise ConfigError(f"--form {self.form}: there is no such cache form.\nGive one of: {', '.join(CACHE_FORMS)}.")
+        check_range("--threads", self.threads, least=1)
+        check_known("--form", self.form, CACHE_FORMS)
 
 
 def open_session(bundle: Path, config: SessionConfig | None = None) -> GraphSession:

@@ -211,7 +211,7 @@ def test_only_a_result_of_this_kind_is_gone_on_with(quick: tuple[object, ...], t
     ("arguments", "said"),
     [
         (("--resume",), "--resume needs --out"),
-        (("--forms", "fp32,int3"), "--forms 'int3' is not known"),
+        (("--forms", "fp32,int3"), "--forms int3 is not known"),
         (("--tokens", "0"), "--tokens 0"),
         (("--sessions", "0"), "--sessions 0"),
         (("--samples", "1"), "--samples 1"),

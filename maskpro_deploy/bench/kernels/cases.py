@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import ConfigError, check_range
 
 _COPIES_BYTES = 32 << 20  # enough for a sample of a millisecond, and quick to make
 
@@ -54,8 +54,7 @@ def plan_cases(products: Mapping[tuple[int, int], int], tokens: Sequence[int]) -
     if not products:
         raise ConfigError("the graph has no matrix product with a constant weight: there is nothing to measure.")
     for m in tokens:
-        if m < 1:
-            raise ConfigError(f"--tokens {m} is out of range: 1 or more.")
+        check_range("--tokens", m, least=1)
     return [
         KernelCase(k=k, n=n, m=m, count=count, copies=min(count, max(1, _COPIES_BYTES // (4 * k * n))))
         for (k, n), count in products.items()

@@ -25,7 +25,7 @@ from maskpro_deploy.bench.load.sending.record import Record, Recording
 from maskpro_deploy.bench.load.slo import Slo
 from maskpro_deploy.bench.results.run import vllm_json
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import check_range
 
 LATENCIES = ("ttft", "tpot", "itl", "e2el")
 
@@ -47,10 +47,8 @@ class Limits:
     max_lag_ms: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.max_failed < 1.0:
-            raise ConfigError(f"--max-failed {self.max_failed:g} is out of range: a part, from 0 to below 1.")
-        if self.max_lag_ms is not None and not self.max_lag_ms > 0:
-            raise ConfigError(f"--max-lag {self.max_lag_ms:g} is out of range: above 0 ms.")
+        check_range("--max-failed", self.max_failed, least=0, below=1)
+        check_range("--max-lag", self.max_lag_ms, above=0)
 
     def lag_bound_ms(self, ttft_ms: Sequence[float]) -> float:
         """The bound for requests with these times to the first token."""

@@ -15,7 +15,7 @@ from maskpro_deploy.bench.clocks import Clock
 from maskpro_deploy.bench.load.sending.client import Answer, Failure, Request, describe_error
 from maskpro_deploy.bench.load.sending.generator import ask
 from maskpro_deploy.bench.load.stream import Stream, read_refusal, read_whole_answer
-from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError
+from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError, check_known, check_range
 from maskpro_deploy.system.extras import require
 
 if TYPE_CHECKING:
@@ -48,13 +48,11 @@ class ClientConfig:
     api_key: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.endpoint not in (COMPLETIONS, CHAT):
-            raise ConfigError(f"--endpoint {self.endpoint}: it is {COMPLETIONS} or {CHAT}.")
-        if not 0.0 <= self.temperature <= 10.0:
-            raise ConfigError(f"--temperature {self.temperature:g} is out of range: 0 to 10.")
+        check_known("--endpoint", self.endpoint, (COMPLETIONS, CHAT))
+        check_range("--temperature", self.temperature, least=0, most=10)
         parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"{self.base_url} is no URL of a server: it has to look like http://127.0.0.1:8000.")
+            raise ConfigError(f"{self.base_url} is not the URL of a server: it has to look like http://127.0.0.1:8000.")
         if parts.username or parts.password:
             raise ConfigError(
                 "a URL with a name or password in it would show up in reports: give a key by --api-key-env instead."

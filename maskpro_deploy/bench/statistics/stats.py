@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskpro_deploy.bench.statistics import intervals
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import ConfigError, check_range
 
 Array = npt.NDArray[np.float64]
 
@@ -132,8 +132,7 @@ def check_least_difference(value: float) -> None:
     Raises:
         ConfigError: it is below 0, or 1 or more.
     """
-    if not 0.0 <= value < 1.0:
-        raise ConfigError(f"--least-difference {value:g} is out of range: from 0 to below 1 (0.02 is 2 %).")
+    check_range("--least-difference", value, least=0, below=1, note="0.02 is 2 %")
 
 
 def _compute_bounds(speedup: float, error: float, degrees: float, confidence: float) -> tuple[float, float]:
@@ -150,8 +149,7 @@ def _choose_verdict(low: float, high: float, least_difference: float) -> str:
 
 def percentile(samples: Sequence[float] | Array, p: float) -> float | None:
     """The `p` quantile (0 < p < 1), or None if fewer than 10 samples are expected beyond it."""
-    if not 0.0 < p < 1.0:
-        raise ConfigError(f"percentile {p} is out of range: above 0 and below 1.")
+    check_range("percentile", p, above=0, below=1)
     # the small slack keeps 10 / (1 - 0.9) = 100.00000000000001 from asking for 101 samples
     if len(samples) < 10.0 / (1.0 - p) - 1e-6:
         return None

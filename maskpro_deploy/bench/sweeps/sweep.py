@@ -19,7 +19,7 @@ from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.sweeps.figures import CaseResult
 from maskpro_deploy.bench.sweeps.result import BenchResult
 from maskpro_deploy.bench.sweeps.saved import Saved, check_same
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import check_range
 from maskpro_deploy.system.progress import SILENT, Progress
 
 _SESSIONS, _SESSIONS_WITHIN_BUDGET = 10, 40
@@ -51,14 +51,10 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         stats.check_least_difference(self.least_difference)
-        if self.samples < 2:
-            raise ConfigError(f"--samples {self.samples} is out of range: 2 or more (20 or more for a comparison).")
-        if self.sessions is not None and self.sessions < 1:
-            raise ConfigError(f"--sessions {self.sessions} is out of range: 1 or more ({stats.MIN_SESSIONS} for a comparison).")
-        if self.budget_s is not None and self.budget_s <= 0:
-            raise ConfigError(f"--budget {self.budget_s:g} is out of range: above 0.")
-        if self.logit_tolerance is not None and not 0 <= self.logit_tolerance < math.inf:
-            raise ConfigError(f"--logit-tolerance {self.logit_tolerance:g} is out of range: 0 or more.")
+        check_range("--samples", self.samples, least=2, note="20 for a comparison")
+        check_range("--sessions", self.sessions, least=1, note=f"{stats.MIN_SESSIONS} for a comparison")
+        check_range("--budget", self.budget_s, above=0)
+        check_range("--logit-tolerance", self.logit_tolerance, least=0, below=math.inf)
 
     @property
     def measure(self) -> MeasureConfig:
@@ -80,8 +76,7 @@ def check_sizes(flag: str, sizes: Sequence[int]) -> None:
         ConfigError: naming the flag.
     """
     for size in sizes:
-        if size < 1:
-            raise ConfigError(f"{flag} {size} is out of range: 1 or more.")
+        check_range(flag, size, least=1)
 
 
 class SweepOptions(TypedDict, total=False):

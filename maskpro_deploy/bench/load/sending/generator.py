@@ -22,7 +22,7 @@ from maskpro_deploy.bench.clocks import Clock, ClockWatch
 from maskpro_deploy.bench.load.sending.client import Answer, Client, Failure, Request, describe_error
 from maskpro_deploy.bench.load.sending.record import Record, Recording
 from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, Load, OpenLoop, Seed, draw_arrivals
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import ConfigError, check_range
 from maskpro_deploy.system.progress import SILENT, Progress
 
 BEAT_S = 0.01
@@ -47,14 +47,10 @@ class Amount:
     def __post_init__(self) -> None:
         if (self.requests is None) == (self.duration_s is None):
             raise ConfigError("give either a number of requests (--num-prompts) or a time (--duration).")
-        if self.requests is not None and self.requests < 1:
-            raise ConfigError(f"--num-prompts {self.requests} is out of range: 1 or more.")
-        if self.duration_s is not None and not self.duration_s > 0:
-            raise ConfigError(f"--duration {self.duration_s:g} is out of range: above 0.")
-        if self.warmup < 0:
-            raise ConfigError(f"--warmup {self.warmup} is out of range: 0 or more.")
-        if not self.timeout_s > 0:
-            raise ConfigError(f"--timeout {self.timeout_s:g} is out of range: above 0.")
+        check_range("--num-prompts", self.requests, least=1)
+        check_range("--duration", self.duration_s, above=0)
+        check_range("--warmup", self.warmup, least=0)
+        check_range("--timeout", self.timeout_s, above=0)
 
 
 Source = Callable[[Seed], Request]

@@ -12,7 +12,7 @@ import numpy as np
 
 from maskpro_deploy.bench.load.sending.client import Request
 from maskpro_deploy.bench.load.sending.schedule import Seed
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import ConfigError, check_range
 
 RequestSource = Callable[[Seed], Request]
 
@@ -81,5 +81,4 @@ def check_lengths(input_len: int, output_len: int) -> None:
         ConfigError: naming the flag.
     """
     for flag, value in (("--input-len", input_len), ("--output-len", output_len)):
-        if value < 1:
-            raise ConfigError(f"{flag} {value} is out of range: 1 or more.")
+        check_range(flag, value, least=1)
