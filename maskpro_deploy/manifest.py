@@ -53,34 +53,31 @@ class _Record:
     def from_json(cls, value: Any) -> Self:
         if not isinstance(value, dict):
             raise FormatError(f"{MANIFEST_FILE}: expected an object for {cls.__name__}, found {type(value).__name__}.")
-        kinds = get_type_hints(cls)
-        known = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in kinds}
-        for name, field in known.items():
-            _check_type(f"{cls.__name__}.{name}", field, kinds[name])
+        types = get_type_hints(cls)
+        known = {k: _read_field(f"{cls.__name__}.{k}", v, types[k]) for k, v in value.items() if k in types}
         try:
             return cls(**known)
         except TypeError as e:
             raise FormatError(f"{MANIFEST_FILE}: {cls.__name__} is incomplete: {e}") from e
 
 
-def _check_type(where: str, value: Any, kind: Any) -> None:
-    """Refuse a value that is not of the declared type: str, int, dict, a tuple of these, or one of these or None."""
-    if not _is_of_type(value, kind):
-        name = kind.__name__ if isinstance(kind, type) else str(kind)
-        raise FormatError(
-            f"{MANIFEST_FILE}: {where} is {reprlib.repr(value)}, which is not of type {name.replace('tuple', 'list')}."
-        )
+def _read_field(where: str, value: Any, declared: Any) -> Any:
+    """A value of the declared type: str, int, dict, a record, a tuple of these (a list in JSON), or one of these or None.
 
-
-def _is_of_type(value: Any, kind: Any) -> bool:
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is UnionType:
-        return any(_is_of_type(value, k) for k in inner)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_is_of_type(v, inner[0]) for v in value)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)  # a bool is an int to Python, not to the format
-    return isinstance(value, origin or kind)
+    Raises:
+        FormatError: it is of another type.
+    """
+    origin, inner = get_origin(declared), get_args(declared)
+    if isinstance(declared, type) and issubclass(declared, _Record):
+        return declared.from_json(value)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_read_field(where, v, inner[0]) for v in value)
+    allowed = inner if origin is UnionType else (origin or declared,)
+    # a bool is an int to Python, not to the format
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        name = declared.__name__ if isinstance(declared, type) else str(declared).replace("tuple", "list")
+        raise FormatError(f"{MANIFEST_FILE}: {where} is {reprlib.repr(value)}, which is not of type {name}.")
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +165,7 @@ class FileEntry(_Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
+class Manifest(_Record):
     """Everything the runtime may rely on. Paths never leave the folder.
 
     Attributes:
@@ -216,30 +213,11 @@ class Manifest:
                 f"{folder / MANIFEST_FILE} is {value.get('schema')!r} version {value.get('version')!r}; "
                 f"this tool reads {SCHEMA!r} version {VERSION}."
             )
-        manifest = cls._parse(value)
+        if absent := [f.name for f in dataclasses.fields(cls) if f.name not in value and f.name != "siblings"]:
+            raise FormatError(f"{folder / MANIFEST_FILE} is incomplete: it has no {absent[0]!r}.")
+        manifest = cls.from_json(value)
         manifest.check_sizes(folder, engines=engines)
         return manifest
-
-    @classmethod
-    def _parse(cls, value: dict[str, Any]) -> Manifest:
-        kinds = get_type_hints(cls)
-        try:
-            for name in ("sparsity", "source", "verification", "tool_version"):
-                _check_type(name, value[name], kinds[name])
-            return cls(
-                model=ModelShape.from_json(value["model"]),
-                graph=Graph.from_json(value["graph"]),
-                files=tuple(FileEntry.from_json(f) for f in value["files"]),
-                sparsity=value["sparsity"],
-                sparse_weights=tuple(SparseWeight.from_json(w) for w in value["sparse_weights"]),
-                engines=tuple(EngineFile.from_json(e) for e in value["engines"]),
-                siblings=tuple(Graph.from_json(g) for g in value.get("siblings", ())),
-                source=value["source"],
-                verification=value["verification"],
-                tool_version=value["tool_version"],
-            )
-        except (KeyError, TypeError) as e:
-            raise FormatError(f"{MANIFEST_FILE} is incomplete: {e}") from e
 
     def check_sizes(self, folder: Path, *, engines: bool = True) -> None:
         """Check that every listed file is present in full (fast; `check_hashes` reads them).

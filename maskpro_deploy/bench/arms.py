@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.errors import ConfigError, first_line
+from maskpro_deploy.errors import ConfigError, check_range, first_line
 
 log = logging.getLogger(__name__)
 
@@ -89,16 +89,12 @@ class MeasureConfig:
     same_model: bool = False
 
     def __post_init__(self) -> None:
-        if self.blocks < 1:
-            raise ConfigError(f"blocks {self.blocks} is out of range: at least 1.")
-        if self.sessions < 1:
-            raise ConfigError(f"--sessions {self.sessions} is out of range: 1 or more ({stats.MIN_SESSIONS} for a comparison).")
-        if self.budget_s is not None and self.budget_s <= 0:
-            raise ConfigError(f"--budget {self.budget_s:g} is out of range: above 0.")
-        if self.warmup_rounds < 1 or self.rewarm_rounds < 0:
-            raise ConfigError(f"warmup_rounds {self.warmup_rounds}, {self.rewarm_rounds} are out of range: from 1 and 0 on.")
-        if not 0.0 < self.stable_within < 1.0:
-            raise ConfigError(f"stable_within {self.stable_within:g} is out of range: between 0 and 1.")
+        check_range("blocks", self.blocks, least=1)
+        check_range("--sessions", self.sessions, least=1, note=f"{stats.MIN_SESSIONS} for a comparison")
+        check_range("--budget", self.budget_s, above=0)
+        check_range("warmup_rounds", self.warmup_rounds, least=1)
+        check_range("rewarm_rounds", self.rewarm_rounds, least=0)
+        check_range("stable_within", self.stable_within, above=0, below=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +224,7 @@ def _check_work(tasks: Mapping[str, Task], result: Measurement, same_model: bool
             runs = [task() for _ in range(1 if name in result.work else 2)]
         except Exception as e:  # whatever a backend raises, this arm did not do its work
             result.failed += 1
-            return failure(name, e)
+            return describe_failure(name, e)
         expected = result.work.setdefault(name, runs[0])
         if any(not np.array_equal(expected.tokens, run.tokens) for run in runs):
             return f"{name} is not deterministic: two runs over the same input chose different tokens."
@@ -246,7 +242,7 @@ def _check_work(tasks: Mapping[str, Task], result: Measurement, same_model: bool
     return None
 
 
-def _timed(name: str, task: Task, result: Measurement, clock: Clock) -> tuple[float, Work | None, str | None]:
+def _time_call(name: str, task: Task, result: Measurement, clock: Clock) -> tuple[float, Work | None, str | None]:
     """Seconds and work of one call, and why it does not count, if so."""
     if isinstance(task, PreparedTask):
         task.prepare()
@@ -255,7 +251,7 @@ def _timed(name: str, task: Task, result: Measurement, clock: Clock) -> tuple[fl
         work = task()
     except Exception as e:  # as above
         result.failed += 1
-        return 0.0, None, failure(name, e)
+        return 0.0, None, describe_failure(name, e)
     seconds = clock() - start
     if seconds <= 0.0:
         return seconds, work, f"the clock did not advance while {name} ran: its time cannot be measured."
@@ -271,19 +267,19 @@ def _warm_up(tasks: Mapping[str, Task], result: Measurement, config: MeasureConf
     started = clock()
     for round_number in range(1, 1 + (config.warmup_rounds if cold else config.rewarm_rounds)):
         for name, task in tasks.items():
-            seconds, _, reason = _timed(name, task, result, clock)
+            seconds, _, reason = _time_call(name, task, result, clock)
             if reason is not None:
                 return reason
             times[name].append(seconds)
         if cold:
             result.warmup_rounds = round_number
-            result.warm = all(_stable(t, config.stable_within) for t in times.values())
+            result.warm = all(_is_stable(t, config.stable_within) for t in times.values())
             if result.warm or clock() - started > limit_s:
                 break
     return None
 
 
-def _stable(times: Sequence[float], within: float) -> bool:
+def _is_stable(times: Sequence[float], within: float) -> bool:
     """Whether the last three times have about the median of the three before them."""
     if len(times) < 6:
         return False
@@ -296,7 +292,7 @@ def _run_block(
 ) -> str | None:
     session, block = place
     for position, name in enumerate(order):
-        seconds, work, reason = _timed(name, tasks[name], result, clock)
+        seconds, work, reason = _time_call(name, tasks[name], result, clock)
         if reason is not None or work is None:
             return reason
         sample = Sample(session=session, block=block, position=position, seconds=seconds, first_token_s=work.first_token_s)
@@ -304,6 +300,6 @@ def _run_block(
     return None
 
 
-def failure(name: str, error: Exception) -> str:
+def describe_failure(name: str, error: Exception) -> str:
     """What to say of an arm that raised: its name and the first line of the error."""
     return f"{name} failed: {first_line(error)}"

@@ -26,7 +26,7 @@ class ClockWatch:
         self._clock, self._wall = clock, wall
         self._last = clock(), wall()
 
-    def jumped(self) -> str | None:
+    def find_jump(self) -> str | None:
         """Why a timing since the last call says nothing, or None."""
         now = self._clock(), self._wall()
         passed_s, wall_s = (new - old for new, old in zip(now, self._last, strict=True))

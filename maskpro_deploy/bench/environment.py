@@ -61,13 +61,13 @@ def capture() -> dict[str, Any]:
 
 def packages() -> dict[str, str]:
     """Name -> version of the installed packages that shape the figures."""
-    found = {}
+    versions = {}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def command_line(argv: Sequence[str]) -> str:
@@ -103,7 +103,7 @@ def reproduce_note(environment: Mapping[str, Any]) -> str:
     return f"maskpro-deploy {environment.get('maskpro_deploy')}{commit}{with_runtime}. Raw samples are in result.json."
 
 
-def circumstances(environment: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+def describe_circumstances(environment: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]] = ()) -> list[str]:
     """What a reader has to know of the circumstances: a busy machine, and earlier runs that this one goes on with.
 
     Args:

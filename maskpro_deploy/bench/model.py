@@ -95,7 +95,7 @@ def same_kernels(a: ModelArm[Any], b: ModelArm[Any]) -> bool:
     return a.on_cpu and b.on_cpu and graph is not None and alike
 
 
-def loads(arm: ModelArm[Any], case: Case) -> list[Load]:
+def list_loads(arm: ModelArm[Any], case: Case) -> list[Load]:
     """What each of the calls in one unit of work has to do at least; for DECODE of one step, as its time is told by step."""
     if case.phase == PREFILL:
         return [_load(arm, case.batch_size, case.input_len, 0)]
@@ -194,7 +194,7 @@ def make_task(forward: Forward[C], case: Case, vocab_size: int, seed: int, clock
     if case.phase == GENERATE:
         return lambda: _generate(forward, tokens, case.output_len, clock)
     if case.phase != DECODE:
-        raise ConfigError(f"{case.phase!r} is no phase: {PREFILL}, {DECODE} or {GENERATE}.")
+        raise ConfigError(f"{case.phase!r} is not a phase: {PREFILL}, {DECODE} or {GENERATE}.")
     logits, context = forward(tokens, None)
     first = greedy_choice(logits)
     return lambda: Work(tokens=_decode(forward, first, context, case.output_len))

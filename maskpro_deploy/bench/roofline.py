@@ -158,7 +158,7 @@ class Floor:
     bound: str
 
 
-def floor(loads: Sequence[Load], bandwidth: Bandwidth, arithmetic: Arithmetic | None) -> Floor | None:
+def compute_floor(loads: Sequence[Load], bandwidth: Bandwidth, arithmetic: Arithmetic | None) -> Floor | None:
     """The least time of parts that run one after the other, or None where something is not known.
 
     Each part takes the longer of reading its bytes and computing its operations; the bound is the one that sets most of the time.

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from maskpro_deploy.bench.arms import Clock, MeasureConfig, Measurement, Task, failure, frozen_gc, time_portion
+from maskpro_deploy.bench.arms import Clock, MeasureConfig, Measurement, Task, describe_failure, frozen_gc, time_portion
 from maskpro_deploy.bench.clocks import ClockWatch
 from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.errors import ConfigError, MaskProError
@@ -64,7 +64,7 @@ class Run(Generic[K]):
     self_test: list[Measurement] = field(default_factory=list)
     sessions: int = 0
 
-    def verdict(self) -> SelfTest:
+    def judge_self_test(self) -> SelfTest:
         """The self-test as it stands."""
         invalid = next((m.invalid for m in self.self_test if m.invalid is not None), None)
         ratios = [r for m in self.self_test if (r := m.compare(*SELF)) is not None]
@@ -75,7 +75,7 @@ class Run(Generic[K]):
         return SelfTest(attempts=tuple(ratios), passed=any(not r.differs for r in ratios))
 
 
-def empty_run(names: Sequence[str], cases: Sequence[K]) -> Run[K]:
+def make_empty_run(names: Sequence[str], cases: Sequence[K]) -> Run[K]:
     """A run before its first session.
 
     Raises:
@@ -83,10 +83,12 @@ def empty_run(names: Sequence[str], cases: Sequence[K]) -> Run[K]:
     """
     if not names or not cases:
         raise ConfigError("nothing to measure: no arm or no case was given.")
-    return Run(measurements={case: Measurement(samples={name: [] for name in names}) for case in cases}, self_test=[_blank()])
+    return Run(
+        measurements={case: Measurement(samples={name: [] for name in names}) for case in cases}, self_test=[_make_blank()]
+    )
 
 
-def _blank() -> Measurement:
+def _make_blank() -> Measurement:
     return Measurement(samples={name: [] for name in SELF})
 
 
@@ -124,7 +126,7 @@ class Sessions(Generic[K]):
         wall: Clock = time.time,
         progress: Progress = SILENT,
     ) -> None:
-        self.run = run or empty_run(list(openers), cases)
+        self.run = run or make_empty_run(list(openers), cases)
         self._openers, self._cases, self._config = openers, list(cases), config
         self._self_test, self._before, self._after, self._after_case = self_test, before, after, after_case
         self._clock, self._watch, self._progress = clock, ClockWatch(clock, wall), progress
@@ -140,19 +142,19 @@ class Sessions(Generic[K]):
         """
         started = self._clock()
         with frozen_gc():
-            while not self._enough(started):
-                self._session(self.run.sessions)
+            while not self._has_enough(started):
+                self._run_session(self.run.sessions)
                 self._check_clock()
                 self.run.sessions += 1
                 self._after(self.run)
                 if self.run.sessions == self._first + 1:
                     self._plan(started)
-            if self._self_test and self.run.verdict().passed is False and self.run.verdict().invalid is None:
+            if self._self_test and self.run.judge_self_test().passed is False and self.run.judge_self_test().invalid is None:
                 self._test_again()
                 self._after(self.run)
         return self.run
 
-    def _enough(self, started: float) -> bool:
+    def _has_enough(self, started: float) -> bool:
         done, budget_s = self.run.sessions, self._config.budget_s
         if all(m.invalid is not None for m in self.run.measurements.values()) or any(m.invalid for m in self.run.self_test):
             return True
@@ -180,7 +182,7 @@ class Sessions(Generic[K]):
         measured = [*self.run.measurements.values(), *(self.run.self_test if self._self_test else [])]
         return sum(2 * float(portion.mean()) for m in measured for name in m.samples for portion in m.portions(name)[-1:])
 
-    def _session(self, index: int) -> None:
+    def _run_session(self, index: int) -> None:
         gc.collect()  # of the session before; quick, as what is older is frozen
         first = next(iter(self._openers))
         with ExitStack() as kept:
@@ -193,15 +195,15 @@ class Sessions(Generic[K]):
                         return
                     opened[name] = session
                 for place, case in enumerate(self._cases):
-                    if not _has(self.run.measurements[case], index):
-                        self._portion(case, {name: opened[name] for name in order}, index)
+                    if not _has_session(self.run.measurements[case], index):
+                        self._time_case(case, {name: opened[name] for name in order}, index)
                         self._after_case(self.run)
-                    self._tell(index, place + 1)
+                    self._report_progress(index, place + 1)
                 alone = opened[first]
                 del opened, session  # a closed session must not live on in a name
             if self._self_test:
-                self._portion_of_self_test(first, alone, kept, index)
-                self._tell(index, len(self._cases) + 1)
+                self._time_self_test(first, alone, kept, index)
+                self._report_progress(index, len(self._cases) + 1)
 
     def _open(self, name: str, stack: ExitStack, index: int) -> MakeTask[K] | None:
         try:
@@ -211,13 +213,13 @@ class Sessions(Generic[K]):
                 raise
             reason = f"{name} could not be opened again"
         except Exception as e:  # whatever a backend raises
-            reason = failure(name, e)
+            reason = describe_failure(name, e)
         for measurement in self.run.measurements.values():
             measurement.failed += 1
             measurement.fail(reason)
         return None
 
-    def _portion(self, case: K, opened: Mapping[str, MakeTask[K]], index: int) -> None:
+    def _time_case(self, case: K, opened: Mapping[str, MakeTask[K]], index: int) -> None:
         measurement = self.run.measurements[case]
         if measurement.invalid is not None:
             return
@@ -225,25 +227,25 @@ class Sessions(Generic[K]):
             reason = self._before(case, opened) if index == self._first else None
         except Exception as e:  # as above
             measurement.failed += 1
-            reason = failure(" or ".join(opened), e)
+            reason = describe_failure(" or ".join(opened), e)
         if reason is not None:
             measurement.fail(reason)
             return
-        if (tasks := self._tasks(measurement, {name: (make, case) for name, make in opened.items()})) is not None:
-            self._time(tasks, measurement, index)
+        if (tasks := self._make_tasks(measurement, {name: (make, case) for name, make in opened.items()})) is not None:
+            self._time_tasks(tasks, measurement, index)
 
-    def _tasks(self, measurement: Measurement, makers: Mapping[str, tuple[MakeTask[K], K]]) -> dict[str, Task] | None:
+    def _make_tasks(self, measurement: Measurement, makers: Mapping[str, tuple[MakeTask[K], K]]) -> dict[str, Task] | None:
         tasks = {}
         for name, (make, case) in makers.items():
             try:
                 tasks[name] = make(case)
             except Exception as e:  # as above
                 measurement.failed += 1
-                measurement.fail(failure(name, e))
+                measurement.fail(describe_failure(name, e))
                 return None
         return tasks
 
-    def _portion_of_self_test(self, first: str, alone: MakeTask[K], stack: ExitStack, index: int) -> None:
+    def _time_self_test(self, first: str, alone: MakeTask[K], stack: ExitStack, index: int) -> None:
         """A portion of the first case on an open session and a new one, in this order; which of them is called A alternates."""
         measurement, case = self.run.self_test[-1], self._cases[0]
         if self.run.measurements[case].invalid is not None:
@@ -253,29 +255,29 @@ class Sessions(Generic[K]):
             return
         names = SELF[:: -1 if index % 2 else 1]
         makers = {n: (make, case) for n, make in zip(names, (alone, second), strict=True)}
-        if (tasks := self._tasks(measurement, makers)) is not None:
-            self._time(tasks, measurement, index)
+        if (tasks := self._make_tasks(measurement, makers)) is not None:
+            self._time_tasks(tasks, measurement, index)
 
-    def _time(self, tasks: Mapping[str, Task], measurement: Measurement, index: int) -> None:
+    def _time_tasks(self, tasks: Mapping[str, Task], measurement: Measurement, index: int) -> None:
         cold = index == self._first
         time_portion(tasks, measurement, self._config, session=index, blocks=self._blocks, cold=cold, clock=self._clock)
 
     def _test_again(self) -> None:
         first = next(iter(self._openers))
-        self.run.self_test.append(_blank())
+        self.run.self_test.append(_make_blank())
         for index in range(max(stats.MIN_SESSIONS, self.run.self_test[0].sessions)):
             with ExitStack() as stack:
                 alone = self._open(first, stack, _ALL)
                 if alone is not None:
-                    self._portion_of_self_test(first, alone, stack, index)
+                    self._time_self_test(first, alone, stack, index)
             self._check_clock()
 
     def _check_clock(self) -> None:
-        if (reason := self._watch.jumped()) is not None:
+        if (reason := self._watch.find_jump()) is not None:
             for measurement in [*self.run.measurements.values(), *self.run.self_test]:
                 measurement.fail(reason)
 
-    def _tell(self, index: int, cases_done: int) -> None:
+    def _report_progress(self, index: int, cases_done: int) -> None:
         """Progress never goes back, though with a budget the number of sessions is known only after the first."""
         parts = len(self._cases) + self._self_test
         unplanned = self._config.budget_s is not None and index == self._first
@@ -284,6 +286,6 @@ class Sessions(Generic[K]):
         self._progress.update(self._shown * self._planned, self._planned, f"session {index + 1}")
 
 
-def _has(measurement: Measurement, session: int) -> bool:
+def _has_session(measurement: Measurement, session: int) -> bool:
     """Whether a case was timed in this session, before the run was interrupted."""
     return any(sample.session == session for samples in measurement.samples.values() for sample in samples)

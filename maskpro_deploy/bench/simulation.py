@@ -52,14 +52,14 @@ MEASURED = np.array(
 ).reshape(CASES, 24)
 
 
-def _disturbed(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+def _draw_disturbed(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     return rng.normal(0.0, 1.0, shape) + (rng.random(shape) < _DISTURBED) * (_DISTURBANCE / LEVEL)
 
 
 SHAPES: dict[str, Draw | None] = {  # levels in units of LEVEL; None: pairs are drawn from MEASURED
     "normal": lambda rng, shape: rng.normal(0.0, 1.0, shape),
     "heavy-tailed": lambda rng, shape: rng.standard_t(3, shape) / np.sqrt(3.0),
-    "disturbed": _disturbed,
+    "disturbed": _draw_disturbed,
     "skewed": lambda rng, shape: rng.exponential(1.0, shape),
     "measured": None,
 }
@@ -99,8 +99,8 @@ def count_verdicts(shape: str, *, pairs: int, runs: int, seed: int = 0, slowdown
         raise ConfigError(f"cannot simulate {runs} runs of noise {shape!r}. Known: {', '.join(SHAPES)}.")
     rng = np.random.default_rng([seed, pairs, list(SHAPES).index(shape)])
     chunks = [min(_CHUNK, runs - start) for start in range(0, runs, _CHUNK)]
-    logs = np.concatenate([pair_ratios(rng, shape, count, pairs, slowdown) for count in chunks])  # (N, C, P)
-    alone, together = (differences(logs, comparisons=count) for count in (1, CASES))
+    logs = np.concatenate([draw_pair_ratios(rng, shape, count, pairs, slowdown) for count in chunks])  # (N, C, P)
+    alone, together = (find_differences(logs, comparisons=count) for count in (1, CASES))
     faster = intervals.trimmed_mean(logs).centre[:, 0] > 0
     return Counts(
         alone=float(alone[:, 0].mean()),
@@ -110,7 +110,7 @@ def count_verdicts(shape: str, *, pairs: int, runs: int, seed: int = 0, slowdown
     )
 
 
-def differences(logs: Array, *, comparisons: int) -> npt.NDArray[np.bool_]:
+def find_differences(logs: Array, *, comparisons: int) -> npt.NDArray[np.bool_]:
     """Which comparisons a verdict calls different, where it holds together with so many.  # (..., P) -> (...)"""
     estimate = intervals.trimmed_mean(logs)
     degrees = float(estimate.degrees.flat[0])
@@ -119,17 +119,17 @@ def differences(logs: Array, *, comparisons: int) -> npt.NDArray[np.bool_]:
     return different
 
 
-def pair_ratios(rng: np.random.Generator, shape: str, runs: int, pairs: int, slowdown: float = 0.0) -> Array:
+def draw_pair_ratios(rng: np.random.Generator, shape: str, runs: int, pairs: int, slowdown: float = 0.0) -> Array:
     """Logarithms of the ratios of pairs; above 0 the first arm is faster.  # (N, C, P)"""
     draw = SHAPES[shape]
     if draw is None:
         drawn = MEASURED[:, rng.integers(MEASURED.shape[1], size=(runs, pairs))].swapaxes(0, 1)  # (N, C, P)
         signed: Array = drawn * rng.choice((-1.0, 1.0), (runs, 1, pairs)) + np.log1p(slowdown)
         return signed
-    return stats.pair_log_ratio(*session_times(rng, draw, runs, pairs, slowdown))
+    return stats.pair_log_ratio(*draw_session_times(rng, draw, runs, pairs, slowdown))
 
 
-def session_times(rng: np.random.Generator, draw: Draw, runs: int, pairs: int, slowdown: float = 0.0) -> tuple[Array, Array]:
+def draw_session_times(rng: np.random.Generator, draw: Draw, runs: int, pairs: int, slowdown: float = 0.0) -> tuple[Array, Array]:
     """Times of both arms in blocks A B B A and B A A B.  # two of (N, C, P, K, R)"""
     size = (runs, CASES, pairs, _BLOCKS, 2 * SAMPLES_PER_BLOCK)
     steps = rng.normal(0.0, _DRIFT, (*size[:3], size[3] * size[4]))

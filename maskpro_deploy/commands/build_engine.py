@@ -108,5 +108,5 @@ def command(bundle: Path, report: Path | None, as_json: bool, **options: Any) ->
     finally:
         meter.close()
     if report is not None:
-        write(engine.page(bundle, built), report)
+        write(engine.build_page(bundle, built), report)
     emit(as_json, built.to_json(), engine.render_text(bundle, built))

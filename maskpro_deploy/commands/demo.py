@@ -7,10 +7,7 @@ from pathlib import Path
 import click
 
 from maskpro_deploy.commands.options import DURATION, PATH, json_option, seed_option
-from maskpro_deploy.errors import InputError
-from maskpro_deploy.system.output import emit, table
-
-MARKER = "result.json"
+from maskpro_deploy.system.output import emit
 
 
 @click.command()
@@ -29,32 +26,13 @@ def command(out: Path, budget_s: float, seed: int, as_json: bool) -> None:
       maskpro-deploy demo
       maskpro-deploy demo --budget 15m --out results
     """
-    from maskpro_deploy.demo import page as _demo_report
-    from maskpro_deploy.demo.steps import Demo, check_platform
+    from maskpro_deploy.demo.run import check_platform, run
 
     check_platform()
-    from maskpro_deploy.reports.blocks import REPORT_FILE, write
-    from maskpro_deploy.system.files import write_json
+    from maskpro_deploy.demo.results import check_out, render_text, write_results
+    from maskpro_deploy.demo.state import Demo
 
-    _check_out(out)
+    check_out(out)
     demo = Demo(out=out, budget_s=budget_s, seed=seed)
-    demo.run()
-    figures = {**demo.figures, "not_measured": demo.not_measured}
-    write_json(out / MARKER, figures)
-    write(_demo_report.build(demo), out / REPORT_FILE)
-    lines = [table(demo.rows), "", "not measured here:", *(f"  {point}" for point in demo.not_measured)]
-    emit(as_json, {"report": str(out / REPORT_FILE), **figures}, "\n".join([*lines, "", f"report: {out / REPORT_FILE}"]))
-
-
-def _check_out(out: Path) -> None:
-    """The demo replaces its own results and nothing else.
-
-    Raises:
-        InputError: the folder holds something that is not of a demo.
-    """
-    own = {"sparse", "sparse.learning", "bundle", "bundle-dense", "bundle-fp16", MARKER, "report.html"}
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file.\nChoose another --out.")
-    foreign = [p.name for p in out.iterdir() if p.name not in own and not p.name.startswith(".")] if out.exists() else []
-    if foreign:
-        raise InputError(f"{out} holds other things than a demo's results ({foreign[0]}).\nChoose another --out.")
+    run(demo)
+    emit(as_json, write_results(demo), render_text(demo))

@@ -87,9 +87,9 @@ def command(
     if report_file is not None:
         from maskpro_deploy.bench.environment import command_line
         from maskpro_deploy.reports.blocks import write
-        from maskpro_deploy.reports.learning import build
+        from maskpro_deploy.reports.learning import build_page
 
-        write(build(result, config, rows, command_line(sys.argv)), report_file)
+        write(build_page(result, config, rows, command_line(sys.argv)), report_file)
     emit(as_json, {"out": str(out), "sparsity": str(config.pattern), **result.summary()}, f"{table(rows)}\nwritten to {out}")
 
 

@@ -55,7 +55,7 @@ def command(path: Path, html: Path | None, as_json: bool, **settings: Any) -> No
     finally:
         meter.close()
     if html is not None:
-        write(proof.build(report), html)
+        write(proof.build_page(report), html)
     emit(as_json, report.to_json(), proof.render_text(report))
     if not report.holds:
         click.get_current_context().exit(1)

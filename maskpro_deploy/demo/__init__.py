@@ -1,4 +1,5 @@
-"""The whole path on a small real model: learn, prove, export, measure, and a page of it all.
+"""The demo: a small model taken all the way, step by step, and a page of what it gave.
 
-What enters: a folder and a time to spend. What leaves: everything that was made, and the page. May import: all but the commands.
+What enters: a folder and a budget. What leaves: the folder with checkpoints, bundles, figures and the page. `run` has the list of
+steps, `state` what they share. May import: all but the commands.
 """

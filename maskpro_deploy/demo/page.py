@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from maskpro_deploy.bench.sweeps import summary
-from maskpro_deploy.reports import latency as page
+from maskpro_deploy.bench.sweeps.summary import describe
 from maskpro_deploy.reports import plots
-from maskpro_deploy.reports.blocks import ListSection, PlotSection, Report, Section, TableSection
+from maskpro_deploy.reports.blocks import ListSection, PlotSection, Report, Section, TableSection, facts_table, warning_list
+from maskpro_deploy.reports.latency import plot_medians
 
 if TYPE_CHECKING:
-    from maskpro_deploy.demo.steps import Demo
+    from maskpro_deploy.demo.state import Demo
 
 
-def build(demo: Demo) -> Report:
+def build_page(demo: Demo) -> Report:
     """The page: results, learning curve, sparsity per layer, quality, latency, environment."""
     quality = demo.figures["quality"]
     perplexity = quality["perplexity"]
@@ -25,17 +25,17 @@ def build(demo: Demo) -> Report:
     )
     sections: list[Section] = [
         TableSection(title="Results", rows=demo.rows),
-        ListSection(title="Not measured here", points=demo.not_measured, warning=True),
+        *warning_list("Not measured here", demo.not_measured),
         _learning_curve(demo),
         _sparsity(demo),
         PlotSection(
             title="Quality",
-            plot=plots.quality_bars(perplexity, quality["stderr"]),
+            plot=plots.draw_quality_bars(perplexity, quality["stderr"]),
             caption=f"Perplexity on {quality['protocol']['windows']} held-out windows of {quality['protocol']['window']} tokens, "
             "fp32, with one standard error.",
         ),
         *_latency(demo),
-        page.environment_table(demo.figures["environment"]),
+        facts_table("Environment", demo.figures["environment"]),
     ]
     return Report(title="maskpro-deploy demo", headline=headline, subtitle=str(demo.figures["model"]), sections=sections)
 
@@ -44,7 +44,7 @@ def _learning_curve(demo: Demo) -> PlotSection:
     assert demo.learned is not None
     curve = demo.learned.curve
     trained = [(p.tokens, p.sample_loss) for p in curve if p.sample_loss is not None]
-    plot = plots.learning_curve(
+    plot = plots.draw_learning_curve(
         [float(t) for t, _ in trained],
         [loss for _, loss in trained],
         [(float(p.tokens), p.heldout_loss) for p in curve],
@@ -63,7 +63,7 @@ def _sparsity(demo: Demo) -> PlotSection:
     layers = {t.name: 1.0 - t.density for t in in_order}
     return PlotSection(
         title="Sparsity per layer",
-        plot=plots.sparsity_per_layer(layers, target=1.0 - demo.pattern.density),
+        plot=plots.draw_sparsity(layers, target=1.0 - demo.pattern.density),
         caption=f"Counted in the written checkpoint: {demo.validation.verdict}.",
     )
 
@@ -72,6 +72,8 @@ def _latency(demo: Demo) -> list[Section]:
     result = demo.latency
     if result is None or not result.valid:
         return []
-    points = [*(v.sentence for v in summary.verdicts(result)), *summary.caveats(result)]
-    measured = TableSection(title="Latency", header=summary.columns(result), rows=summary.rows(result))
-    return [measured, ListSection(title="How to read the latency", points=points), *page.median_plots(result)]
+    document = describe(result)
+    (table,) = document.tables
+    measured = TableSection(title="Latency", header=table.header, rows=table.rows, note=table.note)
+    points = [*document.verdicts, *document.notes]
+    return [measured, ListSection(title="How to read the latency", points=points), *plot_medians(result)]

@@ -7,91 +7,61 @@ model; prefill is timed at batch x length 4096.
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import Any
 
-from maskpro_deploy.errors import MachineError
-from maskpro_deploy.gpu_check.deploy import bundles
+from maskpro_deploy.gpu_check.bundles import make_bundles, make_sparse_bundle
 from maskpro_deploy.gpu_check.items import Record, Settings
-from maskpro_deploy.gpu_check.models import SEVEN_B, SMOL, TINY, LlamaShape, write_checkpoint, write_sparse
-from maskpro_deploy.system.extras import missing
+from maskpro_deploy.gpu_check.models import SEVEN_B, SMOL, TINY, LlamaShape
+from maskpro_deploy.gpu_check.running import check_installed
 
 WIDE = dataclasses.replace(SEVEN_B, name="7b-4-layers", layers=4, vocabulary=1024, length=4096)
 _WIDE_PROFILES = "prefill:1x512,1x4096,8x512 decode:1,8,64"
-_BYTES_OF_A_WEIGHT = 2 * 5  # fp16: two checkpoints, the bundle, two engines
-_SPARE_BYTES = 1 << 30
 
 
-def tensorrt(settings: Settings, record: Record) -> str:
+def measure_tensorrt(settings: Settings, record: Record) -> str:
     """Build engines with tensorrt, sparse and dense, tell for how many layers it chose sparse kernels, and time both.
 
     Raises:
         MachineError: tensorrt or the GPU is missing.
     """
-    return _small("tensorrt", settings, record)
+    return _build_small("tensorrt", settings, record)
 
 
-def tensorrt_rtx(settings: Settings, record: Record) -> str:
+def measure_tensorrt_rtx(settings: Settings, record: Record) -> str:
     """The same with tensorrt-rtx, which builds ahead of time and knows dense kernels only.
 
     Raises:
         MachineError: tensorrt-rtx is missing.
     """
-    return _small("tensorrt-rtx", settings, record)
+    return _build_small("tensorrt-rtx", settings, record)
 
 
-def _small(library: str, settings: Settings, record: Record) -> str:
-    _check_installed(library, settings)
+def _build_small(library: str, settings: Settings, record: Record) -> str:
+    check_installed(*((library,) if settings.rehearse else (library, "native")))  # a rehearsal times nothing
     line = ""
     shapes = (TINY,) if settings.rehearse else (TINY, SMOL)
     for shape in shapes:
-        bundle, _ = bundles(shape, settings.scratch)
-        line = _compared(library, shape, bundle, "prefill:1x128,8x128 decode:1,8", settings, record, parts=len(shapes))
+        bundle, _ = make_bundles(shape, settings.scratch)
+        line = _build_and_compare(library, shape, bundle, "prefill:1x128,8x128 decode:1,8", settings, record, parts=len(shapes))
     return line
 
 
-def engine_7b(settings: Settings, record: Record) -> str:
+def measure_engine_7b(settings: Settings, record: Record) -> str:
     """Build and time a model with the widths of a 7B one, with tensorrt; in a rehearsal a tiny one with what is installed.
 
     Raises:
         MachineError: tensorrt, the GPU or space is missing.
     """
     library = "tensorrt-rtx" if settings.rehearse else "tensorrt"
-    _check_installed(library, settings)
+    check_installed(*((library,) if settings.rehearse else (library, "native")))  # a rehearsal times nothing
     shape, profiles = (TINY, "prefill:1x32,4x32 decode:1,4") if settings.rehearse else (WIDE, _WIDE_PROFILES)
     record.put(model=dataclasses.asdict(shape), profiles=profiles)
-    bundle = sparse_bundle(shape, settings.scratch)
-    return _compared(library, shape, bundle, profiles, settings, record)
+    bundle = make_sparse_bundle(shape, settings.scratch)
+    return _build_and_compare(library, shape, bundle, profiles, settings, record)
 
 
-def sparse_bundle(shape: LlamaShape, scratch: Path) -> Path:
-    """The sparse bundle of a random model in fp16, without a dense twin.
-
-    Raises:
-        MachineError: there is not enough space.
-    """
-    from maskpro_deploy.exporters import ExportConfig, export
-
-    folder = scratch / f"{shape.name}-alone"
-    needed, free = _BYTES_OF_A_WEIGHT * shape.weights + _SPARE_BYTES, shutil.disk_usage(scratch).free
-    if free < needed:
-        raise MachineError(f"{scratch} needs {needed / 1e9:.1f} GB for a {shape.name} model, {free / 1e9:.1f} GB are free")
-    shutil.rmtree(folder, ignore_errors=True)  # of an item that was ended
-    sparse = write_sparse(write_checkpoint(shape, folder / "dense"), folder / "sparse")
-    shutil.rmtree(folder / "dense")
-    export(sparse, folder / "bundle", ExportConfig(dtype="fp16"), unverified="a random model for the GPU check")
-    shutil.rmtree(sparse)
-    return folder / "bundle"
-
-
-def _check_installed(library: str, settings: Settings) -> None:
-    for extra in (library,) if settings.rehearse else (library, "native"):  # a rehearsal times nothing
-        if absent := missing(extra):
-            raise MachineError(f"{', '.join(absent)} is not installed: pip install 'maskpro-deploy[{extra}]'")
-
-
-def _compared(
+def _build_and_compare(
     library: str, shape: LlamaShape, bundle: Path, profiles: str, settings: Settings, record: Record, parts: int = 1
 ) -> str:
     """Build both engines, time them where there is a GPU, and tell it in a line; every layer is in the figures."""

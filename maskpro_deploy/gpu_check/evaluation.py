@@ -11,8 +11,8 @@ import numpy as np
 
 from maskpro_deploy.bench.products.timing import CPU
 from maskpro_deploy.errors import CheckFailed, InputError, MachineError, first_line
-from maskpro_deploy.gpu_check.deploy import bundles
-from maskpro_deploy.gpu_check.items import Record, Settings, torch_on
+from maskpro_deploy.gpu_check.bundles import make_bundles
+from maskpro_deploy.gpu_check.items import Record, Settings, import_torch
 from maskpro_deploy.gpu_check.models import SMOL, TINY
 
 REFERENCE = "torch fp32 on the CPU"
@@ -20,7 +20,7 @@ _WINDOW, _WINDOWS = 128, 4
 _LARGEST_RATIO, _LEAST_AGREEMENT = 0.01, 0.97
 
 
-def evaluation(settings: Settings, record: Record) -> str:
+def compare_perplexities(settings: Settings, record: Record) -> str:
     """Compare perplexities.
 
     Raises:
@@ -30,9 +30,9 @@ def evaluation(settings: Settings, record: Record) -> str:
     from maskpro_deploy.evaluate import compare_all
     from maskpro_deploy.targets.models import OpenTarget, RunConfig, Target, open_target
 
-    torch_on(settings.device)
+    import_torch(settings.device)
     shape = TINY if settings.rehearse else SMOL
-    bundle, _ = bundles(shape, settings.scratch)
+    bundle, _ = make_bundles(shape, settings.scratch)
     checkpoint = Target("checkpoint", settings.scratch / shape.name / "sparse")
     device = settings.device
     wanted = {
@@ -52,17 +52,17 @@ def evaluation(settings: Settings, record: Record) -> str:
             lacks[name] = first_line(e)
     record.put(lacks=lacks)
     windows = np.random.default_rng(0).integers(0, shape.vocabulary, (_WINDOWS, min(_WINDOW, shape.length)))
-    _, found = compare_all(opened, open_target(checkpoint, RunConfig(provider=CPU)), windows)
+    _, compared = compare_all(opened, open_target(checkpoint, RunConfig(provider=CPU)), windows)
     figures = {
-        name: {k: v for k, v in dataclasses.asdict(c).items() if k not in ("model", "reference")} for name, c in found.items()
+        name: {k: v for k, v in dataclasses.asdict(c).items() if k not in ("model", "reference")} for name, c in compared.items()
     }
     record.put(against=REFERENCE, found=figures)
-    half = {name: c for name, c in found.items() if "bf16" not in name}  # bf16 has too few digits for a bound on its tokens
+    half = {name: c for name, c in compared.items() if "bf16" not in name}  # bf16 has too few digits for a bound on its tokens
     if far := [
         n for n, c in half.items() if abs(c.ratio - 1) > _LARGEST_RATIO or c.top1_agreement < _LEAST_AGREEMENT
     ]:  # fmt: skip
-        c = found[far[0]]
+        c = compared[far[0]]
         raise CheckFailed(
             f"{far[0]}: {c.ratio:.4f}x the perplexity of {REFERENCE}, same token in {100 * c.top1_agreement:.1f} % of positions"
         )
-    return ", ".join(f"{name} {c.ratio:.4f}x" for name, c in found.items())
+    return ", ".join(f"{name} {c.ratio:.4f}x" for name, c in compared.items())

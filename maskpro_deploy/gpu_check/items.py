@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from maskpro_deploy.bench.products.timing import CPU, CUDA
-from maskpro_deploy.errors import ConfigError, MachineError
+from maskpro_deploy.errors import MachineError, check_range
 from maskpro_deploy.system.files import write_json
 
 MEASURED, NOT_RUN, FAILED = "measured", "not run", "failed"
@@ -40,8 +40,7 @@ class Settings:
     rehearse: bool = False
 
     def __post_init__(self) -> None:
-        if not self.budget_s > 0:
-            raise ConfigError(f"--budget {self.budget_s:g} is out of range: above 0 s.")
+        check_range("--budget", self.budget_s, above=0)
 
     @property
     def device(self) -> str:
@@ -107,7 +106,7 @@ class Outcome:
     trace: str = ""
 
 
-def torch_on(device: str) -> Any:
+def import_torch(device: str) -> Any:
     """The torch module, where it can work on `device`.
 
     Raises:

@@ -20,7 +20,7 @@ import numpy as np
 
 from maskpro_deploy.bench.products.timing import CUDA, synchronize
 from maskpro_deploy.errors import MachineError
-from maskpro_deploy.gpu_check.items import Record, Settings, torch_on
+from maskpro_deploy.gpu_check.items import Record, Settings, import_torch
 from maskpro_deploy.gpu_check.models import PATTERN, TINY, LlamaShape
 
 if TYPE_CHECKING:
@@ -58,27 +58,27 @@ class _Ticks:
         return [1e3 * (b - a) for a, b in itertools.pairwise(self.at)][_WARM_UP_STEPS:]
 
 
-def learn(shape: LlamaShape, settings: Settings, record: Record) -> str:
+def time_learning(shape: LlamaShape, settings: Settings, record: Record) -> str:
     """Time learning steps of a random model of `shape`.
 
     Raises:
         MachineError: torch or memory is missing.
     """
-    torch = torch_on(settings.device)
+    torch = import_torch(settings.device)
     from maskpro_deploy.learn.model.memory import tuned_process
 
     with tuned_process(settings.device):
-        return _timed(torch, TINY if settings.rehearse else shape, settings, record)
+        return _time_steps(torch, TINY if settings.rehearse else shape, settings, record)
 
 
-def _timed(torch: Any, shape: LlamaShape, settings: Settings, record: Record) -> str:
+def _time_steps(torch: Any, shape: LlamaShape, settings: Settings, record: Record) -> str:
     """The item itself, with the process as the learner has it."""
     on_gpu = settings.device == CUDA
     if on_gpu:
         _check_memory(torch, shape)
         torch.cuda.reset_peak_memory_stats()
     ticks = _Ticks(_STEPS_SHARE * settings.budget_s)
-    trainer = _trainer(torch, shape, settings, ticks)
+    trainer = _make_trainer(torch, shape, settings, ticks)
     started = time.perf_counter()
     trainer.prepare()
     synchronize(torch, settings.device)
@@ -102,11 +102,11 @@ def _timed(torch: Any, shape: LlamaShape, settings: Settings, record: Record) ->
     peak = torch.cuda.max_memory_allocated() if on_gpu else None
     record.put(peak_memory_bytes=peak)
     record.put(logits_moved_by=trainer.estimator.moved_by)
-    parts = _parts(torch, trainer, settings.device, record)
+    parts = _time_parts(torch, trainer, settings.device, record)
     share = (parts["sampling"] + parts["update"]) / whole
     record.put(sampling_and_update_share=share)
     if on_gpu:
-        waits = _waits(torch, trainer)
+        waits = _find_waits(torch, trainer)
         record.put(host_waits=waits, host_waits_per_step=len(waits) / _WATCHED_STEPS)
     memory = f", peak {peak / 1e9:.1f} GB" if peak is not None else ""
     return f"{shape.name}: {whole:.1f} ms a step, {rate:,.0f} tokens/s, {100 * share:.0f} % sampling and update{memory}"
@@ -119,7 +119,7 @@ def _check_memory(torch: Any, shape: LlamaShape) -> None:
         raise MachineError(f"learning on a {shape.name} model needs about {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free")
 
 
-def _trainer(torch: Any, shape: LlamaShape, settings: Settings, ticks: _Ticks) -> Trainer:
+def _make_trainer(torch: Any, shape: LlamaShape, settings: Settings, ticks: _Ticks) -> Trainer:
     """The learner's loop on a random model and random tokens."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -147,7 +147,7 @@ def _trainer(torch: Any, shape: LlamaShape, settings: Settings, ticks: _Ticks) -
     return Loop(LearningModel(model.to(settings.device).eval()), text[8:], text[:8], config, progress=ticks)
 
 
-def _parts(torch: Any, trainer: Trainer, device: str, record: Record) -> dict[str, float]:
+def _time_parts(torch: Any, trainer: Trainer, device: str, record: Record) -> dict[str, float]:
     """Median milliseconds of the parts of a step, for all layers together: sampling, update, and a step without either."""
     from maskpro_deploy.learn.model.sites import Mode, SiteHook, set_mode
 
@@ -170,15 +170,15 @@ def _parts(torch: Any, trainer: Trainer, device: str, record: Record) -> dict[st
     medians = {}
     with torch.no_grad():
         for name, part in (("sampling", sampling), ("update", update)):
-            medians[name] = _time(torch, name, part, device, record)
+            medians[name] = _time_part(torch, name, part, device, record)
     for site in sites:
         site.hook = SiteHook()
-    medians["dense"] = _time(torch, "dense_pass", dense, device, record)
+    medians["dense"] = _time_part(torch, "dense_pass", dense, device, record)
     gc.collect()
     return medians
 
 
-def _waits(torch: Any, trainer: Trainer) -> list[str]:
+def _find_waits(torch: Any, trainer: Trainer) -> list[str]:
     """Where Python waited for the GPU during a few steps, as torch noticed it."""
     for site in trainer.sites:
         site.hook = trainer.estimator
@@ -197,7 +197,7 @@ def _waits(torch: Any, trainer: Trainer) -> list[str]:
     return [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "called a synchronizing" in str(w.message)]
 
 
-def _time(torch: Any, name: str, part: Callable[[], None], device: str, record: Record, rounds: int = 20) -> float:
+def _time_part(torch: Any, name: str, part: Callable[[], None], device: str, record: Record, rounds: int = 20) -> float:
     """Median milliseconds of `part`; what Python and the device took goes into the record."""
     launched, done = [], []
     for i in range(rounds + 2):

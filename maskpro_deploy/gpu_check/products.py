@@ -15,7 +15,7 @@ from maskpro_deploy.bench.products.timing import EventClock
 from maskpro_deploy.bench.products.ways import find_working_ways
 from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.errors import CheckFailed, MachineError
-from maskpro_deploy.gpu_check.items import Record, Settings, torch_on
+from maskpro_deploy.gpu_check.items import Record, Settings, import_torch
 from maskpro_deploy.gpu_check.models import ONE_B, SEVEN_B, SMOL, LlamaShape
 
 # the ends and the middle first: where time runs out, the curve is coarse but whole
@@ -40,7 +40,7 @@ def measure_products(settings: Settings, record: Record) -> str:
     """
     if settings.rehearse:
         raise MachineError("torch has 2:4 products on CUDA only")
-    torch = torch_on(settings.device)
+    torch = import_torch(settings.device)
     ways, refused = find_working_ways(torch, settings.device)
     record.put(arms={dtype: list(arms) for dtype, arms in ways.items()}, refused=refused)
     if (reason := explain_nothing_sparse(ways, refused)) is not None:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maskpro_deploy.errors import CheckFailed, MachineError
-from maskpro_deploy.gpu_check.deploy import bundles, check_gpu, latency
+from maskpro_deploy.errors import MachineError
+from maskpro_deploy.gpu_check.bundles import make_bundles
 from maskpro_deploy.gpu_check.items import Record, Settings
 from maskpro_deploy.gpu_check.models import SMOL, TINY
+from maskpro_deploy.gpu_check.running import check_gpu, check_installed, compare_and_time
 from maskpro_deploy.system.extras import missing
 
 
@@ -36,7 +37,7 @@ NATIVE_RTX = Lane(library="tensorrt-rtx", provider="trt-native", form="static")
 ONNXRUNTIME = Lane(library="tensorrt", provider="tensorrt", form="cat", via_onnxruntime=True)
 
 
-def serve(lane: Lane, settings: Settings, record: Record) -> str:
+def measure_serving(lane: Lane, settings: Settings, record: Record) -> str:
     """Build engines sparse and dense, serve them, compare the logits and tokens with the CPU's, and time prefill and decode.
 
     A rehearsal builds no engine and runs the same comparisons on the graph.
@@ -45,32 +46,22 @@ def serve(lane: Lane, settings: Settings, record: Record) -> str:
         MachineError: something that the lane needs is missing.
         CheckFailed: the engine computes something else than the graph.
     """
-    from maskpro_deploy.exporters import verification_prompts, verify
-    from maskpro_deploy.runtime import SessionConfig, open_session
+    from maskpro_deploy.runtime import SessionConfig
 
     if absent := missing("cpu"):
         raise MachineError(f"{', '.join(absent)} is not installed, which computes what is compared with: pip install onnxruntime")
     if not settings.rehearse:
-        _check(lane)
-    sparse, dense = bundles(TINY if settings.rehearse else SMOL, settings.scratch)
-    built = [] if settings.rehearse else [_build(lane, p, dense=p is dense, settings=settings) for p in (sparse, dense)]
+        _check_lane(lane)
+    sparse, dense = make_bundles(TINY if settings.rehearse else SMOL, settings.scratch)
+    built = [] if settings.rehearse else [_build_engine(lane, p, dense=p is dense, settings=settings) for p in (sparse, dense)]
     record.put(engines=built)
     files = [str(engine["file"]) for engine in built]
     config = SessionConfig(provider=lane.provider, engine=files[0]) if files else SessionConfig(provider="cpu", form=lane.form)
-    session = open_session(sparse, config)
-    record.put(providers=list(session.providers), max_length=session.shape.max_length)
-    prompts, count = verification_prompts(sparse, session.shape.max_length)
-    found = verify(sparse, session, prompts, count)
-    del session
-    record.put(against_cpu=found.to_json())
-    line = latency(config.provider, sparse, dense, settings, record, form=config.form, engine=",".join(files) or None)
-    tokens = f"greedy tokens equal to the CPU's: {found.greedy_equal} of {found.greedy_tokens}"
-    if not found.passed:
-        raise CheckFailed(f"the engine differs from the CPU by up to {found.max_logit_difference:.2g} in logits; {tokens}")
-    return f"{line}; {tokens}"
+    engines = ",".join(files) or None
+    return compare_and_time((sparse, dense), config, settings, record, key="against_cpu", engines=engines)
 
 
-def _check(lane: Lane) -> None:
+def _check_lane(lane: Lane) -> None:
     """What the lane needs, before minutes are spent on models."""
     check_gpu()
     if lane.via_onnxruntime:
@@ -78,12 +69,10 @@ def _check(lane: Lane) -> None:
 
         check_machine()
         return
-    for extra in (lane.library, "native"):
-        if absent := missing(extra):
-            raise MachineError(f"{', '.join(absent)} is not installed: pip install 'maskpro-deploy[{extra}]'")
+    check_installed(lane.library, "native")
 
 
-def _build(lane: Lane, bundle: Path, *, dense: bool, settings: Settings) -> dict[str, Any]:
+def _build_engine(lane: Lane, bundle: Path, *, dense: bool, settings: Settings) -> dict[str, Any]:
     from maskpro_deploy.exporters import EngineConfig, build_engine
 
     cache = None if lane.via_onnxruntime or lane.library == "tensorrt-rtx" else settings.scratch / "serving.cache"

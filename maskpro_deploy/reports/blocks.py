@@ -5,7 +5,7 @@
         headline="No difference seen.",
         sections=[
             TableSection(title="Latency", header=("model", "ms"), rows=[("dense", "11.9"), ("sparse", "11.8")]),
-            PlotSection(title="Distribution", plot=plots.ecdf(...), caption="..."),
+            PlotSection(title="Distribution", plot=plots.draw_distribution(...), caption="..."),
         ],
     )
     write(report, Path("report.html"))
@@ -16,20 +16,21 @@ Everything but drawn plots is escaped by the template.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from maskpro_deploy._version import __version__
+from maskpro_deploy.bench.results.document import REPORT_FILE as REPORT_FILE
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.reports.plots import Svg
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.files import atomic_file
 
 TEMPLATE = "report.html"
-REPORT_FILE = "report.html"
+HOW_TO_REPRODUCE = "How to reproduce"
 _NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( ?(%|x|ms|s|MB|GB))?|-")
 
 
@@ -113,6 +114,34 @@ class Report:
     sections: Sequence[Section]
     subtitle: str = ""
     invalid: bool = False
+
+
+def facts_table(title: str, facts: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> TableSection:
+    """Names and values as a table of two columns; what could not be read is said so."""
+    pairs = facts.items() if isinstance(facts, Mapping) else facts
+    return TableSection(title=title, rows=[(key.replace("_", " "), show_value(value)) for key, value in pairs])
+
+
+def environment_sections(environment: Mapping[str, Any], note: str) -> list[Section]:
+    """What something was measured on, and the command that measures it again."""
+    command = CodeSection(title=HOW_TO_REPRODUCE, code=str(environment.get("command_line", "")), note=note)
+    return [facts_table("Environment", environment), command]
+
+
+def show_value(value: Any) -> str:
+    """A JSON value for a reader."""
+    if value is None:
+        return "not known"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {show_value(v)}" for k, v in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def warning_list(title: str, points: Sequence[str]) -> list[Section]:
+    """Points that are set off; nothing without any."""
+    return [ListSection(title=title, points=points, warning=True)] if points else []
 
 
 def render(report: Report) -> str:

@@ -27,7 +27,7 @@ _HOW_TO_READ = (
 _LARGEST = 20
 
 
-def page(bundle: Path, report: EngineReport) -> Report:
+def build_page(bundle: Path, report: EngineReport) -> Report:
     """The page: the sentence, what was built, the comparison, one row a layer."""
     engine = report.engine
     sections: list[Section] = [TableSection(title="Engine", rows=_facts(report))]
@@ -110,7 +110,7 @@ def _measured(comparison: Comparison) -> list[Section]:
     head = comparison.headline
     bars = [b for b in _bars(head) if b is not None] if head is not None else []
     if head is not None and bars:
-        plot = plots.bars(bars, x_label="ms", description="Milliseconds of the largest layers, sparse beside dense.")
+        plot = plots.draw_bars(bars, x_label="ms", description="Milliseconds of the largest layers, sparse beside dense.")
         total = f"All layers under the profiler: {head.layers_sum_ms[0]:.3f} ms sparse, {head.layers_sum_ms[1]:.3f} ms dense."
         sections.append(PlotSection(title=f"Layers at {head.name}", plot=plot, caption=total))
     sections += _curve(comparison)
@@ -145,7 +145,9 @@ def _curve(comparison: Comparison) -> list[Section]:
         for p in points:
             series.setdefault(f"{p.new} new", []).append(p)
         drawn = [Series(name=n, x=[p.batch for p in ps], y=[p.speedup or 0.0 for p in ps], dots=True) for n, ps in series.items()]
-        plot = plots.lines(drawn, x_label="batch", y_label="dense time / sparse time", description=f"Ratio over batch, {kind}.")
+        plot = plots.draw_lines(
+            drawn, x_label="batch", y_label="dense time / sparse time", description=f"Ratio over batch, {kind}."
+        )
         sections.append(
             PlotSection(title=f"{kind.capitalize()}: ratio over batch", plot=plot, caption="Above 1, sparse is faster.")
         )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _HEADER = ("step", "tokens", "seconds", "sample loss", "held-out loss", "perplexity", "flips %", "entropy", "peak GB")
 
 
-def build(result: LearnResult, config: LearnConfig, rows: list[tuple[str, str]], command: str) -> Report:
+def build_page(result: LearnResult, config: LearnConfig, rows: list[tuple[str, str]], command: str) -> Report:
     """The page: results, curves, flips per kind of layer, every measured point, settings."""
     figures = result.summary()
     perplexity = figures["heldout_perplexity"]
@@ -27,11 +27,13 @@ def build(result: LearnResult, config: LearnConfig, rows: list[tuple[str, str]],
         bars = [
             Bar(name=k, value=100 * v, note=f"{100 * v:.1f} %", colour=0) for k, v in figures["groups_changed_by_kind"].items()
         ]
-        plot = plots.bars(bars, x_label="groups changed (%)", description=f"Groups changed in {len(by_kind)} kinds of layers.")
+        plot = plots.draw_bars(
+            bars, x_label="groups changed (%)", description=f"Groups changed in {len(by_kind)} kinds of layers."
+        )
         caption = "Share of groups whose mask differs from the prior's."
         sections.append(PlotSection(title="Flips against the prior, by kind of layer", plot=plot, caption=caption))
     sections += [
-        PlotSection(title="Quality", plot=plots.quality_bars(perplexity), caption="Perplexity on the held-out text."),
+        PlotSection(title="Quality", plot=plots.draw_quality_bars(perplexity), caption="Perplexity on the held-out text."),
         TableSection(title="Measured points", header=_HEADER, rows=[_row(p) for p in result.curve]),
         TableSection(
             title="Settings", rows=[(k.replace("_", " "), str(v)) for k, v in config.to_json().items() if v is not None]
@@ -51,7 +53,7 @@ def build(result: LearnResult, config: LearnConfig, rows: list[tuple[str, str]],
 
 def _losses(result: LearnResult) -> PlotSection:
     trained = [(p.tokens, p.sample_loss) for p in result.curve if p.sample_loss is not None]
-    plot = plots.learning_curve(
+    plot = plots.draw_learning_curve(
         [float(t) for t, _ in trained],
         [loss for _, loss in trained],
         [(float(p.tokens), p.heldout_loss) for p in result.curve],
@@ -67,7 +69,9 @@ def _movement(result: LearnResult) -> PlotSection:
         Series(name="groups changed (%)", x=tokens, y=[100 * p.flips for p in result.curve], dots=True),
         Series(name="entropy (hundredths of a nat)", x=tokens, y=[100 * p.entropy for p in result.curve], dots=True),
     ]
-    plot = plots.lines(series, x_label="tokens seen", y_label="", description="Groups changed and entropy over the tokens seen.")
+    plot = plots.draw_lines(
+        series, x_label="tokens seen", y_label="", description="Groups changed and entropy over the tokens seen."
+    )
     caption = "Groups whose argmax mask differs from the prior's, and mean entropy of the masks' distribution."
     return PlotSection(title="Movement of the masks", plot=plot, caption=caption)
 

@@ -2,64 +2,47 @@
 
 from __future__ import annotations
 
-from maskpro_deploy.bench.environment import reproduce_note
-from maskpro_deploy.bench.load import summary
-from maskpro_deploy.bench.load.result import LoadResult, Point
-from maskpro_deploy.bench.load.schedule import OpenLoop
+from maskpro_deploy.bench.load.point import Point
+from maskpro_deploy.bench.load.result import LoadResult
+from maskpro_deploy.bench.load.sending.schedule import OpenLoop
+from maskpro_deploy.bench.load.summary import METRIC_WORDS, describe
 from maskpro_deploy.reports import plots
-from maskpro_deploy.reports.blocks import CodeSection, ListSection, PlotSection, Report, Section, TableSection
-from maskpro_deploy.reports.latency import environment_table
+from maskpro_deploy.reports.blocks import PlotSection, Report
+from maskpro_deploy.reports.run import build_run_page
 
 _MOST_POINTS = 4000  # of a curve: more cannot be seen, and make the page heavy
 
 
-def page(result: LoadResult) -> Report:
+def build_page(result: LoadResult) -> Report:
     """The report of one load run."""
-    sections: list[Section] = []
-    if not result.valid:
-        sections.append(ListSection(title="Why this run is invalid", points=result.invalid_reasons, warning=True))
-    if points := [*summary.verdicts(result), *summary.best(result)]:
-        sections.append(ListSection(title="Verdicts", points=points))
-    sections.append(TableSection(title="Measured", header=summary.columns(result), rows=summary.rows(result)))
-    sections.append(ListSection(title="How to read this", points=summary.caveats(result)))
-    if len(result.points) > 1:
-        sections += [s for metric in ("ttft", "e2el") if (s := _against_throughput(result, metric)) is not None]
+    pictures = [_plot_against_throughput(result, metric) for metric in ("ttft", "e2el")] if len(result.points) > 1 else []
     for metric, words in (("ttft", "time to first token (ms)"), ("itl", "inter-token latency (ms)")):
-        sections += [s for point in result.points if (s := _distribution(point, metric, words)) is not None]
-    sections += [s for point in result.points if (s := _lag(result, point)) is not None]
-    sections.append(environment_table(result.environment))
-    command = str(result.environment["command_line"])
-    sections.append(CodeSection(title="How to reproduce", code=command, note=reproduce_note(result.environment)))
-    return Report(
-        title="Benchmark: serve",
-        headline=summary.headline(result),
-        subtitle=f"{summary.machine_line(result)}, {result.environment['date']}",
-        sections=sections,
-        invalid=not result.valid,
-    )
+        pictures += [_plot_distribution(point, metric, words) for point in result.points]
+    pictures += [_plot_lag(result, point) for point in result.points]
+    return build_run_page(describe(result), [picture for picture in pictures if picture is not None])
 
 
-def _against_throughput(result: LoadResult, metric: str) -> PlotSection | None:
+def _plot_against_throughput(result: LoadResult, metric: str) -> PlotSection | None:
     """Median latency over the throughput reached, load by load."""
     series = []
     for server in result.servers:
-        found = [(f.per_s(len(f.answered)), f.summary(metric)) for f in (p.figures(server.name) for p in result.points)]
-        dots = sorted((rate, s.median) for rate, s in found if rate is not None and s is not None)
+        reached = [(f.per_s(len(f.answered)), f.summary(metric)) for f in (p.figures(server.name) for p in result.points)]
+        dots = sorted((rate, s.median) for rate, s in reached if rate is not None and s is not None)
         if dots:
             series.append(plots.Series(name=server.name, x=[x for x, _ in dots], y=[y for _, y in dots], dots=True))
     if not series:
         return None
-    words = f"median {summary.METRIC_WORDS[metric]} (ms)"
-    plot = plots.lines(series, x_label="requests per second reached", y_label=words, description=f"{words} over throughput.")
-    return PlotSection(title=f"{summary.METRIC_WORDS[metric].capitalize()} against throughput", plot=plot)
+    words = f"median {METRIC_WORDS[metric]} (ms)"
+    plot = plots.draw_lines(series, x_label="requests per second reached", y_label=words, description=f"{words} over throughput.")
+    return PlotSection(title=f"{METRIC_WORDS[metric].capitalize()} against throughput", plot=plot)
 
 
-def _distribution(point: Point, metric: str, words: str) -> PlotSection | None:
+def _plot_distribution(point: Point, metric: str, words: str) -> PlotSection | None:
     """Which part of the samples took at most so long, by server."""
-    values = {name: _thinned(sorted(found)) for name in point.recordings if (found := point.figures(name).values_ms(metric))}
+    values = {name: _thin_out(sorted(taken)) for name in point.recordings if (taken := point.figures(name).values_ms(metric))}
     if not values:
         return None
-    plot = plots.ecdf(values, x_label=words, description=f"Distribution of {words}, {point.load.label}.")
+    plot = plots.draw_distribution(values, x_label=words, description=f"Distribution of {words}, {point.load.label}.")
     return PlotSection(
         title=f"{point.load.label}: {words.removesuffix(' (ms)')}",
         plot=plot,
@@ -67,7 +50,7 @@ def _distribution(point: Point, metric: str, words: str) -> PlotSection | None:
     )
 
 
-def _lag(result: LoadResult, point: Point) -> PlotSection | None:
+def _plot_lag(result: LoadResult, point: Point) -> PlotSection | None:
     """How late each request was sent, over the run."""
     if not isinstance(point.load, OpenLoop):
         return None
@@ -78,7 +61,7 @@ def _lag(result: LoadResult, point: Point) -> PlotSection | None:
         worst = [max(records[i : i + step], key=lambda r: r.lag_s) for i in range(0, len(records), step)]
         series.append(plots.Series(name=name, x=list(range(0, len(records), step)), y=[1e3 * r.lag_s for r in worst]))
     bounds = [result.limits.lag_bound_ms(point.figures(name).values_ms("ttft")) for name in point.recordings]
-    plot = plots.lines(
+    plot = plots.draw_lines(
         series,
         x_label="request",
         y_label="lag (ms)",
@@ -90,7 +73,7 @@ def _lag(result: LoadResult, point: Point) -> PlotSection | None:
     )
 
 
-def _thinned(ordered: list[float]) -> list[float]:
+def _thin_out(ordered: list[float]) -> list[float]:
     """At most so many of sorted values, the first and the last among them."""
     if len(ordered) <= _MOST_POINTS:
         return ordered

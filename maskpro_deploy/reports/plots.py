@@ -66,7 +66,7 @@ class Bar:
     colour: int | None = None
 
 
-def draw(paint: Callable[[Axes], None], *, description: str, height: float = _HEIGHT, width: float = _WIDTH) -> Svg:
+def draw_svg(paint: Callable[[Axes], None], *, description: str, height: float = _HEIGHT, width: float = _WIDTH) -> Svg:
     """Draw one picture.
 
     Args:
@@ -84,7 +84,7 @@ def draw(paint: Callable[[Axes], None], *, description: str, height: float = _HE
     from matplotlib.figure import Figure
 
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    with matplotlib.rc_context(_style(description)), warnings.catch_warnings():
+    with matplotlib.rc_context(_make_style(description)), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a letter that the measuring font lacks: the page's own fonts show it
         figure = Figure(figsize=(width, height), layout="constrained")
         canvas = FigureCanvasSVG(figure)
@@ -97,7 +97,7 @@ def draw(paint: Callable[[Axes], None], *, description: str, height: float = _HE
     return Svg(_inline(out.getvalue(), description))
 
 
-def _style(salt: str) -> dict[str, Any]:
+def _make_style(salt: str) -> dict[str, Any]:
     ink = {f"{part}color": _INK for part in ("text.", "axes.label", "axes.edge", "xtick.", "ytick.")}
     return {
         **ink,
@@ -135,17 +135,17 @@ def _inline(svg: str, description: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label={quoteattr(description)} ', 1)
 
 
-def clean(label: str) -> str:
+def clean_label(label: str) -> str:
     """A label without characters that XML forbids."""
     return "".join(c if c.isprintable() else "�" for c in label)
 
 
-def _legend(axes: Axes) -> None:
+def _add_legend(axes: Axes) -> None:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="best")
 
 
-def lines(
+def draw_lines(
     series: Sequence[Series],
     *,
     x_label: str,
@@ -160,21 +160,21 @@ def lines(
         for i, s in enumerate(series):
             marker = "o" if s.dots or len(s.x) < 2 else None
             axes.plot(
-                s.x, s.y, color=COLOURS[i % len(COLOURS)], label=clean(s.name), marker=marker, markersize=3.5, linewidth=1.6
+                s.x, s.y, color=COLOURS[i % len(COLOURS)], label=clean_label(s.name), marker=marker, markersize=3.5, linewidth=1.6
             )
         for i, (name, value) in enumerate((references or {}).items()):
             colour = COLOURS[(len(series) + i) % len(COLOURS)]
-            axes.axhline(value, color=colour, linestyle=(0, (5, 3)), linewidth=1.2, label=clean(name))
-        axes.set_xlabel(clean(x_label))
-        axes.set_ylabel(clean(y_label))
+            axes.axhline(value, color=colour, linestyle=(0, (5, 3)), linewidth=1.2, label=clean_label(name))
+        axes.set_xlabel(clean_label(x_label))
+        axes.set_ylabel(clean_label(y_label))
         if log_y:
             axes.set_yscale("log")
-        _legend(axes)
+        _add_legend(axes)
 
-    return draw(paint, description=description)
+    return draw_svg(paint, description=description)
 
 
-def learning_curve(
+def draw_learning_curve(
     tokens: Sequence[float],
     training_loss: Sequence[float],
     held_out: Sequence[tuple[float, float]] = (),
@@ -191,7 +191,7 @@ def learning_curve(
     series = [Series(name="training", x=tokens, y=_smooth(training_loss))]
     if held_out:
         series.append(Series(name="held out", x=[t for t, _ in held_out], y=[loss for _, loss in held_out], dots=True))
-    return lines(
+    return draw_lines(
         series,
         x_label="tokens seen",
         y_label="loss (nats per token)",
@@ -211,7 +211,7 @@ def _smooth(values: Sequence[float]) -> list[float]:
     return [float(v) for v in (sums[ends] - sums[starts]) / (ends - starts)]
 
 
-def bars(values: Sequence[Bar], *, x_label: str, description: str, log_x: bool = False) -> Svg:
+def draw_bars(values: Sequence[Bar], *, x_label: str, description: str, log_x: bool = False) -> Svg:
     """Horizontal bars, first on top, with intervals and a note beside each."""
 
     def paint(axes: Axes) -> None:
@@ -223,20 +223,24 @@ def bars(values: Sequence[Bar], *, x_label: str, description: str, log_x: bool =
                 axes.plot([bar.low, bar.high], [place, place], color=_INK, linewidth=1.4, marker="|", markersize=7)
             end = max(v for v in (bar.value, bar.high) if v is not None)
             axes.annotate(
-                f" {clean(bar.note or f'{bar.value:.4g}')}", (end, place), va="center", xytext=(3, 0), textcoords="offset points"
+                f" {clean_label(bar.note or f'{bar.value:.4g}')}",
+                (end, place),
+                va="center",
+                xytext=(3, 0),
+                textcoords="offset points",
             )
-        axes.set_yticks(places, [clean(b.name) for b in values])
+        axes.set_yticks(places, [clean_label(b.name) for b in values])
         axes.set_ylim(len(values) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel(clean(x_label))
+        axes.set_xlabel(clean_label(x_label))
         if log_x:
             axes.set_xscale("log")
         axes.margins(x=0.16)
 
-    return draw(paint, description=description, height=0.9 + 0.34 * max(1, len(values)))
+    return draw_svg(paint, description=description, height=0.9 + 0.34 * max(1, len(values)))
 
 
-def quality_bars(perplexities: Mapping[str, float], stderrs: Mapping[str, float | None] | None = None) -> Svg:
+def draw_quality_bars(perplexities: Mapping[str, float], stderrs: Mapping[str, float | None] | None = None) -> Svg:
     """Perplexity of dense, one-shot and learned models (shorter is better)."""
     values = []
     for name, value in perplexities.items():
@@ -250,10 +254,10 @@ def quality_bars(perplexities: Mapping[str, float], stderrs: Mapping[str, float 
                 note=f"{value:.2f}",
             )
         )
-    return bars(values, x_label="perplexity (lower is better)", description="Perplexity of each model.")
+    return draw_bars(values, x_label="perplexity (lower is better)", description="Perplexity of each model.")
 
 
-def sparsity_per_layer(layers: Mapping[str, float], target: float | None = None) -> Svg:
+def draw_sparsity(layers: Mapping[str, float], target: float | None = None) -> Svg:
     """The part of zeros in each weight, in the order given; one thin bar each."""
 
     def paint(axes: Axes) -> None:
@@ -265,36 +269,38 @@ def sparsity_per_layer(layers: Mapping[str, float], target: float | None = None)
         axes.set_ylabel("part of zeros")
         few = len(layers) <= 16
         step = 1 if few else -(-len(layers) // 16)
-        axes.set_xticks(places[::step], [clean(_short(n)) for n in list(layers)[::step]], rotation=45, ha="right", fontsize=7.5)
+        axes.set_xticks(
+            places[::step], [clean_label(_shorten(n)) for n in list(layers)[::step]], rotation=45, ha="right", fontsize=7.5
+        )
         axes.grid(visible=False, axis="x")
         axes.legend(loc="upper right", ncols=2)
 
-    return draw(paint, description=f"Part of zeros in each of {len(layers)} weights.")
+    return draw_svg(paint, description=f"Part of zeros in each of {len(layers)} weights.")
 
 
-def _short(name: str) -> str:
+def _shorten(name: str) -> str:
     """model.layers.3.self_attn.q_proj.weight -> 3.q_proj."""
     match = re.fullmatch(r".*?(?:layers|h|blocks)\.(\d+)\..*?([^.]+)\.weight", name)
     return f"{match[1]}.{match[2]}" if match else name[-24:]
 
 
-def ecdf(samples: Mapping[str, Sequence[float]], *, x_label: str, description: str) -> Svg:
+def draw_distribution(samples: Mapping[str, Sequence[float]], *, x_label: str, description: str) -> Svg:
     """Empirical distribution functions: which part of the samples took at most so long."""
 
     def paint(axes: Axes) -> None:
         for i, (name, values) in enumerate(samples.items()):
             ordered = np.sort(np.asarray(values, dtype=np.float64))
             part = np.arange(1, len(ordered) + 1) / len(ordered)
-            axes.step(ordered, part, where="post", color=COLOURS[i % len(COLOURS)], linewidth=1.6, label=clean(name))
+            axes.step(ordered, part, where="post", color=COLOURS[i % len(COLOURS)], linewidth=1.6, label=clean_label(name))
         axes.set_ylim(0.0, 1.02)
-        axes.set_xlabel(clean(x_label))
+        axes.set_xlabel(clean_label(x_label))
         axes.set_ylabel("part of samples")
         axes.legend(loc="lower right")
 
-    return draw(paint, description=description, height=3.0)
+    return draw_svg(paint, description=description, height=3.0)
 
 
-def drift(blocks: Mapping[str, Sequence[Sequence[float]]], *, y_label: str, description: str) -> Svg:
+def draw_drift(blocks: Mapping[str, Sequence[Sequence[float]]], *, y_label: str, description: str) -> Svg:
     """The samples of each arm over the blocks of the run, the line through each block's mean."""
     require("report", "drawing a plot")
     from matplotlib.ticker import MaxNLocator
@@ -305,11 +311,11 @@ def drift(blocks: Mapping[str, Sequence[Sequence[float]]], *, y_label: str, desc
             numbers = [n for n, values in enumerate(per_block) for _ in values]
             flat = [v for values in per_block for v in values]
             axes.plot(numbers, flat, color=colour, marker="o", markersize=2.6, linestyle="none", alpha=0.65)
-            axes.plot([float(np.mean(v)) for v in per_block if len(v)], color=colour, linewidth=1.3, label=clean(name))
+            axes.plot([float(np.mean(v)) for v in per_block if len(v)], color=colour, linewidth=1.3, label=clean_label(name))
         axes.set_xlabel("block")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylabel(clean(y_label))
+        axes.set_ylabel(clean_label(y_label))
         axes.set_ylim(bottom=0.0)
         axes.legend(loc="lower right", ncols=2)
 
-    return draw(paint, description=description, height=2.8)
+    return draw_svg(paint, description=description, height=2.8)

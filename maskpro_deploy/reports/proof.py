@@ -17,7 +17,7 @@ _MOST_BARS = 2000
 _SHOWN = 20  # lines of a kind in the text
 
 
-def build(report: ValidationReport) -> Report:
+def build_page(report: ValidationReport) -> Report:
     """The page: verdict, totals, what fails, sparsity of each tensor, one row a tensor."""
     sections: list[Section] = [TableSection(title="Totals", rows=_totals(report))]
     if failed := [f"{t.name}: {t.why()}" for t in report.failed]:
@@ -90,7 +90,7 @@ def _sparsity(report: ValidationReport) -> list[Section]:
     if not tensors:
         return []
     target = 1.0 - report.pattern.density if report.pattern is not None else None
-    plot = plots.sparsity_per_layer({t.name: 1.0 - t.density for t in tensors}, target=target)
+    plot = plots.draw_sparsity({t.name: 1.0 - t.density for t in tensors}, target=target)
     return [PlotSection(title="Sparsity per layer", plot=plot, caption="Part of zeros, -0.0 included, as counted.")]
 
 

@@ -6,17 +6,27 @@ from typing import TYPE_CHECKING
 
 from maskpro_deploy.evaluate.result import PerplexityResult, TaskResult
 from maskpro_deploy.reports import plots
-from maskpro_deploy.reports.blocks import CodeSection, ListSection, PlotSection, Report, Section, TableSection
+from maskpro_deploy.reports.blocks import (
+    ListSection,
+    PlotSection,
+    Report,
+    Section,
+    TableSection,
+    environment_sections,
+    facts_table,
+    show_value,
+)
 from maskpro_deploy.reports.plots import Bar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+_NOTE = "The command of the last run that added to this result. Figures of single windows are in result.json."
 _ERRORS = 2  # standard errors drawn on each side; few windows allow no exact confidence
 
 
-def page(result: PerplexityResult | TaskResult) -> Report:
+def build_page(result: PerplexityResult | TaskResult) -> Report:
     """The page: figures, plots, the protocol, what it ran on."""
     pictures = _perplexity_plots(result) if isinstance(result, PerplexityResult) else _task_plots(result)
     facts = result.protocol if isinstance(result, PerplexityResult) else result.settings
@@ -25,21 +35,16 @@ def page(result: PerplexityResult | TaskResult) -> Report:
         TableSection(title="Measured", header=result.header, rows=result.rows()),
         ListSection(title="How to read this", points=result.statements()),
         *pictures,
-        TableSection(title="Protocol", rows=_facts(facts)),
-        TableSection(title="Models", rows=[(name, _line(value)) for name, value in result.models.items()]),
-        TableSection(title="Environment", rows=_facts(environment)),
-        CodeSection(
-            title="How to reproduce",
-            code=str(environment.get("command_line", "")),
-            note="The command of the last run that added to this result. Figures of single windows are in result.json.",
-        ),
+        facts_table("Protocol", _known(facts)),
+        TableSection(title="Models", rows=[(name, show_value(_known(value))) for name, value in result.models.items()]),
+        *environment_sections(environment, _NOTE),
     ]
     subtitle = f"{facts.get('name') or facts.get('harness')}, {environment.get('date', '')}"
     return Report(title="Evaluation", headline=result.headline(), subtitle=subtitle, sections=sections)
 
 
 def _perplexity_plots(result: PerplexityResult) -> list[Section]:
-    found, compared = result.perplexities, result.comparisons
+    perplexities, compared = result.perplexities, result.comparisons
     sections: list[Section] = []
     if compared:
         bars = []
@@ -51,23 +56,25 @@ def _perplexity_plots(result: PerplexityResult) -> list[Section]:
         sections.append(
             PlotSection(
                 title="Ratio of perplexities",
-                plot=plots.bars(bars, x_label=label, description=f"Ratio of {label}."),
+                plot=plots.draw_bars(bars, x_label=label, description=f"Ratio of {label}."),
                 caption="1 is no loss. With two standard errors on each side, paired over windows.",
             )
         )
     sections.append(
         PlotSection(
             title="Perplexity",
-            plot=plots.quality_bars({n: p.perplexity for n, p in found.items()}, {n: p.stderr for n, p in found.items()}),
+            plot=plots.draw_quality_bars(
+                {n: p.perplexity for n, p in perplexities.items()}, {n: p.stderr for n, p in perplexities.items()}
+            ),
             caption="With one standard error over windows on each side.",
         )
     )
-    if any(p.windows > 1 for p in found.values()):
+    if any(p.windows > 1 for p in perplexities.values()):
         sections.append(
             PlotSection(
                 title="Window by window",
-                plot=plots.ecdf(
-                    {name: p.window_nll for name, p in found.items()},
+                plot=plots.draw_distribution(
+                    {name: p.window_nll for name, p in perplexities.items()},
                     x_label="negative log-likelihood of a window (nats per token)",
                     description="Distribution of the negative log-likelihood over windows.",
                 ),
@@ -90,19 +97,10 @@ def _task_plots(result: TaskResult) -> list[Section]:
                     bars.append(Bar(name=f"{m.task} {m.label}: {name}", value=m.value, low=low, high=high, colour=place))
     if not bars:
         return []
-    picture = plots.bars(bars, x_label="score", description="Scores of each task and model.")
+    picture = plots.draw_bars(bars, x_label="score", description="Scores of each task and model.")
     return [PlotSection(title="Scores", plot=picture, caption="With two of the harness's standard errors on each side.")]
 
 
-def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(key.replace("_", " "), _value(value)) for key, value in facts.items() if value not in (None, {}, [])]
-
-
-def _line(facts: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {_value(value)}" for key, value in facts.items() if value is not None)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {_value(v)}" for k, v in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+def _known(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts without those that are not known or empty."""
+    return {key: value for key, value in facts.items() if value not in (None, {}, [])}

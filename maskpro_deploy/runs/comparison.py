@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from maskpro_deploy.bench.environment import capture
-from maskpro_deploy.bench.sweeps import compare
+from maskpro_deploy.bench.results.document import to_markdown, to_text
+from maskpro_deploy.bench.sweeps.compare import compare_results, describe
 from maskpro_deploy.bench.sweeps.saved import load
-from maskpro_deploy.reports import comparison
-from maskpro_deploy.runs.output import Output, RunFolder, emit_result, write_report
+from maskpro_deploy.reports.comparison import build_page
+from maskpro_deploy.reports.run import write_run
+from maskpro_deploy.runs.output import Output, RunFolder, emit_result
 from maskpro_deploy.system.files import new_folder
 
 
-def compare_results(a: Path, b: Path, output: Output, *, least_difference: float) -> None:
+def report_comparison(a: Path, b: Path, output: Output, *, least_difference: float) -> None:
     """Compare two results, write the report, print.
 
     Args:
@@ -26,8 +28,9 @@ def compare_results(a: Path, b: Path, output: Output, *, least_difference: float
         FormatError: one of them is damaged, or not of a benchmark.
     """
     RunFolder(output)  # what is taken or missing shows first
-    result = compare.compare(load(a), load(b), capture(), least_difference=least_difference)
+    result = compare_results(load(a), load(b), capture(), least_difference=least_difference)
+    document = describe(result)
     if output.out is not None:
         with new_folder(output.out, force=output.force) as folder:
-            write_report(folder, result, compare.markdown(result), comparison.page(result))
-    emit_result(result, compare.render_text(result), out=output.out, as_json=output.as_json)
+            write_run(folder, result.to_json(), to_markdown(document), build_page(result))
+    emit_result(result, to_text(document), out=output.out, as_json=output.as_json)

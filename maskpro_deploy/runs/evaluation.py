@@ -7,8 +7,9 @@ from pathlib import Path
 
 from maskpro_deploy.errors import InputError
 from maskpro_deploy.evaluate.result import Result, markdown, render_text
-from maskpro_deploy.reports.quality import page
-from maskpro_deploy.runs.output import emit_result, write_report
+from maskpro_deploy.reports.quality import build_page
+from maskpro_deploy.reports.run import write_run
+from maskpro_deploy.runs.output import emit_result
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.targets.models import Target, find_target
 
@@ -37,5 +38,5 @@ def evaluate_models(measure: Measure, models: Sequence[str], against: str | None
     targets = [find_target(name) for name in names]
     result = measure(targets, targets[0] if against is not None else None)
     if out is not None:
-        write_report(out, result, markdown(result), page(result))
+        write_run(out, result.to_json(), markdown(result), build_page(result))
     emit_result(result, render_text(result), out=out, as_json=as_json)

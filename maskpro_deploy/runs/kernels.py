@@ -14,17 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 from maskpro_deploy.bench import environment
 from maskpro_deploy.bench.graph_work import graph_work
-from maskpro_deploy.bench.kernels.measure import KernelCase, KernelResult, kernel_cases, run_kernels
+from maskpro_deploy.bench.kernels.cases import KernelCase, plan_cases
+from maskpro_deploy.bench.kernels.measure import run_kernels
+from maskpro_deploy.bench.kernels.result import KernelResult
 from maskpro_deploy.bench.kernels.saved import SavedKernels, check_same, load
+from maskpro_deploy.bench.kernels.summary import describe
 from maskpro_deploy.bench.products.model import ModelProducts, measure_model
 from maskpro_deploy.bench.roofline import measure_bandwidth
-from maskpro_deploy.bench.sessions import Run, empty_run
+from maskpro_deploy.bench.sessions import Run, make_empty_run
 from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.sweeps.sweep import SweepConfig
 from maskpro_deploy.errors import check_names
 from maskpro_deploy.manifest import Manifest, safe_path
-from maskpro_deploy.reports import kernels as kernel_reports
-from maskpro_deploy.runs.output import Output, Renderers, RunFolder, run_benchmark
+from maskpro_deploy.reports.kernels import build_page
+from maskpro_deploy.runs.output import Output, RunFolder, run_benchmark
 from maskpro_deploy.runs.sessions import measure_onnxruntime
 from maskpro_deploy.system.progress import Meter
 from maskpro_deploy.targets.products import FORMS, OpenForm
@@ -44,7 +47,7 @@ class KernelsConfig:
         tokens: values of M.
         forms: of the weight; all are compared with the first.
         budget_s: time for the CPU's products, and as much again for those of a GPU; None: `sessions`.
-        sessions: times that everything is opened anew.
+        sessions: times that everything is opened again.
         samples: of each form in each case, over all sessions.
         threads: CPU threads; None: all cores.
         least_difference: the smallest difference of interest, as a fraction; it concerns the verdicts only.
@@ -77,7 +80,7 @@ class KernelsConfig:
         ).measure
 
     def to_json(self) -> dict[str, Any]:
-        """As the result states it; the forms stand beside it."""
+        """As the result states it; the forms are a field of their own."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "forms"}
 
 
@@ -93,8 +96,7 @@ def benchmark_kernels(bundle: Path, config: KernelsConfig, output: Output) -> No
         earlier = folder.load_earlier(load)
         return KernelsRun(bundle, config, earlier=earlier, append=output.append, save=folder.save).measure()
 
-    page, markdown = kernel_reports.page, kernel_reports.markdown
-    run_benchmark(run, Renderers(text=kernel_reports.render_text, markdown=markdown, page=page), output)
+    run_benchmark(run, describe, build_page, output)
 
 
 class KernelsRun:
@@ -109,7 +111,7 @@ class KernelsRun:
 
     Raises:
         ConfigError: the settings make no sense, or the bundle has no products.
-        InputError: the path is no bundle, or `earlier` is not of this run.
+        InputError: the path is not a bundle, or `earlier` is not of this run.
     """
 
     def __init__(
@@ -127,12 +129,12 @@ class KernelsRun:
         self._measure = config.measure
         manifest = Manifest.load(bundle, engines=False)
         self._work = graph_work(safe_path(bundle, manifest.graph.file))
-        self._cases = kernel_cases(self._work.products, config.tokens)
+        self._cases = plan_cases(self._work.products, config.tokens)
         shapes = [[k, n, count] for (k, n), count in self._work.products.items()]
         self._layers = manifest.model.num_layers
         self._facts = {"name": manifest.model.name, "path": str(bundle), "layers": self._layers, "products": shapes}
         self._environment = environment.capture()
-        self._run: Run[KernelCase] = empty_run(config.forms, self._cases)
+        self._run: Run[KernelCase] = make_empty_run(config.forms, self._cases)
         self._gpu: Mapping[str, Any] = _NOT_YET
         if earlier is not None:
             check_same(earlier, config.forms, self._facts, config.to_json(), self._environment, append=append)

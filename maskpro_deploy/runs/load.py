@@ -12,18 +12,21 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from maskpro_deploy.bench.graph_work import graph_work
-from maskpro_deploy.bench.load import summary
-from maskpro_deploy.bench.load.event_loop import allow_many_connections, event_loop
 from maskpro_deploy.bench.load.openai_client import OpenAIClient
+from maskpro_deploy.bench.load.point import Point, PointKey
 from maskpro_deploy.bench.load.points import PointsFile
-from maskpro_deploy.bench.load.result import LoadResult, Point, PointKey
+from maskpro_deploy.bench.load.result import LoadResult
+from maskpro_deploy.bench.load.sending.event_loop import allow_many_connections, make_event_loop
+from maskpro_deploy.bench.load.summary import describe
 from maskpro_deploy.bench.load.sweep import Part, Server, run_sweep
+from maskpro_deploy.bench.results.document import Document, to_markdown, to_text
 from maskpro_deploy.data import load_text
 from maskpro_deploy.errors import Interrupted
 from maskpro_deploy.manifest import Manifest, safe_path
-from maskpro_deploy.reports import load as load_reports
+from maskpro_deploy.reports.load import build_page
+from maskpro_deploy.reports.run import write_run
 from maskpro_deploy.runs.load_options import BUILTIN, RANDOM, LoadOptions
-from maskpro_deploy.runs.output import Output, check_valid, emit_result, write_report
+from maskpro_deploy.runs.output import Output, check_valid, emit_result
 from maskpro_deploy.runs.prompts import make_source
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.files import check_free, new_folder, write_json
@@ -55,10 +58,11 @@ def benchmark_servers(options: LoadOptions, output: Output) -> None:
         points = PointsFile(out, options.identity())
         finished = points.begin(resume=output.resume, force=output.force)
     result = measure_load(options, points, finished)
+    document = describe(result)
     if out is not None and points is not None:
-        _write_folder(result, out, force=output.force)
+        _write_folder(result, document, out, force=output.force)
         points.finish()
-    emit_result(result, summary.render_text(result), out=out, as_json=output.as_json)
+    emit_result(result, to_text(document), out=out, as_json=output.as_json)
     check_valid(result)
 
 
@@ -97,7 +101,7 @@ def _measure_sessions(
         part = Part(meter, session, config.sessions, f"session {session + 1}") if config.sessions > 1 else meter
         with (
             running_targets(options.targets, options.serve_options, last_first=session % 2 == 1) as targets,
-            asyncio.Runner(loop_factory=event_loop) as runner,
+            asyncio.Runner(loop_factory=make_event_loop) as runner,
         ):
             results[session] = runner.run(_measure_targets(targets, options, points, finished, session, part))
     some = next(iter(results.values()))
@@ -105,7 +109,7 @@ def _measure_sessions(
         kept = tuple(finished[session, load.label] for load in config.loads)
         results[session] = dataclasses.replace(some, points=kept, duration_s=0.0)
     first, *others = (results[session] for session in sorted(results))
-    return first.merged(others)
+    return first.merge(others)
 
 
 async def _measure_targets(
@@ -161,11 +165,11 @@ def _describe(target: Target, provider: str) -> dict[str, Any]:
     return facts
 
 
-def _write_folder(result: LoadResult, out: Path, *, force: bool) -> None:
+def _write_folder(result: LoadResult, document: Document, out: Path, *, force: bool) -> None:
     """result.json, report.md, report.html and one file per server and load in vLLM's format, as a whole or not at all."""
     value = json.loads(json.dumps(result.to_json(), allow_nan=False))
     with new_folder(out, force=force) as folder:
-        write_report(folder, value, summary.markdown(result), load_reports.page(result))
+        write_run(folder, value, to_markdown(document), build_page(result))
         (folder / "vllm").mkdir()
         for i, point in enumerate(value["points"], start=1):
             for j, arm in enumerate(point["arms"], start=1):

@@ -1,22 +1,24 @@
-"""How a benchmark or an evaluation ends: printed, written to a folder, and an exit code by whether it is valid."""
+"""How a benchmark ends: printed, written to a folder, and an exit code by whether it is valid."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from maskpro_deploy.bench.sweeps.result import RESULT_FILE
+from maskpro_deploy.bench.results.document import REPORT_FILE, Document, to_markdown, to_text
+from maskpro_deploy.bench.results.run import RESULT_FILE, RunResult
 from maskpro_deploy.errors import CheckFailed, ConfigError, InputError, Interrupted
-from maskpro_deploy.reports.blocks import REPORT_FILE, Report, write
+from maskpro_deploy.reports.blocks import Report
+from maskpro_deploy.reports.run import write_run
 from maskpro_deploy.system.extras import require
-from maskpro_deploy.system.files import atomic_file, check_free, new_folder, write_json
+from maskpro_deploy.system.files import check_free, new_folder, write_json
 from maskpro_deploy.system.output import emit
 
-MARKDOWN_FILE = "report.md"
 T = TypeVar("T")
+B = TypeVar("B", bound=RunResult)
 
 
 class Result(Protocol):
@@ -24,28 +26,6 @@ class Result(Protocol):
 
     def to_json(self) -> dict[str, Any]:
         """The content of result.json."""
-
-
-class Benchmark(Result, Protocol):
-    """The result of a benchmark, which says whether its figures can be trusted."""
-
-    @property
-    def valid(self) -> bool: ...
-
-    @property
-    def invalid_reasons(self) -> Sequence[str]: ...
-
-
-B = TypeVar("B", bound=Benchmark)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Renderers(Generic[B]):
-    """How results of a kind are shown: on stdout, in report.md and in report.html."""
-
-    text: Callable[[B], str]
-    markdown: Callable[[B], str]
-    page: Callable[[B], Report]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +69,7 @@ class Output:
         if (self.out / RESULT_FILE).is_file():
             return self.out
         if self.append or (self.out.exists() and any(self.out.iterdir())):
-            raise InputError(
-                f"{self.out} holds no {RESULT_FILE}: there is no run to go on with.\nGive the folder of one as --out."
-            )
+            raise InputError(f"{self.out} holds no {RESULT_FILE}: there is no run to continue.\nGive the folder of one as --out.")
         return None  # interrupted before the first session was over
 
 
@@ -142,30 +120,29 @@ class RunFolder:
             ) from None
 
 
-def run_benchmark(measure: Callable[[RunFolder], B], renderers: Renderers[B], output: Output) -> None:
-    """Measure, write the report, print; exit code 1 for an invalid run.
+def run_benchmark(
+    measure: Callable[[RunFolder], B], describe: Callable[[B], Document], build_page: Callable[[B], Report], output: Output
+) -> None:
+    """Measure, write the report, print.
 
     Args:
         measure: given the folder in which to save the result so far.
-        renderers: of the result.
+        describe: what is said of the result.
+        build_page: the same as a page.
         output: where it goes.
+
+    Raises:
+        CheckFailed: the run is invalid.
     """
     folder = RunFolder(output)
     with folder.explain_interrupt():
         result = measure(folder)
+    document = describe(result)
     if output.out is not None:
         folder.save(result)
-        write_report(output.out, result, renderers.markdown(result), renderers.page(result))
-    emit_result(result, renderers.text(result), out=output.out, as_json=output.as_json)
+        write_run(output.out, result.to_json(), to_markdown(document), build_page(result))
+    emit_result(result, to_text(document), out=output.out, as_json=output.as_json)
     check_valid(result)
-
-
-def write_report(folder: Path, result: Result | Mapping[str, Any], markdown: str, page: Report) -> None:
-    """report.md and report.html, and then result.json, each whole or not at all."""
-    with atomic_file(folder / MARKDOWN_FILE) as temporary:
-        temporary.write_text(markdown, encoding="utf-8")
-    write(page, folder / REPORT_FILE)
-    write_json(folder / RESULT_FILE, result if isinstance(result, Mapping) else result.to_json())
 
 
 def emit_result(result: Result, text: str, *, out: Path | None, as_json: bool) -> None:
@@ -174,7 +151,7 @@ def emit_result(result: Result, text: str, *, out: Path | None, as_json: bool) -
     emit(as_json, result.to_json(), text + place)
 
 
-def check_valid(result: Benchmark) -> None:
+def check_valid(result: RunResult) -> None:
     """Refuse figures that cannot be trusted.
 
     Raises:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from maskpro_deploy.bench.load.generator import Source
 from maskpro_deploy.bench.load.openai_client import OpenAIClient
-from maskpro_deploy.bench.load.requests import given_prompts, random_tokens, text_windows
+from maskpro_deploy.bench.load.sending.generator import Source
+from maskpro_deploy.bench.load.sending.requests import cut_text_windows, draw_random_tokens, take_prompts
 from maskpro_deploy.data import load_text
 from maskpro_deploy.errors import InputError
 from maskpro_deploy.runs.load_options import BUILTIN, RANDOM, LoadOptions
@@ -24,17 +24,17 @@ async def make_source(clients: Mapping[str, OpenAIClient], options: LoadOptions)
     text = load_text(BUILTIN)
     vocabulary = await _tokenize_sample(clients, "\n".join(text.documents[:_SAMPLE_DOCUMENTS]))
     if options.prompts not in (RANDOM, BUILTIN):
-        return given_prompts(load_text(options.prompts).documents, options.output_len), []
+        return take_prompts(load_text(options.prompts).documents, options.output_len), []
     words = max(1, round(options.input_len * WORDS_PER_TOKEN))
     if options.prompts == RANDOM and options.endpoint == "completions" and vocabulary is not None:
         # ids of ordinary text: neither special tokens nor ids beyond the vocabulary
-        return random_tokens(vocabulary, options.input_len, options.output_len), []
+        return draw_random_tokens(vocabulary, options.input_len, options.output_len), []
     notes = []
     if options.prompts == RANDOM:
         chat = options.endpoint == "chat"
         why = "A chat takes no token ids" if chat else "The server has no /tokenize to ask for token ids"
         notes.append(f"{why}: prompts are {words} words of running text, about {options.input_len} tokens.")
-    return text_windows(text.documents, words, options.output_len), notes
+    return cut_text_windows(text.documents, words, options.output_len), notes
 
 
 async def _tokenize_sample(clients: Mapping[str, OpenAIClient], sample: str) -> list[int] | None:

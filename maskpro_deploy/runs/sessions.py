@@ -7,12 +7,12 @@ from typing import Any, Protocol
 
 from maskpro_deploy.bench.model import ModelArm
 from maskpro_deploy.bench.roofline import GEMM_SIZE, Arithmetic, measure_arithmetic
-from maskpro_deploy.bench.sweeps import summary
 from maskpro_deploy.bench.sweeps.result import BenchResult
 from maskpro_deploy.bench.sweeps.saved import load
+from maskpro_deploy.bench.sweeps.summary import describe
 from maskpro_deploy.bench.sweeps.sweep import SweepConfig, SweepOptions
-from maskpro_deploy.reports import latency
-from maskpro_deploy.runs.output import Output, Renderers, RunFolder, run_benchmark
+from maskpro_deploy.reports.latency import build_page
+from maskpro_deploy.runs.output import Output, RunFolder, run_benchmark
 from maskpro_deploy.system.progress import Meter
 from maskpro_deploy.targets.arms import notes_for
 from maskpro_deploy.targets.products import FP32, Gemm, open_gemm
@@ -55,7 +55,7 @@ def benchmark_bundles(
         finally:
             meter.close()
 
-    run_benchmark(run, Renderers(text=summary.render_text, markdown=summary.markdown, page=latency.page), output)
+    run_benchmark(run, describe, build_page, output)
 
 
 def measure_onnxruntime(threads: int | None) -> Arithmetic:

@@ -21,7 +21,7 @@ class SamplingError(ConfigError):
     """A sampling parameter is out of its range; `field` names it as a request would."""
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
-        super().__init__(f"{field} is {value!r}; allowed: {allowed}.")
+        super().__init__(f"{field} {value!r} is out of range: {allowed}.")
         self.field = field
 
 

@@ -28,7 +28,7 @@ Emit = Callable[[GenerationSequence, Event], None]
 _HEADROOM = 64  # tokens that a sequence may count on when it is given a place
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # without slots: a class with two bases takes slots from one only
 class SchedulerConfig:
     """How much runs at once.
 

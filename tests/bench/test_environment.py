@@ -94,8 +94,8 @@ def test_the_note_on_reproducing_names_versions_and_commit() -> None:
 
 def test_earlier_runs_and_a_busy_machine_are_told() -> None:
     earlier = [{"date": "2026-01-01", "sessions": 3, "command_line": "maskpro-deploy benchmark latency b"}]
-    busy, went_on = environment.circumstances({"cpu_count": 2, "load_average_1min": 1.5}, earlier)
+    busy, went_on = environment.describe_circumstances({"cpu_count": 2, "load_average_1min": 1.5}, earlier)
     assert busy == "The machine was busy when the run began: load average 1.5 on 2 cores."
     assert went_on == "Goes on with a run of 2026-01-01 that had done 3 sessions: maskpro-deploy benchmark latency b"
-    assert environment.circumstances({"cpu_count": 2, "load_average_1min": 0.5}) == []
-    assert environment.circumstances({"cpu_count": None}) == []
+    assert environment.describe_circumstances({"cpu_count": 2, "load_average_1min": 0.5}) == []
+    assert environment.describe_circumstances({"cpu_count": None}) == []

@@ -24,7 +24,7 @@ def test_bandwidth_that_cannot_be_measured_is_none() -> None:
     found = roofline.measure_bandwidth(threads=1, buffer_bytes=1 << 55)
     assert found.bytes_per_s is None
     assert "not enough memory" in found.method
-    assert roofline.floor([Load(bytes=1000, operations=10)], found, GEMM) is None
+    assert roofline.compute_floor([Load(bytes=1000, operations=10)], found, GEMM) is None
 
 
 def test_arithmetic_is_measured_and_says_how() -> None:
@@ -36,19 +36,19 @@ def test_arithmetic_is_measured_and_says_how() -> None:
 
 
 def test_the_floor_is_the_longer_of_bytes_and_operations() -> None:
-    by_bytes = roofline.floor([Load(bytes=4e6, operations=1e7)], BANDWIDTH, GEMM)
+    by_bytes = roofline.compute_floor([Load(bytes=4e6, operations=1e7)], BANDWIDTH, GEMM)
     assert by_bytes == roofline.Floor(seconds=4e-3, bound=MEMORY)
-    by_operations = roofline.floor([Load(bytes=4e6, operations=1e8)], BANDWIDTH, GEMM)
+    by_operations = roofline.compute_floor([Load(bytes=4e6, operations=1e8)], BANDWIDTH, GEMM)
     assert by_operations == roofline.Floor(seconds=1e-2, bound=ARITHMETIC)
-    assert roofline.floor([Load(bytes=4e6, operations=None)], BANDWIDTH, GEMM) == by_bytes
-    assert roofline.floor([Load(bytes=4e6, operations=1e8)], BANDWIDTH, None) == by_bytes
-    assert roofline.floor([Load(bytes=None, operations=1e8)], BANDWIDTH, GEMM) is None
+    assert roofline.compute_floor([Load(bytes=4e6, operations=None)], BANDWIDTH, GEMM) == by_bytes
+    assert roofline.compute_floor([Load(bytes=4e6, operations=1e8)], BANDWIDTH, None) == by_bytes
+    assert roofline.compute_floor([Load(bytes=None, operations=1e8)], BANDWIDTH, GEMM) is None
 
 
 def test_floors_of_parts_add_up_and_the_longest_names_the_bound() -> None:
     prefill, step = Load(bytes=4e6, operations=1e8), Load(bytes=4e6, operations=1e7)
-    both = roofline.floor([prefill, step], BANDWIDTH, GEMM)
+    both = roofline.compute_floor([prefill, step], BANDWIDTH, GEMM)
     assert both == roofline.Floor(seconds=pytest.approx(1.4e-2), bound=ARITHMETIC)
-    many = roofline.floor([prefill, step, step, step], BANDWIDTH, GEMM)
+    many = roofline.compute_floor([prefill, step, step, step], BANDWIDTH, GEMM)
     assert many is not None
     assert many.bound == MEMORY

@@ -171,7 +171,7 @@ def test_a_budget_that_is_too_short_still_gives_a_comparison() -> None:
 def test_the_self_test_compares_two_sessions_of_the_first_arm() -> None:
     clock, rng = ManualClock(), np.random.default_rng(0)
     model = Model("A", clock, luck=lambda: float(np.exp(rng.normal(0, 0.03))))
-    test = sessions(model).measure().verdict()
+    test = sessions(model).measure().judge_self_test()
     assert test.passed is True
     assert test.attempts[-1].session_sd is not None
     assert test.attempts[-1].session_sd > 0.01  # two sessions, not one twice
@@ -180,7 +180,7 @@ def test_the_self_test_compares_two_sessions_of_the_first_arm() -> None:
 def test_the_self_test_catches_a_loop_that_favours_one_name() -> None:
     """Slow are the sessions that go by the second name: the 2nd and 3rd that are opened, the 6th and 7th, and so on."""
     clock, opened = ManualClock(), iter(range(1000))
-    test = sessions(Model("A", clock, luck=lambda: 1.1 if next(opened) % 4 in (1, 2) else 1.0)).measure().verdict()
+    test = sessions(Model("A", clock, luck=lambda: 1.1 if next(opened) % 4 in (1, 2) else 1.0)).measure().judge_self_test()
     assert test.passed is False
     assert len(test.attempts) == 2
     assert test.attempts[0].speedup == pytest.approx(1.1)
@@ -188,7 +188,7 @@ def test_the_self_test_catches_a_loop_that_favours_one_name() -> None:
 
 def test_a_self_test_of_too_few_sessions_tells_nothing() -> None:
     clock = ManualClock()
-    test = sessions(Model("A", clock), config=MeasureConfig(blocks=2, sessions=3)).measure().verdict()
+    test = sessions(Model("A", clock), config=MeasureConfig(blocks=2, sessions=3)).measure().judge_self_test()
     assert (test.passed, test.attempts) == (None, ())
 
 
@@ -247,7 +247,7 @@ def test_a_run_goes_on_where_it_was_left() -> None:
     ).measure()
     assert saved == [4, 5, 6, 7, 8, 9]
     assert [s.session for s in run.measurements["case"].samples["A"]] == sorted([*range(9)] * 2)
-    assert run.verdict().passed is True
+    assert run.judge_self_test().passed is True
 
 
 def test_the_garbage_collector_rests_while_timing() -> None:

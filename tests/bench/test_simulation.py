@@ -25,8 +25,8 @@ def test_equal_arms_are_called_different_in_less_than_one_run_of_twenty(shape: s
 def test_two_comparisons_judged_alone_would_call_a_difference_too_often() -> None:
     """Why verdicts are adjusted: a run has two chances to be wrong."""
     rng = np.random.default_rng(0)
-    logs = simulation.pair_ratios(rng, "normal", RUNS, 12)
-    different = simulation.differences(logs, comparisons=1).any(axis=1).mean()
+    logs = simulation.draw_pair_ratios(rng, "normal", RUNS, 12)
+    different = simulation.find_differences(logs, comparisons=1).any(axis=1).mean()
     assert different > 0.05
 
 
@@ -44,11 +44,11 @@ def test_a_large_difference_is_found_through_disturbed_sessions() -> None:
 def test_runs_are_judged_as_the_benchmark_judges_them() -> None:
     draw = simulation.SHAPES["disturbed"]
     assert draw is not None
-    first, second = simulation.session_times(np.random.default_rng(2), draw, 20, 8, 0.05)  # (N, C, P, K, R)
-    different = simulation.differences(stats.pair_log_ratio(first, second), comparisons=2)
+    first, second = simulation.draw_session_times(np.random.default_rng(2), draw, 20, 8, 0.05)  # (N, C, P, K, R)
+    different = simulation.find_differences(stats.pair_log_ratio(first, second), comparisons=2)
     for run in range(20):
         ratios = [stats.compare_sessions(list(first[run, case]), list(second[run, case])) for case in range(2)]
-        assert [r is not None and r.judged(2, 0.02).differs for r in ratios] == list(different[run])
+        assert [r is not None and r.judge(2, 0.02).differs for r in ratios] == list(different[run])
 
 
 def test_the_same_seed_gives_the_same_counts() -> None:

@@ -17,7 +17,7 @@ from maskpro_deploy.exporters import EngineReport
 from maskpro_deploy.exporters.engines.report import UNKNOWN, LayerRow
 from maskpro_deploy.exporters.engines.timing.results import NO_GPU, Comparison, PointResult
 from maskpro_deploy.manifest import EngineFile
-from maskpro_deploy.reports.engine import page, render_text
+from maskpro_deploy.reports.engine import build_page, render_text
 from maskpro_deploy.system.extras import missing
 
 SETTINGS = {
@@ -75,7 +75,7 @@ def test_the_page_tells_every_layer_and_loads_nothing(comparison):
     from maskpro_deploy.reports.blocks import render
 
     made = report(comparison)
-    html = render(page(Path("bundle"), made))
+    html = render(build_page(Path("bundle"), made))
     text = words(html)
     assert f"Speed gained by sparsity: {made.gain}." in text
     assert "no: K 30 is no multiple of 4" in text

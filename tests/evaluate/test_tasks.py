@@ -168,7 +168,7 @@ def test_the_harnesss_own_command_line_answers() -> None:
     [
         ({}, "lacks pretrained"),
         ({"pretrained": "x", "shape": 3}, "does not know shape"),
-        ({"pretrained": "x", "batch_size": "auto"}, "no number"),
+        ({"pretrained": "x", "batch_size": "auto"}, "not a number"),
     ],
 )
 def test_model_arguments_that_mean_nothing_are_errors(arguments: dict[str, object], said: str) -> None:

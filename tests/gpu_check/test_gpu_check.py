@@ -12,19 +12,21 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from maskpro_deploy.commands import gpu_check as _gpu_check
+from maskpro_deploy.commands import gpu_check as gpu_check_command
 from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError
 from maskpro_deploy.exporters.engines.profiles import parse_buckets
 from maskpro_deploy.gpu_check import deploy as _gpu_deploy
 from maskpro_deploy.gpu_check import engines as _gpu_engines
-from maskpro_deploy.gpu_check import worker as gpu_worker
-from maskpro_deploy.gpu_check.items import FAILED, MEASURED, NOT_RUN, Record, Settings
+from maskpro_deploy.gpu_check import processes, worker
+from maskpro_deploy.gpu_check.bundles import make_bundles
+from maskpro_deploy.gpu_check.items import FAILED, MEASURED, NOT_RUN, Outcome, Record, Settings
 from maskpro_deploy.gpu_check.models import ONE_B, PATTERN, SEVEN_B, SMOL, TINY, write_checkpoint, write_sparse
+from maskpro_deploy.gpu_check.registry import ITEMS, Entry
 from maskpro_deploy.system.extras import missing
 from maskpro_deploy.validation import validate
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gpu_check"
-without_gpu = pytest.mark.skipif(_gpu_check.gpu_is_here(), reason="there is a GPU")
+without_gpu = pytest.mark.skipif(processes.gpu_is_here(), reason="there is a GPU")
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def test_without_a_gpu_every_item_is_named_and_nothing_is_written(tmp_path):
     done = script(cwd=tmp_path)
     assert done.returncode == 3
     assert done.stdout == ""
-    for name in gpu_worker.ITEMS:
+    for name in ITEMS:
         assert f"{name} " in done.stderr
     assert "error: there is no NVIDIA GPU here" in done.stderr
     assert "Traceback" not in done.stderr
@@ -83,16 +85,16 @@ def test_a_rehearsal_writes_one_whole_file(tmp_path):
 )
 def test_wrong_options_are_named_before_anything_runs(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(_gpu_check.command, arguments)
+    done = CliRunner().invoke(gpu_check_command.command, arguments)
     assert message in str(done.exception)
     assert done.exception.exit_code == 2
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_item_ends_the_command_with_1_after_the_file_is_written(tmp_path, monkeypatch):
-    failed = gpu_worker.Outcome(name="products", status=FAILED, detail="wrong")
-    monkeypatch.setattr(_gpu_check, "run_all", lambda names, settings: [failed])
-    done = CliRunner().invoke(_gpu_check.command, ["--rehearse", "--out", str(tmp_path / "o.json")])
+    failed = Outcome(name="products", status=FAILED, detail="wrong")
+    monkeypatch.setattr(gpu_check_command, "run_check", lambda names, **options: [failed])
+    done = CliRunner().invoke(gpu_check_command.command, ["--rehearse", "--out", str(tmp_path / "o.json")])
     assert isinstance(done.exception, CheckFailed)
     assert json.loads((tmp_path / "o.json").read_text())["items"][0]["detail"] == "wrong"
 
@@ -101,7 +103,7 @@ def test_a_failed_item_ends_the_command_with_1_after_the_file_is_written(tmp_pat
 
 
 @pytest.fixture
-def worker(tmp_path, monkeypatch):
+def process(tmp_path, monkeypatch):
     """Puts a shell script in the place of the item's process; it gets the item's folder as $4."""
 
     def replace(text):
@@ -113,19 +115,19 @@ def worker(tmp_path, monkeypatch):
     return replace
 
 
-def test_an_item_that_crashes_fails_alone_and_keeps_its_figures(worker, settings):
-    worker('echo \'{"a": 1}\' > "$4/figures.json"\necho the last words >&2\nkill -SEGV $$')
-    outcome = _gpu_check.run_item("products", settings, 60)
+def test_an_item_that_crashes_fails_alone_and_keeps_its_figures(process, settings):
+    process('echo \'{"a": 1}\' > "$4/figures.json"\necho the last words >&2\nkill -SEGV $$')
+    outcome = processes.run_item("products", settings, 60)
     assert outcome.status == FAILED
     assert "signal 11" in outcome.detail
     assert outcome.detail.endswith("the last words")
     assert outcome.figures == {"a": 1}
 
 
-def test_an_item_that_hangs_is_ended_with_all_it_started(worker, settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(_gpu_check, "_GRACE_S", 0.1)
-    worker(f"trap '' TERM\nsleep 60 &\necho $! > {tmp_path}/child\nwait\nwait")
-    outcome = _gpu_check.run_item("products", settings, 1)
+def test_an_item_that_hangs_is_ended_with_all_it_started(process, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "_GRACE_S", 0.1)
+    process(f"trap '' TERM\nsleep 60 &\necho $! > {tmp_path}/child\nwait\nwait")
+    outcome = processes.run_item("products", settings, 1)
     assert (outcome.status, outcome.detail) == (FAILED, "ended after 1 s")
     child = Path("/proc") / (tmp_path / "child").read_text().strip()
     for _ in range(200):
@@ -148,8 +150,8 @@ def test_whatever_an_item_raises_is_its_outcome(settings, monkeypatch, error, st
         record.put(before=1)
         raise error
 
-    monkeypatch.setitem(gpu_worker.ITEMS, "stumble", stumble)
-    outcome = gpu_worker.run("stumble", settings, Record(None, 1.0))
+    monkeypatch.setitem(ITEMS, "stumble", Entry(stumble))
+    outcome = worker.run("stumble", settings, Record(None, 1.0))
     assert (outcome.status, outcome.detail, outcome.figures) == (status, detail, {"before": 1})
     assert ("Traceback" in outcome.trace) == (status == FAILED)
 
@@ -165,9 +167,9 @@ def test_settings_pass_to_the_process_unchanged(settings):
 
 @pytest.mark.skipif(bool(missing("learn")), reason="torch is not installed")
 def test_learning_steps_and_their_parts_are_timed(settings, record, tmp_path):
-    from maskpro_deploy.gpu_check.learning import learn
+    from maskpro_deploy.gpu_check.learning import time_learning
 
-    line = learn(SMOL, settings, record)
+    line = time_learning(SMOL, settings, record)
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert line.startswith("tiny: ")
     assert figures["pruned_weights"] == TINY.pruned_weights
@@ -203,7 +205,7 @@ def test_the_random_checkpoint_is_sparse_where_it_says(tmp_path):
 
 @pytest.mark.skipif(bool(missing("tensorrt-rtx")), reason="tensorrt-rtx is not installed")
 def test_engines_are_built_sparse_and_dense_with_every_layer_told(settings, record):
-    line = _gpu_engines.tensorrt_rtx(settings, record)
+    line = _gpu_engines.measure_tensorrt_rtx(settings, record)
     (report,) = record.figures["engines"].values()
     assert report["gain"] in line
     assert [row["eligible"] for row in report["layers"]] == [True] * 14
@@ -212,7 +214,7 @@ def test_engines_are_built_sparse_and_dense_with_every_layer_told(settings, reco
 
 @pytest.mark.skipif(bool(missing("tensorrt-rtx")), reason="tensorrt-rtx is not installed")
 def test_the_wide_model_is_compared_in_a_rehearsal(settings, record):
-    line = _gpu_engines.engine_7b(settings, record)
+    line = _gpu_engines.measure_engine_7b(settings, record)
     (report,) = record.figures["engines"].values()
     assert [p["name"] for p in report["engine"]["settings"]["profiles"]] == [
         "prefill:1x32",
@@ -236,7 +238,7 @@ def test_the_wide_model_has_the_layers_of_a_7b_one_and_prefill_of_4096_tokens():
 
 @pytest.mark.skipif(bool(missing("cpu")), reason="onnxruntime is not installed")
 def test_latency_and_tokens_are_compared(settings, record):
-    line = _gpu_deploy.onnxruntime(settings, record)
+    line = _gpu_deploy.measure_onnxruntime(settings, record)
     assert "greedy tokens equal to the CPU's: 64 of 64" in line
     # the comparison rounds as fp16 does, the rehearsing session on the CPU does not
     assert 0 < record.figures["gpu_against_cpu"]["max_logit_difference"] < 0.1
@@ -245,7 +247,7 @@ def test_latency_and_tokens_are_compared(settings, record):
 
 @pytest.mark.skipif(bool(missing("cpu")), reason="onnxruntime is not installed")
 def test_perplexities_stay_beside_the_reference(settings, record):
-    line = gpu_worker.ITEMS["evaluation"](settings, record)
+    line = ITEMS["evaluation"].run(settings, record)
     assert set(record.figures["found"]) == {"torch fp16 on cpu", "torch bf16 on cpu", "onnxruntime fp16 on cpu"}
     assert record.figures["lacks"] == {}
     assert all(abs(c["ratio"] - 1) < 0.01 and c["kl"] < 0.01 for c in record.figures["found"].values())
@@ -254,7 +256,7 @@ def test_perplexities_stay_beside_the_reference(settings, record):
 
 @pytest.mark.skipif(bool(missing("cpu")), reason="onnxruntime is not installed")
 def test_a_served_engine_is_compared_and_timed_in_a_rehearsal_on_the_graph(settings, record):
-    line = gpu_worker.ITEMS["serve-tensorrt"](settings, record)
+    line = ITEMS["serve-tensorrt"].run(settings, record)
     assert "greedy tokens equal to the CPU's: 64 of 64" in line
     assert 0 < record.figures["against_cpu"]["max_logit_difference"] < 0.1
     assert [a["name"] for a in record.figures["latency"]["arms"]] == ["sparse-bundle static", "dense-bundle static"]
@@ -275,16 +277,24 @@ def test_a_served_engine_is_compared_and_timed_in_a_rehearsal_on_the_graph(setti
     ],
 )
 def test_an_item_without_its_gpu_is_not_run_and_says_why(tmp_path, name):
-    outcome = gpu_worker.run(name, Settings(budget_s=1.0, scratch=tmp_path), Record(None, 1.0))
+    outcome = worker.run(name, Settings(budget_s=1.0, scratch=tmp_path), Record(None, 1.0))
     assert outcome.status == NOT_RUN
     assert any(word in outcome.detail for word in ("CUDA", "GPU", "not installed"))
 
 
 def test_bundles_are_made_once_and_made_again_after_an_interrupt(settings):
-    sparse, dense = _gpu_deploy.bundles(TINY, settings.scratch)
+    sparse, dense = make_bundles(TINY, settings.scratch)
     before = (sparse / "manifest.json").stat().st_mtime_ns
-    assert _gpu_deploy.bundles(TINY, settings.scratch) == (sparse, dense)
+    assert make_bundles(TINY, settings.scratch) == (sparse, dense)
     assert (sparse / "manifest.json").stat().st_mtime_ns == before
     dense.rename(settings.scratch / "elsewhere")
-    _gpu_deploy.bundles(TINY, settings.scratch)
+    make_bundles(TINY, settings.scratch)
     assert dense.is_dir()
+
+
+def test_every_item_is_a_function_with_a_limit_of_its_own():
+    assert len(ITEMS) == 12
+    for name, entry in ITEMS.items():
+        assert callable(entry.run), name
+        assert entry.least_s >= 60
+    assert len({name.lower() for name in ITEMS}) == len(ITEMS)

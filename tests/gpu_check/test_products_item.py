@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from gpu_torch import GpuTorch, Wrong, make_int8_ways
+from gpu_torch import GpuTorch, WallClock, Wrong, make_int8_ways
 
-from maskpro_deploy.bench.products.timing import WallClock
 from maskpro_deploy.bench.products.ways import linear
-from maskpro_deploy.commands.gpu_check import gpu_is_here
 from maskpro_deploy.gpu_check import products as _gpu_products
 from maskpro_deploy.gpu_check.items import FAILED, MEASURED, Record, Settings
 from maskpro_deploy.gpu_check.models import ONE_B, SEVEN_B, SMOL
+from maskpro_deploy.gpu_check.processes import gpu_is_here
 from maskpro_deploy.gpu_check.worker import run
 from maskpro_deploy.system.extras import missing
 
@@ -34,7 +33,7 @@ def test_shapes_are_those_of_the_three_models_each_once():
 def test_the_item_keeps_its_cells_and_fails_on_a_wrong_product(torch, monkeypatch, tmp_path):
     library = GpuTorch(torch, {(torch.int32, True)})
     ways = {"float16": {"dense": linear(torch), "same": linear(torch)}, "int8": make_int8_ways(library)}
-    monkeypatch.setattr(_gpu_products, "torch_on", lambda device: library)
+    monkeypatch.setattr(_gpu_products, "import_torch", lambda device: library)
     monkeypatch.setattr(_gpu_products, "find_working_ways", lambda torch, device: (ways, {"cutlass": "too new a GPU"}))
     monkeypatch.setattr(_gpu_products, "EventClock", lambda torch: WallClock())
     monkeypatch.setattr(_gpu_products, "linear_shapes", lambda models: {(32, 64): ["135m"]})

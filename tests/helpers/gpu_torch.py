@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection
 from types import SimpleNamespace
 from typing import Any
 
+from maskpro_deploy.bench.products.timing import CPU
 from maskpro_deploy.bench.products.ways import cusparselt, int8_dense
 
 
@@ -76,3 +78,18 @@ class GpuTorch:
 def make_int8_ways(torch: Any) -> dict[str, Callable[..., Any]]:
     tuned = cusparselt(torch, Packed, tuned=True)
     return {"dense": int8_dense(torch), "cusparselt": cusparselt(torch, Packed), "cusparselt-tuned": tuned}
+
+
+class WallClock:
+    """For work that is done when the call returns."""
+
+    device = CPU
+
+    def cover(self, launch_ms: float) -> None:
+        """The launch is all there is."""
+
+    def time(self, work: Callable[[], object]) -> Callable[[], float]:
+        started = time.perf_counter()
+        work()
+        milliseconds = 1e3 * (time.perf_counter() - started)
+        return lambda: milliseconds

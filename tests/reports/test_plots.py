@@ -13,19 +13,21 @@ from maskpro_deploy.reports.plots import Bar, Series, Svg
 NASTY = "a$b^2$ <script>&\x07 " + "\u4e2d"
 
 DRAWN: dict[str, Callable[[], Svg]] = {
-    "learning curve": lambda: plots.learning_curve(
+    "learning curve": lambda: plots.draw_learning_curve(
         range(0, 4000, 10), [3.0 - i / 400 for i in range(400)], [(0, 3.1), (3990, 2.2)], {"dense": 1.9, "one-shot": 3.4}
     ),
-    "short curve": lambda: plots.learning_curve([0, 1], [3.0, 2.0]),
-    "sparsity": lambda: plots.sparsity_per_layer({f"model.layers.{i}.mlp.up_proj.weight": 0.5 for i in range(210)}, target=0.5),
-    "quality": lambda: plots.quality_bars({"dense": 20.1, "one-shot": 90.0, "learned": 40.2}, {"dense": 0.3, "learned": None}),
-    "bars": lambda: plots.bars([Bar(name="x", value=1.0, low=0.9, high=1.2)], x_label="ms", description="d"),
-    "ecdf": lambda: plots.ecdf({"a": [1.0, 2.0, 2.0], "b": [1.5]}, x_label="ms", description="d"),
-    "drift": lambda: plots.drift({"a": [[1.0, 2.0], [1.5, 1.6]], "b": [[1.0], []]}, y_label="ms", description="d"),
-    "log lines": lambda: plots.lines(
+    "short curve": lambda: plots.draw_learning_curve([0, 1], [3.0, 2.0]),
+    "sparsity": lambda: plots.draw_sparsity({f"model.layers.{i}.mlp.up_proj.weight": 0.5 for i in range(210)}, target=0.5),
+    "quality": lambda: plots.draw_quality_bars(
+        {"dense": 20.1, "one-shot": 90.0, "learned": 40.2}, {"dense": 0.3, "learned": None}
+    ),
+    "bars": lambda: plots.draw_bars([Bar(name="x", value=1.0, low=0.9, high=1.2)], x_label="ms", description="d"),
+    "ecdf": lambda: plots.draw_distribution({"a": [1.0, 2.0, 2.0], "b": [1.5]}, x_label="ms", description="d"),
+    "drift": lambda: plots.draw_drift({"a": [[1.0, 2.0], [1.5, 1.6]], "b": [[1.0], []]}, y_label="ms", description="d"),
+    "log lines": lambda: plots.draw_lines(
         [Series(name="a", x=[1, 2], y=[1.0, 100.0])], x_label="x", y_label="y", description="d", log_y=True
     ),
-    "nasty": lambda: plots.bars([Bar(name=NASTY, value=1.0, note=NASTY)], x_label=NASTY, description=NASTY),
+    "nasty": lambda: plots.draw_bars([Bar(name=NASTY, value=1.0, note=NASTY)], x_label=NASTY, description=NASTY),
 }
 
 
@@ -74,7 +76,7 @@ def test_no_global_figure_list_grows() -> None:
 
 
 def test_long_weight_names_are_shortened_to_layer_and_projection() -> None:
-    svg = plots.sparsity_per_layer({"model.layers.3.self_attn.q_proj.weight": 0.5}).text
+    svg = plots.draw_sparsity({"model.layers.3.self_attn.q_proj.weight": 0.5}).text
     assert ">3.q_proj<" in svg
 
 

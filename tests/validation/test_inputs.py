@@ -13,7 +13,6 @@ from sparse_cases import lawful
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.masks import MASKS_FILE
 from maskpro_deploy.pattern import NMPattern
-from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.validation import validate
 
 TWO_FOUR = NMPattern(2, 4)
@@ -118,13 +117,3 @@ def test_a_huge_onnx_file_is_not_loaded(tmp_path):
     os.truncate(tmp_path / "m.onnx", 1 << 40)
     with pytest.raises(FormatError, match="less than 2 GiB"):
         validate(tmp_path / "m.onnx")
-
-
-def test_pieces_are_the_bytes_of_the_file(tmp_path):
-    (tmp_path / "f").write_bytes(bytes(range(256)))
-    file = InputFile(tmp_path / "f")
-    assert file.read(10, 5).tolist() == [10, 11, 12, 13, 14]
-    assert file.read(256, 0).size == 0
-    for offset, count in ((250, 7), (257, 0), (-1, 1), (0, -1), (1 << 62, 1 << 62)):
-        with pytest.raises(FormatError, match="ends early"):
-            file.read(offset, count)

@@ -104,7 +104,7 @@ def _result(
 ) -> PointResult:
     ratio = stats.compare(samples[SPARSE], samples[DENSE])
     if ratio is not None:  # the verdicts of all points hold together
-        ratio = ratio.judged(comparisons, stats.LEAST_DIFFERENCE)
+        ratio = ratio.judge(comparisons, stats.LEAST_DIFFERENCE)
     of_weight = {name: _by_weight(runners[name].kernels(), layers[name], nodes) for name in (SPARSE, DENSE)}
     return PointResult(
         name=point.name,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.statistics.break_even import break_even
+from maskpro_deploy.bench.statistics.break_even import find_break_even
 
 SPARSE, DENSE = "sparse", "dense"
 NO_GPU = "not measured (no GPU)"
@@ -118,7 +118,7 @@ class Comparison:
             for point in (p for p in self.points if p.kind == kind):  # several lengths: all have to be faster
                 before = by_batch.get(point.batch, stats.FASTER)
                 by_batch[point.batch] = verdict(point) if before == stats.FASTER else before
-            found[kind] = break_even(by_batch)
+            found[kind] = find_break_even(by_batch)
         return found
 
     @property

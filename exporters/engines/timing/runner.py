@@ -7,48 +7,19 @@ zeros, which cost a GPU less power and so run at higher clocks; the cache is emp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from maskpro_deploy.backends.executor import TensorSpec, output_shapes
+from maskpro_deploy.backends.cuda.device import CudaDevice
+from maskpro_deploy.backends.executor import output_shapes
 from maskpro_deploy.backends.memory import OutOfDeviceMemory
 from maskpro_deploy.backends.tensorrt_.calls import BoundCall
+from maskpro_deploy.backends.tensorrt_.executor import EngineExecutor
 from maskpro_deploy.errors import MachineError
 from maskpro_deploy.exporters.engines.kernels import Kernel, read_kernels
 from maskpro_deploy.exporters.engines.timing.results import Point
-
-
-class Gpu(Protocol):
-    """What timing needs of `cuda.device.CudaDevice`."""
-
-    def allocate(self, nbytes: int) -> int: ...
-
-    def upload(self, address: int, array: npt.NDArray[Any]) -> None: ...
-
-    def zero(self, address: int, nbytes: int) -> None: ...
-
-    def wait(self) -> None: ...
-
-    def time_ms(self, work: Callable[[], None]) -> float: ...
-
-
-class Engine(Protocol):
-    """What timing needs of `tensorrt_.executor.EngineExecutor`."""
-
-    tensors: Mapping[str, TensorSpec]
-
-    def bind(
-        self,
-        profile: int,
-        shapes: Mapping[str, tuple[int, ...]],
-        addresses: Mapping[str, int],
-        layer_times: dict[str, float] | None = None,
-    ) -> BoundCall: ...
-
-    def inspect_layers(self) -> str: ...
 
 
 def input_values(point: Point, vocabulary: int) -> dict[str, npt.NDArray[np.int64]]:
@@ -71,7 +42,7 @@ class Buffers:
         vocabulary: how many tokens there are.
     """
 
-    def __init__(self, gpu: Gpu, vocabulary: int) -> None:
+    def __init__(self, gpu: CudaDevice, vocabulary: int) -> None:
         self._gpu, self._vocabulary = gpu, vocabulary
         self._blocks: dict[str, tuple[int, int]] = {}
 
@@ -114,7 +85,7 @@ class EngineRunner:
         buffers: shared by all engines of a comparison.
     """
 
-    def __init__(self, engine: Engine, gpu: Gpu, buffers: Buffers) -> None:
+    def __init__(self, engine: EngineExecutor, gpu: CudaDevice, buffers: Buffers) -> None:
         self._engine, self._gpu, self._buffers = engine, gpu, buffers
         self._call: BoundCall | None = None
         self._profiled: BoundCall | None = None

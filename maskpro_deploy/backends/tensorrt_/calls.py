@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
+from maskpro_deploy.backends.cuda.device import CudaDevice
 from maskpro_deploy.backends.profiles import Shape
 from maskpro_deploy.errors import MachineError
-
-
-class Recorder(Protocol):
-    """What records work as a graph and launches it; `cuda.device.CudaDevice` does."""
-
-    stream: Any
-
-    def capture(self, work: Callable[[], None]) -> Any: ...
-
-    def launch(self, graph: Any) -> None: ...
-
-    def discard(self, graph: Any) -> None: ...
-
-    def wait(self) -> None: ...
 
 
 class BoundCall:
@@ -51,7 +38,7 @@ class BoundCall:
         inputs: Sequence[str],
         shapes: Mapping[str, Shape],
         addresses: Mapping[str, int],
-        device: Recorder,
+        device: CudaDevice,
         why: Callable[[], str],
         can_record: bool = True,
     ) -> None:
@@ -104,7 +91,7 @@ def bind_context(
             raise MachineError(f"the engine does not take the address of {name}: {why()}")
 
 
-def start_context(context: Any, device: Recorder, why: Callable[[], str]) -> None:
+def start_context(context: Any, device: CudaDevice, why: Callable[[], str]) -> None:
     """Enqueue a bound context.
 
     Raises:

@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from maskpro_deploy.backends.cuda.device import CudaDevice
 from maskpro_deploy.backends.executor import TensorSpec
 from maskpro_deploy.backends.profiles import Profile, Shape
-from maskpro_deploy.backends.tensorrt_.calls import BoundCall, Recorder, bind_context, start_context
+from maskpro_deploy.backends.tensorrt_.calls import BoundCall, bind_context, start_context
 from maskpro_deploy.backends.tensorrt_.library import layer_information, load_library, log_of, logger_of
 from maskpro_deploy.errors import FormatError, MachineError
 from maskpro_deploy.system.files import atomic_file
@@ -49,7 +50,7 @@ class EngineExecutor:
         FormatError: the engine is damaged, or of another version or GPU.
     """
 
-    def __init__(self, library: str, file: Path, device: Recorder, *, cache: Path | None = None, graphs: bool = True) -> None:
+    def __init__(self, library: str, file: Path, device: CudaDevice, *, cache: Path | None = None, graphs: bool = True) -> None:
         self._trt = load_library(library)
         self._name = f"{library} {self._trt.__version__}"
         self.providers: Sequence[str] = (self._name,)
@@ -239,7 +240,7 @@ class EngineExecutor:
             call.close()  # its context goes, too
 
 
-def _close_all(device: Recorder, repeated: OrderedDict[Key, BoundCall]) -> None:
+def _close_all(device: CudaDevice, repeated: OrderedDict[Key, BoundCall]) -> None:
     device.wait()
     for call in repeated.values():
         call.close()

@@ -1,4 +1,5 @@
-"""Timing single matrix products, sparse beside dense.
+"""Single matrix products of a model on a CPU, in several forms of the weight.
 
-What enters: products as callables. What leaves: a result for each shape, which can be saved and read again. May import: bench.
+What enters: products as callables. What leaves: a result for each shape (`measure`, `result`), which can be read back (`saved`)
+and is described in words (`summary`); `columns` defines its tables. May import: `bench.results`, and what that may import.
 """

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maskpro_deploy.bench.load.record import Record, Recording
+from maskpro_deploy.bench.load.sending.record import Record, Recording
 from maskpro_deploy.bench.load.slo import Slo
+from maskpro_deploy.bench.results.run import vllm_json
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.sweeps.result import vllm_names
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import check_range
 
 LATENCIES = ("ttft", "tpot", "itl", "e2el")
 
@@ -47,10 +47,8 @@ class Limits:
     max_lag_ms: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.max_failed < 1.0:
-            raise ConfigError(f"--max-failed {self.max_failed:g} is out of range: a part, from 0 to below 1.")
-        if self.max_lag_ms is not None and not self.max_lag_ms > 0:
-            raise ConfigError(f"--max-lag {self.max_lag_ms:g} is out of range: above 0 ms.")
+        check_range("--max-failed", self.max_failed, least=0, below=1)
+        check_range("--max-lag", self.max_lag_ms, above=0)
 
     def lag_bound_ms(self, ttft_ms: Sequence[float]) -> float:
         """The bound for requests with these times to the first token."""
@@ -59,7 +57,7 @@ class Limits:
         return max(self.LAG_MS, self.LAG_PART * float(np.median(ttft_ms)) if len(ttft_ms) else 0.0)
 
 
-def latencies_ms(record: Record) -> dict[str, float | None]:
+def compute_latencies_ms(record: Record) -> dict[str, float | None]:
     """One answered request's ttft, tpot and e2el."""
     first, last = record.arrivals_s[0], record.arrivals_s[-1]
     tokens = record.output_tokens
@@ -71,12 +69,12 @@ def latencies_ms(record: Record) -> dict[str, float | None]:
     }
 
 
-def gaps_s(record: Record) -> list[float]:
+def list_gaps_s(record: Record) -> list[float]:
     """Times between the pieces of one answer."""
     return [b - a for a, b in itertools.pairwise(record.arrivals_s)]
 
 
-def summary_of(values: Sequence[float]) -> stats.Summary | None:
+def summarise_if_any(values: Sequence[float]) -> stats.Summary | None:
     """Samples in a few figures; None without samples."""
     return stats.summarise(values) if values else None
 
@@ -98,6 +96,11 @@ class Figures:
         return [r for r in self.records if r.failure is None]
 
     @property
+    def failed(self) -> int:
+        """How many have none."""
+        return sum(r.failure is not None for r in self.records)
+
+    @property
     def duration_s(self) -> float:
         """Time under load."""
         return sum(r.duration_s for r in self.recordings)
@@ -110,12 +113,12 @@ class Figures:
     def values_ms(self, metric: str) -> list[float]:
         """The samples of a latency, in the order of sending."""
         if metric == "itl":
-            return [1e3 * gap for r in self.answered for gap in gaps_s(r)]
-        return [v for r in self.answered if (v := latencies_ms(r)[metric]) is not None]
+            return [1e3 * gap for r in self.answered for gap in list_gaps_s(r)]
+        return [v for r in self.answered if (v := compute_latencies_ms(r)[metric]) is not None]
 
     def summary(self, metric: str) -> stats.Summary | None:
         """The same in a few figures; None without samples."""
-        return summary_of(self.values_ms(metric))
+        return summarise_if_any(self.values_ms(metric))
 
     def lag_ms(self) -> list[float]:
         """How late each request was sent; empty in a closed loop."""
@@ -142,11 +145,11 @@ class Figures:
 
     def goodput(self, slo: Slo | None) -> float | None:
         """Requests a second that kept all bounds."""
-        return self.per_s(sum(slo.kept(latencies_ms(r)) for r in self.answered)) if slo is not None else None
+        return self.per_s(sum(slo.kept(compute_latencies_ms(r)) for r in self.answered)) if slo is not None else None
 
     def invalid_reasons(self, limits: Limits) -> list[str]:
         """Why the figures prove nothing; empty if they may be believed."""
-        total, failed = len(self.records), len(self.records) - len(self.answered)
+        total, failed = len(self.records), self.failed
         if total == failed:
             return [f"none of {total} requests was answered ({self._failure_words()})."]
         reasons = []
@@ -192,35 +195,30 @@ class Figures:
             notes.append(f"{short} of {len(answered)} answers have another length than the {output_len} tokens asked for.")
         return notes
 
-    def to_json(self, slo: Slo | None) -> dict[str, Any]:
-        """The figures and the raw samples."""
-        records, answered = self.records, self.answered
+    def to_json(self) -> dict[str, Any]:
+        """The figures that are not in the table, and the raw samples."""
+        records = self.records
         output, given = self.output_tokens, self.input_tokens
         value: dict[str, Any] = {
             "duration": self.duration_s,
             "num_prompts": len(records),
-            "completed": len(answered),
-            "failed": len(records) - len(answered),
             "failures": self.failures,
             "total_input_tokens": given,
             "total_output_tokens": output,
-            "request_throughput": self.per_s(len(answered)),
-            "request_goodput": self.goodput(slo),
-            "output_throughput": self.per_s(output),
             "total_token_throughput": self.per_s(None if given is None else given + output),
             "max_output_tokens_per_s": self._most_tokens_per_s(),
-            "max_concurrent_requests": max((_most_at_once(r.records) for r in self.recordings), default=0),
+            "max_concurrent_requests": max((_count_most_at_once(r.records) for r in self.recordings), default=0),
         }
         for metric in LATENCIES:
-            value |= vllm_names(metric, self.summary(metric))
+            value |= vllm_json(metric, self.summary(metric))
         for name, values in (("lag", self.lag_ms()), ("loop_delay", self.beats_ms())):
-            found = summary_of(values)
-            value |= {f"{n}_{name}_ms": getattr(found, n) if found else None for n in ("median", "p90", "p99", "maximum")}
+            summary = summarise_if_any(values)
+            value |= {f"{n}_{name}_ms": getattr(summary, n) if summary else None for n in ("median", "p90", "p99", "maximum")}
         value |= {
             "input_lens": [r.input_tokens for r in records],
             "output_lens": [r.output_tokens if r.failure is None else 0 for r in records],
             "ttfts": [r.arrivals_s[0] - r.since_s if r.failure is None and r.streamed else 0.0 for r in records],
-            "itls": [gaps_s(r) if r.failure is None else [] for r in records],
+            "itls": [list_gaps_s(r) if r.failure is None else [] for r in records],
             "latencies": [r.arrivals_s[-1] - r.since_s if r.failure is None else 0.0 for r in records],
             "start_times": [r.sent_s for r in records],
             "queue_times": [r.lag_s for r in records],
@@ -241,7 +239,7 @@ class Figures:
         return float(most) if most else None
 
 
-def _most_at_once(records: Sequence[Record]) -> int:
+def _count_most_at_once(records: Sequence[Record]) -> int:
     """The most requests under way at the same time."""
     edges: list[tuple[float, int]] = [(r.sent_s, 1) for r in records] + [(r.done_s, -1) for r in records]
     steps: npt.NDArray[np.int64] = np.array([step for _, step in sorted(edges)], dtype=np.int64)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from maskpro_deploy.bench.clocks import Clock
-from maskpro_deploy.bench.load.client import Answer, Failure, Request, describe_error
-from maskpro_deploy.bench.load.generator import ask
-from maskpro_deploy.bench.load.stream import Stream, refusal, whole_answer
-from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError
+from maskpro_deploy.bench.load.sending.client import Answer, Failure, Request, describe_error
+from maskpro_deploy.bench.load.sending.generator import ask
+from maskpro_deploy.bench.load.stream import Stream, read_refusal, read_whole_answer
+from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError, check_known, check_range
 from maskpro_deploy.system.extras import require
 
 if TYPE_CHECKING:
@@ -48,13 +48,11 @@ class ClientConfig:
     api_key: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.endpoint not in (COMPLETIONS, CHAT):
-            raise ConfigError(f"--endpoint {self.endpoint}: it is {COMPLETIONS} or {CHAT}.")
-        if not 0.0 <= self.temperature <= 10.0:
-            raise ConfigError(f"--temperature {self.temperature:g} is out of range: 0 to 10.")
+        check_known("--endpoint", self.endpoint, (COMPLETIONS, CHAT))
+        check_range("--temperature", self.temperature, least=0, most=10)
         parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"{self.base_url} is no URL of a server: it has to look like http://127.0.0.1:8000.")
+            raise ConfigError(f"{self.base_url} is not the URL of a server: it has to look like http://127.0.0.1:8000.")
         if parts.username or parts.password:
             raise ConfigError(
                 "a URL with a name or password in it would show up in reports: give a key by --api-key-env instead."
@@ -114,15 +112,15 @@ class OpenAIClient:
         """
         status, value = await self._json("GET", "/v1/models", None, timeout_s)
         listed = value.get("data") if isinstance(value, dict) else None
-        found = [m for m in listed if isinstance(m, dict) and isinstance(m.get("id"), str)] if isinstance(listed, list) else []
+        known = [m for m in listed if isinstance(m, dict) and isinstance(m.get("id"), str)] if isinstance(listed, list) else []
         if status in (401, 403):
             raise CheckFailed(f"{self._config.root} wants an API key.\nPut it in a variable and name that with --api-key-env.")
-        if not found and not self.model:
+        if not known and not self.model:
             raise CheckFailed(f"{self._config.root}/v1/models names no model (HTTP {status}).\nName one with --model.")
-        if self.model and found and self.model not in [m["id"] for m in found]:
-            raise CheckFailed(f"{self._config.root} has no model {self.model}: it has {', '.join(m['id'] for m in found[:5])}.")
-        self.model = self.model or str(found[0]["id"])
-        return found
+        if self.model and known and self.model not in [m["id"] for m in known]:
+            raise CheckFailed(f"{self._config.root} has no model {self.model}: it has {', '.join(m['id'] for m in known[:5])}.")
+        self.model = self.model or str(known[0]["id"])
+        return known
 
     async def tokenize(self, text: str, timeout_s: float = 30.0) -> list[int] | None:
         """The server's token ids of a text (vLLM's /tokenize); None from a server without it."""
@@ -185,10 +183,10 @@ class OpenAIClient:
                 self._url, data=json.dumps(self.body(request)), headers={"Content-Type": "application/json"}
             ) as response:
                 if response.status != 200:
-                    return refusal(response.status, await response.read())
+                    return read_refusal(response.status, await response.read())
                 if not self._config.stream:
                     raw = await response.read()
-                    return whole_answer(raw, self._clock())
+                    return read_whole_answer(raw, self._clock())
                 stream = Stream()
                 async for chunk in response.content.iter_any():
                     stream.feed(chunk, self._clock())

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from maskpro_deploy.bench.load.result import Point, PointKey
+from maskpro_deploy.bench.load.point import Point, PointKey
 from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.system.files import disk_errors
 

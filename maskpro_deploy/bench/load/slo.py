@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import ConfigError, check_known
 
 METRICS = ("ttft", "tpot", "e2el")
 
@@ -23,8 +23,7 @@ class Slo:
     def __post_init__(self) -> None:
         resolution_ms = 1e3 * time.get_clock_info("perf_counter").resolution
         for name, bound in self.bounds_ms.items():
-            if name not in METRICS:
-                raise ConfigError(f"--slo: there is no metric {name!r}; it takes {', '.join(METRICS)}.")
+            check_known("--slo", name, METRICS)
             if not bound > max(resolution_ms, 1e-3) or bound == float("inf"):
                 raise ConfigError(f"--slo {name}:{bound:g} is impossible: a bound is a number of ms above 0.001.")
         ttft, whole = self.bounds_ms.get("ttft"), self.bounds_ms.get("e2el")
@@ -50,7 +49,7 @@ class Slo:
             bounds[name] = bound
         return cls(bounds_ms=bounds)
 
-    def kept(self, latencies_ms: Mapping[str, float | None]) -> bool:
+    def kept(self, compute_latencies_ms: Mapping[str, float | None]) -> bool:
         """Whether one request kept all bounds; an answer of one token has no time per output token and keeps that bound."""
-        values = ((latencies_ms.get(name), bound) for name, bound in self.bounds_ms.items())
+        values = ((compute_latencies_ms.get(name), bound) for name, bound in self.bounds_ms.items())
         return all(value is None or value <= bound for value, bound in values)

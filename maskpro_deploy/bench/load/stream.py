@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from maskpro_deploy.bench.load.client import Answer, Failure
+from maskpro_deploy.bench.load.sending.client import Answer, Failure
 
 _DONE = b"[DONE]"
 
@@ -98,7 +98,7 @@ def _piece(choice: Any) -> tuple[str, bool, bool]:
     return text, isinstance(delta.get("content"), str) and "role" not in delta, ends
 
 
-def whole_answer(raw: bytes, now: float) -> Answer:
+def read_whole_answer(raw: bytes, now: float) -> Answer:
     """An answer that came in one piece at `now`."""
     try:
         value = json.loads(raw)
@@ -121,7 +121,7 @@ def _count(usage: Mapping[str, Any], name: str) -> int | None:
     return value if type(value) is int and value >= 0 else None
 
 
-def refusal(status: int, raw: bytes) -> Answer:
+def read_refusal(status: int, raw: bytes) -> Answer:
     """What a server says instead of an answer."""
     try:
         message = _message(json.loads(raw))

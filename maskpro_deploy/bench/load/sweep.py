@@ -19,15 +19,16 @@ from typing import Any
 from maskpro_deploy.bench import environment
 from maskpro_deploy.bench.arms import block_order, frozen_gc
 from maskpro_deploy.bench.clocks import Clock
-from maskpro_deploy.bench.load.client import Answer, Client, Request
 from maskpro_deploy.bench.load.figures import Figures, Limits
-from maskpro_deploy.bench.load.generator import Amount, Source, ask, check_amount, run_load
-from maskpro_deploy.bench.load.record import Recording
-from maskpro_deploy.bench.load.result import LoadResult, Point, PointKey, ServerFacts
-from maskpro_deploy.bench.load.schedule import ClosedLoop, Load
+from maskpro_deploy.bench.load.point import Point, PointKey
+from maskpro_deploy.bench.load.result import LoadResult, ServerFacts
+from maskpro_deploy.bench.load.sending.client import Answer, Client, Request
+from maskpro_deploy.bench.load.sending.generator import Amount, Source, ask, check_amount, run_load
+from maskpro_deploy.bench.load.sending.record import Recording
+from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, Load
 from maskpro_deploy.bench.load.slo import Slo
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.errors import CheckFailed, ConfigError
+from maskpro_deploy.errors import CheckFailed, ConfigError, check_range
 from maskpro_deploy.system.progress import SILENT, Progress
 
 CHECKS = 3  # requests that both servers answer before anything is timed
@@ -80,11 +81,9 @@ class LoadConfig:
             raise ConfigError("nothing to measure: give --request-rate or --concurrency.")
         for load in self.loads:
             check_amount(load, self.amount)
-        if self.blocks < 1:
-            raise ConfigError(f"--blocks {self.blocks} is out of range: 1 or more ({stats.MIN_BLOCKS} or more for a verdict).")
+        check_range("--blocks", self.blocks, least=1, note=f"{stats.MIN_BLOCKS} for a verdict")
 
-        if self.sessions < 1:
-            raise ConfigError(f"--sessions {self.sessions} is out of range: 1, or {stats.MIN_SESSIONS} or more for a verdict.")
+        check_range("--sessions", self.sessions, least=1, note=f"{stats.MIN_SESSIONS} for a verdict")
 
     @property
     def blocks_per_session(self) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from maskpro_deploy.bench.products.timing import DENSE, Stopwatch, judge_samples, measure_launch_ms, race_arms, synchronize
 from maskpro_deploy.bench.products.ways import DTYPES, Product, Way, Ways, draw_operands
-from maskpro_deploy.bench.statistics.break_even import break_even
+from maskpro_deploy.bench.statistics.break_even import find_break_even
 from maskpro_deploy.errors import first_line
 
 _BLOCKS = 12
@@ -71,7 +71,7 @@ def find_break_evens(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
         for backend, ratio in cell["against_dense"].items():
             verdicts.setdefault((cell["dtype"], cell["n"], cell["k"], backend), {})[cell["m"]] = ratio["verdict"]
     return [
-        {"dtype": dtype, "n": n, "k": k, "backend": backend, "from_m": break_even(by_m), "measured_m": sorted(by_m)}
+        {"dtype": dtype, "n": n, "k": k, "backend": backend, "from_m": find_break_even(by_m), "measured_m": sorted(by_m)}
         for (dtype, n, k, backend), by_m in verdicts.items()
     ]
 

@@ -36,21 +36,6 @@ class Stopwatch(Protocol):
         """Run `work`; the result gives its milliseconds."""
 
 
-class WallClock:
-    """For work that is done when the call returns."""
-
-    device = CPU
-
-    def cover(self, launch_ms: float) -> None:
-        """The launch is all there is."""
-
-    def time(self, work: Callable[[], object]) -> Callable[[], float]:
-        started = time.perf_counter()
-        work()
-        milliseconds = 1e3 * (time.perf_counter() - started)
-        return lambda: milliseconds
-
-
 class EventClock:
     """CUDA events around work on a cold cache.
 
@@ -115,7 +100,7 @@ def judge_samples(samples: Mapping[str, list[list[float]]]) -> dict[str, Any]:
             continue
         ratio = stats.compare(samples[name], samples[DENSE])
         if ratio is not None:
-            ratio = ratio.judged(len(samples) - 1, stats.LEAST_DIFFERENCE)
+            ratio = ratio.judge(len(samples) - 1, stats.LEAST_DIFFERENCE)
             ratios[name] = {"speedup": ratio.speedup, "low": ratio.low, "high": ratio.high, "verdict": ratio.verdict}
     return {"median_ms": medians, "against_dense": ratios}
 

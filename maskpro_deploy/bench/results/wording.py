@@ -14,17 +14,17 @@ from maskpro_deploy.bench.statistics import stats
 SAME_KERNELS = "same kernels: no difference expected"
 
 
-def percent(fraction: float) -> str:
+def format_percent(fraction: float) -> str:
     """Such as "2 %"."""
     return f"{100 * fraction:.4g} %"
 
 
-def figures(ratio: stats.Ratio) -> tuple[str, str]:
+def format_ratio(ratio: stats.Ratio) -> tuple[str, str]:
     """The ratio and its interval, for a table."""
     return f"{ratio.speedup:.3f}x", f"[{ratio.low:.3f}, {ratio.high:.3f}]"
 
 
-def outcome(ratio: stats.Ratio, *, same_kernels: bool = False) -> str:
+def describe_outcome(ratio: stats.Ratio, *, same_kernels: bool = False) -> str:
     """The verdict in words.
 
     Args:
@@ -32,29 +32,33 @@ def outcome(ratio: stats.Ratio, *, same_kernels: bool = False) -> str:
         same_kernels: both arms are known to run the same kernels on the same shapes.
     """
     if not ratio.differs:
-        within = f" (within {percent(ratio.least_difference)})" if ratio.verdict == stats.NO_INTEREST else ""
+        within = f" (within {format_percent(ratio.least_difference)})" if ratio.verdict == stats.NO_INTEREST else ""
         return f"{ratio.verdict}{within}{f' ({SAME_KERNELS})' if same_kernels else ''}"
     if same_kernels:
         return f"measured {ratio.verdict}, but {SAME_KERNELS}. Something disturbed this measurement"
     if ratio.below_interest:
-        return f"{ratio.verdict}, estimated below the least difference of interest ({percent(ratio.least_difference)})"
+        return f"{ratio.verdict}, estimated below the least difference of interest ({format_percent(ratio.least_difference)})"
     return ratio.verdict
 
 
-def sentence(candidate: str, baseline: str, ratio: stats.Ratio, *, same_kernels: bool = False) -> str:
+def describe_comparison(candidate: str, baseline: str, ratio: stats.Ratio, *, same_kernels: bool = False) -> str:
     """Such as "sparse runs at 1.020x the speed of dense, 95 % interval [0.990, 1.050]: no difference seen."."""
-    speed, interval = figures(ratio)
-    words = outcome(ratio, same_kernels=same_kernels)
-    return f"{candidate} runs at {speed} the speed of {baseline}, {percent(ratio.confidence)} interval {interval}: {words}."
+    speed, interval = format_ratio(ratio)
+    words = describe_outcome(ratio, same_kernels=same_kernels)
+    return (
+        f"{candidate} runs at {speed} the speed of {baseline}, {format_percent(ratio.confidence)} interval {interval}: {words}."
+    )
 
 
-def tally(ratios: Sequence[stats.Ratio | None], same_kernels: Sequence[bool] = (), *, few: str = "too few sessions") -> str:
+def count_outcomes(
+    ratios: Sequence[stats.Ratio | None], same_kernels: Sequence[bool] = (), *, few: str = "too few sessions"
+) -> str:
     """How many comparisons came out how, such as "faster in 2, no difference seen in 1 of 3 comparisons".
 
     Args:
         ratios: of one run; None where there was not enough to compare.
         same_kernels: for each, whether both arms run the same kernels; by default none do.
-        few: how a comparison that was not made is called.
+        few: name of a comparison that was not made.
     """
     flags = same_kernels or [False] * len(ratios)
     counts = dict.fromkeys((stats.FASTER, stats.SLOWER, stats.NO_INTEREST, stats.NO_DIFFERENCE, SAME_KERNELS, few), 0)
@@ -67,17 +71,17 @@ def tally(ratios: Sequence[stats.Ratio | None], same_kernels: Sequence[bool] = (
     return f"{', '.join(parts)} of {len(ratios)} comparisons"
 
 
-def family_note(comparisons: int, least_difference: float) -> str:
+def describe_family(comparisons: int, least_difference: float) -> str:
     """What the verdicts of a run hold for, and which differences interest its reader."""
-    together = percent(stats.CONFIDENCE)
+    together = format_percent(stats.CONFIDENCE)
     if comparisons > 1:
-        each = percent(stats.each_confidence(comparisons))
+        each = format_percent(stats.each_confidence(comparisons))
         level = (
             f"Verdicts hold for all {comparisons} comparisons of this run together at {together}: each uses its {each} interval."
         )
     else:
         level = f"The verdict holds at {together}; the run makes one comparison."
-    interest = f"The least difference of interest is {percent(least_difference)} (--least-difference)."
+    interest = f"The least difference of interest is {format_percent(least_difference)} (--least-difference)."
     return f"{level} {interest}"
 
 

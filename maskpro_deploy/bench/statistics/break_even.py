@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from maskpro_deploy.bench.statistics import stats
 
 
-def break_even(verdicts: Mapping[int, str]) -> int | None:
+def find_break_even(verdicts: Mapping[int, str]) -> int | None:
     """The smallest measured size from which on every measured size is faster; None if the largest is not.
 
     Args:
         verdicts: size -> verdict, as `stats.Ratio` has it.
     """
-    found = None
+    smallest = None
     for size in sorted(verdicts, reverse=True):
         if verdicts[size] != stats.FASTER:
             break
-        found = size
-    return found
+        smallest = size
+    return smallest

@@ -10,7 +10,7 @@ weights are in other pages of memory. No number of samples from one pair of sess
 `compare_sessions` is the *pair of sessions*: each gives one value, the logarithm of the ratio of medians, of times relative to
 their block.
 
-One run makes several comparisons, and they share their sessions, so they are not independent. `Ratio.judged` makes all verdicts
+One run makes several comparisons, and they share their sessions, so they are not independent. `Ratio.judge` makes all verdicts
 of a run hold together: with `C` comparisons, each verdict uses the interval of the level 1 - 0.05 / C (Bonferroni, which needs no
 independence). The interval in reports stays the plain one.
 
@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskpro_deploy.bench.statistics import intervals
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import ConfigError, check_range
 
 Array = npt.NDArray[np.float64]
 
@@ -105,17 +105,17 @@ class Ratio:
         """Whether the ratio is nearer to 1 than the least difference of interest."""
         return abs(math.log(self.speedup)) < math.log1p(self.least_difference)
 
-    def judged(self, comparisons: int, least_difference: float) -> Ratio:
+    def judge(self, comparisons: int, least_difference: float) -> Ratio:
         """The same figures with the verdict that holds together with those of the other comparisons of a run.
 
         Args:
             comparisons: how many the run made, this one included.
             least_difference: the smallest difference of interest, as a fraction.
         """
-        low, high = _bounds(self.speedup, self.error, self.degrees, each_confidence(comparisons, self.confidence))
+        low, high = _compute_bounds(self.speedup, self.error, self.degrees, each_confidence(comparisons, self.confidence))
         return dataclasses.replace(
             self,
-            verdict=_verdict(low, high, least_difference),
+            verdict=_choose_verdict(low, high, least_difference),
             comparisons=max(1, comparisons),
             least_difference=least_difference,
         )
@@ -132,16 +132,15 @@ def check_least_difference(value: float) -> None:
     Raises:
         ConfigError: it is below 0, or 1 or more.
     """
-    if not 0.0 <= value < 1.0:
-        raise ConfigError(f"--least-difference {value:g} is out of range: from 0 to below 1 (0.02 is 2 %).")
+    check_range("--least-difference", value, least=0, below=1, note="0.02 is 2 %")
 
 
-def _bounds(speedup: float, error: float, degrees: float, confidence: float) -> tuple[float, float]:
+def _compute_bounds(speedup: float, error: float, degrees: float, confidence: float) -> tuple[float, float]:
     half = intervals.half_width(error, degrees, confidence)
     return speedup * math.exp(-half), speedup * math.exp(half)
 
 
-def _verdict(low: float, high: float, least_difference: float) -> str:
+def _choose_verdict(low: float, high: float, least_difference: float) -> str:
     if low > 1.0 or high < 1.0:
         return FASTER if low > 1.0 else SLOWER
     within = low * (1.0 + least_difference) >= 1.0 and high <= 1.0 + least_difference
@@ -150,8 +149,7 @@ def _verdict(low: float, high: float, least_difference: float) -> str:
 
 def percentile(samples: Sequence[float] | Array, p: float) -> float | None:
     """The `p` quantile (0 < p < 1), or None if fewer than 10 samples are expected beyond it."""
-    if not 0.0 < p < 1.0:
-        raise ConfigError(f"percentile {p} is out of range: above 0 and below 1.")
+    check_range("percentile", p, above=0, below=1)
     # the small slack keeps 10 / (1 - 0.9) = 100.00000000000001 from asking for 101 samples
     if len(samples) < 10.0 / (1.0 - p) - 1e-6:
         return None
@@ -190,7 +188,7 @@ def summarise(samples: Sequence[float] | Array) -> Summary:
     )
 
 
-def _checked(samples: npt.ArrayLike, name: str) -> Array:
+def _check_times(samples: npt.ArrayLike, name: str) -> Array:
     """Samples as (K, R), positive and finite."""
     array = np.asarray(samples, dtype=np.float64)
     if array.ndim == 1:
@@ -214,13 +212,13 @@ def compare(candidate: npt.ArrayLike, baseline: npt.ArrayLike, *, confidence: fl
     Raises:
         ConfigError: the arms have different numbers of blocks, or a time is not positive.
     """
-    a, b = _checked(candidate, "candidate"), _checked(baseline, "baseline")
+    a, b = _check_times(candidate, "candidate"), _check_times(baseline, "baseline")
     if a.shape[0] != b.shape[0]:
         raise ConfigError(f"paired arms need the same blocks: {a.shape[0]} and {b.shape[0]}.")
     if a.shape[0] < MIN_BLOCKS:
         return None
     logs = np.median(np.log(b), axis=1) - np.median(np.log(a), axis=1)  # (K,)
-    return _ratio(intervals.trimmed_mean(logs), [a], [b], confidence)
+    return _make_ratio(intervals.trimmed_mean(logs), [a], [b], confidence)
 
 
 def compare_sessions(
@@ -243,12 +241,12 @@ def compare_sessions(
         raise ConfigError(f"paired arms need the same sessions: {len(candidate)} and {len(baseline)}.")
     if len(candidate) < MIN_SESSIONS:
         return None
-    a, b = [_checked(x, "candidate") for x in candidate], [_checked(x, "baseline") for x in baseline]
+    a, b = [_check_times(x, "candidate") for x in candidate], [_check_times(x, "baseline") for x in baseline]
     if any(x.shape[0] != y.shape[0] for x, y in zip(a, b, strict=True)):
         raise ConfigError("paired arms need the same blocks in every session.")
     logs = np.array([float(pair_log_ratio(x, y)) for x, y in zip(a, b, strict=True)])  # (P,)
-    found = _ratio(intervals.trimmed_mean(logs), a, b, confidence)
-    return dataclasses.replace(found, sessions=len(logs), session_sd=float(logs.std(ddof=1)))
+    ratio = _make_ratio(intervals.trimmed_mean(logs), a, b, confidence)
+    return dataclasses.replace(ratio, sessions=len(logs), session_sd=float(logs.std(ddof=1)))
 
 
 def compare_unpaired(
@@ -268,9 +266,9 @@ def compare_unpaired(
     fewest = min(len(candidate), len(baseline))
     if fewest < MIN_SESSIONS:
         return None
-    a, b = [_checked(x, "candidate") for x in candidate], [_checked(x, "baseline") for x in baseline]
+    a, b = [_check_times(x, "candidate") for x in candidate], [_check_times(x, "baseline") for x in baseline]
     medians = [np.array([np.log(np.median(x)) for x in portions]) for portions in (a, b)]  # (P,), (P',)
-    return dataclasses.replace(_ratio(intervals.difference(*medians), a, b, confidence), sessions=fewest)
+    return dataclasses.replace(_make_ratio(intervals.difference(*medians), a, b, confidence), sessions=fewest)
 
 
 def pair_log_ratio(candidate: Array, baseline: Array) -> Array:
@@ -287,10 +285,10 @@ def _median_of_blocks(logs: Array) -> Array:
     return median
 
 
-def _ratio(estimate: intervals.Estimate, candidate: Sequence[Array], baseline: Sequence[Array], confidence: float) -> Ratio:
+def _make_ratio(estimate: intervals.Estimate, candidate: Sequence[Array], baseline: Sequence[Array], confidence: float) -> Ratio:
     """The comparison that an estimate of the logarithm amounts to, judged alone."""
     speedup, error, degrees = math.exp(float(estimate.centre)), float(estimate.error), float(estimate.degrees)
-    low, high = _bounds(speedup, error, degrees, confidence)
+    low, high = _compute_bounds(speedup, error, degrees, confidence)
     whole = [np.median(np.concatenate([x.ravel() for x in portions])) for portions in (candidate, baseline)]
     return Ratio(
         speedup=speedup,
@@ -301,7 +299,7 @@ def _ratio(estimate: intervals.Estimate, candidate: Sequence[Array], baseline: S
         error=error,
         degrees=degrees,
         blocks=sum(x.shape[0] for x in candidate),
-        verdict=_verdict(low, high, LEAST_DIFFERENCE),
+        verdict=_choose_verdict(low, high, LEAST_DIFFERENCE),
     )
 
 

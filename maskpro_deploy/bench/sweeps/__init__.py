@@ -1,5 +1,6 @@
-"""Benchmarks of a model: latency and throughput over many cases, and two saved runs compared.
+"""Latency and throughput of a model alone, case by case, with several models in one run.
 
-What enters: arms (models that can be called) and a sweep's settings. What leaves: a `BenchResult`, its figures in words, and the
-same read again from a file. May import: the other rooms of bench.
+What enters: models as callables. What leaves: a `BenchResult` (`result`, its figures in `figures`), which can be read back
+(`saved`), is compared with another (`compare`) and described in words (`summary`); `columns` defines its tables. May import:
+`bench.results`, and what that may import.
 """

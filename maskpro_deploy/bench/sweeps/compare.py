@@ -1,4 +1,4 @@
-"""Two results that were measured at different times: the same cases beside each other.
+"""Two results that were measured at different times: the same cases compared.
 
 Nothing was interleaved, so whatever changed between the runs (load, temperature, packages) counts as a difference. What is known
 to have changed is listed first. A bundle that is the same in both runs, by its hash, shows how far the machine drifted.
@@ -7,32 +7,31 @@ to have changed is listed first. A bundle that is the same in both runs, by its 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from maskpro_deploy.bench.model import Case
 from maskpro_deploy.bench.results import wording
+from maskpro_deploy.bench.results.columns import Column, ComparedRow, columns_json, comparison_columns, make_table, number_column
+from maskpro_deploy.bench.results.document import Document, Table
+from maskpro_deploy.bench.results.run import ratio_json
 from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.sweeps.saved import Saved
-from maskpro_deploy.bench.sweeps.summary import UNKNOWN, markdown_page, number
 from maskpro_deploy.errors import InputError
-from maskpro_deploy.system.output import table
 
 SCHEMA, VERSION = "maskpro-deploy/benchmark-comparison", 1
-COLUMNS = ("case", "model", "A ms", "B ms", "B against A", "interval", "verdict")
 WARNING = "Two runs, not interleaved: drift counts. A verdict says that the runs differ, not why."
 _ALWAYS_OTHER = ("date", "command_line")  # not worth a line
 _SETTINGS = ("seed", "threads", "same_model", "logit_tolerance", "decode_steps")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
-    """One case of one arm in both runs.
+class Pair(ComparedRow):
+    """One case of one arm in both runs: how much faster B is than A.
 
     Attributes:
         same_files: the bundle is the same in both, so a difference is drift.
-        ratio: how much faster B is than A, or None for too few sessions.
     """
 
     case: Case
@@ -40,12 +39,22 @@ class Pair:
     a_ms: float
     b_ms: float
     same_files: bool
-    ratio: stats.Ratio | None
+
+
+COLUMNS: tuple[Column[Pair], ...] = (
+    Column(header="case", cell=lambda p: p.case.label),
+    Column(
+        header="model", cell=lambda p: f"{p.name} (same files)" if p.same_files else p.name, key="model", value=lambda p: p.name
+    ),
+    number_column("A ms", lambda p: p.a_ms, meaning="median in run A", key="a_ms"),
+    number_column("B ms", lambda p: p.b_ms, meaning="median in run B", key="b_ms"),
+    *comparison_columns("B against A"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Two results beside each other.
+    """Two results, case by case.
 
     Attributes:
         differences: of environment, settings and bundles: (what, in A, in B).
@@ -74,14 +83,7 @@ class Comparison:
             "note": WARNING,
             "differences": [{"what": what, "a": a, "b": b} for what, a, b in self.differences],
             "comparisons": [
-                {
-                    **dataclasses.asdict(p.case),
-                    "model": p.name,
-                    "a_ms": p.a_ms,
-                    "b_ms": p.b_ms,
-                    "same_files": p.same_files,
-                    **(dataclasses.asdict(p.ratio) if p.ratio is not None else {"verdict": None}),
-                }
+                {**dataclasses.asdict(p.case), **columns_json(COLUMNS, p), "same_files": p.same_files, **ratio_json(p.ratio)}
                 for p in self.pairs
             ],
             "verdicts": wording.family_json(len(self.pairs), self.least_difference),
@@ -91,7 +93,7 @@ class Comparison:
         }
 
 
-def compare(
+def compare_results(
     a: Saved, b: Saved, environment: Mapping[str, Any], *, least_difference: float = stats.LEAST_DIFFERENCE
 ) -> Comparison:
     """Match cases and models of two results.
@@ -115,33 +117,49 @@ def compare(
     kinds = a.value["kind"], b.value["kind"]
     if kinds[0] != kinds[1]:
         raise InputError(f"{a.path} is a {kinds[0]} run and {b.path} a {kinds[1]} run: their times mean different things.")
-    names = _matched(a, b)
+    names = _match_names(a, b)
     common = [case for case in a.cases if case in b.cases]
     if not names or not common:
         raise InputError(
             f"{a.path} and {b.path} have no {'model' if not names else 'case'} in common.\n"
-            f"{a.path}: {_contents(a)}\n{b.path}: {_contents(b)}"
+            f"{a.path}: {_list_contents(a)}\n{b.path}: {_list_contents(b)}"
         )
     count = len(common) * len(names)
-    pairs = [_pair(a, b, case, *both) for case in common for both in names]
-    pairs = [p if p.ratio is None else replace(p, ratio=p.ratio.judged(count, least_difference)) for p in pairs]
+    pairs = [_make_pair(a, b, case, *both) for case in common for both in names]
+    pairs = [p if p.ratio is None else replace(p, ratio=p.ratio.judge(count, least_difference)) for p in pairs]
     return Comparison(
         a=str(a.path),
         b=str(b.path),
         kind=kinds[0],
-        differences=tuple(_differences(a, b, names)),
+        differences=tuple(_list_differences(a, b, names)),
         pairs=tuple(pairs),
-        left_out=tuple(_left_out(a, b, {n for n, _ in names}, {n for _, n in names}, set(common))),
+        left_out=tuple(_list_left_out(a, b, {n for n, _ in names}, {n for _, n in names}, set(common))),
         environment=environment,
         least_difference=least_difference,
     )
 
 
-def _contents(saved: Saved) -> str:
+def describe(comparison: Comparison) -> Document:
+    """What is said of the comparison, in all forms of its report."""
+    what = "What differs between the runs"
+    differences = Table(title=what, header=("what", "A", "B"), rows=comparison.differences)
+    headline = _say_headline(comparison)
+    return Document(
+        title=f"Benchmark: two {comparison.kind} runs",
+        headline=headline,
+        tables=[differences, make_table("Compared", COLUMNS, comparison.pairs)],
+        verdicts=[headline],
+        notes=_list_notes(comparison),
+        environment=comparison.environment,
+        preface=[f"A: {comparison.a}", f"B: {comparison.b}"],
+    )
+
+
+def _list_contents(saved: Saved) -> str:
     return f"{', '.join(saved.arms)}: {'; '.join(case.label for case in saved.cases)}"
 
 
-def _matched(a: Saved, b: Saved) -> list[tuple[str, str]]:
+def _match_names(a: Saved, b: Saved) -> list[tuple[str, str]]:
     """Models of one name; or the only one of each run, whatever their names."""
     same = [(name, name) for name in a.arms if name in b.arms]
     if not same and len(a.arms) == len(b.arms) == 1:
@@ -149,7 +167,7 @@ def _matched(a: Saved, b: Saved) -> list[tuple[str, str]]:
     return same
 
 
-def _pair(a: Saved, b: Saved, case: Case, name: str, other: str) -> Pair:
+def _make_pair(a: Saved, b: Saved, case: Case, name: str, other: str) -> Pair:
     left, right = a.cases[case], b.cases[case]
     summaries = left.summary(name), right.summary(other)
     if summaries[0] is None or summaries[1] is None:
@@ -168,27 +186,27 @@ def _fact(saved: Saved, name: str, key: str) -> Any:
     return next(arm for arm in saved.value["arms"] if arm["name"] == name).get(key)
 
 
-def _differences(a: Saved, b: Saved, names: list[tuple[str, str]]) -> list[tuple[str, str, str]]:
+def _list_differences(a: Saved, b: Saved, names: list[tuple[str, str]]) -> list[tuple[str, str, str]]:
     """What is known to differ between the runs."""
-    found = []
+    differences = []
     environments = a.value["environment"], b.value["environment"]
     for key in dict.fromkeys([*environments[0], *environments[1]]):
         before, after = (e.get(key) for e in environments)
         if key == "packages":
             for package in sorted({*(before or {}), *(after or {})}):
-                found.append((package, (before or {}).get(package), (after or {}).get(package)))
+                differences.append((package, (before or {}).get(package), (after or {}).get(package)))
         elif key not in _ALWAYS_OTHER:
-            found.append((key.replace("_", " "), before, after))
-    found += [(key, a.value["config"].get(key), b.value["config"].get(key)) for key in _SETTINGS]
+            differences.append((key.replace("_", " "), before, after))
+    differences += [(key, a.value["config"].get(key), b.value["config"].get(key)) for key in _SETTINGS]
     for name, other in names:
         arms = [next(x for x in s.value["arms"] if x["name"] == n) for s, n in ((a, name), (b, other))]
         for key in dict.fromkeys([*arms[0], *arms[1]]):
             if key not in ("name", "path"):
-                found.append((f"{name}: {key}", arms[0].get(key), arms[1].get(key)))
-    return [(what, _shown(before), _shown(after)) for what, before, after in found if before != after]
+                differences.append((f"{name}: {key}", arms[0].get(key), arms[1].get(key)))
+    return [(what, _show(before), _show(after)) for what, before, after in differences if before != after]
 
 
-def _shown(value: Any) -> str:
+def _show(value: Any) -> str:
     if value is None:
         return "not known"
     if isinstance(value, Mapping):
@@ -197,7 +215,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:12] + "..."
 
 
-def _left_out(a: Saved, b: Saved, in_a: set[str], in_b: set[str], common: set[Case]) -> list[str]:
+def _list_left_out(a: Saved, b: Saved, in_a: set[str], in_b: set[str], common: set[Case]) -> list[str]:
     lines = []
     for letter, saved, names in (("A", a, in_a), ("B", b, in_b)):
         lines += [f"only in {letter}: {case.label}" for case in saved.cases if case not in common]
@@ -205,56 +223,25 @@ def _left_out(a: Saved, b: Saved, in_a: set[str], in_b: set[str], common: set[Ca
     return lines
 
 
-def rows(found: Comparison) -> list[list[str]]:
-    """The table; see `COLUMNS`."""
-    lines = []
-    for p in found.pairs:
-        ratio = ["too few sessions", UNKNOWN, UNKNOWN]
-        if p.ratio is not None:
-            ratio = [*wording.figures(p.ratio), wording.outcome(p.ratio)]
-        name = f"{p.name} (same files)" if p.same_files else p.name
-        lines.append([p.case.label, name, number(p.a_ms), number(p.b_ms), *ratio])
-    return lines
-
-
-def headline(found: Comparison) -> str:
+def _say_headline(comparison: Comparison) -> str:
     """The one sentence of the report."""
-    ratios = [p.ratio for p in found.pairs if p.ratio is not None]
+    ratios = [p.ratio for p in comparison.pairs if p.ratio is not None]
     if not ratios:
         return f"Too few sessions to compare the runs ({stats.MIN_SESSIONS} of each are needed)."
-    if len(found.pairs) == 1:
-        return wording.sentence("B", "A", ratios[0])
-    return f"B compared with A: {wording.tally([p.ratio for p in found.pairs])}."
+    if len(comparison.pairs) == 1:
+        return wording.describe_comparison("B", "A", ratios[0])
+    return f"B compared with A: {wording.count_outcomes([p.ratio for p in comparison.pairs])}."
 
 
-def notes(found: Comparison) -> list[str]:
+def _list_notes(comparison: Comparison) -> list[str]:
     """What a reader has to know."""
     lines = [WARNING]
-    for p in found.pairs:
+    for p in comparison.pairs:
         if p.same_files and p.ratio is not None and p.ratio.differs:
             lines.append(
                 f"{p.name} is the same bundle in both runs, and yet B runs at {p.ratio.speedup:.3f}x the speed of A "
                 f"({p.case.label}): the machine drifted, by about as much."
             )
-    lines.append(wording.family_note(len(found.pairs), found.least_difference))
-    lines += ["The interval takes the sessions of the two runs as independent.", *found.left_out]
+    lines.append(wording.describe_family(len(comparison.pairs), comparison.least_difference))
+    lines += ["The interval takes the sessions of the two runs as independent.", *comparison.left_out]
     return lines
-
-
-def render_text(found: Comparison) -> str:
-    """The comparison as it is printed."""
-    lines = [f"A: {found.a}", f"B: {found.b}", ""]
-    if found.differences:
-        lines += [table(found.differences, ("differs", "A", "B")), ""]
-    return "\n".join([*lines, table(rows(found), COLUMNS), "", headline(found), "", *notes(found)])
-
-
-def markdown(found: Comparison) -> str:
-    """`report.md`."""
-    tables: list[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = [("Compared", COLUMNS, rows(found))]
-    if found.differences:
-        tables.insert(0, ("What differs between the runs", ("what", "A", "B"), found.differences))
-    points = {"How to read this": notes(found)}
-    return markdown_page(
-        f"Benchmark: two {found.kind} runs", headline(found), tables, points, str(found.environment["command_line"])
-    )

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack, cast
 
 from maskpro_deploy.bench import environment
-from maskpro_deploy.bench.arms import SAMPLES_PER_BLOCK, Clock, MeasureConfig, Task, failure
+from maskpro_deploy.bench.arms import SAMPLES_PER_BLOCK, Clock, MeasureConfig, Task, describe_failure
 from maskpro_deploy.bench.model import Agreement, Case, Floats, Forward, Ints, ModelArm, check_arms, compare_logits, make_task
 from maskpro_deploy.bench.roofline import Arithmetic, Bandwidth, measure_arithmetic, measure_bandwidth
-from maskpro_deploy.bench.sessions import MakeTask, Opener, Sessions, empty_run
+from maskpro_deploy.bench.sessions import MakeTask, Opener, Sessions, make_empty_run
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.sweeps.result import BenchResult, CaseResult
-from maskpro_deploy.bench.sweeps.saved import Saved, check_same, start_of
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.bench.sweeps.figures import CaseResult
+from maskpro_deploy.bench.sweeps.result import BenchResult
+from maskpro_deploy.bench.sweeps.saved import Saved, check_same
+from maskpro_deploy.errors import check_range
 from maskpro_deploy.system.progress import SILENT, Progress
 
 _SESSIONS, _SESSIONS_WITHIN_BUDGET = 10, 40
@@ -50,14 +51,10 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         stats.check_least_difference(self.least_difference)
-        if self.samples < 2:
-            raise ConfigError(f"--samples {self.samples} is out of range: 2 or more (20 or more for a comparison).")
-        if self.sessions is not None and self.sessions < 1:
-            raise ConfigError(f"--sessions {self.sessions} is out of range: 1 or more ({stats.MIN_SESSIONS} for a comparison).")
-        if self.budget_s is not None and self.budget_s <= 0:
-            raise ConfigError(f"--budget {self.budget_s:g} is out of range: above 0.")
-        if self.logit_tolerance is not None and not 0 <= self.logit_tolerance < math.inf:
-            raise ConfigError(f"--logit-tolerance {self.logit_tolerance:g} is out of range: 0 or more.")
+        check_range("--samples", self.samples, least=2, note="20 for a comparison")
+        check_range("--sessions", self.sessions, least=1, note=f"{stats.MIN_SESSIONS} for a comparison")
+        check_range("--budget", self.budget_s, above=0)
+        check_range("--logit-tolerance", self.logit_tolerance, least=0, below=math.inf)
 
     @property
     def measure(self) -> MeasureConfig:
@@ -79,8 +76,7 @@ def check_sizes(flag: str, sizes: Sequence[int]) -> None:
         ConfigError: naming the flag.
     """
     for size in sizes:
-        if size < 1:
-            raise ConfigError(f"{flag} {size} is out of range: 1 or more.")
+        check_range(flag, size, least=1)
 
 
 class SweepOptions(TypedDict, total=False):
@@ -153,7 +149,7 @@ class _Sweep:
         self._environment = environment.capture()
         self._earlier = options.get("earlier")
         self._agreement: dict[Case, dict[str, Agreement]] = {}
-        self._run = empty_run([arm.name for arm in arms], cases)
+        self._run = make_empty_run([arm.name for arm in arms], cases)
         self._others: list[CaseResult] = []
         if self._earlier is not None:
             self._take_over(self._earlier)
@@ -181,7 +177,7 @@ class _Sweep:
             config = dataclasses.replace(config, sessions=max(config.sessions, self._earlier.planned_sessions))
         self._planned_sessions = config.sessions
         Sessions(
-            {arm.name: _opener(arm, self._config.seed, self._clock) for arm in self._arms},
+            {arm.name: _make_opener(arm, self._config.seed, self._clock) for arm in self._arms},
             self._cases,
             config,
             run=self._run,
@@ -197,11 +193,11 @@ class _Sweep:
     def _compare_outputs(self, case: Case, opened: Mapping[str, MakeTask[Case]]) -> str | None:
         """How near the arms' logits are, and why they may not be compared, if so."""
         first, *others = self._arms
-        found = self._agreement.setdefault(case, {})
+        agreement = self._agreement.setdefault(case, {})
         for other in others:
-            a, b = (_named(arm.name, cast(_Loaded, opened[arm.name]).forward) for arm in (first, other))
+            a, b = (_name_errors(arm.name, cast(_Loaded, opened[arm.name]).forward) for arm in (first, other))
             try:
-                found[other.name] = near = compare_logits(a, b, case, first.vocab_size, self._config.seed)
+                agreement[other.name] = near = compare_logits(a, b, case, first.vocab_size, self._config.seed)
             except _ArmError as e:
                 self._run.measurements[case].failed += 1
                 return str(e)
@@ -219,14 +215,14 @@ class _Sweep:
             CaseResult(case=case, measurement=self._run.measurements[case], agreement=self._agreement.get(case, {}))
             for case in self._cases
         ]
-        history = () if saved is None else (*saved.value["earlier"], start_of(saved.value, saved.sessions))
+        history = () if saved is None else saved.history
         return BenchResult(
             kind=self._kind,
             environment={**self._environment, "load_average_1min_after": environment.load_average()},
             config=self._settings,
             arms=tuple(self._arms),
             cases=(*self._others, *own),
-            self_test=self._run.verdict(),
+            self_test=self._run.judge_self_test(),
             self_test_samples=tuple(self._run.self_test),
             bandwidth=self._bandwidth,
             arithmetic=self._arithmetic,
@@ -242,14 +238,14 @@ class _ArmError(Exception):
     """An arm raised, and this is which."""
 
 
-def _named(name: str, forward: Forward[Any]) -> Forward[Any]:
+def _name_errors(name: str, forward: Forward[Any]) -> Forward[Any]:
     """The same call; its errors say whose it is."""
 
     def call(tokens: Ints, cache: Any) -> tuple[Floats, Any]:
         try:
             return forward(tokens, cache)
         except Exception as e:  # whatever a backend raises
-            raise _ArmError(failure(name, e)) from e
+            raise _ArmError(describe_failure(name, e)) from e
 
     return call
 
@@ -265,7 +261,7 @@ class _Loaded:
         return make_task(self.forward, case, self._vocab_size, self._seed, self._clock)
 
 
-def _opener(arm: ModelArm[Any], seed: int, clock: Clock) -> Opener[Case]:
+def _make_opener(arm: ModelArm[Any], seed: int, clock: Clock) -> Opener[Case]:
     @contextmanager
     def opened() -> Iterator[MakeTask[Case]]:
         with arm.open() as forward:

@@ -15,7 +15,7 @@ from typing import Any, Unpack
 from maskpro_deploy.bench.model import GENERATE, Case, ModelArm
 from maskpro_deploy.bench.sweeps.result import BenchResult
 from maskpro_deploy.bench.sweeps.sweep import SweepConfig, SweepOptions, check_sizes, run_sweep
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import check_range
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +39,8 @@ class ThroughputConfig:
     def __post_init__(self) -> None:
         check_sizes("--batch", self.batches)
         check_sizes("--prompt", (self.prompt,))
-        if self.output < 2:
-            raise ConfigError(f"--output {self.output} is out of range: 2 or more (the first token belongs to the prefill).")
-        if self.latency_bound_ms is not None and self.latency_bound_ms <= 0:
-            raise ConfigError(f"--latency-bound {self.latency_bound_ms:g} ms is out of range: above 0.")
+        check_range("--output", self.output, least=2, note="the first token belongs to the prefill")
+        check_range("--latency-bound", self.latency_bound_ms, above=0)
 
     @property
     def cases(self) -> list[Case]:

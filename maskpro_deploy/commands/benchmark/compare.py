@@ -27,7 +27,7 @@ def command(a: Path, b: Path, out: Path | None, least_difference: float, force: 
     Example:
       maskpro-deploy benchmark compare report-before report-after --out comparison
     """
-    from maskpro_deploy.runs.comparison import compare_results
+    from maskpro_deploy.runs.comparison import report_comparison
     from maskpro_deploy.runs.output import Output
 
-    compare_results(a, b, Output(out=out, force=force, as_json=as_json), least_difference=least_difference)
+    report_comparison(a, b, Output(out=out, force=force, as_json=as_json), least_difference=least_difference)

@@ -16,12 +16,16 @@ from simulated import BANDWIDTH, ManualClock
 from maskpro_deploy.bench import environment
 from maskpro_deploy.bench.arms import MeasureConfig, PreparedTask, Task, Work
 from maskpro_deploy.bench.kernels import saved as kernels_saved
-from maskpro_deploy.bench.kernels.measure import KernelCase, KernelResult, kernel_cases, run_kernels
+from maskpro_deploy.bench.kernels.cases import KernelCase, plan_cases
+from maskpro_deploy.bench.kernels.measure import run_kernels
+from maskpro_deploy.bench.kernels.result import KernelResult
+from maskpro_deploy.bench.kernels.summary import describe
+from maskpro_deploy.bench.results.document import to_markdown
 from maskpro_deploy.bench.roofline import Arithmetic
 from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.errors import ConfigError
-from maskpro_deploy.reports import kernels as kernels_report
 from maskpro_deploy.reports.blocks import render
+from maskpro_deploy.reports.kernels import build_page
 
 PRODUCTS = {(32, 64): 4, (64, 32): 2, (32, 320): 1}
 QUICK = MeasureConfig(blocks=1, sessions=8, warmup_rounds=6)
@@ -58,7 +62,7 @@ def result(*, off: float = 0.0) -> KernelResult:
         "int8": Form(clock, lambda case: 5e-7 if case.m == 1 else 2e-6, off),
     }
     openers = {name: partial(opened, form) for name, form in forms.items()}
-    run = run_kernels(openers, kernel_cases(PRODUCTS, (1, 8)), QUICK, clock=clock, wall=clock)
+    run = run_kernels(openers, plan_cases(PRODUCTS, (1, 8)), QUICK, clock=clock, wall=clock)
     return KernelResult(
         forms=tuple(forms),
         run=run,
@@ -80,7 +84,7 @@ def measured() -> KernelResult:
 
 
 def test_cases_come_shape_by_shape_with_as_many_weights_as_fit() -> None:
-    cases = kernel_cases({(1024, 4096): 32, (64, 64): 12}, (1, 4))
+    cases = plan_cases({(1024, 4096): 32, (64, 64): 12}, (1, 4))
     assert [(c.k, c.n, c.m, c.count) for c in cases] == [
         *((1024, 4096, 1, 32), (1024, 4096, 4, 32)),
         *((64, 64, 1, 12), (64, 64, 4, 12)),
@@ -114,18 +118,18 @@ def test_forms_are_compared_by_product_and_for_the_model(measured: KernelResult)
 
 
 def test_the_report_says_where_each_form_is_faster(measured: KernelResult) -> None:
-    lines = kernels_report.verdicts(measured)
+    lines = describe(measured).verdicts
     assert "int8 is faster than fp32 at M: 32 x 64 at 1; 64 x 32 at 1; 32 x 320 at 1." in lines
     assert sum("2:4 runs at" in line and line.endswith("(same kernels: no difference expected).") for line in lines) == 2
     assert not any("2:4 is faster" in line for line in lines)
-    assert kernels_report.headline(measured) == (
+    assert describe(measured).headline == (
         "All matrix products of model against fp32: 2:4 no difference seen at M 1, 8 (same kernels: no difference "
         "expected); int8 2.00x at M 1, 0.50x at M 8."
     )
-    for text in (render(kernels_report.page(measured)), kernels_report.markdown(measured)):
-        for said in ("Each product", "The whole model", "not measured (no GPU)", "How to reproduce"):
+    for text in (render(build_page(measured)), to_markdown(describe(measured))):
+        for said in ("Each product", "The whole model", "not measured (no GPU)", str(measured.environment["command_line"])[:20]):
             assert said in text
-    assert render(kernels_report.page(measured)).count("<svg") == 2
+    assert render(build_page(measured)).count("<svg") == 2
 
 
 def test_the_result_is_json_that_says_its_schema(measured: KernelResult) -> None:
@@ -160,9 +164,9 @@ def test_a_wrong_product_makes_the_run_invalid_and_leaves_no_comparison() -> Non
     assert not wrong.valid
     assert "int8: the product is wrong, off by 30.0 % of the largest value." in wrong.invalid_reasons[0]
     assert wrong.model_ratio(1, "2:4") is None
-    assert kernels_report.verdicts(wrong) == []
-    assert kernels_report.headline(wrong).startswith("Invalid: ")
-    assert "x the speed" not in kernels_report.markdown(wrong)
+    assert describe(wrong).verdicts == []
+    assert describe(wrong).headline.startswith("Invalid: ")
+    assert "x the speed" not in to_markdown(describe(wrong))
 
 
 def test_gpu_figures_are_told_with_their_break_even(measured: KernelResult) -> None:
@@ -183,7 +187,7 @@ def test_gpu_figures_are_told_with_their_break_even(measured: KernelResult) -> N
         ],
     }
     found = dataclasses.replace(measured, gpu=gpu)
-    notes = "\n".join(kernels_report.notes(found))
+    notes = "\n".join(describe(found).notes)
     for said in (
         "float16, 32 x 64, cutlass: faster than dense from M 512 on.",
         "Not on this GPU: int8 cusparselt: no such kernel",
@@ -192,15 +196,15 @@ def test_gpu_figures_are_told_with_their_break_even(measured: KernelResult) -> N
     ):
         assert said in notes
     assert "WRONG" not in notes
-    assert kernels_report.gpu_rows(gpu) == [
+    assert describe(found).tables[2].rows == [
         ["float16", "512", "dense", "3", "-"],
         ["float16", "512", "cutlass", "2", "1.500x"],
         ["int8", "512", "cusparselt", "1", "-"],
     ]
-    assert "The whole model on the GPU" in kernels_report.markdown(found)
+    assert "The whole model on the GPU" in to_markdown(describe(found))
 
 
 @pytest.mark.parametrize(("products", "tokens", "said"), [({}, (1,), "no matrix product"), ({(4, 4): 1}, (0,), "--tokens 0")])
 def test_nothing_to_measure_is_refused(products: dict[tuple[int, int], int], tokens: tuple[int, ...], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        kernel_cases(products, tokens)
+        plan_cases(products, tokens)

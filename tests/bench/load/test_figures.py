@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
-from maskpro_deploy.bench.load.client import Failure
+from maskpro_deploy.bench.load.columns import ServerFigures, figures_json
 from maskpro_deploy.bench.load.figures import Figures, Limits
-from maskpro_deploy.bench.load.record import Record, Recording
+from maskpro_deploy.bench.load.sending.client import Failure
+from maskpro_deploy.bench.load.sending.record import Record, Recording
 from maskpro_deploy.bench.load.slo import Slo
 from maskpro_deploy.errors import ConfigError
 
@@ -28,8 +30,12 @@ def figures(*records: Record, duration_s: float = 4.0) -> Figures:
     return Figures([Recording(records=records, duration_s=duration_s)])
 
 
+def to_json(taken: Figures, slo: Slo) -> dict[str, Any]:
+    return figures_json(ServerFigures(load="a load", server="a server", figures=taken, slo=slo))
+
+
 def test_the_figures_of_three_requests() -> None:
-    value = figures(ANSWERED, SHORT, FAILED).to_json(Slo.parse("ttft:900,e2el:1000"))
+    value = to_json(figures(ANSWERED, SHORT, FAILED), Slo.parse("ttft:900,e2el:1000"))
     assert set(value) >= VLLM
     assert (value["completed"], value["failed"], value["failures"]) == (2, 1, {"http 500": 1})
     assert (value["total_input_tokens"], value["total_output_tokens"]) == (12, 4)
@@ -57,9 +63,9 @@ def test_percentiles_come_with_enough_samples() -> None:
         Record(index=i, scheduled_s=None, sent_s=0.0, done_s=1.0, arrivals_s=(0.1 + i / 1e4,), output_tokens=1)
         for i in range(1000)
     ]
-    value = figures(*many).to_json(None)
+    value = figures(*many).to_json()
     assert value["p99_ttft_ms"] == pytest.approx(198.9, abs=0.2)
-    assert figures(*many[:999]).to_json(None)["p99_ttft_ms"] is None
+    assert figures(*many[:999]).to_json()["p99_ttft_ms"] is None
 
 
 def test_how_tokens_were_counted_is_said() -> None:
@@ -73,11 +79,11 @@ def test_how_tokens_were_counted_is_said() -> None:
     assert "1 answers came whole" in notes
     assert "1 of 3 answers have another length than the 8" in notes
     assert figures(packed).values_ms("tpot") == pytest.approx([100 / 7])  # tokens, not pieces
-    assert figures(whole).to_json(None)["median_ttft_ms"] is None
+    assert figures(whole).to_json()["median_ttft_ms"] is None
 
 
 def test_unknown_prompt_lengths_stay_unknown() -> None:
-    value = figures(Record(index=0, scheduled_s=None, sent_s=0.0, done_s=1.0, arrivals_s=(0.1,), output_tokens=1)).to_json(None)
+    value = figures(Record(index=0, scheduled_s=None, sent_s=0.0, done_s=1.0, arrivals_s=(0.1,), output_tokens=1)).to_json()
     assert value["total_input_tokens"] is None
     assert value["total_token_throughput"] is None
 

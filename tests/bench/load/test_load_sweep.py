@@ -10,21 +10,23 @@ import numpy as np
 import pytest
 from virtual import VirtualLoop, run, steady
 
-from maskpro_deploy.bench.load.client import Answer, Client, Failure, Request
-from maskpro_deploy.bench.load.generator import Amount
+from maskpro_deploy.bench.load.point import Point
 from maskpro_deploy.bench.load.points import PointsFile
-from maskpro_deploy.bench.load.requests import random_tokens
-from maskpro_deploy.bench.load.result import LoadResult, Point
-from maskpro_deploy.bench.load.schedule import ClosedLoop, OpenLoop
+from maskpro_deploy.bench.load.result import LoadResult
+from maskpro_deploy.bench.load.sending.client import Answer, Client, Failure, Request
+from maskpro_deploy.bench.load.sending.generator import Amount
+from maskpro_deploy.bench.load.sending.requests import draw_random_tokens
+from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, OpenLoop
 from maskpro_deploy.bench.load.slo import Slo
-from maskpro_deploy.bench.load.summary import headline, markdown, verdicts
+from maskpro_deploy.bench.load.summary import describe
 from maskpro_deploy.bench.load.sweep import LoadConfig, Server, run_sweep
+from maskpro_deploy.bench.results.document import to_markdown
 from maskpro_deploy.bench.statistics.stats import SLOWER
 from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, InputError
 from maskpro_deploy.reports.blocks import render
-from maskpro_deploy.reports.load import page
+from maskpro_deploy.reports.load import build_page
 
-SOURCE = random_tokens(range(100), input_len=8, output_len=4)
+SOURCE = draw_random_tokens(range(100), input_len=8, output_len=4)
 CONFIG = LoadConfig(
     loads=(ClosedLoop(concurrency=2), OpenLoop(rate=5.0), OpenLoop(rate=8.0, burstiness=math.inf)),
     amount=Amount(requests=120, warmup=1),
@@ -67,7 +69,7 @@ def test_a_sweep_of_one_server() -> None:
     assert (second["request_rate"], second["burstiness"], third["burstiness"]) == (5.0, 1.0, "inf")
     assert all(arm["completed"] == 120 and arm["model_id"] == "m" for arm in (first, second, third))
     assert second["request_throughput"] == pytest.approx(5.0, rel=0.02)
-    assert "most goodput (ttft within 500 ms) at concurrency 2" in headline(result)
+    assert "most goodput (ttft within 500 ms) at concurrency 2" in describe(result).headline
     assert result.points[0].self_test is None
 
 
@@ -83,7 +85,7 @@ def test_a_slower_server_is_seen_and_an_equal_one_is_not() -> None:
     assert same.points[0].compared["e2el"].differs is False  # type: ignore[union-attr]
     assert same.valid
     assert same.points[0].self_test.differs is False  # type: ignore[union-attr]
-    assert "whole request: server 0 runs at" in verdicts(same)[2]
+    assert "whole request: server 0 runs at" in describe(same).verdicts[2]
     judged = same.comparisons(same.points[0])["e2el"]
     assert judged is not None
     assert (judged.comparisons, same.to_json()["verdicts"]["comparisons"]) == (4, 4)  # three times and throughput
@@ -98,7 +100,7 @@ def test_luck_that_lasts_as_long_as_a_process_is_no_difference_over_sessions() -
         parts = [
             sweep(noisy(2 * s, slower * luck[s, 0]), noisy(2 * s + 1, luck[s, 1]), config=config, session=s) for s in range(8)
         ]
-        return parts[0].merged(parts[1:])
+        return parts[0].merge(parts[1:])
 
     same = over_sessions(1.0)
     found = same.points[0].compared["e2el"]
@@ -168,7 +170,7 @@ def test_servers_whose_answers_grow_apart_under_load_are_not_compared() -> None:
 
     result = sweep(steady, stops_early, config=replace(CONFIG, loads=CONFIG.loads[:1], blocks=2))
     assert "did different amounts of work: 4.0 and 3.0 tokens an answer" in result.invalid_reasons[0]
-    assert verdicts(result) == []
+    assert describe(result).verdicts == []
 
 
 def test_an_invalid_point_makes_the_run_invalid_and_prints_no_verdict() -> None:
@@ -182,8 +184,8 @@ def test_an_invalid_point_makes_the_run_invalid_and_prints_no_verdict() -> None:
 
     result = sweep(shaky, config=replace(CONFIG, loads=CONFIG.loads[:1]))
     assert not result.valid
-    assert headline(result).startswith("Invalid: concurrency 2: 60 of 120 requests failed (60 x http 500: broken)")
-    assert "Why this run is invalid" in markdown(result)
+    assert describe(result).headline.startswith("Invalid: concurrency 2: 60 of 120 requests failed (60 x http 500: broken)")
+    assert "Why this run is invalid" in to_markdown(describe(result))
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -226,7 +228,7 @@ def test_points_on_disk_that_cannot_be_used(tmp_path: Path) -> None:
 def test_the_page_has_the_curve_the_distributions_and_the_lag() -> None:
     pytest.importorskip("matplotlib")
     config = replace(CONFIG, loads=CONFIG.loads[:2], amount=Amount(requests=20))
-    html = render(page(sweep(noisy(0), noisy(1), config=config)))
+    html = render(build_page(sweep(noisy(0), noisy(1), config=config)))
     for title in (
         "against throughput",
         "inter-token latency",

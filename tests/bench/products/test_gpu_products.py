@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from gpu_torch import GpuTorch, Packed, Refusing, Same, Wrong, make_int8_ways
+from gpu_torch import GpuTorch, Packed, Refusing, Same, WallClock, Wrong, make_int8_ways
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,10 +16,10 @@ from maskpro_deploy.bench.products.product import (
     measure_product,
     plan_cells,
 )
-from maskpro_deploy.bench.products.timing import WallClock, judge_samples, race_arms
+from maskpro_deploy.bench.products.timing import judge_samples, race_arms
 from maskpro_deploy.bench.products.ways import BACKENDS, DTYPES, cusparselt, draw_operands, find_working_ways, linear
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.statistics.break_even import break_even
+from maskpro_deploy.bench.statistics.break_even import find_break_even
 from maskpro_deploy.system.extras import missing
 
 with_torch = pytest.mark.skipif(bool(missing("learn")), reason="torch is not installed")
@@ -54,7 +54,7 @@ def test_a_slower_arm_is_found_slower():
 
 @given(st.dictionaries(st.integers(1, 4096), st.sampled_from([stats.FASTER, stats.SLOWER, stats.NO_DIFFERENCE])))
 def test_from_the_break_even_on_every_size_is_faster_and_the_one_below_is_not(verdicts):
-    found = break_even(verdicts)
+    found = find_break_even(verdicts)
     if found is None:
         assert not verdicts or verdicts[max(verdicts)] != stats.FASTER
     else:

@@ -26,26 +26,28 @@ SLOW = dataclasses.replace(LIKE, speedup=0.8, low=0.7, high=0.9, verdict=stats.S
     ],
 )
 def test_the_outcome_says_what_was_seen_and_whether_it_is_of_interest(ratio: stats.Ratio, said: str) -> None:
-    assert wording.outcome(ratio) == said
+    assert wording.describe_outcome(ratio) == said
 
 
 @pytest.mark.parametrize("ratio", [LIKE, SLOW, UNSEEN, NONE, SMALL])
 def test_same_kernels_are_named_whatever_was_measured(ratio: stats.Ratio) -> None:
-    said = wording.outcome(ratio, same_kernels=True)
+    said = wording.describe_outcome(ratio, same_kernels=True)
     assert "same kernels: no difference expected" in said
     assert ("disturbed this measurement" in said) == ratio.differs
 
 
 def test_a_sentence_names_arms_ratio_and_interval() -> None:
-    assert wording.sentence("a", "b", LIKE) == "a runs at 1.200x the speed of b, 95 % interval [1.100, 1.300]: faster."
+    assert wording.describe_comparison("a", "b", LIKE) == "a runs at 1.200x the speed of b, 95 % interval [1.100, 1.300]: faster."
 
 
 def test_a_tally_counts_each_outcome_once() -> None:
-    assert wording.tally([LIKE, SLOW, UNSEEN, NONE, None]) == (
+    assert wording.count_outcomes([LIKE, SLOW, UNSEEN, NONE, None]) == (
         "faster in 1, slower in 1, no difference of interest in 1, no difference seen in 1, "
         "too few sessions in 1 of 5 comparisons"
     )
-    assert wording.tally([LIKE, LIKE], [False, True]).startswith("faster in 1, a difference that same kernels cannot have")
+    assert wording.count_outcomes([LIKE, LIKE], [False, True]).startswith(
+        "faster in 1, a difference that same kernels cannot have"
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,4 +58,4 @@ def test_a_tally_counts_each_outcome_once() -> None:
     ],
 )
 def test_the_level_of_the_verdicts_is_said(count: int, said: str) -> None:
-    assert said in wording.family_note(count, 0.02)
+    assert said in wording.describe_family(count, 0.02)

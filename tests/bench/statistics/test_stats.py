@@ -197,8 +197,8 @@ def test_sessions_that_are_not_paired_are_refused() -> None:
 
 def test_verdicts_of_several_comparisons_need_more_evidence_than_one() -> None:
     alone = _ratio(1.04, error=0.015, degrees=7.0)
-    assert alone.judged(1, 0.02).verdict == stats.FASTER
-    together = alone.judged(20, 0.02)
+    assert alone.judge(1, 0.02).verdict == stats.FASTER
+    together = alone.judge(20, 0.02)
     assert together.verdict == stats.NO_DIFFERENCE
     assert (together.comparisons, together.low, together.high) == (20, alone.low, alone.high)
 
@@ -223,15 +223,15 @@ def test_verdicts_hold_together_at_the_stated_level(count: int) -> None:
 def test_a_verdict_says_no_difference_of_interest_only_if_a_larger_one_is_excluded(
     speedup: float, error: float, least: float, verdict: str
 ) -> None:
-    found = _ratio(speedup, error=error, degrees=9.0).judged(1, least)
+    found = _ratio(speedup, error=error, degrees=9.0).judge(1, least)
     assert found.verdict == verdict
     assert found.differs == (verdict in (stats.FASTER, stats.SLOWER))
 
 
 @given(st.floats(0.9, 1.1), st.floats(0.0, 0.05), st.floats(0.0, 0.1))
 def test_swapping_the_arms_swaps_the_verdict(speedup: float, error: float, least: float) -> None:
-    there = _ratio(speedup, error=error, degrees=9.0).judged(2, least).verdict
-    back = _ratio(1.0 / speedup, error=error, degrees=9.0).judged(2, least).verdict
+    there = _ratio(speedup, error=error, degrees=9.0).judge(2, least).verdict
+    back = _ratio(1.0 / speedup, error=error, degrees=9.0).judge(2, least).verdict
     swapped = {stats.FASTER: stats.SLOWER, stats.SLOWER: stats.FASTER}
     assert back == swapped.get(there, there)
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from simulated import BROKEN_SELF_TEST
 
+from maskpro_deploy.bench.results.run import SCHEMA, VERSION
 from maskpro_deploy.bench.roofline import ARITHMETIC, MEMORY, Arithmetic, Floor
 from maskpro_deploy.bench.sessions import SelfTest
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.sweeps.result import SCHEMA, VERSION, BenchResult
+from maskpro_deploy.bench.sweeps.result import BenchResult
 
 
 def test_the_result_is_json_without_nan_and_says_its_schema(latency_result: BenchResult, throughput_result: BenchResult) -> None:
@@ -37,7 +38,7 @@ def test_the_figures_can_be_computed_again_from_the_raw_samples(latency_result: 
         (stated,) = case["comparisons"]
         alone = stats.compare_sessions(portions["sparse"], portions["dense"])
         assert alone is not None
-        again = alone.judged(4, 0.02)
+        again = alone.judge(4, 0.02)
         assert (stated["candidate"], stated["baseline"], stated["verdict"]) == ("sparse", "dense", again.verdict)
         assert stated["low"] == pytest.approx(again.low)
         assert (stated["confidence"], stated["comparisons"]) == (0.95, 4)
@@ -61,30 +62,30 @@ def test_tokens_are_counted(throughput_result: BenchResult) -> None:
 def test_a_decode_step_is_bound_by_memory_and_a_prefill_by_the_longer_of_both(latency_result: BenchResult) -> None:
     prefill, _, decode, _ = latency_result.cases
     arm = latency_result.arms[0]
-    step = latency_result.floor(decode, arm)  # 1e10 bytes and 1e11 operations a second are simulated
+    step = latency_result.figures(decode, arm).floor  # 1e10 bytes and 1e11 operations a second are simulated
     assert step == Floor(seconds=pytest.approx((1_000_000 + 16 * 100) / 1e10), bound=MEMORY)
-    whole = latency_result.floor(prefill, arm)
+    whole = latency_result.figures(prefill, arm).floor
     assert whole == Floor(seconds=pytest.approx(1e-4), bound=MEMORY)
     slow = dataclasses.replace(latency_result, arithmetic=Arithmetic(operations_per_s=1e9, method="slow"))
     pairs = 16 * 17 / 2
-    assert slow.floor(prefill, arm) == Floor(seconds=pytest.approx((16 * 500_000 + pairs * 50) / 1e9), bound=ARITHMETIC)
+    assert slow.figures(prefill, arm).floor == Floor(seconds=pytest.approx((16 * 500_000 + pairs * 50) / 1e9), bound=ARITHMETIC)
     summary = decode.summary("sparse")
     assert summary is not None
-    assert latency_result.share_of_ceiling(decode, arm) == pytest.approx(1e3 * (1_000_000 + 1600) / 1e10 / summary.median)
+    assert latency_result.figures(decode, arm).share_of_ceiling == pytest.approx(1e3 * (1_000_000 + 1600) / 1e10 / summary.median)
 
 
 def test_a_floor_that_is_not_known_is_none(latency_result: BenchResult) -> None:
     case, arm = latency_result.cases[2], latency_result.arms[0]
-    assert latency_result.floor(case, dataclasses.replace(arm, weight_bytes=None)) is None
-    assert latency_result.floor(case, dataclasses.replace(arm, on_cpu=False)) is None  # the ceilings are the CPU's
+    assert latency_result.figures(case, dataclasses.replace(arm, weight_bytes=None)).floor is None
+    assert latency_result.figures(case, dataclasses.replace(arm, on_cpu=False)).floor is None  # the ceilings are the CPU's
     quantised = dataclasses.replace(arm, operations_per_token=None)  # done in integers: bytes bound a step, but no prefill
-    assert latency_result.floor(case, quantised) is not None
-    assert latency_result.floor(latency_result.cases[0], quantised) is None
+    assert latency_result.figures(case, quantised).floor is not None
+    assert latency_result.figures(latency_result.cases[0], quantised).floor is None
 
 
 def test_a_whole_generation_has_the_floors_of_its_calls(throughput_result: BenchResult) -> None:
     case, arm = throughput_result.cases[0], throughput_result.arms[0]
-    found = throughput_result.floor(case, arm)
+    found = throughput_result.figures(case, arm).floor
     assert found is not None
     read = 8 * 1_000_000 + sum(100 * (16 + i) for i in range(7))
     assert found.seconds == pytest.approx(read / 1e10)

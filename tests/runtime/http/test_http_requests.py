@@ -30,7 +30,7 @@ def test_every_parameter_has_a_help_text_and_an_allowed_default(parameter: datac
 def test_values_outside_the_range_are_refused_by_name(parameter: dataclasses.Field[object]) -> None:
     allowed: Range = parameter.metadata["range"]
     assert float("nan") not in allowed
-    with pytest.raises(SamplingError, match=f"{parameter.name} is .*; allowed: {allowed}") as caught:
+    with pytest.raises(SamplingError, match=f"{parameter.name} .* is out of range: {allowed}") as caught:
         SamplingParams(**{parameter.name: allowed.low - 1})
     assert caught.value.field == parameter.name
 

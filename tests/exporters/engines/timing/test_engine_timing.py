@@ -13,7 +13,7 @@ import pytest
 from maskpro_deploy.backends.executor import TensorSpec
 from maskpro_deploy.backends.memory import OutOfDeviceMemory
 from maskpro_deploy.backends.tensorrt_.calls import BoundCall
-from maskpro_deploy.bench.statistics.break_even import break_even
+from maskpro_deploy.bench.statistics.break_even import find_break_even
 from maskpro_deploy.errors import MachineError
 from maskpro_deploy.exporters.engines.kernels import Kernel
 from maskpro_deploy.exporters.engines.timing.measure import measure
@@ -126,7 +126,7 @@ def test_without_a_gpu_the_sentence_says_so_and_compares_what_is_known():
     [({1: "slower", 4: "faster", 8: "faster"}, 4), ({1: "faster", 4: "slower"}, None), ({1: "faster"}, 1), ({}, None)],
 )
 def test_break_even_is_the_size_from_which_on_all_are_faster(verdicts, expected):
-    assert break_even(verdicts) == expected
+    assert find_break_even(verdicts) == expected
 
 
 # -- what runs an engine --------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import selectors
 import sys
 
 
-def event_loop() -> asyncio.AbstractEventLoop:
+def make_event_loop() -> asyncio.AbstractEventLoop:
     """An event loop for a load generator.
 
     epoll counts whole milliseconds and rounds up, which would send every request up to 1 ms late. An epoll descriptor can itself

@@ -6,16 +6,16 @@ import math
 import pytest
 from virtual import VirtualLoop, run, steady
 
-from maskpro_deploy.bench.load.client import Answer, Client, Failure, Request
-from maskpro_deploy.bench.load.event_loop import event_loop
-from maskpro_deploy.bench.load.figures import Figures, Limits, latencies_ms
-from maskpro_deploy.bench.load.generator import Amount, run_load
-from maskpro_deploy.bench.load.record import Recording
-from maskpro_deploy.bench.load.requests import random_tokens
-from maskpro_deploy.bench.load.schedule import ClosedLoop, Load, OpenLoop, arrivals
+from maskpro_deploy.bench.load.figures import Figures, Limits, compute_latencies_ms
+from maskpro_deploy.bench.load.sending.client import Answer, Client, Failure, Request
+from maskpro_deploy.bench.load.sending.event_loop import make_event_loop
+from maskpro_deploy.bench.load.sending.generator import Amount, run_load
+from maskpro_deploy.bench.load.sending.record import Recording
+from maskpro_deploy.bench.load.sending.requests import draw_random_tokens
+from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, Load, OpenLoop, draw_arrivals
 from maskpro_deploy.errors import ConfigError
 
-SOURCE = random_tokens(range(100), input_len=8, output_len=5)
+SOURCE = draw_random_tokens(range(100), input_len=8, output_len=5)
 CONSTANT = OpenLoop(rate=10.0, burstiness=math.inf)
 
 
@@ -30,16 +30,16 @@ def record(load: Load, amount: Amount, make: object = steady) -> Recording:
 def test_an_open_loop_sends_by_its_timetable_however_slow_the_server_is() -> None:
     load = OpenLoop(rate=50.0)
     recording = record(load, Amount(requests=40), lambda loop: steady(loop, first_s=30.0))
-    due = arrivals(load, 40, (0,)).tolist()
+    due = draw_arrivals(load, 40, (0,)).tolist()
     assert [r.scheduled_s for r in recording.records] == due
     assert [r.sent_s for r in recording.records] == pytest.approx(due, abs=1e-6)
-    assert Figures([recording]).to_json(None)["max_concurrent_requests"] == 40
+    assert Figures([recording]).to_json()["max_concurrent_requests"] == 40
 
 
 def test_a_closed_loop_keeps_its_concurrency_and_the_server_sets_the_rate() -> None:
     recording = record(ClosedLoop(concurrency=3), Amount(requests=30))
     figures = Figures([recording])
-    assert figures.to_json(None)["max_concurrent_requests"] == 3
+    assert figures.to_json()["max_concurrent_requests"] == 3
     assert figures.duration_s == pytest.approx(10 * 0.14)  # 3 at a time, 0.1 s and 4 times 0.01 s each
     assert [r.scheduled_s for r in recording.records] == [None] * 30
     assert figures.values_ms("ttft") == pytest.approx([100.0] * 30)
@@ -64,7 +64,7 @@ def test_latency_in_an_open_loop_counts_from_the_scheduled_time() -> None:
     late = [r for r in recording.records if r.lag_s > 0.01]
     assert [r.index for r in late] == list(range(4, 13))
     assert late[0].lag_s == pytest.approx(0.9)
-    assert latencies_ms(late[0])["ttft"] == pytest.approx(1000.0)  # 900 ms late and 100 ms of the server
+    assert compute_latencies_ms(late[0])["ttft"] == pytest.approx(1000.0)  # 900 ms late and 100 ms of the server
     (reason,) = Figures([recording]).invalid_reasons(Limits())
     assert "the generator fell behind" in reason
     assert Figures([recording]).invalid_reasons(Limits(max_lag_ms=2000.0)) == []
@@ -110,8 +110,8 @@ def test_failures_are_counted_by_kind_and_make_the_run_invalid() -> None:
     assert reason.startswith("8 of 10 requests failed")
     assert "no luck" in reason
     assert "at all" not in reason
-    value = figures.to_json(None)
-    assert (value["completed"], value["failed"]) == (2, 8)
+    value = figures.to_json()
+    assert (len(figures.answered), figures.failed) == (2, 8)
     assert sum(bool(e) for e in value["errors"]) == 8
 
 
@@ -121,7 +121,7 @@ def test_a_server_that_answers_nothing_gives_no_figures() -> None:
 
     figures = Figures([record(CONSTANT, Amount(requests=5), lambda loop: refuses)])
     assert figures.invalid_reasons(Limits()) == ["none of 5 requests was answered (5 x http 503: busy)."]
-    assert figures.to_json(None)["median_ttft_ms"] is None
+    assert figures.to_json()["median_ttft_ms"] is None
 
 
 def test_a_clock_that_jumps_makes_the_run_invalid() -> None:
@@ -190,7 +190,7 @@ def test_timers_of_the_real_loop_are_finer_than_a_millisecond() -> None:
             late.append(loop.time() - due)
         return late
 
-    with asyncio.Runner(loop_factory=event_loop) as runner:
+    with asyncio.Runner(loop_factory=make_event_loop) as runner:
         late = sorted(runner.run(naps()))
     assert late[0] >= 0.0
     assert late[len(late) // 10] < 0.0005  # epoll alone would be 0.7 ms late each time; a busy machine may be for some

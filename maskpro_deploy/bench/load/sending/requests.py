@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from maskpro_deploy.bench.load.client import Request
-from maskpro_deploy.bench.load.schedule import Seed
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.bench.load.sending.client import Request
+from maskpro_deploy.bench.load.sending.schedule import Seed
+from maskpro_deploy.errors import ConfigError, check_range
 
 RequestSource = Callable[[Seed], Request]
 
 
-def random_tokens(vocabulary: Sequence[int], input_len: int, output_len: int) -> RequestSource:
+def draw_random_tokens(vocabulary: Sequence[int], input_len: int, output_len: int) -> RequestSource:
     """Prompts of exactly `input_len` ids, drawn evenly from `vocabulary`.
 
     Raises:
@@ -35,7 +35,7 @@ def random_tokens(vocabulary: Sequence[int], input_len: int, output_len: int) ->
     return make
 
 
-def text_windows(documents: Sequence[str], words: int, output_len: int) -> RequestSource:
+def cut_text_windows(documents: Sequence[str], words: int, output_len: int) -> RequestSource:
     """Prompts of `words` words of running text, each from a place drawn at random.
 
     Raises:
@@ -56,7 +56,7 @@ def text_windows(documents: Sequence[str], words: int, output_len: int) -> Reque
     return make
 
 
-def given_prompts(prompts: Sequence[str], output_len: int) -> RequestSource:
+def take_prompts(prompts: Sequence[str], output_len: int) -> RequestSource:
     """Prompts as they are, in a drawn order; they repeat where there are fewer than requests.
 
     Raises:
@@ -81,5 +81,4 @@ def check_lengths(input_len: int, output_len: int) -> None:
         ConfigError: naming the flag.
     """
     for flag, value in (("--input-len", input_len), ("--output-len", output_len)):
-        if value < 1:
-            raise ConfigError(f"{flag} {value} is out of range: 1 or more.")
+        check_range(flag, value, least=1)

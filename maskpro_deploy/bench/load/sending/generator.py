@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 
 from maskpro_deploy.bench.arms import frozen_gc
 from maskpro_deploy.bench.clocks import Clock, ClockWatch
-from maskpro_deploy.bench.load.client import Answer, Client, Failure, Request, describe_error
-from maskpro_deploy.bench.load.record import Record, Recording
-from maskpro_deploy.bench.load.schedule import ClosedLoop, Load, OpenLoop, Seed, arrivals
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.bench.load.sending.client import Answer, Client, Failure, Request, describe_error
+from maskpro_deploy.bench.load.sending.record import Record, Recording
+from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, Load, OpenLoop, Seed, draw_arrivals
+from maskpro_deploy.errors import ConfigError, check_range
 from maskpro_deploy.system.progress import SILENT, Progress
 
 BEAT_S = 0.01
@@ -47,14 +47,10 @@ class Amount:
     def __post_init__(self) -> None:
         if (self.requests is None) == (self.duration_s is None):
             raise ConfigError("give either a number of requests (--num-prompts) or a time (--duration).")
-        if self.requests is not None and self.requests < 1:
-            raise ConfigError(f"--num-prompts {self.requests} is out of range: 1 or more.")
-        if self.duration_s is not None and not self.duration_s > 0:
-            raise ConfigError(f"--duration {self.duration_s:g} is out of range: above 0.")
-        if self.warmup < 0:
-            raise ConfigError(f"--warmup {self.warmup} is out of range: 0 or more.")
-        if not self.timeout_s > 0:
-            raise ConfigError(f"--timeout {self.timeout_s:g} is out of range: above 0.")
+        check_range("--num-prompts", self.requests, least=1)
+        check_range("--duration", self.duration_s, above=0)
+        check_range("--warmup", self.warmup, least=0)
+        check_range("--timeout", self.timeout_s, above=0)
 
 
 Source = Callable[[Seed], Request]
@@ -151,7 +147,7 @@ async def run_load(
         progress: told after each request.
     """
     await _warm_up(client, [source((*seed, 1, i)) for i in range(amount.warmup)], load, amount.timeout_s)
-    times = _timetable(load, amount, seed)
+    times = _make_timetable(load, amount, seed)
     count = len(times) if times is not None else amount.requests
     prepared = [source((*seed, 0, i)) for i in range(count)] if count is not None else None
     run = _Run(client, clock, progress, amount, count)
@@ -176,7 +172,7 @@ async def run_load(
         records=tuple(sorted(run.records, key=lambda r: r.index)),
         duration_s=duration,
         beats_s=tuple(beats),
-        clock_jump=watch.jumped(),
+        clock_jump=watch.find_jump(),
         session=session,
         block=block,
         position=position,
@@ -193,7 +189,7 @@ def check_amount(load: Load, amount: Amount) -> None:
         raise ConfigError("--request-rate inf sends all requests at once: give their number (--num-prompts), not a --duration.")
 
 
-def _timetable(load: Load, amount: Amount, seed: Seed) -> list[float] | None:
+def _make_timetable(load: Load, amount: Amount, seed: Seed) -> list[float] | None:
     """When to send in an open loop; None for a closed one."""
     if not isinstance(load, OpenLoop):
         return None
@@ -203,7 +199,7 @@ def _timetable(load: Load, amount: Amount, seed: Seed) -> list[float] | None:
     else:
         assert amount.duration_s is not None
         count = max(1, round(load.rate * amount.duration_s))
-    return [float(t) for t in arrivals(load, count, seed)]
+    return [float(t) for t in draw_arrivals(load, count, seed)]
 
 
 async def _warm_up(client: Client, requests: list[Request], load: Load, timeout_s: float) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import check_range
 
 Seed = tuple[int, ...]
 
@@ -34,10 +34,8 @@ class OpenLoop:
     burstiness: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.rate > 0:
-            raise ConfigError(f"--request-rate {self.rate:g} is out of range: above 0 requests a second.")
-        if not self.burstiness > 0:
-            raise ConfigError(f"--burstiness {self.burstiness:g} is out of range: above 0 (1 is Poisson, inf a constant rate).")
+        check_range("--request-rate", self.rate, above=0)
+        check_range("--burstiness", self.burstiness, above=0, note="1 is Poisson, inf a constant rate")
 
     @property
     def label(self) -> str:
@@ -55,8 +53,7 @@ class ClosedLoop:
     concurrency: int
 
     def __post_init__(self) -> None:
-        if self.concurrency < 1:
-            raise ConfigError(f"--concurrency {self.concurrency} is out of range: 1 or more.")
+        check_range("--concurrency", self.concurrency, least=1)
 
     @property
     def label(self) -> str:
@@ -67,7 +64,7 @@ class ClosedLoop:
 Load = OpenLoop | ClosedLoop
 
 
-def arrivals(load: OpenLoop, count: int, seed: Seed) -> npt.NDArray[np.float64]:
+def draw_arrivals(load: OpenLoop, count: int, seed: Seed) -> npt.NDArray[np.float64]:
     """Send times in seconds after the start, ascending.  # (N,)
 
     The gaps are scaled so that the last request is sent after exactly `count / rate`, as vLLM's benchmark does: otherwise the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from maskpro_deploy.bench.load.client import Failure
+from maskpro_deploy.bench.load.sending.client import Failure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

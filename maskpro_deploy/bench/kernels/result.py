@@ -1,0 +1,194 @@
+"""The result of `benchmark kernels` as data: what its `result.json` holds.
+
+Times are added up for the model, each shape as often as the model has it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from maskpro_deploy.bench.kernels.cases import KernelCase
+from maskpro_deploy.bench.kernels.columns import ProductRow, TotalRow, product_columns, total_columns
+from maskpro_deploy.bench.results import run as data
+from maskpro_deploy.bench.results.columns import columns_json
+from maskpro_deploy.bench.results.run import SessionsResult
+from maskpro_deploy.bench.roofline import Arithmetic, Load, compute_floor
+from maskpro_deploy.bench.sessions import Run
+from maskpro_deploy.bench.statistics import stats
+
+KIND = "kernels"
+_SAME_KERNELS = {"fp32", "2:4"}  # forms that run the same ones on a CPU
+_SEEN = "one form looked different from itself twice in a row; something disturbs the timing."
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelResult(SessionsResult):
+    """A whole run.
+
+    Attributes:
+        forms: names of the arms; the others are compared with the first.
+        run: the samples of each case.
+        last: (K, N) of the product that makes the logits, which is in no layer.
+        layers: how many layers the model has.
+        gpu: what was measured on a GPU, or why nothing was.
+        cpu_finished: whether all sessions on the CPU are done.
+    """
+
+    SCHEMA: ClassVar[str] = "maskpro-deploy/kernels"
+
+    kind: str = KIND
+    arithmetic: Arithmetic
+    forms: tuple[str, ...]
+    run: Run[KernelCase]
+    last: tuple[int, int] | None
+    layers: int
+    facts: Mapping[str, Any]
+    gpu: Mapping[str, Any]
+    cpu_finished: bool = True
+
+    @property
+    def cases(self) -> list[KernelCase]:
+        """In the order measured."""
+        return list(self.run.measurements)
+
+    @property
+    def tokens(self) -> list[int]:
+        """The values of M."""
+        return list(dict.fromkeys(case.m for case in self.cases))
+
+    @property
+    def invalid_reasons(self) -> list[str]:
+        """Why the figures prove nothing; empty if they may be believed."""
+        invalid = [f"{case.label}: {m.invalid}" for case, m in self.run.measurements.items() if m.invalid is not None]
+        return [*invalid, *data.explain_failed_self_test(self.run.judge_self_test(), _SEEN)]
+
+    @property
+    def comparison_count(self) -> int:
+        """How many comparisons the run makes on the CPU; their verdicts hold together."""
+        return (len(self.cases) + len(self.tokens)) * (len(self.forms) - 1)
+
+    def same_kernels(self, form: str) -> bool:
+        """Whether a form runs the kernels of the first: a CPU multiplies zeros like any value."""
+        return {form, self.forms[0]} == _SAME_KERNELS
+
+    def product_ms(self, case: KernelCase, form: str) -> float | None:
+        """Median time of one product."""
+        seconds = [s.seconds for s in self.run.measurements[case].samples[form]]
+        return 1e3 * stats.summarise(seconds).median / case.copies if seconds else None
+
+    def ratio(self, case: KernelCase, form: str) -> stats.Ratio | None:
+        """How much faster a form is than the first; None for a run that is invalid or not finished, or too few sessions."""
+        return self.judge(self.run.measurements[case].compare(form, self.forms[0])) if self.finished and self.valid else None
+
+    def model_ms(self, m: int, form: str, *, layer: bool = False) -> float | None:
+        """All products of the model at M, each as often as the model has it; or those of one layer, on average."""
+        total = 0.0
+        for case in self._of(m, layer=layer):
+            if (each := self.product_ms(case, form)) is None:
+                return None
+            total += case.count * each
+        return total / self.layers if layer else total
+
+    def model_ratio(self, m: int, form: str) -> stats.Ratio | None:
+        """How much faster a form is than the first over all products of the model."""
+        cases = self._of(m)
+        sessions = min((self.run.measurements[c].sessions for c in cases), default=0)
+        if not self.finished or not self.valid or sessions < stats.MIN_SESSIONS:
+            return None
+        sums = {name: self._session_sums(cases, name) for name in (form, self.forms[0])}  # (P,)
+        return self.judge(stats.compare_sessions([[[v]] for v in sums[form]], [[[v]] for v in sums[self.forms[0]]]))
+
+    def _session_sums(self, cases: Sequence[KernelCase], form: str) -> list[float]:
+        """Seconds of all products in each session, from its medians.  # (P,)"""
+        parts = [[c.count / c.copies * float(np.median(p)) for p in self.run.measurements[c].portions(form)] for c in cases]
+        return [sum(session) for session in zip(*parts, strict=True)]
+
+    def _of(self, m: int, *, layer: bool = False) -> list[KernelCase]:
+        return [c for c in self.cases if c.m == m and not (layer and (c.k, c.n) == self.last)]
+
+    def faster_at(self, form: str, shape: tuple[int, int] | None = None) -> list[int]:
+        """The values of M at which a form is faster than the first: for a shape, or for the whole model."""
+        faster = []
+        for m in self.tokens:
+            cases = [c for c in self._of(m) if shape is None or (c.k, c.n) == shape]
+            ratio = self.model_ratio(m, form) if shape is None else self.ratio(cases[0], form)
+            if ratio is not None and ratio.verdict == stats.FASTER:
+                faster.append(m)
+        return faster
+
+    @property
+    def product_rows(self) -> list[ProductRow]:
+        """Each product, for each M and form."""
+        return [self._product_row(case, form) for case in self.cases for form in self.forms]
+
+    def _product_row(self, case: KernelCase, form: str) -> ProductRow:
+        least = None
+        if form == "fp32":  # what the ceilings are for
+            least = compute_floor([Load(bytes=4 * case.k * case.n, operations=case.operations)], self.bandwidth, self.arithmetic)
+        is_first = form == self.forms[0]
+        return ProductRow(
+            case=case,
+            form=form,
+            ms=self.product_ms(case, form),
+            floor_s=None if least is None else least.seconds,
+            ratio=None if is_first else self.ratio(case, form),
+            is_baseline=is_first,
+            same_kernels=self.same_kernels(form),
+        )
+
+    @property
+    def total_rows(self) -> list[TotalRow]:
+        """All products of the model, for each M and form."""
+        return [
+            TotalRow(
+                m=m,
+                form=form,
+                ms=self.model_ms(m, form),
+                per_layer_ms=self.model_ms(m, form, layer=True),
+                ratio=None if form == self.forms[0] else self.model_ratio(m, form),
+                is_baseline=form == self.forms[0],
+                same_kernels=self.same_kernels(form),
+            )
+            for m in self.tokens
+            for form in self.forms
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `result.json`."""
+        first = self.forms[0]
+        rows = {(row.case, row.form): row for row in self.product_rows}
+        return {
+            **super().to_json(),
+            "cpu_finished": self.cpu_finished,
+            "sessions": self.run.sessions,
+            "model": data.plain(self.facts),
+            "forms": list(self.forms),
+            "products": [self._case_json(case, [rows[case, form] for form in self.forms]) for case in self.cases],
+            "whole_model": [
+                {"m": row.m, **columns_json(total_columns(first), row), **_against_first(row)} for row in self.total_rows
+            ],
+            "self_test": data.self_test_json(self.run.judge_self_test(), self.run.self_test),
+            "gpu": data.plain(self.gpu),
+        }
+
+    def _case_json(self, case: KernelCase, rows: Sequence[ProductRow]) -> dict[str, Any]:
+        measured = self.run.measurements[case]
+        forms = [
+            {
+                **columns_json(product_columns(self.forms[0]), row),
+                **_against_first(row),
+                "tokens": data.tokens_json(measured, row.form),
+                "samples": data.samples_json(measured.samples[row.form]),
+            }
+            for row in rows
+        ]
+        return {**dataclasses.asdict(case), **data.state_json(measured), "forms": forms}
+
+
+def _against_first(row: ProductRow | TotalRow) -> dict[str, Any]:
+    return {"against_first": None if row.is_baseline else data.ratio_json(row.ratio)}

@@ -1,0 +1,129 @@
+"""A result in words and tables: the one document that stdout, report.md and report.html show, each in its own form.
+
+A benchmark describes its result as a `Document`; `to_text` and `to_markdown` render it here, `reports.run` as a page with plots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from maskpro_deploy.system.output import table
+
+REPORT_FILE, MARKDOWN_FILE = "report.html", "report.md"
+UNKNOWN = "-"
+WHY_INVALID, VERDICTS, HOW_TO_READ = "Why this run is invalid", "Verdicts", "How to read this"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table with a title, and a note below it."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """What is said of a result.
+
+    Attributes:
+        title: such as "Benchmark: latency".
+        headline: the result in one sentence.
+        tables: the figures; empty ones are left out.
+        verdicts: comparisons in words.
+        notes: what the reader has to know besides the figures.
+        environment: what it was measured on.
+        machine: the same in a line.
+        invalid_reasons: why the figures prove nothing, if so.
+        preface: lines that come first.
+    """
+
+    title: str
+    headline: str
+    tables: Sequence[Table]
+    verdicts: Sequence[str]
+    notes: Sequence[str]
+    environment: Mapping[str, Any]
+    machine: str = ""
+    invalid_reasons: Sequence[str] = ()
+    preface: Sequence[str] = ()
+
+    @property
+    def command(self) -> str:
+        """The command line that measures the same again."""
+        return str(self.environment["command_line"])
+
+    @property
+    def filled_tables(self) -> list[Table]:
+        """The tables that have rows."""
+        return [table for table in self.tables if table.rows]
+
+
+def headline_of(invalid_reasons: Sequence[str], headline: str) -> str:
+    """The sentence of a result: that it is invalid, and why, if so."""
+    return f"Invalid: {invalid_reasons[0]}" if invalid_reasons else headline
+
+
+def to_text(document: Document) -> str:
+    """The document as it is printed."""
+    lines = [*document.preface, ""] if document.preface else []
+    for each in document.filled_tables:
+        lines += [table(each.rows, each.header), ""]
+    if document.invalid_reasons:
+        lines += [f"INVALID: {reason}" for reason in document.invalid_reasons] + [""]
+    lines += [*document.verdicts, "", *document.notes]
+    if document.machine:
+        lines.append(f"Machine: {document.machine}")
+    return "\n".join(lines)
+
+
+def to_markdown(document: Document) -> str:
+    """`report.md`."""
+    lines = [f"# {document.title}", "", f"**{_escape(document.headline)}**", ""]
+    for line in document.preface:
+        lines += [_escape(line), ""]
+    lines += _list_section(WHY_INVALID, document.invalid_reasons)
+    for each in document.filled_tables:
+        lines += [f"## {each.title}", "", _markdown_table(each), ""]
+        if each.note:
+            lines += [_escape(each.note), ""]
+    lines += [*_list_section(VERDICTS, document.verdicts), *_list_section(HOW_TO_READ, document.notes)]
+    lines += ["## Where and how", ""]
+    if document.machine:
+        lines += [_escape(document.machine), ""]
+    return "\n".join([*lines, "```", document.command, "```"]) + "\n"
+
+
+def _list_section(title: str, points: Sequence[str]) -> list[str]:
+    return [f"## {title}", "", *[f"- {_escape(point)}" for point in points], ""] if points else []
+
+
+def _markdown_table(each: Table) -> str:
+    lines = ["| " + " | ".join(each.header) + " |", "|" + "|".join(" --- " for _ in each.header) + "|"]
+    lines += ["| " + " | ".join(_escape(cell) for cell in row) + " |" for row in each.rows]
+    return "\n".join(lines)
+
+
+def _escape(text: str) -> str:
+    """Text that Markdown takes literally."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
+
+
+def format_number(value: float | None, digits: int = 4) -> str:
+    """A figure with so many significant digits, or `UNKNOWN`."""
+    if value is None:
+        return UNKNOWN
+    if value == 0 or 10 ** (digits - 1) <= abs(value):
+        return f"{value:.0f}"
+    text = f"{value:.{digits}g}"
+    return f"{value:.6f}".rstrip("0") if "e" in text else text
+
+
+def describe_machine(environment: Mapping[str, Any], *more: str) -> str:
+    """Where a run was measured, in a line; with what else is to be said."""
+    parts = [environment.get("cpu_model"), f"{environment.get('cpu_count')} cores", environment.get("platform"), *more]
+    return ", ".join(str(part) for part in parts if part)

@@ -1,0 +1,176 @@
+"""A run as data: what every `result.json` of a benchmark holds, and how samples and self-tests stand in it.
+
+Units stand in the keys; what is not known is null. Schemas are versioned. Field names follow vLLM's where they fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from maskpro_deploy.bench import roofline
+from maskpro_deploy.bench.arms import Measurement, Sample
+from maskpro_deploy.bench.results import wording
+from maskpro_deploy.bench.sessions import SelfTest
+from maskpro_deploy.bench.statistics import stats
+
+SCHEMA, VERSION = "maskpro-deploy/benchmark", 2
+RESULT_FILE = "result.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """A whole run of any benchmark.
+
+    Attributes:
+        kind: the benchmark: "latency", "throughput", "kernels" or "serve".
+        environment: what it ran on.
+        config: the settings.
+        duration_s: of the run.
+    """
+
+    SCHEMA: ClassVar[str] = SCHEMA
+    VERSION: ClassVar[int] = VERSION
+
+    kind: str
+    environment: Mapping[str, Any]
+    config: Mapping[str, Any]
+    duration_s: float
+
+    @property
+    def invalid_reasons(self) -> list[str]:
+        """Why the figures prove nothing; empty if they may be believed."""
+        raise NotImplementedError
+
+    @property
+    def comparison_count(self) -> int:
+        """How many comparisons the run makes; their verdicts hold together."""
+        raise NotImplementedError
+
+    @property
+    def valid(self) -> bool:
+        """Whether the figures may be believed."""
+        return not self.invalid_reasons
+
+    @property
+    def least_difference(self) -> float:
+        """The smallest difference of interest, as a fraction."""
+        return float(self.config.get("least_difference", stats.LEAST_DIFFERENCE))
+
+    def judge(self, ratio: stats.Ratio | None) -> stats.Ratio | None:
+        """The comparison with the verdict that holds together with all others of this run."""
+        return None if ratio is None else ratio.judge(self.comparison_count, self.least_difference)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `result.json`."""
+        return {
+            "schema": self.SCHEMA,
+            "version": self.VERSION,
+            "kind": self.kind,
+            "date": self.environment.get("date"),
+            "valid": self.valid,
+            "invalid_reasons": self.invalid_reasons,
+            "duration": self.duration_s,
+            "config": plain(self.config),
+            "verdicts": wording.family_json(self.comparison_count, self.least_difference),
+            "environment": plain(self.environment),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionsResult(RunResult):
+    """A run over sessions, which can be interrupted, gone on with and added to.
+
+    Attributes:
+        bandwidth: of the memory, measured in this run.
+        arithmetic: of matrix products, likewise; None if it was not measured.
+        earlier: where the run went on with an earlier one or added to it: when and how those were started.
+        planned_sessions: how many sessions the run is to have in all; with a budget, at most.
+        finished: whether this is the end of the run, and not a state that it can go on from.
+    """
+
+    bandwidth: roofline.Bandwidth
+    arithmetic: roofline.Arithmetic | None
+    earlier: tuple[Mapping[str, Any], ...] = ()
+    planned_sessions: int = 0
+    finished: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `result.json`."""
+        return {
+            **super().to_json(),
+            "finished": self.finished,
+            "planned_sessions": self.planned_sessions,
+            "earlier": plain(self.earlier),
+            "memory_bandwidth": dataclasses.asdict(self.bandwidth),
+            "arithmetic": dataclasses.asdict(self.arithmetic) if self.arithmetic is not None else None,
+        }
+
+
+def explain_failed_self_test(test: SelfTest, seen: str) -> list[str]:
+    """Why a self-test makes a run invalid; empty if it does not.
+
+    Args:
+        test: what it gave.
+        seen: what is said where it saw a difference twice.
+    """
+    if test.invalid is not None:
+        return [f"self-test: {test.invalid}"]
+    return [f"self-test: {seen}"] if test.passed is False else []
+
+
+def self_test_json(test: SelfTest, samples: Sequence[Measurement]) -> dict[str, Any]:
+    """A self-test with the samples of each attempt."""
+    return {
+        "passed": test.passed,
+        "invalid": test.invalid,
+        "attempts": [dataclasses.asdict(ratio) for ratio in test.attempts],
+        "samples": [
+            {**{arm: samples_json(taken) for arm, taken in measured.samples.items()}, "invalid": measured.invalid}
+            for measured in samples
+        ],
+    }
+
+
+def state_json(measured: Measurement) -> dict[str, Any]:
+    """How the measurement of a case went."""
+    return {name: getattr(measured, name) for name in ("warmup_rounds", "warm", "failed", "invalid")}
+
+
+def tokens_json(measured: Measurement, arm: str) -> Any:
+    """The tokens that an arm chose, or None if it did not run."""
+    return measured.work[arm].tokens.tolist() if arm in measured.work else None
+
+
+def ratio_json(ratio: stats.Ratio | None) -> dict[str, Any]:
+    """A comparison; without a verdict where there was not enough to compare."""
+    return dataclasses.asdict(ratio) if ratio is not None else {"verdict": None}
+
+
+def samples_json(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Each sample's place and its seconds."""
+    return {**places_json(samples), "seconds": [s.seconds for s in samples]}
+
+
+def places_json(samples: Sequence[Sample]) -> dict[str, list[int]]:
+    """Each sample's place in the run."""
+    return {name: [getattr(s, name) for s in samples] for name in ("session", "block", "position")}
+
+
+def vllm_json(metric: str, summary: stats.Summary | None) -> dict[str, float | None]:
+    """A metric's figures under vLLM's names: median_ttft_ms and the like."""
+    names = ("mean", "median", "std", "p90", "p95", "p99", "mad", "minimum", "maximum")
+    figures: dict[str, float | None] = {f"{n}_{metric}_ms": getattr(summary, n) if summary else None for n in names}
+    figures[f"cv_{metric}"] = summary.cv if summary else None
+    return figures
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, mappings as dicts, so that it is JSON."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(v) for v in value]
+    return value

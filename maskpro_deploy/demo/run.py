@@ -1,0 +1,62 @@
+"""The demo: its steps one after another, each of which calls what its own command calls, and keeps the figures.
+
+Everything is written to one folder:
+
+    sparse/          the learned 2:4 checkpoint
+    bundle/          its ONNX bundle, fp32
+    bundle-dense/    the dense twin
+    bundle-fp16/     the sparse bundle for engines, where TensorRT-RTX is installed
+    result.json      all figures
+    report.html      the same to look at
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+import click
+
+from maskpro_deploy.demo.deploy_steps import ask, build, export_bundles, measure
+from maskpro_deploy.demo.model_steps import evaluate, fetch, learn, prove
+from maskpro_deploy.demo.state import Demo
+from maskpro_deploy.errors import MaskProError
+
+STEPS: list[tuple[str, Callable[[Demo], None]]] = [
+    ("fetch the demo model (once)", fetch),
+    ("learn {pattern} masks", learn),
+    ("validate: every group of every pruned layer", prove),
+    ("export to ONNX and compare with torch", export_bundles),
+    ("build a TensorRT-RTX engine", build),
+    ("evaluate dense, one-shot and learned on held-out text", evaluate),
+    ("measure latency, sparse beside dense in one run", measure),
+    ("serve, and ask one question over HTTP", ask),
+]
+
+
+def run(demo: Demo) -> None:
+    """All steps, one after another, each announced on stderr."""
+    for number, (title, step) in enumerate(STEPS, start=1):
+        click.echo(f"[{number}/{len(STEPS)}] {title.format(pattern=demo.pattern)}", err=True)
+        started = time.monotonic()
+        step(demo)
+        seconds = time.monotonic() - started
+        demo.figures.setdefault("seconds", {})[step.__name__] = round(seconds, 1)
+    from maskpro_deploy.bench.environment import capture
+
+    demo.figures["environment"] = capture()
+
+
+def check_platform() -> None:
+    """Refuse early what would fail after minutes.
+
+    Raises:
+        MissingExtraError: an extra that the demo needs is not installed.
+    """
+    from maskpro_deploy.system.extras import require
+
+    for extra in ("learn", "cpu", "serve", "report"):
+        require(extra, "the demo")
+    if sys.maxsize < 2**32:
+        raise MaskProError("the demo needs a 64-bit Python.")

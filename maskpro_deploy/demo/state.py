@@ -1,0 +1,54 @@
+"""What the steps of the demo share: its settings, its folders, and the figures so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maskpro_deploy.pattern import NMPattern
+
+if TYPE_CHECKING:
+    from maskpro_deploy.bench.sweeps.result import BenchResult
+    from maskpro_deploy.learn import LearnResult
+    from maskpro_deploy.validation import ValidationReport
+
+
+@dataclass(slots=True, kw_only=True)
+class Demo:
+    """What the steps share: settings, and what they gave.
+
+    Attributes:
+        out: the folder for everything.
+        budget_s: seconds to learn.
+        rows: (what, value) for the table at the end.
+        figures: the same for machines.
+        not_measured: what this run says nothing about, and why.
+    """
+
+    out: Path
+    budget_s: float
+    seed: int = 0
+    pattern: NMPattern = field(default_factory=lambda: NMPattern(2, 4))
+    rows: list[tuple[str, str]] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+    not_measured: list[str] = field(default_factory=list)
+    dense: Path = Path()
+    learned: LearnResult | None = None
+    validation: ValidationReport | None = None
+    latency: BenchResult | None = None
+
+    @property
+    def sparse(self) -> Path:
+        """The sparse checkpoint."""
+        return self.out / "sparse"
+
+    @property
+    def bundle(self) -> Path:
+        """Its ONNX bundle."""
+        return self.out / "bundle"
+
+    @property
+    def dense_bundle(self) -> Path:
+        """The dense twin."""
+        return self.out / "bundle-dense"

@@ -1,0 +1,137 @@
+"""The items one after another, each in a process of its own with a limit of time; and the file of all figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from maskpro_deploy.errors import InputError, check_known
+from maskpro_deploy.gpu_check.items import END_FACTOR, FAILED, Outcome, Settings
+from maskpro_deploy.gpu_check.registry import ITEMS
+from maskpro_deploy.gpu_check.worker import FIGURES, OUTCOME, SETTINGS
+from maskpro_deploy.system.files import disk_errors, read_json, write_json
+
+FORMAT, VERSION = "maskpro-deploy/gpu-check", 1
+_GRACE_S = 10.0
+_LAST_WORDS = 300
+
+
+def choose_items(only: str) -> list[str]:
+    """The items named in a list with commas, or all.
+
+    Raises:
+        ConfigError: one of them is not known.
+    """
+    names = [name.strip() for name in only.split(",") if name.strip()] or list(ITEMS)
+    for name in names:
+        check_known("--only", name, ITEMS)
+    return list(dict.fromkeys(names))
+
+
+def check_out(out: Path) -> None:
+    """Refuse early what would fail after minutes.
+
+    Raises:
+        InputError: no file can be written there.
+    """
+    if out.is_dir():
+        raise InputError(f"--out {out} is a folder.\nGive the name of a file.")
+    try:
+        tempfile.TemporaryFile(dir=out.resolve().parent).close()
+    except OSError as e:
+        raise InputError(f"--out {out} cannot be written: {e.strerror}.\nChoose another place.") from e
+
+
+def gpu_is_here() -> bool:
+    """Whether the driver knows an NVIDIA GPU."""
+    from maskpro_deploy.backends.cuda.driver import compute_capability
+    from maskpro_deploy.doctor.hardware import find_gpus
+
+    return bool(find_gpus()) or compute_capability() is not None
+
+
+def run_check(
+    names: Sequence[str], *, budget_s: float, scratch: Path | None, rehearse: bool, announce: Callable[[str], None]
+) -> list[Outcome]:
+    """Run the items one after another.
+
+    Args:
+        names: of the items.
+        budget_s: time for the measurements of one item.
+        scratch: a folder for temporary models; the system's by default.
+        rehearse: try the check itself with tiny shapes on the CPU.
+        announce: told of each item before it runs.
+
+    Raises:
+        ConfigError: the budget is out of range.
+        InputError: there is no such folder.
+    """
+    if scratch is not None and not scratch.is_dir():
+        raise InputError(f"--scratch {scratch} is not a folder.\nGive one that exists.")
+    with (
+        disk_errors(scratch or Path(tempfile.gettempdir())),
+        tempfile.TemporaryDirectory(prefix="gpu-check-", dir=scratch) as own,
+    ):
+        settings = Settings(budget_s=budget_s, scratch=Path(own), rehearse=rehearse)
+        outcomes = []
+        for number, name in enumerate(names, start=1):
+            limit = max(ITEMS[name].least_s, END_FACTOR * budget_s)
+            announce(f"[{number}/{len(names)}] {name} (at most {limit:.0f} s)")
+            outcomes.append(run_item(name, settings, limit))
+    return outcomes
+
+
+def run_item(name: str, settings: Settings, limit: float) -> Outcome:
+    """Run one item in a process of its own, and end it after `limit` seconds."""
+    with tempfile.TemporaryDirectory(prefix="item-", dir=settings.scratch) as own:
+        folder = Path(own)
+        write_json(folder / SETTINGS, settings.to_json())
+        command_line = [sys.executable, "-m", "maskpro_deploy.gpu_check.worker", name, str(folder)]
+        with (folder / "output").open("w+", encoding="utf-8", errors="replace") as output:
+            process = subprocess.Popen(command_line, stdout=output, stderr=output, start_new_session=True)
+            try:
+                code: int | None = process.wait(timeout=limit)
+            except subprocess.TimeoutExpired:
+                code = None
+            finally:
+                _end_process(process)
+            output.seek(0)
+            said = output.read().strip().splitlines()
+        if (folder / OUTCOME).is_file():
+            return Outcome(**read_json(folder / OUTCOME))
+        figures = read_json(folder / FIGURES) if (folder / FIGURES).is_file() else {}
+    if code is None:
+        return Outcome(name=name, status=FAILED, detail=f"ended after {limit:.0f} s", seconds=limit, figures=figures)
+    how = f"was ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with exit code {code}"
+    last = said[-1][-_LAST_WORDS:] if said else "it left no message"
+    return Outcome(name=name, status=FAILED, detail=f"its process {how}: {last}", figures=figures, trace="\n".join(said))
+
+
+def _end_process(process: subprocess.Popen[bytes]) -> None:
+    """End an item and what it started: asked first, so that it can end its own processes."""
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=_GRACE_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def check_json(outcomes: Sequence[Outcome], *, budget_s: float, rehearse: bool) -> dict[str, Any]:
+    """The content of the file."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "rehearsal": rehearse,
+        "budget_s": budget_s,
+        "items": [dataclasses.asdict(o) for o in outcomes],
+    }
