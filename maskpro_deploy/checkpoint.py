@@ -19,13 +19,13 @@ from typing import Any
 import ml_dtypes  # noqa: F401 (teaches numpy the names bfloat16 and float8_*)
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.masks import MASKS_FILE, MaskSet
 from maskpro_deploy.system.files import copy_file, new_folder, read_json, write_json
 from maskpro_deploy.system.progress import SILENT, Progress
+from maskpro_deploy.system.safetensors_header import open_tensors
 
 LEARN_FILE = "learn.json"
 INDEX_FILE = "model.safetensors.index.json"
@@ -88,7 +88,7 @@ class Checkpoint:
         """Tensor name -> shape, from the headers alone."""
         shapes: dict[str, tuple[int, ...]] = {}
         for shard in self.shards:
-            with _open_shard(shard) as file:
+            with open_tensors(shard) as file:
                 for name in file.keys():  # noqa: SIM118 (no mapping)
                     shapes[name] = tuple(file.get_slice(name).get_shape())
         return shapes
@@ -101,7 +101,7 @@ class Checkpoint:
         """
         if name not in self.shard_of:
             raise FormatError(f"{self.folder} has no tensor {name!r}.")
-        with _open_shard(self.shard_of[name]) as file:
+        with open_tensors(self.shard_of[name]) as file:
             return _read_tensor(file, name, self.shard_of[name])
 
     def slices(self, name: str) -> Any:
@@ -112,7 +112,7 @@ class Checkpoint:
         """
         if name not in self.shard_of:
             raise FormatError(f"{self.folder} has no tensor {name!r}.")
-        with _open_shard(self.shard_of[name]) as file:
+        with open_tensors(self.shard_of[name]) as file:
             return file.get_slice(name)
 
     @cached_property
@@ -200,21 +200,11 @@ def _find_shards(folder: Path) -> dict[str, Path]:
     every = {path.name for path in weight_files(folder)}
     shard_of: dict[str, Path] = {}
     for name in sorted(set(index.values()) or every):
-        with _open_shard(folder / name) as file:
+        with open_tensors(folder / name) as file:
             shard_of.update(dict.fromkeys(file.keys(), folder / name))
     if absent := sorted(index.keys() - shard_of.keys()):
         raise FormatError(f"{folder / INDEX_FILE} names {absent[0]}, which is in none of its files.")
     return shard_of
-
-
-def _open_shard(path: Path) -> Any:
-    """`safe_open` with errors that say what is wrong with which file."""
-    try:
-        return safe_open(path, "np")
-    except FileNotFoundError:
-        raise FormatError(f"{path} is missing: the checkpoint is incomplete.") from None
-    except (SafetensorError, OSError) as e:
-        raise FormatError(f"{path} is not a complete safetensors file: {e}.\nFetch or write it again.") from e
 
 
 def _read_tensor(file: Any, name: str, path: Path) -> npt.NDArray[Any]:
@@ -259,7 +249,7 @@ def save_sparse(
     with new_folder(out, force=force) as folder:
         copy_side_files(dense.folder, folder)
         for done, shard in enumerate(dense.shards, start=1):
-            with _open_shard(shard) as file:
+            with open_tensors(shard) as file:
                 metadata = file.metadata() or {"format": "pt"}
                 tensors = {name: _read_tensor(file, name, shard) for name in file.keys()}  # noqa: SIM118 (no mapping)
             for name in tensors.keys() & (weights or {}).keys():

@@ -47,7 +47,7 @@ def adapt(
         max_length: cut contexts to so many tokens; None for what the model reads.
         add_special_tokens: whether texts get the tokenizer's special tokens; None lets the tokenizer do as it does.
         answers: where answers are kept.
-        progress: told after each batch.
+        progress: updated after each batch.
 
     Raises:
         InputError: the model names no end-of-text token.

@@ -85,10 +85,10 @@ class WallClock:
 
     device = CPU
 
-    def cover(self, launch_ms):
+    def cover(self, launch_ms: float) -> None:
         """The launch is all there is."""
 
-    def time(self, work):
+    def time(self, work: Callable[[], object]) -> Callable[[], float]:
         started = time.perf_counter()
         work()
         milliseconds = 1e3 * (time.perf_counter() - started)
