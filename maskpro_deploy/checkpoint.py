@@ -49,17 +49,11 @@ SIDE_FILES = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint folder.
+    """An opened checkpoint folder."""
 
-    Attributes:
-        folder: where it is.
-        config: the content of `config.json`.
-        shard_of: tensor name -> file that holds it.
-    """
-
-    folder: Path
-    config: dict[str, Any]
-    shard_of: Mapping[str, Path]
+    folder: Path  # where it is
+    config: dict[str, Any]  # the content of `config.json`
+    shard_of: Mapping[str, Path]  # tensor name -> file that holds it
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:

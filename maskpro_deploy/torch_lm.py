@@ -80,10 +80,7 @@ class TorchLM:
 
     @torch.inference_mode()
     def forward(
-        self,
-        tokens: npt.NDArray[np.int64],
-        cache: Any = None,
-        attention_mask: npt.NDArray[np.int64] | None = None,
+        self, tokens: npt.NDArray[np.int64], cache: Any = None, attention_mask: npt.NDArray[np.int64] | None = None
     ) -> tuple[npt.NDArray[np.float32], Any]:
         """Read tokens on top of a cache.
 
