@@ -66,13 +66,9 @@ def check_genai(forms: tuple[str, ...]) -> None:
 
 def write_genai(folder: Path, model: ModelShape, graph: Graph) -> None:
     """Write `genai_config.json` for the bundle's own graph."""
-    names: dict[str, str] = {
-        "input_ids": "input_ids",
-        "attention_mask": "attention_mask",
-        "position_ids": "position_ids",
-        "past_key_names": "past_key_values.%d.key",
-        "past_value_names": "past_key_values.%d.value",
-    }
+    form = CACHE_FORMS[graph.form]
+    cache = {"past_key_names": "past_key_values.%d.key", "past_value_names": "past_key_values.%d.value"}
+    inputs = {name: name for name in ("input_ids", *form.inputs)} | cache
     outputs = {"logits": "logits", "present_key_names": "present.%d.key", "present_value_names": "present.%d.value"}
     generation = read_optional(folder / "generation_config.json")
     ends = list(model.eos_token_ids)
@@ -87,7 +83,7 @@ def write_genai(folder: Path, model: ModelShape, graph: Graph) -> None:
                     "filename": graph.file,
                     "head_size": model.head_dim,
                     "hidden_size": model.hidden_size,
-                    "inputs": names,
+                    "inputs": inputs,
                     "outputs": outputs,
                     "num_attention_heads": model.num_heads,
                     "num_hidden_layers": model.num_layers,
@@ -98,7 +94,7 @@ def write_genai(folder: Path, model: ModelShape, graph: Graph) -> None:
                 "type": "decoder",
                 "vocab_size": model.vocab_size,
             },
-            "search": _describe_search(generation, model, shared=CACHE_FORMS[graph.form].genai == "shared buffer"),
+            "search": _describe_search(generation, model, shared=form.genai == "shared buffer"),
         },
     )
 

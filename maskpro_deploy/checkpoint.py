@@ -19,13 +19,13 @@ from typing import Any
 import ml_dtypes  # noqa: F401 (teaches numpy the names bfloat16 and float8_*)
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.masks import MASKS_FILE, MaskSet
 from maskpro_deploy.system.files import copy_file, new_folder, read_json, write_json
 from maskpro_deploy.system.progress import SILENT, Progress
+from maskpro_deploy.system.safetensors_header import open_tensors
 
 LEARN_FILE = "learn.json"
 INDEX_FILE = "model.safetensors.index.json"
@@ -82,7 +82,7 @@ class Checkpoint:
         """Tensor name -> shape, from the headers alone."""
         shapes: dict[str, tuple[int, ...]] = {}
         for shard in self.shards:
-            with _open_shard(shard) as file:
+            with open_tensors(shard) as file:
                 for name in file.keys():  # noqa: SIM118 (no mapping)
                     shapes[name] = tuple(file.get_slice(name).get_shape())
         return shapes
@@ -90,12 +90,12 @@ class Checkpoint:
     def tensor(self, name: str) -> npt.NDArray[Any]:
         """One tensor, in its own dtype (bf16 as `ml_dtypes.bfloat16`); a FormatError if there is none of that name."""
         shard = self._shard_holding(name)
-        with _open_shard(shard) as file:
+        with open_tensors(shard) as file:
             return _read_tensor(file, name, shard)
 
     def slices(self, name: str) -> Any:
         """One tensor to read in parts: `slices(name)[a:b, c:d]` reads only these, whatever its size. Errors as of `tensor`."""
-        with _open_shard(self._shard_holding(name)) as file:
+        with open_tensors(self._shard_holding(name)) as file:
             return file.get_slice(name)
 
     def _shard_holding(self, name: str) -> Path:
@@ -111,13 +111,19 @@ class Checkpoint:
 
     def dense_sha256(self, names: Iterable[str]) -> str:
         """Hash of the named weights: name, dtype, shape and bytes, in name order."""
-        digest = hashlib.sha256()
-        for name in sorted(names):
+        return self.dense_sha256s(names)[0]
+
+    def dense_sha256s(self, *choices: Iterable[str]) -> list[str]:
+        """`dense_sha256` of several choices of weights, each of which is read once."""
+        digests = [(hashlib.sha256(), frozenset(names)) for names in choices]
+        for name in sorted(frozenset().union(*(names for _, names in digests))):
+            chosen = [digest for digest, names in digests if name in names]
             for i, block in enumerate(self._read_blocks(name)):
-                if i == 0:
-                    digest.update(f"\0{name}\0{block.dtype.name}\0{self.shapes[name]}\0".encode())
-                digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
-        return digest.hexdigest()
+                for digest in chosen:
+                    if i == 0:
+                        digest.update(f"\0{name}\0{block.dtype.name}\0{self.shapes[name]}\0".encode())
+                    digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
+        return [digest.hexdigest() for digest, _ in digests]
 
     def _read_blocks(self, name: str) -> Iterator[npt.NDArray[Any]]:
         """One tensor as runs of rows of some megabytes, so that a large one is never whole in memory."""
@@ -180,21 +186,11 @@ def _find_shards(folder: Path) -> dict[str, Path]:
     every = {path.name for path in weight_files(folder)}
     shard_of: dict[str, Path] = {}
     for name in sorted(set(index.values()) or every):
-        with _open_shard(folder / name) as file:
+        with open_tensors(folder / name) as file:
             shard_of.update(dict.fromkeys(file.keys(), folder / name))
     if absent := sorted(index.keys() - shard_of.keys()):
         raise FormatError(f"{folder / INDEX_FILE} names {absent[0]}, which is in none of its files.")
     return shard_of
-
-
-def _open_shard(path: Path) -> Any:
-    """`safe_open` with errors that say what is wrong with which file."""
-    try:
-        return safe_open(path, "np")
-    except FileNotFoundError:
-        raise FormatError(f"{path} is missing: the checkpoint is incomplete.") from None
-    except (SafetensorError, OSError) as e:
-        raise FormatError(f"{path} is not a complete safetensors file: {e}.\nFetch or write it again.") from e
 
 
 def _read_tensor(file: Any, name: str, path: Path) -> npt.NDArray[Any]:
@@ -233,7 +229,7 @@ def save_sparse(
     with new_folder(out, force=force) as folder:
         copy_side_files(dense.folder, folder)
         for done, shard in enumerate(dense.shards, start=1):
-            with _open_shard(shard) as file:
+            with open_tensors(shard) as file:
                 metadata = file.metadata() or {"format": "pt"}
                 tensors = {name: _read_tensor(file, name, shard) for name in file.keys()}  # noqa: SIM118 (no mapping)
             for name in tensors.keys() & (weights or {}).keys():

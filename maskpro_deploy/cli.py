@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from maskpro_deploy._version import __version__
-from maskpro_deploy.errors import MaskProError
+from maskpro_deploy.errors import Interrupted, MaskProError
 from maskpro_deploy.system.output import ignore_closed_stdout
 
 # command -> (module in maskpro_deploy.commands, one line for --help), in the order of a first reading
@@ -28,11 +28,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("export", "Turn a checkpoint into an ONNX bundle."),
     "build-engine": ("build_engine", "Build a TensorRT engine from a bundle."),
     "serve": ("serve", "Serve a bundle over an OpenAI-compatible HTTP API."),
-    "benchmark": ("benchmark.group", "Measure latency and throughput, sparse beside dense."),
-    "eval": ("eval", "Measure quality, sparse beside dense."),
+    "benchmark": ("benchmark.group", "Measure latency and throughput, sparse against dense."),
+    "eval": ("eval", "Measure quality, sparse against dense."),
     "doctor": ("doctor", "Say what this machine can do, and how to get what is missing."),
 }
-INTERRUPTED = 130
+INTERRUPTED = Interrupted.exit_code
 
 
 def keep_lines(command: click.Command) -> None:

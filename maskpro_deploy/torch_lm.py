@@ -28,7 +28,7 @@ def load_causal_lm(folder: Path, dtype: torch.dtype) -> Any:
     """The transformers model of a checkpoint folder, frozen, in evaluation mode.
 
     Raises:
-        InputError: the folder is no checkpoint.
+        InputError: the folder is not a checkpoint.
         FormatError: transformers cannot build the model from it.
     """
     Checkpoint.open(folder)  # plain errors for missing, foreign and truncated files come from here

@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from maskpro_deploy import __version__
+from maskpro_deploy import __version__, commands
 from maskpro_deploy.cli import COMMANDS, INTERRUPTED, cli
 
 HEAVY = ("torch", "onnx", "transformers", "onnxruntime", "numpy", "safetensors", "tokenizers", "matplotlib", "starlette")
@@ -50,6 +51,13 @@ def test_help_imports_nothing_heavy():
 def test_the_package_itself_imports_nothing_heavy():
     code = f"import sys, maskpro_deploy, maskpro_deploy.cli; print([m for m in {HEAVY!r} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_every_command_has_a_file_and_every_file_is_a_command():
+    shared = {"__init__", "options", "gpu_check"}  # the GPU check has a script of its own
+    files = {file.stem for file in Path(commands.__file__).parent.glob("*.py")} - shared
+    modules = [module for module, _ in COMMANDS.values()]
+    assert sorted(modules) == sorted(files | {"benchmark.group"})
 
 
 def test_version():

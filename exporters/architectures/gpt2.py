@@ -52,7 +52,7 @@ def build(m: Layers) -> Graph:
             f"{block}.attn",
             m.layer_norm(f"{block}.ln_1", h),
             names=("q_proj", "k_proj", "v_proj", "c_proj"),
-            parts=(three[0], three[1], three[2]),
+            parts=three,
             out=Part(module=f"{block}.attn.c_proj", transposed=False),
         )
         h = m.add(f"{block}.add_attention", h, x)

@@ -15,7 +15,7 @@ from typing import Any
 
 from maskpro_deploy.exporters.architectures.template import Template
 from maskpro_deploy.exporters.graph.builder import Graph
-from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, read_base_config, read_positive
+from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, read_base_config, read_same_windows
 from maskpro_deploy.exporters.graph.layers import Layers
 
 
@@ -27,9 +27,7 @@ def read(config: Mapping[str, Any]) -> DecoderConfig:
 def read_mistral(config: Mapping[str, Any]) -> DecoderConfig:
     """Mistral has no biases; `sliding_window` holds for all layers or, where it is null, for none."""
     base = read_base_config(config)
-    windows = base.windows
-    if config.get("sliding_window") is not None:
-        windows = (read_positive(config, "sliding_window"),) * base.num_layers
+    windows = read_same_windows(config, base.num_layers)
     return dataclasses.replace(base, windows=windows, attention_bias=False, output_bias=False, mlp_bias=False)
 
 

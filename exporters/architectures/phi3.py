@@ -6,23 +6,19 @@ gate, up = split(gate_up_proj(x))
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from maskpro_deploy.exporters.architectures import llama
 from maskpro_deploy.exporters.architectures.template import Template
 from maskpro_deploy.exporters.graph.builder import Graph
-from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, read_base_config, read_positive
+from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig
 from maskpro_deploy.exporters.graph.layers import Layers, Part
 
 
 def read(config: Mapping[str, Any]) -> DecoderConfig:
-    """Without biases; `sliding_window` holds for all layers."""
-    base = read_base_config({**config, "head_dim": None})
-    windows = base.windows
-    if config.get("sliding_window") is not None:
-        windows = (read_positive(config, "sliding_window"),) * base.num_layers
-    return dataclasses.replace(base, windows=windows, attention_bias=False, output_bias=False, mlp_bias=False)
+    """As Mistral; the size of a head follows from the others."""
+    return llama.read_mistral({**config, "head_dim": None})
 
 
 def build(m: Layers) -> Graph:
@@ -33,14 +29,13 @@ def build(m: Layers) -> Graph:
     for i in range(c.num_layers):
         block = f"model.layers.{i}"
         qkv, both = f"{block}.self_attn.qkv_proj", f"{block}.mlp.gate_up_proj"
-        starts = (0, q, q + kv)
-        heads = [Part(module=qkv, start=start, whole=q + 2 * kv) for start in starts]
+        heads = [Part(module=qkv, start=start, whole=q + 2 * kv) for start in (0, q, q + kv)]
         halves = [Part(module=both, start=start, whole=2 * f) for start in (0, f)]
         x = m.rms_norm(f"{block}.input_layernorm", h)
-        x = m.attention(i, f"{block}.self_attn", x, parts=(heads[0], heads[1], heads[2]))
+        x = m.attention(i, f"{block}.self_attn", x, parts=heads)
         h = m.add(f"{block}.add_attention", h, x)
         x = m.rms_norm(f"{block}.post_attention_layernorm", h)
-        h = m.add(f"{block}.add_mlp", h, m.gated_mlp(f"{block}.mlp", x, parts=(halves[0], halves[1])))
+        h = m.add(f"{block}.add_mlp", h, m.gated_mlp(f"{block}.mlp", x, parts=halves))
     return m.logits(m.rms_norm("model.norm", h), "lm_head", "model.embed_tokens")
 
 

@@ -23,7 +23,13 @@ from maskpro_deploy.exporters.frontends.mobius_mask import is_causal
 from maskpro_deploy.exporters.frontends.mobius_model import build_graph, map_weights, read_graph
 from maskpro_deploy.exporters.frontends.translation import Translation
 from maskpro_deploy.exporters.graph.builder import Graph
-from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, read_layer_types, read_positive, read_windows
+from maskpro_deploy.exporters.graph.decoder_config import (
+    DecoderConfig,
+    read_layer_types,
+    read_positive,
+    read_same_windows,
+    read_windows,
+)
 from maskpro_deploy.exporters.graph.layers import Layers
 from maskpro_deploy.system.progress import SILENT, Progress
 
@@ -128,9 +134,7 @@ def _read_window_fields(config: Mapping[str, Any], layers: int) -> tuple[int | N
     """How far each layer looks back, by the fields that transformers reads."""
     if isinstance(config.get("layer_types"), list):
         return read_windows(config, read_layer_types(config, layers, ()))
-    if config.get("sliding_window") is None or config.get("use_sliding_window") is False:
-        return (None,) * layers
-    return (read_positive(config, "sliding_window"),) * layers
+    return (None,) * layers if config.get("use_sliding_window") is False else read_same_windows(config, layers)
 
 
 class _MobiusTranslation(Translation):

@@ -42,21 +42,21 @@ class DecoderConfig:
     model_type: str
     vocab_size: int
     hidden_size: int
-    intermediate_size: int
     num_layers: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
     max_length: int
-    norm_eps: float
-    tied: bool
-    activation: str
-    attention_bias: bool
-    output_bias: bool
-    mlp_bias: bool
     scale: float
     windows: tuple[int | None, ...]
     ropes: tuple[RopeConfig | None, ...]
+    intermediate_size: int = 0
+    norm_eps: float = 0.0
+    tied: bool = False
+    activation: str = ""
+    attention_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
     attention_softcap: float | None = None
     logit_softcap: float | None = None
 
@@ -156,6 +156,12 @@ def read_layer_types(config: Mapping[str, Any], layers: int, default: Collection
 def read_windows(config: Mapping[str, Any], types: Collection[str]) -> tuple[int | None, ...]:
     """How far each layer looks back, from its kind and `sliding_window`."""
     return tuple(read_positive(config, "sliding_window") if kind == "sliding_attention" else None for kind in types)
+
+
+def read_same_windows(config: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
+    """How far each layer looks back where all do alike, from `sliding_window`; all the way where it is null."""
+    window = None if config.get("sliding_window") is None else read_positive(config, "sliding_window")
+    return (window,) * layers
 
 
 def check_supported(field: str, value: object, known: Collection[str]) -> None:

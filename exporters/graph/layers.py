@@ -149,7 +149,7 @@ class Layers:
         x: str,
         *,
         names: tuple[str, str, str, str] = ("q_proj", "k_proj", "v_proj", "o_proj"),
-        parts: tuple[Part, Part, Part] | None = None,
+        parts: Sequence[Part] | None = None,
         out: Part | None = None,
         head_norm: bool = False,
         plus: float = 0.0,
@@ -212,7 +212,7 @@ class Layers:
             heads.append(self._turn(layer, y, count, f"{path}/{kind}") if turn and kind != "v" else y)
         return heads
 
-    def gated_mlp(self, module: str, x: str, *, parts: tuple[Part, Part] | None = None) -> str:
+    def gated_mlp(self, module: str, x: str, *, parts: Sequence[Part] | None = None) -> str:
         """down(act(gate(x)) * up(x)).  # (B, S, E) -> (B, S, E)"""
         e, f, bias = self.config.hidden_size, self.config.intermediate_size, self.config.mlp_bias
         gate_part, up_part = parts if parts is not None else (None, None)

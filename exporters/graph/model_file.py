@@ -11,6 +11,7 @@ import onnx
 
 from maskpro_deploy import manifest
 from maskpro_deploy._version import __version__
+from maskpro_deploy.backends.onnxruntime_.sessions import REWRITE_NOTHING, open_graph
 from maskpro_deploy.exporters.graph.builder import Graph
 from maskpro_deploy.exporters.graph.data_file import Blob
 from maskpro_deploy.manifest import SparseWeight
@@ -56,15 +57,5 @@ def write_graph(path: Path, graph: Graph, blob: Blob, entries: dict[str, str]) -
     elif missing("cpu"):
         log.info("onnxruntime is not installed: the graph was checked, but not opened")
     else:
-        _open_session(path)
-
-
-def _open_session(path: Path) -> None:
-    """Open the graph in onnxruntime without preparing weights: cheap, and every operator must find its kernel."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        # without preparing weights: cheap, and every operator must find its kernel
+        open_graph(path, threads=1, rewrite=REWRITE_NOTHING, settings={"session.disable_prepacking": "1"})

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from maskpro_deploy.backends.onnxruntime_.sessions import open_graph
+
 Values = dict[str, npt.NDArray[Any]]
 
 _STAGE = "stage.onnx"
@@ -110,8 +112,6 @@ class Stream:
         stored.flush()
 
     def _open_session(self, stage: Stage) -> Any:
-        import onnxruntime
-
         nodes = self._model.graph.node[stage.start : stage.stop]
         used = {name for node in nodes for name in _list_reads(node)}
         graph = onnx.helper.make_graph(
@@ -125,9 +125,7 @@ class Stream:
         part.CopyFrom(onnx.ModelProto(ir_version=self._model.ir_version, opset_import=self._model.opset_import, graph=graph))
         path = self._data.parent / _STAGE
         path.write_bytes(part.SerializeToString())
-        options = onnxruntime.SessionOptions()
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # between runs numpy needs the cores
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return open_graph(path)
 
     def _point_here(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
         """The tensor, in this stream's own file if it is in one."""

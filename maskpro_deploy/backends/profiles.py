@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from maskpro_deploy.cache_forms import ENGINE_FORMS
+from maskpro_deploy.cache_forms import CACHE_FORMS, ENGINE_FORMS
 from maskpro_deploy.errors import ConfigError, FormatError
 from maskpro_deploy.manifest import EngineFile, Graph, ModelShape
 
@@ -31,14 +31,12 @@ def input_shapes(graph: Graph, model: ModelShape, batch: int, new: int, past: in
         ConfigError: the graph's cache form is not one that engines are built from.
     """
     tokens = (batch, new)  # (B, S)
-    if graph.form == "cat":
-        shapes: dict[str, Shape] = {"input_ids": tokens, "attention_mask": (batch, new + past), "position_ids": tokens}
-        slots = past
-    elif graph.form == "static" and graph.length is not None:
-        shapes = {"input_ids": tokens, "position_ids": tokens, "write_indices": (batch,)}
-        slots = graph.length
-    else:
+    form = CACHE_FORMS.get(graph.form)
+    if form is None or not form.tensorrt or not (form.grows or graph.length):
         raise ConfigError(f"--form {graph.form}: engines are built from the forms {' and '.join(ENGINE_FORMS)}.")
+    own = {"attention_mask": (batch, new + past), "position_ids": tokens, "write_indices": (batch,)}
+    shapes: dict[str, Shape] = {"input_ids": tokens} | {name: own[name] for name in form.inputs}
+    slots = graph.length or past
     cache = (batch, model.num_kv_heads, slots, model.head_dim)  # (B, H, P or L, D)
     for layer in range(model.num_layers):
         shapes |= {f"past_key_values.{layer}.key": cache, f"past_key_values.{layer}.value": cache}

@@ -44,7 +44,7 @@ _TASKS = ("path", "num_fewshot", "limit", "chat")
 @click.option("--limit", type=int, help="Only so many documents of each task.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Questions read together, at most.")
 @click.option("--apply-chat-template", "chat", is_flag=True, help="Put questions into the model's chat template.")
-@click.option("--out", type=PATH, metavar="FOLDER", help="Write a report; a folder of the same protocol is gone on with.")
+@click.option("--out", type=PATH, metavar="FOLDER", help="Write a report; a folder of the same protocol is continued.")
 @run_options("What runs the models.")
 @click.option("--dtype", default="fp32", show_default=True, metavar="fp32|fp16|bf16", help="Of a checkpoint in torch.")
 @force_option

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from maskpro_deploy.backends.onnxruntime_.linked_libraries import onnxruntime_tensorrt
+from maskpro_deploy.cache_forms import cache_form
 from maskpro_deploy.doctor.machine import Diagnosis
 from maskpro_deploy.doctor.packages import Ability, version
 from maskpro_deploy.errors import FormatError
@@ -22,7 +23,7 @@ def examine_bundle(bundle: Path, diagnosis: Diagnosis) -> tuple[Ability, ...]:
     """What can be served of a bundle here: its graphs, then its engines (each of them is read, to see that it is whole).
 
     Raises:
-        InputError: it is no bundle.
+        InputError: it is not a bundle.
         FormatError: its manifest or a file other than an engine is damaged.
     """
     manifest = Manifest.load(bundle, engines=False)
@@ -31,12 +32,12 @@ def examine_bundle(bundle: Path, diagnosis: Diagnosis) -> tuple[Ability, ...]:
 
 
 def _check_graph(graph: Graph, diagnosis: Diagnosis) -> Ability:
-    """A graph runs in onnxruntime; on a GPU in the growing form only."""
+    """A graph runs in onnxruntime; on a GPU in some forms of the cache only."""
     name = f"{graph.file} ({graph.form}, {graph.quantization or graph.dtype})"
     if missing("cpu"):
         return Ability(name=name, ready=False, lacks=("onnxruntime",), install="pip install 'maskpro-deploy[cpu]'")
     lanes = [] if graph.dtype == "bf16" else ["--provider cpu"]
-    if graph.form == "cat" and diagnosis.gpus and graph.dtype != "bf16":
+    if cache_form(graph.form).onnxruntime_gpu and diagnosis.gpus and graph.dtype != "bf16":
         lanes += [f"--provider {lane}" for lane in _GPU_LANES if _GPU_LANES[lane] in diagnosis.providers]
     lacks = () if lanes else ("kernels for bf16: export it with --dtype fp16 for a GPU, or build an engine",)
     return Ability(name=name, ready=bool(lanes), detail=", ".join(lanes), lacks=lacks)

@@ -7,24 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from maskpro_deploy.bench.environment import reproduce_note
-from maskpro_deploy.bench.results.document import (
-    HOW_TO_READ,
-    MARKDOWN_FILE,
-    REPORT_FILE,
-    VERDICTS,
-    WHY_INVALID,
-    Document,
-)
+from maskpro_deploy.bench.results.document import HOW_TO_READ, MARKDOWN_FILE, REPORT_FILE, VERDICTS, WHY_INVALID, Document
 from maskpro_deploy.bench.results.run import RESULT_FILE
-from maskpro_deploy.reports.blocks import (
-    ListSection,
-    Report,
-    Section,
-    TableSection,
-    environment_sections,
-    warning_list,
-    write,
-)
+from maskpro_deploy.reports.blocks import ListSection, Report, Section, TableSection, environment_sections, warning_list, write
 from maskpro_deploy.system.files import atomic_file, write_json
 
 

@@ -10,9 +10,8 @@ from maskpro_deploy.bench.sweeps.compare import compare_results, describe
 from maskpro_deploy.bench.sweeps.saved import load
 from maskpro_deploy.reports.comparison import build_page
 from maskpro_deploy.reports.run import write_run
-from maskpro_deploy.runs.output import Output, RunFolder
+from maskpro_deploy.runs.output import Output, RunFolder, emit_result
 from maskpro_deploy.system.files import new_folder
-from maskpro_deploy.system.output import emit
 
 
 def report_comparison(a: Path, b: Path, output: Output, *, least_difference: float) -> None:
@@ -34,4 +33,4 @@ def report_comparison(a: Path, b: Path, output: Output, *, least_difference: flo
     if output.out is not None:
         with new_folder(output.out, force=output.force) as folder:
             write_run(folder, result.to_json(), to_markdown(document), build_page(result))
-    emit(output.as_json, result.to_json(), to_text(document, output.out))
+    emit_result(result, to_text(document), out=output.out, as_json=output.as_json)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from maskpro_deploy.bench.results.document import REPORT_FILE
 from maskpro_deploy.errors import InputError
 from maskpro_deploy.evaluate.result import Result, markdown, render_text
 from maskpro_deploy.reports.quality import build_page
 from maskpro_deploy.reports.run import write_run
+from maskpro_deploy.runs.output import emit_result
 from maskpro_deploy.system.extras import require
-from maskpro_deploy.system.output import emit
 from maskpro_deploy.targets.models import Target, find_target
 
 Measure = Callable[[Sequence[Target], Target | None], Result]
@@ -40,5 +39,4 @@ def evaluate_models(measure: Measure, models: Sequence[str], against: str | None
     result = measure(targets, targets[0] if against is not None else None)
     if out is not None:
         write_run(out, result.to_json(), markdown(result), build_page(result))
-    place = "" if out is None else f"\nReport: {out / REPORT_FILE}"
-    emit(as_json, result.to_json(), render_text(result) + place)
+    emit_result(result, render_text(result), out=out, as_json=as_json)

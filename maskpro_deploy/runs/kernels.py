@@ -47,7 +47,7 @@ class KernelsConfig:
         tokens: values of M.
         forms: of the weight; all are compared with the first.
         budget_s: time for the CPU's products, and as much again for those of a GPU; None: `sessions`.
-        sessions: times that everything is opened anew.
+        sessions: times that everything is opened again.
         samples: of each form in each case, over all sessions.
         threads: CPU threads; None: all cores.
         least_difference: the smallest difference of interest, as a fraction; it concerns the verdicts only.
@@ -80,7 +80,7 @@ class KernelsConfig:
         ).measure
 
     def to_json(self) -> dict[str, Any]:
-        """As the result states it; the forms stand beside it."""
+        """As the result states it; the forms are a field of their own."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "forms"}
 
 
@@ -111,7 +111,7 @@ class KernelsRun:
 
     Raises:
         ConfigError: the settings make no sense, or the bundle has no products.
-        InputError: the path is no bundle, or `earlier` is not of this run.
+        InputError: the path is not a bundle, or `earlier` is not of this run.
     """
 
     def __init__(

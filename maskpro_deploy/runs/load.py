@@ -26,11 +26,10 @@ from maskpro_deploy.manifest import Manifest, safe_path
 from maskpro_deploy.reports.load import build_page
 from maskpro_deploy.reports.run import write_run
 from maskpro_deploy.runs.load_options import BUILTIN, RANDOM, LoadOptions
-from maskpro_deploy.runs.output import Output, check_valid
+from maskpro_deploy.runs.output import Output, check_valid, emit_result
 from maskpro_deploy.runs.prompts import make_source
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.files import check_free, new_folder, write_json
-from maskpro_deploy.system.output import emit
 from maskpro_deploy.system.progress import Meter, Progress
 from maskpro_deploy.targets.servers import LOOPBACK, Target, is_url, running_targets
 
@@ -63,7 +62,7 @@ def benchmark_servers(options: LoadOptions, output: Output) -> None:
     if out is not None and points is not None:
         _write_folder(result, document, out, force=output.force)
         points.finish()
-    emit(output.as_json, result.to_json(), to_text(document, out))
+    emit_result(result, to_text(document), out=out, as_json=output.as_json)
     check_valid(result)
 
 

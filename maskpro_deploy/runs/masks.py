@@ -81,7 +81,7 @@ def apply_masks(path: Path, model: str, out: Path, *, force: bool = False, progr
         model: the dense model: checkpoint folder, .gguf file, Hub id, or "demo".
         out: the folder to make.
         force: replace `out` if it exists.
-        progress: told the shards that are written.
+        progress: receives the shards that are written.
 
     Raises:
         InputError: the model is sparse, or the masks were made for other weights.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from maskpro_deploy.bench.results.document import Document, to_markdown, to_text
+from maskpro_deploy.bench.results.document import REPORT_FILE, Document, to_markdown, to_text
 from maskpro_deploy.bench.results.run import RESULT_FILE, RunResult
 from maskpro_deploy.errors import CheckFailed, ConfigError, InputError, Interrupted
 from maskpro_deploy.reports.blocks import Report
@@ -69,9 +69,7 @@ class Output:
         if (self.out / RESULT_FILE).is_file():
             return self.out
         if self.append or (self.out.exists() and any(self.out.iterdir())):
-            raise InputError(
-                f"{self.out} holds no {RESULT_FILE}: there is no run to go on with.\nGive the folder of one as --out."
-            )
+            raise InputError(f"{self.out} holds no {RESULT_FILE}: there is no run to continue.\nGive the folder of one as --out.")
         return None  # interrupted before the first session was over
 
 
@@ -143,8 +141,14 @@ def run_benchmark(
     if output.out is not None:
         folder.save(result)
         write_run(output.out, result.to_json(), to_markdown(document), build_page(result))
-    emit(output.as_json, result.to_json(), to_text(document, output.out))
+    emit_result(result, to_text(document), out=output.out, as_json=output.as_json)
     check_valid(result)
+
+
+def emit_result(result: Result, text: str, *, out: Path | None, as_json: bool) -> None:
+    """Print a result, with the place of its report."""
+    place = "" if out is None else f"\nReport: {out / REPORT_FILE}"
+    emit(as_json, result.to_json(), text + place)
 
 
 def check_valid(result: RunResult) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from maskpro_deploy.evaluate.protocol import EvalProtocol, Windows
     from maskpro_deploy.evaluate.published import ChosenProtocol
 
-# what a result has to share with another to stand beside it
+# what a result has to share with another to be compared with it
 _SAME = ("name", "data_sha256", "window", "stride", "joining", "bos", "special_tokens", "windows")
 
 

@@ -1,6 +1,6 @@
 """Files that appear whole or not at all, and their hashes.
 
-Whatever is written goes to a working folder beside its final place, is fsynced, and then renamed: a crash, an interrupt or a
+Whatever is written goes to a working folder next to its final place, is fsynced, and then renamed: a crash, an interrupt or a
 full disk leaves the old state. The same holds for folders (`new_folder`). What a killed process leaves there is removed when the
 same file or folder is written again.
 """
@@ -70,7 +70,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is fsynced and takes the name `path`.
+    """Yield a temporary path next to `path`; on success it is fsynced and takes the name `path`.
 
     Raises:
         DiskFullError: no space left. The old file, if any, stays as it was.

@@ -1,6 +1,6 @@
 """The most memory that this process had in use.
 
-`getrusage` is no answer on Linux: a process inherits the peak of the one that started it, however small it stays itself. The
+`getrusage` does not answer this on Linux: a process inherits the peak of the one that started it. The
 kernel's own mark of the address space (`VmHWM`) starts at 0 with the program.
 """
 

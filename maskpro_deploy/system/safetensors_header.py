@@ -6,6 +6,7 @@ The safetensors library checks the header against the file; values are then read
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
@@ -30,17 +31,28 @@ class Header(NamedTuple):
     metadata: dict[str, str]
 
 
+def open_tensors(path: Path) -> Any:
+    """`safe_open` with an error that says what is wrong with which file.
+
+    Raises:
+        FormatError: the file is missing or damaged.
+    """
+    try:
+        return safe_open(path, "np")
+    except FileNotFoundError:
+        raise FormatError(f"{path} is missing: the checkpoint is incomplete.") from None
+    except (SafetensorError, OSError) as e:
+        raise FormatError(f"{path} is not a complete safetensors file: {e}.\nFetch or write it again.") from e
+
+
 def read_header(file: InputFile) -> Header:
     """The tensors and the metadata of a file.
 
     Raises:
         FormatError: the file is truncated, its header is damaged, or its tensors overlap or leave it.
     """
-    try:
-        with safe_open(file.path, "np"):  # checks every entry against the file
-            pass
-    except (SafetensorError, OSError) as e:
-        raise FormatError(f"{file.path} is not a complete safetensors file: {e}.\nFetch or write it again.") from e
+    with open_tensors(file.path):  # checks every entry against the file
+        pass
     length = int.from_bytes(file.read(0, 8).tobytes(), "little")
     try:
         header = json.loads(file.read(8, length).tobytes())

@@ -41,7 +41,7 @@ def open_arms(
     Two sessions share the process, and the spinning threads of one would take time from the other: hence no spinning by default.
 
     Raises:
-        InputError: a path is no bundle, or two bundles have different tokenizers.
+        InputError: a path is not a bundle, or two bundles have different tokenizers.
         ConfigError: more forms or engines than bundles.
     """
     forms, engines = _give_each(form, len(bundles), "--form"), _give_each(engine, len(bundles), "--engine")

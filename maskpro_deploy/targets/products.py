@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from maskpro_deploy.backends.onnxruntime_.sessions import open_graph
 from maskpro_deploy.bench.arms import PreparedTask, Task, Work
 from maskpro_deploy.bench.kernels.cases import KernelCase
 from maskpro_deploy.exporters.graph.quantization import Quantization, pack_nibbles
@@ -115,15 +116,8 @@ class Product:
     """
 
     def __init__(self, gemm: Gemm, copies: int = 1, threads: int | None = None) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if threads is not None:
-            options.intra_op_num_threads = threads
         self._copies = copies
-        self._session = onnxruntime.InferenceSession(gemm_model(gemm, copies), options, providers=["CPUExecutionProvider"])
+        self._session = open_graph(gemm_model(gemm, copies), threads=threads)
 
     def call(self, x: npt.NDArray[np.float32]) -> Callable[[], list[npt.NDArray[np.float32]]]:
         """What multiplies x with all weights; the outputs stay in one place and are overwritten by the next call.  # (M, K)"""

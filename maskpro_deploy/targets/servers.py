@@ -82,7 +82,7 @@ def serving_bundle(bundle: Path, options: Sequence[str]) -> Iterator[str]:
     """`maskpro-deploy serve` on a free port of the loopback interface, in a process of its own."""
     from maskpro_deploy.manifest import Manifest
 
-    Manifest.load(bundle)  # what is no bundle shows before a process is started
+    Manifest.load(bundle)  # what is not a bundle shows before a process is started
     command = [sys.executable, "-m", "maskpro_deploy", "serve", str(bundle), "--port", "0", *options]
     environment = {k: v for k, v in os.environ.items() if k != "MASKPRO_API_KEY"}
     process = subprocess.Popen(

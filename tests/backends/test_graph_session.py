@@ -16,13 +16,14 @@ from maskpro_deploy.backends.memory import HostDevice
 from maskpro_deploy.backends.onnxruntime_.executor import OnnxExecutor
 from maskpro_deploy.backends.onnxruntime_.sessions import open_graph
 from maskpro_deploy.backends.session import GraphSession
+from maskpro_deploy.cache_forms import CACHE_FORMS
 from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.exporters import ExportConfig, export
 from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.runtime import RuntimeConfig, SamplingParams, load
 from maskpro_deploy.runtime.sessions.batches import Batch, Prefill, left_mask
 
-FORMS = ("cat", "static", "gqa")
+FORMS = tuple(CACHE_FORMS)
 
 
 @pytest.fixture(scope="module")

@@ -224,7 +224,7 @@ def test_a_self_test_that_fails_twice_makes_the_run_invalid(dense_bundle: Path, 
     figures = {"speedup": 1.2, "speedup_of_medians": 1.2, "low": 1.1, "high": 1.3, "error": 0.04, "degrees": 17.0}
     seen = Ratio(**figures, confidence=0.95, blocks=20, verdict=FASTER)
     broken = SelfTest(attempts=(seen, seen), passed=False)
-    monkeypatch.setattr("maskpro_deploy.bench.sessions.Run.verdict", lambda run: broken)
+    monkeypatch.setattr("maskpro_deploy.bench.sessions.Run.judge_self_test", lambda run: broken)
     error, _ = fail("benchmark", "latency", dense_bundle, "--context", 8, *SMALL, "--json")
     assert isinstance(error, CheckFailed)
     assert "looked different twice in a row" in str(error)

@@ -42,21 +42,12 @@ def run_kernels(
         progress: updated after each case of each session.
     """
     sessions = Sessions(
-        openers,
-        cases,
-        config,
-        run=run,
-        before=_explain_wrong,
-        after=save,
-        after_case=save,
-        clock=clock,
-        wall=wall,
-        progress=progress,
+        openers, cases, config, run=run, before=_check, after=save, after_case=save, clock=clock, wall=wall, progress=progress
     )
     return sessions.measure()
 
 
-def _explain_wrong(case: KernelCase, opened: Mapping[str, Any]) -> str | None:
+def _check(case: KernelCase, opened: Mapping[str, Any]) -> str | None:
     """Why the products of a case are not timed: one of them is wrong."""
     for name, make in opened.items():
         off = make.error(case) if hasattr(make, "error") else 0.0

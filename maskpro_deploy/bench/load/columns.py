@@ -62,10 +62,7 @@ COLUMNS: tuple[Column[ServerFigures], ...] = (
         key="request_goodput",
     ),
     number_column(
-        "tokens/s",
-        lambda row: row.figures.per_s(row.figures.output_tokens),
-        meaning="tokens generated",
-        key="output_throughput",
+        "tokens/s", lambda row: row.figures.per_s(row.figures.output_tokens), meaning="tokens generated", key="output_throughput"
     ),
     _median("ttft", "median time to the first token"),
     _p99("ttft"),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from maskpro_deploy.system.output import table
@@ -69,13 +68,8 @@ def headline_of(invalid_reasons: Sequence[str], headline: str) -> str:
     return f"Invalid: {invalid_reasons[0]}" if invalid_reasons else headline
 
 
-def to_text(document: Document, out: Path | None = None) -> str:
-    """The document as it is printed.
-
-    Args:
-        document: what is said.
-        out: the folder that the report is in, if one was written.
-    """
+def to_text(document: Document) -> str:
+    """The document as it is printed."""
     lines = [*document.preface, ""] if document.preface else []
     for each in document.filled_tables:
         lines += [table(each.rows, each.header), ""]
@@ -84,8 +78,6 @@ def to_text(document: Document, out: Path | None = None) -> str:
     lines += [*document.verdicts, "", *document.notes]
     if document.machine:
         lines.append(f"Machine: {document.machine}")
-    if out is not None:
-        lines.append(f"Report: {out / REPORT_FILE}")
     return "\n".join(lines)
 
 

@@ -21,18 +21,10 @@ def _show_share(row: ArmFigures) -> str:
 
 _CASE: Column[ArmFigures] = Column(header="case", cell=lambda row: row.result.case.label)
 _MODEL: Column[ArmFigures] = Column(header="model", cell=lambda row: row.arm.name)
-_MAD = number_column(
-    "MAD ms",
-    _of_summary(lambda s: s.mad),
-    meaning="median absolute deviation from the median",
-    digits=2,
-)
+_MAD = number_column("MAD ms", _of_summary(lambda s: s.mad), meaning="median absolute deviation from the median", digits=2)
 _ENDS: tuple[Column[ArmFigures], ...] = (
     number_column(
-        "tokens/s",
-        lambda row: row.tokens_per_s,
-        meaning="at the median time, of all rows of the batch",
-        key="tokens_per_s",
+        "tokens/s", lambda row: row.tokens_per_s, meaning="at the median time, of all rows of the batch", key="tokens_per_s"
     ),
     number_column(
         "floor ms",

@@ -44,10 +44,7 @@ class Pair(ComparedRow):
 COLUMNS: tuple[Column[Pair], ...] = (
     Column(header="case", cell=lambda p: p.case.label),
     Column(
-        header="model",
-        cell=lambda p: f"{p.name} (same files)" if p.same_files else p.name,
-        key="model",
-        value=lambda p: p.name,
+        header="model", cell=lambda p: f"{p.name} (same files)" if p.same_files else p.name, key="model", value=lambda p: p.name
     ),
     number_column("A ms", lambda p: p.a_ms, meaning="median in run A", key="a_ms"),
     number_column("B ms", lambda p: p.b_ms, meaning="median in run B", key="b_ms"),
@@ -86,12 +83,7 @@ class Comparison:
             "note": WARNING,
             "differences": [{"what": what, "a": a, "b": b} for what, a, b in self.differences],
             "comparisons": [
-                {
-                    **dataclasses.asdict(p.case),
-                    **columns_json(COLUMNS, p),
-                    "same_files": p.same_files,
-                    **ratio_json(p.ratio),
-                }
+                {**dataclasses.asdict(p.case), **columns_json(COLUMNS, p), "same_files": p.same_files, **ratio_json(p.ratio)}
                 for p in self.pairs
             ],
             "verdicts": wording.family_json(len(self.pairs), self.least_difference),

@@ -9,7 +9,7 @@ from maskpro_deploy.commands.benchmark import compare, kernels, latency, serve, 
 
 @click.group("benchmark")
 def command() -> None:
-    r"""Measure latency and throughput, sparse beside dense, in one run.
+    r"""Measure latency and throughput, sparse against dense, in one run.
 
     Arms are timed in interleaved blocks (A B B A); each comparison comes with a 95 % interval and a verdict, and each report with
     a test of the harness against itself. Exit code 1: the run is invalid, and the reason is given.
