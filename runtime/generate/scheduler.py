@@ -34,8 +34,7 @@ class SchedulerConfig:
     """How much runs at once."""
 
     max_num_seqs: int = 16  # sequences in the batch
-    # tokens of prompts read in one step, padding included (bounds the delay of running sequences, and the memory of the logits:
-    # that many times the vocabulary)
+    # tokens of prompts read in one step, padding included: bounds the delay of running sequences, and the memory of the logits
     chunk_tokens: int = 256
     # tokens that the cache may hold, padding included; None for no limit. A sequence that needs more runs alone
     max_cache_tokens: int | None = None

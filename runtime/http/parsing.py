@@ -57,7 +57,9 @@ def parse(kind: type[R], body: bytes) -> R:
         raise invalid_request(f"the body is not valid JSON: {e}", "invalid_json") from e
     if not isinstance(value, dict):
         raise invalid_request("the body has to be a JSON object.", "invalid_json")
-    _refuse_unsupported(value)
+    for field, harmless in _UNSUPPORTED.items():
+        if value.get(field) is not None and value[field] not in harmless:
+            raise invalid_request(f"{field} is not supported by this server.", "unsupported_parameter", field)
     try:
         request = kind.model_validate(value)
     except ValidationError as e:
@@ -66,18 +68,12 @@ def parse(kind: type[R], body: bytes) -> R:
     return request
 
 
-def _refuse_unsupported(value: Mapping[str, object]) -> None:
-    for field, harmless in _UNSUPPORTED.items():
-        if value.get(field) is not None and value[field] not in harmless:
-            raise invalid_request(f"{field} is not supported by this server.", "unsupported_parameter", field)
-
-
 def _to_api_error(error: ValidationError) -> ApiError:
     """The first thing that is wrong, in one line."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     # a union names its own members after the field: only the field is of use to the reader
-    labels = tuple(part for part in first["loc"][:3] if part in ("str", "int", "[key]") or str(part).startswith("list["))
-    field = ".".join(str(part) for part in first["loc"][:3] if part not in labels) or None
+    parts = [str(part) for part in first["loc"][:3] if part not in ("str", "int", "[key]")]
+    field = ".".join(part for part in parts if not part.startswith("list[")) or None
     message = first["msg"].removeprefix("Value error, ")
     return invalid_request(f"{field}: {message}" if field else message, "invalid_value", field)
 
