@@ -89,11 +89,7 @@ class NMPattern:
     def top(self, scores: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
         """The mask that keeps the N highest scores of every group along the last axis; ties go to the lower index.
 
-        Args:
-            scores: (..., C) with C a multiple of M.
-
-        Returns:
-            (..., C) boolean.
+        Scores and mask are (..., C), with C a multiple of M.
         """
         grouped = scores.reshape(*scores.shape[:-1], -1, self.m)  # (..., G, M)
         order = np.argsort(-grouped, axis=-1, kind="stable")

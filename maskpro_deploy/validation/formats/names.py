@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from maskpro_deploy.validation.accounts import Rule
+from maskpro_deploy.validation.source import Rule
 
 _TABLES = re.compile(
     r"^(embed|embeddings?|emb|embed_(in|positions|tokens\w*)|tok_embeddings|wte|wpe"
@@ -69,23 +69,13 @@ def reduction_axis(name: str, config: Mapping[str, Any]) -> int | None:
     return 1 if types & _PLAIN_FAMILIES else None
 
 
-def module_of(name: str) -> str:
-    """The last module of a tensor's name: `embed_tokens` of `model.embed_tokens.weight`."""
-    parts = name.split(".")
-    return parts[-2] if len(parts) > 1 else ""
-
-
 def role_of(name: str, dtype: str, shape: tuple[int, ...], longest: int, partner: int = 0) -> Matrix | Rule | Doubt:
-    """What a tensor is.
+    """What a tensor is, by its name, its dtype in the words of safetensors and its shape.
 
-    Args:
-        name: as the checkpoint has it.
-        dtype: in the words of safetensors.
-        shape: its shape.
-        longest: the longest dimension of the checkpoint's matrices; no vector of it is longer.
-        partner: elements of the largest tensor of the same module, for scales.
+    No vector is longer than `longest`, the longest dimension of the checkpoint's matrices; scales are smaller than `partner`, the
+    elements of the largest tensor of the same module.
     """
-    last, module = name.rpartition(".")[2], module_of(name)
+    *_, module, last = ("", *name.split("."))
     is_weight = last == "weight" or last.endswith("_proj_weight")
     single = math.prod(shape) > 0 and sum(d > 1 for d in shape) <= 1
     if dtype == "BOOL":
@@ -105,15 +95,11 @@ def role_of(name: str, dtype: str, shape: tuple[int, ...], longest: int, partner
     if dtype in _FLOATS and len(shape) == 2 and "expert" in name and (last == "bias" or last.endswith("_bias")):
         return Rule.BIAS
     if len(shape) == 2 and is_weight:
-        return _judge_matrix(name, module)
+        if _TABLES.match(module) or name == "shared.weight":
+            return Rule.TOKEN_TABLE
+        inside = _NUMBERED.search(name) is not None
+        return Rule.HEAD if name in _TOP or (_HEADS.match(module) and not inside) else Matrix()
     return _judge_rest(name, dtype, shape, is_weight)
-
-
-def _judge_matrix(name: str, module: str) -> Matrix | Rule:
-    inside = _NUMBERED.search(name) is not None
-    if _TABLES.match(module) or name == "shared.weight":
-        return Rule.TOKEN_TABLE
-    return Rule.HEAD if name in _TOP or (_HEADS.match(module) and not inside) else Matrix()
 
 
 def _judge_rest(name: str, dtype: str, shape: tuple[int, ...], is_weight: bool) -> Rule | Doubt:

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from maskpro_deploy.validation.accounts import Rule
 from maskpro_deploy.validation.formats.bitmask24 import DTYPES, Entries
 from maskpro_deploy.validation.formats.names import Doubt, Matrix, role_of
-from maskpro_deploy.validation.source import Finding, Unchecked, Weight
+from maskpro_deploy.validation.source import Finding, Rule, Unchecked, Weight
 
 _ADAPTER = ("lora_", "lokr_", "loha_", "vera_")
 _ZERO_POINT = re.compile(r"zero|zp|offset")
@@ -24,24 +23,18 @@ _SMALL = 1 << 24  # bytes of scales and zero points that are looked at
 
 
 class Neighbours:
-    """The tensors of a checkpoint by module.
-
-    Args:
-        entries: all of them.
-        listed: names of the weights that masks list; None if nothing lists them.
-        config: the model's `config.json`.
-    """
+    """The tensors of a checkpoint by module. `listed` are the weights that masks list, None if nothing lists them."""
 
     def __init__(self, entries: Entries, listed: Collection[str] | None, config: Mapping[str, Any]) -> None:
         self._entries, self._listed = entries, listed
-        self._experts = {v for key in _EXPERTS for c in (config, *_inner_configs(config)) if isinstance(v := c.get(key), int)}
+        inner = [value for value in config.values() if isinstance(value, Mapping)]
+        self._experts = {v for key in _EXPERTS for c in (config, *inner) if isinstance(v := c.get(key), int)}
         self._modules = {path: name for name in listed or () for path in _list_tails(name.rpartition(".")[0])}
         self._members: dict[str, list[str]] = {}
-        for name in entries:
-            self._members.setdefault(name.rpartition(".")[0], []).append(name)
         self._largest: dict[str, int] = {}
         for name, (_, entry) in entries.items():
             module = name.rpartition(".")[0]
+            self._members.setdefault(module, []).append(name)
             self._largest[module] = max(self._largest.get(module, 0), math.prod(entry.shape))
         longest = [max(e.shape) for n, (_, e) in entries.items() if len(e.shape) == 2 and isinstance(self._role(n, 0), Matrix)]
         self._longest = max(longest, default=0)
@@ -52,7 +45,6 @@ class Neighbours:
         return self._role(name, self._widest if name.endswith("bias") else self._longest)
 
     def is_listed(self, name: str) -> bool:
-        """Whether masks list a weight."""
         return self._listed is not None and name in self._listed
 
     def judge(self, finding: Finding, name: str) -> Finding:
@@ -91,14 +83,11 @@ class Neighbours:
         """Whether a tensor of a listed layer leaves alone which of its weights are zero: a bias, a scale, a mask."""
         last = name.rpartition(".")[2]
         if finding is Rule.QUANTISATION:
-            return rank <= 2 and self._is_quantised(name.rpartition(".")[0])
+            weight = self._entries.get(f"{name.rpartition('.')[0]}.weight")
+            return rank <= 2 and weight is not None and weight[1].dtype not in ("F64", "F32", "F16", "BF16")
         if finding is Rule.BOOLEAN:
             return True
         return finding is Rule.VECTOR and (last == "bias" or "scale" in last)
-
-    def _is_quantised(self, module: str) -> bool:
-        own = self._entries.get(f"{module}.weight")
-        return own is not None and own[1].dtype not in ("F64", "F32", "F16", "BF16")
 
     def _judge_quantisation(self, name: str) -> str:
         """Why the stored integers of a weight are not zero where its weights are; "" if they are."""
@@ -124,10 +113,6 @@ class Neighbours:
             return False
         values = file.read(entry.offset, entry.bytes).view(DTYPES[entry.dtype]).astype(np.float64)
         return bool(np.isfinite(values).all() and (values != 0).all())
-
-
-def _inner_configs(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    return (value for value in config.values() if isinstance(value, Mapping))
 
 
 def _split_words(name: str) -> tuple[str, ...]:

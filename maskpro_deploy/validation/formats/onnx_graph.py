@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.system.progress import Progress
-from maskpro_deploy.validation.source import Source, SuffixReader
+from maskpro_deploy.validation.source import Reader, Source
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message  # type: ignore[import-untyped]
@@ -66,7 +66,7 @@ def _all_text(model: Message) -> bool:
     return True
 
 
-class OnnxReader(SuffixReader):
+class OnnxReader(Reader):
     """Reader of ONNX files."""
 
     takes, suffix = "an .onnx file", ".onnx"
