@@ -109,27 +109,25 @@ def tensorrt_lanes(gpus: tuple[Gpu, ...], providers: tuple[str, ...]) -> tuple[A
         lack_10.append("onnxruntime-gpu")
     lack_rtx = [] if rtx and find_spec("tensorrt_rtx") is not None else ["tensorrt-rtx"]
     return (
-        _make_lane("TensorRT 11, native", f"tensorrt {trt}{kernels}{serving}", lack_11, "pip install 'maskpro-deploy[tensorrt]'"),
+        _make_lane("TensorRT 11, native", f"tensorrt {trt}{kernels}{serving}", lack_11, "'maskpro-deploy[tensorrt]'"),
         _make_lane(
             "TensorRT 10, through onnxruntime",
             f"tensorrt {trt}{kernels}",
             lack_10,
-            "pip install 'maskpro-deploy[gpu,tensorrt]' 'tensorrt<11'",
+            "'maskpro-deploy[gpu,tensorrt]' 'tensorrt<11'",
         ),
         _make_lane(
             "TensorRT-RTX, ahead of time (dense kernels only)",
             f"tensorrt-rtx {rtx}; builds without a GPU" + (serving if gpus else ", running an engine needs one"),
             lack_rtx,
-            "pip install 'maskpro-deploy[tensorrt-rtx]'",
+            "'maskpro-deploy[tensorrt-rtx]'",
         ),
     )
 
 
-def _make_lane(name: str, detail: str, lacks: list[str], install: str) -> Ability:
-    only_gpu = all("GPU" in item for item in lacks)
-    return Ability(
-        name=name, ready=not lacks, detail="" if lacks else detail, lacks=tuple(lacks), install="" if only_gpu else install
-    )
+def _make_lane(name: str, detail: str, lacks: list[str], packages: str) -> Ability:
+    install = "" if all("GPU" in item for item in lacks) else f"pip install {packages}"
+    return Ability(name=name, ready=not lacks, detail="" if lacks else detail, lacks=tuple(lacks), install=install)
 
 
 def describe_place(gpus: tuple[Gpu, ...], providers: tuple[str, ...]) -> str:

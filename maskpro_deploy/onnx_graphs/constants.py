@@ -47,11 +47,7 @@ def external_entries(tensor: TensorProto) -> dict[str, str]:
 
 
 def read_model(path: Path) -> onnx.ModelProto:
-    """Read an ONNX model; external data is not read.
-
-    Raises:
-        FormatError: the file is not an ONNX model.
-    """
+    """Read an ONNX model; external data is not read. Raises FormatError: the file is not an ONNX model."""
     try:
         return onnx.load(str(path), load_external_data=False)
     except Exception as e:  # protobuf has several kinds; all mean the same

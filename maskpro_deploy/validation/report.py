@@ -174,18 +174,12 @@ class ValidationReport:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "path": self.path,
-            "kind": self.kind,
-            "holds": self.holds,
-            "verdict": self.verdict,
+            **{name: getattr(self, name) for name in ("path", "kind", "holds", "verdict")},
             "pattern": str(self.pattern) if self.pattern else None,
-            "detected": self.detected,
-            "at_most": self.at_most,
-            "require": self.require,
+            **{name: getattr(self, name) for name in ("detected", "at_most", "require")},
             "required_tensors": len(self.required),
             "failed_tensors": [t.name for t in self.failed],
-            "groups": sum(t.groups for t in self.required),
-            "violations": sum(t.violations for t in self.required),
+            **{name: sum(getattr(t, name) for t in self.required) for name in ("groups", "violations")},
             "short_groups": sum(t.short for t in self.required),
             "negative_zeros": sum(t.negative_zeros for t in self.required),
             "num_parameters": self.num_parameters,

@@ -92,9 +92,7 @@ class Account:
         for tensor in self.stored:
             by_rule.setdefault(str(tensor.rule), []).append(tensor.name)
         return {
-            "total_bytes": self.total,
-            "proven_bytes": self.proven,
-            "broken_bytes": self.broken,
+            **{f"{name}_bytes": getattr(self, name) for name in ("total", "proven", "broken")},
             "exempt_bytes": {str(rule): size for rule, size in self.exempt.items()},
             "unaccounted_bytes": self.unaccounted,
             "files_bytes": self.files,

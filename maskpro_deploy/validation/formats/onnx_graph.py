@@ -46,7 +46,7 @@ def read_graph(path: Path) -> Source:
         stored=trace.ledger.stored,
         num_parameters=trace.num_parameters,
         files=tuple(sorted(trace.files)),
-        inputs=(file, *trace.external.opened),
+        inputs=(file, *trace.external.values()),
         multiply_adds=trace.multiply_adds,
     )
 

@@ -21,8 +21,7 @@ from maskpro_deploy.system.progress import Progress
 from maskpro_deploy.validation.arrays import FileArray, FlatArray, fp4_array
 from maskpro_deploy.validation.formats import bitmask24
 from maskpro_deploy.validation.formats.bitmask24 import DTYPES, Entries
-from maskpro_deploy.validation.formats.names import Doubt, Matrix, reduction_axis
-from maskpro_deploy.validation.formats.neighbours import Neighbours
+from maskpro_deploy.validation.formats.names import Doubt, Matrix, Neighbours, reduction_axis
 from maskpro_deploy.validation.source import Finding, Reader, Rule, Source, Stored, Unchecked, Weight
 
 

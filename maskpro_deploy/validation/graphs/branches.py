@@ -56,17 +56,18 @@ def _bind_node(node: NodeProto, given: dict[str, AttributeProto]) -> NodeProto:
 
 
 Scope = tuple[object, ...]
+Values = list[Value]
 
 
 class Branches:
     """Follows values through the graphs that nodes hold. What a loop carries, or a branch returns, is chosen at run time."""
 
     def __init__(
-        self, trace: Callable[[GraphProto, Mapping[str, Value], Scope], list[Value]], ledger: Ledger, multiplier: Multiplier
+        self, trace: Callable[[GraphProto, Mapping[str, Value], Scope], Values], ledger: Ledger, multiplier: Multiplier
     ) -> None:
         self._trace, self._ledger, self._multiplier = trace, ledger, multiplier
 
-    def results(self, node: NodeProto, inputs: Inputs, values: Mapping[str, Value], scope: Scope) -> list[Value]:
+    def results(self, node: NodeProto, inputs: Inputs, values: Mapping[str, Value], scope: Scope) -> Values:
         graphs = graphs_of(node)
         touched = set(origins_of(*inputs))
         if node.op_type == "Loop":
@@ -83,7 +84,7 @@ class Branches:
         self._ledger.touched |= touched  # each went into a graph, and was followed there
         return results
 
-    def _run(self, graph: GraphProto, values: Mapping[str, Value], given: Mapping[str, Value], scope: Scope) -> list[Value]:
+    def _run(self, graph: GraphProto, values: Mapping[str, Value], given: Mapping[str, Value], scope: Scope) -> Values:
         return self._trace(graph, {**values, **given}, scope)
 
     def _merge(self, node: NodeProto, column: Sequence[Value]) -> Value:
@@ -100,37 +101,29 @@ class Branches:
             return Opaque(value.origins, Kind.SELECTED, f"it is carried through {what}")
         return Runtime.ACTIVE
 
-    def _trace_loop(self, body: GraphProto, inputs: Inputs, values: Mapping[str, Value], scope: Scope, count: int) -> list[Value]:
+    def _trace_loop(self, body: GraphProto, inputs: Inputs, values: Mapping[str, Value], scope: Scope, count: int) -> Values:
         state = [self._carry(v, "Loop") for v in inputs[2:]]
         self._ledger.exempt(origins_of(*inputs[:2]), Rule.INDEX)
-        names = [v.name for v in body.input]
-        first: list[Value] = [Runtime.ACTIVE, Runtime.INPUT]  # number of the pass, and whether to go on
-        return self._repeat(body, values, lambda s: dict(zip(names, [*first, *s], strict=False)), state, scope, skipped=1)[:count]
+        first: Values = [Runtime.ACTIVE, Runtime.INPUT]  # number of the pass, and whether to go on
+        return self._repeat(body, values, scope, first, state, [])[:count]
 
-    def _trace_scan(
-        self, node: NodeProto, body: GraphProto, inputs: Inputs, values: Mapping[str, Value], scope: Scope
-    ) -> list[Value]:
+    def _trace_scan(self, node: NodeProto, body: GraphProto, inputs: Inputs, values: Mapping[str, Value], scope: Scope) -> Values:
         count = get_integer(node, "num_scan_inputs", 0)
         first = len(inputs) - count
         state = [self._carry(v, "Scan") for v in inputs[:first]]
         parts = [self._carry(v, "Scan, a part at a time") for v in inputs[first:]]
-        names = [v.name for v in body.input]
-        return self._repeat(body, values, lambda s: dict(zip(names, [*s, *parts], strict=False)), state, scope, skipped=0)
+        return self._repeat(body, values, scope, [], state, parts)
 
     def _repeat(
-        self,
-        body: GraphProto,
-        values: Mapping[str, Value],
-        given: Callable[[list[Value]], dict[str, Value]],
-        state: list[Value],
-        scope: Scope,
-        *,
-        skipped: int,
-    ) -> list[Value]:
+        self, body: GraphProto, values: Mapping[str, Value], scope: Scope, first: Values, state: Values, parts: Values
+    ) -> Values:
         """Trace a body until what it carries does not change; each state can only get worse, so this ends."""
+        names = [v.name for v in body.input]
         while True:
             mark = self._multiplier.mark()
-            outputs = self._run(body, values, given(state), scope)[skipped:]
+            outputs = self._run(body, values, dict(zip(names, [*first, *state, *parts], strict=False)), scope)
+            if first:  # a Loop's body says in front of the rest whether to go on
+                del outputs[0]
             worse = [_join_states(old, new) for old, new in zip(state, outputs, strict=False)]
             if worse == state:
                 return [*worse, *outputs[len(state) :]]

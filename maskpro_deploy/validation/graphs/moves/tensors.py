@@ -50,11 +50,7 @@ def cast_target(data_type: int) -> np.dtype[Any] | None:
 
 
 def shape_of(tensor: TensorProto, path: Path) -> tuple[int, ...]:
-    """A tensor's shape.
-
-    Raises:
-        FormatError: it has a negative dimension.
-    """
+    """A tensor's shape; a negative dimension is a FormatError."""
     if any(d < 0 for d in tensor.dims):
         raise FormatError(f"{path}: {tensor.name or 'a tensor'} has a negative dimension: {list(tensor.dims)}.")
     return tuple(tensor.dims)
@@ -83,29 +79,19 @@ def _find_external_file(path: Path, location: str) -> Path:
     return target
 
 
-class ExternalFiles:
-    """The files of external data that the model at `path` names, each opened once."""
+class ExternalFiles(dict[str, InputFile]):
+    """The files of external data that the model at `path` names, each opened once, when it is first asked for."""
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self._path = path
-        self._opened: dict[str, InputFile] = {}
 
-    def __getitem__(self, location: str) -> InputFile:
-        if location not in self._opened:
-            self._opened[location] = InputFile(_find_external_file(self._path, location))
-        return self._opened[location]
-
-    @property
-    def opened(self) -> tuple[InputFile, ...]:
-        return tuple(self._opened.values())
+    def __missing__(self, location: str) -> InputFile:
+        return self.setdefault(location, InputFile(_find_external_file(self._path, location)))
 
 
 def flat_array(tensor: TensorProto, path: Path, files: ExternalFiles) -> FlatArray:
-    """The values of a tensor whose dtype has a name.
-
-    Raises:
-        FormatError: its data is damaged, missing, or of another size than its shape says.
-    """
+    """The values of a tensor whose dtype has a name; a FormatError if they are damaged, missing or do not fit its shape."""
     size = math.prod(shape_of(tensor, path))
     nibbles = tensor.data_type in _NIBBLES
     width = np.dtype(np.uint8) if nibbles else _DTYPES[tensor.data_type][1]
