@@ -23,10 +23,7 @@ from maskpro_deploy.errors import FormatError
 
 
 class InputFile:
-    """One file that is read in pieces, by several threads if need be.
-
-    Args:
-        path: where it is; links are followed.
+    """One file that is read in pieces, by several threads if need be; links are followed.
 
     Raises:
         FormatError: it is missing or not a regular file.

@@ -59,12 +59,8 @@ def _doubt(name: str, entry: Entry, reason: str) -> Unchecked:
 def read_contents(entries: Entries, config: Mapping[str, Any], listed: Collection[str] | None) -> Source:
     """Account for every tensor, in name order; the tensors of a compressed weight make one weight of its full shape.
 
-    For multiply-adds every matrix counts once, each expert too, and the output head, also where it is the tied embedding.
-
-    Args:
-        entries: tensor name -> file and place.
-        config: the model's `config.json`; empty if there is none.
-        listed: names of the weights that masks list; None if nothing lists them.
+    `listed` are the weights that masks list, None if nothing lists them; `config` is that of the model, or empty. For
+    multiply-adds every matrix counts once, each expert too, and the output head, also where it is the tied embedding.
     """
     compressed = bitmask24.prefixes(entries)
     names = Neighbours(entries, listed, config)

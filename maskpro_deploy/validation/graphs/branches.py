@@ -12,6 +12,8 @@ from maskpro_deploy.validation.graphs.multiply import Multiplier
 from maskpro_deploy.validation.graphs.values import Constant, Input, Inputs, Kind, Opaque, Runtime, Value, is_table, origins_of
 from maskpro_deploy.validation.source import Rule
 
+Scope = tuple[object, ...]
+Values = list[Value]
 _LARGE = 64  # numbers or bytes of an attribute that may be weights
 
 
@@ -53,10 +55,6 @@ def _bind_node(node: NodeProto, given: dict[str, AttributeProto]) -> NodeProto:
             own.CopyFrom(given[a.ref_attr_name])
             own.name = a.name
     return copy
-
-
-Scope = tuple[object, ...]
-Values = list[Value]
 
 
 class Branches:
