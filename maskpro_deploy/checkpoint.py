@@ -24,8 +24,8 @@ from safetensors.numpy import save_file
 from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.masks import MASKS_FILE, MaskSet
 from maskpro_deploy.system.files import copy_file, new_folder, read_json, write_json
+from maskpro_deploy.system.input_file import open_tensors
 from maskpro_deploy.system.progress import SILENT, Progress
-from maskpro_deploy.system.safetensors_header import open_tensors
 
 LEARN_FILE = "learn.json"
 INDEX_FILE = "model.safetensors.index.json"

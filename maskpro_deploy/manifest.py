@@ -100,23 +100,14 @@ class ModelShape(_Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graph(_Record):
-    """The ONNX graph.
+    """The ONNX graph."""
 
-    Attributes:
-        file: its path in the bundle.
-        form: form of its key/value cache.
-        opset: version of the standard operators.
-        dtype: float type of activations and cache ("fp32", "fp16", "bf16").
-        quantization: how the projections are stored, such as "int4 block 32", or None for `dtype`.
-        length: slots of the cache, where the form fixes them.
-    """
-
-    file: str
-    form: str
-    opset: int
-    dtype: str
-    quantization: str | None = None
-    length: int | None = None
+    file: str  # its path in the bundle
+    form: str  # form of its key/value cache
+    opset: int  # version of the standard operators
+    dtype: str  # float type of activations and cache ("fp32", "fp16", "bf16")
+    quantization: str | None = None  # how the projections are stored, such as "int4 block 32", or None for `dtype`
+    length: int | None = None  # slots of the cache, where the form fixes them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,25 +125,16 @@ class SparseWeight(_Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFile(_Record):
-    """One engine built from the graph.
+    """One engine built from the graph."""
 
-    Attributes:
-        file: path in the bundle.
-        library: "tensorrt-rtx" or "tensorrt", with `library_version`.
-        target: the compute capabilities it runs on, such as "sm89".
-        sparse_kernels: what is known about sparse kernels in it, in words.
-        settings: builder flags and profiles.
-        ep_context: the ONNX file that lets onnxruntime serve the engine, where one was written.
-    """
-
-    file: str
-    library: str
+    file: str  # path in the bundle
+    library: str  # "tensorrt-rtx" or "tensorrt", with `library_version`
     library_version: str
-    target: str
+    target: str  # the compute capabilities it runs on, such as "sm89"
     dtype: str
-    sparse_kernels: str
-    settings: dict[str, Any]
-    ep_context: str | None = None
+    sparse_kernels: str  # what is known about sparse kernels in it, in words
+    settings: dict[str, Any]  # builder flags and profiles
+    ep_context: str | None = None  # the ONNX file that lets onnxruntime serve the engine, where one was written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,24 +148,17 @@ class FileEntry(_Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest(_Record):
-    """Everything the runtime may rely on. Paths never leave the folder.
-
-    Attributes:
-        siblings: further graphs over the same data file.
-        sparsity: the pattern, such as "2:4", or None for a dense model.
-        sparse_weights: the weights that hold it.
-        source: where the weights came from: names and hashes, free-form.
-        verification: figures of the comparison with the source model; empty if none was made.
-    """
+    """Everything the runtime may rely on. Paths never leave the folder."""
 
     model: ModelShape
     graph: Graph
     files: tuple[FileEntry, ...]
-    sparsity: str | None = None
-    sparse_weights: tuple[SparseWeight, ...] = ()
+    sparsity: str | None = None  # the pattern, such as "2:4", or None for a dense model
+    sparse_weights: tuple[SparseWeight, ...] = ()  # the weights that hold it
     engines: tuple[EngineFile, ...] = ()
-    siblings: tuple[Graph, ...] = ()
-    source: dict[str, Any] = dataclasses.field(default_factory=dict)
+    siblings: tuple[Graph, ...] = ()  # further graphs over the same data file
+    source: dict[str, Any] = dataclasses.field(default_factory=dict)  # where the weights came from: names and hashes, free-form
+    # figures of the comparison with the source model; empty if none was made
     verification: dict[str, Any] = dataclasses.field(default_factory=dict)
     tool_version: str = __version__
 
@@ -193,11 +168,7 @@ class Manifest(_Record):
 
     @classmethod
     def load(cls, folder: Path, *, engines: bool = True) -> Manifest:
-        """Read a bundle's manifest and check that its files are there in their full size.
-
-        Args:
-            folder: the bundle.
-            engines: check those of built engines as well.
+        """Read a bundle's manifest and check that its files, those of engines too if asked for, are there in their full size.
 
         Raises:
             InputError: `folder` is not a bundle.

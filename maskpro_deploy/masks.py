@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +28,7 @@ from maskpro_deploy._version import __version__
 from maskpro_deploy.errors import FormatError, InputError, PatternError
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.system.files import atomic_file
-from maskpro_deploy.system.input_file import InputFile
-from maskpro_deploy.system.safetensors_header import Entry, Header, read_header
+from maskpro_deploy.system.input_file import Entry, Header, InputFile, read_header
 
 FORMAT = "maskpro-deploy/masks"
 VERSION = "1"
@@ -38,23 +37,13 @@ MASKS_FILE = "masks.safetensors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskSet:
-    """The masks of one model.
+    """The masks of one model."""
 
-    Attributes:
-        pattern: the N:M pattern that every mask holds.
-        packed: weight name -> packed bits (ceil(out * in / 8),); those of a file are read when they are asked for.
-        shapes: weight name -> (out, in).
-        dense_sha256: hash of the dense weights, "" if unknown.
-    """
-
-    pattern: NMPattern
+    pattern: NMPattern  # the N:M pattern that every mask holds
+    # weight name -> packed bits (ceil(out * in / 8),); those of a file are read when they are asked for
     packed: Mapping[str, npt.NDArray[np.uint8]]
-    shapes: Mapping[str, tuple[int, int]]
-    dense_sha256: str = ""
-    _order: tuple[str, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_order", tuple(sorted(self.packed)))
+    shapes: Mapping[str, tuple[int, int]]  # weight name -> (out, in)
+    dense_sha256: str = ""  # hash of the dense weights, "" if unknown
 
     @classmethod
     def from_arrays(cls, pattern: NMPattern, masks: Mapping[str, npt.NDArray[np.bool_]], dense_sha256: str = "") -> MaskSet:
@@ -75,10 +64,10 @@ class MaskSet:
         )
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self.packed)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._order)
+        return iter(sorted(self.packed))
 
     def __contains__(self, name: object) -> bool:
         return name in self.packed
@@ -123,12 +112,7 @@ class MaskSet:
         return int(differs.sum()), differs.size
 
     def check_fits(self, shapes: Mapping[str, tuple[int, ...]], masks: str, model: str) -> None:
-        """Check that every masked weight is there, with the mask's shape.
-
-        Args:
-            shapes: of the model's weights, by name.
-            masks: what to call these masks in a message, in the plural.
-            model: what to call the model.
+        """Check that the model has every masked weight in the mask's shape; a message calls the two `masks` and `model`.
 
         Raises:
             InputError: naming the first weight that does not fit.
@@ -179,7 +163,6 @@ class MaskSet:
         return self.renamed({name: name for name in names})
 
     def save(self, path: Path) -> None:
-        """Write the mask file, atomically."""
         metadata = {
             "format": FORMAT,
             "version": VERSION,
@@ -213,12 +196,7 @@ class MaskSet:
 
 
 class StoredBits(Mapping[str, "npt.NDArray[np.uint8]"]):
-    """The packed masks of a file, read one at a time: those of a large model are some gigabytes.
-
-    Args:
-        file: the mask file.
-        entries: weight name -> the place of its bits.
-    """
+    """The packed masks of a file, read one at a time: those of a large model are some gigabytes."""
 
     def __init__(self, file: InputFile, entries: Mapping[str, Entry]) -> None:
         self.file, self.entries = file, entries
@@ -240,11 +218,7 @@ def layer_kind(name: str) -> str:
 
 
 def _read_layout(path: Path, header: Header) -> tuple[NMPattern, dict[str, tuple[int, int]]]:
-    """The pattern of a mask file, and the shape of every weight that it masks.
-
-    Raises:
-        FormatError: it is not a mask file, or one of another version, or damaged.
-    """
+    """The pattern of a mask file, and the shape of every weight that it masks."""
     entries, metadata = header
     if metadata.get("format") != FORMAT:
         raise FormatError(f"{path} is not a mask file: its metadata has no format {FORMAT!r}.")

@@ -89,11 +89,7 @@ class NMPattern:
     def top(self, scores: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
         """The mask that keeps the N highest scores of every group along the last axis; ties go to the lower index.
 
-        Args:
-            scores: (..., C) with C a multiple of M.
-
-        Returns:
-            (..., C) boolean.
+        Scores and mask are (..., C), with C a multiple of M.
         """
         grouped = scores.reshape(*scores.shape[:-1], -1, self.m)  # (..., G, M)
         order = np.argsort(-grouped, axis=-1, kind="stable")
@@ -112,15 +108,9 @@ class NMPattern:
 
 
 def count_in_groups(flags: npt.NDArray[np.bool_], sizes: Iterable[int], inner: int) -> dict[int, Counts]:
-    """Count the flags that are set in each group, for every group size M.
+    """Count the flags that are set in each group, for every group size M: (outer * M * inner,) to M -> (outer * inner,).
 
-    Args:
-        flags: (outer * M * inner,), in row-major order.
-        sizes: the group sizes.
-        inner: elements between neighbours of a group; 1 where groups lie along the last axis.
-
-    Returns:
-        M -> (outer * inner,).
+    Flags are in row-major order. `inner` are the elements between neighbours of a group; 1 where groups lie along the last axis.
     """
     counts: dict[int, Counts] = {}
     for m in sorted(set(sizes)):

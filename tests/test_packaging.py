@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from maskpro_deploy import __version__
-from maskpro_deploy.doctor.packages import BASE
+from maskpro_deploy.doctor.abilities import BASE
 from maskpro_deploy.system.extras import EXTRAS
 
 ROOT = Path(__file__).resolve().parent.parent

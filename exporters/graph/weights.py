@@ -13,9 +13,7 @@ from onnx import NodeProto
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.exporters.graph.data_file import ELEMENT_TYPES, Region
 from maskpro_deploy.manifest import safe_path
-from maskpro_deploy.onnx_graphs.constants import ConstantFinder
-from maskpro_deploy.onnx_graphs.model_file import read_model
-from maskpro_deploy.onnx_graphs.tensors import external_entries
+from maskpro_deploy.onnx_graphs.constants import ConstantFinder, external_entries, read_model
 
 _DTYPE_OF = {element: dtype for dtype, element in ELEMENT_TYPES.items()}
 

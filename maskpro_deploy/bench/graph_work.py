@@ -15,10 +15,8 @@ from pathlib import Path
 
 from onnx import ModelProto, NodeProto, TensorProto
 
-from maskpro_deploy.onnx_graphs.constants import ConstantFinder
-from maskpro_deploy.onnx_graphs.model_file import read_model
+from maskpro_deploy.onnx_graphs.constants import ConstantFinder, read_model, tensor_bytes
 from maskpro_deploy.onnx_graphs.nodes import get_integer
-from maskpro_deploy.onnx_graphs.tensors import tensor_bytes
 
 # operator -> its inputs that are tables
 _TABLES = {"Gather": (0,), "RotaryEmbedding": (1, 2), "GroupQueryAttention": (7, 8)}

@@ -28,8 +28,7 @@ def command(bundle: Path | None, as_json: bool) -> None:
       maskpro-deploy doctor bundle
       maskpro-deploy doctor --json
     """
-    from maskpro_deploy.doctor.machine import examine
-    from maskpro_deploy.doctor.text import render_bundle, render_text
+    from maskpro_deploy.doctor.machine import examine, render_bundle, render_text
 
     diagnosis = examine()
     value, text = diagnosis.to_json(), render_text(diagnosis)

@@ -1,13 +1,89 @@
-"""What can run here: onnxruntime's providers, the three lanes to a TensorRT engine, and the steps of the whole path."""
+"""What can run here: packages and extras, onnxruntime's providers, the lanes to a TensorRT engine, the steps of the path.
+
+Versions come from package metadata, so that nothing heavy is imported; only the base packages are, since they must work.
+"""
 
 from __future__ import annotations
 
-from importlib import import_module
+import re
+from dataclasses import dataclass
+from importlib import import_module, metadata
 from importlib.util import find_spec
 
 from maskpro_deploy.doctor.hardware import Gpu
-from maskpro_deploy.doctor.packages import Ability, version, version_numbers
-from maskpro_deploy.system.extras import missing
+from maskpro_deploy.errors import first_line
+from maskpro_deploy.system.extras import EXTRAS, missing
+
+# module -> distribution, of everything the base cannot work without
+BASE = {name: name.replace("_", "-") for name in ("click", "ml_dtypes", "numpy", "onnx", "safetensors", "tokenizers")}
+_DISTRIBUTIONS = {"mobius": "mobius-onnx"}  # modules whose distribution has another name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ability:
+    """Something that works here or does not: an extra, a TensorRT lane, a step."""
+
+    name: str  # what it is
+    ready: bool  # whether it works
+    detail: str = ""  # versions, or what is there
+    lacks: tuple[str, ...] = ()  # what is missing, in words; empty if ready
+    install: str = ""  # the command that fixes it, if a command can
+
+
+def version(distribution: str) -> str | None:
+    """The installed version of a distribution."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def lower_bound(distribution: str) -> str | None:
+    """The lowest version of a distribution that our own metadata accepts."""
+    try:
+        requirements = metadata.requires("maskpro-deploy") or []
+    except metadata.PackageNotFoundError:
+        return None
+    matches = (re.match(rf"{re.escape(distribution)}\s*>=\s*([\d.]+)", r) for r in requirements)
+    return next((m[1] for m in matches if m), None)
+
+
+def version_numbers(text: str) -> tuple[int, ...]:
+    """The leading numbers of a version, for comparing: "11.4.0.dev1" -> (11, 4, 0)."""
+    match = re.match(r"\d+(?:\.\d+)*", text)
+    return tuple(int(n) for n in match[0].split(".")) if match else ()
+
+
+def check_base(module: str, distribution: str) -> Ability:
+    """A package that the base needs: it must import, in the version that our own metadata asks for."""
+    command = "pip install --upgrade maskpro-deploy"
+    try:
+        import_module(module)
+    except Exception as e:  # a broken installation raises anything
+        return Ability(name=distribution, ready=False, lacks=(f"does not import: {first_line(e)}",), install=command)
+    installed, lowest = version(distribution) or "?", lower_bound(distribution)
+    if lowest is not None and version_numbers(installed) < version_numbers(lowest):
+        return Ability(name=distribution, ready=False, detail=installed, lacks=(f"is older than {lowest}",), install=command)
+    return Ability(name=distribution, ready=True, detail=installed)
+
+
+def check_extra(name: str) -> Ability:
+    """Whether the packages of an extra are installed."""
+    absent = missing(name)
+    if name == "gpu" and version("onnxruntime-gpu") is None:
+        return Ability(
+            name=name,
+            ready=False,
+            lacks=("onnxruntime-gpu",),
+            install="pip uninstall onnxruntime; pip install 'maskpro-deploy[gpu]'  (both packages bring the same module)",
+        )
+    versions = [
+        f"{m} {v}"
+        for m in EXTRAS[name]
+        if m not in absent and (v := version(_DISTRIBUTIONS.get(m, m.replace("_", "-")))) is not None
+    ]
+    install = f"pip install 'maskpro-deploy[{name}]'" if absent else ""
+    return Ability(name=name, ready=not absent, detail=", ".join(versions), lacks=tuple(absent), install=install)
 
 
 def onnxruntime_providers() -> tuple[str, ...]:
@@ -33,27 +109,25 @@ def tensorrt_lanes(gpus: tuple[Gpu, ...], providers: tuple[str, ...]) -> tuple[A
         lack_10.append("onnxruntime-gpu")
     lack_rtx = [] if rtx and find_spec("tensorrt_rtx") is not None else ["tensorrt-rtx"]
     return (
-        _make_lane("TensorRT 11, native", f"tensorrt {trt}{kernels}{serving}", lack_11, "pip install 'maskpro-deploy[tensorrt]'"),
+        _make_lane("TensorRT 11, native", f"tensorrt {trt}{kernels}{serving}", lack_11, "'maskpro-deploy[tensorrt]'"),
         _make_lane(
             "TensorRT 10, through onnxruntime",
             f"tensorrt {trt}{kernels}",
             lack_10,
-            "pip install 'maskpro-deploy[gpu,tensorrt]' 'tensorrt<11'",
+            "'maskpro-deploy[gpu,tensorrt]' 'tensorrt<11'",
         ),
         _make_lane(
             "TensorRT-RTX, ahead of time (dense kernels only)",
             f"tensorrt-rtx {rtx}; builds without a GPU" + (serving if gpus else ", running an engine needs one"),
             lack_rtx,
-            "pip install 'maskpro-deploy[tensorrt-rtx]'",
+            "'maskpro-deploy[tensorrt-rtx]'",
         ),
     )
 
 
-def _make_lane(name: str, detail: str, lacks: list[str], install: str) -> Ability:
-    only_gpu = all("GPU" in item for item in lacks)
-    return Ability(
-        name=name, ready=not lacks, detail="" if lacks else detail, lacks=tuple(lacks), install="" if only_gpu else install
-    )
+def _make_lane(name: str, detail: str, lacks: list[str], packages: str) -> Ability:
+    install = "" if all("GPU" in item for item in lacks) else f"pip install {packages}"
+    return Ability(name=name, ready=not lacks, detail="" if lacks else detail, lacks=tuple(lacks), install=install)
 
 
 def describe_place(gpus: tuple[Gpu, ...], providers: tuple[str, ...]) -> str:
@@ -66,12 +140,7 @@ def describe_place(gpus: tuple[Gpu, ...], providers: tuple[str, ...]) -> str:
 
 
 def check_steps(lanes: tuple[Ability, ...], where: str) -> tuple[Ability, ...]:
-    """Which steps of the path can run here.
-
-    Args:
-        lanes: to engines.
-        where: what runs a bundle.
-    """
+    """Which steps of the path can run here, given the lanes to engines; `where` says what runs a bundle."""
     engine = any(lane.ready for lane in lanes)
     return (
         _check_step("demo", ("learn", "cpu", "serve", "report")),

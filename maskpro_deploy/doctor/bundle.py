@@ -6,8 +6,8 @@ from pathlib import Path
 
 from maskpro_deploy.backends.onnxruntime_.linked_libraries import onnxruntime_tensorrt
 from maskpro_deploy.cache_forms import cache_form
+from maskpro_deploy.doctor.abilities import Ability, version
 from maskpro_deploy.doctor.machine import Diagnosis
-from maskpro_deploy.doctor.packages import Ability, version
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.manifest import EngineFile, Graph, Manifest
 from maskpro_deploy.runtime.sessions.engine_choice import check_hash, why_not_runnable

@@ -37,7 +37,6 @@ class Gpu:
 
     @property
     def sparse_tensor_cores(self) -> bool:
-        """Whether it runs 2:4 in hardware."""
         major, _, minor = self.compute_capability.partition(".")
         return major.isdigit() and (int(major), int(minor or 0)) >= SPARSE_TENSOR_CORES
 

@@ -1,6 +1,9 @@
-"""Nodes of an ONNX graph: their domains, their names in messages, and what their attributes hold."""
+"""Nodes of an ONNX graph: domains, names in messages, attributes, and the order in which they can run."""
 
 from __future__ import annotations
+
+from collections import deque
+from collections.abc import Container, Iterator, Sequence
 
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
@@ -45,3 +48,39 @@ def constant_of(node: NodeProto) -> TensorProto | None:
                 data_type=TensorProto.STRING, string_data=texts, dims=[] if a.name == "value_string" else [len(texts)]
             )
     return None
+
+
+def ordered(nodes: Sequence[NodeProto], known: Container[str]) -> list[tuple[int, NodeProto]]:
+    """Nodes with their numbers, each after those that make what it uses; nodes of a cycle come last, as they stand.
+
+    `known` are names of values that are there before any node runs.
+    """
+    numbered = list(enumerate(nodes))
+    maker = {name: number for number, node in numbered for name in node.output if name}
+    needs = [{maker[name] for name in names_used(node) if name in maker and name not in known} for _, node in numbered]
+    if all(need < number for number, needed in enumerate(needs) for need in needed):
+        return numbered
+    users: dict[int, list[int]] = {}
+    for number, needed in enumerate(needs):
+        for need in needed:
+            users.setdefault(need, []).append(number)
+    waiting = [len(needed) for needed in needs]
+    ready = deque(number for number, count in enumerate(waiting) if not count)
+    done: list[int] = []
+    while ready:
+        number = ready.popleft()
+        done.append(number)
+        for user in users.get(number, ()):
+            waiting[user] -= 1
+            if not waiting[user]:
+                ready.append(user)
+    rest = sorted(set(range(len(nodes))) - set(done))
+    return [numbered[number] for number in (*done, *rest)]
+
+
+def names_used(node: NodeProto) -> Iterator[str]:
+    """Names of the values that a node uses, in the graphs that it holds too."""
+    yield from (name for name in node.input if name)
+    for graph in graphs_of(node):
+        own = {name for inner in graph.node for name in inner.output}
+        yield from (name for inner in graph.node for name in names_used(inner) if name not in own)

@@ -40,11 +40,7 @@ def _can_import(module: str) -> bool:
 
 
 def require(extra: str, purpose: str) -> None:
-    """Check that `extra` is installed.
-
-    Args:
-        extra: name of an extra in pyproject.
-        purpose: what needs it, as the start of a sentence: "learning a mask".
+    """Check that `extra` is installed; `purpose` says what needs it, as the start of a sentence: "learning a mask".
 
     Raises:
         MissingExtraError: with the command that installs it.

@@ -116,14 +116,10 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `path` on success and vanishes on failure.
-
-    Args:
-        path: the folder to make; an empty one may exist.
-        force: replace what is there.
+    """Yield a temporary folder that becomes `path` on success and vanishes on failure; an empty one may exist at `path`.
 
     Raises:
-        InputError: `path` exists, is not empty, and `force` is off.
+        InputError: `path` exists, is not empty, and `force` (replace what is there) is off.
         DiskFullError: no space left.
     """
     _put_back(path)

@@ -68,13 +68,9 @@ def waiting(progress: Progress, note: str) -> Iterator[None]:
 
 
 class Meter:
-    """Progress on a stream, with rate and time left.
+    """Progress on a stream, with rate and time left: `label` is such as "learning", `unit` such as "tokens", "bytes" or "s".
 
-    Args:
-        label: what is going on: "learning".
-        unit: what is counted: "tokens", "bytes", "s".
-        stream: where to print; stderr by default.
-        every_s: seconds between lines; by default 0.2 on a terminal, 10 elsewhere.
+    A line is printed every `every_s` seconds, by default every 0.2 on a terminal and every 10 elsewhere; to stderr by default.
     """
 
     def __init__(self, label: str, unit: str, stream: TextIO | None = None, every_s: float | None = None) -> None:

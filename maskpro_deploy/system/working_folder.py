@@ -48,12 +48,7 @@ def _make(parent: Path, name: str) -> tuple[Path, int]:
 
 
 def abandoned(parent: Path, name: str | None = None) -> Iterator[Path]:
-    """Yield each working folder in `parent` whose process is gone, locked; it is removed after that.
-
-    Args:
-        parent: where they would be; it need not exist.
-        name: only those of this name.
-    """
+    """Yield each working folder in `parent` (of one name, if given) whose process is gone, locked; it is removed after that."""
     import fcntl
 
     for folder in _list_candidates(parent, name):

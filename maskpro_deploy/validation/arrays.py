@@ -32,17 +32,8 @@ class FlatArray(Protocol):
         """Give back what is kept between pieces."""
 
 
-class _Unbuffered:
-    """What arrays share that keep nothing between pieces."""
-
-    __slots__ = ()
-
-    def release(self) -> None:
-        """Nothing is kept."""
-
-
 @dataclass(frozen=True, slots=True)
-class MemoryArray(_Unbuffered):
+class MemoryArray:
     """An array that is in memory already."""
 
     values: Array
@@ -54,9 +45,12 @@ class MemoryArray(_Unbuffered):
     def read(self, start: int, stop: int) -> Array:
         return self.values.reshape(-1)[start:stop]
 
+    def release(self) -> None:
+        """Nothing is kept."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FileArray(_Unbuffered):
+class FileArray:
     """Elements of one dtype that lie in a file from `offset` on."""
 
     file: InputFile
@@ -68,12 +62,24 @@ class FileArray(_Unbuffered):
         width = self.dtype.itemsize
         return self.file.read(self.offset + start * width, (stop - start) * width).view(self.dtype)
 
+    def release(self) -> None:
+        """Nothing is kept."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NibbleArray:
-    """4-bit integers, two to a byte, the first in the low half (ONNX's layout); read as int8 or uint8."""
+class DerivedArray:
+    """What arrays share that are made of another one, which holds whatever is kept."""
 
     base: FlatArray
+
+    def release(self) -> None:
+        self.base.release()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NibbleArray(DerivedArray):
+    """4-bit integers, two to a byte, the first in the low half (ONNX's layout); read as int8 or uint8."""
+
     size: int
     signed: bool
 
@@ -85,45 +91,31 @@ class NibbleArray:
         nibbles = nibbles[start - 2 * first : stop - 2 * first]
         return (nibbles << 4).view(np.int8) >> 4 if self.signed else nibbles
 
-    def release(self) -> None:
-        self.base.release()
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BitArray:
-    """Booleans, eight to a byte, each row of `columns` padded to whole bytes.
+class BitArray(DerivedArray):
+    """Booleans, eight to a byte, each row of `columns` padded to whole bytes."""
 
-    Attributes:
-        packed: the bytes.
-        size: number of booleans.
-        columns: of a row; `size` where all of them are packed as one.
-        order: "big": the first in the highest bit (mask files), "little": in the lowest (compressed-tensors).
-    """
-
-    packed: FlatArray
-    size: int
-    columns: int
+    size: int  # number of booleans
+    columns: int  # of a row; `size` where all of them are packed as one
+    # "big": the first in the highest bit (mask files), "little": in the lowest (compressed-tensors)
     order: Literal["big", "little"] = "big"
 
     def read(self, start: int, stop: int) -> Array:
         if self.columns % 8 == 0 or self.columns == self.size:
             first = start // 8
-            bits = np.unpackbits(self.packed.read(first, -(-stop // 8)), bitorder=self.order)
+            bits = np.unpackbits(self.base.read(first, -(-stop // 8)), bitorder=self.order)
             return bits[start - 8 * first : stop - 8 * first].view(np.bool_)
         stride, row, last = -(-self.columns // 8), start // self.columns, -(-stop // self.columns)
-        rows = self.packed.read(row * stride, last * stride).reshape(-1, stride)
+        rows = self.base.read(row * stride, last * stride).reshape(-1, stride)
         flat = np.unpackbits(rows, axis=1, count=self.columns, bitorder=self.order).reshape(-1)
         return flat[start - row * self.columns : stop - row * self.columns].view(np.bool_)
 
-    def release(self) -> None:
-        self.packed.release()
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MappedArray:
+class MappedArray(DerivedArray):
     """An array whose elements pass through a function of the piece and its first index (a cast, a dequantisation)."""
 
-    base: FlatArray
     function: Callable[[Array, int], Array]
 
     @property
@@ -133,9 +125,6 @@ class MappedArray:
     def read(self, start: int, stop: int) -> Array:
         return np.ascontiguousarray(self.function(self.base.read(start, stop), start))
 
-    def release(self) -> None:
-        self.base.release()
-
 
 def fp4_array(packed: FlatArray, size: int) -> MappedArray:
     """4-bit floats (E2M1), two to a byte as `NibbleArray` has them."""
@@ -144,12 +133,7 @@ def fp4_array(packed: FlatArray, size: int) -> MappedArray:
 
 
 class LoadedArray:
-    """An array that comes whole when its first piece is read, and goes with `release`.
-
-    Args:
-        load: makes the array.
-        size: its number of elements.
-    """
+    """An array that comes whole when its first piece is read, and goes with `release`."""
 
     def __init__(self, load: Callable[[], Array], size: int) -> None:
         self._load, self._size = load, size
@@ -170,10 +154,9 @@ class LoadedArray:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TransposedArray:
+class TransposedArray(DerivedArray):
     """The transpose of a stored matrix of (rows, columns) bits packed as one run: element (c, r) comes from (r, c)."""
 
-    packed: FlatArray
     rows: int
     columns: int
 
@@ -183,7 +166,7 @@ class TransposedArray:
 
     def read(self, start: int, stop: int) -> Array:
         first, last = start // self.rows, -(-stop // self.rows)  # columns of the stored matrix
-        packed = self.packed.read(0, self.packed.size)
+        packed = self.base.read(0, self.base.size)
         if self.columns % 8 == 0:
             byte = first // 8
             part = packed.reshape(self.rows, -1)[:, byte : -(-last // 8)]
@@ -194,18 +177,10 @@ class TransposedArray:
         flat = np.ascontiguousarray(bits.T).reshape(-1)
         return flat[start - first * self.rows : stop - first * self.rows].view(np.bool_)
 
-    def release(self) -> None:
-        self.packed.release()
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SideBySideArray:
-    """Matrices of equal height as one, the columns of the first before those of the second.
-
-    Attributes:
-        parts: each matrix.
-        widths: and its columns.
-    """
+    """Matrices of equal height as one, the columns (`widths`) of the first before those of the second."""
 
     parts: tuple[FlatArray, ...]
     widths: tuple[int, ...]
@@ -229,10 +204,9 @@ class SideBySideArray:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PanelArray(_Unbuffered):
+class PanelArray(DerivedArray):
     """Columns [left, left + width) of an array seen as rows of `inner` elements; pieces are whole rows."""
 
-    base: FlatArray
     inner: int
     left: int
     width: int

@@ -18,12 +18,11 @@ import numpy as np
 
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.system.progress import SILENT, Progress
-from maskpro_deploy.validation.accounts import Account, Stored, settle
 from maskpro_deploy.validation.formats.bitmask24 import ExpandedArray
 from maskpro_deploy.validation.formats.readers import open_source
 from maskpro_deploy.validation.law import Scan, Tally, scan
 from maskpro_deploy.validation.report import TensorReport, ValidationReport, alignment, tensor_core_class
-from maskpro_deploy.validation.source import Source, Unchecked, Weight
+from maskpro_deploy.validation.source import Account, Source, Stored, Unchecked, Weight, settle
 
 Require = Literal["listed", "all"]
 # finest first: what holds 2:4 holds 4:8 as well, and 2:4 is the better answer
@@ -63,12 +62,15 @@ def validate(
     """
     path = Path(path)
     source = open_source(path, progress)
-    required = [_is_required(w, source, require) for w in source.weights]
+    by_list = source.has_list and require == "listed"
+    required = [w.listed or (w.linear and not by_list) for w in source.weights]
     given = pattern or source.pattern
     patterns = (given,) if given else DETECTED
     scans = _scan_all(source, patterns, at_most, threads or _count_cores(), progress)
     for file in source.inputs:
         file.check_unchanged()
+    expanded = [(w.name, w.data) for w in source.weights if isinstance(w.data, ExpandedArray)]
+    contradictions = [f"{name}: {data.contradiction}" for name, data in expanded if data.contradiction]
     unchecked = tuple(u for u in source.unchecked if require == "all" or not u.declared)
     chosen = given or _find_common_pattern([s for s, needed in zip(scans, required, strict=True) if needed])
     reports = [
@@ -84,7 +86,7 @@ def validate(
         tensors=tuple(reports),
         unchecked=unchecked,
         account=_settle_account(source, reports, unchecked),
-        problems=(*source.problems, *_find_layout_problems(source)),
+        problems=(*source.problems, *contradictions),
         notes=source.notes,
         num_parameters=source.num_parameters,
         multiply_adds=source.multiply_adds,
@@ -92,7 +94,6 @@ def validate(
 
 
 def _settle_account(source: Source, reports: Sequence[TensorReport], unchecked: Sequence[Unchecked]) -> Account:
-    """What became of every stored tensor."""
     proven: set[str] = set()
     broken: set[str] = set()
     declared = {u.name for u in source.unchecked if u.declared}
@@ -110,12 +111,6 @@ def _as_stored(weight: Weight) -> Stored:
     """A weight as a stored tensor of its own, where the file holds nothing else."""
     size = -(-weight.size // 8) if weight.dtype == "bit" else weight.size * _BYTES.get(weight.dtype, 1)
     return Stored(name=weight.name, shape=weight.shape, bytes=size, rule=None, elements=weight.size)
-
-
-def _is_required(weight: Weight, source: Source, require: Require) -> bool:
-    if source.has_list and require == "listed":
-        return weight.listed
-    return weight.linear or weight.listed
 
 
 def _count_cores() -> int:
@@ -159,18 +154,9 @@ class _Stopped(Exception):
     """Another weight could not be read: stop counting this one."""
 
 
-def _find_layout_problems(source: Source) -> list[str]:
-    arrays = [(w.name, w.data) for w in source.weights if isinstance(w.data, ExpandedArray)]
-    return [f"{name}: {data.contradiction}" for name, data in arrays if data.contradiction]
-
-
-def _is_lawful(tally: Tally) -> bool:
-    return tally.groups > 0 and tally.violations == 0
-
-
 def _find_common_pattern(scans: list[Scan]) -> NMPattern | None:
     """The pattern that most tensors hold; of several, the finest."""
-    votes = Counter(t.pattern for s in scans for t in s.tallies if _is_lawful(t))
+    votes = Counter(t.pattern for s in scans for t in s.tallies if t.lawful)
     return max(DETECTED, key=lambda p: votes[p]) if votes else None
 
 
@@ -184,13 +170,8 @@ def _report_tensor(weight: Weight, counts: Scan, pattern: NMPattern | None, at_m
         dtype=weight.dtype,
         axis=weight.axis,
         pattern=pattern,
-        satisfies=tuple(t.pattern for t in counts.tallies if _is_lawful(t)),
-        groups=tally.groups,
-        violations=tally.violations,
-        over=tally.over,
-        under=tally.under,
-        outside=tally.outside,
-        bad_masks=tally.bad_masks,
+        satisfies=tuple(t.pattern for t in counts.tallies if t.lawful),
+        **{name: getattr(tally, name) for name in ("groups", "violations", "over", "under", "outside", "bad_masks")},
         short=tally.under if lenient else 0,
         first=tuple(tuple(int(i) for i in np.unravel_index(at, weight.shape)) for at in tally.first),
         partial=pattern is not None and k % pattern.m != 0,

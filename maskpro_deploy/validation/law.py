@@ -97,26 +97,20 @@ def _negative_zeros(bits: npt.NDArray[np.unsignedinteger]) -> int:
 
 @dataclass(slots=True)
 class Tally:
-    """What was counted for one pattern.
-
-    Attributes:
-        groups: groups looked at.
-        over: groups with more than N nonzeros.
-        under: groups with fewer.
-        outside: groups with a nonzero where the mask has none (mask known).
-        bad_masks: groups whose mask does not keep N (mask known).
-        violations: groups that break the law.
-        first: flat index of the first element of the first few of them.
-    """
+    """What was counted for one pattern."""
 
     pattern: NMPattern
-    groups: int = 0
-    over: int = 0
-    under: int = 0
-    outside: int = 0
-    bad_masks: int = 0
-    violations: int = 0
-    first: list[int] = field(default_factory=list)
+    groups: int = 0  # groups looked at
+    over: int = 0  # groups with more than N nonzeros
+    under: int = 0  # groups with fewer
+    outside: int = 0  # groups with a nonzero where the mask has none (mask known)
+    bad_masks: int = 0  # groups whose mask does not keep N (mask known)
+    violations: int = 0  # groups that break the law
+    first: list[int] = field(default_factory=list)  # flat index of the first element of the first few of them
+
+    @property
+    def lawful(self) -> bool:
+        return self.groups > 0 and self.violations == 0
 
     def add(self, counts: Counts, start: int, inner: int, at_most: bool) -> bool:
         """Count one tile that begins at flat index `start`; `counts` are nonzeros in a group. Says whether all are exactly N."""
@@ -131,13 +125,7 @@ class Tally:
     def add_masked(self, counts: Counts, kept: Counts, outside: Counts, start: int, inner: int, at_most: bool) -> None:
         """Count one tile whose mask is known: then it is the mask that has to hold the pattern, and be kept to.
 
-        Args:
-            counts: nonzeros in each group.
-            kept: weights that the mask keeps in each group.
-            outside: nonzeros in each group where the mask has none.
-            start: flat index of the tile.
-            inner: elements between neighbours along the axis.
-            at_most: let masks keep fewer than N.
+        `kept` are weights that the mask keeps in each group, `outside` nonzeros where it has none; the rest is as in `add`.
         """
         self.groups += counts.size
         self._count_over(counts, counts != self.pattern.n)
@@ -211,17 +199,7 @@ def scan(
 
 
 class _TileCounter:
-    """Counts the tiles of one tensor.
-
-    Args:
-        result: the sums of values.
-        tallies: those of its tallies whose M divides the axis.
-        at_most: take groups with fewer than N nonzeros as lawful.
-        done: gets the number of elements after each tile.
-
-    Attributes:
-        longest: a multiple of every M.
-    """
+    """Counts the tiles of one tensor into those of its tallies whose M divides the axis; `longest` is a multiple of every M."""
 
     def __init__(self, result: Scan, tallies: Sequence[Tally], at_most: bool, done: Callable[[int], None]) -> None:
         self._result, self._tallies, self._at_most, self._done = result, tallies, at_most, done
@@ -241,7 +219,6 @@ class _TileCounter:
                 tally.first[count:] = [at // part * inner + left + at % part for at in tally.first[count:]]
 
     def count_runs(self, data: FlatArray, mask: FlatArray | None, inner: int) -> None:
-        """Count tiles of whole runs."""
         run = max(1, self.longest * inner)
         step = max(1, _TILE // run) * run
         for start in range(0, data.size, step):

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskpro_deploy.pattern import NMPattern
-from maskpro_deploy.validation.accounts import Account
-from maskpro_deploy.validation.source import Unchecked
+from maskpro_deploy.validation.source import Account, Unchecked
 
 # sparse tensor cores take rows and columns in multiples of 16 (16-bit types) or 32 (8-bit types); below 256 nothing is gained
 _NEEDED = {1: 32, 2: 16, 4: 16, 8: 16}
@@ -18,59 +17,38 @@ _SMALL = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorReport:
-    """What was counted in one tensor.
-
-    Attributes:
-        axis: the reduction axis.
-        pattern: the pattern it was held against; None if none was given and none was found.
-        satisfies: all patterns looked for that it holds.
-        groups: groups of M along the axis.
-        violations: groups that break the law; `first` has the coordinates of the first weight of the first few.
-        over: groups with more than N nonzeros; `under`: with fewer.
-        outside: groups with a value where the mask has none; `bad_masks`: whose mask does not keep exactly N.
-        short: lawful groups with fewer than N nonzeros (a kept weight is itself zero, or fewer are allowed).
-        partial: the axis is no multiple of M: the last group is not whole.
-        negative_zeros: zeros with a sign, which some sparse kernels take for values.
-        not_finite: NaN and infinite values.
-        mask_known: whether it was compared with its mask.
-        required: whether the verdict depends on it.
-        alignment: largest of 64, 32, 16, 8, 4, 2, 1 that divides both K and N.
-        tensor_cores: "fits", "small" (K or N at most 256) or "misaligned", by shape and dtype alone.
-        uses: how many products multiply with it.
-    """
+    """What was counted in one tensor."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    axis: int
-    pattern: NMPattern | None
-    satisfies: tuple[NMPattern, ...]
-    groups: int
-    violations: int
-    over: int
+    axis: int  # the reduction axis
+    pattern: NMPattern | None  # the pattern it was held against; None if none was given and none was found
+    satisfies: tuple[NMPattern, ...]  # all patterns looked for that it holds
+    groups: int  # groups of M along the axis
+    violations: int  # groups that break the law; `first` has the coordinates of the first weight of the first few
+    over: int  # groups with more than N nonzeros; `under`: with fewer
     under: int
-    outside: int
+    outside: int  # groups with a value where the mask has none; `bad_masks`: whose mask does not keep exactly N
     bad_masks: int
-    short: int
+    short: int  # lawful groups with fewer than N nonzeros (a kept weight is itself zero, or fewer are allowed)
     first: tuple[tuple[int, ...], ...]
-    partial: bool
+    partial: bool  # the axis is no multiple of M: the last group is not whole
     nonzeros: int
-    negative_zeros: int
-    not_finite: int
-    mask_known: bool
-    required: bool
-    alignment: int
-    tensor_cores: str
-    uses: int = 1
+    negative_zeros: int  # zeros with a sign, which some sparse kernels take for values
+    not_finite: int  # NaN and infinite values
+    mask_known: bool  # whether it was compared with its mask
+    required: bool  # whether the verdict depends on it
+    alignment: int  # largest of 64, 32, 16, 8, 4, 2, 1 that divides both K and N
+    tensor_cores: str  # "fits", "small" (K or N at most 256) or "misaligned", by shape and dtype alone
+    uses: int = 1  # how many products multiply with it
 
     @property
     def size(self) -> int:
-        """Number of weights."""
         return math.prod(self.shape)
 
     @property
     def density(self) -> float:
-        """Share of weights that are not zero."""
         return self.nonzeros / self.size if self.size else 0.0
 
     @property
@@ -103,7 +81,6 @@ class TensorReport:
         return "; ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, patterns as text."""
         value = dataclasses.asdict(self)
         value["pattern"] = str(self.pattern) if self.pattern else None
         value["satisfies"] = [str(p) for p in self.satisfies]
@@ -124,36 +101,23 @@ def tensor_core_class(k: int, n: int, bytes_per_weight: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationReport:
-    """The whole answer.
-
-    Attributes:
-        kind: what the path is: "checkpoint", "safetensors", "masks", "onnx", "bundle".
-        pattern: the pattern that was proved or refuted; None if none was given and none was found.
-        detected: the pattern was found, not given.
-        at_most: fewer than N nonzeros in a group are allowed.
-        require: which tensors the verdict depends on, "listed" or "all".
-        problems: contradictions, such as a hash that differs.
-        unchecked: stored tensors that are unaccounted for; one of them forbids a pass.
-        account: bytes of all stored tensors, by what became of them.
-        notes: what has to be known to read the answer rightly.
-        num_parameters: elements of all tensors at the path.
-        multiply_adds: of all products with stored weights, for one token (or one output position of a convolution), embedding
-            lookups and attention scores aside; 0 if the path does not say.
-    """
+    """The whole answer."""
 
     path: str
-    kind: str
-    pattern: NMPattern | None
-    detected: bool
-    at_most: bool
-    require: str
+    kind: str  # what the path is: "checkpoint", "safetensors", "masks", "onnx", "bundle"
+    pattern: NMPattern | None  # the pattern that was proved or refuted; None if none was given and none was found
+    detected: bool  # the pattern was found, not given
+    at_most: bool  # fewer than N nonzeros in a group are allowed
+    require: str  # which tensors the verdict depends on, "listed" or "all"
     tensors: tuple[TensorReport, ...]
-    unchecked: tuple[Unchecked, ...]
-    account: Account
-    problems: tuple[str, ...]
-    num_parameters: int
+    unchecked: tuple[Unchecked, ...]  # stored tensors that are unaccounted for; one of them forbids a pass
+    account: Account  # bytes of all stored tensors, by what became of them
+    problems: tuple[str, ...]  # contradictions, such as a hash that differs
+    num_parameters: int  # elements of all tensors at the path
+    # of all products with stored weights, for one token (or one output position of a convolution), embedding lookups and
+    # attention scores aside; 0 if the path does not say
     multiply_adds: int = 0
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what has to be known to read the answer rightly
 
     @property
     def required(self) -> tuple[TensorReport, ...]:
@@ -183,7 +147,6 @@ class ValidationReport:
 
     @property
     def verdict(self) -> str:
-        """One line, or two."""
         required, failed = len(self.required), len(self.failed)
         law = f"at most {self.pattern.n} of every {self.pattern.m}" if self.pattern and self.at_most else str(self.pattern)
         if self.holds:
@@ -210,20 +173,13 @@ class ValidationReport:
         return line
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON values."""
         return {
-            "path": self.path,
-            "kind": self.kind,
-            "holds": self.holds,
-            "verdict": self.verdict,
+            **{name: getattr(self, name) for name in ("path", "kind", "holds", "verdict")},
             "pattern": str(self.pattern) if self.pattern else None,
-            "detected": self.detected,
-            "at_most": self.at_most,
-            "require": self.require,
+            **{name: getattr(self, name) for name in ("detected", "at_most", "require")},
             "required_tensors": len(self.required),
             "failed_tensors": [t.name for t in self.failed],
-            "groups": sum(t.groups for t in self.required),
-            "violations": sum(t.violations for t in self.required),
+            **{name: sum(getattr(t, name) for t in self.required) for name in ("groups", "violations")},
             "short_groups": sum(t.short for t in self.required),
             "negative_zeros": sum(t.negative_zeros for t in self.required),
             "num_parameters": self.num_parameters,

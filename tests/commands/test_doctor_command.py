@@ -9,7 +9,7 @@ import sys
 from click.testing import CliRunner
 
 from maskpro_deploy.commands.doctor import command
-from maskpro_deploy.doctor import packages
+from maskpro_deploy.doctor import abilities
 from maskpro_deploy.doctor.machine import examine
 from maskpro_deploy.errors import MachineError
 
@@ -31,7 +31,7 @@ def test_text_has_every_section_and_the_commands_that_mend():
 
 
 def test_a_broken_base_still_prints_and_ends_with_3(monkeypatch):
-    monkeypatch.setitem(packages.BASE, "no_such_module", "no-such-module")
+    monkeypatch.setitem(abilities.BASE, "no_such_module", "no-such-module")
     done = CliRunner().invoke(command, ["--json"])
     assert json.loads(done.stdout)["healthy"] is False
     assert isinstance(done.exception, MachineError)

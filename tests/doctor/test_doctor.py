@@ -7,11 +7,10 @@ import stat
 
 import pytest
 
-from maskpro_deploy.doctor import abilities, packages
-from maskpro_deploy.doctor.abilities import tensorrt_lanes
+from maskpro_deploy.doctor import abilities
+from maskpro_deploy.doctor.abilities import BASE, tensorrt_lanes
 from maskpro_deploy.doctor.hardware import Gpu, cpu_features, find_gpus, parse_gpus
 from maskpro_deploy.doctor.machine import examine
-from maskpro_deploy.doctor.packages import BASE
 from maskpro_deploy.system.extras import EXTRAS
 
 H100 = Gpu(name="NVIDIA H100", compute_capability="9.0", driver="580.1", memory="81559 MiB")
@@ -101,8 +100,8 @@ def test_a_gpu_without_sparse_tensor_cores_is_told(monkeypatch):
 
 
 def test_a_broken_or_old_base_package_is_found(monkeypatch):
-    monkeypatch.setitem(packages.BASE, "no_such_module", "no-such-module")
-    monkeypatch.setattr(packages, "lower_bound", lambda name: "99.0" if name == "numpy" else None)
+    monkeypatch.setitem(abilities.BASE, "no_such_module", "no-such-module")
+    monkeypatch.setattr(abilities, "lower_bound", lambda name: "99.0" if name == "numpy" else None)
     found = examine()
     assert not found.healthy
     broken = {b.name: b.lacks[0] for b in found.base if not b.ready}
@@ -112,5 +111,5 @@ def test_a_broken_or_old_base_package_is_found(monkeypatch):
 
 
 def test_lower_bounds_come_from_our_own_metadata():
-    assert packages.lower_bound("numpy") == "2.0"
-    assert packages.lower_bound("no-such-package") is None
+    assert abilities.lower_bound("numpy") == "2.0"
+    assert abilities.lower_bound("no-such-package") is None

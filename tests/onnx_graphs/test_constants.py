@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx_cases import node
 
-from maskpro_deploy.onnx_graphs.constants import ConstantFinder
-from maskpro_deploy.onnx_graphs.tensors import external_entries, tensor_bytes
+from maskpro_deploy.onnx_graphs.constants import ConstantFinder, external_entries, tensor_bytes
 
 
 def finder(nodes, **constants):

@@ -143,7 +143,7 @@ def test_any_run_of_packed_bits_unpacks(seed, size, data):
     bits = np.random.default_rng(seed).random(size) < 0.5
     start = data.draw(st.integers(0, size))
     stop = data.draw(st.integers(start, size))
-    array = BitArray(packed=MemoryArray(np.packbits(bits)), size=size, columns=size)
+    array = BitArray(base=MemoryArray(np.packbits(bits)), size=size, columns=size)
     assert array.read(start, stop).tolist() == bits[start:stop].tolist()
 
 
@@ -154,7 +154,7 @@ def test_any_run_of_bits_in_padded_rows_unpacks(seed, rows, columns, order, data
     packed = MemoryArray(np.packbits(bits, axis=1, bitorder=order))
     start = data.draw(st.integers(0, bits.size))
     stop = data.draw(st.integers(start, bits.size))
-    array = BitArray(packed=packed, size=bits.size, columns=columns, order=order)
+    array = BitArray(base=packed, size=bits.size, columns=columns, order=order)
     assert array.read(start, stop).tolist() == bits.reshape(-1)[start:stop].tolist()
 
 
@@ -162,7 +162,7 @@ def test_any_run_of_bits_in_padded_rows_unpacks(seed, rows, columns, order, data
 @given(seed=seeds, rows=st.integers(1, 20), columns=st.integers(1, 20), data=st.data())
 def test_any_run_of_a_transposed_mask_is_that_of_the_transpose(seed, rows, columns, data):
     bits = np.random.default_rng(seed).random((rows, columns)) < 0.5
-    array = TransposedArray(packed=MemoryArray(np.packbits(bits)), rows=rows, columns=columns)
+    array = TransposedArray(base=MemoryArray(np.packbits(bits)), rows=rows, columns=columns)
     start = data.draw(st.integers(0, bits.size))
     stop = data.draw(st.integers(start, bits.size))
     assert array.read(start, stop).tolist() == bits.T.reshape(-1)[start:stop].tolist()

@@ -15,8 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from maskpro_deploy.pattern import NMPattern
-from maskpro_deploy.system.input_file import InputFile
-from maskpro_deploy.system.safetensors_header import Entry
+from maskpro_deploy.system.input_file import Entry, InputFile
 from maskpro_deploy.validation.arrays import Array, BitArray, FileArray
 from maskpro_deploy.validation.source import Unchecked, Weight
 
@@ -38,20 +37,10 @@ VALUES, _BITS, _SHAPE = ".compressed", ".bitmask", ".shape"
 Entries = Mapping[str, tuple[InputFile, Entry]]
 
 
-def prefix_of(name: str) -> str:
-    """The layer that a tensor belongs to, by its name."""
-    return name.rpartition(".")[0]
-
-
 def prefixes(entries: Iterable[str]) -> set[str]:
     """The layers that are stored in this form."""
     names = set(entries)
     return {n.removesuffix(VALUES) for n in names if n.endswith(VALUES) and n.removesuffix(VALUES) + _BITS in names}
-
-
-def weight_name(prefix: str) -> str:
-    """The name that the weight has when it is not compressed."""
-    return prefix if prefix.endswith(".weight") else f"{prefix}.weight"
 
 
 def parts(prefix: str) -> tuple[str, ...]:
@@ -61,8 +50,7 @@ def parts(prefix: str) -> tuple[str, ...]:
 
 def read_weight(prefix: str, entries: Entries, listed: Container[str]) -> Weight | Unchecked:
     """One compressed weight, its bitmask as its mask."""
-    name = weight_name(prefix)
-    named = name in listed
+    name = prefix if prefix.endswith(".weight") else f"{prefix}.weight"  # as it is called when it is not compressed
     value_file, values = entries[prefix + VALUES]
     bit_file, bits = entries[prefix + _BITS]
     shape = _read_shape(entries.get(prefix + _SHAPE))
@@ -80,17 +68,16 @@ def read_weight(prefix: str, entries: Entries, listed: Container[str]) -> Weight
     if 2 * math.prod(values.shape) != rows * columns:
         return unchecked(f"it has {math.prod(values.shape)} values for a weight of {list(shape)}")
     packed = FileArray(file=bit_file, offset=bits.offset, dtype=np.dtype(np.uint8), size=math.prod(bits.shape))
-    mask = BitArray(packed=packed, size=rows * columns, columns=columns, order="little")
+    mask = BitArray(base=packed, size=rows * columns, columns=columns, order="little")
     kept = FileArray(file=value_file, offset=values.offset, dtype=DTYPES[values.dtype], size=math.prod(values.shape))
-    data = ExpandedArray(mask, kept)
     return Weight(
         name=name,
         shape=shape,
         dtype=values.dtype.lower(),
         axis=1,
-        data=data,
+        data=ExpandedArray(mask, kept),
         mask=mask,
-        listed=named,
+        listed=name in listed,
         constants=tuple(p for p in parts(prefix) if p in entries),
     )
 

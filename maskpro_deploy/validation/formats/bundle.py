@@ -13,14 +13,13 @@ from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.system.files import sha256_file
 from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.system.progress import Progress
-from maskpro_deploy.validation.accounts import Stored
 from maskpro_deploy.validation.arrays import FileArray, FlatArray, NibbleArray, SideBySideArray
 from maskpro_deploy.validation.formats.masks import mask_array, mask_inputs, transposed_mask
 from maskpro_deploy.validation.formats.onnx_graph import read_graph
-from maskpro_deploy.validation.source import Source, Weight
+from maskpro_deploy.validation.source import Reader, Source, Stored, Weight
 
 
-class BundleReader:
+class BundleReader(Reader):
     """Reader of bundle folders."""
 
     takes = "a bundle"
@@ -45,27 +44,22 @@ class BundleReader:
             problems += _check_sibling(file, sibling, graph, listed)
             stored += _list_own_tensors(file, sibling, graph)
             unchecked += [dataclasses.replace(u, name=f"{file}: {u.name}") for u in sibling.unchecked]
-        return Source(
+        return dataclasses.replace(
+            graph,
             kind="bundle",
             weights=tuple(_mark_listed(w, listed.get(w.name, []), masks) for w in graph.weights),
             unchecked=tuple(unchecked),
             stored=tuple(stored),
             problems=tuple(problems),
-            num_parameters=graph.num_parameters,
             pattern=_read_pattern(path, manifest),
             has_list=bool(manifest.sparse_weights),
             inputs=(*files, *tensor_files, *mask_inputs(masks)),
             tensor_files=tuple(tensor_files),
-            multiply_adds=graph.multiply_adds,
         )
 
 
 def _path_inside(folder: Path, relative: str) -> Path:
-    """The path of a file of the bundle, links followed.
-
-    Raises:
-        FormatError: it leaves the folder, by its name or through a link.
-    """
+    """The path of a file of the bundle, links followed; it may not leave the folder, by its name or through a link."""
     path = safe_path(folder, relative)
     if not path.resolve().is_relative_to(folder.resolve()):
         raise FormatError(f"{path} is a link out of the bundle: it is not read.\nA bundle holds all that it needs.")
@@ -124,9 +118,7 @@ def _describe_use(weight: Weight) -> tuple[object, ...]:
 
 
 def _check_lists(manifest: Manifest, graph: Source, masks: MaskSet | None) -> list[str]:
-    weights = {w.name: w for w in graph.weights}
-    unchecked = {u.name for u in graph.unchecked}
-    problems = []
+    weights, unchecked, problems = {w.name: w for w in graph.weights}, {u.name for u in graph.unchecked}, []
     if manifest.sparse_weights and manifest.sparsity is None:
         problems.append(f"{MANIFEST_FILE} lists sparse weights but no pattern")
     for entry in manifest.sparse_weights:

@@ -8,19 +8,17 @@ from pathlib import Path
 from maskpro_deploy.checkpoint import INDEX_FILE, read_config, read_index, weight_files
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.masks import MASKS_FILE, MaskSet
-from maskpro_deploy.system.input_file import InputFile
+from maskpro_deploy.system.input_file import Entry, InputFile, read_header
 from maskpro_deploy.system.progress import Progress
-from maskpro_deploy.system.safetensors_header import Entry, read_header
-from maskpro_deploy.validation.formats import bitmask24
 from maskpro_deploy.validation.formats.bitmask24 import Entries
 from maskpro_deploy.validation.formats.masks import mask_array, mask_inputs
-from maskpro_deploy.validation.formats.safetensors_file import Contents, read_contents
-from maskpro_deploy.validation.source import Source, Weight
+from maskpro_deploy.validation.formats.safetensors_file import read_contents
+from maskpro_deploy.validation.source import Reader, Source, Weight
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
-class CheckpointReader:
+class CheckpointReader(Reader):
     """Reader of checkpoint folders."""
 
     takes = "a checkpoint folder"
@@ -41,34 +39,27 @@ class CheckpointReader:
                 if name in entries:
                     problems.append(f"{name} is in two files, {entries[name][0].path.name} and {file.path.name}")
                 entries[name] = (file, entry)
-        problems += [*_check_index(path, entries), *_check_adapters(path)]
+        problems += _check_index(path, entries)
+        # an adapter next to the weights changes what they compute
+        problems += [f"{name} belongs to an adapter, which is not merged" for name in _ADAPTER_FILES if (path / name).is_file()]
         contents = read_contents(entries, config, masks.shapes if masks is not None else None)
         weights = contents.weights
         if masks is not None:
             weights = tuple(_add_mask(weight, masks) for weight in weights)
             problems += _check_masks(masks, entries, contents)
-        return Source(
+        return dataclasses.replace(
+            contents,
             kind="checkpoint",
             weights=weights,
-            unchecked=contents.unchecked,
-            stored=contents.stored,
             problems=tuple(problems),
-            num_parameters=contents.num_parameters,
-            pattern=masks.pattern if masks is not None else bitmask24.PATTERN if bitmask24.prefixes(entries) else None,
+            pattern=masks.pattern if masks is not None else contents.pattern,
             has_list=masks is not None,
             inputs=(*files, *mask_inputs(masks)),
-            multiply_adds=contents.multiply_adds,
             notes=_write_notes(path),
         )
 
 
-def _check_adapters(folder: Path) -> list[str]:
-    """An adapter next to the weights changes what they compute."""
-    return [f"{name} belongs to an adapter, which is not merged" for name in _ADAPTER_FILES if (folder / name).is_file()]
-
-
 def _write_notes(folder: Path) -> tuple[str, ...]:
-    """What a reader has to know of the folder."""
     inner = sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/*.safetensors"))
     return (f"weights in folders inside are not read: {inner[0]}" + (" and others" if len(inner) > 1 else ""),) if inner else ()
 
@@ -92,13 +83,12 @@ def _refuse_pipes(folder: Path) -> None:
             raise FormatError(f"{path} is not a regular file: it is not read.")
 
 
-def _add_mask(item: Weight, masks: MaskSet) -> Weight:
-    if not item.listed or masks.shapes[item.name] != item.shape:
-        return item
-    return dataclasses.replace(item, mask=mask_array(masks, item.name))
+def _add_mask(weight: Weight, masks: MaskSet) -> Weight:
+    fits = weight.listed and masks.shapes[weight.name] == weight.shape
+    return dataclasses.replace(weight, mask=mask_array(masks, weight.name)) if fits else weight
 
 
-def _check_masks(masks: MaskSet, entries: Entries, contents: Contents) -> list[str]:
+def _check_masks(masks: MaskSet, entries: Entries, contents: Source) -> list[str]:
     shapes = {name: entry.shape for name, (_, entry) in entries.items()} | {w.name: w.shape for w in contents.weights}
     problems = [f"{MASKS_FILE} names {name}, which the checkpoint lacks" for name in sorted(masks.shapes) if name not in shapes]
     for name in sorted(masks.shapes):

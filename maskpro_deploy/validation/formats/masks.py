@@ -11,13 +11,13 @@ from maskpro_deploy.masks import FORMAT, MASKS_FILE, MaskSet, StoredBits
 from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.system.progress import Progress
 from maskpro_deploy.validation.arrays import BitArray, FileArray, FlatArray, LoadedArray, MemoryArray, TransposedArray
-from maskpro_deploy.validation.source import Source, SuffixReader, Weight
+from maskpro_deploy.validation.source import Reader, Source, Weight
 
 
 def mask_array(masks: MaskSet, name: str) -> BitArray:
     """One mask as booleans in row-major order."""
     rows, columns = masks.shapes[name]
-    return BitArray(packed=_packed_array(masks, name), size=rows * columns, columns=rows * columns)
+    return BitArray(base=_packed_array(masks, name), size=rows * columns, columns=rows * columns)
 
 
 def transposed_mask(masks: MaskSet, name: str) -> TransposedArray:
@@ -25,7 +25,7 @@ def transposed_mask(masks: MaskSet, name: str) -> TransposedArray:
     rows, columns = masks.shapes[name]
     packed = _packed_array(masks, name)
     whole = LoadedArray(lambda: packed.read(0, packed.size), packed.size)
-    return TransposedArray(packed=whole, rows=rows, columns=columns)
+    return TransposedArray(base=whole, rows=rows, columns=columns)
 
 
 def mask_inputs(masks: MaskSet | None) -> tuple[InputFile, ...]:
@@ -41,7 +41,7 @@ def _packed_array(masks: MaskSet, name: str) -> FlatArray:
     return FileArray(file=bits.file, offset=place.offset, dtype=np.dtype(np.uint8), size=place.bytes)
 
 
-class MasksReader(SuffixReader):
+class MasksReader(Reader):
     """Reader of `masks.safetensors`, known by its name or by the format in its metadata."""
 
     takes, suffix = "a mask file", ".safetensors"

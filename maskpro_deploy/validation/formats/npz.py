@@ -1,10 +1,8 @@
 """MaskLLM's `mask_compressed.npz`: per weight, under `<weight>.mask`, `numpy.packbits` of its booleans as one flat run.
 
-The file has neither N and M nor shapes. Shapes are taken from a checkpoint in the same folder. Without one, groups are counted
-along the flat order, which is the same as long as every reduction dimension is a multiple of M; the report says so.
-
-Members are unpacked as they are counted, never whole. Object arrays are pickles and refused; so is an archive that claims to grow
-beyond reason.
+It has neither N and M nor shapes. Shapes are taken from a checkpoint in the same folder; without one, groups are counted along
+the flat order, and the report says so. Members are unpacked as they are counted, never whole. Object arrays are pickles and
+refused; so is an archive that claims to grow beyond reason.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from maskpro_deploy.errors import FormatError
 from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.system.progress import Progress
 from maskpro_deploy.validation.arrays import BitArray
-from maskpro_deploy.validation.source import Source, SuffixReader, Unchecked, Weight
+from maskpro_deploy.validation.source import Reader, Source, Unchecked, Weight
 
 _SUFFIX = ".mask"
 _MOST_GROWTH, _SMALL_BYTES = 200, 1 << 26  # masks hardly compress: an archive of other proportions is a trap
@@ -45,7 +43,7 @@ class _Member:
     count: int
 
 
-class NpzReader(SuffixReader):
+class NpzReader(Reader):
     """Reader of MaskLLM mask files."""
 
     takes, suffix = "a .npz file", ".npz"
@@ -71,11 +69,7 @@ class NpzReader(SuffixReader):
 
 
 def _read_members(file: InputFile) -> list[_Member]:
-    """The arrays of an archive, their heads read.
-
-    Raises:
-        FormatError: it is not a complete archive, holds something else, or would grow beyond reason.
-    """
+    """The arrays of an archive, their heads read; refused if it holds something else, or would grow beyond reason."""
     try:
         with zipfile.ZipFile(file.path) as archive:
             entries = archive.infolist()
@@ -120,7 +114,7 @@ def _make_weight(file: InputFile, member: _Member, shapes: dict[str, tuple[int, 
     if -(-size // 8) != member.count or len(shape) > 2:
         reason = f"its mask has {8 * member.count} bits, the weight {list(shape)} has {size}"
         return Unchecked(name=name, shape=shape, reason=reason)
-    data = BitArray(packed=_MemberArray(file, member), size=size, columns=size)
+    data = BitArray(base=_MemberArray(file, member), size=size, columns=size)
     return Weight(name=name, shape=shape, dtype="bit", axis=len(shape) - 1, data=data, listed=True)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.system.progress import Progress
-from maskpro_deploy.validation.source import Source, SuffixReader
+from maskpro_deploy.validation.source import Reader, Source
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message  # type: ignore[import-untyped]
@@ -46,7 +46,7 @@ def read_graph(path: Path) -> Source:
         stored=trace.ledger.stored,
         num_parameters=trace.num_parameters,
         files=tuple(sorted(trace.files)),
-        inputs=(file, *trace.external.opened),
+        inputs=(file, *trace.external.values()),
         multiply_adds=trace.multiply_adds,
     )
 
@@ -66,7 +66,7 @@ def _all_text(model: Message) -> bool:
     return True
 
 
-class OnnxReader(SuffixReader):
+class OnnxReader(Reader):
     """Reader of ONNX files."""
 
     takes, suffix = "an .onnx file", ".onnx"

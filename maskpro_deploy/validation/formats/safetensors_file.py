@@ -1,36 +1,31 @@
-"""One safetensors file.
+"""One safetensors file: all matrices named `*.weight` count that are not a table or an output head (`names`).
 
-Which tensors count: all matrices named `*.weight` that are not a table or an output head (`names`). Their axis is 1, `(out, in)`,
-as `torch.nn.Linear` stores them; models of the GPT-2 family, known by the `config.json` next to the file, store `(in, out)`.
-Weights that the compressed-tensors library stored as `sparse-24-bitmask` are unpacked (see `bitmask24`). Other packed forms are
-unaccounted for.
+Their axis is 1, `(out, in)`, as `torch.nn.Linear` stores them; models of the GPT-2 family, known by the `config.json` next to the
+file, store `(in, out)`. Weights in the form `sparse-24-bitmask` are unpacked; other packed forms are unaccounted for.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from maskpro_deploy.system.files import read_json
-from maskpro_deploy.system.input_file import InputFile
+from maskpro_deploy.system.input_file import Entry, InputFile, read_header
 from maskpro_deploy.system.progress import Progress
-from maskpro_deploy.system.safetensors_header import Entry, read_header
-from maskpro_deploy.validation.accounts import Rule, Stored
 from maskpro_deploy.validation.arrays import FileArray, FlatArray, fp4_array
 from maskpro_deploy.validation.formats import bitmask24
 from maskpro_deploy.validation.formats.bitmask24 import DTYPES, Entries
-from maskpro_deploy.validation.formats.names import Doubt, Matrix, reduction_axis
-from maskpro_deploy.validation.formats.neighbours import Neighbours
-from maskpro_deploy.validation.source import Finding, Source, SuffixReader, Unchecked, Weight
+from maskpro_deploy.validation.formats.names import Doubt, Matrix, Neighbours, reduction_axis
+from maskpro_deploy.validation.source import Finding, Reader, Rule, Source, Stored, Unchecked, Weight
 
 
-def judge_tensor(
+def _judge_tensor(
     file: InputFile, name: str, entry: Entry, axis: int | None, role: Matrix | Rule | Doubt, *, listed: bool = False
 ) -> Finding:
     """What a tensor is to the checker: a weight, exempt by a rule, or unaccounted for."""
@@ -61,33 +56,11 @@ def _doubt(name: str, entry: Entry, reason: str) -> Unchecked:
     return Unchecked(name=name, shape=entry.shape, reason=reason, bytes=entry.bytes)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contents:
-    """What some files hold.
+def read_contents(entries: Entries, config: Mapping[str, Any], listed: Collection[str] | None) -> Source:
+    """Account for every tensor, in name order; the tensors of a compressed weight make one weight of its full shape.
 
-    Attributes:
-        weights: that can be checked.
-        unchecked: what is unaccounted for.
-        stored: every tensor.
-        num_parameters: elements of all tensors, compressed ones in their full shape.
-        multiply_adds: of the model for one token: every matrix once, the output head too, also where it is the tied embedding;
-            every expert as if it were used.
-    """
-
-    weights: tuple[Weight, ...]
-    unchecked: tuple[Unchecked, ...]
-    stored: tuple[Stored, ...]
-    num_parameters: int
-    multiply_adds: int
-
-
-def read_contents(entries: Entries, config: Mapping[str, Any], listed: Collection[str] | None) -> Contents:
-    """Account for every tensor, in name order; the tensors of a compressed weight make one weight.
-
-    Args:
-        entries: tensor name -> file and place.
-        config: the model's `config.json`; empty if there is none.
-        listed: names of the weights that masks list; None if nothing lists them.
+    `listed` are the weights that masks list, None if nothing lists them; `config` is that of the model, or empty. For
+    multiply-adds every matrix counts once, each expert too, and the output head, also where it is the tied embedding.
     """
     compressed = bitmask24.prefixes(entries)
     names = Neighbours(entries, listed, config)
@@ -98,12 +71,12 @@ def read_contents(entries: Entries, config: Mapping[str, Any], listed: Collectio
     for name in sorted(entries):
         file, entry = entries[name]
         finding: Finding | None
-        is_part = (prefix := bitmask24.prefix_of(name)) in compressed and name in bitmask24.parts(prefix)
+        is_part = (prefix := name.rpartition(".")[0]) in compressed and name in bitmask24.parts(prefix)
         if is_part:
             finding = bitmask24.read_weight(prefix, entries, listed or ()) if name.endswith(bitmask24.VALUES) else None
         else:
             axis, role = reduction_axis(name, config), names.role(name)
-            finding = judge_tensor(file, name, entry, axis, role, listed=names.is_listed(name))
+            finding = _judge_tensor(file, name, entry, axis, role, listed=names.is_listed(name))
         if finding is not None:
             finding = names.judge(finding, name)
         if isinstance(finding, Weight):
@@ -116,12 +89,14 @@ def read_contents(entries: Entries, config: Mapping[str, Any], listed: Collectio
             size = math.prod(finding.shape) if isinstance(finding, (Weight, Unchecked)) else 0
         adds += size if _multiplies(finding, name, config) else 0
         stored.append(Stored(name=name, shape=entry.shape, bytes=entry.bytes, rule=rule, elements=size))
-    return Contents(
+    return Source(
+        kind="safetensors",
         weights=tuple(weights),
         unchecked=tuple(unchecked),
         stored=tuple(stored),
         num_parameters=sum(s.elements for s in stored),
         multiply_adds=adds,
+        pattern=bitmask24.PATTERN if compressed else None,
     )
 
 
@@ -130,7 +105,7 @@ def _multiplies(finding: Finding | None, name: str, config: Mapping[str, Any]) -
     return isinstance(finding, (Weight, Unchecked)) or finding is Rule.HEAD or tied
 
 
-class SafetensorsReader(SuffixReader):
+class SafetensorsReader(Reader):
     """Reader of single safetensors files."""
 
     takes, suffix = "a .safetensors file", ".safetensors"
@@ -140,14 +115,4 @@ class SafetensorsReader(SuffixReader):
         entries = {name: (file, entry) for name, entry in read_header(file).entries.items()}
         beside = path.parent / "config.json"
         config = read_json(beside) if beside.is_file() else {}
-        contents = read_contents(entries, config, None)
-        return Source(
-            kind="safetensors",
-            weights=contents.weights,
-            unchecked=contents.unchecked,
-            stored=contents.stored,
-            num_parameters=contents.num_parameters,
-            pattern=bitmask24.PATTERN if bitmask24.prefixes(entries) else None,
-            inputs=(file,),
-            multiply_adds=contents.multiply_adds,
-        )
+        return dataclasses.replace(read_contents(entries, config, None), inputs=(file,))

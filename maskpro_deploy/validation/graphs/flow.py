@@ -13,26 +13,28 @@ from onnx import NodeProto
 
 from maskpro_deploy.onnx_graphs.constants import QUANTISING
 from maskpro_deploy.onnx_graphs.nodes import MICROSOFT, STANDARD, get_integer, title
-from maskpro_deploy.validation.accounts import Rule
 from maskpro_deploy.validation.graphs import operators as ops
 from maskpro_deploy.validation.graphs.ledger import Ledger
-from maskpro_deploy.validation.graphs.moves.picked import move_picked, pick, without_axes
-from maskpro_deploy.validation.graphs.moves.scaling import Scaling, is_active, may_meet
-from maskpro_deploy.validation.graphs.shapes import Shapes
+from maskpro_deploy.validation.graphs.moves.pieces import move_picked, pick, without_axes
 from maskpro_deploy.validation.graphs.values import (
     ACTIVATIONS,
     Constant,
     Input,
+    Inputs,
     Kind,
     Opaque,
     Runtime,
+    Shapes,
     Value,
+    is_active,
     is_constant,
     is_table,
+    may_meet,
     origins_of,
     reason_of,
     runtime_of,
 )
+from maskpro_deploy.validation.source import Rule
 
 _JOINING = frozenset(
     {"Concat", "QLinearConcat", "ScatterElements", "ScatterND", "SequenceConstruct", "SequenceInsert", "TensorScatter"}
@@ -40,17 +42,12 @@ _JOINING = frozenset(
 
 
 class Flow:
-    """Follows values through nodes, and notes in the ledger what becomes of tables.
-
-    Args:
-        ledger: of the graph.
-        shapes: of its values.
-    """
+    """Follows values through nodes, and notes in the ledger what becomes of tables."""
 
     def __init__(self, ledger: Ledger, shapes: Shapes) -> None:
-        self._ledger, self._shapes, self._scaling = ledger, shapes, Scaling(shapes)
+        self._ledger, self._shapes = ledger, shapes
 
-    def results(self, node: NodeProto, inputs: Sequence[Input]) -> list[Value]:
+    def results(self, node: NodeProto, inputs: Inputs) -> list[Value]:
         """What a node that is not a product makes, one value an output."""
         picked = move_picked(node, inputs)
         if picked is not None:
@@ -61,7 +58,7 @@ class Flow:
             return [value, Runtime.ACTIVE, Runtime.ACTIVE][: len(node.output)]
         return [value] * len(node.output)
 
-    def _follow(self, node: NodeProto, inputs: Sequence[Input]) -> Value:
+    def _follow(self, node: NodeProto, inputs: Inputs) -> Value:
         """What a node that is not a product makes; a table that it is not known to treat is left for the caller to refuse."""
         parameters = ops.PARAMETERS.get((node.domain if node.domain not in STANDARD else "", node.op_type))
         if parameters is not None:
@@ -96,7 +93,7 @@ class Flow:
             return is_table(value.shape) and self._ledger.holds_table(value.origins)
         return isinstance(value, Opaque) and self._ledger.holds_table(value.origins)
 
-    def _apply_parameters(self, node: NodeProto, inputs: Sequence[Input], parameters: dict[int, Rule]) -> Value:
+    def _apply_parameters(self, node: NodeProto, inputs: Inputs, parameters: dict[int, Rule]) -> Value:
         """The result of an operator whose inputs have parts of their own; activations may go into the others."""
         for number, rule in parameters.items():
             if number < len(inputs):
@@ -115,7 +112,7 @@ class Flow:
                 self._ledger.exempt(origins_of(value), Rule.ELEMENTWISE)
         return Runtime.ACTIVE
 
-    def _compare(self, inputs: Sequence[Input]) -> Value:
+    def _compare(self, inputs: Inputs) -> Value:
         """Truth values: a mask, as long as nothing multiplies with it."""
         tables = [v for v in inputs if self._is_weighty(v)]
         if not tables:
@@ -123,7 +120,7 @@ class Flow:
         self._ledger.exempt(origins_of(*tables), Rule.ELEMENTWISE)
         return Opaque(origins_of(*tables), Kind.ADDED, "it is compared with values that are computed at run time")
 
-    def _gather(self, node: NodeProto, inputs: Sequence[Input]) -> Value:
+    def _gather(self, node: NodeProto, inputs: Inputs) -> Value:
         table, index = inputs[0], inputs[1] if len(inputs) > 1 else None
         self._ledger.exempt(origins_of(*inputs[1:2]), Rule.INDEX)
         self._ledger.exempt(origins_of(*inputs[2:]), Rule.QUANTISATION)
@@ -131,7 +128,7 @@ class Flow:
             return runtime_of(table, index)
         if isinstance(table, Opaque) and table.kind is not Kind.CONSTANT:
             return table
-        dims = self._scaling.dims(node, inputs, 0)
+        dims = self._shapes.dims_of(node, inputs, 0)
         if index is Runtime.INPUT and dims is not None and len(dims) == 2 and get_integer(node, "axis", 0) in (0, -2):
             self._ledger.exempt(table.origins, Rule.TOKEN_TABLE)
             return Opaque(table.origins, Kind.LOOKED_UP, "its rows are looked up")
@@ -140,7 +137,7 @@ class Flow:
             return pick(table, None if index_dims is None else len(index_dims))
         return Opaque(table.origins, Kind.SELECTED, "a part of it is selected at run time")
 
-    def _unary(self, node: NodeProto, inputs: Sequence[Input]) -> Value:
+    def _unary(self, node: NodeProto, inputs: Inputs) -> Value:
         value, others = inputs[0] if inputs else None, inputs[1:]
         if node.op_type in QUANTISING:
             self._ledger.exempt(origins_of(*others), Rule.QUANTISATION)
@@ -156,11 +153,11 @@ class Flow:
             return self._lose(node, inputs)
         return runtime_of(value)
 
-    def _lose(self, node: NodeProto, inputs: Sequence[Input]) -> Opaque:
+    def _lose(self, node: NodeProto, inputs: Inputs) -> Opaque:
         reason = reason_of(*inputs[:1]) or f"it passes through {node.op_type}, which is not followed"
         return Opaque(origins_of(*inputs), Kind.CONSTANT, reason)
 
-    def _move(self, node: NodeProto, inputs: Sequence[Input]) -> Value:
+    def _move(self, node: NodeProto, inputs: Inputs) -> Value:
         value, others = inputs[0] if inputs else None, inputs[1:]
         self._ledger.exempt(origins_of(*others), Rule.INDEX)
         if isinstance(value, Opaque) and value.kind is not Kind.CONSTANT:
@@ -178,7 +175,7 @@ class Flow:
         dims = self._shapes.dims(node.input[1])
         return len(dims) - 1 if dims and dims[-1] == 1 else None
 
-    def _normalise(self, node: NodeProto, inputs: Sequence[Input], count: int) -> Value:
+    def _normalise(self, node: NodeProto, inputs: Inputs, count: int) -> Value:
         shifts = [v for v in inputs[count:] if self._is_weighty(v)]
         self._ledger.exempt(origins_of(*inputs[count:]), Rule.ELEMENTWISE)
         value = self._combine(node, inputs[:count]) if count > 1 else (inputs[0] if inputs else None)
@@ -194,7 +191,7 @@ class Flow:
             return Opaque(origins_of(*shifts, value), kind, "activations are multiplied with it element by element")
         return value if value is not None else Runtime.ACTIVE
 
-    def _reduce(self, node: NodeProto, inputs: Sequence[Input]) -> Value:
+    def _reduce(self, node: NodeProto, inputs: Inputs) -> Value:
         value = inputs[0] if inputs else None
         self._ledger.exempt(origins_of(*inputs[1:]), Rule.INDEX)
         if isinstance(value, Opaque):
@@ -206,7 +203,7 @@ class Flow:
         self._ledger.refuse(value.origins, f"{value.reason}, and {node.op_type} sums over it", title(node))
         return Runtime.ACTIVE
 
-    def _combine(self, node: NodeProto, inputs: Sequence[Input]) -> Value:
+    def _combine(self, node: NodeProto, inputs: Inputs) -> Value:
         """The result of adding, joining or multiplying element by element."""
         numbers = [i for i in ops.data_inputs(node.op_type, len(inputs)) if i < len(inputs)]
         self._ledger.exempt(origins_of(*(v for i, v in enumerate(inputs) if i not in numbers)), Rule.INDEX)
@@ -225,7 +222,7 @@ class Flow:
         self._ledger.exempt(origins, Rule.ELEMENTWISE)
         kinds = [v.kind for _, v in weighty if isinstance(v, Opaque)]
         if node.op_type not in _JOINING and any(
-            self._scaling.surely_lengthens(node, inputs, i) for i, v in weighty if not is_active(v)
+            self._shapes.surely_lengthens(node, inputs, i) for i, v in weighty if not is_active(v)
         ):
             return Opaque(origins, Kind.EXPANDED, "it is added to activations along dimensions that they lack")
         if not runtime and len(kinds) == len(weighty) and set(kinds) == {Kind.LOOKED_UP}:
@@ -244,11 +241,11 @@ class Flow:
             reason = f"{node.op_type} chooses between versions of it at run time"
         return Opaque(origins_of(*values), kind, reason_of(*values) or reason)
 
-    def _multiply(self, node: NodeProto, inputs: Sequence[Input], weighty: Sequence[tuple[int, Constant | Opaque]]) -> Value:
+    def _multiply(self, node: NodeProto, inputs: Inputs, weighty: Sequence[tuple[int, Constant | Opaque]]) -> Value:
         """A product element by element, of which one operand at least is activations."""
         origins = origins_of(*(v for _, v in weighty))
         self._ledger.exempt(origins, Rule.ELEMENTWISE)
-        kinds = [self._scaling.scaled_kind(node, inputs, number, value) for number, value in weighty]
+        kinds = [self._shapes.scaled_kind(node, inputs, number, value) for number, value in weighty]
         kind = max(kinds)
         reason = {
             Kind.EXPANDED: "activations are multiplied with it element by element, along dimensions that they may lack",

@@ -12,14 +12,12 @@ from dataclasses import replace
 
 from onnx import GraphProto, NodeProto
 
-from maskpro_deploy.onnx_graphs.nodes import STANDARD
-from maskpro_deploy.onnx_graphs.order import names_used
-from maskpro_deploy.validation.accounts import Rule
+from maskpro_deploy.onnx_graphs.nodes import STANDARD, names_used
 from maskpro_deploy.validation.graphs.ledger import Ledger
 from maskpro_deploy.validation.graphs.multiply import ProductWeight
 from maskpro_deploy.validation.graphs.operators import names_in
 from maskpro_deploy.validation.graphs.products import product_of
-from maskpro_deploy.validation.source import Weight
+from maskpro_deploy.validation.source import Rule, Weight
 
 # between the last product and the output
 _AFTER = names_in(
@@ -33,33 +31,19 @@ _BY_POSITION = frozenset({"Gather", "Reshape", "Slice", "Squeeze", "Unsqueeze"})
 _NAMED = re.compile(r"(^|[./_])(lm_head|output_head|embed_out)([./_]|$)")
 
 
-class Heads:
-    """The products that make a graph's outputs.
-
-    Args:
-        graph: the main graph.
-        ledger: of all its tensors.
-    """
-
-    def __init__(self, graph: GraphProto, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._logits = _find_last_products(graph, [o.name for o in graph.output if o.name == "logits"])
-        self._any = _find_last_products(graph, [o.name for o in graph.output])
-
-    def apply(self, weights: Sequence[ProductWeight]) -> tuple[Weight, ...]:
-        """The weights, those of heads marked as such."""
-        rows = self._ledger.token_rows()
-        return tuple(self._mark(w, rows) for w in weights)
-
-    def _mark(self, product: ProductWeight, rows: int) -> Weight:
+def mark_heads(graph: GraphProto, ledger: Ledger, products: Sequence[ProductWeight]) -> tuple[Weight, ...]:
+    """The weights of the main graph's products, those that make its outputs marked as heads."""
+    logits = _find_last_products(graph, [o.name for o in graph.output if o.name == "logits"])
+    last = _find_last_products(graph, [o.name for o in graph.output])
+    rows, weights = ledger.token_rows(), []
+    for product in products:
         weight = product.weight
-        if not all(self._is_head(name, product.width, weight.name, rows) for name in product.results):
-            return weight
-        self._ledger.exempt(weight.constants, Rule.HEAD)
-        return replace(weight, linear=False)
-
-    def _is_head(self, result: str, width: int, name: str, rows: int) -> bool:
-        return result in self._logits or (result in self._any and (width == rows or _NAMED.search(name) is not None))
+        results = last if product.width == rows or _NAMED.search(weight.name) else logits
+        if all(name in results or name in logits for name in product.results):
+            ledger.exempt(weight.constants, Rule.HEAD)
+            weight = replace(weight, linear=False)
+        weights.append(weight)
+    return tuple(weights)
 
 
 def _find_last_products(graph: GraphProto, outputs: list[str]) -> set[str]:

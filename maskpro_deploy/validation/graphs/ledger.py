@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from onnx import TensorProto
 
-from maskpro_deploy.onnx_graphs.tensors import external_entries, tensor_bytes
-from maskpro_deploy.validation.accounts import Rule, Stored
+from maskpro_deploy.onnx_graphs.constants import external_entries, tensor_bytes
 from maskpro_deploy.validation.graphs.values import is_table
-from maskpro_deploy.validation.source import Unchecked
+from maskpro_deploy.validation.source import Rule, Stored, Unchecked
 
 # of several uses, the one that is reported
 _ORDER = (
@@ -104,15 +104,12 @@ class Ledger:
         self._nodes[title] = reason
 
     def tables(self, keys: Iterable[str]) -> list[str]:
-        """Those of some tensors that could be weights."""
         return [key for key in keys if self._entries[key].table]
 
     def holds_table(self, keys: Iterable[str]) -> bool:
-        """Whether one of the tensors could be a weight."""
         return any(self._entries[key].table for key in keys)
 
     def elements(self, keys: Iterable[str]) -> int:
-        """Elements of some tensors."""
         return sum(math.prod(self._entries[key].shape) for key in keys)
 
     def consume(self, keys: Iterable[str], consumer: str) -> None:
@@ -160,16 +157,10 @@ def _find_place(tensor: TensorProto) -> tuple[str, int] | None:
     return entries.get("location", ""), int(offset) if offset.isdecimal() and len(offset) < 20 else 0
 
 
-_INTEGERS = frozenset(
-    {
-        *(TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64),
-        *(TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64, TensorProto.STRING),
-    }
-)
+_INTEGERS = {value for name, value in TensorProto.DataType.items() if re.fullmatch(r"U?INT(8|16|32|64)|STRING", name)}
 
 
 def _default_rule(data_type: int) -> Rule:
-    """What a tensor that is not a table is, by its type."""
     if data_type == TensorProto.BOOL:
         return Rule.BOOLEAN
     return Rule.INDEX if data_type in _INTEGERS else Rule.VECTOR

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,72 +12,53 @@ from onnx import NodeProto
 
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.onnx_graphs.nodes import get_integer, title
-from maskpro_deploy.validation.accounts import Rule
 from maskpro_deploy.validation.arrays import Array
 from maskpro_deploy.validation.graphs.ledger import Ledger
-from maskpro_deploy.validation.graphs.moves.linear import dequantise
-from maskpro_deploy.validation.graphs.moves.nbits import unpack_weights
-from maskpro_deploy.validation.graphs.moves.picked import is_weight
-from maskpro_deploy.validation.graphs.moves.scaling import may_meet
+from maskpro_deploy.validation.graphs.moves.pieces import is_weight
+from maskpro_deploy.validation.graphs.moves.quantised import Scales, dequantise, unpack_weights
 from maskpro_deploy.validation.graphs.moves.steps import read_small
 from maskpro_deploy.validation.graphs.products import Product
-from maskpro_deploy.validation.graphs.shapes import Shapes
 from maskpro_deploy.validation.graphs.values import (
     ACTIVATIONS,
     Constant,
-    Input,
+    Inputs,
     Kind,
     Opaque,
     Picked,
     Runtime,
+    Shapes,
     Value,
     is_constant,
     is_table,
+    may_meet,
     origins_of,
     reason_of,
 )
-from maskpro_deploy.validation.source import Weight
+from maskpro_deploy.validation.source import Rule, Weight
 
 _FEW = 256  # numbers: what is computed from so few, in a shape that is not known, is taken for a vector
 
 
 @dataclass(slots=True)
 class ProductWeight:
-    """A weight, and what its products make.
+    """A weight, and what its products make."""
 
-    Attributes:
-        weight: to be checked.
-        width: outputs of the product.
-        results: names of what its products make.
-    """
-
-    weight: Weight
-    width: int
-    results: list[str] = field(default_factory=list)
+    weight: Weight  # to be checked
+    width: int  # outputs of the product
+    results: list[str] = field(default_factory=list)  # names of what its products make
 
 
 class Multiplier:
-    """Collects the weights of a graph's products.
-
-    Args:
-        ledger: of the graph.
-        shapes: of its values.
-        path: of the file, for errors.
-
-    Attributes:
-        weights: those of products, each once for every axis that it is summed along.
-        multiply_adds: of all products with stored tensors, for one token.
-        in_main_graph: whether the present node is one of the main graph.
-    """
+    """Collects the weights of a graph's products. `path` is that of the file, for errors."""
 
     def __init__(self, ledger: Ledger, shapes: Shapes, path: Path) -> None:
-        self.weights: list[ProductWeight] = []
-        self.in_main_graph = True
-        self.multiply_adds = 0
+        self.weights: list[ProductWeight] = []  # each once for every axis that it is summed along
+        self.in_main_graph = True  # whether the present node is one of it
+        self.multiply_adds = 0  # of all products with stored tensors, for one token
         self._ledger, self._shapes, self._path = ledger, shapes, path
         self._seen: dict[tuple[str, int, int], int] = {}  # to its place in `weights`
 
-    def multiply(self, node: NodeProto, inputs: Sequence[Input], product: Product | str) -> Value:
+    def multiply(self, node: NodeProto, inputs: Inputs, product: Product | str) -> Value:
         """The result of a product; its constants are noted."""
         if isinstance(product, str):
             self.refuse(origins_of(*inputs), product, node)
@@ -98,21 +79,15 @@ class Multiplier:
             elif isinstance(value, Opaque):
                 self._use_opaque(node, value, number, axis, others)
         biases = (i for i, rule in product.parameters.items() if rule is Rule.ELEMENTWISE and i < len(inputs))
-        added = [v for v in (inputs[i] for i in biases) if self._is_added(v)]
+        added = [v for v in (inputs[i] for i in biases) if self._ledger.holds_table(origins_of(v))]
         if added:
             return Opaque(origins_of(*added), Kind.ADDED, "it is added to what a product makes")
         return Runtime.ACTIVE
 
-    def _is_added(self, value: Input) -> bool:
-        """Whether a bias is a whole table."""
-        return isinstance(value, (Constant, Opaque)) and self._ledger.holds_table(value.origins)
-
     def mark(self) -> object:
-        """The weights so far."""
         return [replace(f, results=list(f.results)) for f in self.weights], dict(self._seen), self.multiply_adds
 
     def undo(self, mark: object) -> None:
-        """Go back to a mark."""
         assert isinstance(mark, tuple)
         self.weights, self._seen, self.multiply_adds = mark
 
@@ -120,7 +95,7 @@ class Multiplier:
         """Note that some tensors are used in a way that is not followed."""
         self.multiply_adds += self._ledger.refuse(keys, reason, title(node))
 
-    def _use_constant(self, node: NodeProto, inputs: Sequence[Input], product: Product, number: int, axis: int | None) -> None:
+    def _use_constant(self, node: NodeProto, inputs: Inputs, product: Product, number: int, axis: int | None) -> None:
         value = inputs[number]
         assert isinstance(value, Constant)
         if axis is None:
@@ -134,9 +109,7 @@ class Multiplier:
             value = plain
         self._add_weight(node, value, axis)
 
-    def _use_picked(
-        self, node: NodeProto, inputs: Sequence[Input], product: Product, number: int, value: Picked, axis: int
-    ) -> None:
+    def _use_picked(self, node: NodeProto, inputs: Inputs, product: Product, number: int, value: Picked, axis: int) -> None:
         """Entries of a stack of weights; if they are quantised, by one scale and zero point for all."""
         base: Constant | None = value.base
         if number in product.scales:
@@ -148,9 +121,7 @@ class Multiplier:
         else:
             self._add_weight(node, base, axis)
 
-    def _dequantise(
-        self, node: NodeProto, inputs: Sequence[Input], product: Product, number: int, value: Constant
-    ) -> Constant | None:
+    def _dequantise(self, node: NodeProto, inputs: Inputs, product: Product, number: int, value: Constant) -> Constant | None:
         """A quantised operand as the product multiplies with it."""
         scale_at, zero_at, channel = product.scales[number]
         zero = inputs[zero_at] if zero_at is not None and zero_at < len(inputs) else None
@@ -163,7 +134,7 @@ class Multiplier:
             data = unpack_weights(node, product.packed, value, scales, zeros)
             return None if data is None else replace(value, shape=(data.rows, data.columns), data=data, perm=(0, 1))
         scales, zeros = _align(scales, zeros)
-        plain = dequantise(value.data, value.shape, channel % len(value.shape), scales, zeros, 0) if value.shape else None
+        plain = dequantise(value.data, value.shape, Scales(channel % len(value.shape), scales, zeros)) if value.shape else None
         return replace(value, data=plain) if plain is not None else None
 
     def _add_weight(self, node: NodeProto, value: Constant, axis: int) -> None:
@@ -208,7 +179,7 @@ class Multiplier:
         else:
             self.refuse(value.origins, f"its reduction dimension is 1: how {node.op_type} uses it is not followed", node)
 
-    def _use_opaque(self, node: NodeProto, value: Opaque, number: int, axis: int | None, others: Sequence[Input]) -> None:
+    def _use_opaque(self, node: NodeProto, value: Opaque, number: int, axis: int | None, others: Inputs) -> None:
         if not self._ledger.holds_table(value.origins) and self._is_small(node, value, number, axis):
             self._ledger.exempt(value.origins, Rule.VECTOR)
             return

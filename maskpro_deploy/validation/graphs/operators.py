@@ -6,7 +6,7 @@ An operator that is in none of these tables does something that is not known her
 from __future__ import annotations
 
 from maskpro_deploy.onnx_graphs.nodes import MICROSOFT, STANDARD
-from maskpro_deploy.validation.accounts import Rule
+from maskpro_deploy.validation.source import Rule
 
 # operators of other domains are somebody's own: what they compute, and with which weights, is not known
 KNOWN_DOMAINS = frozenset((*STANDARD, MICROSOFT, "ai.onnx.ml", "com.microsoft.nchwc", "com.ms.internal.nhwc"))
@@ -86,10 +86,7 @@ PARAMETERS: dict[tuple[str, str], dict[int, Rule]] = {
         **dict.fromkeys((7, 8), Rule.POSITIONS),
         **dict.fromkeys((10, 11), Rule.ELEMENTWISE),
     },
-    (MICROSOFT, "SparseAttention"): {
-        **dict.fromkeys((5, 6, 7, 8), Rule.INDEX),
-        **dict.fromkeys((9, 10), Rule.POSITIONS),
-    },
+    (MICROSOFT, "SparseAttention"): {**dict.fromkeys((5, 6, 7, 8), Rule.INDEX), **dict.fromkeys((9, 10), Rule.POSITIONS)},
     (MICROSOFT, "EmbedLayerNormalization"): {
         **dict.fromkeys((2, 3, 4), Rule.TOKEN_TABLE),
         **dict.fromkeys((5, 6), Rule.ELEMENTWISE),

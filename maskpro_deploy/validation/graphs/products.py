@@ -12,25 +12,21 @@ from dataclasses import dataclass, field
 from onnx import NodeProto
 
 from maskpro_deploy.onnx_graphs.nodes import MICROSOFT, STANDARD, get_integer
-from maskpro_deploy.validation.accounts import Rule
+from maskpro_deploy.validation.source import Rule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Product:
-    """What an operator multiplies.
+    """What an operator multiplies."""
 
-    Attributes:
-        factors: (input number, axis that is summed over) of every operand; the axis is None for one that is never a weight.
-        parameters: input number -> what it serves as; those that are not named are activations.
-        scales: input number of a quantised operand -> the numbers of its scale and zero point, None where it has none, and the
-            axis that they run along.
-        packed: how the weight is packed into bytes, "nbits" or "bnb4"; "" if it is not.
-    """
-
+    # (input number, axis that is summed over) of every operand; the axis is None for one that is never a weight
     factors: tuple[tuple[int, int | None], ...]
+    # input number -> what it serves as; those that are not named are activations
     parameters: Mapping[int, Rule] = field(default_factory=dict)
+    # input number of a quantised operand -> the numbers of its scale and zero point, None where it has none, and the axis that
+    # they run along
     scales: Mapping[int, tuple[int | None, int | None, int]] = field(default_factory=dict)
-    packed: str = ""
+    packed: str = ""  # how the weight is packed into bytes, "nbits" or "bnb4"; "" if it is not
 
 
 def product_of(node: NodeProto) -> Product | str | None:

@@ -1,11 +1,9 @@
 """From every constant of an ONNX graph to all that uses it, and from every product to the axis that it sums over.
 
 One pass over the nodes in their order carries, for each value, what it is made of (`values`). A constant that a product
-multiplies with becomes a weight to check; `steps` and `pieces` say through which operators it is still known element by element.
-All other uses are noted in the `Ledger`: a rule exempts them, or they are refused. Where a node's results do not hold a table
-that went into it, and nothing was noted, the table is refused: what is not known to be harmless is unaccounted for.
-
-Nothing recurses along the graph, so cycles cannot hang it: a value that nothing made before it is used is an error.
+multiplies with becomes a weight to check. All other uses are noted in the `Ledger`: a rule exempts them, or they are refused.
+Where a node's results do not hold a table that went into it, and nothing was noted, the table is refused: what is not known to
+be harmless is unaccounted for. Nothing recurses along the graph, so cycles cannot hang it.
 """
 
 from __future__ import annotations
@@ -16,25 +14,20 @@ from pathlib import Path
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from maskpro_deploy.errors import FormatError
-from maskpro_deploy.onnx_graphs.constants import QUANTISING
-from maskpro_deploy.onnx_graphs.nodes import STANDARD, constant_of, graphs_of, title
-from maskpro_deploy.onnx_graphs.order import ordered
-from maskpro_deploy.onnx_graphs.tensors import external_entries, tensor_bytes
-from maskpro_deploy.validation.accounts import Rule
+from maskpro_deploy.onnx_graphs.constants import QUANTISING, external_entries, tensor_bytes
+from maskpro_deploy.onnx_graphs.nodes import STANDARD, constant_of, graphs_of, ordered, title
 from maskpro_deploy.validation.graphs import operators as ops
-from maskpro_deploy.validation.graphs.attributes import bind, large_attributes
-from maskpro_deploy.validation.graphs.branches import Branches
+from maskpro_deploy.validation.graphs.branches import Branches, bind, large_attributes
 from maskpro_deploy.validation.graphs.flow import Flow
-from maskpro_deploy.validation.graphs.heads import Heads
+from maskpro_deploy.validation.graphs.heads import mark_heads
 from maskpro_deploy.validation.graphs.ledger import Ledger
 from maskpro_deploy.validation.graphs.moves.pieces import make_pieces
 from maskpro_deploy.validation.graphs.moves.steps import STEPS
 from maskpro_deploy.validation.graphs.moves.tensors import ExternalFiles, flat_array, shape_of, type_name
 from maskpro_deploy.validation.graphs.multiply import Multiplier
 from maskpro_deploy.validation.graphs.products import PRODUCTS, product_of
-from maskpro_deploy.validation.graphs.shapes import Shapes
-from maskpro_deploy.validation.graphs.values import Constant, Input, Kind, Opaque, Runtime, Value, is_table, origins_of
-from maskpro_deploy.validation.source import Weight
+from maskpro_deploy.validation.graphs.values import Constant, Input, Kind, Opaque, Runtime, Shapes, Value, is_table, origins_of
+from maskpro_deploy.validation.source import Rule, Weight
 
 Scope = tuple[object, ...]
 _DEEPEST = 32  # functions in functions
@@ -42,16 +35,10 @@ _MOST_NODES = 100_000  # nodes that are traced, a function's again at each call
 
 
 class Tracer:
-    """One pass over a model.
-
-    Attributes:
-        files: names of the files of external data.
-        external: those of them that were opened.
-        ledger: every stored tensor, and what became of it.
-    """
+    """One pass over a model."""
 
     def __init__(self, model: ModelProto, path: Path) -> None:
-        self.files: set[str] = set()
+        self.files: set[str] = set()  # names of the files of external data
         self.ledger = Ledger()
         self._path = path
         self.external = ExternalFiles(path)
@@ -59,27 +46,21 @@ class Tracer:
         self._shapes = Shapes(model)
         self._flow = Flow(self.ledger, self._shapes)
         self._multiplier = Multiplier(self.ledger, self._shapes, path)
-        self._branches = Branches(self)
+        self._branches = Branches(self.trace, self.ledger, self._multiplier)
         self._depth = self._count = 0
         self._close_outputs(self.trace(model.graph, {}, ()))
         self._refuse_replacements(model.functions)
-        self._enter_uncalled(model.functions)
+        for function in model.functions:  # constants of those that nothing calls
+            for number, node in enumerate(function.node):
+                self._enter_unused(node, (*_place_of(function), number))
         for number, info in enumerate(model.training_info):
             for graph in (info.initialization, info.algorithm):
                 for tensor in graph.initializer:
                     shape_of(tensor, path)
                     self.ledger.enter(tensor, tensor.name, ("training", number))
-        self.weights: tuple[Weight, ...] = Heads(model.graph, self.ledger).apply(self._multiplier.weights)
-
-    @property
-    def num_parameters(self) -> int:
-        """Elements of all stored tensors that something uses."""
-        return sum(s.elements for s in self.ledger.stored if s.rule is not Rule.UNUSED)
-
-    @property
-    def multiply_adds(self) -> int:
-        """Of all products with stored tensors."""
-        return self._multiplier.multiply_adds
+        self.weights: tuple[Weight, ...] = mark_heads(model.graph, self.ledger, self._multiplier.weights)
+        self.num_parameters = sum(s.elements for s in self.ledger.stored if s.rule is not Rule.UNUSED)
+        self.multiply_adds = self._multiplier.multiply_adds
 
     def trace(self, graph: GraphProto, outer: Mapping[str, Value], scope: Scope) -> list[Value]:
         """The values of a graph's outputs; `outer` holds all that it may use, its own inputs included."""
@@ -110,14 +91,6 @@ class Tracer:
                 self.ledger.refuse(value.origins, value.reason, "an output of the model")
             self.ledger.exempt(origins_of(value), Rule.ELEMENTWISE)
 
-    def mark(self) -> object:
-        """The weights that were found so far, for `undo`."""
-        return self._multiplier.mark()
-
-    def undo(self, mark: object) -> None:
-        """Forget the weights that were found since; what the ledger holds against tensors stays."""
-        self._multiplier.undo(mark)
-
     def _trace_nodes(self, nodes: Iterable[tuple[NodeProto, Scope]], values: dict[str, Value]) -> None:
         for node, scope in nodes:
             for name in node.input:
@@ -145,7 +118,6 @@ class Tracer:
             values.update({name: value for name, value in zip(node.output, results, strict=False) if name})
 
     def _trace_node(self, node: NodeProto, inputs: list[Input], values: dict[str, Value], scope: Scope) -> list[Value]:
-        """What a node makes of its inputs, one value an output."""
         count = len(node.output)
         function = self._functions.get((node.domain, node.op_type, node.overload))
         if function is not None:
@@ -203,14 +175,13 @@ class Tracer:
         return self._enter_tensor(tensor, node.output[0], scope)
 
     def _call_function(self, function: FunctionProto, node: NodeProto, inputs: list[Input], scope: Scope) -> list[Value]:
-        """The results of a local function, at this call."""
         if self._depth >= _DEEPEST:
             raise FormatError(f"{self._path}: {title(node)} calls itself, or functions are nested more than {_DEEPEST} deep.")
         given = [v if v is not None else Runtime.INPUT for v in inputs]
         values: dict[str, Value] = dict.fromkeys(function.input, Runtime.INPUT) | dict(zip(function.input, given, strict=False))
         self._depth += 1
         # constants of the body are the function's own, however often it is called; what has attributes of the call is the call's
-        place: Scope = ("function", function.domain, function.name, function.overload)
+        place = _place_of(function)
         body = zip(bind(function, node), function.node, strict=True)
         self._trace_nodes(((n, (*place, i) if n is own else (*scope, i)) for i, (n, own) in enumerate(body)), values)
         self._depth -= 1
@@ -220,17 +191,10 @@ class Tracer:
     def _refuse_replacements(self, functions: Iterable[FunctionProto]) -> None:
         """A function in place of an operator that runtimes have themselves counts as that operator, and may not multiply."""
         for function in functions:
-            multiplies = any(product_of(n) is not None or graphs_of(n) or _is_large(constant_of(n)) for n in function.node)
+            multiplies = any(product_of(n) is not None or graphs_of(n) or _is_large_constant(n) for n in function.node)
             if function.domain in ops.KNOWN_DOMAINS and (multiplies or function.name in PRODUCTS):
                 name = f"{function.domain}.{function.name}" if function.domain else function.name
                 self.ledger.refuse_node(f"function {name}", "it stands for an operator that runtimes have themselves")
-
-    def _enter_uncalled(self, functions: Iterable[FunctionProto]) -> None:
-        """Enter the constants of functions that nothing calls."""
-        for function in functions:
-            place: Scope = ("function", function.domain, function.name, function.overload)
-            for number, node in enumerate(function.node):
-                self._enter_unused(node, (*place, number))
 
     def _enter_unused(self, node: NodeProto, scope: Scope) -> None:
         if node.op_type == "Constant" and (tensor := constant_of(node)) is not None and node.output:
@@ -244,5 +208,9 @@ class Tracer:
                 self._enter_unused(inner, (*scope, number))
 
 
-def _is_large(tensor: TensorProto | None) -> bool:
-    return tensor is not None and is_table(tuple(tensor.dims))
+def _place_of(function: FunctionProto) -> Scope:
+    return ("function", function.domain, function.name, function.overload)
+
+
+def _is_large_constant(node: NodeProto) -> bool:
+    return (tensor := constant_of(node)) is not None and is_table(tuple(tensor.dims))

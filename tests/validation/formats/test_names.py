@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.masks import MASKS_FILE
 from maskpro_deploy.validation import validate
-from maskpro_deploy.validation.accounts import Rule
 from maskpro_deploy.validation.formats.names import Doubt, Matrix, reduction_axis, role_of
+from maskpro_deploy.validation.source import Rule
 
 UP = "model.layers.1.mlp.up_proj.weight"
 LONGEST = 320

@@ -10,10 +10,10 @@ from onnx_cases import FLOAT, node, save_model
 from sparse_cases import lawful
 from use_cases import BUILDERS, PROVEN, K, draft
 
-from maskpro_deploy.onnx_graphs.tensors import tensor_bytes
+from maskpro_deploy.onnx_graphs.constants import tensor_bytes
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.validation import validate
-from maskpro_deploy.validation.accounts import Rule
+from maskpro_deploy.validation.source import Rule
 
 TWO_FOUR = NMPattern(2, 4)
 F32 = np.dtype(np.float32)

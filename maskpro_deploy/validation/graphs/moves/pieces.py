@@ -1,27 +1,29 @@
-"""Constants made of constants: parts of one, several joined, two combined element by element.
+"""Constants made of constants (parts, several joined, two combined), and entries of a stack of weights picked at run time.
 
-They are read when they are counted, whole, up to a limit.
+Constants are read whole when they are counted, up to a limit.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
 from onnx import NodeProto
 
+from maskpro_deploy.onnx_graphs.constants import move_axes
 from maskpro_deploy.onnx_graphs.nodes import get_integer, get_integers
 from maskpro_deploy.validation.arrays import Array, LoadedArray
-from maskpro_deploy.validation.graphs.moves.linear import element_type
-from maskpro_deploy.validation.graphs.moves.steps import EAGER_LIMIT, read_integers, read_small
-from maskpro_deploy.validation.graphs.values import Constant, Input, origins_of
+from maskpro_deploy.validation.graphs.moves.quantised import element_type
+from maskpro_deploy.validation.graphs.moves.steps import EAGER_LIMIT, STEPS, axes_within, given_axes, read_integers, read_small
+from maskpro_deploy.validation.graphs.values import Constant, Input, Inputs, Kind, Picked, origins_of
 
 Made = list[Constant] | None
 
 
-def make_pieces(node: NodeProto, inputs: Sequence[Input]) -> Made:
+def make_pieces(node: NodeProto, inputs: Inputs) -> Made:
     """The results of a node that only rearranges or combines constants; None if it is not such a node."""
     maker = _MAKERS.get(node.op_type)
     if maker is None or not inputs or not all(v is None or isinstance(v, Constant) for v in inputs):
@@ -130,13 +132,15 @@ def _concat(node: NodeProto, inputs: list[Constant]) -> Made:
     return [_make(name, tuple(shape), inputs, lambda: np.concatenate([read_whole(c) for c in inputs], axis=axis))]
 
 
-def _common_shape(*shapes: tuple[int, ...]) -> tuple[int, ...] | None:
-    """What some shapes are broadcast to; None if they do not fit, or the result is too large."""
+def _combine(inputs: list[Constant], data: list[Constant], compute: Callable[[], Array]) -> Made:
+    """What is computed from constants that are broadcast; it has the name of the largest of `data`. None if they do not fit."""
     try:
-        shape = np.broadcast_shapes(*shapes)
+        shape = np.broadcast_shapes(*(c.dims for c in inputs))
     except ValueError:
         return None
-    return shape if math.prod(shape) <= EAGER_LIMIT else None
+    main = max(data, key=lambda c: c.data.size)
+    made = _make(main.name, shape, [main, *(c for c in inputs if c is not main)], compute)
+    return [made] if math.prod(shape) <= EAGER_LIMIT else None
 
 
 def _elementwise(function: Callable[[Array, Array], Array]) -> Callable[[NodeProto, list[Constant]], Made]:
@@ -145,16 +149,12 @@ def _elementwise(function: Callable[[Array, Array], Array]) -> Callable[[NodePro
         # integers that only stand for what is zero may be multiplied, not added
         if len(inputs) != 2 or (function not in _SCALING and any(t not in _FLOATS for t in types)) or not {*types} & {*_FLOATS}:
             return None
-        shape = _common_shape(*(c.dims for c in inputs))
-        if shape is None:
-            return None
-        main = max(inputs, key=lambda c: c.data.size)
 
         def compute() -> Array:
             with np.errstate(all="ignore"):
                 return function(read_whole(inputs[0]), read_whole(inputs[1]))
 
-        return [_make(main.name, shape, [main, *(c for c in inputs if c is not main)], compute)]
+        return _combine(inputs, inputs, compute)
 
     return make
 
@@ -162,22 +162,19 @@ def _elementwise(function: Callable[[Array, Array], Array]) -> Callable[[NodePro
 def _where(node: NodeProto, inputs: list[Constant]) -> Made:
     if len(inputs) != 3 or element_type(inputs[0].data) != np.bool_:
         return None
-    shape = _common_shape(*(c.dims for c in inputs))
-    if shape is None:
-        return None
-    main = max(inputs[1:], key=lambda c: c.data.size)
-    sources = [main, *(c for c in inputs if c is not main)]
-    return [_make(main.name, shape, sources, lambda: np.where(*(read_whole(c) for c in inputs)))]
+    return _combine(inputs, inputs[1:], lambda: np.where(*(read_whole(c) for c in inputs)))
 
 
 def _expand(node: NodeProto, inputs: list[Constant]) -> Made:
-    wanted = read_integers(inputs[1]) if len(inputs) == 2 else None
+    wanted, value = read_integers(inputs[1]) if len(inputs) == 2 else None, inputs[0]
     if wanted is None or min(wanted, default=1) < 1:
         return None
-    shape = _common_shape(inputs[0].dims, tuple(wanted))
-    if shape is None:
+    try:
+        shape = np.broadcast_shapes(value.dims, tuple(wanted))
+    except ValueError:
         return None
-    return [_make(inputs[0].name, shape, inputs[:1], lambda: np.broadcast_to(read_whole(inputs[0]), shape))]
+    made = _make(value.name, shape, [value], lambda: np.broadcast_to(read_whole(value), shape))
+    return [made] if math.prod(shape) <= EAGER_LIMIT else None
 
 
 _SCALING = (np.multiply, np.divide)
@@ -194,3 +191,57 @@ _MAKERS: dict[str, Callable[[NodeProto, list[Constant]], Made]] = {
     "Sub": _elementwise(np.subtract),
     "Where": _where,
 }
+
+
+# one number for all elements, so that it does not matter which are picked
+_ELEMENTWISE = frozenset({"Cast", "DequantizeLinear", "QuantizeLinear"})
+_REASON = "a part of it is selected at run time"
+
+
+def pick(base: Constant, index_rank: int | None) -> Picked:
+    """Entries of the first axis of a constant, at indices of some rank; None if it is not known."""
+    axes = (*([None] * (index_rank or 0)), *range(1, len(base.dims)))
+    return Picked(base.origins, Kind.SELECTED, _REASON, base, axes, index_rank is not None)
+
+
+def move_picked(node: NodeProto, inputs: Inputs) -> Picked | None:
+    """What a node makes of picked entries, if their axes are still known."""
+    value = inputs[0] if inputs else None
+    if not isinstance(value, Picked):
+        return None
+    rank = len(value.axes)
+    if node.op_type == "Identity":
+        return value
+    if node.op_type in _ELEMENTWISE:
+        if not all(isinstance(v, Constant) and math.prod(v.shape) == 1 for v in inputs[1:]):
+            return None
+        changed = STEPS[node.op_type](node, value.base, inputs)
+        return replace(value, base=changed) if changed is not None else None
+    if node.op_type == "Transpose":
+        missing = 0 if value.whole else len(get_integers(node, "perm") or ()) - rank
+        moved = move_axes(node, (*([None] * missing), *value.axes)) if missing >= 0 else None
+        return replace(value, axes=moved, whole=True) if moved is not None else None
+    if not value.whole:
+        return None
+    given = given_axes(node, inputs) if node.op_type in ("Squeeze", "Unsqueeze") else None
+    if given is None:
+        return None
+    at = axes_within(given, rank + (len(given) if node.op_type == "Unsqueeze" else 0))
+    if at is None or len(at) != len(given):
+        return None
+    if node.op_type == "Unsqueeze":
+        rest = iter(value.axes)
+        return replace(value, axes=tuple(None if i in at else next(rest) for i in range(rank + len(at))))
+    if not at or any(value.axes[i] is not None for i in at):
+        return None
+    return replace(value, axes=tuple(a for i, a in enumerate(value.axes) if i not in at))
+
+
+def without_axes(values: Inputs) -> list[Input]:
+    """The values as steps see them that do not know of picked entries."""
+    return [v.plain if isinstance(v, Picked) else v for v in values]
+
+
+def is_weight(value: Input) -> bool:
+    """Whether a value is a stored tensor, or whole entries of one."""
+    return isinstance(value, (Constant, Picked))

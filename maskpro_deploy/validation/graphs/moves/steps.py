@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -14,47 +13,46 @@ from onnx import NodeProto, TensorProto
 from maskpro_deploy.onnx_graphs.constants import move_axes
 from maskpro_deploy.onnx_graphs.nodes import get_integer, get_integers
 from maskpro_deploy.validation.arrays import Array, LoadedArray, MappedArray
-from maskpro_deploy.validation.graphs.moves.linear import dequantise, element_type, quantise
+from maskpro_deploy.validation.graphs.moves.quantised import Scales, dequantise, element_type, quantise
 from maskpro_deploy.validation.graphs.moves.tensors import cast_target, type_name
-from maskpro_deploy.validation.graphs.values import Constant, Input
+from maskpro_deploy.validation.graphs.values import Constant, Input, Inputs
 
 EAGER_LIMIT = 1 << 26  # elements that are read at once
 
-Step = Callable[[NodeProto, Constant, Sequence[Input]], Constant | None]
+Step = Callable[[NodeProto, Constant, Inputs], Constant | None]
 
 
-def _move(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
+def _move(node: NodeProto, value: Constant, inputs: Inputs) -> Constant | None:
     axes = move_axes(node, value.perm)
     return replace(value, perm=axes) if axes is not None else None
 
 
-def _cast(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
+def _cast(node: NodeProto, value: Constant, inputs: Inputs) -> Constant | None:
     target = cast_target(get_integer(node, "to", 0))
     if target is None:
         return None
     if np.can_cast(element_type(value.data), target, "safe"):
         return value
 
-    return replace(value, data=MappedArray(base=value.data, function=lambda piece, start: _narrow(piece, target)))
+    def narrow(piece: Array, start: int) -> Array:
+        with np.errstate(all="ignore"):
+            return piece.astype(target)
+
+    return replace(value, data=MappedArray(base=value.data, function=narrow))
 
 
-def _narrow(piece: Array, target: np.dtype[Any]) -> Array:
-    with np.errstate(all="ignore"):
-        return piece.astype(target)
-
-
-def _dequantize(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
+def _dequantize(node: NodeProto, value: Constant, inputs: Inputs) -> Constant | None:
     scales = _read_scales(node, value, inputs)
     if scales is None:
         return None
-    data = dequantise(value.data, value.shape, scales.axis, scales.scale, scales.zero_point, scales.block)
+    data = dequantise(value.data, value.shape, scales)
     if data is None:
         return None
     target = cast_target(get_integer(node, "output_dtype", 0))
     return replace(value, data=data) if target is None or target == scales.scale.dtype else None
 
 
-def _quantize(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
+def _quantize(node: NodeProto, value: Constant, inputs: Inputs) -> Constant | None:
     scales = _read_scales(node, value, inputs)
     if scales is None:
         return None
@@ -64,21 +62,12 @@ def _quantize(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Cons
     if name not in _QUANTISED:
         return None
     target, limits = _QUANTISED[name]
-    data = quantise(value.data, value.shape, scales.axis, scales.scale, scales.zero_point, scales.block, np.dtype(target), limits)
+    data = quantise(value.data, value.shape, scales, np.dtype(target), limits)
     return replace(value, data=data, dtype=name) if data is not None else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Scales:
+def _read_scales(node: NodeProto, value: Constant, inputs: Inputs) -> Scales | None:
     """Scale and zero point of a quantisation, their axes in the stored order of the tensor."""
-
-    axis: int
-    block: int
-    scale: Array
-    zero_point: Array | None
-
-
-def _read_scales(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> _Scales | None:
     small = [read_small(v) for v in inputs[1:]]
     if not small or small[0] is None or (len(small) > 1 and node.input[2] and small[1] is None):
         return None
@@ -92,10 +81,10 @@ def _read_scales(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> _
         stored_order = np.argsort(value.perm)
         scale = scale.transpose(stored_order)
         zero_point = zero_point.transpose(stored_order) if zero_point is not None and zero_point.ndim == rank else zero_point
-    return _Scales(value.perm[axis] if 0 <= axis < rank else -1, block, scale, zero_point)
+    return Scales(value.perm[axis] if 0 <= axis < rank else -1, scale, zero_point, block)
 
 
-def _reshape(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
+def _reshape(node: NodeProto, value: Constant, inputs: Inputs) -> Constant | None:
     wanted = read_integers(inputs[1]) if len(inputs) > 1 else None
     shape = value.dims
     if wanted is None:
@@ -112,7 +101,7 @@ def _reshape(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Const
     return _reshape_to(value, wanted)
 
 
-def _squeeze(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
+def _squeeze(node: NodeProto, value: Constant, inputs: Inputs) -> Constant | None:
     shape = list(value.dims)
     given = given_axes(node, inputs)
     axes = axes_within(given, len(shape)) if given is not None else None
@@ -121,7 +110,7 @@ def _squeeze(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Const
     return _reshape_to(value, [d for i, d in enumerate(shape) if i not in axes])
 
 
-def _unsqueeze(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
+def _unsqueeze(node: NodeProto, value: Constant, inputs: Inputs) -> Constant | None:
     shape = list(value.dims)
     given = given_axes(node, inputs)
     axes = axes_within(given, len(shape) + len(given)) if given is not None else None
@@ -131,7 +120,7 @@ def _unsqueeze(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Con
     return _reshape_to(value, [1 if i in axes else next(rest, 0) for i in range(len(shape) + len(axes))])
 
 
-def _flatten(node: NodeProto, value: Constant, inputs: Sequence[Input]) -> Constant | None:
+def _flatten(node: NodeProto, value: Constant, inputs: Inputs) -> Constant | None:
     shape, axis = list(value.dims), get_integer(node, "axis", 1)
     axis += len(shape) if axis < 0 else 0
     return _reshape_to(value, [math.prod(shape[:axis]), math.prod(shape[axis:])]) if 0 <= axis <= len(shape) else None
@@ -157,7 +146,7 @@ def _reshape_to(value: Constant, wanted: list[int]) -> Constant | None:
     return replace(value, shape=tuple(wanted), data=data, perm=tuple(range(len(wanted))))
 
 
-def given_axes(node: NodeProto, inputs: Sequence[Input]) -> list[int] | None:
+def given_axes(node: NodeProto, inputs: Inputs) -> list[int] | None:
     """The axes of a Squeeze or Unsqueeze, from its second input or, in old graphs, its attribute."""
     return read_integers(inputs[1]) if len(inputs) > 1 else get_integers(node, "axes")
 

@@ -11,7 +11,7 @@ import numpy as np
 from onnx import TensorProto, numpy_helper
 
 from maskpro_deploy.errors import FormatError
-from maskpro_deploy.onnx_graphs.tensors import external_entries
+from maskpro_deploy.onnx_graphs.constants import external_entries
 from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.validation.arrays import Array, FileArray, FlatArray, LoadedArray, MemoryArray, NibbleArray, fp4_array
 
@@ -50,22 +50,14 @@ def cast_target(data_type: int) -> np.dtype[Any] | None:
 
 
 def shape_of(tensor: TensorProto, path: Path) -> tuple[int, ...]:
-    """A tensor's shape.
-
-    Raises:
-        FormatError: it has a negative dimension.
-    """
+    """A tensor's shape; a negative dimension is a FormatError."""
     if any(d < 0 for d in tensor.dims):
         raise FormatError(f"{path}: {tensor.name or 'a tensor'} has a negative dimension: {list(tensor.dims)}.")
     return tuple(tensor.dims)
 
 
-def values_of(tensor: TensorProto, path: Path) -> Array:
-    """The values of a tensor that lies in the ONNX file itself, 4-bit integers as int8 or uint8.
-
-    Raises:
-        FormatError: they are damaged or of another size than the shape says.
-    """
+def _read_inline(tensor: TensorProto, path: Path) -> Array:
+    """The values of a tensor that is stored in the ONNX file itself, 4-bit integers as int8 or uint8."""
     try:
         values: Array = numpy_helper.to_array(tensor)
     except (ValueError, TypeError, KeyError, NotImplementedError, AttributeError) as e:
@@ -75,12 +67,8 @@ def values_of(tensor: TensorProto, path: Path) -> Array:
     return values.astype(np.int8 if _NIBBLES[tensor.data_type][1] else np.uint8)
 
 
-def external_file(path: Path, location: str) -> Path:
-    """The file that an external tensor of the model at `path` lies in.
-
-    Raises:
-        FormatError: the location is absolute, leaves the model's folder (also through links), or is not a file.
-    """
+def _find_external_file(path: Path, location: str) -> Path:
+    """The file of an external tensor: refused if it is absolute, missing or leaves the model's folder, also through links."""
     parts = (*PurePosixPath(location).parts, *PureWindowsPath(location).parts)
     target = path.parent / location
     absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).is_absolute()
@@ -91,29 +79,19 @@ def external_file(path: Path, location: str) -> Path:
     return target
 
 
-class ExternalFiles:
-    """The files of external data that the model at `path` names, each opened once."""
+class ExternalFiles(dict[str, InputFile]):
+    """The files of external data that the model at `path` names, each opened once, when it is first asked for."""
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self._path = path
-        self._opened: dict[str, InputFile] = {}
 
-    def __getitem__(self, location: str) -> InputFile:
-        if location not in self._opened:
-            self._opened[location] = InputFile(external_file(self._path, location))
-        return self._opened[location]
-
-    @property
-    def opened(self) -> tuple[InputFile, ...]:
-        return tuple(self._opened.values())
+    def __missing__(self, location: str) -> InputFile:
+        return self.setdefault(location, InputFile(_find_external_file(self._path, location)))
 
 
 def flat_array(tensor: TensorProto, path: Path, files: ExternalFiles) -> FlatArray:
-    """The values of a tensor whose dtype has a name.
-
-    Raises:
-        FormatError: its data is damaged, missing, or of another size than its shape says.
-    """
+    """The values of a tensor whose dtype has a name; a FormatError if they are damaged, missing or do not fit its shape."""
     size = math.prod(shape_of(tensor, path))
     nibbles = tensor.data_type in _NIBBLES
     width = np.dtype(np.uint8) if nibbles else _DTYPES[tensor.data_type][1]
@@ -122,8 +100,8 @@ def flat_array(tensor: TensorProto, path: Path, files: ExternalFiles) -> FlatArr
         if size > max(len(tensor.raw_data), tensor.ByteSize()) * 2:
             raise FormatError(f"{path}: the data of {tensor.name!r} does not fit its shape and type: {size} values are missing.")
         if size < _EAGER:  # checked at once; larger ones when they are counted
-            return MemoryArray(values_of(tensor, path))
-        return LoadedArray(lambda: values_of(tensor, path), size)
+            return MemoryArray(_read_inline(tensor, path))
+        return LoadedArray(lambda: _read_inline(tensor, path), size)
     file, offset = _external_span(tensor, path, need, files)
     stored = FileArray(file=file, offset=offset, dtype=width, size=-(-size // 2) if nibbles else size)
     if not nibbles:
