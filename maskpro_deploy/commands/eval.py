@@ -82,14 +82,14 @@ def command(
     measure: Measure
     if names is None:
         from maskpro_deploy.evaluate.published import choose_protocol
-        from maskpro_deploy.runs.perplexity import measure_perplexity
+        from maskpro_deploy.runs.evaluation import measure_perplexity
 
         refuse_given(context, (*_TASKS, "batch_size"), "is for --tasks")
         chosen = choose_protocol(protocol, **{name: options[name] for name in _PROTOCOL})
         measure = partial(measure_perplexity, protocol=chosen, run=run, out=out, force=force)
     else:
         from maskpro_deploy.evaluate.tasks import TaskSettings
-        from maskpro_deploy.runs.tasks import measure_tasks
+        from maskpro_deploy.runs.evaluation import measure_tasks
 
         refuse_given(context, (*_PROTOCOL, "protocol"), "is for perplexity: --tasks has its own settings")
         settings = TaskSettings(names=names, **{name: options[name] for name in _TASKS})

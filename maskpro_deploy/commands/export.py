@@ -70,8 +70,7 @@ def command(checkpoint: str, out: Path, verify: bool, force: bool, as_json: bool
       maskpro-deploy export sparse --out small --quantize int4 --method calibrated --forms cat,gqa
     """
     from maskpro_deploy.exporters import ExportConfig
-    from maskpro_deploy.reports.bundle import render_text
-    from maskpro_deploy.runs.bundle import export_model
+    from maskpro_deploy.runs.export import export_model, render_text
 
     manifest = export_model(checkpoint, out, ExportConfig(**settings), verify=verify, force=force)
     emit(as_json, {"bundle": str(out), **dataclasses.asdict(manifest)}, render_text(out, manifest))

@@ -18,9 +18,8 @@ from collections.abc import Callable
 
 import click
 
-from maskpro_deploy.demo.deploy_steps import ask, build, export_bundles, measure
-from maskpro_deploy.demo.model_steps import evaluate, fetch, learn, prove
 from maskpro_deploy.demo.state import Demo
+from maskpro_deploy.demo.steps import ask, build, evaluate, export_bundles, fetch, learn, measure, prove
 from maskpro_deploy.errors import MaskProError
 
 STEPS: list[tuple[str, Callable[[Demo], None]]] = [

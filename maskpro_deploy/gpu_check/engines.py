@@ -10,10 +10,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from maskpro_deploy.gpu_check.bundles import make_bundles, make_sparse_bundle
-from maskpro_deploy.gpu_check.items import Record, Settings
-from maskpro_deploy.gpu_check.models import SEVEN_B, SMOL, TINY, LlamaShape
-from maskpro_deploy.gpu_check.running import check_installed
+from maskpro_deploy.gpu_check.items import Record, Settings, check_installed
+from maskpro_deploy.gpu_check.models import SEVEN_B, SMOL, TINY, LlamaShape, make_bundles, make_sparse_bundle
 
 WIDE = dataclasses.replace(SEVEN_B, name="7b-4-layers", layers=4, vocabulary=1024, length=4096)
 _WIDE_PROFILES = "prefill:1x512,1x4096,8x512 decode:1,8,64"

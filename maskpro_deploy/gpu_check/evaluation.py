@@ -11,9 +11,8 @@ import numpy as np
 
 from maskpro_deploy.bench.products.timing import CPU
 from maskpro_deploy.errors import CheckFailed, InputError, MachineError, first_line
-from maskpro_deploy.gpu_check.bundles import make_bundles
 from maskpro_deploy.gpu_check.items import Record, Settings, import_torch
-from maskpro_deploy.gpu_check.models import SMOL, TINY
+from maskpro_deploy.gpu_check.models import SMOL, TINY, make_bundles
 
 REFERENCE = "torch fp32 on the CPU"
 _WINDOW, _WINDOWS = 128, 4

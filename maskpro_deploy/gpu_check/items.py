@@ -16,6 +16,7 @@ from typing import Any
 
 from maskpro_deploy.bench.products.timing import CPU, CUDA
 from maskpro_deploy.errors import MachineError, check_range
+from maskpro_deploy.system.extras import missing
 from maskpro_deploy.system.files import write_json
 
 MEASURED, NOT_RUN, FAILED = "measured", "not run", "failed"
@@ -121,3 +122,14 @@ def import_torch(device: str) -> Any:
         reason = "is built without CUDA" if torch.version.cuda is None else "finds no GPU that its CUDA can use"
         raise MachineError(f"torch {torch.__version__} {reason}")
     return torch
+
+
+def check_installed(*extras: str) -> None:
+    """Refuse a machine that lacks the packages of an extra.
+
+    Raises:
+        MachineError: naming them.
+    """
+    for extra in extras:
+        if absent := missing(extra):
+            raise MachineError(f"{', '.join(absent)} is not installed: pip install 'maskpro-deploy[{extra}]'")

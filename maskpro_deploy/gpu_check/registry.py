@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from maskpro_deploy.gpu_check import deploy, engines, environment, evaluation, learning, products, serving
+from maskpro_deploy.gpu_check import engines, environment, evaluation, learning, products, serving
 from maskpro_deploy.gpu_check.items import Item
 from maskpro_deploy.gpu_check.models import ONE_B, SMOL
 
@@ -31,7 +31,7 @@ ITEMS: dict[str, Entry] = {
     "tensorrt": Entry(engines.measure_tensorrt, 300.0),
     "tensorrt-rtx": Entry(engines.measure_tensorrt_rtx, 180.0),
     "engine-7b": Entry(engines.measure_engine_7b, 420.0),
-    "onnxruntime": Entry(deploy.measure_onnxruntime, 180.0),
+    "onnxruntime": Entry(serving.measure_onnxruntime, 180.0),
     "evaluation": Entry(evaluation.compare_perplexities, 180.0),
     "serve-tensorrt": Entry(partial(serving.measure_serving, serving.NATIVE), 420.0),
     "serve-tensorrt-rtx": Entry(partial(serving.measure_serving, serving.NATIVE_RTX), 240.0),

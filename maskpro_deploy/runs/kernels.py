@@ -26,9 +26,9 @@ from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.sweeps.sweep import SweepConfig
 from maskpro_deploy.errors import check_names
 from maskpro_deploy.manifest import Manifest, safe_path
-from maskpro_deploy.reports.kernels import build_page
+from maskpro_deploy.reports.benchmarks import build_kernels_page
 from maskpro_deploy.runs.output import Output, RunFolder, run_benchmark
-from maskpro_deploy.runs.sessions import measure_onnxruntime
+from maskpro_deploy.runs.sweeps import measure_onnxruntime
 from maskpro_deploy.system.progress import Meter
 from maskpro_deploy.targets.products import FORMS, OpenForm
 
@@ -96,7 +96,7 @@ def benchmark_kernels(bundle: Path, config: KernelsConfig, output: Output) -> No
         earlier = folder.load_earlier(load)
         return KernelsRun(bundle, config, earlier=earlier, append=output.append, save=folder.save).measure()
 
-    run_benchmark(run, describe, build_page, output)
+    run_benchmark(run, describe, build_kernels_page, output)
 
 
 class KernelsRun:

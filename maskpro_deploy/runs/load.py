@@ -17,17 +17,17 @@ from maskpro_deploy.bench.load.point import Point, PointKey
 from maskpro_deploy.bench.load.points import PointsFile
 from maskpro_deploy.bench.load.result import LoadResult
 from maskpro_deploy.bench.load.sending.event_loop import allow_many_connections, make_event_loop
+from maskpro_deploy.bench.load.sending.generator import Source
+from maskpro_deploy.bench.load.sending.requests import cut_text_windows, draw_random_tokens, take_prompts
 from maskpro_deploy.bench.load.summary import describe
 from maskpro_deploy.bench.load.sweep import Part, Server, run_sweep
 from maskpro_deploy.bench.results.document import Document, to_markdown, to_text
 from maskpro_deploy.data import load_text
-from maskpro_deploy.errors import Interrupted
+from maskpro_deploy.errors import InputError, Interrupted
 from maskpro_deploy.manifest import Manifest, safe_path
-from maskpro_deploy.reports.load import build_page
-from maskpro_deploy.reports.run import write_run
+from maskpro_deploy.reports.benchmarks import build_load_page, write_run
 from maskpro_deploy.runs.load_options import BUILTIN, RANDOM, LoadOptions
 from maskpro_deploy.runs.output import Output, check_valid, emit_result
-from maskpro_deploy.runs.prompts import make_source
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.files import check_free, new_folder, write_json
 from maskpro_deploy.system.progress import Meter, Progress
@@ -38,6 +38,8 @@ PROCESS_NOTE = (
     "Each server is one process, and two processes of the same model have differed by a few per cent (URL --against the same "
     "URL, or BUNDLE --against BUNDLE, shows it here). A verdict on a difference of that size says nothing."
 )
+WORDS_PER_TOKEN = 0.75  # English, about; the server's own count stands in the result
+_SAMPLE_DOCUMENTS = 20
 
 
 def benchmark_servers(options: LoadOptions, output: Output) -> None:
@@ -152,6 +154,40 @@ async def _measure_targets(
         )
 
 
+async def make_source(clients: Mapping[str, OpenAIClient], options: LoadOptions) -> tuple[Source, list[str]]:
+    """Where requests come from, and remarks on that.
+
+    Raises:
+        InputError: the servers have different vocabularies, or the prompts cannot be read.
+    """
+    text = load_text(BUILTIN)
+    vocabulary = await _tokenize_sample(clients, "\n".join(text.documents[:_SAMPLE_DOCUMENTS]))
+    if options.prompts not in (RANDOM, BUILTIN):
+        return take_prompts(load_text(options.prompts).documents, options.output_len), []
+    words = max(1, round(options.input_len * WORDS_PER_TOKEN))
+    if options.prompts == RANDOM and options.endpoint == "completions" and vocabulary is not None:
+        # ids of ordinary text: neither special tokens nor ids beyond the vocabulary
+        return draw_random_tokens(vocabulary, options.input_len, options.output_len), []
+    notes = []
+    if options.prompts == RANDOM:
+        chat = options.endpoint == "chat"
+        why = "A chat takes no token ids" if chat else "The server has no /tokenize to ask for token ids"
+        notes.append(f"{why}: prompts are {words} words of running text, about {options.input_len} tokens.")
+    return cut_text_windows(text.documents, words, options.output_len), notes
+
+
+async def _tokenize_sample(clients: Mapping[str, OpenAIClient], sample: str) -> list[int] | None:
+    """The tokens that occur in a text, which have to be the same for all servers; None if one does not tell them."""
+    tokens = {name: await client.tokenize(sample) for name, client in clients.items()}
+    known = [t for t in tokens.values() if t is not None]
+    if len(known) == 2 and known[0] != known[1]:
+        raise InputError(
+            f"{' and '.join(tokens)} have different vocabularies: a token of one is not a token of the other.\n"
+            "Measure them in separate runs."
+        )
+    return sorted(set(known[0])) if len(known) == len(clients) else None
+
+
 def _describe(target: Target, provider: str) -> dict[str, Any]:
     """Where a server runs, and what it serves as far as that is known."""
     facts: dict[str, Any] = {"started_here": target.bundle is not None, "same_machine": urlsplit(target.url).hostname in LOOPBACK}
@@ -169,7 +205,7 @@ def _write_folder(result: LoadResult, document: Document, out: Path, *, force: b
     """result.json, report.md, report.html and one file per server and load in vLLM's format, as a whole or not at all."""
     value = json.loads(json.dumps(result.to_json(), allow_nan=False))
     with new_folder(out, force=force) as folder:
-        write_run(folder, value, to_markdown(document), build_page(result))
+        write_run(folder, value, to_markdown(document), build_load_page(result))
         (folder / "vllm").mkdir()
         for i, point in enumerate(value["points"], start=1):
             for j, arm in enumerate(point["arms"], start=1):

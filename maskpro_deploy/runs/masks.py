@@ -1,4 +1,4 @@
-"""The work of `masks info`, `diff` and `apply`: facts about mask files, and a sparse checkpoint from masks and dense weights.
+"""The work of `masks info`, `diff` and `apply`, and their text: facts about masks, a sparse checkpoint from masks and weights.
 
 Wherever a mask file is asked for, a folder that holds one will do.
 """
@@ -6,6 +6,7 @@ Wherever a mask file is asked for, a folder that holds one will do.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from maskpro_deploy.errors import InputError
 from maskpro_deploy.masks import MASKS_FILE, MaskSet, layer_kind
 from maskpro_deploy.models import resolve
 from maskpro_deploy.system.files import check_free
+from maskpro_deploy.system.output import table
 from maskpro_deploy.system.progress import SILENT, Progress
 
 
@@ -105,3 +107,34 @@ def apply_masks(path: Path, model: str, out: Path, *, force: bool = False, progr
     }
     save_sparse(dense, masks, out, record, force=force, progress=progress)
     return {"out": str(out), "sparsity": str(masks.pattern), "layers": len(masks), "weights": masks.num_weights}
+
+
+def render_description(facts: Mapping[str, Any]) -> str:
+    """A mask file: its figures, then its layers by kind."""
+    rows = [
+        ("pattern", facts["sparsity"]),
+        ("layers", facts["layers"]),
+        ("weights covered", f"{facts['weights']:,}"),
+        ("size", f"{facts['bytes']:,} bytes, {facts['bits_per_weight']:.2f} bits a weight"),
+        ("masks, SHA-256", facts["masks_sha256"]),
+        ("made for weights with SHA-256", facts["dense_sha256"] or "not said"),
+        ("layers that break the pattern", ", ".join(facts["not_strict"]) or "none"),
+    ]
+    kinds = [(kind, counts["layers"], f"{counts['weights']:,}") for kind, counts in facts["kinds"].items()]
+    return f"{table(rows)}\n\n{table(kinds, ('kind', 'layers', 'weights'))}"
+
+
+def render_comparison(facts: Mapping[str, Any], first: Path, second: Path) -> str:
+    """Two mask files: the share of groups that differ, and what only one of them has."""
+    shares = [*facts["groups_changed_by_kind"].items(), ("all", facts["groups_changed"])]
+    lines = [table([(kind, f"{100 * share:.2f} %") for kind, share in shares], ("kind", "changed"))]
+    only = {first: facts["only_in_first"], second: facts["only_in_second"]}
+    lines += [f"{len(names)} layers are only in {where}" for where, names in only.items() if names]
+    if facts["same_dense_weights"] is False:
+        lines.append("the two were made for different dense weights")
+    return "\n".join(lines)
+
+
+def render_applied(facts: Mapping[str, Any]) -> str:
+    """A sparse checkpoint that was made from masks."""
+    return f"{facts['layers']} layers with {facts['sparsity']} masks, {facts['weights']:,} weights\nwritten to {facts['out']}"

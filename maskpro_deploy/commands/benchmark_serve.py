@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from maskpro_deploy.commands.benchmark.options import least_difference_option
 from maskpro_deploy.commands.options import (
     DURATION,
     PATH,
@@ -15,6 +14,7 @@ from maskpro_deploy.commands.options import (
     SIZES,
     force_option,
     json_option,
+    least_difference_option,
     provider_option,
     seed_option,
     threads_option,
