@@ -62,6 +62,8 @@ def output_options(saved: str) -> Callable[[F], F]:
 _MANY_SESSIONS = "Times that each bundle is opened again; 8 or more for a comparison."
 _TOLERANCE = "The bundles are the same model up to rounding: no logit may differ by more than X."
 _FORMS = f"{', '.join(CACHE_FORMS)}: the graph of BUNDLE to run, and that of --against."
+_BOUND = "The best batch keeps its median time per token within this."
+_WEIGHT_FORMS = "Forms of the weight; all are compared with the first."
 session_options: Callable[[F], F] = combine(
     click.argument("bundle", type=PATH),
     click.option("--against", type=PATH, metavar="BUNDLE", help="A second bundle, measured in the same run."),
@@ -124,13 +126,7 @@ def latency(**options: Any) -> None:
 @click.option("--batch", "batches", type=SIZES, default=(1, 2, 4, 8), show_default="1,2,4,8", help="Batch sizes.")
 @click.option("--prompt", type=int, default=128, show_default=True, help="Prompt length in tokens.")
 @click.option("--output", type=int, default=32, show_default=True, help="Tokens to generate per row.")
-@click.option(
-    "--latency-bound",
-    "latency_bound_ms",
-    type=float,
-    metavar="MS",
-    help="The best batch keeps its median time per token within this.",
-)
+@click.option("--latency-bound", "latency_bound_ms", type=float, metavar="MS", help=_BOUND)
 @click.option("--samples", type=int, default=20, show_default=True, help="Samples of each arm at each batch size.")
 def throughput(**options: Any) -> None:
     r"""Measure tokens per second of BUNDLE over batch sizes, and the best batch within a latency bound.
@@ -147,13 +143,7 @@ def throughput(**options: Any) -> None:
 @command.command()
 @click.argument("bundle", type=PATH)
 @click.option("--tokens", type=SIZES, default=(1, 16, 128), show_default="1,16,128", help="Numbers of tokens: M of the products.")
-@click.option(
-    "--forms",
-    type=NAMES,
-    default="fp32,2:4,int8,int4",
-    show_default=True,
-    help="Forms of the weight; all are compared with the first.",
-)
+@click.option("--forms", type=NAMES, default="fp32,2:4,int8,int4", show_default=True, help=_WEIGHT_FORMS)
 @click.option("--budget", "budget_s", type=DURATION, help="Time for the CPU's products: as many sessions as fit, 8 at least.")
 @click.option("--sessions", type=int, show_default="8, up to 40 with --budget", help="Times that everything is opened again.")
 @click.option("--samples", type=int, default=16, show_default=True, help="Samples of each form in each case, over all sessions.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -76,7 +77,6 @@ def apply(masks: Path, model: str, out: Path, force: bool, as_json: bool) -> Non
     from maskpro_deploy.runs.masks import apply_masks, render_applied
     from maskpro_deploy.system.progress import Meter
 
-    meter = Meter("writing", "shards")
-    facts = apply_masks(masks, model, out, force=force, progress=meter)
-    meter.close()
+    with closing(Meter("writing", "shards")) as meter:
+        facts = apply_masks(masks, model, out, force=force, progress=meter)
     emit(as_json, facts, render_applied(facts))

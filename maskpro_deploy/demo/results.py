@@ -79,17 +79,11 @@ def _learning_curve(demo: Demo) -> PlotSection:
     assert demo.learned is not None
     curve = demo.learned.curve
     trained = [(p.tokens, p.sample_loss) for p in curve if p.sample_loss is not None]
-    plot = plots.draw_learning_curve(
-        [float(t) for t, _ in trained],
-        [loss for _, loss in trained],
-        [(float(p.tokens), p.heldout_loss) for p in curve],
-        {"dense, held out": demo.learned.dense_loss, "one-shot, held out": curve[0].heldout_loss},
-    )
-    return PlotSection(
-        title="Learning curve",
-        plot=plot,
-        caption="Training: mean loss on the learning text since the last point. Held out: loss of the mask if written then.",
-    )
+    held_out = [(float(p.tokens), p.heldout_loss) for p in curve]
+    lines = {"dense, held out": demo.learned.dense_loss, "one-shot, held out": curve[0].heldout_loss}
+    plot = plots.draw_learning_curve([float(t) for t, _ in trained], [loss for _, loss in trained], held_out, lines)
+    caption = "Training: mean loss on the learning text since the last point. Held out: loss of the mask if written then."
+    return PlotSection(title="Learning curve", plot=plot, caption=caption)
 
 
 def _sparsity(demo: Demo) -> PlotSection:

@@ -49,7 +49,6 @@ class Settings:
         return CPU if self.rehearse else CUDA
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as JSON values."""
         return {**dataclasses.asdict(self), "scratch": str(self.scratch)}
 
     @classmethod
@@ -59,12 +58,7 @@ class Settings:
 
 
 class Record:
-    """The figures of one item, on disk after every change.
-
-    Args:
-        path: the file to keep them in; None keeps them in memory only.
-        budget_s: time for the measuring, counted from now.
-    """
+    """The figures of one item, on disk after every change; without a path in memory only. The budget counts from now."""
 
     def __init__(self, path: Path | None, budget_s: float) -> None:
         self.figures: dict[str, Any] = {}
@@ -91,10 +85,8 @@ class Outcome:
     """How an item ended.
 
     Attributes:
-        name: the item.
         status: `MEASURED`, `NOT_RUN` or `FAILED`.
         detail: the line for the table: result, reason or message.
-        seconds: it took.
         figures: what it measured, even if it failed later.
         trace: the traceback of a failure, "" otherwise.
     """

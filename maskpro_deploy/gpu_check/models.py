@@ -47,14 +47,10 @@ class LlamaShape:
     @property
     def projections(self) -> dict[str, tuple[int, int]]:
         """The linear layers of a block: name -> (N, K)."""
-        kv = self.kv_heads * self.head_dim
+        attention = {"q": self.hidden, "k": self.kv_heads * self.head_dim, "v": self.kv_heads * self.head_dim, "o": self.hidden}
         return {
-            "self_attn.q_proj": (self.hidden, self.hidden),
-            "self_attn.k_proj": (kv, self.hidden),
-            "self_attn.v_proj": (kv, self.hidden),
-            "self_attn.o_proj": (self.hidden, self.hidden),
-            "mlp.gate_proj": (self.intermediate, self.hidden),
-            "mlp.up_proj": (self.intermediate, self.hidden),
+            **{f"self_attn.{name}_proj": (n, self.hidden) for name, n in attention.items()},
+            **{f"mlp.{name}_proj": (self.intermediate, self.hidden) for name in ("gate", "up")},
             "mlp.down_proj": (self.hidden, self.intermediate),
         }
 

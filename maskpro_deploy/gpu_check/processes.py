@@ -69,14 +69,7 @@ def gpu_is_here() -> bool:
 def run_check(
     names: Sequence[str], *, budget_s: float, scratch: Path | None, rehearse: bool, announce: Callable[[str], None]
 ) -> list[Outcome]:
-    """Run the items one after another.
-
-    Args:
-        names: of the items.
-        budget_s: time for the measurements of one item.
-        scratch: a folder for temporary models; the system's by default.
-        rehearse: try the check itself with tiny shapes on the CPU.
-        announce: told of each item before it runs.
+    """Run the items one after another; `announce` is told of each before it runs. Without `scratch`, models lie in the system's.
 
     Raises:
         ConfigError: the budget is out of range.
@@ -136,13 +129,8 @@ def _end_process(process: subprocess.Popen[bytes]) -> None:
 
 def check_json(outcomes: Sequence[Outcome], *, budget_s: float, rehearse: bool) -> dict[str, Any]:
     """The content of the file."""
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "rehearsal": rehearse,
-        "budget_s": budget_s,
-        "items": [dataclasses.asdict(o) for o in outcomes],
-    }
+    items = [dataclasses.asdict(o) for o in outcomes]
+    return {"format": FORMAT, "version": VERSION, "rehearsal": rehearse, "budget_s": budget_s, "items": items}
 
 
 def run_here(name: str, settings: Settings, record: Record) -> Outcome:

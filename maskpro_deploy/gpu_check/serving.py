@@ -18,14 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lane:
-    """A way to serve engines.
-
-    Attributes:
-        library: that builds them.
-        provider: that runs them.
-        form: of the cache.
-        via_onnxruntime: built through onnxruntime's TensorRT provider.
-    """
+    """A way to serve engines: the library that builds them (maybe through onnxruntime), the provider that runs them, a form."""
 
     library: str
     provider: str
@@ -85,12 +78,8 @@ def _build_engine(lane: Lane, bundle: Path, *, dense: bool, settings: Settings) 
         backend=lane.library, dense=dense, form=lane.form, timing_cache=cache, via_onnxruntime=lane.via_onnxruntime
     )
     report = build_engine(bundle, config)
-    return {
-        "file": report.engine.file,
-        "build_s": report.build_s,
-        "bytes": report.bytes,
-        "sparse_kernels": report.engine.sparse_kernels,
-    }
+    engine = report.engine
+    return {"file": engine.file, "build_s": report.build_s, "bytes": report.bytes, "sparse_kernels": engine.sparse_kernels}
 
 
 def measure_onnxruntime(settings: Settings, record: Record) -> str:
@@ -124,13 +113,7 @@ def compare_and_time(
 ) -> str:
     """Compare logits and tokens of the sparse bundle with the CPU's, and time prefill and decode, sparse next to dense.
 
-    Args:
-        bundles: sparse and dense.
-        config: how the sparse one runs.
-        settings: of the check.
-        record: takes the figures.
-        key: of the comparison in the record.
-        engines: of both, if engines run them.
+    `key` is that of the comparison in the record; `engines` are those of both bundles, if engines run them.
 
     Raises:
         CheckFailed: it computes something else than the CPU.
@@ -158,14 +141,9 @@ def _measure_latency(arms: list[ModelArm[Any]], settings: Settings, record: Reco
     from maskpro_deploy.bench.sweeps.latency import LatencyConfig, run_latency
     from maskpro_deploy.bench.sweeps.sweep import SweepConfig
 
-    lengths = (32,) if settings.rehearse else (512,)
-    config = LatencyConfig(
-        batches=(1,) if settings.rehearse else (1, 8),
-        prompts=lengths,
-        contexts=lengths,
-        sweep=SweepConfig(budget_s=settings.budget_s, samples=20),
-    )
-    result = run_latency(arms, config)
+    batches, lengths = ((1,), (32,)) if settings.rehearse else ((1, 8), (512,))
+    sweep = SweepConfig(budget_s=settings.budget_s, samples=20)
+    result = run_latency(arms, LatencyConfig(batches=batches, prompts=lengths, contexts=lengths, sweep=sweep))
     record.put(latency=result.to_json())
     if not result.valid:
         return f"latency not measured: {result.invalid_reasons[0]}"

@@ -113,18 +113,12 @@ def _score(
 
 def _combine_logs(log: WindowLog, facts: dict[str, Any], reference: str | None, count: int) -> PerplexityResult:
     """All that the folder holds, from this run and from earlier ones."""
-    order = sorted(log.models, key=lambda name: name != reference)
-    scores, notes = {}, []
-    for name in order:
-        windows = log.scores(name, count)
-        if windows is None:
-            notes.append(f"{name} was stopped before its end and is left out: name it again to finish it.")
-        else:
-            scores[name] = windows
+    scored = {name: log.scores(name, count) for name in sorted(log.models, key=lambda name: name != reference)}
+    scores = {name: windows for name, windows in scored.items() if windows is not None}
+    why = "was stopped before its end and is left out: name it again to finish it."
+    notes = tuple(f"{name} {why}" for name in scored if name not in scores)
     models = {name: log.models[name] for name in scores}
-    return PerplexityResult(
-        protocol=facts, scores=scores, models=models, reference=reference, environment=capture(), notes=tuple(notes)
-    )
+    return PerplexityResult(protocol=facts, scores=scores, models=models, reference=reference, environment=capture(), notes=notes)
 
 
 def read_common_windows(targets: Sequence[Target], settings: EvalProtocol, text: Text) -> Windows:
@@ -134,19 +128,16 @@ def read_common_windows(targets: Sequence[Target], settings: EvalProtocol, text:
         ConfigError: a model takes no window of this length.
         InputError: two of them turn the text into different tokens.
     """
-    common: Windows | None = None
+    windows = []
     for target in targets:
         _check_length(settings.window, target.name, target.max_length)
-        own = settings.windows(text, target.tokenizer, separator=target.separator, bos_token=target.bos_token)
-        if common is None:
-            common = own
-        elif not np.array_equal(common.tokens, own.tokens):
+        windows.append(settings.windows(text, target.tokenizer, separator=target.separator, bos_token=target.bos_token))
+        if not np.array_equal(windows[0].tokens, windows[-1].tokens):
             raise InputError(
                 f"{targets[0].name} and {target.name} turn the text into different tokens: their perplexities would not "
                 f"compare.\nMeasure models with different tokenizers in separate runs."
             )
-    assert common is not None
-    return common
+    return windows[0]
 
 
 def _check_length(window: int, name: str, longest: int | None) -> None:
@@ -194,9 +185,9 @@ def measure_tasks(
                     log.finish(target.name, [dataclasses.asdict(m) for m in figures])
         except KeyboardInterrupt:
             raise Interrupted(f"stopped; the answers so far are in {out}.\nThe same command goes on there.") from None
-    order = sorted((n for n in log.models if n in log.results), key=lambda n: n != name)
-    metrics = {n: tuple(Metric(**m) for m in log.results[n]) for n in order}
-    models = {n: log.models[n] for n in order}
+    finished = sorted((n for n in log.models if n in log.results), key=lambda n: n != name)
+    metrics = {n: tuple(Metric(**m) for m in log.results[n]) for n in finished}
+    models = {n: log.models[n] for n in finished}
     return TaskResult(settings=facts, metrics=metrics, models=models, reference=name, environment=capture())
 
 

@@ -19,25 +19,18 @@ from maskpro_deploy.system.extras import missing
 from maskpro_deploy.system.files import check_free
 from maskpro_deploy.system.progress import Meters
 
-NOT_ASKED = "--no-verify"
-
 
 def export_model(model: str, out: Path, config: ExportConfig, *, verify: bool, force: bool) -> Manifest:
-    """Export a model with progress on stderr.
+    """Export a model - checkpoint folder, .gguf file, Hub id, or "demo" - with progress on stderr.
 
-    Args:
-        model: checkpoint folder, .gguf file, Hub id, or "demo".
-        out: the bundle folder to make.
-        config: of the export.
-        verify: compare the bundle with the checkpoint in torch, if that can be done here; if not, a warning says why.
-        force: replace `out` if it exists.
+    With `verify`, the bundle is compared with the checkpoint in torch, if that can be done here; if not, a warning says why.
 
     Raises:
         MaskProError: see `export`.
     """
     check_free(out, force=force)
     folder = resolve(model)
-    unverified = explain_unverified() if verify else NOT_ASKED
+    unverified = _explain_unverified() if verify else "--no-verify"
     if verify and unverified:
         click.echo(f"{'' if config.dtype == 'fp32' else f'{config.dtype} '}not verified: {unverified}", err=True)
 
@@ -47,19 +40,13 @@ def export_model(model: str, out: Path, config: ExportConfig, *, verify: bool, f
         return TorchLM.open(folder)
 
     with closing(Meters()) as meters:
+        reference = None if unverified else open_reference
         return export(
-            folder,
-            out,
-            config,
-            reference=None if unverified else open_reference,
-            unverified=unverified,
-            compare=verify,
-            force=force,
-            progress=meters,
+            folder, out, config, reference=reference, unverified=unverified, compare=verify, force=force, progress=meters
         )
 
 
-def explain_unverified() -> str:
+def _explain_unverified() -> str:
     """Why the bundle cannot be compared with the checkpoint here; "" if it can."""
     if absent := sorted({*missing("learn"), *missing("cpu")}):
         return f"{', '.join(absent)} not installed; pip install 'maskpro-deploy[learn,cpu]'"
@@ -67,7 +54,7 @@ def explain_unverified() -> str:
 
 
 def render_text(bundle: Path, manifest: Manifest) -> str:
-    """The bundle as it is printed."""
+    """The bundle as it is printed: one line for the graph itself, one for each further form, and warnings."""
     size = sum(entry.bytes for entry in manifest.files)
     graph = manifest.graph
     sparsity = f"{manifest.sparsity} proven on {len(manifest.sparse_weights)} weights" if manifest.sparsity else "dense"
@@ -77,19 +64,14 @@ def render_text(bundle: Path, manifest: Manifest) -> str:
         f"sparsity: {sparsity}",
         "forms: " + ", ".join(f"{g.form} ({g.file})" for g in (graph, *manifest.siblings)),
     ]
-    return "\n".join([*lines, *verification_lines(manifest)])
-
-
-def verification_lines(manifest: Manifest) -> list[str]:
-    """One line for the graph itself, one for each further form, and warnings."""
-    v, form = manifest.verification, manifest.graph.form
-    further = v.get("forms", {})
-    lines = [_own(v, manifest.graph.dtype), *_range(v), *(_further(name, form, f) for name, f in further.items())]
+    v, further = manifest.verification, manifest.verification.get("forms", {})
+    lines += [_show_verified(v, graph.dtype), *_show_range(v)]
+    lines += [_show_further(name, graph.form, f) for name, f in further.items()]
     warnings = [text for figures in (v, *further.values()) for text in figures.get("warnings", ())]
-    return [*lines, *(f"warning: {text}" for text in dict.fromkeys(warnings))]
+    return "\n".join([*lines, *(f"warning: {text}" for text in dict.fromkeys(warnings))])
 
 
-def _own(v: Mapping[str, Any], dtype: str) -> str:
+def _show_verified(v: Mapping[str, Any], dtype: str) -> str:
     if v["status"] != "passed":
         return f"{dtype} not verified: {v['reason']}" if "half_precision" in v else f"not verified: {v['reason']}"
     bound = "" if v["tolerance"] is None else f" (tolerance {v['tolerance']:g})"
@@ -102,7 +84,7 @@ def _own(v: Mapping[str, Any], dtype: str) -> str:
     )
 
 
-def _further(form: str, first: str, f: Mapping[str, Any]) -> str:
+def _show_further(form: str, first: str, f: Mapping[str, Any]) -> str:
     if f["status"] != "passed":
         return f"{form} not compared: {f['reason']}"
     return (
@@ -111,7 +93,7 @@ def _further(form: str, first: str, f: Mapping[str, Any]) -> str:
     )
 
 
-def _range(v: Mapping[str, Any]) -> list[str]:
+def _show_range(v: Mapping[str, Any]) -> list[str]:
     """How near values come to the end of a half-precision type, or why that is not known."""
     if v["status"] == "passed" and "half_precision" in v:
         return [v["half_precision"]]

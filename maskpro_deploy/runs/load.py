@@ -141,17 +141,11 @@ async def _measure_targets(
                 notes.append(f"{name} refuses the fields {' and '.join(refused)}: they were left out.")
         if len(targets) > 1:
             notes.append(PROCESS_NOTE if config.sessions == 1 else SESSIONS_NOTE.format(config.sessions))
+        keep = points.add if points is not None else lambda point: None
         return await run_sweep(
-            servers,
-            source,
-            config,
-            settings=options.stated,
-            notes=notes,
-            session=session,
-            finished=finished,
-            on_point=points.add if points is not None else lambda point: None,
-            progress=progress,
-        )
+            servers, source, config,
+            settings=options.stated, notes=notes, session=session, finished=finished, on_point=keep, progress=progress,
+        )  # fmt: skip
 
 
 async def make_source(clients: Mapping[str, OpenAIClient], options: LoadOptions) -> tuple[Source, list[str]]:

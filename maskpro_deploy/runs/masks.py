@@ -76,14 +76,7 @@ def compare_masks(first: Path, second: Path) -> dict[str, Any]:
 
 
 def apply_masks(path: Path, model: str, out: Path, *, force: bool = False, progress: Progress = SILENT) -> dict[str, Any]:
-    """Put masks on the dense model they were made for, and write a sparse checkpoint.
-
-    Args:
-        path: of the masks.
-        model: the dense model: checkpoint folder, .gguf file, Hub id, or "demo".
-        out: the folder to make.
-        force: replace `out` if it exists.
-        progress: receives the shards that are written.
+    """Put masks on the dense model they were made for, and write a sparse checkpoint; `progress` receives its shards.
 
     Raises:
         InputError: the model is sparse, or the masks were made for other weights.

@@ -115,13 +115,7 @@ class RunFolder:
 def run_benchmark(
     measure: Callable[[RunFolder], B], describe: Callable[[B], Document], build_page: Callable[[B], Report], output: Output
 ) -> None:
-    """Measure, write the report, print.
-
-    Args:
-        measure: given the folder in which to save the result so far.
-        describe: what is said of the result.
-        build_page: the same as a page.
-        output: where it goes.
+    """Measure, write the report, print; `measure` is given the folder in which to save the result so far.
 
     Raises:
         CheckFailed: the run is invalid.
@@ -144,10 +138,6 @@ def emit_result(result: Result, text: str, *, out: Path | None, as_json: bool) -
 
 
 def check_valid(result: RunResult) -> None:
-    """Refuse figures that cannot be trusted.
-
-    Raises:
-        CheckFailed: with the first reason.
-    """
+    """Refuse figures that cannot be trusted, with the first reason (CheckFailed)."""
     if not result.valid:
         raise CheckFailed(f"the run is invalid: {result.invalid_reasons[0]}\nNo comparison was made.")

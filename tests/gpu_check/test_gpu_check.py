@@ -203,7 +203,7 @@ def test_the_random_checkpoint_is_sparse_where_it_says(tmp_path):
 
 @pytest.mark.skipif(bool(missing("tensorrt-rtx")), reason="tensorrt-rtx is not installed")
 def test_engines_are_built_sparse_and_dense_with_every_layer_told(settings, record):
-    line = _gpu_engines.measure_tensorrt_rtx(settings, record)
+    line = _gpu_engines.measure_library("tensorrt-rtx", settings, record)
     (report,) = record.figures["engines"].values()
     assert report["gain"] in line
     assert [row["eligible"] for row in report["layers"]] == [True] * 14
