@@ -49,17 +49,11 @@ SIDE_FILES = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint folder.
+    """An opened checkpoint folder."""
 
-    Attributes:
-        folder: where it is.
-        config: the content of `config.json`.
-        shard_of: tensor name -> file that holds it.
-    """
-
-    folder: Path
-    config: dict[str, Any]
-    shard_of: Mapping[str, Path]
+    folder: Path  # where it is
+    config: dict[str, Any]  # the content of `config.json`
+    shard_of: Mapping[str, Path]  # tensor name -> file that holds it
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
@@ -123,13 +117,19 @@ class Checkpoint:
 
     def dense_sha256(self, names: Iterable[str]) -> str:
         """Hash of the named weights: name, dtype, shape and bytes, in name order."""
-        digest = hashlib.sha256()
-        for name in sorted(names):
+        return self.dense_sha256s(names)[0]
+
+    def dense_sha256s(self, *choices: Iterable[str]) -> list[str]:
+        """`dense_sha256` of several choices of weights, each of which is read once."""
+        digests = [(hashlib.sha256(), frozenset(names)) for names in choices]
+        for name in sorted(frozenset().union(*(names for _, names in digests))):
+            chosen = [digest for digest, names in digests if name in names]
             for i, block in enumerate(self._read_blocks(name)):
-                if i == 0:
-                    digest.update(f"\0{name}\0{block.dtype.name}\0{self.shapes[name]}\0".encode())
-                digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
-        return digest.hexdigest()
+                for digest in chosen:
+                    if i == 0:
+                        digest.update(f"\0{name}\0{block.dtype.name}\0{self.shapes[name]}\0".encode())
+                    digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
+        return [digest.hexdigest() for digest, _ in digests]
 
     def _read_blocks(self, name: str) -> Iterator[npt.NDArray[Any]]:
         """One tensor as runs of rows of some megabytes, so that a large one is never whole in memory."""

@@ -40,15 +40,10 @@ _EXCERPTS, _EXCERPT_LENGTH = 16, 200  # of a held-out text, looked for in the le
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Text:
-    """Documents and where they came from.
+    """Documents and where they came from."""
 
-    Attributes:
-        name: the source as the user named it.
-        documents: the texts, in order.
-    """
-
-    name: str
-    documents: tuple[str, ...]
+    name: str  # the source as the user named it
+    documents: tuple[str, ...]  # the texts, in order
 
     @property
     def sha256(self) -> str:

@@ -25,7 +25,7 @@ def load_causal_lm(folder: Path, dtype: torch.dtype) -> Any:
     """The transformers model of a checkpoint folder, frozen, in evaluation mode.
 
     Raises:
-        InputError: the folder is no checkpoint.
+        InputError: the folder is not a checkpoint.
         FormatError: transformers cannot build the model from it.
     """
     Checkpoint.open(folder)  # plain errors for missing, foreign and truncated files come from here
@@ -80,10 +80,7 @@ class TorchLM:
 
     @torch.inference_mode()
     def forward(
-        self,
-        tokens: npt.NDArray[np.int64],
-        cache: Any = None,
-        attention_mask: npt.NDArray[np.int64] | None = None,
+        self, tokens: npt.NDArray[np.int64], cache: Any = None, attention_mask: npt.NDArray[np.int64] | None = None
     ) -> tuple[npt.NDArray[np.float32], Any]:
         """Read tokens on top of a cache.
 

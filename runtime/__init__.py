@@ -13,13 +13,12 @@ Nothing here needs torch or transformers. `Engine` and `EngineDeadError` are ear
 """
 
 from maskpro_deploy.backends.session import GraphSession, Session
-from maskpro_deploy.runtime.generate.completion import Completion
-from maskpro_deploy.runtime.generate.config import RuntimeConfig
-from maskpro_deploy.runtime.generate.generator import TextGenerator
+from maskpro_deploy.runtime.generate.generator import ContextLengthError, GeneratorDeadError, OverloadedError, TextGenerator
 from maskpro_deploy.runtime.generate.loading import load
-from maskpro_deploy.runtime.generate.refusals import ContextLengthError, GeneratorDeadError, OverloadedError
 from maskpro_deploy.runtime.generate.sampling import Score
 from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
+from maskpro_deploy.runtime.generate.scheduler import RuntimeConfig
+from maskpro_deploy.runtime.generate.sequence import Completion
 from maskpro_deploy.runtime.http.config import ServeConfig
 from maskpro_deploy.runtime.sessions.session import SessionConfig, open_session
 

@@ -1,7 +1,7 @@
 """From bundle to engine: check what goes in, build in a process of its own, describe what came out.
 
 The engine lands in `engines/` of the bundle under a name that holds its cache key (hash of graph, weights, settings, library
-version and target); its report lies beside it. The manifest learns of both last: an interrupted build leaves the bundle
+version and target); its report is next to it. The manifest is changed last: an interrupted build leaves the bundle
 as it was.
 """
 
@@ -74,7 +74,7 @@ def build_engine(bundle: Path, config: EngineConfig | None = None, progress: Pro
     Args:
         bundle: the bundle's folder.
         config: pattern, backend, targets, profiles.
-        progress: told the library's own steps, where it tells them.
+        progress: takes the library's own steps, where it reports them.
 
     Returns:
         the report; `reused` if the same engine was there already.
@@ -152,8 +152,8 @@ def _build_one(source: Source, config: EngineConfig, scratch: Path, progress: Pr
     kind = "dense" if config.dense else "sparse"
     parts = (source.library, source.target.replace(",", "-"), source.graph.form, source.graph.dtype, kind, settings["key"][:12])
     name = "-".join(parts)
-    if (found := reusable(bundle, manifest, name)) is not None:
-        return found
+    if (built_before := reusable(bundle, manifest, name)) is not None:
+        return built_before
     options = None
     if config.via_onnxruntime:
         options = provider_job(scratch, source.graph, shapes, config.flags, sparse=not config.dense)
@@ -232,7 +232,7 @@ def _settings(source: Source, config: EngineConfig, profiles: Sequence[Any]) -> 
         "max_length": source.length,
         "max_batch": max(bucket.most[0] for bucket in source.buckets),
         "flags": flags,
-        "hardware_compatibility": flags.get("hardware_compatible") == "ampere+",  # what onnxruntime is told
+        "hardware_compatibility": flags.get("hardware_compatible") == "ampere+",  # as EPContext has it
         "profiles": profiles,
     }
     if config.via_onnxruntime:

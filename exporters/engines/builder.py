@@ -60,12 +60,12 @@ class EngineBuilder:
         """Parse a graph and build an engine.
 
         Args:
-            graph: the ONNX file; weights are found beside it.
+            graph: the ONNX file; weights are in the same folder.
             profiles: input shapes to build for.
             sparse: let the builder use sparse kernels.
             targets: compute capabilities such as "sm89"; the library's default if empty.
             timing_cache: measured kernel times to read and to extend, where the library keeps such.
-            on_step: told the share that is done and the phase, where the library tells.
+            on_step: takes the share that is done and the phase, where the library reports them.
             flags: the fields of `BuilderFlags`.
 
         Returns:

@@ -78,7 +78,7 @@ def parse_bytes(text: str, flag: str) -> int:
     """Read a size such as 512MB, 4GB or 2GiB.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not a size.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", text.strip().upper())
     if match is None:

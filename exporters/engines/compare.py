@@ -1,6 +1,6 @@
 """`--compare-dense`: the sparse engine and its dense twin from one graph, one set of profiles and one cache of kernel times.
 
-Both stay in the bundle, and the sparse engine's report tells what the comparison found. On a machine with a GPU both are timed in
+Both stay in the bundle, and the sparse engine's report has the comparison. On a machine with a GPU both are timed in
 a process of its own; elsewhere sizes and builds are compared, and the report says that no time was measured.
 """
 
@@ -28,13 +28,13 @@ _POINTS_OF_A_BUCKET = 8  # batches are halved from the largest on
 def compare_with_dense(
     source: Any, config: EngineConfig, scratch: Path, progress: Progress, build: Callable[..., EngineReport]
 ) -> EngineReport:
-    """Build both engines with `build`, compare them, and write what was found into the sparse engine's report.
+    """Build both engines with `build`, compare them, and write the comparison into the sparse engine's report.
 
     Args:
         source: the bundle (`engine.Source`).
         config: for the sparse engine.
         scratch: a folder of this build.
-        progress: told both builds.
+        progress: takes the steps of both builds.
         build: makes or finds one engine: (source, config, scratch, progress).
     """
     # without a file of the user's, one for these two builds

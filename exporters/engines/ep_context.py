@@ -28,7 +28,7 @@ PROVIDERS = {"tensorrt": TENSORRT_PROVIDER, "tensorrt-rtx": "NvTensorRTRTXExecut
 
 
 def wrapper_file(engine: EngineFile) -> str:
-    """Where an engine's wrapper lies in the bundle."""
+    """The path of an engine's wrapper in the bundle."""
     return engine.file.removesuffix(".engine") + SUFFIX
 
 
@@ -37,7 +37,7 @@ def context_model(graph: Path, engine: EngineFile) -> onnx.ModelProto:
 
     Args:
         graph: the ONNX graph that the engine was built from; its weights are not read.
-        engine: the engine as the manifest describes it; the wrapper lies in the same folder.
+        engine: the engine as the manifest describes it; the wrapper is in the same folder.
 
     Raises:
         CheckFailed: onnxruntime here cannot load an engine of this version.

@@ -70,7 +70,7 @@ def _width(weight: MatMulWeight) -> int:
 def _reason(weight: MatMulWeight, dtype: str, count: Tally | None) -> str:
     k, n = weight.region.shape
     if count is None:
-        return f"K {k} is no multiple of {SPARSE_TENSOR_CORES.m}"
+        return f"K {k} is not a multiple of {SPARSE_TENSOR_CORES.m}"
     if count.over:
         return f"does not hold {SPARSE_TENSOR_CORES}"
     if weight.dequantised and not weight.input_quantised:
@@ -80,7 +80,7 @@ def _reason(weight: MatMulWeight, dtype: str, count: Tally | None) -> str:
         return "fp32: sparse tensor cores take 16 and 8 bits"
     aligned = _ALIGNED[_width(weight)]
     if k % aligned or n % aligned:
-        return f"K {k} or N {n} is no multiple of {aligned}"
+        return f"K {k} or N {n} is not a multiple of {aligned}"
     return ""
 
 

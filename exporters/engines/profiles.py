@@ -79,7 +79,7 @@ def parse_buckets(text: str) -> tuple[Bucket, ...]:
     """Read `prefill:1x128,4x512 decode:1,8`.
 
     Raises:
-        ConfigError: the text is none, or a bucket can never be taken because an earlier one holds all that it holds.
+        ConfigError: the text cannot be read, or a bucket can never be taken because an earlier one holds all that it holds.
     """
     buckets: list[Bucket] = []
     for group in text.replace(";", " ").split():

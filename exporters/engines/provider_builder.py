@@ -150,7 +150,7 @@ def find_engine(context: Path, graph: Path) -> Path:
     """The engine that the provider's file names.
 
     Raises:
-        CheckFailed: there is none, or TensorRT did not take the whole graph.
+        CheckFailed: it names none, or TensorRT did not take the whole graph.
     """
     if not context.is_file():
         raise CheckFailed(f"onnxruntime gave no part of {graph.name} to TensorRT: it wrote no engine.")

@@ -69,7 +69,7 @@ class EngineReport:
         layers: every MatMul with a constant weight.
         spoiled: pruned weights that the graph keeps from sparse tensor cores, by cause.
         log_eligible: layers that the builder's log calls eligible; None if it has no word about sparsity.
-        comparison: the dense engine beside it, if it was asked for.
+        comparison: the dense engine next to it, if it was asked for.
     """
 
     engine: EngineFile

@@ -1,6 +1,6 @@
 """Engines in a bundle: found again, put in, replaced. The manifest is what counts, and it changes last.
 
-Several builds may end in one bundle at the same time. Each reads the manifest anew under the bundle's lock before it adds its
+Several builds may end in one bundle at the same time. Each reads the manifest again under the bundle's lock before it adds its
 engine, so none is lost.
 """
 
@@ -46,7 +46,7 @@ def install(bundle: Path, manifest: Manifest, engine: Path, report: EngineReport
     The manifest learns of them last; what they replace goes after that.
 
     Raises:
-        CheckFailed: the bundle was exported anew since `manifest` was read.
+        CheckFailed: the bundle was exported again since `manifest` was read.
     """
     entry = report.engine
     target = safe_path(bundle, entry.file)
@@ -63,10 +63,10 @@ def install(bundle: Path, manifest: Manifest, engine: Path, report: EngineReport
 
 
 def update_report(bundle: Path, manifest: Manifest, report: EngineReport) -> None:
-    """Write the report of an engine that is in the bundle anew.
+    """Replace the report of an engine that is in the bundle.
 
     Raises:
-        CheckFailed: the bundle was exported anew since `manifest` was read, or the engine is gone.
+        CheckFailed: the bundle was exported again since `manifest` was read, or the engine is gone.
     """
     with exclusive(bundle):
         now = _same_bundle(bundle, manifest)
@@ -80,7 +80,7 @@ def _same_bundle(bundle: Path, manifest: Manifest) -> Manifest:
     """The manifest as it is now; its engines may be others, its graphs and weights may not."""
     now = Manifest.load(bundle, engines=False)
     if _exported(now) != _exported(manifest):
-        raise CheckFailed(f"{bundle} was exported anew while an engine was built from it.\nBuild the engine again.")
+        raise CheckFailed(f"{bundle} was exported again while an engine was built from it.\nBuild the engine again.")
     return now
 
 

@@ -2,7 +2,7 @@
 
     python -m maskpro_deploy.exporters.engines.worker JOB.json
 
-Reads the job, writes `result` (and the engine) beside it, and prints one JSON line per percent of progress on stdout.
+Reads the job, writes `result` (and the engine) next to it, and prints one JSON line per percent of progress on stdout.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Layout:
     """Sizes of a cache.
 
     Attributes:
-        memory: where it lies.
+        memory: where it is kept.
         tensors: N.
         heads: H.
         vector: bytes of one head of one token.

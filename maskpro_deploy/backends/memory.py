@@ -51,7 +51,7 @@ class Device(Protocol):
         """Fill a contiguous array from the device, and wait for it."""
 
     def address_of(self, array: npt.NDArray[Any]) -> int | None:
-        """Where an array lies, if the device can write there and has done so when a call returns; else None."""
+        """The address of an array, if the device can write there and has done so when a call returns; else None."""
 
     def copy(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int) -> None:
         """Copy `height` pieces of `width` bytes, each `pitch` bytes after the one before. The two places do not overlap."""

@@ -112,7 +112,7 @@ class GraphSession:
             wanted |= {"write_indices"}
         if absent := sorted(wanted - set(self._executor.tensors)):
             raise FormatError(
-                f"{self.graph.file} is no {self.graph.form!r} form of a bundle's graph: it has no {absent[0]}.\n"
+                f"{self.graph.file} is not the {self.graph.form!r} form of a bundle's graph: {absent[0]} is missing.\n"
                 f"Export the bundle again."
             )
 

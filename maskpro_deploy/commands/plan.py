@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from maskpro_deploy.commands.options import PATTERN, json_option
+from maskpro_deploy.commands.learning_options import device_option, model_option, setting_options, sparsity_option
+from maskpro_deploy.commands.options import json_option
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.output import emit, table
 
@@ -28,18 +29,12 @@ _PARTS = {
 
 
 @click.command()
-@click.option("--model", required=True, help="Checkpoint folder, .gguf file, Hub id, or `demo`.")
-@click.option("--sparsity", "pattern", type=PATTERN, default="2:4", show_default=True, help="N kept of every M weights.")
-@click.option("--window", type=int, default=256, show_default=True, help="Tokens in a sequence.")
-@click.option("--batch-tokens", type=int, help="Tokens in a step.  [default: 512 on a CPU, 2048 on a GPU]")
-@click.option("--calibration-tokens", type=int, default=8192, show_default=True, help="Tokens that the prior sees.")
-@click.option("--prior", default="wanda", show_default=True, help="As in learn.")
-@click.option("--refine", is_flag=True, help="As in learn.")
-@click.option("--objective", default="auto", show_default=True, help="As in learn.")
-@click.option("--include", metavar="REGEX", help="Prune only layers whose name matches.")
-@click.option("--exclude", metavar="REGEX", help="Leave layers dense whose name matches.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--dtype", default="auto", show_default=True, help="Of the weights while learning: float32, bfloat16, auto.")
+@model_option
+@sparsity_option
+@setting_options("window", "batch_tokens", "calibration_tokens", "prior", "refine", "objective")
+@setting_options("estimator", "reward", "distribution", "samples", "include", "exclude")
+@device_option
+@setting_options("dtype")
 @click.option("--no-time", is_flag=True, help="Predict memory alone: nothing is measured on this machine.")
 @json_option
 def command(model: str, device: str, no_time: bool, as_json: bool, **settings: Any) -> None:
@@ -60,32 +55,33 @@ def command(model: str, device: str, no_time: bool, as_json: bool, **settings: A
     place = learning_device(device)
     config = LearnConfig(**settings).on(place)
     dtype = learning_dtype(config, place)
-    found = plan(Checkpoint.open(resolve(model)), config, place, dtype, timed=not no_time)
+    prediction = plan(Checkpoint.open(resolve(model)), config, place, dtype, timed=not no_time)
     facts = {"model": model, "sparsity": str(config.pattern), "device": place, "dtype": str(dtype).removeprefix("torch.")}
-    emit(as_json, {**facts, **found.to_json()}, _text(found, config, facts))
+    emit(as_json, {**facts, **prediction.to_json()}, _text(prediction, config, facts))
 
 
-def _text(found: Plan, config: LearnConfig, facts: dict[str, str]) -> str:
+def _text(prediction: Plan, config: LearnConfig, facts: dict[str, str]) -> str:
     from maskpro_deploy.learn.plan import ERROR
 
-    figures = found.to_json()
+    figures = prediction.to_json()
     rows = [(_PARTS[name], _size(value)) for name, value in figures["memory"].items()]
-    ours, theirs = found.state_bytes_per_weight, found.maskllm_bytes_per_weight
+    ours, theirs = prediction.state_bytes_per_weight, prediction.maskllm_bytes_per_weight
     tokens = config.sequences * config.window
     lines = [
-        f"{facts['model']}: {found.layers} layers, {found.prunable:,} of {found.parameters:,} weights get {config.pattern}",
+        f"{facts['model']}: {prediction.layers} layers, {prediction.prunable:,} of {prediction.parameters:,} weights get "
+        f"{config.pattern}",
         f"{facts['device']}, {facts['dtype']}, {tokens:,} tokens a step",
         "",
         table(rows, ("memory for", "bytes")),
         "",
-        f"peak: {_size(found.memory.peak)}, within {100 * ERROR:.0f} % (loading and learning take turns)",
-        f"state beyond the weights: {ours:.2f} bytes a weight, {_size(found.memory.state)}",
+        f"peak: {_size(prediction.memory.peak)}, within {100 * ERROR:.0f} % (loading and learning take turns)",
+        f"state beyond the weights: {ours:.2f} bytes a weight, {_size(prediction.memory.state)}",
         f"as in MaskLLM: {theirs:.0f} bytes a weight, {_size(figures['maskllm_state_bytes'])} ({theirs / ours:.1f} x)",
     ]
-    if found.step_s is not None and found.products_s is not None and found.masks_s is not None:
+    if prediction.step_s is not None:
         lines += [
-            f"time: at least {found.step_s:.2f} s a step, at most {tokens / found.step_s:,.0f} tokens/s",
-            f"  measured here: {found.products_s:.2f} s of matrix products, {found.masks_s:.2f} s of mask work; "
+            f"time: at least {prediction.step_s:.2f} s a step, at most {tokens / prediction.step_s:,.0f} tokens/s",
+            f"  measured here: {prediction.products_s:.2f} s of matrix products, {prediction.masks_s:.2f} s of mask work; "
             f"attention and norms come on top",
         ]
     return "\n".join(lines)

@@ -17,18 +17,9 @@ code on the same tokens. A perplexity without its protocol compares with nothing
 What enters: models and texts. What leaves: figures with their protocol. May import: the data, not what runs models.
 """
 
-from maskpro_deploy.evaluate.figures import (
-    Comparison,
-    Perplexity,
-    compare,
-    compare_all,
-    comparison_of,
-    perplexity,
-    perplexity_of,
-)
-from maskpro_deploy.evaluate.likelihoods import CausalLM, log_probabilities
+from maskpro_deploy.evaluate.figures import Comparison, Perplexity, compare, compare_all, comparison_of, perplexity, perplexity_of
 from maskpro_deploy.evaluate.protocol import EvalProtocol, Windows
-from maskpro_deploy.evaluate.scores import WindowScore, score_windows
+from maskpro_deploy.evaluate.scores import CausalLM, WindowScore, log_probabilities, score_windows
 
 __all__ = [
     "CausalLM",

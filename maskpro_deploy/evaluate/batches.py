@@ -13,8 +13,8 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from maskpro_deploy.evaluate.likelihoods import Logits
 from maskpro_deploy.evaluate.protocol import Ints
+from maskpro_deploy.evaluate.scores import Logits
 
 _LOGIT_VALUES = 1 << 27  # of one batch: 512 MiB in fp32
 

@@ -16,29 +16,17 @@ from maskpro_deploy.rows import file_rows, hub_rows, read_plain
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:
-    """A text of the Hub, and what of it is read.
+    """A text of the Hub, and what of it is read."""
 
-    Attributes:
-        name: what the command line calls it.
-        title: what people call it.
-        hub: name of the dataset.
-        config: its configuration, or None.
-        split: its split.
-        data_files: the one file of the split that is read, or None for all.
-        first: how many rows are read; None for all.
-        places: where the split is in a local folder, as patterns; the first that fits is read.
-        rows_are_lines: whether the dataset's rows are the lines of a plain text file.
-    """
-
-    name: str
-    title: str
-    hub: str
-    config: str | None
-    split: str
-    data_files: str | None = None
-    first: int | None = None
-    places: tuple[str, ...]
-    rows_are_lines: bool = False
+    name: str  # what the command line calls it
+    title: str  # what people call it
+    hub: str  # name of the dataset
+    config: str | None  # its configuration, or None
+    split: str  # its split
+    data_files: str | None = None  # the one file of the split that is read, or None for all
+    first: int | None = None  # how many rows are read; None for all
+    places: tuple[str, ...]  # where the split is in a local folder, as patterns; the first that fits is read
+    rows_are_lines: bool = False  # whether the dataset's rows are the lines of a plain text file
 
 
 WIKITEXT2 = Corpus(

@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskpro_deploy.errors import CheckFailed
-from maskpro_deploy.evaluate.likelihoods import CausalLM
-from maskpro_deploy.evaluate.scores import WindowScore, score_windows
+from maskpro_deploy.evaluate.scores import CausalLM, WindowScore, score_windows
 from maskpro_deploy.system.progress import SILENT, Progress
 
 

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 
 from maskpro_deploy.errors import InputError, check_range
 from maskpro_deploy.evaluate.batches import GeneratingLM, continue_rows, cut_batches, read_rows, vocabulary_size
-from maskpro_deploy.evaluate.likelihoods import check_logits, log_likelihood
+from maskpro_deploy.evaluate.scores import check_logits, log_likelihood
 from maskpro_deploy.system.progress import SILENT, Progress
 
 MAX_NEW_TOKENS = 256  # where a task sets none; the harness's own default
@@ -43,25 +43,16 @@ class Answers(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HarnessConfig:
-    """What the harness has to know of a model in addition to its logits.
+    """What the harness has to know of a model in addition to its logits."""
 
-    Attributes:
-        max_length: the longest sequence it reads.
-        end_of_text: the token that ends a text.
-        begin_of_text: the token before a text without context; None takes `end_of_text`.
-        add_special_tokens: whether texts get the tokenizer's own special tokens; None leaves it to the tokenizer.
-        batch_size: rows in one call, at most.
-        name: of the model, for messages and for the harness's caches.
-        render: messages to a prompt, for tasks that use the chat template.
-    """
-
-    max_length: int
-    end_of_text: int
-    begin_of_text: int | None = None
+    max_length: int  # the longest sequence it reads
+    end_of_text: int  # the token that ends a text
+    begin_of_text: int | None = None  # the token before a text without context; None takes `end_of_text`
+    # whether texts get the tokenizer's own special tokens; None leaves it to the tokenizer
     add_special_tokens: bool | None = None
-    batch_size: int = 8
-    name: str = "the model"
-    render: Callable[..., str] | None = None
+    batch_size: int = 8  # rows in one call, at most
+    name: str = "the model"  # of the model, for messages and for the harness's caches
+    render: Callable[..., str] | None = None  # messages to a prompt, for tasks that use the chat template
 
     def __post_init__(self) -> None:
         check_range("--batch-size", self.batch_size, least=1)

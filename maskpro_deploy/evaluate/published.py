@@ -32,17 +32,11 @@ BUILTIN_PROTOCOL, CUSTOM = "builtin", "custom"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedProtocol:
-    """A protocol and the text that it reads.
+    """A protocol and the text that it reads."""
 
-    Attributes:
-        settings: windows and joining.
-        corpus: what it reads; None for the built-in held-out text or a file of the user's.
-        source: whose code it follows, in words; empty for our own.
-    """
-
-    settings: EvalProtocol
-    corpus: Corpus | None = None
-    source: str = ""
+    settings: EvalProtocol  # windows and joining
+    corpus: Corpus | None = None  # what it reads; None for the built-in held-out text or a file of the user's
+    source: str = ""  # whose code it follows, in words; empty for our own
 
 
 def _wikitext2(window: int) -> EvalProtocol:
@@ -63,18 +57,13 @@ PROTOCOLS: dict[str, NamedProtocol] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChosenProtocol(NamedProtocol):
-    """A protocol as it is used: a named one, with what was changed.
+    """A protocol as it is used: a named one, with what was changed."""
 
-    Attributes:
-        name: of the protocol; CUSTOM if the text is a file of the user's, or more than the number of windows of the built-in
-            one was changed.
-        data: where the text comes from, as the user gave it.
-        changed: setting -> (as named, as used).
-    """
-
+    # of the protocol; CUSTOM if the text is a file of the user's, or more than the number of windows of the built-in one was
+    # changed
     name: str
-    data: str | None
-    changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    data: str | None  # where the text comes from, as the user gave it
+    changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # setting -> (as named, as used)
 
     def load(self) -> Text:
         """The text (see `load_text` and `load_corpus` for what can go wrong)."""

@@ -21,19 +21,12 @@ UNKNOWN = "-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ModelResult:
-    """What the results of several models have in common.
+    """What the results of several models have in common."""
 
-    Attributes:
-        models: name -> what runs it and what it is.
-        reference: the name of the model that the others are compared with, or None.
-        environment: what it ran on, or None.
-        notes: remarks for the reader.
-    """
-
-    models: Mapping[str, Mapping[str, Any]]
-    reference: str | None = None
-    environment: Mapping[str, Any] | None = None
-    notes: tuple[str, ...] = ()
+    models: Mapping[str, Mapping[str, Any]]  # name -> what runs it and what it is
+    reference: str | None = None  # the name of the model that the others are compared with, or None
+    environment: Mapping[str, Any] | None = None  # what it ran on, or None
+    notes: tuple[str, ...] = ()  # remarks for the reader
 
     def _document(self, kind: str, asked: Mapping[str, Any], figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """The content of `result.json`.
@@ -61,15 +54,10 @@ class _ModelResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PerplexityResult(_ModelResult):
-    """Perplexity of several models on the same windows.
+    """Perplexity of several models on the same windows."""
 
-    Attributes:
-        protocol: the facts of `ChosenProtocol.to_json`.
-        scores: name -> scores of all windows, the reference first if there is one.
-    """
-
-    protocol: Mapping[str, Any]
-    scores: Mapping[str, Sequence[WindowScore]]
+    protocol: Mapping[str, Any]  # the facts of `ChosenProtocol.to_json`
+    scores: Mapping[str, Sequence[WindowScore]]  # name -> scores of all windows, the reference first if there is one
 
     @property
     def perplexities(self) -> dict[str, Perplexity]:
@@ -134,15 +122,10 @@ class PerplexityResult(_ModelResult):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskResult(_ModelResult):
-    """Tasks on several models.
+    """Tasks on several models."""
 
-    Attributes:
-        settings: what was asked.
-        metrics: name of a model -> its figures; the reference first if there is one.
-    """
-
-    settings: Mapping[str, Any]
-    metrics: Mapping[str, Sequence[Metric]]
+    settings: Mapping[str, Any]  # what was asked
+    metrics: Mapping[str, Sequence[Metric]]  # name of a model -> its figures; the reference first if there is one
 
     def to_json(self) -> dict[str, Any]:
         """The content of `result.json`."""

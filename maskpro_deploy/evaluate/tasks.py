@@ -36,21 +36,13 @@ SEED = 1234  # of few-shot examples; the harness's own
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSettings:
-    """What is asked.
+    """What is asked."""
 
-    Attributes:
-        names: of tasks, groups or tags.
-        path: a folder of task files, or None.
-        num_fewshot: examples before each question; None leaves it to each task.
-        limit: only so many documents of each task; None takes all.
-        chat: whether prompts go through the model's chat template.
-    """
-
-    names: tuple[str, ...]
-    path: Path | None = None
-    num_fewshot: int | None = None
-    limit: int | None = None
-    chat: bool = False
+    names: tuple[str, ...]  # of tasks, groups or tags
+    path: Path | None = None  # a folder of task files, or None
+    num_fewshot: int | None = None  # examples before each question; None leaves it to each task
+    limit: int | None = None  # only so many documents of each task; None takes all
+    chat: bool = False  # whether prompts go through the model's chat template
 
     def __post_init__(self) -> None:
         if not self.names or not all(self.names):
@@ -79,29 +71,17 @@ class TaskSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """One figure of one task.
+    """One figure of one task."""
 
-    Attributes:
-        task: its name.
-        metric: such as "acc" or "acc_norm".
-        filter: how answers were read from the text; "none" where they were not.
-        value: the figure; None where it is not a finite number.
-        stderr: its standard error; None where the harness gives none.
-        higher_is_better: None where the task does not say.
-        num_fewshot: examples before each question.
-        documents: how many were asked.
-        version: of the task.
-    """
-
-    task: str
-    metric: str
-    filter: str
-    value: float | None
-    stderr: float | None
-    higher_is_better: bool | None
-    num_fewshot: int | None
-    documents: int | None
-    version: str | None
+    task: str  # its name
+    metric: str  # such as "acc" or "acc_norm"
+    filter: str  # how answers were read from the text; "none" where they were not
+    value: float | None  # the figure; None where it is not a finite number
+    stderr: float | None  # its standard error; None where the harness gives none
+    higher_is_better: bool | None  # None where the task does not say
+    num_fewshot: int | None  # examples before each question
+    documents: int | None  # how many were asked
+    version: str | None  # of the task
 
     @property
     def label(self) -> str:

@@ -101,7 +101,7 @@ def _time_steps(torch: Any, shape: LlamaShape, settings: Settings, record: Recor
     record.put(steps=len(ticks.step_ms), step_ms=whole, step_ms_all=ticks.step_ms, tokens_per_s=rate)
     peak = torch.cuda.max_memory_allocated() if on_gpu else None
     record.put(peak_memory_bytes=peak)
-    record.put(logits_moved_by=getattr(trainer.estimator, "moved_by", None))
+    record.put(logits_moved_by=trainer.estimator.moved_by)
     parts = _time_parts(torch, trainer, settings.device, record)
     share = (parts["sampling"] + parts["update"]) / whole
     record.put(sampling_and_update_share=share)
@@ -149,23 +149,22 @@ def _make_trainer(torch: Any, shape: LlamaShape, settings: Settings, ticks: _Tic
 
 def _time_parts(torch: Any, trainer: Trainer, device: str, record: Record) -> dict[str, float]:
     """Median milliseconds of the parts of a step, for all layers together: sampling, update, and a step without either."""
-    from maskpro_deploy.learn.model.sites import Mode
+    from maskpro_deploy.learn.model.sites import Mode, SiteHook, set_mode
 
     sites = trainer.sites
     grads = {s.weight.shape: torch.randn(s.weight.shape, device=device, dtype=s.weight.dtype) * 1e-4 for s in sites}
 
     def sampling() -> None:
+        set_mode(sites, Mode.ARGMAX)
         for site in sites:
-            site.mode = Mode.ARGMAX
             site.masked_weight()
 
     def update() -> None:
         for site in sites:
-            site.consume(grads[site.weight.shape])
+            site.hook.take_gradient(site, grads[site.weight.shape])
 
     def dense() -> None:
-        for site in sites:
-            site.mode = Mode.DENSE
+        set_mode(sites, Mode.DENSE)
         trainer.model.backward(trainer.model.loss(trainer.text[:8], differentiable=True))
 
     medians = {}
@@ -173,7 +172,7 @@ def _time_parts(torch: Any, trainer: Trainer, device: str, record: Record) -> di
         for name, part in (("sampling", sampling), ("update", update)):
             medians[name] = _time_part(torch, name, part, device, record)
     for site in sites:
-        site.on_gradient = None
+        site.hook = SiteHook()
     medians["dense"] = _time_part(torch, "dense_pass", dense, device, record)
     gc.collect()
     return medians
@@ -182,7 +181,7 @@ def _time_parts(torch: Any, trainer: Trainer, device: str, record: Record) -> di
 def _find_waits(torch: Any, trainer: Trainer) -> list[str]:
     """Where Python waited for the GPU during a few steps, as torch noticed it."""
     for site in trainer.sites:
-        site.on_gradient = trainer.estimator._move  # type: ignore[attr-defined]
+        site.hook = trainer.estimator
     config = trainer.config
     windows = trainer.text[: config.sequences]
     trainer.estimator.step(windows, 0, 1.0)

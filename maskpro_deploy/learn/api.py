@@ -7,10 +7,11 @@ import logging
 import math
 import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,9 @@ from maskpro_deploy.data import (
 )
 from maskpro_deploy.errors import ConfigError, InputError, Interrupted, MachineError
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.estimators.base import Windows
 from maskpro_deploy.learn.model.experts import checkpoint_name
 from maskpro_deploy.learn.model.memory import tuned_process
-from maskpro_deploy.learn.model.model import LearningModel, faster_dtype, prunable_layers
+from maskpro_deploy.learn.model.model import LearningModel, Windows, faster_dtype
 from maskpro_deploy.learn.monitor import Observer
 from maskpro_deploy.learn.state import StateStore
 from maskpro_deploy.learn.trainer import Point, Trainer
@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnResult:
-    """What a run gave.
+    """The result of a run.
 
     Attributes:
         masks: the learned masks.
@@ -61,8 +61,8 @@ class LearnResult:
         tokens: seen while learning.
         dtype: of the weights while learning.
         device: "cpu" or "cuda".
-        moved_by: by what logits were moved, see `fused.SiteStep`; None where the estimator has one way only.
-        memorised: whether the learning text was being memorised, see `monitor.memorises`.
+        moved_by: by what logits were moved, see `kernels.contract.SiteStep`; None where the estimator has one way only.
+        memorised: whether the model was overfitting to the learning text, see `monitor.memorises`.
     """
 
     masks: MaskSet
@@ -98,6 +98,21 @@ class LearnResult:
             "curve": [asdict(p) for p in self.curve],
         }
 
+    def rows(self) -> list[tuple[str, str]]:
+        """The figures that people look at first, as a table."""
+        figures = self.summary()
+        perplexity = figures["heldout_perplexity"]
+        return [
+            (f"layers with a strict {self.masks.pattern} mask", str(figures["layers"])),
+            ("weights covered", f"{figures['weights']:,}"),
+            ("tokens seen", f"{figures['tokens']:,}"),
+            ("time", f"{figures['seconds']:.0f} s"),
+            ("groups changed against the prior", f"{100 * figures['groups_changed']:.1f} %"),
+            ("held-out perplexity, dense", f"{perplexity['dense']:.2f}"),
+            ("held-out perplexity, one-shot prior", f"{perplexity['prior']:.2f}"),
+            ("held-out perplexity, learned", f"{perplexity['learned']:.2f}"),
+        ]
+
 
 def learn_masks(
     model: str | Path,
@@ -115,8 +130,8 @@ def learn_masks(
         data: the text to learn from (see `data.load_text`).
         config: the settings.
         heldout: the text to measure on; `split:0.1` takes a part of `data` itself.
-        progress: told after every step.
-        observers: told more, see `monitor`.
+        progress: updated after every step.
+        observers: see every step and measurement, see `monitor`.
 
     Raises:
         InputError, ConfigError, PatternError, FormatError: something given cannot be used; the message says what.
@@ -126,15 +141,10 @@ def learn_masks(
         text, held = load_texts(data, heldout)
     else:
         text, held = (load_text(t) if isinstance(t, str) else t for t in (data, heldout))
-    place = learning_device("auto")
-    config = config.on(place)
-    trainer = _trainer(checkpoint, text, held, config, None, progress, place, learning_dtype(config, place), observers)
-    with tuned_process(place), _memory_errors(place):
-        trainer.prepare()
-        finished = trainer.run()
-    if not finished:
+    trainer = _load_trainer(checkpoint, text, held, config, learning_device("auto"), progress, observers)
+    if not _run(trainer, checkpoint):
         raise Interrupted("learning was stopped before its end.")
-    return trainer.masks(checkpoint.dense_sha256(trainer.names.get(s.name, s.name) for s in trainer.sites))
+    return trainer.masks(checkpoint.dense_sha256(_masked_names(trainer)))
 
 
 def learn_checkpoint(
@@ -162,9 +172,9 @@ def learn_checkpoint(
         device: "cpu", "cuda" or "auto".
         resume: go on with the saved state of an interrupted run.
         force: replace `out`, and discard the state of an interrupted run.
-        progress: told after every step.
-        observers: told more, see `monitor`.
-        prior_progress: told after every block of a prior that goes block by block.
+        progress: updated after every step.
+        observers: see every step and measurement, see `monitor`.
+        prior_progress: updated after every block of a prior that goes block by block.
 
     Raises:
         Interrupted: the user stopped it; the state is saved.
@@ -175,54 +185,36 @@ def learn_checkpoint(
     if checkpoint.masks is not None:
         raise InputError(f"{folder} is a sparse checkpoint already.\nLearn from the dense one.")
     _check_space(checkpoint, out)
-    place = learning_device(device)
-    config = config.on(place)
-    dtype = learning_dtype(config, place)
-    store = _store(checkpoint, out, text, f"{config.fingerprint()} {place} {dtype}", resume=resume, force=force)
-    trainer = _trainer(checkpoint, text, heldout, config, store, progress, place, dtype, observers)
-    with tuned_process(place), _memory_errors(place):
-        trainer.prepare(prior_progress)
-        if resume:
-            trainer.restore()
-        finished = trainer.run()
-    if not finished:
+    store = StateStore(StateStore.folder_for(out))
+    store.check_free(resume=resume, force=force)
+    trainer = _load_trainer(checkpoint, text, heldout, config, learning_device(device), progress, observers)
+    whole_sha256, dense_sha256 = checkpoint.dense_sha256s(checkpoint.names, _masked_names(trainer))
+    trainer.store = store = replace(store, fingerprint=_fingerprint(trainer, whole_sha256, text))
+    store.check() if resume else store.discard()
+    if not _run(trainer, checkpoint, prior_progress, resume=resume):
         raise Interrupted(
             f"stopped after step {trainer.counters.step}; the state is saved.\nGo on with the same command and --resume."
         )
-    dense_sha256 = checkpoint.dense_sha256(trainer.names.get(s.name, s.name) for s in trainer.sites)
-    result = LearnResult(
-        masks=trainer.masks(dense_sha256),
-        prior_masks=trainer.prior_masks(dense_sha256),
-        curve=tuple(trainer.counters.curve),
-        dense_loss=trainer.dense_loss,
-        seconds=trainer.counters.seconds,
-        tokens=trainer.counters.tokens,
-        dtype=str(dtype).removeprefix("torch."),
-        device=place,
-        moved_by=trainer.estimator.numbers().get("moved_by"),
-        memorised=trainer.counters.memorised,
-    )
-    record = _provenance(checkpoint, text, heldout, config, result)
+    result = _result(trainer, dense_sha256)
+    record = _provenance(checkpoint, text, heldout, trainer.config, result)
     save_sparse(checkpoint, result.masks, out, record, force=force, weights=trainer.changed_weights())
     store.discard()
     return result
 
 
-def _trainer(
+def _load_trainer(
     checkpoint: Checkpoint,
     text: Text,
     heldout: Text,
     config: LearnConfig,
-    store: StateStore | None,
-    progress: Progress,
     place: str,
-    dtype: torch.dtype,
-    observers: Sequence[Observer] = (),
+    progress: Progress,
+    observers: Sequence[Observer],
 ) -> Trainer:
     """Load everything that a run needs."""
     if (shared := shared_share(text, heldout)) > _MUCH_SHARED:
         log.warning(
-            "about %.0f %% of the held-out text (%s) stands in the learning text too: its perplexity will look too good. "
+            "about %.0f %% of the held-out text (%s) is in the learning text too: its perplexity will look too good. "
             "Give another --heldout, or split:0.1.",
             100 * shared,
             heldout.name,
@@ -232,29 +224,67 @@ def _trainer(
     count = max(1, config.heldout_tokens // config.window)
     # windows spread over the whole text, so that every genre counts
     chosen = [i * len(heldout_windows) // count for i in range(count)] if count < len(heldout_windows) else slice(None)
-    model = LearningModel(load_causal_lm(checkpoint.folder, dtype).to(place))
-    layers = prunable_layers(model.model, config.pattern, config.include, config.exclude)
-    names = {name: checkpoint_name(name, checkpoint.shapes) for name in layers}
-    if absent := [name for name in names.values() if name not in checkpoint.shapes]:
-        raise InputError(
-            f"{checkpoint.folder} has no tensor {absent[0]}, which a mask is meant for.\nLeave it out with --exclude."
-        )
-    given = _given_masks(checkpoint, config, names) if config.prior_file is not None else None
-    return Trainer(model, learn_windows, heldout_windows[chosen], config, store, progress, given, observers, names)
+    model = LearningModel(load_causal_lm(checkpoint.folder, learning_dtype(config, place)).to(place))
+    trainer = Trainer(
+        model,
+        learn_windows,
+        heldout_windows[chosen],
+        config,
+        progress=progress,
+        observers=observers,
+        named=partial(checkpoint_name, shapes=checkpoint.shapes),
+    )
+    if absent := [name for name in _masked_names(trainer) if name not in checkpoint.shapes]:
+        raise InputError(f"{checkpoint.folder} has no tensor {absent[0]}, which is to get a mask.\nOmit it with --exclude.")
+    return trainer
 
 
-def _given_masks(checkpoint: Checkpoint, config: LearnConfig, names: Mapping[str, str]) -> MaskSet:
+def _masked_names(trainer: Trainer) -> list[str]:
+    """Names in the checkpoint of all weights that get a mask."""
+    return [trainer.named(name) for name in trainer.layers]
+
+
+def _run(trainer: Trainer, checkpoint: Checkpoint, prior_progress: Progress = SILENT, *, resume: bool = False) -> bool:
+    """Prepare and learn; False if the user stopped it."""
+    given = _given_masks(checkpoint, trainer) if trainer.config.prior_file is not None else None
+    place = trainer.model.head.device.type
+    with tuned_process(place), _memory_errors(place):
+        trainer.prepare(prior_progress, given)
+        if resume:
+            trainer.restore()
+        return trainer.run()
+
+
+def _result(trainer: Trainer, dense_sha256: str) -> LearnResult:
+    """What a finished run gave."""
+    head, counters = trainer.model.head, trainer.counters
+    return LearnResult(
+        masks=trainer.masks(dense_sha256),
+        prior_masks=trainer.prior_masks(dense_sha256),
+        curve=tuple(counters.curve),
+        dense_loss=trainer.dense_loss,
+        seconds=counters.seconds,
+        tokens=counters.tokens,
+        dtype=str(head.dtype).removeprefix("torch."),
+        device=head.device.type,
+        moved_by=trainer.estimator.moved_by,
+        memorised=counters.memorised,
+    )
+
+
+def _given_masks(checkpoint: Checkpoint, trainer: Trainer) -> MaskSet:
     """The masks that `--prior file:PATH` names, checked against the model, under the names that weights have in the model.
 
     Raises:
         InputError: they are of another model, pattern or choice of layers.
     """
+    config, names = trainer.config, {name: trainer.named(name) for name in trainer.layers}
     path = Path(str(config.prior_file))
     masks = MaskSet.load(path / MASKS_FILE if path.is_dir() else path)
     if masks.pattern != config.pattern:
         raise InputError(f"--prior file:{path} holds {masks.pattern} masks, --sparsity is {config.pattern}.")
     if absent := sorted(set(names.values()) - set(masks)):
-        raise InputError(f"--prior file:{path} has no mask for {absent[0]}.\nLeave the layer out with --exclude.")
+        raise InputError(f"--prior file:{path} has no mask for {absent[0]}.\nOmit the layer with --exclude.")
     masks.check_fits(checkpoint.shapes, f"the masks of --prior file:{path}", str(checkpoint.folder))
     masks.check_strict(f"--prior file:{path}")
     masks.check_hash(checkpoint.dense_sha256(masks), f"--prior file:{path}", str(checkpoint.folder))
@@ -313,19 +343,11 @@ def _check_space(checkpoint: Checkpoint, out: Path) -> None:
         )
 
 
-def _store(checkpoint: Checkpoint, out: Path, text: Text, run: str, *, resume: bool, force: bool) -> StateStore:
-    weights = checkpoint.dense_sha256(checkpoint.names)
-    fingerprint = hashlib.sha256(f"{run} {weights} {text.sha256}".encode()).hexdigest()
-    store = StateStore(StateStore.folder_for(out), fingerprint)
-    if resume:
-        store.check()
-    elif store.path.exists() and not force:
-        raise InputError(
-            f"{store.folder} holds the state of an interrupted run.\nGo on with it by --resume, or start anew with --force."
-        )
-    else:
-        store.discard()
-    return store
+def _fingerprint(trainer: Trainer, weights_sha256: str, text: Text) -> str:
+    """Hash of all that decides on the result of a run."""
+    head = trainer.model.head
+    run = f"{trainer.config.fingerprint()} {head.device.type} {head.dtype}"
+    return hashlib.sha256(f"{run} {weights_sha256} {text.sha256}".encode()).hexdigest()
 
 
 def _provenance(checkpoint: Checkpoint, text: Text, heldout: Text, config: LearnConfig, result: LearnResult) -> dict[str, Any]:

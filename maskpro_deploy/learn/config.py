@@ -6,35 +6,19 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.learn import choices
+from maskpro_deploy.learn.choices import AUTO, BATCH_TOKENS, DistributionChoice, EstimatorChoice, ObjectiveChoice, PriorChoice
 from maskpro_deploy.pattern import NMPattern
 
-PRIORS = ("wanda", "magnitude", "sparsegpt", "ria", "none")
-FROM_FILE = "file:"
-OBJECTIVES = ("auto", "ce", "kl", "ce+kl", "block")
-PRIOR_INPUTS = ("auto", "dense", "pruned")
-DTYPES = ("auto", "float32", "bfloat16")
-ESTIMATORS = ("pathwise", "maskpro", "maskpro-paper", "maskllm")
-REWARDS = ("layer", "loss")
-DISTRIBUTIONS = ("auto", "conditional-bernoulli", "plackett-luce")
 DEFAULT_BUDGET_S = 300.0
-_CHOICES = {
-    "prior": PRIORS,
-    "prior_inputs": PRIOR_INPUTS,
-    "objective": OBJECTIVES,
-    "dtype": DTYPES,
-    "estimator": ESTIMATORS,
-    "reward": REWARDS,
-    "distribution": DISTRIBUTIONS,
-}
-# tokens in a step: many small steps learn more in the same time, but a GPU is not filled by few tokens
-BATCH_TOKENS = {"cpu": 512, "cuda": 2048}
-# steps of the logits; 50 is MaskPro's own, and MaskLLM's candidates are scaled by 100 and more before the softmax
-LEARNING_RATES = {"pathwise": 0.04, "maskpro": 0.01, "maskpro-paper": 50.0, "maskllm": 0.001}
-_RATE_OF_LOSS = 0.1  # of "maskpro" with the reward "loss", whose steps are not divided by a second moment
+_POSITIVE = ("prior_strength", "learning_rate", "checkpoint_every_s", "evaluations", "patience")
+_NOT_NEGATIVE = ("budget_s", "steps", "tokens", "temperature")  # a limit of 0 gives the prior itself
+_AT_LEAST_A_WINDOW = ("batch_tokens", "calibration_tokens", "heldout_tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,19 +30,16 @@ class LearnConfig:
         budget_s: seconds of learning, calibration of the prior included; exactly one of the three limits is set.
         steps: optimiser steps instead.
         tokens: tokens to see instead.
-        prior: the one-shot mask to start from: a name of `PRIORS`, or `file:PATH` with a mask file or a sparse checkpoint.
+        prior: the one-shot mask to start from: a name of `choices.PRIORS`; "file:PATH" is a mask file or a sparse checkpoint.
         prior_update: keep SparseGPT's weight update too; the base weights change then, and the result says so.
         prior_inputs: of a layer while its prior is computed: "dense", those of the dense model; "pruned", those behind the blocks
             that are pruned already; "auto", pruned for SparseGPT (as published) and dense for the others.
         refine: improve the prior by swaps on the Gram matrix (see `refine`).
-        objective: "ce", cross-entropy; "kl", the divergence from the dense model's predictions; "ce+kl", their mean; "block", the
-            squared difference of each block's outputs from the dense one's, one block after the other (see `blockwise`). "auto":
-            "ce+kl" for the pathwise estimator with the dense weights, else "ce".
+        objective: a name of `choices.OBJECTIVES`. "auto": the estimator's own with the dense weights, else "ce".
         prior_strength: inverse temperature of the first samples: the logits are this times log(score / mean score of the group).
-        estimator: how a gradient of the logits is come by: "pathwise", "maskpro" (forward passes only), "maskpro-paper" (as
-            published), "maskllm" (a baseline); see `estimator`.
-        reward: of "maskpro": "layer", each output's distance from the dense layer's, or "loss", the model's.
-        distribution: of the masks; "auto" is conditional Bernoulli, and Plackett-Luce for "maskpro-paper".
+        estimator: how the gradient of the logits is computed: a name of `choices.ESTIMATORS`.
+        reward: with "maskpro": "layer", each output's distance from the dense layer's, or "loss", the model's.
+        distribution: of the masks: a name of `choices.DISTRIBUTIONS`; "auto" is the estimator's own.
         samples: masks tried in a step of "maskpro" with the reward "loss", in antithetic pairs.
         flip_rate: share of the groups that leave the argmax mask in such a sample, at the start; it decays linearly to 0.
         parts: into how many parts the layers are divided there; a step samples one part and leaves the others at the argmax.
@@ -66,10 +47,10 @@ class LearnConfig:
         temperature: of the samples at the start, decaying linearly to 0; 0 runs every step with the argmax mask, which measured
             best for short budgets (samples stray into masks that are worse, and their gradients say less about the best one).
         window: tokens in a sequence.
-        batch_tokens: tokens in a step; None: those of `BATCH_TOKENS`, at least one window.
+        batch_tokens: tokens in a step; None: those of `choices.BATCH_TOKENS`, at least one window.
         calibration_tokens: tokens that the prior sees.
         heldout_tokens: tokens on which the argmax mask is measured during learning.
-        evaluations: how often it is measured on the way.
+        evaluations: how often it is measured during learning.
         patience: stop early after so many measurements in a row without a better one; None never does.
         checkpoint_every_s: seconds between saved states; what an interruption can cost.
         include: regular expression of layers to prune (all linear layers but the output embedding by default).
@@ -87,13 +68,13 @@ class LearnConfig:
     tokens: int | None = None
     prior: str = "wanda"
     prior_update: bool = False
-    prior_inputs: str = "auto"
+    prior_inputs: str = AUTO
     refine: bool = False
-    objective: str = "auto"
+    objective: str = AUTO
     prior_strength: float = 6.0
     estimator: str = "pathwise"
     reward: str = "layer"
-    distribution: str = "auto"
+    distribution: str = AUTO
     samples: int = 4
     flip_rate: float = 0.02
     parts: int = 1
@@ -108,80 +89,103 @@ class LearnConfig:
     checkpoint_every_s: float = 60.0
     include: str | None = None
     exclude: str | None = None
-    dtype: str = "auto"
+    dtype: str = AUTO
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._check_limits()
+        self._check_ranges()
+        for field, known in known_values().items():
+            choices.check_known(_flag(field), getattr(self, field), known)
+        self._check_estimator()
+        self._check_prior()
+        for field in ("include", "exclude"):
+            try:
+                re.compile(getattr(self, field) or "")
+            except re.error as e:
+                raise ConfigError(f"{_flag(field)} {getattr(self, field)!r} is not a regular expression: {e}.") from e
+
+    def _check_limits(self) -> None:
         limits = [x for x in (self.budget_s, self.steps, self.tokens) if x is not None]
         if len(limits) > 1:
             raise ConfigError("give only one of --budget, --steps and --tokens.")
         if not limits:
             object.__setattr__(self, "budget_s", DEFAULT_BUDGET_S)
-        for name in ("prior_strength", "learning_rate", "checkpoint_every_s", "evaluations", "patience"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise ConfigError(f"--{name.removesuffix('_s').replace('_', '-')} {value} has to be above 0.")
-        for name in ("budget_s", "steps", "tokens", "temperature"):  # a limit of 0 gives the prior itself
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ConfigError(f"--{name.removesuffix('_s').replace('_', '-')} {value} has to be 0 or more.")
-        self._check_estimator()
-        if self.window < 2:
-            raise ConfigError(f"--window {self.window} has to be at least 2 tokens.")
-        for name in ("batch_tokens", "calibration_tokens", "heldout_tokens"):
-            if (value := getattr(self, name)) is not None and value < self.window:
-                flag = name.replace("_", "-")
-                raise ConfigError(f"--{flag} {value} has to be at least one --window ({self.window}).")
-        for name, choices in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices and not (name == "prior" and value.startswith(FROM_FILE)):
-                known = [*choices, *([f"{FROM_FILE}PATH"] if name == "prior" else [])]
-                raise ConfigError(f"--{name.replace('_', '-')} {value!r} is unknown; choose one of {', '.join(known)}.")
-        self._check_prior()
-        for name in ("include", "exclude"):
-            try:
-                re.compile(getattr(self, name) or "")
-            except re.error as e:
-                raise ConfigError(f"--{name} {getattr(self, name)!r} is no regular expression: {e}.") from e
+
+    def _check_ranges(self) -> None:
+        """Every number by itself, and against the window."""
+        rules: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+            (_POSITIVE, lambda x: x > 0, "above 0"),
+            (_NOT_NEGATIVE, lambda x: x >= 0, "0 or more"),
+            (("window",), lambda x: x >= 2, "at least 2 tokens"),
+            (("parts",), lambda x: x >= 1, "at least 1"),
+            (("flip_rate",), lambda x: 0 < x < 1, "between 0 and 1"),
+            (("samples",), lambda x: x >= 2 and x % 2 == 0, "an even number: samples come in antithetic pairs"),
+            (_AT_LEAST_A_WINDOW, lambda x: x >= self.window, f"at least one --window ({self.window})"),
+        )
+        for fields, good, wanted in rules:
+            for field in fields:
+                if (value := getattr(self, field)) is not None and not good(value):
+                    raise ConfigError(f"{_flag(field)} {value} has to be {wanted}.")
 
     def _check_estimator(self) -> None:
-        if self.estimator in LEARNING_RATES and self.learning_rate is None:
-            own = _RATE_OF_LOSS if (self.estimator, self.reward) == ("maskpro", "loss") else LEARNING_RATES[self.estimator]
-            object.__setattr__(self, "learning_rate", own)
-        if self.samples < 2 or self.samples % 2:
-            raise ConfigError(f"--samples {self.samples} has to be an even number: samples come in antithetic pairs.")
-        if not 0 < self.flip_rate < 1:
-            raise ConfigError(f"--flip-rate {self.flip_rate} has to be between 0 and 1.")
-        if self.parts < 1:
-            raise ConfigError(f"--parts {self.parts} has to be at least 1.")
-        explores = self.estimator == "maskpro" and self.reward == "loss"
-        if self.distribution == "plackett-luce" and not (explores or self.estimator == "maskpro-paper"):
-            raise ConfigError(
-                "--distribution plackett-luce has a score but no pathwise derivative.\n"
-                "It goes with --estimator maskpro --reward loss, and with --estimator maskpro-paper."
-            )
-        if self.objective == "block" and self.estimator != "pathwise":
-            raise ConfigError(f"--objective block is learned by --estimator pathwise, not by {self.estimator}.")
+        estimator = self.estimator_choice  # refuses an objective that it does not learn by
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", estimator.learning_rate)
+        if not (estimator.score_only or self.distribution_choice.pathwise):
+            able = " or ".join(f"--estimator {choice.usage}" for choice in choices.ESTIMATORS if choice.score_only)
+            raise ConfigError(f"--distribution {self.distribution} has a score but no pathwise derivative.\nUse it with {able}.")
 
     def _check_prior(self) -> None:
-        if self.prior_update and self.prior != "sparsegpt":
-            raise ConfigError(f"--prior-update belongs to --prior sparsegpt; --prior {self.prior} changes no weights.")
-        if self.prior_update and self.minimised != "ce":
+        prior = self.prior_choice
+        if self.prior_update and not prior.updates_weights:
+            able = ", ".join(choice.value for choice in choices.PRIORS if choice.updates_weights)
+            raise ConfigError(f"--prior-update belongs to --prior {able}; --prior {self.prior} changes no weights.")
+        if self.prior_update and self.objective_choice.needs_dense:
             raise ConfigError(
                 f"--objective {self.minimised} compares with the dense model, whose weights --prior-update changes.\n"
-                f"Use --objective ce, or leave --prior-update out."
+                f"Use --objective ce, or omit --prior-update."
             )
-        if self.refine and self.prior == "none":
-            raise ConfigError("--refine needs a mask to refine; --prior none has none worth it.")
+        if self.refine and not prior.refinable:
+            raise ConfigError(f"--refine needs a mask to refine; --prior {self.prior} has none worth it.")
+
+    @property
+    def estimator_choice(self) -> EstimatorChoice:
+        """The entry of the estimator."""
+        by_block = self.objective != AUTO and choices.find(choices.OBJECTIVES, self.objective).by_block
+        return choices.find_estimator(self.estimator, self.reward, by_block=by_block)
+
+    @property
+    def prior_choice(self) -> PriorChoice:
+        """The entry of the prior."""
+        return choices.find_prior(self.prior)[0]
+
+    @property
+    def objective_choice(self) -> ObjectiveChoice:
+        """The entry of the objective."""
+        return choices.find(choices.OBJECTIVES, self.minimised)
+
+    @property
+    def distribution_choice(self) -> DistributionChoice:
+        """The entry of the distribution."""
+        chosen = self.estimator_choice.distribution if self.distribution == AUTO else self.distribution
+        return choices.find(choices.DISTRIBUTIONS, chosen)
 
     @property
     def pruned_inputs(self) -> bool:
         """Whether the prior sees the inputs behind pruned blocks."""
-        return self.prior_inputs == "pruned" or (self.prior_inputs == "auto" and self.prior == "sparsegpt")
+        return (self.prior_choice.inputs if self.prior_inputs == AUTO else self.prior_inputs) == "pruned"
 
     @property
     def needs_grams(self) -> bool:
         """Whether the prior needs Gram matrices, block by block."""
-        return self.prior == "sparsegpt" or self.refine or (self.pruned_inputs and self.prior not in ("none", "magnitude"))
+        prior = self.prior_choice
+        return prior.needs_grams or self.refine or (self.pruned_inputs and bool(prior.inputs))
+
+    @property
+    def prior_sees_text(self) -> bool:
+        """Whether calibration text is run through the model."""
+        return bool(self.prior_choice.inputs) or self.needs_grams
 
     @property
     def rate(self) -> float:
@@ -190,14 +194,9 @@ class LearnConfig:
         return self.learning_rate
 
     @property
-    def draws_without_replacement(self) -> bool:
-        """Whether the masks are Plackett-Luce distributed."""
-        return self.distribution == "plackett-luce" or (self.distribution == "auto" and self.estimator == "maskpro-paper")
-
-    @property
     def prior_file(self) -> str | None:
         """The path behind `file:`."""
-        return self.prior.removeprefix(FROM_FILE) if self.prior.startswith(FROM_FILE) else None
+        return choices.find_prior(self.prior)[1] or None
 
     @property
     def sequences(self) -> int:
@@ -207,9 +206,9 @@ class LearnConfig:
     @property
     def minimised(self) -> str:
         """The objective, where it is "auto" the one that measured best."""
-        if self.objective != "auto":
+        if self.objective != AUTO:
             return self.objective
-        return "ce+kl" if self.estimator == "pathwise" and not self.prior_update else "ce"
+        return "ce" if self.prior_update else self.estimator_choice.objective
 
     def on(self, device: str) -> LearnConfig:
         """The same settings with nothing left open: what suits the estimator, and a device ("cpu" or "cuda")."""
@@ -225,3 +224,20 @@ class LearnConfig:
         free = {"budget_s", "steps", "tokens", "checkpoint_every_s", "evaluations", "patience"}
         fixed = {k: v for k, v in self.to_json().items() if k not in free}
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+
+
+def known_values() -> dict[str, tuple[str, ...]]:
+    """The values that a field can have, of those fields that have few; `prior` can have more, see `choices.find_prior`."""
+    return {
+        "prior_inputs": choices.PRIOR_INPUTS,
+        "objective": (AUTO, *choices.names_of(choices.OBJECTIVES)),
+        "dtype": choices.DTYPES,
+        "estimator": choices.names_of(choices.ESTIMATORS),
+        "reward": choices.rewards(),
+        "distribution": (AUTO, *choices.names_of(choices.DISTRIBUTIONS)),
+    }
+
+
+def _flag(field: str) -> str:
+    """The option that sets a field."""
+    return f"--{field.removesuffix('_s').replace('_', '-')}"

@@ -1,7 +1,8 @@
-"""What a run tells while it goes on: a JSONL log, TensorBoard, memory in use, and a sign that the text is being memorised.
+"""What a run reports while it goes on: a JSONL log, TensorBoard, memory in use, and a sign of overfitting.
 
 The log has one JSON object a line, flushed at once: `start` (settings), `step` (every step: loss, tokens, seconds, rate) and
-`point` (every measurement, see `trainer.Point`). A resumed run takes back the lines after its saved state: no step is told twice.
+`point` (every measurement, see `trainer.Point`). A resumed run removes the lines after its saved state: no step is
+reported twice.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class TensorBoardLog:
     def __init__(self, folder: Path) -> None:
         require("tensorboard", "--tensorboard")
         if folder.exists() and not folder.is_dir():
-            raise InputError(f"--tensorboard {folder} is no folder.")
+            raise InputError(f"--tensorboard {folder} is not a folder.")
         self._folder = folder
         self._writer: Any = None
 
@@ -107,7 +108,7 @@ class TensorBoardLog:
         from torch.utils.tensorboard import SummaryWriter
 
         with disk_errors(self._folder):
-            # events after the saved state are told anew: TensorBoard hides what it has of them
+            # events after the saved state are reported again: TensorBoard hides what it has of them
             self._writer = SummaryWriter(self._folder, purge_step=step + 1 if step else None)
             self._writer.add_text("settings", json.dumps(facts, indent=1), step)
 

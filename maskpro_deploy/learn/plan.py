@@ -1,4 +1,4 @@
-"""What learning on a model is going to take, predicted before its weights are read.
+"""What learning on a model takes, predicted before its weights are read.
 
 The model is built on torch's meta device (shapes, no memory) from `config.json`, and a step runs there, so that what autograd
 keeps is counted and not guessed. The learner's own state is weighed on a real learner over a tiny layer. For the time, matrix
@@ -7,8 +7,9 @@ products of the model's shapes and the work on one layer's masks are measured on
     peak = program + max(loading, weights + prior, learning)
     learning = weights + state + activations + kernels + max(head, one layer's gradients and mask)
 
-Measured against real runs the prediction was within `ERROR` (`tests/learn/test_plan.py`, `scripts/bench_learn_plan`). The time
-leaves out attention, norms and activation functions, so it is a lower bound.
+What an estimator does in a step is said by its entry in `choices`. Measured against real runs the prediction was within `ERROR`
+for estimators with a backward pass (`tests/learn/test_plan.py`, `scripts/bench_learn_plan`); forward passes alone took less than
+predicted. The time leaves out attention, norms and activation functions, so it is a lower bound.
 
 Shapes: `O` outputs, `C` inputs, `V` vocabulary, `D` hidden size, `T` tokens of a step.
 """
@@ -107,7 +108,7 @@ class Plan:
 
 
 def plan(checkpoint: Checkpoint, config: LearnConfig, device: str, dtype: torch.dtype, *, timed: bool = True) -> Plan:
-    """Predict what `learn` is going to take.
+    """Predict what `learn` takes.
 
     Args:
         checkpoint: of it only the configuration and the headers are read.
@@ -120,32 +121,25 @@ def plan(checkpoint: Checkpoint, config: LearnConfig, device: str, dtype: torch.
         FormatError: transformers cannot build the model.
         ConfigError, PatternError: see `prunable_layers`.
     """
-    model = _empty_model(checkpoint, dtype)
-    learning = LearningModel(model)
-    layers = prunable_layers(model, config.pattern, config.include, config.exclude)
+    learning = LearningModel(_empty_model(checkpoint, dtype))
+    layers = prunable_layers(learning.model, config.pattern, config.include, config.exclude)
     prunable = sum(layer.weight.numel() for layer in layers.values())
-    parameters = sum(p.numel() for p in model.parameters())
-    size = dtype.itemsize
+    parameters = sum(p.numel() for p in learning.model.parameters())
     per_weight = state_bytes(config)
-    grams, streams = _prior_bytes(model, layers, config, learning.head.shape[1], size)
-    vocabulary = learning.head.shape[0]
-    head_tokens = min(BLOCK_TOKENS, config.sequences * config.window)
-    largest = max(layer.weight.numel() for layer in layers.values())
+    files = sum(s.stat().st_size for s in checkpoint.shards)
     memory = Memory(
-        program=peak_memory("cpu") if device == "cpu" else 0,
-        weights=parameters * size,
+        weights=parameters * dtype.itemsize,
         state=math.ceil(per_weight * prunable),
-        activations=_activations(learning, layers, config),
-        head=head_tokens * vocabulary * (8 + 2 * size) * (1 if config.minimised == "ce" else 2),
-        gradients=largest * _GRADIENT_BYTES,
-        prior=grams + streams,
-        loading=parameters * size + (sum(s.stat().st_size for s in checkpoint.shards) if device == "cpu" else 0),
+        activations=_activation_bytes(learning, layers, config),
+        head=_head_bytes(learning, config, dtype),
+        gradients=max(layer.weight.numel() for layer in layers.values()) * _GRADIENT_BYTES,
+        prior=_prior_bytes(learning, layers, config, dtype),
+        loading=parameters * dtype.itemsize + (files if device == "cpu" else 0),
+        program=peak_memory("cpu") if device == "cpu" else 0,
         kernels=_KERNEL_BYTES if device == "cpu" else 0,
     )
-    products = masks = None
-    if timed:
-        products = _product_seconds(layers, learning, config, device, dtype)
-        masks = _mask_seconds(layers, config, device, dtype)
+    products = _product_seconds(layers, learning, config, device, dtype) if timed else None
+    masks = _mask_seconds(layers, config, device, dtype) if timed else None
     return Plan(
         layers=len(layers),
         prunable=prunable,
@@ -194,11 +188,26 @@ def _counted_attention(module: nn.Module, query: Tensor, key: Tensor, value: Ten
     return output.transpose(1, 2).contiguous(), None
 
 
-def _activations(model: LearningModel, layers: Mapping[str, nn.Linear], config: LearnConfig) -> int:
+def _activation_bytes(model: LearningModel, layers: Mapping[str, nn.Linear], config: LearnConfig) -> int:
+    """Bytes of activations and of their gradients at the peak of a step."""
+    estimator, element = config.estimator_choice, model.head.element_size()
+    tokens = config.sequences * config.window
+    kept = _kept_bytes(model, layers, config) if estimator.backward else 0
+    if kept is None:
+        return tokens * sum(layer.in_features + layer.out_features for layer in layers.values()) * element
+    if estimator.by_block:
+        kept //= len(decoder_blocks(model.model))
+    widest = max(max(layer.in_features, layer.out_features) for layer in layers.values())
+    # gradients going back, that of the last hidden states and those inside a block; without any, what a block has at work
+    passing = estimator.copies * tokens * (model.head.shape[1] + _PASSING * widest) * element
+    return kept + passing
+
+
+def _kept_bytes(model: LearningModel, layers: Mapping[str, nn.Linear], config: LearnConfig) -> int | None:
     """Bytes that autograd keeps for the backward pass of one step, weights left out.
 
-    Where the model cannot run without values, as if every layer saw every token and kept inputs and outputs: an upper bound for
-    mixtures of experts.
+    None where the model cannot run without values, as mixtures of experts cannot. Then every layer is taken to see every token
+    and to keep inputs and outputs: an upper bound.
     """
     kept: dict[int, tuple[Any, int]] = {}  # by storage; the storage is held, so that its address stays its own
     weights = {p.untyped_storage()._cdata for p in model.model.parameters()}
@@ -214,28 +223,30 @@ def _activations(model: LearningModel, layers: Mapping[str, nn.Linear], config: 
     tokens = torch.zeros(config.sequences, config.window, dtype=torch.long, device="meta")
     try:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            hidden = model.hidden(tokens, differentiable=True)
-    except (RuntimeError, NotImplementedError):  # a forward pass that hangs on values, as the choice of experts does
-        kept_values = sum(layer.in_features + layer.out_features for layer in layers.values())
-        return tokens.numel() * kept_values * model.head.element_size()
+            hidden = model.hidden(tokens, differentiable=True)  # held, with its graph, until all is counted
+    except (RuntimeError, NotImplementedError):  # the choice of experts hangs on values
+        return None
     finally:
         for handle in handles:
             handle.remove()
-    widest = max(max(layer.in_features, layer.out_features) for layer in layers.values())
-    # gradients on their way back: that of the last hidden states, formed with the loss, and those inside a block
-    passing = tokens.numel() * (hidden.shape[-1] + _PASSING * widest) * hidden.element_size()
-    return sum(size for _, size in kept.values()) + passing
+    size = sum(size for _, size in kept.values())
+    del hidden
+    return size
 
 
-def _prior_bytes(
-    model: nn.Module, layers: Mapping[str, nn.Linear], config: LearnConfig, hidden: int, size: int
-) -> tuple[int, int]:
+def _head_bytes(model: LearningModel, config: LearnConfig, dtype: torch.dtype) -> int:
+    """Logits of a block of tokens and what is made of them, and those of a teacher."""
+    tokens = min(BLOCK_TOKENS, config.sequences * config.window)
+    return tokens * model.head.shape[0] * (8 + 2 * dtype.itemsize) * (2 if config.objective_choice.teacher_share else 1)
+
+
+def _prior_bytes(model: LearningModel, layers: Mapping[str, nn.Linear], config: LearnConfig, dtype: torch.dtype) -> int:
     """Gram matrices of the block with the largest ones, and the hidden states of the calibration text twice."""
     if not config.needs_grams:
-        return 0, 0
-    blocks = decoder_blocks(model)
-    most = max(sum(4 * y.in_features**2 for n, y in layers.items() if n.startswith(f"{b}.")) for b in blocks)
-    return most, 2 * config.calibration_tokens * hidden * size
+        return 0
+    blocks = decoder_blocks(model.model)
+    grams = max(sum(4 * y.in_features**2 for n, y in layers.items() if n.startswith(f"{b}.")) for b in blocks)
+    return grams + 2 * config.calibration_tokens * model.head.shape[1] * dtype.itemsize
 
 
 def _probe(config: LearnConfig, device: str, dtype: torch.dtype, store: StateStore | None, scale: int) -> Trainer:
@@ -275,18 +286,20 @@ def state_bytes(config: LearnConfig) -> float:
         trainer.save()
         tensors, _ = store.load()
     weights = sum(site.weight.numel() for site in trainer.sites)
-    # the masks in use and those of the prior are kept beside the state, a bit a weight each
+    # the masks in use and those of the prior are kept next to the state, a bit a weight each
     return sum(t.numel() * t.element_size() for t in tensors.values()) / weights + 2 / 8
 
 
 def _product_seconds(
     layers: Mapping[str, nn.Linear], model: LearningModel, config: LearnConfig, device: str, dtype: torch.dtype
 ) -> float:
-    """Seconds in matrix products of a step: one forward and two backward each, and one for a teacher; as many for the head."""
+    """Seconds in matrix products of a step: those of the estimator, and one for a teacher; as many for the head."""
     shapes = Counter(tuple(layer.weight.shape) for layer in layers.values())
     tokens = config.sequences * config.window
     probe = min(_PROBE_TOKENS, tokens)
-    passes, total = 3 if config.minimised in ("ce", "block") else 4, 0.0
+    estimator, with_teacher = config.estimator_choice, config.objective_choice.teacher_share > 0
+    passes = estimator.products + estimator.products_per_sample * config.samples + with_teacher
+    total = 0.0
     for (rows, columns), count in [*shapes.items(), ((model.head.shape[0], model.head.shape[1]), 1)]:
         x = torch.ones(probe, columns, dtype=dtype, device=device)
         w = torch.ones(rows, columns, dtype=dtype, device=device)
@@ -302,7 +315,7 @@ def _mask_seconds(layers: Mapping[str, nn.Linear], config: LearnConfig, device: 
 
     def once() -> None:
         site.masked_weight()
-        site.consume(grad)
+        site.hook.take_gradient(site, grad)
 
     total = sum(layer.weight.numel() for layer in layers.values())
     return _best_seconds(once, device) * total / site.weight.numel()

@@ -1,6 +1,6 @@
 """The saved state of a learning run, so that an interruption costs at most one interval.
 
-One file, `state.safetensors`, in a folder beside the output (`OUT.learning`): the tensors of every site, and as metadata the
+One file, `state.safetensors`, in a folder next to the output (`OUT.learning`): the tensors of every site, and as metadata the
 counters and the curve. It is written to a temporary name, fsynced and renamed: at any moment there is one whole state.
 """
 
@@ -38,7 +38,7 @@ class StateStore:
     """
 
     folder: Path
-    fingerprint: str
+    fingerprint: str = ""
 
     @staticmethod
     def folder_for(out: Path) -> Path:
@@ -61,6 +61,23 @@ class StateStore:
         with atomic_file(self.path) as temporary:
             save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
 
+    def check_free(self, *, resume: bool, force: bool) -> None:
+        """Check that there is a state if it is to be resumed, and else none, or one that may be discarded.
+
+        Raises:
+            InputError: it is otherwise.
+        """
+        if resume:
+            self._check_exists()
+        elif self.path.exists() and not force:
+            raise InputError(
+                f"{self.folder} holds the state of an interrupted run.\nGo on with it by --resume, or start again with --force."
+            )
+
+    def _check_exists(self) -> None:
+        if not self.path.is_file():
+            raise InputError(f"there is nothing to resume: {self.path} does not exist.\nStart without --resume.")
+
     def check(self) -> None:
         """Check that there is a state, and that it belongs to this run.
 
@@ -75,31 +92,30 @@ class StateStore:
         return self._read(with_tensors=True)
 
     def _read(self, *, with_tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        if not self.path.is_file():
-            raise InputError(f"there is nothing to resume: {self.path} does not exist.\nStart without --resume.")
+        self._check_exists()
         try:
             with safe_open(self.path, "pt") as file:
                 metadata = file.metadata() or {}
                 names = list(file.keys()) if with_tensors else []
                 tensors = {name: file.get_tensor(name) for name in names}
         except SafetensorError as e:
-            raise FormatError(f"{self.path} is damaged: {e}.\nStart anew with --force.") from e
+            raise FormatError(f"{self.path} is damaged: {e}.\nStart again with --force.") from e
         if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
-            raise FormatError(f"{self.path} is no learning state of version {VERSION}.\nStart anew with --force.")
+            raise FormatError(f"{self.path} is not a learning state of version {VERSION}.\nStart again with --force.")
         if metadata.get("fingerprint") != self.fingerprint:
             raise InputError(
                 f"{self.path} belongs to a run with other settings, another model or other text.\n"
-                f"Repeat that run's options to resume it, or start anew with --force."
+                f"Repeat that run's options to resume it, or start again with --force."
             )
         return tensors, json.loads(metadata["counters"])
 
     def discard(self) -> None:
-        """Remove the state: the run is done, or starts anew."""
+        """Remove the state: the run is done, or starts again."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class StopRequest:
-    """Whether the user asked to stop: a step is finished first, because half a step is no state."""
+    """Whether the user asked to stop: a step is finished first, because half a step is not a state."""
 
     def __init__(self) -> None:
         self.asked = False

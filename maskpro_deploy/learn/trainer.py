@@ -1,7 +1,7 @@
 """The learning loop: give batches to an estimator, and now and then look at the argmax mask.
 
-How the logits move is the estimator's business (see `estimator`); its schedules follow the share of the limit that is left, be it
-time, steps or tokens. The result is the argmax mask with the lowest held-out loss.
+How the logits move is the estimator's business (see `estimators.base`); its schedules follow the share of the limit that is left,
+be it time, steps or tokens. The result is the argmax mask with the lowest held-out loss.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -21,19 +21,19 @@ import torch
 from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.distributions.packed import flips
-from maskpro_deploy.learn.estimators.base import Estimator, Windows, check_loss, make_estimator, make_family
+from maskpro_deploy.learn.estimators.base import Estimator, check_loss
 from maskpro_deploy.learn.estimators.step_loss import StepLoss
-from maskpro_deploy.learn.model.model import LearningModel, prunable_layers
-from maskpro_deploy.learn.model.sites import Mode, Site
+from maskpro_deploy.learn.model.model import LearningModel, Windows, prunable_layers
+from maskpro_deploy.learn.model.sites import Mode, Site, set_mode
 from maskpro_deploy.learn.monitor import Observer, Observers, memorises, peak_memory
-from maskpro_deploy.learn.priors.priors import compute_prior
+from maskpro_deploy.learn.priors.compute import compute_prior
 from maskpro_deploy.learn.state import StateStore, stop_requests
 from maskpro_deploy.masks import MaskSet
 from maskpro_deploy.system.progress import SILENT, Progress
 
 log = logging.getLogger(__name__)
 
-_BEHIND = 4  # steps that a GPU may be behind: it always has work, and a loss that is no number is seen soon
+_BEHIND = 4  # steps that a GPU may be behind: it always has work, and a loss that is not a number is seen soon
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +81,17 @@ class Trainer:
         heldout: windows to measure on (W, T).
         config: the settings.
         store: where to keep the state; None for nowhere.
-        progress: told after every step.
-        given: the masks to start from, where `config.prior` names a file.
-        observers: told what happens; closed when `run` ends.
-        names: what weights are called in the checkpoint, where that is not their name in the model.
+        progress: updated after every step.
+        observers: see every step and measurement; closed when `run` ends.
+        named: what a weight of the model is called in the checkpoint.
+
+    Attributes:
+        config: the settings with nothing left open.
+        layers: weight name in the model -> layer to prune.
+        sites: what takes their places.
+
+    Raises:
+        ConfigError, PatternError: see `prunable_layers`.
     """
 
     def __init__(
@@ -95,14 +102,13 @@ class Trainer:
         config: LearnConfig,
         store: StateStore | None = None,
         progress: Progress = SILENT,
-        given: MaskSet | None = None,
         observers: Sequence[Observer] = (),
-        names: Mapping[str, str] | None = None,
+        named: Callable[[str], str] = str,
     ) -> None:
         self.model, self.text, self.heldout, self.config = model, text, heldout, config.on(model.head.device.type)
-        self.store, self.progress, self.given = store, progress, given
+        self.store, self.progress, self.named = store, progress, named
         self.observers = Observers(observers)
-        self.names = names or {}
+        self.layers = prunable_layers(model.model, config.pattern, config.include, config.exclude)
         self.counters = Counters()
         self.sites: list[Site] = []
         self.estimator: Estimator
@@ -110,37 +116,36 @@ class Trainer:
         self._prior: dict[str, torch.Tensor] = {}  # bits of the masks that learning started from
         self._best: dict[str, torch.Tensor] = {}  # and of those at the point with the lowest held-out loss
         self._started = time.monotonic()
-        self._untold: deque[tuple[dict[str, Any], torch.Tensor, Windows]] = deque()  # steps whose loss was not looked at yet
+        self._unread: deque[tuple[dict[str, Any], torch.Tensor, Windows]] = deque()  # steps whose loss was not looked at yet
         self._loss = math.nan  # the last one that was
 
     # -- setting up
 
-    def prepare(self, progress: Progress = SILENT) -> None:
+    def prepare(self, progress: Progress = SILENT, given: MaskSet | None = None) -> None:
         """Measure the dense model, compute the prior, and put a site in the place of every layer to prune.
 
         Args:
-            progress: told after every block of a prior that goes block by block.
+            progress: updated after every block of a prior that goes block by block.
+            given: the masks to start from, where `config.prior` names a file.
 
         Raises:
-            ConfigError, PatternError: see `prunable_layers`.
+            PatternError: the distribution or the estimator does not cover the pattern.
         """
         config = self.config
-        layers = prunable_layers(self.model.model, config.pattern, config.include, config.exclude)
-        family = make_family(config, self.model.head.device)
+        family = config.distribution_choice.load()(config.pattern, self.model.head.device)
         self.model.check_head(self.text)
         self.model.check_backward(self.text)
         self.dense_loss = self.heldout_loss()
-        batches = self._calibration() if config.prior not in ("magnitude", "none") else []
-        priors = compute_prior(self.model, layers, config, batches, self.given, progress)
+        batches = self._calibration() if config.prior_sees_text else []
+        priors = compute_prior(self.model, self.layers, config, batches, given, progress)
         progress.close()
-        for name, layer in layers.items():
-            logits = priors.pop(name)
-            site = Site(name, layer, family, logits)
+        for name, layer in self.layers.items():
+            site = Site(name, layer, family, priors.pop(name))
             self._prior[name] = site.kept
             self.model.replace(name, site)
             self.sites.append(site)
-        loss = StepLoss(self.model, self.sites, config.minimised)
-        self.estimator = make_estimator(config, self.model, self.sites, loss)
+        loss = StepLoss(self.model, self.sites, config.objective_choice.teacher_share)
+        self.estimator = config.estimator_choice.load()(config, self.model, self.sites, loss)
 
     def _calibration(self) -> list[torch.Tensor]:
         """Batches of the windows that the prior sees.  # (B, T) each"""
@@ -155,7 +160,7 @@ class Trainer:
         return np.random.default_rng((self.config.seed, epoch)).permutation(len(self.text))
 
     def _batch(self, step: int) -> Windows:
-        """The windows of a step: every epoch shuffles anew, and the step alone says where it is."""
+        """The windows of a step: every epoch shuffles again, and the step alone says where it is."""
         places = np.arange(step * self.config.sequences, (step + 1) * self.config.sequences)
         epochs, within = np.divmod(places, len(self.text))
         orders = {int(e): self._order(int(e)) for e in np.unique(epochs)}
@@ -176,17 +181,17 @@ class Trainer:
             "tokens_per_s": round(counters.tokens / counters.seconds, 1),
             **self.estimator.metrics(),
         }
-        self._untold.append((facts, loss, windows))
-        self._tell(0 if self.model.head.device.type == "cpu" else _BEHIND)
+        self._unread.append((facts, loss, windows))
+        self._read_losses(0 if self.model.head.device.type == "cpu" else _BEHIND)
 
-    def _tell(self, behind: int = 0) -> None:
-        """Look at the losses of all steps but the last few, and tell of these steps.
+    def _read_losses(self, behind: int = 0) -> None:
+        """Look at the losses of all steps but the last few, and let the observers know.
 
         Raises:
-            CheckFailed: a loss is no number.
+            CheckFailed: a loss is not a number.
         """
-        while len(self._untold) > behind:
-            facts, loss, windows = self._untold.popleft()
+        while len(self._unread) > behind:
+            facts, loss, windows = self._unread.popleft()
             self._loss = check_loss(float(loss), facts["step"] - 1, self.model, windows)
             self.counters.losses.append(self._loss)
             self.observers.step({**facts, "loss": self._loss})
@@ -213,7 +218,7 @@ class Trainer:
                 if time.monotonic() - saved >= config.checkpoint_every_s:
                     self.save()
                     saved = time.monotonic()
-            self._tell()
+            self._read_losses()
             if stop.asked:
                 self.save()
                 return False
@@ -273,7 +278,7 @@ class Trainer:
         return sum(losses) / len(self.heldout)
 
     def _check_finite(self) -> None:
-        """Refuse logits that are no numbers, before they replace a good state or go into a result."""
+        """Refuse logits that are not numbers, before they replace a good state or go into a result."""
         for site in self.sites:
             if not torch.isfinite(site.logits).all():
                 raise CheckFailed(
@@ -282,10 +287,9 @@ class Trainer:
                 )
 
     def _measure(self) -> None:
-        self._tell()
+        self._read_losses()
         self._check_finite()
-        for site in self.sites:
-            site.mode = Mode.ARGMAX
+        set_mode(self.sites, Mode.ARGMAX)
         c = self.counters
         point = Point(
             step=c.step,
@@ -304,9 +308,8 @@ class Trainer:
         c.curve.append(point)
         log.info("%s", point)
         self.observers.point(asdict(point))
-        told = c.memorised
-        c.memorised = told or memorises(point.epochs, [p.sample_loss for p in c.curve], [p.heldout_loss for p in c.curve])
-        if c.memorised and not told:
+        if not c.memorised and memorises(point.epochs, [p.sample_loss for p in c.curve], [p.heldout_loss for p in c.curve]):
+            c.memorised = True
             log.warning(
                 "the learning text is being memorised: it was seen %.1f times, the loss on it still falls and the held-out loss "
                 "rises. Give more text; the best mask so far is kept.",
@@ -336,10 +339,10 @@ class Trainer:
         """The base weights that are not the checkpoint's: all of them after a prior's update, else none.  # (O, C) each"""
         if not self.config.prior_update:
             return {}
-        return {self.names.get(s.name, s.name): s.weight.float().cpu().numpy() for s in self.sites}
+        return {self.named(s.name): s.weight.float().cpu().numpy() for s in self.sites}
 
     def _masks_of(self, bits: dict[str, torch.Tensor], dense_sha256: str) -> MaskSet:
-        masks = {self.names.get(s.name, s.name): s.mask(bits[s.name]) for s in self.sites}
+        masks = {self.named(s.name): s.mask(bits[s.name]) for s in self.sites}
         return MaskSet.from_arrays(self.config.pattern, masks, dense_sha256)
 
     # -- state
@@ -348,7 +351,7 @@ class Trainer:
         """Save the state, if there is a store."""
         if self.store is None:
             return
-        self._tell()
+        self._read_losses()
         self._check_finite()
         tensors = self.estimator.tensors() | {f"best/{k}": v for k, v in self._best.items()}
         counters: dict[str, Any] = {**asdict(self.counters), **self.estimator.numbers(), "dense_loss": self.dense_loss}
@@ -364,7 +367,6 @@ class Trainer:
         tensors, counters = self.store.load()
         self._best = {s.name: tensors[f"best/{s.name}"].to(s.kept.device) for s in self.sites}
         self.estimator.restore(tensors, counters)
-        known = {f.name for f in fields(Counters)}
-        self.counters = Counters(**{k: v for k, v in counters.items() if k in known})
-        self.counters.curve = [Point(**p) for p in counters["curve"]]
+        known = {f.name: counters[f.name] for f in fields(Counters)}
+        self.counters = Counters(**{**known, "curve": [Point(**p) for p in counters["curve"]]})
         self._started = time.monotonic()

@@ -18,14 +18,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from maskpro_deploy.backends.session import Session
-from maskpro_deploy.errors import ConfigError, InputError
+from maskpro_deploy.errors import ConfigError, InputError, MachineError, MaskProError
 from maskpro_deploy.manifest import ModelShape
-from maskpro_deploy.runtime.generate.completion import Collector, Completion
-from maskpro_deploy.runtime.generate.config import RuntimeConfig
-from maskpro_deploy.runtime.generate.refusals import ContextLengthError, GeneratorDeadError, OverloadedError
 from maskpro_deploy.runtime.generate.sampling_params import SamplingError, SamplingParams
-from maskpro_deploy.runtime.generate.scheduler import Scheduler, StepCount
-from maskpro_deploy.runtime.generate.sequence import Event, GenerationSequence, Sink
+from maskpro_deploy.runtime.generate.scheduler import RuntimeConfig, Scheduler, StepCount
+from maskpro_deploy.runtime.generate.sequence import Collector, Completion, Event, GenerationSequence, Sink
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
@@ -266,3 +263,20 @@ def context_length(shape: ModelShape, wanted: int | None) -> int:
     if wanted is not None and wanted > shape.max_length:
         raise ConfigError(f"--max-model-len is {wanted}, but the model's context holds {shape.max_length} tokens.")
     return wanted or shape.max_length
+
+
+# MERGED runtime/generate/refusals.py
+class OverloadedError(MachineError):
+    """No room for another request now; `reason` is "queue_full", "loading" or "shutting_down"."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class GeneratorDeadError(MaskProError):
+    """Text generation broke down; it does not recover."""
+
+
+class ContextLengthError(InputError):
+    """Prompt and answer together are longer than the model's context."""

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from maskpro_deploy.backends.session import SessionLimits
 from maskpro_deploy.manifest import Manifest
-from maskpro_deploy.runtime.generate.config import RuntimeConfig
 from maskpro_deploy.runtime.generate.generator import TextGenerator, context_length
+from maskpro_deploy.runtime.generate.scheduler import RuntimeConfig
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 from maskpro_deploy.runtime.sessions.session import open_session
 

@@ -22,6 +22,7 @@ from maskpro_deploy.errors import MaskProError, check_range
 from maskpro_deploy.runtime.generate.sampling import NumericError
 from maskpro_deploy.runtime.generate.sequence import Event, FailureEvent, GenerationSequence, PromptEvent
 from maskpro_deploy.runtime.sessions.batches import Batch, Prefill
+from maskpro_deploy.runtime.sessions.session import SessionConfig
 
 Emit = Callable[[GenerationSequence, Event], None]
 
@@ -30,21 +31,15 @@ _HEADROOM = 64  # tokens that a sequence may count on when it is given a place
 
 @dataclass(frozen=True, kw_only=True)  # without slots: a class with two bases takes slots from one only
 class SchedulerConfig:
-    """How much runs at once.
+    """How much runs at once."""
 
-    Attributes:
-        max_num_seqs: sequences in the batch.
-        chunk_tokens: tokens of prompts read in one step, padding included (bounds the delay of running sequences, and the
-            memory of the logits: that many times the vocabulary).
-        max_cache_tokens: tokens that the cache may hold, padding included; None for no limit. A sequence that needs more runs
-            alone.
-        max_prefill_rows: prompts that are read together; None for no limit but the others.
-    """
-
-    max_num_seqs: int = 16
+    max_num_seqs: int = 16  # sequences in the batch
+    # tokens of prompts read in one step, padding included (bounds the delay of running sequences, and the memory of the logits:
+    # that many times the vocabulary)
     chunk_tokens: int = 256
+    # tokens that the cache may hold, padding included; None for no limit. A sequence that needs more runs alone
     max_cache_tokens: int | None = None
-    max_prefill_rows: int | None = None
+    max_prefill_rows: int | None = None  # prompts that are read together; None for no limit but the others
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "chunk_tokens", "max_cache_tokens", "max_prefill_rows"):
@@ -236,3 +231,30 @@ class Scheduler:
             return
         self.running = [self.running[i] for i in keep]
         self._batch = self._batch.keep(keep) if keep and self._batch is not None else None
+
+
+# MERGED runtime/generate/config.py
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeConfig(SessionConfig, SchedulerConfig):
+    """How a bundle is run: the settings of its session and of its scheduler, and the generator's own.
+
+    Where `max_cache_tokens` is None, `load` takes as many as fit an eighth of this machine's memory; it takes `max_prefill_rows`
+    from the session.
+
+    Attributes:
+        spin: see `SessionConfig`; off here, because a server shares its machine at least with its own network thread.
+        max_num_queued_reqs: further sequences that may wait.
+        max_model_len: longest prompt and answer together, in tokens; None takes the model's own.
+        check_hashes: read every file of the bundle and compare its SHA-256 before use.
+    """
+
+    spin: bool = False
+    max_num_queued_reqs: int = 64
+    max_model_len: int | None = None
+    check_hashes: bool = False
+
+    def __post_init__(self) -> None:
+        SessionConfig.__post_init__(self)
+        SchedulerConfig.__post_init__(self)
+        check_range("--max-num-queued-reqs", self.max_num_queued_reqs, least=0)
+        check_range("--max-model-len", self.max_model_len, least=2)

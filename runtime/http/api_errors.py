@@ -7,7 +7,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from maskpro_deploy.errors import InputError, MaskProError
-from maskpro_deploy.runtime.generate.refusals import ContextLengthError, OverloadedError
+from maskpro_deploy.runtime.generate.generator import ContextLengthError, OverloadedError
 from maskpro_deploy.runtime.generate.sampling_params import SamplingError
 
 RETRY_AFTER_S = 1

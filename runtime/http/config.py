@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from maskpro_deploy.errors import ConfigError, check_range
-from maskpro_deploy.runtime.generate.config import RuntimeConfig
+from maskpro_deploy.runtime.generate.scheduler import RuntimeConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,14 +18,13 @@ from typing import Any
 
 import uvicorn
 
-from maskpro_deploy.errors import MaskProError
+from maskpro_deploy.errors import InputError, MaskProError
 from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.runtime.generate.generator import TextGenerator
 from maskpro_deploy.runtime.generate.loading import load
 from maskpro_deploy.runtime.http.config import ServeConfig
-from maskpro_deploy.runtime.http.listener import base_url, listen
+from maskpro_deploy.runtime.http.routes import GeneratorSlot
 from maskpro_deploy.runtime.http.server import create_app
-from maskpro_deploy.runtime.http.slot import GeneratorSlot
 
 _CLOSE_TIMEOUT_S = 5  # for connections to close once all answers are out
 
@@ -208,3 +207,35 @@ def running_server(bundle: Path, config: ServeConfig | None = None) -> Iterator[
             thread.join()
     if failed and not isinstance(failed[0], MaskProError):
         raise failed[0]
+
+
+# MERGED runtime/http/listener.py
+_BACKLOG = 2048
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        InputError: the address is not this machine's, or the port is in use.
+    """
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as e:
+        raise InputError(f"--host {host} is not an address of this machine: {e.strerror}.") from e
+    listener = socket.socket(family, kind, proto)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)  # binding alone does not show a port that another server has just bound
+    except OSError as e:
+        listener.close()
+        raise InputError(f"cannot listen on {host} port {port}: {e.strerror}. Choose another --port; 0 takes a free one.") from e
+    return listener
+
+
+def base_url(listener: socket.socket) -> str:
+    """The URL at which a listening socket is reached from this machine."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

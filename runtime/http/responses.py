@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from maskpro_deploy.runtime.generate.completion import Completion
 from maskpro_deploy.runtime.generate.sampling import Score
-from maskpro_deploy.runtime.generate.sequence import Event, PromptEvent, TokenEvent
+from maskpro_deploy.runtime.generate.sequence import Completion, Event, PromptEvent, TokenEvent
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 
 Json = dict[str, object]
@@ -31,23 +30,14 @@ def usage(prompt_tokens: int, completion_tokens: int) -> Json:
 
 @dataclass(kw_only=True)
 class Format(ABC):
-    """The shape of one API's answers.
+    """The shape of one API's answers."""
 
-    Attributes:
-        model: the name that clients use.
-        tokenizer: gives the text of single tokens.
-        n: answers to each prompt.
-        logprobs: whether log-probabilities were asked for.
-        include_usage: whether chunks carry a `usage` field.
-        echo: the prompts' texts, to be put before each answer; None without echo.
-    """
-
-    model: str
-    tokenizer: TextTokenizer
-    n: int = 1
-    logprobs: bool = False
-    include_usage: bool = False
-    echo: Sequence[str] | None = None
+    model: str  # the name that clients use
+    tokenizer: TextTokenizer  # gives the text of single tokens
+    n: int = 1  # answers to each prompt
+    logprobs: bool = False  # whether log-probabilities were asked for
+    include_usage: bool = False  # whether chunks carry a `usage` field
+    echo: Sequence[str] | None = None  # the prompts' texts, to be put before each answer; None without echo
     id: str = field(init=False)
     created: int = field(init=False)
 
@@ -134,12 +124,7 @@ class CompletionFormat(Format):
             offsets.append(offset)
             offset += len(piece)
         tops = [{self.tokenizer.piece(t): lp for t, lp in s.top} if s.logprob is not None else None for s in scores]
-        return {
-            "tokens": pieces,
-            "token_logprobs": [s.logprob for s in scores],
-            "top_logprobs": tops,
-            "text_offset": offsets,
-        }
+        return {"tokens": pieces, "token_logprobs": [s.logprob for s in scores], "top_logprobs": tops, "text_offset": offsets}
 
 
 @dataclass(kw_only=True)
@@ -170,11 +155,7 @@ class ChatFormat(Format):
 
     def _logprobs(self, scores: Sequence[Score]) -> Json:
         def entry(token: int, logprob: float | None) -> Json:
-            return {
-                "token": self.tokenizer.piece(token),
-                "logprob": logprob,
-                "bytes": list(self.tokenizer.token_bytes(token)),
-            }
+            return {"token": self.tokenizer.piece(token), "logprob": logprob, "bytes": list(self.tokenizer.token_bytes(token))}
 
         return {
             "content": [entry(s.token, s.logprob) | {"top_logprobs": [entry(t, lp) for t, lp in s.top]} for s in scores],

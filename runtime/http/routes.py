@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from maskpro_deploy._version import __version__
-from maskpro_deploy.runtime.generate.generator import DEAD, READY, TextGenerator
-from maskpro_deploy.runtime.generate.refusals import OverloadedError
+from maskpro_deploy.runtime.generate.generator import DEAD, READY, Load, OverloadedError, TextGenerator
 from maskpro_deploy.runtime.http.api_errors import ApiError, invalid_request
 from maskpro_deploy.runtime.http.config import ServeConfig
+from maskpro_deploy.runtime.http.metrics import Metrics
 from maskpro_deploy.runtime.http.parsing import parse
 from maskpro_deploy.runtime.http.requests import (
     ChatRequest,
@@ -21,7 +22,6 @@ from maskpro_deploy.runtime.http.requests import (
     TokenizeRequest,
 )
 from maskpro_deploy.runtime.http.responses import ChatFormat, CompletionFormat, Format, usage
-from maskpro_deploy.runtime.http.slot import GeneratorSlot
 from maskpro_deploy.runtime.http.streams import EventStream, TokenStream, collect, unless_disconnected
 
 
@@ -155,3 +155,39 @@ class Routes:
             stream.close()
         completed = sum(len(a.tokens) for a in answers)
         return JSONResponse(form.whole(answers, usage(stream.prompt_tokens, completed)))
+
+
+# MERGED runtime/http/slot.py
+class GeneratorSlot:
+    """A generator, or the fact that it is still loading; with the name and the metrics that clients see meanwhile."""
+
+    def __init__(self, model_name: str, generator: TextGenerator | None = None) -> None:
+        self.model_name = model_name
+        self.metrics = Metrics(model_name, self._load)
+        self._generator: TextGenerator | None = None
+        self.created = int(time.time())
+        if generator is not None:
+            self.fill(generator)
+
+    def fill(self, generator: TextGenerator) -> None:
+        """The generator is there."""
+        generator.observer = self.metrics
+        self._generator = generator
+
+    def get(self) -> TextGenerator:
+        """The generator.
+
+        Raises:
+            OverloadedError: it is still loading.
+        """
+        if self._generator is None:
+            raise OverloadedError("the model is loading.", "loading")
+        return self._generator
+
+    @property
+    def status(self) -> str:
+        """The generator's status, or "loading"."""  # fmt: skip
+        return self._generator.status if self._generator is not None else "loading"
+
+    def _load(self) -> Load:
+        return self._generator.load if self._generator is not None else Load()

@@ -14,11 +14,9 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from maskpro_deploy.errors import MaskProError
-from maskpro_deploy.runtime.generate.completion import Collector, Completion
-from maskpro_deploy.runtime.generate.generator import TextGenerator
-from maskpro_deploy.runtime.generate.refusals import OverloadedError
+from maskpro_deploy.runtime.generate.generator import OverloadedError, TextGenerator
 from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
-from maskpro_deploy.runtime.generate.sequence import ABORT, Event, FailureEvent, TokenEvent
+from maskpro_deploy.runtime.generate.sequence import ABORT, Collector, Completion, Event, FailureEvent, TokenEvent
 from maskpro_deploy.runtime.http.api_errors import to_api_error
 from maskpro_deploy.runtime.http.responses import Format, usage
 

@@ -45,7 +45,7 @@ def report(comparison=None):
     )  # fmt: skip
     return EngineReport(
         engine=engine, bytes=5_000_000, reused=False, build_s=2.0, peak_rss_bytes=10**9, warnings=("a <warning>",),
-        layers=(row("q_proj"), row("v_proj", eligible=False, reason="K 30 is no multiple of 4", chosen="no", kernel="")),
+        layers=(row("q_proj"), row("v_proj", eligible=False, reason="K 30 is not a multiple of 4", chosen="no", kernel="")),
         spoiled={"padding": 1, "wrong axis": 0}, log_eligible=1, comparison=comparison,
     )  # fmt: skip
 
@@ -78,7 +78,7 @@ def test_the_page_tells_every_layer_and_loads_nothing(comparison):
     html = render(build_page(Path("bundle"), made))
     text = words(html)
     assert f"Speed gained by sparsity: {made.gain}." in text
-    assert "no: K 30 is no multiple of 4" in text
+    assert "no: K 30 is not a multiple of 4" in text
     assert "1 pruned layers: padding" in text
     assert "sm90_sparse_&lt;gemm&gt;" in html
     assert "a &lt;warning&gt;" in html

@@ -104,8 +104,8 @@ def test_a_run_that_only_makes_it_worse_returns_the_prior(
     def uphill(logits: torch.Tensor, moments: Moments, grad: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:
         return move(logits, moments, -grad, *more, **named)
 
-    monkeypatch.setattr("maskpro_deploy.learn.kernels.fused.move", uphill)
-    monkeypatch.setattr("maskpro_deploy.learn.kernels.fused.native_step", lambda pattern, by_operations: by_operations)
+    monkeypatch.setattr("maskpro_deploy.learn.kernels.operations.move", uphill)
+    monkeypatch.setattr("maskpro_deploy.learn.kernels.site_step.native_step", lambda pattern, otherwise: otherwise)
     result = run(dense, tmp_path / "out", text, heldout, replace(CONFIG, steps=30))
     assert min(p.heldout_loss for p in result.curve[1:]) > result.curve[0].heldout_loss
     assert result.masks.sha256() == result.prior_masks.sha256()
@@ -273,6 +273,14 @@ def test_no_steps_write_the_prior_itself(dense: Checkpoint, text: Text, heldout:
     assert result.masks.sha256() == result.prior_masks.sha256()
     assert [p.step for p in result.curve] == [0]
     assert json.loads((tmp_path / "out" / "learn.json").read_text())["weights_changed"] is False
+
+
+def test_magnitude_masks_are_refined_too(dense: Checkpoint, text: Text, heldout: Text) -> None:
+    plain, refined = (
+        learn_masks(dense.folder, text, replace(CONFIG, steps=0, prior="magnitude", refine=refine), heldout=heldout)
+        for refine in (False, True)
+    )
+    assert plain.sha256() != refined.sha256()
 
 
 def test_the_weight_update_is_saved_masked(dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path) -> None:

@@ -85,6 +85,16 @@ def test_more_tokens_take_more_memory_and_fewer_layers_less(dense: Checkpoint) -
     assert plan(dense, replace(CONFIG, prior="sparsegpt"), "cpu", torch.float32, timed=False).memory.prior > 4 * 64**2
 
 
+def test_an_estimator_without_a_backward_pass_keeps_no_activations_and_one_by_blocks_those_of_a_block(dense: Checkpoint) -> None:
+    whole, layer, loss, block = (
+        plan(dense, replace(CONFIG, learning_rate=None, **chosen), "cpu", torch.float32, timed=False).memory
+        for chosen in ({}, {"estimator": "maskpro"}, {"estimator": "maskpro", "reward": "loss"}, {"objective": "block"})
+    )
+    assert loss.activations < layer.activations < whole.activations
+    assert block.activations < whole.activations
+    assert loss.state < layer.state
+
+
 def test_time_is_measured_here(dense: Checkpoint) -> None:
     found = plan(dense, CONFIG, "cpu", torch.float32)
     assert found.products_s is not None

@@ -3,7 +3,7 @@
 Both engines hold the same graph, profiles and kernel times, so they differ in the kernels chosen for sparse weights and nothing
 else. A *point* is one shape of a call. At each point the engines run in blocks A B B A, B A A B, ..., and the ratio comes with an
 interval (`bench.stats`). Layers are timed in passes of their own, since a profiler slows an engine down: their times show where
-time goes, their sum is no latency.
+time goes, their sum is not a latency.
 
 This module is pure: what runs an engine is behind `Runner`, so everything but the GPU is tested without one.
 """
@@ -56,10 +56,10 @@ def measure(
         nodes: initializer -> the node of the graph that multiplies with it.
         budget_s: seconds for everything; a point that has begun is finished.
         clock: seconds, monotonic.
-        on_point: told how many points are done, and the next one's name.
+        on_point: takes how many points are done, and the next one's name.
     """
     ends = clock() + budget_s
-    found: list[PointResult] = []
+    results: list[PointResult] = []
     for done, point in enumerate(points):
         if done and clock() > ends:
             break
@@ -70,8 +70,8 @@ def measure(
                 runner.time_ms()
         samples = _race(runners, ends, clock)
         layers = {name: _layer_medians(runner) for name, runner in runners.items()}
-        found.append(_result(point, samples, layers, runners, nodes, comparisons=len(points)))
-    return tuple(found)
+        results.append(_summarize(point, samples, layers, runners, nodes, comparisons=len(points)))
+    return tuple(results)
 
 
 def _race(runners: Mapping[str, Runner], ends: float, clock: Callable[[], float]) -> dict[str, list[list[float]]]:
@@ -93,7 +93,7 @@ def _layer_medians(runner: Runner) -> dict[str, float]:
     return {name: statistics.median(p[name] for p in passes if name in p) for name in passes[0]}
 
 
-def _result(
+def _summarize(
     point: Point,
     samples: Mapping[str, list[list[float]]],
     layers: Mapping[str, Mapping[str, float]],
@@ -130,9 +130,9 @@ def _median(blocks: Sequence[Sequence[float]]) -> float:
 def _by_weight(kernels: Sequence[Kernel], layers: Mapping[str, float], nodes: Mapping[str, str]) -> dict[str, float]:
     """Milliseconds of the kernels that mention a weight's node; weights that none mentions are left out."""
     texts = {kernel.name: kernel.text for kernel in kernels}
-    found: dict[str, float] = {}
+    totals: dict[str, float] = {}
     for weight, node in nodes.items():
         mine = [ms for name, ms in layers.items() if mentions(texts.get(name, name), node)]
         if mine:
-            found[weight] = sum(mine)
-    return found
+            totals[weight] = sum(mine)
+    return totals

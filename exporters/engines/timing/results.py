@@ -1,4 +1,4 @@
-"""What is timed of two engines, and what was found: points, their results, and the comparison as a whole."""
+"""What is timed of two engines, and how it turned out: points, their results, and the comparison as a whole."""
 
 from __future__ import annotations
 
@@ -112,14 +112,14 @@ class Comparison:
         return self._break_even(verdict)
 
     def _break_even(self, verdict: Callable[[PointResult], str]) -> dict[str, int | None]:
-        found: dict[str, int | None] = {}
+        sizes: dict[str, int | None] = {}
         for kind in dict.fromkeys(p.kind for p in self.points):
             by_batch: dict[int, str] = {}
             for point in (p for p in self.points if p.kind == kind):  # several lengths: all have to be faster
                 before = by_batch.get(point.batch, stats.FASTER)
                 by_batch[point.batch] = verdict(point) if before == stats.FASTER else before
-            found[kind] = find_break_even(by_batch)
-        return found
+            sizes[kind] = find_break_even(by_batch)
+        return sizes
 
     @property
     def sentence(self) -> str:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class CudaDevice:
-    """The first GPU; a `memory.Device` with a stream, events and graphs besides.
+    """The first GPU; a `memory.Device` with a stream, events and graphs, too.
 
     Attributes:
         name: the GPU's name.

@@ -22,8 +22,8 @@ _NEED_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 def load_for(providers: Sequence[Any]) -> None:
     """Load what `providers` (names, or pairs of a name and options) need of CUDA, before a session is made with them.
 
-    What cannot be loaded is no error here: the system may have it elsewhere, and else the session starts without the provider,
-    which is checked where the session is made.
+    A library that cannot be loaded is not an error here: the system may have it elsewhere. If not, the session starts without the
+    provider, which is checked where the session is made.
     """
     names = {p if isinstance(p, str) else p[0] for p in providers}
     load = getattr(import_module("onnxruntime"), "preload_dlls", None)

@@ -67,5 +67,5 @@ def onnxruntime_tensorrt() -> int | None:
     provider = Path(spec.origin).parent / _PROVIDER
     if not provider.is_file():
         return None
-    found = (re.fullmatch(r"libnvinfer\.so\.(\d+)", name) for name in needed_libraries(provider))
-    return next((int(m[1]) for m in found if m), None)
+    matches = (re.fullmatch(r"libnvinfer\.so\.(\d+)", name) for name in needed_libraries(provider))
+    return next((int(match[1]) for match in matches if match), None)

@@ -70,7 +70,7 @@ def graph_options(
     """Options for building an engine of a graph.
 
     The provider builds weakly typed networks, in which TensorRT chooses the precision: the graph's own type is what is allowed
-    besides fp32.
+    next to fp32.
 
     Args:
         graph: what is built.
@@ -78,7 +78,7 @@ def graph_options(
         sparse: let the builder use sparse kernels.
         timing_cache: folder of measured kernel times.
         kept: folder of engines, to be found again by the next session.
-        context: write an EPContext file here, and the engine beside it, instead.
+        context: write an EPContext file here, and the engine next to it, instead.
     """
     options = {
         "device_id": "0",
@@ -94,7 +94,7 @@ def graph_options(
     for i, which in enumerate(("min", "opt", "max")):
         shapes = ((name, at[i]) for name, at in profile.items())
         options[f"trt_profile_{which}_shapes"] = ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes)
-    if context is not None:  # the engine lands beside it, and its path in it is relative
+    if context is not None:  # the engine lands next to it, and its path in it is relative
         return options | {
             "trt_dump_ep_context_model": "1",
             "trt_ep_context_file_path": str(context),

@@ -127,7 +127,7 @@ class EngineExecutor:
     def _load(self, file: Path) -> Any:
         """The engine from its file."""
         with file.open("rb") as f:
-            data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)  # read as it is copied, not held in memory besides
+            data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)  # read as it is copied, not held in memory, too
         self._check_validity(data)
         engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from maskpro_deploy.bench.products.product import explain_nothing_sparse, find_break_evens, measure_cells, plan_cells
 from maskpro_deploy.bench.products.timing import CUDA, EventClock, Stopwatch
-from maskpro_deploy.bench.products.ways import Ways, find_working_ways
-from maskpro_deploy.errors import InputError, first_line
+from maskpro_deploy.bench.products.ways import Ways, describe_error, find_working_ways
+from maskpro_deploy.errors import InputError
 from maskpro_deploy.system.progress import SILENT, Progress
 
 
@@ -81,7 +81,7 @@ def measure_model(torch: Any, model: ModelProducts) -> dict[str, Any]:
     try:
         watch = EventClock(torch)
     except RuntimeError as e:  # no memory, or a device that the trials above have brought to an end
-        return {"measured": False, "reason": first_line(e)}
+        return {"measured": False, "reason": describe_error(e)}
     return model.measure(torch, ways, watch, {"device": device, "refused": refused})
 
 

@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from maskpro_deploy.bench.products.timing import DENSE, Stopwatch, judge_samples, measure_launch_ms, race_arms, synchronize
-from maskpro_deploy.bench.products.ways import DTYPES, Product, Way, Ways, draw_operands
+from maskpro_deploy.bench.products.ways import DTYPES, Product, Way, Ways, describe_error, draw_operands
 from maskpro_deploy.bench.statistics.break_even import find_break_even
-from maskpro_deploy.errors import first_line
 
 _BLOCKS = 12
 _TOLERANCE = 0.02  # largest difference of a product, as a part of its largest value
@@ -47,7 +46,7 @@ def measure_cells(torch: Any, keys: Iterable[CellKey], ways: Ways, watch: Stopwa
             with torch.no_grad():
                 figures |= measure_product(torch, getattr(torch, dtype), (m, n, k), ways[dtype], watch)
         except Exception as e:  # no memory, or anything else that concerns this product alone
-            figures["failed"] = f"{dtype} {m} x {k} x {n}: {first_line(e)}"
+            figures["failed"] = f"{dtype} {m} x {k} x {n}: {describe_error(e)}"
             alive = _still_works(torch, watch.device)
         yield {"dtype": dtype, "m": m, "n": n, "k": k, **figures}
         if not alive:
@@ -106,7 +105,7 @@ def measure_product(
             product = way(weight, x)
             difference = float((product.run().float() - expected).abs().max()) / scale
         except Exception as e:  # a shape or type that this way does not take
-            refused[name] = first_line(e)
+            refused[name] = describe_error(e)
             continue
         if difference < _TOLERANCE:
             made[name] = product

@@ -95,7 +95,7 @@ def cusparselt(torch: Any, kind: Any, *, tuned: bool = False) -> Way:
                     output = _type_name(dtype or x.dtype) + ("" if turned else ", column by column")
                     return _pad_input(torch, x, steps, prepare, output)
                 except Exception as e:  # of whatever kind torch says no with
-                    reasons.append(first_line(e))
+                    reasons.append(describe_error(e))
         raise RuntimeError(reasons[0])
 
     return way
@@ -173,7 +173,7 @@ def find_working_ways(torch: Any, device: str) -> tuple[dict[str, dict[str, Way]
             try:
                 try_out(torch, way, dtype, device)
             except Exception as e:  # torch raises many kinds; the first line says enough
-                refused[label] = first_line(e)
+                refused[label] = describe_error(e)
             else:
                 ways.setdefault(dtype, {})[arm] = way
     return ways, refused
@@ -201,7 +201,7 @@ def search_once(torch: Any, dtype: str) -> None:
     try:
         try_out(torch, dict(_list_candidates(torch, dtype))[TUNED], dtype, "cuda")
     except Exception as e:
-        sys.exit(first_line(e))
+        sys.exit(describe_error(e))
 
 
 def _list_candidates(torch: Any, dtype: str) -> Iterator[tuple[str, Way]]:
@@ -241,6 +241,11 @@ def _draw(torch: Any, dtype: Any, shape: tuple[int, int], device: str) -> Any:
     if dtype == torch.int8:
         return torch.randint(-_RANGE, _RANGE + 1, shape, device=device, dtype=dtype)
     return torch.randn(shape, device=device, dtype=dtype)
+
+
+def describe_error(error: Exception) -> str:
+    """What torch said, in a line however long: what it lacks may stand at its end."""
+    return first_line(error, most=sys.maxsize)
 
 
 def _type_name(dtype: Any) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from maskpro_deploy.pattern import NMPattern
@@ -60,3 +61,9 @@ class Pathwise(Distribution, Protocol):
 
     def pathwise(self, logits: Tensor, grad_mask: Tensor, *, is_centred: bool = False) -> Tensor:
         """∂E[m]/∂θ applied to ∂L/∂m; `is_centred` promises that the cut is at 0.  # (M, G), (M, G) -> (M, G)"""
+
+
+def to_planes(x: Tensor, m: int) -> Tensor:
+    """Group along the last axis and bring the place in the group to the front.  # (O, C) -> (M, G) float32"""
+    planes = torch.empty(m, x.numel() // m, dtype=torch.float32, device=x.device)
+    return planes.copy_(x.reshape(-1, m).t())

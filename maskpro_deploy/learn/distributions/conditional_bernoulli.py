@@ -145,8 +145,8 @@ def _pathwise_2_4(logits: Tensor, h: Tensor) -> Tensor:
 
     the latter as the rows of a covariance of masks sum to zero. No difference of large numbers is left.
 
-    Pairs are taken three at a time, (0, j) with j = 1, 2, 3 beside the other two weights (2, 3), (3, 1), (1, 2): planes 1 and 2
-    stand behind plane 3 once more, so that each of the four is a slice. Few large operations cost less than many small ones.
+    Pairs are taken three at a time, (0, j) with j = 1, 2, 3 next to the other two weights (2, 3), (3, 1), (1, 2): planes 1 and 2
+    follow plane 3 once more, so that each of the four is a slice. Few large operations cost less than many small ones.
     """
     groups = logits.shape[1]
     e, g = logits.new_empty(6, groups), logits.new_empty(6, groups)

@@ -5,7 +5,7 @@ to draw from after A, the probability of the set is a sum over its N! orders, wh
 
     f(∅) = 1,   f(A) = Σ_{i ∈ A} f(A∖i) exp(θ_i) / D(A∖i),   p(m) = f(K).
 
-With b(A), the probability of going on from A to K, P(A) = f(A) b(A) / f(K) is the chance that A was passed on the way, and
+With b(A), the probability of going on from A to K, P(A) = f(A) b(A) / f(K) is the chance of drawing A first, and
 
     ∂ log p(m) / ∂θ_k = m_k - Σ_{A ⊊ K, k ∉ A} P(A) exp(θ_k) / D(A).
 
@@ -36,18 +36,20 @@ class PlackettLuce:
 
     Args:
         pattern: the N:M pattern.
+        device: where the logits live.
 
     Raises:
         PatternError: N is above `MAX_KEPT`.
     """
 
-    def __init__(self, pattern: NMPattern) -> None:
+    def __init__(self, pattern: NMPattern, device: torch.device | str = "cpu") -> None:
         if pattern.n > MAX_KEPT:
             raise PatternError(
                 f"--sparsity {pattern}: draws without replacement are learned for up to {MAX_KEPT} kept weights a group.\n"
                 f"Use --distribution conditional-bernoulli, which has no such limit."
             )
         self.pattern = pattern
+        self._masks = torch.from_numpy(pattern.all_masks()).to(device) if pattern.num_masks <= MAX_MASKS else None  # (S, M)
         subsets = range(1 << pattern.n)
         self._members = [[i for i in range(pattern.n) if a >> i & 1] for a in subsets]
 
@@ -133,10 +135,10 @@ class PlackettLuce:
 
     def _over_masks(self, logits: Tensor, term: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Sum of a term of p(m) and m over all masks."""
-        if self.pattern.num_masks > MAX_MASKS:
+        if self._masks is None:
             raise PatternError(f"{self.pattern} has {self.pattern.num_masks} masks a group: too many to sum over.")
         total: Tensor | None = None
-        for row in torch.from_numpy(self.pattern.all_masks()).to(logits.device):
+        for row in self._masks:
             mask = row[:, None].expand_as(logits)
             part = term(self.log_prob(logits, mask).exp(), mask.to(logits.dtype))
             total = part if total is None else total + part

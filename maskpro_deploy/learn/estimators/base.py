@@ -1,41 +1,48 @@
-"""How a gradient of the logits is come by: what the training loop needs to know about it.
+"""How the gradient of the logits is computed: what the training loop needs to know about it.
 
-    pathwise                 one backward pass, ∂E[m]/∂θ = Cov(m)                  `pathwise`, the default
-    maskpro, reward layer    forward passes only: a reward for every output        `layerwise`
-    maskpro, reward loss     forward passes only: policy gradient of the loss      `maskpro`
-    maskpro-paper            the same as it was published                          `maskpro_paper`
-    maskllm                  C(M, N) candidates under a Gumbel softmax, a baseline `maskllm`
-
-The loop gives an estimator batches; the estimator moves the logits of the sites and keeps `Site.kept`, the argmax mask, up to
-date. `docs/theory.md` says what each one estimates, with which bias and variance.
+The loop gives an estimator batches; the estimator is the hook of all sites, moves their logits and keeps `Site.kept`, the argmax
+mask, up to date. `choices.ESTIMATORS` lists all of them; `docs/theory.md` says what each one estimates, with which bias and
+variance.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.distributions.base import Distribution
-from maskpro_deploy.learn.distributions.conditional_bernoulli import conditional_bernoulli
-from maskpro_deploy.learn.distributions.plackett_luce import PlackettLuce
 from maskpro_deploy.learn.estimators.step_loss import StepLoss
-from maskpro_deploy.learn.model.model import LearningModel
-from maskpro_deploy.learn.model.sites import Site
-
-Windows = npt.NDArray[np.int32]  # (W, T)
+from maskpro_deploy.learn.model.model import LearningModel, Windows
+from maskpro_deploy.learn.model.sites import Site, SiteHook
 
 
-class Estimator(Protocol):
-    """One way to learn the logits of the sites of a model."""
+class Estimator(SiteHook, ABC):
+    """One way to learn the logits of the sites of a model.
 
+    Args:
+        config: the settings.
+        model: the model whose layers the sites are.
+        sites: all of them.
+        loss: the objective.
+    """
+
+    def __init__(self, config: LearnConfig, model: LearningModel, sites: Sequence[Site], loss: StepLoss) -> None:
+        self._config, self._model, self._sites, self._loss = config, model, sites, loss
+        self._metrics: dict[str, float] = {}
+        for site in sites:
+            site.hook = self
+
+    @property
+    def moved_by(self) -> str | None:
+        """By what logits are moved, see `kernels.contract.SiteStep`; None where there is one way only."""
+        return None
+
+    @abstractmethod
     def step(self, windows: Windows, step: int, left: float) -> Tensor:
         """Take one step.
 
@@ -48,58 +55,43 @@ class Estimator(Protocol):
             The loss of the masks that were tried: a scalar that a GPU may still be at work on, nats a token.
 
         Raises:
-            CheckFailed: the loss is no number, where it was looked at (see `early_check`); no logit has moved.
+            CheckFailed: the loss is not a number, where it was looked at (see `check_early`); no logit has moved.
         """
 
     def tensors(self) -> dict[str, Tensor]:
         """The whole state, for saving; keys are `kind/site name`."""
+        return {f"logits/{s.name}": s.logits for s in self._sites}
 
     def numbers(self) -> dict[str, Any]:
         """The rest of the state: what JSON holds."""
+        return {}
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
+        for site in self._sites:
+            site.logits.copy_(tensors[f"logits/{site.name}"])
+            site.kept = site.argmax()
 
     def metrics(self) -> dict[str, float]:
-        """What this way of learning has to say about itself, for the log."""
+        """What the last step has to say about itself, for the log."""
+        return self._metrics
 
+    def _learn_backward(self, loss: Tensor, windows: Windows, step: int) -> Tensor:
+        """Let the backward pass of a loss move the logits; returns its value."""
+        value = check_early(loss, step, self._model, windows)
+        self._model.backward(loss)
+        return value
 
-def make_estimator(config: LearnConfig, model: LearningModel, sites: Sequence[Site], loss: StepLoss) -> Estimator:
-    """The estimator that the settings name."""
-    from maskpro_deploy.learn.estimators.blockwise import BlockwiseEstimator
-    from maskpro_deploy.learn.estimators.layerwise import LayerwiseEstimator
-    from maskpro_deploy.learn.estimators.maskllm import MaskLLMEstimator
-    from maskpro_deploy.learn.estimators.maskpro import MaskProEstimator
-    from maskpro_deploy.learn.estimators.maskpro_paper import MaskProPaperEstimator
-    from maskpro_deploy.learn.estimators.pathwise import PathwiseEstimator
-
-    if config.minimised == "block":
-        return BlockwiseEstimator(config, model, sites)
-    kinds: dict[str, Callable[[LearnConfig, LearningModel, Sequence[Site], StepLoss], Estimator]] = {
-        "pathwise": PathwiseEstimator,
-        "maskpro": LayerwiseEstimator if config.reward == "layer" else MaskProEstimator,
-        "maskpro-paper": MaskProPaperEstimator,
-        "maskllm": MaskLLMEstimator,
-    }
-    return kinds[config.estimator](config, model, sites, loss)
-
-
-def make_family(config: LearnConfig, device: torch.device) -> Distribution:
-    """The distribution that the settings name.
-
-    Raises:
-        PatternError: it does not cover the pattern.
-    """
-    if config.draws_without_replacement:
-        return PlackettLuce(config.pattern)
-    return conditional_bernoulli(config.pattern, device)
+    def _try_masks(self, windows: Windows, step: int) -> float:
+        """The loss under the sites' current masks, checked; nats a token."""
+        return check_loss(float(self._loss(windows, differentiable=False)), step, self._model, windows)
 
 
 def check_loss(value: float, step: int, model: LearningModel, windows: Windows) -> float:
     """The loss itself.
 
     Raises:
-        CheckFailed: it is no number.
+        CheckFailed: it is not a number.
     """
     if not math.isfinite(value):
         where = model.first_bad_module(windows) or "the output head"
@@ -110,13 +102,13 @@ def check_loss(value: float, step: int, model: LearningModel, windows: Windows) 
     return value
 
 
-def early_check(loss: Tensor, step: int, model: LearningModel, windows: Windows) -> Tensor:
+def check_early(loss: Tensor, step: int, model: LearningModel, windows: Windows) -> Tensor:
     """The loss, without its graph; on a CPU checked before any logit moves.
 
     Asking a GPU for a number would make it run dry, so there the loop checks the loss some steps later.
 
     Raises:
-        CheckFailed: it is no number.
+        CheckFailed: it is not a number.
     """
     if loss.device.type == "cpu":
         check_loss(float(loss.detach()), step, model, windows)

@@ -1,4 +1,4 @@
-r"""Parts of a policy gradient: how far samples stray, what a sample's loss says, and how much of the gradient is signal.
+r"""Parts of a policy gradient: how far samples stray, what a sample's loss says, the step, and how much of it is signal.
 
 Shapes: `K` samples, `M` weights in a group, `G` groups.
 """
@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from maskpro_deploy.learn.distributions.packed import pack
+from maskpro_deploy.learn.kernels.half_logits import noise, store
 from maskpro_deploy.learn.model.sites import Site
 
 _GROUPS = 4096  # of a site that the share is measured on
@@ -57,6 +59,38 @@ def advantages(losses: Sequence[float], argmax_loss: float) -> list[float]:
         return [loss - argmax_loss for loss in losses]
     total = sum(losses)
     return [loss - (total - sum(losses[i // 2 * 2 : i // 2 * 2 + 2])) / (2 * pairs - 2) for i, loss in enumerate(losses)]
+
+
+def move_by_scores(
+    site: Site, samples: Sequence[Tensor], weights: Sequence[float], *, temperature: float, rate: float, key: int
+) -> Tensor:
+    """Move a site's logits against the weighted sum of its samples' scores, θ ← θ - η Σ_k a_k ∂ log p(m_k)/∂θ.
+
+    Args:
+        site: whose logits.
+        samples: bits of the masks that were tried.
+        weights: a_k of each.
+        temperature: that the samples were drawn at.
+        rate: η.
+        key: of the roundings.
+
+    Returns:
+        The inner products of the samples' gradients.  # (K, K)
+    """
+    n, m = site.family.pattern.n, site.family.pattern.m
+    kept = torch.empty_like(site.kept)
+    gram = torch.zeros(len(weights), len(weights), dtype=torch.float64)
+    for number, chunk in site.chunks():
+        logits = site.logits[:, chunk].float()
+        groups = logits.shape[1]
+        scores = (site.family.score(logits / temperature, site.planes(bits, chunk)) for bits in samples)
+        grads = torch.stack([score.mul_(a).flatten() for score, a in zip(scores, weights, strict=True)])  # (K, M * g)
+        gram += (grads @ grads.t()).double().cpu()
+        moved = logits.sub_(grads.sum(0).view(m, groups), alpha=rate)
+        dither = noise((m, groups), key, logits.device, number)
+        kept[site.bits_of(chunk)] = pack(store(site.logits[:, chunk], moved, n, dither))
+    site.kept = kept
+    return gram
 
 
 def signal_to_noise(gram: Tensor) -> float:

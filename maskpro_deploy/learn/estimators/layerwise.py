@@ -24,20 +24,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from maskpro_deploy.learn.estimators.base import Windows, early_check
+from maskpro_deploy.learn.estimators.base import check_early
 from maskpro_deploy.learn.estimators.pathwise import PathwiseEstimator
-from maskpro_deploy.learn.model.sites import Mode, Site
+from maskpro_deploy.learn.model.model import Windows
+from maskpro_deploy.learn.model.sites import Mode, Site, set_mode
 
 
 class LayerwiseEstimator(PathwiseEstimator):
-    """See the module; logits, optimiser and state are those of the pathwise estimator.
-
-    Args:
-        config: the settings.
-        model: the model whose layers the sites are.
-        sites: all of them; their distribution is a conditional Bernoulli one.
-        loss: not used: the layers' rewards take its place.
-    """
+    """See the module; logits, optimiser and state are those of the pathwise estimator, the layers' rewards replace its loss."""
 
     @torch.no_grad()
     def step(self, windows: Windows, step: int, left: float) -> Tensor:
@@ -46,25 +40,22 @@ class LayerwiseEstimator(PathwiseEstimator):
         Returns:
             The loss of the argmax masks before the step, nats a token.
         """
-        self._optimizer.begin(self._config.rate * left)
-        self._step = step
-        for site in self._sites:
-            site.mode, site.rule = Mode.ARGMAX, self._both
+        self._begin(step, left)
+        set_mode(self._sites, Mode.HOOK)
         try:
             loss = self._model.paired_loss(windows)
         finally:
-            for site in self._sites:
-                site.rule = None
-        return early_check(loss, step, self._model, windows)
+            set_mode(self._sites, Mode.ARGMAX)
+        return check_early(loss, step, self._model, windows)
 
-    def _both(self, site: Site, x: Tensor) -> Tensor:
+    def compute_outputs(self, site: Site, x: Tensor) -> Tensor:
         """Outputs of the dense layer and of the masked one, whose logits then move.  # (2 B, ..., C) -> (2 B, ..., O)"""
         dense_x, masked_x = x.chunk(2)
         weight = site.masked_weight()
         dense = nn.functional.linear(dense_x, site.weight, site.bias)
         masked = nn.functional.linear(masked_x, weight, site.bias)
         error, inputs = (masked - dense).flatten(0, -2), masked_x.flatten(0, -2)  # (T, O), (T, C)
-        self._move(site, own_gradient(site.weight, weight, error, inputs))
+        self.take_gradient(site, own_gradient(site.weight, weight, error, inputs))
         return torch.cat([dense, masked])
 
 

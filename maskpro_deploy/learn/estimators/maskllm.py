@@ -22,11 +22,12 @@ from torch import Tensor
 
 from maskpro_deploy.errors import PatternError
 from maskpro_deploy.learn.config import LearnConfig
+from maskpro_deploy.learn.distributions.base import to_planes
 from maskpro_deploy.learn.distributions.packed import pack, unpack
-from maskpro_deploy.learn.estimators.base import Windows, early_check
+from maskpro_deploy.learn.estimators.base import Estimator
 from maskpro_deploy.learn.estimators.step_loss import StepLoss
-from maskpro_deploy.learn.model.model import LearningModel
-from maskpro_deploy.learn.model.sites import Mode, Site, to_planes
+from maskpro_deploy.learn.model.model import LearningModel, Windows
+from maskpro_deploy.learn.model.sites import Mode, Site, set_mode
 
 MAX_MASKS = 70  # 4:8: 105 bytes of state a weight
 _STANDARD, _PRIOR = 0.01, 3.0
@@ -34,14 +35,8 @@ _TAU, _KAPPA = (4.0, 0.05), (100.0, 500.0)  # at the start and at the end
 _BETA1, _BETA2, _EPSILON = 0.9, 0.95, 1e-12
 
 
-class MaskLLMEstimator:
+class MaskLLMEstimator(Estimator):
     """See the module.
-
-    Args:
-        config: the settings.
-        model: the model whose layers the sites are.
-        sites: all of them.
-        loss: the objective.
 
     Raises:
         PatternError: the pattern has more than `MAX_MASKS` masks a group.
@@ -53,7 +48,7 @@ class MaskLLMEstimator:
                 f"--estimator maskllm has one logit a mask, and {config.pattern} has {config.pattern.num_masks} masks a group.\n"
                 f"Use another estimator: they have one logit a weight."
             )
-        self._config, self._model, self._sites, self._loss = config, model, sites, loss
+        super().__init__(config, model, sites, loss)
         self._masks = torch.from_numpy(config.pattern.all_masks()).float().to(model.head.device)  # (S, M)
         self._step, self._tau, self._kappa, self._rate = 0, _TAU[0], _KAPPA[0], 0.0
         self._updates = 0
@@ -68,7 +63,6 @@ class MaskLLMEstimator:
             self._gates[site.name] = gates
             self._moments[site.name] = torch.zeros_like(gates), torch.zeros_like(gates)
             site.kept = self._argmax(site)
-            site.draw, site.on_gradient = self._soft, self._move
 
     def step(self, windows: Windows, step: int, left: float) -> Tensor:
         """One forward pass under soft masks and one backward pass."""
@@ -76,12 +70,9 @@ class MaskLLMEstimator:
         self._tau = _TAU[0] * left + _TAU[1] * (1 - left)
         self._kappa = _KAPPA[0] * left + _KAPPA[1] * (1 - left)
         self._updates += 1
-        for site in self._sites:
-            site.mode = Mode.SAMPLE
-        loss = self._loss(windows, differentiable=True)
-        value = early_check(loss, step, self._model, windows)
-        self._model.backward(loss)
-        return value
+        self._metrics = {"tau": self._tau, "kappa": self._kappa}
+        set_mode(self._sites, Mode.SAMPLE)
+        return self._learn_backward(self._loss(windows, differentiable=True), windows, step)
 
     def _probabilities(self, site: Site) -> Tensor:
         """The y of every group; the same key gives the same noise.  # (S, G)"""
@@ -91,11 +82,13 @@ class MaskLLMEstimator:
         gumbel = uniform.log_().neg_().log_().neg_()
         return torch.softmax(gumbel.add_(gates, alpha=self._kappa).div_(self._tau), dim=0)
 
-    def _soft(self, site: Site) -> Tensor:
+    def draw_mask(self, site: Site) -> Tensor:
+        """The soft mask.  # (O, C)"""
         factors = self._masks.t() @ self._probabilities(site)  # (M, G)
         return factors.t().reshape(site.weight.shape).to(site.weight.dtype)
 
-    def _move(self, site: Site, grad_weight: Tensor) -> None:
+    def take_gradient(self, site: Site, grad_weight: Tensor) -> None:
+        """Move the candidates' logits.  # (O, C)"""
         y = self._probabilities(site)
         along = self._masks @ to_planes(grad_weight * site.weight, self._config.pattern.m)  # (S, G)
         grad = (along - (y * along).sum(0)).mul_(y).mul_(self._kappa / self._tau)
@@ -128,7 +121,3 @@ class MaskLLMEstimator:
             for kind, moment in zip(("first", "second"), self._moments[site.name], strict=True):
                 moment.copy_(tensors[f"{kind}/{site.name}"])
             site.kept = self._argmax(site)
-
-    def metrics(self) -> dict[str, float]:
-        """The schedules."""
-        return {"tau": self._tau, "kappa": self._kappa}

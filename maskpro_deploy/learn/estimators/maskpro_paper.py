@@ -19,77 +19,49 @@ import torch
 from torch import Tensor
 
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.distributions.packed import pack, unpack
 from maskpro_deploy.learn.distributions.top_n import centred
-from maskpro_deploy.learn.estimators.base import Windows, check_loss
-from maskpro_deploy.learn.estimators.pathwise import draw
+from maskpro_deploy.learn.estimators.base import Estimator
+from maskpro_deploy.learn.estimators.exploration import move_by_scores
 from maskpro_deploy.learn.estimators.step_loss import StepLoss
-from maskpro_deploy.learn.kernels.half_logits import noise, store
-from maskpro_deploy.learn.model.model import LearningModel
-from maskpro_deploy.learn.model.sites import Mode, Site
+from maskpro_deploy.learn.model.model import LearningModel, Windows
+from maskpro_deploy.learn.model.sites import Mode, Site, set_mode
 
 _STRENGTH = 10.0  # of the initial logits
 _TRACKED = 0.99  # what a step leaves of the moving average
 
 
-class MaskProPaperEstimator:
-    """See the module.
-
-    Args:
-        config: the settings.
-        model: the model whose layers the sites are.
-        sites: all of them.
-        loss: the objective.
-    """
+class MaskProPaperEstimator(Estimator):
+    """See the module; the initial masks are the prior's, which a resumed run computes again."""
 
     def __init__(self, config: LearnConfig, model: LearningModel, sites: Sequence[Site], loss: StepLoss) -> None:
-        self._config, self._model, self._sites, self._loss = config, model, sites, loss
+        super().__init__(config, model, sites, loss)
         self._tracker = 0.0
-        self._metrics: dict[str, float] = {}
         self._initial = {site.name: site.kept for site in sites}
+        self._masks = self._initial  # what `draw_mask` gives
         for site in sites:
             for _, chunk in site.chunks():
-                mask = self._planes(site, site.kept, chunk)
+                mask = site.planes(site.kept, chunk)
                 site.logits[:, chunk] = centred(mask.float().mul_(_STRENGTH), site.family.pattern.n).half()
 
     @torch.no_grad()
     def step(self, windows: Windows, step: int, left: float) -> Tensor:
-        """Try one sample and the initial mask on the batch."""
-        losses = {}
-        for name, chosen in (("initial", self._first), ("sample", lambda site: self._draw(site, step))):
-            for site in self._sites:
-                site.mode, site.draw = Mode.SAMPLE, chosen
-            losses[name] = check_loss(float(self._loss(windows, differentiable=False)), step, self._model, windows)
-        residual = losses["sample"] - losses["initial"]
+        """Try the initial mask and one sample on the batch."""
+        set_mode(self._sites, Mode.SAMPLE)
+        keys = {site.name: site.key(self._config.seed, step) for site in self._sites}
+        losses = []
+        for masks in (self._initial, {site.name: site.sample(1.0, keys[site.name]) for site in self._sites}):
+            self._masks = masks
+            losses.append(self._try_masks(windows, step))
+        residual = losses[1] - losses[0]
         self._tracker = _TRACKED * self._tracker + (1 - _TRACKED) * residual
+        rate = self._config.rate * (residual - self._tracker)
         for site in self._sites:
-            self._move(site, step, residual - self._tracker)
+            move_by_scores(site, [self._masks[site.name]], [1.0], temperature=1.0, rate=rate, key=keys[site.name])
         self._metrics = {"residual": residual, "tracker": self._tracker}
-        return torch.tensor(losses["sample"], dtype=torch.float64)
+        return torch.tensor(losses[1], dtype=torch.float64)
 
-    def _first(self, site: Site) -> Tensor:
-        return self._initial[site.name]
-
-    def _draw(self, site: Site, step: int) -> Tensor:
-        return draw(site, 1.0, site.key(self._config.seed, step))
-
-    def _planes(self, site: Site, bits: Tensor, chunk: slice) -> Tensor:
-        m = site.family.pattern.m
-        return unpack(bits[site.bits_of(chunk)], (chunk.stop - chunk.start) * m).view(-1, m).t().contiguous()
-
-    def _move(self, site: Site, step: int, advantage: float) -> None:
-        drawn, kept = self._draw(site, step), torch.empty_like(site.kept)
-        for number, chunk in site.chunks():
-            logits = site.logits[:, chunk].float()
-            score = site.family.score(logits, self._planes(site, drawn, chunk))
-            moved = logits.sub_(score, alpha=self._config.rate * advantage)
-            dither = noise((moved.shape[0], moved.shape[1]), site.key(self._config.seed, step) + number * 7919, moved.device)
-            kept[site.bits_of(chunk)] = pack(store(site.logits[:, chunk], moved, site.family.pattern.n, dither))
-        site.kept = kept
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The logits; the initial masks are the prior's, which a resumed run computes again."""
-        return {f"logits/{s.name}": s.logits for s in self._sites}
+    def draw_mask(self, site: Site) -> Tensor:
+        return self._masks[site.name]
 
     def numbers(self) -> dict[str, Any]:
         """The moving average."""
@@ -97,11 +69,5 @@ class MaskProPaperEstimator:
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
+        super().restore(tensors, numbers)
         self._tracker = float(numbers["tracker"])
-        for site in self._sites:
-            site.logits.copy_(tensors[f"logits/{site.name}"])
-            site.kept = site.argmax()
-
-    def metrics(self) -> dict[str, float]:
-        """Residual and moving average."""
-        return self._metrics

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from maskpro_deploy.learn.model.model import LearningModel
-from maskpro_deploy.learn.model.sites import Mode, Site
-
-_KL_SHARE = {"ce": 0.0, "kl": 1.0, "ce+kl": 0.5, "block": 0.0}  # block by block there is no loss of the whole model
+from maskpro_deploy.learn.model.model import LearningModel, Windows
+from maskpro_deploy.learn.model.sites import Mode, Site, set_mode
 
 
 class StepLoss:
@@ -21,26 +17,25 @@ class StepLoss:
     Args:
         model: the model with its sites.
         sites: every masked layer; for a divergence they are switched off while the dense model is asked.
-        objective: "ce", "kl" or "ce+kl".
+        teacher_share: of the divergence from the dense model, 0 to 1; the rest is cross-entropy.
     """
 
-    def __init__(self, model: LearningModel, sites: Sequence[Site], objective: str) -> None:
-        self._model, self._sites, self._share = model, sites, _KL_SHARE[objective]
-        self._asked: npt.NDArray[np.int32] | None = None
+    def __init__(self, model: LearningModel, sites: Sequence[Site], teacher_share: float) -> None:
+        self._model, self._sites, self._share = model, sites, teacher_share
+        self._asked: Windows | None = None
         self._answer: Tensor | None = None
 
-    def __call__(self, windows: npt.NDArray[np.int32], *, differentiable: bool) -> Tensor:
+    def __call__(self, windows: Windows, *, differentiable: bool) -> Tensor:
         """The loss under the sites' current masks.  # (B, T) -> scalar, nats a token"""
         if self._share == 0:
             return self._model.loss(windows, differentiable=differentiable)
         return self._model.loss(windows, differentiable=differentiable, teacher=self._teacher(windows), share=self._share)
 
-    def _teacher(self, windows: npt.NDArray[np.int32]) -> Tensor:
+    def _teacher(self, windows: Windows) -> Tensor:
         """Last hidden states of the dense model; kept for as long as the same windows are asked about.  # (B, T, D)"""
         if self._answer is None or self._asked is not windows:
             modes = [site.mode for site in self._sites]
-            for site in self._sites:
-                site.mode = Mode.DENSE
+            set_mode(self._sites, Mode.DENSE)
             try:
                 with torch.no_grad():
                     self._answer = self._model.hidden(self._model.tokens(windows), differentiable=False)

@@ -22,6 +22,7 @@ HALF_BITS = 13  # mantissa bits that float32 has beyond float16
 NOISE = 1 << 20  # numbers in the table on a CPU, where a chunk of groups has fewer weights
 _NOISE_GPU = 1 << 22
 _ALIGNED = 4  # windows start at multiples of 16 bytes, as compiled kernels like them
+_NEXT = 7919  # from a chunk's place in the table to the next one's
 _LIMIT = 60000.0  # float16 ends at 65504
 
 
@@ -42,11 +43,21 @@ def store(logits: Tensor, moved: Tensor, kept: int, noise: Tensor) -> Tensor:
     return top_of_centred(stored, kept)
 
 
-def noise(shape: tuple[int, int], key: int, device: torch.device) -> Tensor:
-    """Random integers of 13 bits; the key says where in the table they start.  # of `shape`, int32"""
+def noise(shape: tuple[int, int], key: int, device: torch.device, number: int = 0) -> Tensor:
+    """Random integers of 13 bits; the key says where in the table they start.
+
+    Args:
+        shape: (M, G).
+        key: of seed, step and site.
+        device: where the logits are.
+        number: of the chunk of the site.
+
+    Returns:
+        (M, G) int32.
+    """
     count = shape[0] * shape[1]
     table = _table(device)
-    start = key % ((len(table) - count) // _ALIGNED + 1) * _ALIGNED
+    start = (key + number * _NEXT) % ((len(table) - count) // _ALIGNED + 1) * _ALIGNED
     return table[start : start + count].view(shape)
 
 
@@ -66,7 +77,7 @@ def round_to_half(planes: Tensor, noise: Tensor) -> Tensor:
     """Round to one of the two nearest float16, the nearer the likelier; the planes are overwritten.
 
     Adding random bits below the float16's last one and cutting them off does it: the sum carries with the right probability.
-    What is no number becomes infinite: the bits of a NaN could carry to those of a zero.
+    A NaN becomes infinite: the bits of a NaN could carry to those of a zero.
 
     Args:
         planes: float32.

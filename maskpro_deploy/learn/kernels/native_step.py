@@ -1,11 +1,11 @@
 """The step of the logits on a CPU, as native code: `native_step.c`, compiled for this machine at first use.
 
 Operation by operation a step makes some hundred passes over its numbers, each a vector or two of arithmetic between a load and a
-store; as one loop it makes one. torch.compile is no way there on a CPU: it vectorises nothing that mixes float16 and bfloat16.
+store; as one loop it makes one. torch.compile does not help on a CPU: it vectorises nothing that mixes float16 and bfloat16.
 
 The code for a pattern is kept in the cache folder. Its name has a hash of all that decides on it (source, flags, compiler, this
 CPU's features), as a home folder may be shared by unlike machines, and one of its bytes: a damaged file is never loaded. Where
-there is no compiler, or it fails, torch does it, which is told once.
+there is no compiler, or it fails, torch does it, which is logged once.
 
 Shapes: `M` weights in a group, `G` groups.
 """
@@ -26,19 +26,17 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from maskpro_deploy.learn.distributions.top_n import network
+from maskpro_deploy.learn.kernels.contract import Chunk, ChunkStep
 from maskpro_deploy.learn.kernels.half_logits import HALF_BITS
-from maskpro_deploy.learn.kernels.optimizer import LEVELS, Moments, first_bound
+from maskpro_deploy.learn.kernels.optimizer import LEVELS, first_bound
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.system.files import cache_folder
-
-if TYPE_CHECKING:
-    from maskpro_deploy.learn.kernels.fused import ChunkStep
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +48,7 @@ _TIMEOUT_S = 60.0
 _THREAD_WEIGHTS = 1 << 15  # fewer are not worth another thread
 
 
-class _Chunk(ctypes.Structure):
+class _Arguments(ctypes.Structure):
     """`chunk` in `native_step.c`."""
 
     _fields_ = (
@@ -69,7 +67,7 @@ class _Chunk(ctypes.Structure):
 
 
 class NativeStep:
-    """A `fused.ChunkStep` in native code, divided among as many threads as torch has; their number changes no bit.
+    """A `ChunkStep` in native code, divided among as many threads as torch has; their number changes no bit.
 
     Args:
         pattern: of groups of at most `MAX_GROUP` weights.
@@ -83,40 +81,32 @@ class NativeStep:
         self._m, self._otherwise, self._step = pattern.m, otherwise, library.step
         self._step.restype, self._step.argtypes = None, [ctypes.c_void_p]
 
-    def __call__(
-        self,
-        grad: Tensor,
-        weight: Tensor,
-        logits: Tensor,
-        moments: Moments,
-        dither: Tensor,
-        scale: float,
-        betas: tuple[float, float],
-    ) -> Tensor:
-        first, second = moments.first, moments.second
+    def __call__(self, chunk: Chunk) -> Tensor:
+        grad, weight, logits, dither = chunk.grad, chunk.weight, chunk.logits, chunk.dither
+        first, second = chunk.moments.first, chunk.moments.second
         if grad.dtype == torch.float32:  # rewards of layers have more bits than the weights
             weight = weight.float()
         known = grad.dtype == weight.dtype and weight.dtype in (torch.bfloat16, torch.float32)
         rows = all(x.stride(1) == 1 for x in (logits, first, second, dither))
         if not (known and rows and grad.is_contiguous() and weight.is_contiguous()):
-            return self._otherwise(grad, weight, logits, moments, dither, scale, betas)
+            return self._otherwise(chunk)
         groups = logits.shape[1]
         packed = torch.empty(-(-groups * self._m // 8), dtype=torch.uint8)
-        beta1, beta2 = betas
+        beta1, beta2 = chunk.betas
         bound = first_bound(beta1, beta2)
-        chunk = _Chunk(
+        arguments = _Arguments(
             grad=grad.data_ptr(), weight=weight.data_ptr(), is_float32=weight.dtype == torch.float32,
             logits=logits.data_ptr(), logits_stride=logits.stride(0), first=first.data_ptr(), first_stride=first.stride(0),
             second=second.data_ptr(), second_stride=second.stride(0), dither=dither.data_ptr(), dither_stride=dither.stride(0),
             packed=packed.data_ptr(), groups=groups, beta2=beta2, one_less_beta2=1 - beta2, carry=beta1 * bound / LEVELS,
-            one_less_beta1=1 - beta1, scale=scale, levels=LEVELS / bound * (1 << HALF_BITS),
+            one_less_beta1=1 - beta1, scale=float(chunk.scale), levels=LEVELS / bound * (1 << HALF_BITS),
         )  # fmt: skip
 
         threads = min(torch.get_num_threads(), groups * self._m // _THREAD_WEIGHTS)
         if threads > 1:
-            _together(self._step, chunk, threads)
+            _together(self._step, arguments, threads)
         else:
-            self._step(ctypes.addressof(chunk))
+            self._step(ctypes.addressof(arguments))
         return packed
 
 
@@ -178,13 +168,13 @@ def source(pattern: NMPattern) -> str:
     return "".join(f"#define {name} {value}\n" for name, value in macros.items()) + text
 
 
-def _together(step: Any, chunk: _Chunk, threads: int) -> None:
+def _together(step: Any, arguments: _Arguments, threads: int) -> None:
     """Let several threads work on a chunk, without Python's lock: torch's own, which are awake, else some of Python's."""
     if parallel := _openmp():
-        parallel(step, ctypes.addressof(chunk), threads, 0)
+        parallel(step, ctypes.addressof(arguments), threads, 0)
         return
-    others = [_pool().submit(step, ctypes.addressof(chunk)) for _ in range(threads - 1)]
-    step(ctypes.addressof(chunk))
+    others = [_pool().submit(step, ctypes.addressof(arguments)) for _ in range(threads - 1)]
+    step(ctypes.addressof(arguments))
     for other in others:
         other.result()
 
@@ -223,8 +213,8 @@ def _cached(pattern: NMPattern, compiler: list[str], code: str) -> ctypes.CDLL:
     """
     folder = cache_folder() / "native"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = folder.stat()
-    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise PermissionError(f"others may write to {folder}")  # and so decide what code is run here
     version = _run([*compiler, "--version"]).partition("\n")[0]
     decides = _hash("\n".join((code, *_FLAGS, _OWN_CPU, *compiler, version, _cpu())).encode())

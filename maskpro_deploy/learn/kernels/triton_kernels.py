@@ -1,7 +1,7 @@
 r"""The GPU's kernels: the whole step of a layer's logits as one, and the frozen weight under a mask's bits as another.
 
 A GPU that learns a small model waits for launches, and one that learns a large model for memory. Each kernel is one launch, reads
-what it needs once and writes what has changed once. The arithmetic is that of `fused.covariance`, `optimizer.move` and
+what it needs once and writes what has changed once. The arithmetic is that of `compiled.covariance`, `optimizer.move` and
 `half_logits.store`, without the table of random numbers: the noise of the roundings is a hash of the key of seed, step and layer,
 and of the place in the layer (twice the finaliser of MurmurHash3, each with half of the key).
 
@@ -37,7 +37,7 @@ def _mixed(x):
 @triton.jit(do_not_specialize=["low", "high"])
 def move(
     grad,  # (G * M,) of the masked weight, and
-    weight,  # (G * M,), both as they lie in memory
+    weight,  # (G * M,), both in the order of memory
     logits,  # (M, G) float16, changed in place, as are
     first,  # (M, G) int8, and
     second,  # (M, G) bfloat16
@@ -67,7 +67,7 @@ def move(
     theta = tl.load(logits + plane, mask=there, other=0.0).to(tl.float32)
     h = tl.load(grad + flat, mask=there, other=0.0).to(tl.float32) * tl.load(weight + flat, mask=there, other=0.0).to(tl.float32)
 
-    # Cov(m) h: costs and gains of every mask count from the mode, see `fused.covariance`
+    # Cov(m) h: costs and gains of every mask count from the mode, see `compiled.covariance`
     above = theta >= 0
     away, change = tl.abs(theta), tl.where(above, -h, h)
     total = tl.full((B, J), 0.0, tl.float32)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,13 +19,10 @@ from torch import Tensor
 from maskpro_deploy.errors import in_one_line
 from maskpro_deploy.learn.distributions import packed
 from maskpro_deploy.learn.distributions.top_n import centred, top_of_centred
+from maskpro_deploy.learn.kernels.contract import Chunk, ChunkStep, MaskedLayer, SiteStep
 from maskpro_deploy.learn.kernels.half_logits import noise
 from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer, Moments, first_bound
 from maskpro_deploy.pattern import NMPattern
-
-if TYPE_CHECKING:
-    from maskpro_deploy.learn.kernels.fused import ChunkStep, SiteStep
-    from maskpro_deploy.learn.model.sites import Site
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +34,7 @@ _SCALE, _GROUPS = 0.1, 1000
 
 
 class TritonStep:
-    """A `fused.SiteStep` that is one launch.
+    """A `SiteStep` that is one launch.
 
     Args:
         pattern: has at most `MAX_MASKS` masks a group, and its M divides 8.
@@ -59,7 +56,7 @@ class TritonStep:
             "B": _BYTES,
         }
 
-    def __call__(self, optimizer: LogitOptimizer, site: Site, grad_weight: Tensor, key: int) -> None:
+    def __call__(self, optimizer: LogitOptimizer, site: MaskedLayer, grad_weight: Tensor, key: int) -> None:
         moments = optimizer.whole(site.name, site.logits)
         grad, weight = grad_weight.contiguous(), site.weight
         site.kept = self.move(grad, weight, site.logits, moments, key, optimizer.scale, optimizer.betas)
@@ -112,11 +109,11 @@ def triton_step(pattern: NMPattern, otherwise: SiteStep, reference: ChunkStep, d
         return otherwise
     step = TritonStep(pattern, kernels)
     try:
-        found = differences(step, pattern, reference, device)
+        fault = find_differences(step, pattern, reference, device)
     except Exception as e:  # what a compiler, a driver and a device can come up with
-        found = in_one_line(e, 200)
-    if found:
-        log.warning("the step's own GPU kernel does not work here (%s): steps take longer.", found)
+        fault = in_one_line(e, 200)
+    if fault:
+        log.warning("the step's own GPU kernel does not work here (%s): steps take longer.", fault)
         return otherwise
     return step
 
@@ -146,19 +143,19 @@ def load(device: torch.device) -> Any:
         weight = torch.arange(-60.0, 60.0, device=device).view(8, 15).to(torch.bfloat16)
         bits = torch.arange(100, 115, dtype=torch.uint8, device=device)
         works = torch.equal(_masked(triton_kernels, weight, bits), packed.masked(weight, bits))
-        found = "" if works else "a wrong result"
+        fault = "" if works else "a wrong result"
     except ImportError:
         log.info("no Triton here")
         return None
     except Exception as e:  # as above
-        found = in_one_line(e, 200)
-    if found:
-        log.warning("own GPU kernels do not work here (%s): steps take longer.", found)
+        fault = in_one_line(e, 200)
+    if fault:
+        log.warning("own GPU kernels do not work here (%s): steps take longer.", fault)
         return None
     return triton_kernels
 
 
-def differences(step: TritonStep, pattern: NMPattern, reference: ChunkStep, device: torch.device) -> str:
+def find_differences(step: TritonStep, pattern: NMPattern, reference: ChunkStep, device: torch.device) -> str:
     """In what a step differs from operations by more than roundings; empty for nothing.
 
     Args:
@@ -175,7 +172,7 @@ def differences(step: TritonStep, pattern: NMPattern, reference: ChunkStep, devi
     first = torch.randint(-127, 128, shape, dtype=torch.int8, generator=generator).to(device)
     second = (torch.rand(shape, generator=generator) * 1e-9).bfloat16().to(device)
     expected, moments = logits.clone(), Moments(first.clone(), second.clone())
-    reference(grad, weight, expected, moments, noise(shape, 0, device), _SCALE, _BETAS)
+    reference(Chunk(grad, weight, expected, moments, noise(shape, 0, device), _SCALE, _BETAS))
     bits = step.move(grad, weight, logits, Moments(first, second), 1 << 40, _SCALE, _BETAS)
     close = functools.partial(torch.allclose, atol=1e-5)
     checks = {

@@ -79,13 +79,13 @@ class GramHooks:
 
     def grams(self) -> dict[str, Gram]:
         """Layer name -> matrix; a layer that never ran (an expert that no token chose) has one of zero tokens."""
-        found = {}
+        grams = {}
         for name, layer in self._layers.items():
             gram = self._grams.get(self._leader.get(name, name))
             if gram is None:
                 gram = Gram(torch.zeros(layer.in_features, layer.in_features, device=layer.weight.device))
-            found[name] = gram
-        return found
+            grams[name] = gram
+        return grams
 
     def remove(self) -> None:
         """Take the hooks off."""
@@ -105,6 +105,31 @@ def whole_model_grams(model: LearningModel, layers: Mapping[str, nn.Linear], bat
         return hooks.grams()
     finally:
         hooks.remove()
+
+
+def whole_model_norms(model: LearningModel, layers: Mapping[str, nn.Linear], batches: Sequence[Tensor]) -> dict[str, Tensor]:
+    """‖x_j‖₂ of every layer's inputs over all tokens, by whole forward passes of the model as it is.
+
+    Returns:
+        Layer name -> (C,) float32.
+    """
+    squares = {name: torch.zeros(layer.in_features, device=layer.weight.device) for name, layer in layers.items()}
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            squares[name] += args[0].flatten(0, -2).float().square().sum(0)
+
+        return add
+
+    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        with torch.inference_mode():
+            for tokens in batches:
+                model.hidden(tokens, differentiable=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: total.sqrt() for name, total in squares.items()}
 
 
 @dataclass(frozen=True, slots=True)

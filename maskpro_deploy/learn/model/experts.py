@@ -113,8 +113,8 @@ def _stand_in(module: Any) -> Experts | None:
         expected = module(x, index, weights)
     except (TypeError, ValueError, RuntimeError):
         return None
-    found = other(x, index, weights)
-    error = (expected - found).abs().max()
+    outputs = other(x, index, weights)
+    error = (expected - outputs).abs().max()
     return other if bool(error <= _TOLERANCE * expected.abs().max()) else None
 
 

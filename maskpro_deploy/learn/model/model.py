@@ -25,6 +25,8 @@ from maskpro_deploy.pattern import NMPattern
 
 log = logging.getLogger(__name__)
 
+Windows = npt.NDArray[np.int32]  # (W, T)
+
 _FEW_TOKENS = 16
 _SAME_LOSS = 0.05  # relative: bf16 rounds differently in the two ways
 _PROBE = 512  # side of the matrices that are multiplied to compare dtypes
@@ -56,7 +58,7 @@ def prunable_layers(model: Any, pattern: NMPattern, include: str | None, exclude
 
     Raises:
         ConfigError: nothing is left, or a layer keeps its weights in a form that cannot be masked.
-        PatternError: a layer's input dimension is no multiple of M.
+        PatternError: a layer's input dimension is not a multiple of M.
     """
     head = model.get_output_embeddings()
     layers: dict[str, nn.Linear] = {}
@@ -70,8 +72,8 @@ def prunable_layers(model: Any, pattern: NMPattern, include: str | None, exclude
     for name in (*fused_left(model), *(n for n, m in model.named_modules() if type(m).__name__ == "Conv1D")):
         if (not include or re.search(include, name)) and not (exclude and re.search(exclude, name)):
             raise ConfigError(
-                f"{name} ({type(model.get_submodule(name)).__name__}) is no linear layer that can carry a mask: its weights lie "
-                f"in another order.\nLeave it dense with --exclude."
+                f"{name} ({type(model.get_submodule(name)).__name__}) cannot carry a mask: its weights are stored in "
+                f"another order.\nKeep it dense with --exclude."
             )
     if not layers:
         raise ConfigError("no linear layer is left to prune.\nCheck --include and --exclude against the model's layer names.")
@@ -131,16 +133,14 @@ class LearningModel:
         states: Tensor = base(inputs_embeds=embedded, use_cache=False, **more).last_hidden_state
         return states
 
-    def tokens(self, windows: npt.NDArray[np.int32]) -> Tensor:
+    def tokens(self, windows: Windows) -> Tensor:
         """Windows as the model takes them.  # (B, T)"""
         tokens = torch.from_numpy(np.ascontiguousarray(windows, dtype=np.int64))
         if self.head.device.type == "cpu":
             return tokens
         return tokens.pin_memory().to(self.head.device, non_blocking=True)  # from other memory it would wait for all work
 
-    def loss(
-        self, windows: npt.NDArray[np.int32], *, differentiable: bool, teacher: Tensor | None = None, share: float = 0.0
-    ) -> Tensor:
+    def loss(self, windows: Windows, *, differentiable: bool, teacher: Tensor | None = None, share: float = 0.0) -> Tensor:
         """Mean loss over every window's tokens but its first: cross-entropy, or mixed with a divergence.
 
         Args:
@@ -160,7 +160,7 @@ class LearningModel:
         return distillation(hidden, self.head, targets, teacher[:, :-1].flatten(0, 1), share, self.softcap)
 
     @torch.no_grad()
-    def paired_loss(self, windows: npt.NDArray[np.int32]) -> Tensor:
+    def paired_loss(self, windows: Windows) -> Tensor:
         """Run every window twice in one batch, first halves and second halves, and take the cross-entropy of the second ones.
 
         Args:
@@ -173,10 +173,10 @@ class LearningModel:
         hidden = self.hidden(tokens.repeat(2, 1), differentiable=False)[len(tokens) :, :-1].flatten(0, 1)
         return cross_entropy(hidden, self.head, tokens[:, 1:].flatten(), self.softcap)
 
-    def check_backward(self, windows: npt.NDArray[np.int32]) -> None:
+    def check_backward(self, windows: Windows) -> None:
         """Find out on one window whether the backward pass can be made to give the same bits every time.
 
-        Attention's backward pass on a GPU adds numbers as its threads arrive, unless torch is told to refuse whatever has no
+        Attention's backward pass on a GPU adds numbers as its threads arrive, unless torch has to refuse whatever has no
         deterministic form; a model with such operations has to be learned on without.
         """
         if self.head.device.type == "cpu":
@@ -196,7 +196,7 @@ class LearningModel:
             loss.backward()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
-    def check_head(self, windows: npt.NDArray[np.int32]) -> None:
+    def check_head(self, windows: Windows) -> None:
         """Check on a few tokens that the loss formed from hidden states is that of the model's own logits.
 
         Raises:
@@ -212,15 +212,15 @@ class LearningModel:
                 f"{type(self.model).__name__} cannot be learned on: it scales its logits in a way that is not supported here."
             )
 
-    def first_bad_module(self, windows: npt.NDArray[np.int32]) -> str | None:
+    def first_bad_module(self, windows: Windows) -> str | None:
         """Name of the first module in a forward pass whose output is not finite; None if all are."""
-        found: list[str] = []
+        bad: list[str] = []
 
         def look(name: str) -> Any:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
                 first = output[0] if isinstance(output, tuple) else output
-                if not found and isinstance(first, Tensor) and first.is_floating_point() and not torch.isfinite(first).all():
-                    found.append(name)
+                if not bad and isinstance(first, Tensor) and first.is_floating_point() and not torch.isfinite(first).all():
+                    bad.append(name)
 
             return hook
 
@@ -231,4 +231,4 @@ class LearningModel:
         finally:
             for handle in handles:
                 handle.remove()
-        return found[0] if found else None
+        return bad[0] if bad else None

@@ -1,8 +1,8 @@
 """Where masks live: the linear layers of a model, each with its frozen weight, its logits and its current mask.
 
-A `Site` stands in for one `nn.Linear`. In a forward pass it multiplies the frozen weight with a mask (the argmax, one that an
-estimator draws, or none); in the backward pass it hands the weight's gradient to whoever listens and forgets it, so that no
-gradient is ever stored for the whole model. Nor is a masked weight: the backward pass makes it again from the mask's bits.
+A `Site` stands in for one `nn.Linear`. In a forward pass it multiplies the frozen weight with a mask (the argmax, one that its
+hook draws, or none); in the backward pass it hands the weight's gradient to its hook and forgets it, so that no gradient is ever
+stored for the whole model. Nor is a masked weight: the backward pass makes it again from the mask's bits.
 
 Shapes: `O` outputs, `C` inputs (the reduction dimension), `M` weights in a group, `G = O * C / M` groups, `T` tokens.
 """
@@ -10,7 +10,7 @@ Shapes: `O` outputs, `C` inputs (the reduction dimension), `M` weights in a grou
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import Any
 
@@ -30,17 +30,27 @@ _LARGEST_LOGIT = 60000.0  # float16 ends at 65504
 
 
 class Mode(Enum):
-    """What a site multiplies its weight with."""
+    """What a site does in a forward pass."""
 
-    SAMPLE = "sample"
-    ARGMAX = "argmax"
-    DENSE = "dense"
+    SAMPLE = "sample"  # the weight times the mask that the hook draws
+    ARGMAX = "argmax"  # times the argmax mask
+    DENSE = "dense"  # the weight as it is
+    HOOK = "hook"  # whatever the hook computes
 
 
-def to_planes(x: Tensor, m: int) -> Tensor:
-    """Group along the last axis and bring the place in the group to the front.  # (O, C) -> (M, G) float32"""
-    planes = torch.empty(m, x.numel() // m, dtype=torch.float32, device=x.device)
-    return planes.copy_(x.reshape(-1, m).t())
+class SiteHook:
+    """Who moves the logits of sites, and what sites ask of it; this one samples nothing and moves nothing."""
+
+    def draw_mask(self, site: Site) -> Tensor:
+        """The mask in `Mode.SAMPLE`: bits, or factors (O, C) for a mask that is not a yes or no."""
+        return site.kept
+
+    def take_gradient(self, site: Site, grad_weight: Tensor) -> None:
+        """Take ∂L/∂W of the masked weight, and perhaps move the logits.  # (O, C)"""
+
+    def compute_outputs(self, site: Site, x: Tensor) -> Tensor:
+        """The outputs in `Mode.HOOK`.  # (..., C) -> (..., O)"""
+        raise NotImplementedError
 
 
 class Site(nn.Module):
@@ -55,9 +65,8 @@ class Site(nn.Module):
     Attributes:
         logits: (M, G) float16, relative to the cut of their group (see `optimizer`).
         kept: bits of the argmax mask, which whoever moves the logits keeps up to date.
-        draw: gives the mask of `Mode.SAMPLE`: bits, or factors (O, C) for a mask that is no yes or no.
-        on_gradient: takes ∂L/∂W of the masked weight (O, C).
-        rule: takes the place of the whole layer, if set: inputs to outputs.
+        mode: what a forward pass does.
+        hook: who moves the logits.
     """
 
     def __init__(self, name: str, linear: nn.Linear, family: Distribution, logits: Tensor) -> None:
@@ -68,9 +77,7 @@ class Site(nn.Module):
         self.logits = centred(logits, family.pattern.n).clamp_(-_LARGEST_LOGIT, _LARGEST_LOGIT).half()
         self.kept = self.argmax()
         self.mode = Mode.ARGMAX
-        self.draw: Callable[[Site], Tensor] | None = None
-        self.on_gradient: Callable[[Site, Tensor], None] | None = None
-        self.rule: Callable[[Site, Tensor], Tensor] | None = None
+        self.hook = SiteHook()
 
     def key(self, *numbers: int) -> int:
         """A number of 63 bits for this site and numbers such as (run seed, step): what randomness is keyed by."""
@@ -90,10 +97,36 @@ class Site(nn.Module):
         m = self.family.pattern.m
         return slice(chunk.start * m // 8, -(-chunk.stop * m // 8))
 
+    def planes(self, bits: Tensor, chunk: slice) -> Tensor:
+        """The mask of some groups.  # (ceil(O * C / 8),) uint8 -> (M, g) boolean"""
+        m = self.family.pattern.m
+        return unpack(bits[self.bits_of(chunk)], (chunk.stop - chunk.start) * m).view(-1, m).t().contiguous()
+
     def argmax(self) -> Tensor:
         """Bits of the mask of the N highest logits of every group.  # (ceil(O * C / 8),) uint8"""
         n = self.family.pattern.n
         return torch.cat([pack(top_of_centred(self.logits[:, chunk].contiguous(), n)) for _, chunk in self.chunks()])
+
+    def sample(self, temperature: float, key: int, *, mirrored: bool = False) -> Tensor:
+        """Bits of a sample from p_{θ/τ}: the same key gives the same one.
+
+        Args:
+            temperature: τ.
+            key: of the uniform numbers.
+            mirrored: take 1 - u for every uniform number u: the other half of an antithetic pair.
+
+        Returns:
+            (ceil(O * C / 8),) uint8.
+        """
+        generator = torch.Generator(device=self.logits.device).manual_seed(key)
+        bits = torch.empty_like(self.kept)
+        for _, chunk in self.chunks():
+            logits = self.logits[:, chunk].float().div_(temperature)
+            uniform = torch.rand(self.family.uniforms, logits.shape[1], generator=generator, device=logits.device)
+            if mirrored:
+                uniform = uniform.neg_().add_(1 - 2**-24).clamp_min_(0)  # torch draws multiples of 2^-24: so are these, in [0, 1)
+            bits[self.bits_of(chunk)] = pack(self.family.sample(logits, uniform))
+        return bits
 
     def entropy(self) -> float:
         """Entropy of the masks, the sum over groups; nats."""
@@ -104,9 +137,7 @@ class Site(nn.Module):
         """The current mode's mask: bits, or factors (O, C), or None for no mask."""
         if self.mode is Mode.DENSE:
             return None
-        if self.mode is Mode.SAMPLE and self.draw is not None:
-            return self.draw(self)
-        return self.kept
+        return self.hook.draw_mask(self) if self.mode is Mode.SAMPLE else self.kept
 
     def under(self, mask: Tensor | None) -> Tensor:
         """The weight under a mask that `choose` gave.  # (O, C)"""
@@ -133,16 +164,17 @@ class Site(nn.Module):
         array: npt.NDArray[np.bool_] = kept.reshape(self.weight.shape).cpu().numpy()
         return array
 
-    def consume(self, grad_weight: Tensor) -> None:
-        """Take ∂L/∂W of the masked weight.  # (O, C)"""
-        if self.on_gradient is not None:
-            self.on_gradient(self, grad_weight)
-
     def forward(self, x: Tensor) -> Tensor:
-        if self.rule is not None:
-            return self.rule(self, x)
+        if self.mode is Mode.HOOK:
+            return self.hook.compute_outputs(self, x)
         y: Tensor = _MaskedLinear.apply(x, self)  # type: ignore[no-untyped-call]
         return y
+
+
+def set_mode(sites: Sequence[Site], mode: Mode) -> None:
+    """Let several sites do the same in forward passes."""
+    for site in sites:
+        site.mode = mode
 
 
 class _MaskedLinear(torch.autograd.Function):
@@ -158,7 +190,7 @@ class _MaskedLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         site, grad = ctx.site, grads[0]
-        # the gradient of x first: consuming the other one moves the site's logits, and with them perhaps its mask
+        # the gradient of x first: taking the other one moves the site's logits, and with them perhaps its mask
         grad_x = grad @ site.under(ctx.mask)
-        site.consume(grad.flatten(0, -2).t() @ x.flatten(0, -2))
+        site.hook.take_gradient(site, grad.flatten(0, -2).t() @ x.flatten(0, -2))
         return grad_x, None

@@ -1,4 +1,5 @@
-"""Where logits start: magnitude, Wanda, SparseGPT, or a mask that exists.
+"""Where logits start: one-shot masks, one prior a file, all with the contract of `base`.
 
-What enters: sites and calibration statistics. What leaves: first logits. May import: model, distributions.
+What enters: layers, calibration text. What leaves: the first logits, and weights that a prior changed. May import: model,
+distributions.
 """

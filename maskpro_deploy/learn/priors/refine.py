@@ -18,7 +18,7 @@ from torch import Tensor
 
 from maskpro_deploy.pattern import NMPattern
 
-_PASSES = 8
+_PASSES = 8  # over all groups, at most
 _LEAST_GAIN = 1e-3  # of the error: a pass that gains less is the last one
 
 
@@ -28,9 +28,7 @@ def reconstruction_error(weight: Tensor, mask: Tensor, gram: Tensor, target: Ten
     return float(((d @ gram) * d).sum(dtype=torch.float64))
 
 
-def refine(
-    weight: Tensor, mask: Tensor, gram: Tensor, pattern: NMPattern, target: Tensor | None = None, passes: int = _PASSES
-) -> Tensor:
+def refine(weight: Tensor, mask: Tensor, gram: Tensor, pattern: NMPattern, target: Tensor | None = None) -> Tensor:
     """A mask with a reconstruction error that is not larger.
 
     Args:
@@ -39,7 +37,6 @@ def refine(
         gram: (C, C), of the same dtype.
         pattern: the N:M pattern.
         target: what the masked weight should do the work of; the weight itself by default (O, C).
-        passes: over all groups, at most.
 
     Returns:
         Boolean, N of every M kept.  # (O, C)
@@ -47,7 +44,7 @@ def refine(
     mask = mask.clone()
     target = weight if target is None else target
     error = reconstruction_error(weight, mask, gram, target)
-    for _ in range(passes):
+    for _ in range(_PASSES):
         gained = _one_pass(weight, mask, gram, pattern, target)
         if gained <= _LEAST_GAIN * error:
             break

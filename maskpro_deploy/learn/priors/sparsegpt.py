@@ -16,6 +16,7 @@ from torch import Tensor
 
 from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.learn.model.calibration import Gram
+from maskpro_deploy.learn.priors.base import LayerView, Verdict, top_mask
 from maskpro_deploy.pattern import NMPattern
 
 _DAMPING = 0.01  # of the mean diagonal, as published
@@ -35,6 +36,13 @@ class Surgery:
 
     importance: Tensor
     weight: Tensor
+
+
+def sparsegpt(layer: LayerView) -> Verdict:
+    """What the surgery on a layer says of its weights, and what it makes of them."""
+    assert layer.gram is not None  # its entry asks for it
+    surgery = operate(layer.weight, layer.gram, layer.config.pattern)
+    return Verdict(importance=surgery.importance, weight=surgery.weight)
 
 
 def operate(weight: Tensor, gram: Gram, pattern: NMPattern) -> Surgery:
@@ -66,7 +74,7 @@ def operate(weight: Tensor, gram: Gram, pattern: NMPattern) -> Surgery:
         for g in range(0, end - start, pattern.m):
             group = slice(g, g + pattern.m)
             importance[:, start + g : start + g + pattern.m] = cost = part[:, group].abs() / u.diagonal()[group]
-            mask = _top(cost, pattern.n)
+            mask = top_mask(cost, pattern)
             for j in range(g, g + pattern.m):
                 now = part[:, j].clone()
                 kept_weight[:, start + j] = now
@@ -75,12 +83,6 @@ def operate(weight: Tensor, gram: Gram, pattern: NMPattern) -> Surgery:
                 errors[:, j] = error
         w[:, end:].addmm_(errors, factor[start:end, end:], alpha=-1)
     return Surgery(importance=importance, weight=kept_weight)
-
-
-def _top(values: Tensor, n: int) -> Tensor:
-    """The N highest of each row; ties go to the lower index.  # (O, M) -> (O, M) boolean"""
-    order = torch.sort(values, dim=1, descending=True, stable=True).indices[:, :n]
-    return torch.zeros_like(values, dtype=torch.bool).scatter_(1, order, True)
 
 
 def _inverse_factor(gram: Gram, dead: Tensor) -> Tensor:

@@ -379,7 +379,7 @@ def test_a_bundle_that_is_exported_anew_during_the_build_does_not_get_the_engine
     export(tiny_sparse, bundle, ExportConfig(dtype="bf16"), compare=False)
     engine = bundle.parent / "engine"
     engine.write_bytes(b"x")
-    with pytest.raises(CheckFailed, match="exported anew"):
+    with pytest.raises(CheckFailed, match="exported again"):
         install(bundle, before, engine, report)
     assert not (bundle / "engines").exists()
 

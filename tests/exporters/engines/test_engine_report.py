@@ -45,9 +45,9 @@ def two_of_four(k, n, dtype=np.float16):
         (two_of_four(32, 16), "fp16", ""),
         (two_of_four(32, 16), "bf16", ""),
         (two_of_four(32, 16, np.float32), "fp32", "fp32"),
-        (two_of_four(24, 16), "fp16", "K 24 or N 16 is no multiple of 16"),
-        (two_of_four(32, 20), "fp16", "K 32 or N 20 is no multiple of 16"),
-        (np.ones((30, 16), np.float16), "fp16", "K 30 is no multiple of 4"),
+        (two_of_four(24, 16), "fp16", "K 24 or N 16 is not a multiple of 16"),
+        (two_of_four(32, 20), "fp16", "K 32 or N 20 is not a multiple of 16"),
+        (np.ones((30, 16), np.float16), "fp16", "K 30 is not a multiple of 4"),
         (np.ones((32, 16), np.float16), "fp16", "does not hold 2:4"),
         (two_of_four(16, 32).T.copy(), "fp16", "does not hold 2:4"),  # zeros along N are of no use
         (-two_of_four(32, 16), "fp16", "does not hold 2:4"),  # zeros with a sign count as values

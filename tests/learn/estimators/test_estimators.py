@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from test_learn import Stopper, run
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import Text
 from maskpro_deploy.errors import ConfigError, Interrupted, PatternError
-from maskpro_deploy.learn import LearnConfig, LearnResult, learn_checkpoint
+from maskpro_deploy.learn import LearnConfig
+from maskpro_deploy.learn.choices import ESTIMATORS
 from maskpro_deploy.learn.estimators.exploration import flip_share, signal_to_noise, temperature_for
 from maskpro_deploy.learn.model.model import LearningModel
 from maskpro_deploy.learn.trainer import Trainer
@@ -33,33 +34,11 @@ BASE = LearnConfig(
     evaluations=2,
     dtype="float32",
 )
-KINDS = {
-    "pathwise": {},
-    "layer": {"estimator": "maskpro"},
-    "loss": {"estimator": "maskpro", "reward": "loss"},
+WHOLE = [e for e in ESTIMATORS if not e.by_block]  # test_blockwise.py has the other one
+KINDS: dict[str, dict[str, Any]] = {
+    **{e.reward or e.name: {"estimator": e.name} | ({} if e.reward is None else {"reward": e.reward}) for e in WHOLE},
     "loss, drawn": {"estimator": "maskpro", "reward": "loss", "distribution": "plackett-luce", "samples": 2, "parts": 3},
-    "paper": {"estimator": "maskpro-paper"},
-    "maskllm": {"estimator": "maskllm"},
 }
-
-
-class Stopper:
-    """Progress that interrupts the process at a given step, as Ctrl-C does."""
-
-    def __init__(self, at: int) -> None:
-        self.at, self.calls = at, 0
-
-    def update(self, done: float, total: float, note: str = "") -> None:
-        self.calls += 1
-        if self.calls == self.at:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def close(self) -> None:
-        pass
-
-
-def run(dense: Checkpoint, out: Path, text: Text, heldout: Text, config: LearnConfig, **kwargs: object) -> LearnResult:
-    return learn_checkpoint(dense.folder, out, text, heldout, config, device="cpu", **kwargs)  # type: ignore[arg-type]
 
 
 def trainer_for(dense: Checkpoint, config: LearnConfig) -> Trainer:
@@ -92,7 +71,7 @@ def test_it_learns(dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path,
     assert min(p.heldout_loss for p in result.curve) < result.curve[0].heldout_loss - gain
 
 
-@pytest.mark.parametrize("kind", ["layer", "loss", "paper"])
+@pytest.mark.parametrize("kind", [e.reward or e.name for e in WHOLE if not e.backward])
 def test_forward_passes_are_all_it_takes(dense: Checkpoint, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("no backward pass")
@@ -102,7 +81,7 @@ def test_forward_passes_are_all_it_takes(dense: Checkpoint, kind: str, monkeypat
     before = {s.name: s.logits.clone() for s in trainer.sites}
     for _ in range(2):
         trainer._step()
-    if kind != "paper":  # which in two steps need not have tried any other mask
+    if kind != "maskpro-paper":  # which in two steps need not have tried any other mask
         assert any(not torch.equal(before[s.name], s.logits) for s in trainer.sites)
 
 
@@ -136,7 +115,7 @@ def test_a_part_of_the_layers_is_explored_in_turn(dense: Checkpoint) -> None:
 
 
 def test_the_published_form_starts_from_ten_times_the_mask(dense: Checkpoint) -> None:
-    trainer = trainer_for(dense, replace(BASE, **KINDS["paper"]))
+    trainer = trainer_for(dense, replace(BASE, **KINDS["maskpro-paper"]))
     for site in trainer.sites:
         assert torch.equal(site.logits.float().abs(), torch.full(site.logits.shape, 5.0))  # centred: +5 and -5
     assert flip_share(trainer.sites, 1.0) == pytest.approx(1.36e-4, rel=0.02)

@@ -21,10 +21,12 @@ from maskpro_deploy.learn.distributions.conditional_bernoulli import conditional
 from maskpro_deploy.learn.distributions.packed import pack, unpack
 from maskpro_deploy.learn.distributions.top_n import centred, top_of_centred
 from maskpro_deploy.learn.kernels import native_step as native
-from maskpro_deploy.learn.kernels.fused import ByChunks, ChunkStep, by_operations, chunk_step, tell_if_changed
+from maskpro_deploy.learn.kernels.contract import Chunk, ChunkStep
 from maskpro_deploy.learn.kernels.half_logits import noise
 from maskpro_deploy.learn.kernels.native_step import NativeStep
+from maskpro_deploy.learn.kernels.operations import ByOperations
 from maskpro_deploy.learn.kernels.optimizer import Moments
+from maskpro_deploy.learn.kernels.site_step import ByChunks, chunk_step, warn_if_moved_otherwise
 from maskpro_deploy.pattern import NMPattern
 
 CPU = torch.device("cpu")
@@ -62,12 +64,12 @@ class State:
         self.dither = noise((m, groups), seed, CPU)
 
     def after(self, step: ChunkStep, scale: float = 0.1) -> torch.Tensor:
-        return step(self.grad, self.weight, self.logits, self.moments, self.dither, scale, BETAS)
+        return step(Chunk(self.grad, self.weight, self.logits, self.moments, self.dither, scale, BETAS))
 
     def after_torch(self, scale: float = 0.1) -> torch.Tensor:
         """Operation by operation; products in float32, which native code does not round to bfloat16."""
         self.grad, self.weight = self.grad.float(), self.weight.float()
-        return self.after(by_operations(conditional_bernoulli(self.pattern)), scale)
+        return self.after(ByOperations(conditional_bernoulli(self.pattern)), scale)
 
 
 def steps_apart(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -128,7 +130,7 @@ def test_its_gradient_is_the_covariance_by_enumeration(text: str, spread: float)
     p = torch.softmax(kept @ logits, dim=0)
     along = kept @ h
     expected = kept.t() @ (p * (along - (p * along).sum(0)))
-    native_step(text)(state.grad, state.weight, state.logits, state.moments, state.dither, 0.0, (0.0, 0.5))
+    native_step(text)(Chunk(state.grad, state.weight, state.logits, state.moments, state.dither, 0.0, (0.0, 0.5)))
     found = state.moments.second.double() * 2
     assert torch.allclose(found, expected**2, rtol=2.0**-8, atol=1e-12)
 
@@ -228,7 +230,7 @@ def test_what_it_has_no_way_for_goes_to_torch() -> None:
     one, other = State("2:4", 64, torch.float32), State("2:4", 64, torch.float32)
     one.grad, other.grad = (s.grad.double() for s in (one, other))
     one.weight, other.weight = (s.weight.double() for s in (one, other))
-    assert torch.equal(one.after(native_step("2:4")), other.after(by_operations(conditional_bernoulli(NMPattern(2, 4)))))
+    assert torch.equal(one.after(native_step("2:4")), other.after(ByOperations(conditional_bernoulli(NMPattern(2, 4)))))
     assert torch.equal(one.logits, other.logits)
 
 
@@ -346,11 +348,11 @@ def test_a_compiler_that_fails_hangs_or_makes_nonsense(
 
 
 def test_a_run_that_goes_on_in_another_way_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    step = ByChunks(by_operations(conditional_bernoulli(NMPattern(2, 4))))
-    tell_if_changed(step, {"moved_by": "torch"})
-    tell_if_changed(step, {})
+    step = ByChunks(ByOperations(conditional_bernoulli(NMPattern(2, 4))))
+    warn_if_moved_otherwise(step, {"moved_by": "torch"})
+    warn_if_moved_otherwise(step, {})
     assert not caplog.records
-    tell_if_changed(step, {"moved_by": "native"})
+    warn_if_moved_otherwise(step, {"moved_by": "native"})
     assert [r.getMessage() for r in caplog.records] == [
         "the logits were moved by native so far, from here on by torch: the last bits will differ."
     ]

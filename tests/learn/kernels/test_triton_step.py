@@ -14,10 +14,12 @@ from maskpro_deploy.learn.distributions import packed
 from maskpro_deploy.learn.distributions.conditional_bernoulli import conditional_bernoulli
 from maskpro_deploy.learn.distributions.top_n import centred, top_of_centred
 from maskpro_deploy.learn.kernels import triton_step
-from maskpro_deploy.learn.kernels.fused import ByChunks, by_operations, chunk_step
+from maskpro_deploy.learn.kernels.contract import Chunk
 from maskpro_deploy.learn.kernels.half_logits import noise
+from maskpro_deploy.learn.kernels.operations import ByOperations
 from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer, Moments
-from maskpro_deploy.learn.kernels.triton_step import TritonStep, differences
+from maskpro_deploy.learn.kernels.site_step import ByChunks, chunk_step
+from maskpro_deploy.learn.kernels.triton_step import TritonStep, find_differences
 from maskpro_deploy.learn.model.sites import Site
 from maskpro_deploy.pattern import NMPattern
 
@@ -51,22 +53,25 @@ class State:
         return step.move(self.grad, self.weight, self.logits, self.moments, key, scale, BETAS)
 
     def after_operations(self, scale: float = 0.1) -> torch.Tensor:
-        step = by_operations(conditional_bernoulli(self.pattern, DEVICE))
+        step = ByOperations(conditional_bernoulli(self.pattern, DEVICE))
         dither = noise((self.logits.shape[0], self.logits.shape[1]), 0, DEVICE)
-        return step(self.grad, self.weight, self.logits, self.moments, dither, scale, BETAS)
+        return step(Chunk(self.grad, self.weight, self.logits, self.moments, dither, scale, BETAS))
 
 
 @pytest.mark.parametrize("text", PATTERNS)
 def test_it_agrees_with_the_operations(text: str) -> None:
     pattern = NMPattern.parse(text)
-    assert differences(TritonStep(pattern, kernels), pattern, by_operations(conditional_bernoulli(pattern, DEVICE)), DEVICE) == ""
+    assert (
+        find_differences(TritonStep(pattern, kernels), pattern, ByOperations(conditional_bernoulli(pattern, DEVICE)), DEVICE)
+        == ""
+    )
 
 
 def test_a_kernel_that_is_wrong_is_found_out() -> None:
     pattern = NMPattern(2, 4)
     step = TritonStep(pattern, kernels)
     step._constants["CODES"] ^= 0b11
-    assert "logits" in differences(step, pattern, by_operations(conditional_bernoulli(pattern, DEVICE)), DEVICE)
+    assert "logits" in find_differences(step, pattern, ByOperations(conditional_bernoulli(pattern, DEVICE)), DEVICE)
 
 
 @FEW
@@ -152,15 +157,15 @@ def test_without_kernels_that_work_it_goes_operation_by_operation(
     other = ByChunks(chunk_step(family, DEVICE))
     triton_step.load.cache_clear()
     try:
-        assert triton_step.triton_step(pattern, other, by_operations(family), DEVICE).moved_by == "triton"
-        assert triton_step.triton_step(NMPattern(4, 8), other, by_operations(family), DEVICE) is other
+        assert triton_step.triton_step(pattern, other, ByOperations(family), DEVICE).moved_by == "triton"
+        assert triton_step.triton_step(NMPattern(4, 8), other, ByOperations(family), DEVICE) is other
         assert not caplog.messages
 
         def fails(*args: Any, **kwargs: Any) -> None:
             raise RuntimeError("no compiler\nwas found")
 
         monkeypatch.setattr(TritonStep, "move", fails)
-        assert triton_step.triton_step(pattern, other, by_operations(family), DEVICE) is other
+        assert triton_step.triton_step(pattern, other, ByOperations(family), DEVICE) is other
         assert "does not work here (no compiler was found)" in caplog.text
     finally:
         triton_step.load.cache_clear()

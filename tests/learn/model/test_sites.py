@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from maskpro_deploy.learn.distributions.base import to_planes
 from maskpro_deploy.learn.distributions.conditional_bernoulli import conditional_bernoulli
-from maskpro_deploy.learn.estimators.pathwise import draw
-from maskpro_deploy.learn.model.sites import Mode, Site, to_planes
+from maskpro_deploy.learn.model.sites import Mode, Site, SiteHook
 from maskpro_deploy.pattern import NMPattern
 
 PATTERN = NMPattern(2, 4)
@@ -20,6 +20,22 @@ def site() -> Site:
     linear = nn.Linear(16, 6)
     linear.requires_grad_(False)
     return Site("layer.weight", linear, conditional_bernoulli(PATTERN), torch.randn(4, 6 * 16 // 4))
+
+
+class Hook(SiteHook):
+    """Keeps the gradients; draws the given mask, or a sample."""
+
+    def __init__(self, mask: torch.Tensor | None = None) -> None:
+        self.mask, self.received = mask, []
+
+    def draw_mask(self, site: Site) -> torch.Tensor:
+        return site.sample(1.0, site.key(0)) if self.mask is None else self.mask
+
+    def take_gradient(self, site: Site, grad_weight: torch.Tensor) -> None:
+        self.received.append(grad_weight)
+
+    def compute_outputs(self, site: Site, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, 2 * site.weight)
 
 
 def kept(weight: torch.Tensor) -> torch.Tensor:
@@ -41,7 +57,7 @@ def test_dense_mode_is_the_linear_layer_itself(site: Site) -> None:
 @pytest.mark.parametrize("mode", [Mode.SAMPLE, Mode.ARGMAX])
 def test_masked_weight_keeps_exactly_n_of_every_group(site: Site, mode: Mode) -> None:
     site.mode = mode
-    site.draw = lambda site: draw(site, 1.0, site.key(0))
+    site.hook = Hook()
     assert (kept(site.masked_weight()) == PATTERN.n).all()
 
 
@@ -51,17 +67,15 @@ def test_argmax_weight_agrees_with_the_mask_it_reports(site: Site) -> None:
 
 
 def test_the_same_key_gives_the_same_sample_and_another_key_another(site: Site) -> None:
-    draws = [draw(site, 1.0, site.key(*numbers)) for numbers in ((0, 1), (0, 1), (0, 2), (1, 1))]
+    draws = [site.sample(1.0, site.key(*numbers)) for numbers in ((0, 1), (0, 1), (0, 2), (1, 1))]
     assert draws[0].equal(draws[1])
     assert not draws[0].equal(draws[2])
     assert not draws[0].equal(draws[3])
 
 
-@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("mode", [Mode.SAMPLE, Mode.ARGMAX, Mode.DENSE])
 def test_backward_gives_the_gradients_of_the_masked_layer(site: Site, mode: Mode) -> None:
-    received: list[torch.Tensor] = []
-    site.on_gradient = lambda _, grad: received.append(grad)
-    site.draw = lambda site: draw(site, 1.0, site.key(0))
+    site.hook = hook = Hook()
     site.mode = mode
     x = torch.randn(2, 5, 16, requires_grad=True)
     (site(x) ** 2).sum().backward()
@@ -70,20 +84,21 @@ def test_backward_gives_the_gradients_of_the_masked_layer(site: Site, mode: Mode
     y = x.detach().clone().requires_grad_()
     (nn.functional.linear(y, weight, site.bias) ** 2).sum().backward()
     torch.testing.assert_close(x.grad, y.grad)
-    torch.testing.assert_close(received[0], weight.grad)
+    torch.testing.assert_close(hook.received[0], weight.grad)
 
 
 def test_a_soft_mask_multiplies_the_weight(site: Site) -> None:
     factors = torch.rand(6, 16)
-    site.mode, site.draw = Mode.SAMPLE, lambda _: factors
+    site.mode, site.hook = Mode.SAMPLE, Hook(factors)
     torch.testing.assert_close(site.masked_weight(), site.weight * factors)
 
 
 def test_the_gradient_of_the_input_belongs_to_the_mask_of_the_forward_pass(site: Site) -> None:
-    def move(site: Site, grad: torch.Tensor) -> None:
-        site.kept = ~site.kept
+    class Mover(SiteHook):
+        def take_gradient(self, site: Site, grad_weight: torch.Tensor) -> None:
+            site.kept = ~site.kept
 
-    site.on_gradient = move
+    site.hook = Mover()
     before = site.masked_weight().clone()
     x = torch.randn(3, 16, requires_grad=True)
     site(x).sum().backward()
@@ -98,8 +113,18 @@ def test_work_in_chunks_gives_what_work_at_once_gives(site: Site, monkeypatch: p
     assert site.argmax().equal(whole)
 
 
+def test_a_hook_may_compute_the_outputs_itself_and_no_hook_moves_nothing(site: Site) -> None:
+    x = torch.randn(3, 16)
+    site.mode = Mode.HOOK
+    with pytest.raises(NotImplementedError):
+        site(x)
+    site.hook = Hook()
+    torch.testing.assert_close(site(x), nn.functional.linear(x, 2 * site.weight))
+    site.mode, site.hook = Mode.SAMPLE, SiteHook()
+    assert torch.equal(site.masked_weight() != 0, torch.from_numpy(site.mask()))
+
+
 def test_no_gradient_is_stored_on_the_weight(site: Site) -> None:
-    site.on_gradient = lambda _, grad: None
     x = torch.randn(2, 16, requires_grad=True)
     site(x).sum().backward()
     assert site.weight.grad is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,41 +12,46 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from maskpro_deploy.learn.choices import PRIORS
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.distributions.conditional_bernoulli import conditional_bernoulli
-from maskpro_deploy.learn.model.calibration import BlockStream, whole_model_grams
+from maskpro_deploy.learn.model.calibration import BlockStream, whole_model_grams, whole_model_norms
 from maskpro_deploy.learn.model.model import LearningModel, prunable_layers
-from maskpro_deploy.learn.priors.priors import (
-    compute_prior,
-    initial_logits,
-    input_norms,
-    logits_of_mask,
-    relative_importance,
-    scores,
-    top_mask,
-)
+from maskpro_deploy.learn.priors.base import LayerView, Prior, top_mask
+from maskpro_deploy.learn.priors.compute import compute_prior
+from maskpro_deploy.learn.priors.logits import initial_logits, logits_of_mask
+from maskpro_deploy.learn.priors.magnitude import magnitude
 from maskpro_deploy.learn.priors.refine import reconstruction_error
+from maskpro_deploy.learn.priors.ria import ria
+from maskpro_deploy.learn.priors.wanda import wanda
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.torch_lm import load_causal_lm
 
 PATTERN = NMPattern(2, 4)
 
 
+def view(weight: torch.Tensor, norms: torch.Tensor | None = None) -> LayerView:
+    """A layer as a prior sees it."""
+    return LayerView(name="a", weight=weight, norms=norms, gram=None, config=LearnConfig(pattern=PATTERN), given=None)
+
+
 def test_input_norms_are_those_of_all_inputs_seen() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(8, 3)
     inputs = [torch.randn(2, 5, 8), torch.randn(4, 8)]
-    norms = input_norms({"a": layer}, lambda: [layer(x) for x in inputs] and None)
+    model: Any = SimpleNamespace(hidden=lambda x, differentiable: layer(x))
+    norms = whole_model_norms(model, {"a": layer}, inputs)
     expected = torch.cat([x.reshape(-1, 8) for x in inputs]).norm(dim=0)
     torch.testing.assert_close(norms["a"], expected)
     assert not layer._forward_pre_hooks  # nothing stays behind
 
 
-@pytest.mark.parametrize("with_norms", [False, True], ids=["magnitude", "wanda"])
-def test_the_mode_of_the_initial_logits_is_the_one_shot_mask(with_norms: bool) -> None:
+@pytest.mark.parametrize("prior", [magnitude, wanda])
+def test_the_mode_of_the_initial_logits_is_the_one_shot_mask(prior: Prior) -> None:
     torch.manual_seed(1)
-    weight = torch.randn(6, 16)
-    importance = scores(weight, torch.rand(16) + 0.1 if with_norms else None)
+    weight, norms = torch.randn(6, 16), torch.rand(16) + 0.1
+    importance = prior(view(weight, norms)).importance
+    torch.testing.assert_close(importance, weight.abs() * (norms if prior is wanda else 1))
     logits = initial_logits(importance, PATTERN, 6.0)
     family = conditional_bernoulli(PATTERN)
     kept = family.mode(logits).t().reshape(6, 16)
@@ -54,7 +60,7 @@ def test_the_mode_of_the_initial_logits_is_the_one_shot_mask(with_norms: bool) -
 
 def test_a_zero_weight_is_kept_only_where_the_group_has_nothing_better() -> None:
     weight = torch.tensor([[0.0, 1e-12, 0.0, 5.0], [0.0, 0.0, 0.0, 1.0]])
-    logits = initial_logits(scores(weight, None), PATTERN, 6.0)
+    logits = initial_logits(weight.abs(), PATTERN, 6.0)
     family = conditional_bernoulli(PATTERN)
     kept = family.mode(logits).t()
     assert kept[0].tolist() == [False, True, False, True]
@@ -75,7 +81,7 @@ def test_relative_importance_is_that_of_the_definition() -> None:
     weight = torch.tensor([[1.0, -2.0], [3.0, 4.0]])
     norms = torch.tensor([4.0, 9.0])
     expected = torch.tensor([[(1 / 4 + 1 / 3) * 2, (2 / 6 + 2 / 3) * 3], [(3 / 4 + 3 / 7) * 2, (4 / 6 + 4 / 7) * 3]])
-    torch.testing.assert_close(relative_importance(weight, norms), expected)
+    torch.testing.assert_close(ria(view(weight, norms)).importance, expected)
 
 
 @given(seed=st.integers(0, 999), pattern=st.sampled_from([NMPattern(1, 4), PATTERN, NMPattern(4, 8)]), ties=st.booleans())
@@ -125,7 +131,7 @@ def setup(tiny_checkpoint: Path) -> Setup:
 
 def test_dense_inputs_block_by_block_are_those_of_whole_forward_passes(setup: Setup) -> None:
     stream = BlockStream(setup.model, setup.batches)
-    norms = input_norms(setup.layers, lambda: [setup.model.hidden(t, differentiable=False) for t in setup.batches] and None)
+    norms = whole_model_norms(setup.model, setup.layers, setup.batches)
     seen = set()
     for block in stream.blocks:
         members = {n: y for n, y in setup.layers.items() if n.startswith(block)}
@@ -157,7 +163,7 @@ def test_pruned_inputs_are_those_behind_the_pruned_blocks(setup: Setup) -> None:
 
 @pytest.mark.parametrize(
     "chosen",
-    [{"prior": "sparsegpt"}, {"prior": "ria"}, {"prior": "ria", "prior_inputs": "pruned"}, {"prior": "none"}, {"refine": True}],
+    [*({"prior": p.name} for p in PRIORS if not p.takes), {"prior": "ria", "prior_inputs": "pruned"}, {"refine": True}],
     ids=str,
 )
 def test_every_prior_keeps_the_pattern_and_leaves_the_weights_alone(setup: Setup, chosen: dict[str, Any]) -> None:

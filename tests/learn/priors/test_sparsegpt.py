@@ -7,7 +7,7 @@ import torch
 
 from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.learn.model.calibration import Gram
-from maskpro_deploy.learn.priors.priors import top_mask
+from maskpro_deploy.learn.priors.base import top_mask
 from maskpro_deploy.learn.priors.refine import reconstruction_error
 from maskpro_deploy.learn.priors.sparsegpt import operate
 from maskpro_deploy.pattern import NMPattern

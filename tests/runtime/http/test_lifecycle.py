@@ -19,8 +19,7 @@ from maskpro_deploy.runtime import RuntimeConfig, TextGenerator
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 from maskpro_deploy.runtime.http import lifecycle
 from maskpro_deploy.runtime.http.config import ServeConfig
-from maskpro_deploy.runtime.http.lifecycle import running_server, serve
-from maskpro_deploy.runtime.http.listener import listen
+from maskpro_deploy.runtime.http.lifecycle import listen, running_server, serve
 
 CPU = RuntimeConfig(provider="cpu", threads=1)
 LONG = {"prompt": [1], "max_tokens": 200, "ignore_eos": True, "stream": True}

@@ -24,8 +24,7 @@ from maskpro_deploy import __version__
 from maskpro_deploy.runtime import RuntimeConfig, SamplingParams, TextGenerator
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 from maskpro_deploy.runtime.http.config import ServeConfig
-from maskpro_deploy.runtime.http.lifecycle import running_server
-from maskpro_deploy.runtime.http.listener import base_url, listen
+from maskpro_deploy.runtime.http.lifecycle import base_url, listen, running_server
 from maskpro_deploy.runtime.http.server import create_app
 
 MODEL = "tiny-sparse"

@@ -95,7 +95,7 @@ def changed(source: Path, target: Path, **graph: str) -> Path:
 
 
 def test_a_graph_that_is_not_of_its_form_is_refused(sparse_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="no 'static' form"):
+    with pytest.raises(FormatError, match="not the 'static' form"):
         open_session(changed(sparse_bundle, tmp_path / "b", form="static"))
 
 

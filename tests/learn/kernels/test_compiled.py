@@ -8,8 +8,10 @@ import torch
 from maskpro_deploy.learn.distributions.conditional_bernoulli import conditional_bernoulli
 from maskpro_deploy.learn.distributions.packed import unpack
 from maskpro_deploy.learn.distributions.top_n import centred
-from maskpro_deploy.learn.kernels.fused import ChunkStep, _Compiled, by_operations, covariance
+from maskpro_deploy.learn.kernels.compiled import CompiledStep, covariance
+from maskpro_deploy.learn.kernels.contract import Chunk, ChunkStep
 from maskpro_deploy.learn.kernels.half_logits import noise
+from maskpro_deploy.learn.kernels.operations import ByOperations
 from maskpro_deploy.learn.kernels.optimizer import Moments
 from maskpro_deploy.pattern import NMPattern
 
@@ -49,19 +51,22 @@ class State:
         self.dither = noise(shape, rows, CPU)
 
     def after(self, step: ChunkStep, scale: float) -> torch.Tensor:
-        return step(self.grad, self.weight, self.logits, self.moments, self.dither, scale, BETAS)
+        return step(Chunk(self.grad, self.weight, self.logits, self.moments, self.dither, scale, BETAS))
 
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:bf16 and fp16 are mixed:UserWarning")  # of the compiler
 def test_compiled_it_does_the_same() -> None:
     pattern = NMPattern(2, 4)
     family = conditional_bernoulli(pattern)
-    eager = by_operations(family)
+    eager = ByOperations(family)
 
-    def fail(*_: object) -> torch.Tensor:
-        raise AssertionError("it was not compiled")
+    class Refusing:
+        moved_by = "nothing"
 
-    compiled = _Compiled(pattern, fail)
+        def __call__(self, chunk: Chunk) -> torch.Tensor:
+            raise AssertionError("it was not compiled")
+
+    compiled = CompiledStep(pattern, Refusing())
     for rows, columns, scale in ((64, 96, 0.1), (32, 64, 0.05), (8, 24, 0.02)):  # other sizes and scales need no other code
         one, other = State(pattern, rows, columns), State(pattern, rows, columns)
         bits, expected = one.after(compiled, scale), other.after(eager, scale)
@@ -79,7 +84,7 @@ def test_compiled_it_does_the_same() -> None:
 def test_a_gradient_that_is_no_number_shows_in_the_logits(bad: float) -> None:
     state = State(NMPattern(2, 4), 16, 16)
     state.grad[9] = bad
-    state.after(by_operations(conditional_bernoulli(NMPattern(2, 4))), 0.1)
+    state.after(ByOperations(conditional_bernoulli(NMPattern(2, 4))), 0.1)
     finite = torch.isfinite(state.logits)
     assert not finite[:, 2].any()
     finite[:, 2] = True
@@ -90,8 +95,8 @@ def test_without_a_compiler_the_step_is_done_operation_by_operation(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pattern = NMPattern(1, 2)
-    eager = by_operations(conditional_bernoulli(pattern))
-    step = _Compiled(pattern, eager)
+    eager = ByOperations(conditional_bernoulli(pattern))
+    step = CompiledStep(pattern, eager)
 
     def no_compiler(*_: object) -> torch.Tensor:
         raise RuntimeError("cannot find a working triton\ninstallation")

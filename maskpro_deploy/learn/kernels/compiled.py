@@ -1,0 +1,108 @@
+r"""A step through torch.compile, for GPUs without Triton kernels of our own: few kernels instead of some hundred launches.
+
+For few masks a group, the covariance is summed mask by mask, each a few operations over planes, which a compiler joins:
+
+    Cov(m) h = Σ_s p_s m_s (⟨m_s, h⟩ - Σ_s' p_s' ⟨m_s', h⟩).
+
+Shapes: `M` weights in a group, `G` groups.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from maskpro_deploy.errors import in_one_line
+from maskpro_deploy.learn.kernels.contract import Chunk, ChunkStep
+from maskpro_deploy.learn.kernels.operations import move_chunk
+from maskpro_deploy.learn.kernels.optimizer import Moments
+from maskpro_deploy.pattern import NMPattern
+
+log = logging.getLogger(__name__)
+
+MAX_MASKS = 8  # of a group: more would make long kernels; matrix products are better then
+_CLAMP = 80.0  # e^-80 is a normal float32
+
+
+class CompiledStep:
+    """A `ChunkStep` through torch.compile; another one where compiling fails, which is logged once.
+
+    Args:
+        pattern: has at most `MAX_MASKS` masks a group.
+        otherwise: what to do where compiling fails.
+    """
+
+    def __init__(self, pattern: NMPattern, otherwise: ChunkStep) -> None:
+        masks = tuple(tuple(bool(x) for x in mask) for mask in pattern.all_masks())
+        self._otherwise = otherwise
+        step = functools.partial(_move_tensors, pattern, masks)
+        self._compiled: Callable[..., Tensor] | None = torch.compile(step, dynamic=True, fullgraph=True)
+
+    @property
+    def moved_by(self) -> str:
+        """Whether compiling has not failed so far."""
+        return self._otherwise.moved_by if self._compiled is None else "compiled"
+
+    def __call__(self, chunk: Chunk) -> Tensor:
+        if self._compiled is not None:
+            moments, scale = chunk.moments, torch.as_tensor(chunk.scale)
+            try:
+                return self._compiled(
+                    chunk.grad, chunk.weight, chunk.logits, moments.first, moments.second, chunk.dither, scale, chunk.betas
+                )
+            except Exception as e:  # no compiler, no Triton: torch raises many kinds, before anything has run
+                log.warning("torch.compile does not work here (%s): steps take longer.", in_one_line(e, 200))
+                self._compiled = None
+        return self._otherwise(chunk)
+
+
+def _move_tensors(
+    pattern: NMPattern,
+    masks: tuple[tuple[bool, ...], ...],
+    grad: Tensor,
+    weight: Tensor,
+    logits: Tensor,
+    first: Tensor,
+    second: Tensor,
+    dither: Tensor,
+    scale: Tensor,
+    betas: tuple[float, float],
+) -> Tensor:
+    """The step as a function of plain tensors, as torch.compile wants it."""
+    chunk = Chunk(grad, weight, logits, Moments(first, second), dither, scale, betas)
+    return move_chunk(pattern, functools.partial(covariance, masks), chunk)
+
+
+def covariance(masks: tuple[tuple[bool, ...], ...], logits: Tensor, h: Tensor) -> Tensor:
+    """Cov(m) h, mask by mask.
+
+    Args:
+        masks: all masks of a group.
+        logits: relative to the cut (M, G).
+        h: ∂L/∂m (M, G).
+
+    Returns:
+        (M, G).
+    """
+    # a flip out of the mode costs |θ|: all exponents are at most 0; and ⟨m, h⟩ counts from the mode, so nothing large cancels
+    away = [x.abs() for x in logits]
+    high = [x >= 0 for x in logits]
+    zero = torch.zeros_like(away[0])
+    weights, along = [], []
+    for mask in masks:
+        cost, gain = zero, zero
+        for i, kept in enumerate(mask):
+            flipped = ~high[i] if kept else high[i]
+            cost = cost + torch.where(flipped, away[i], zero)
+            gain = gain + torch.where(flipped, h[i] if kept else -h[i], zero)
+        weights.append((-cost.clamp_max(_CLAMP)).exp())
+        along.append(gain)
+    total = sum(weights[1:], weights[0])
+    mean = sum((w * a for w, a in zip(weights[1:], along[1:], strict=True)), weights[0] * along[0]) / total
+    parts = [w * (a - mean) / total for w, a in zip(weights, along, strict=True)]
+    planes = [sum((p for p, mask in zip(parts, masks, strict=True) if mask[i]), zero) for i in range(len(masks[0]))]
+    return torch.stack(planes)

@@ -1,0 +1,92 @@
+"""Which way a layer's logits are moved on a device, and a layer as a run of chunks.
+
+On a CPU a step is one pass of native code where there is a C compiler (`native_step`), else it is done operation by operation. On
+a GPU each operation would be a launch and a trip to memory: there it is one kernel (`triton_step`), or few of torch.compile's.
+
+Shapes: `O` outputs, `C` inputs, `M` weights in a group, `G` groups.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskpro_deploy.learn.distributions.base import Distribution
+from maskpro_deploy.learn.kernels import compiled
+from maskpro_deploy.learn.kernels.compiled import CompiledStep
+from maskpro_deploy.learn.kernels.contract import Chunk, ChunkStep, MaskedLayer, SiteStep
+from maskpro_deploy.learn.kernels.half_logits import noise
+from maskpro_deploy.learn.kernels.native_step import native_step
+from maskpro_deploy.learn.kernels.operations import ByOperations
+from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer
+from maskpro_deploy.learn.kernels.triton_step import triton_step
+
+log = logging.getLogger(__name__)
+
+
+def site_step(family: Distribution, device: torch.device) -> SiteStep:
+    """The way to move the logits of a layer on a device.
+
+    Args:
+        family: the distribution of the masks; it has `pathwise`.
+        device: where the logits are.
+    """
+    by_chunks = ByChunks(chunk_step(family, device))
+    return triton_step(family.pattern, by_chunks, ByOperations(family), device) if device.type == "cuda" else by_chunks
+
+
+def chunk_step(family: Distribution, device: torch.device) -> ChunkStep:
+    """The way to move some groups' logits on a device: compiled where that can be done, else operation by operation.
+
+    Args:
+        family: the distribution of the masks; it has `pathwise`.
+        device: where the logits are.
+    """
+    eager = ByOperations(family)
+    if device.type == "cpu":
+        return native_step(family.pattern, eager)
+    return CompiledStep(family.pattern, eager) if family.pattern.num_masks <= compiled.MAX_MASKS else eager
+
+
+class ByChunks:
+    """A `SiteStep` that goes some groups at a time.
+
+    Args:
+        step: moves these.
+    """
+
+    def __init__(self, step: ChunkStep) -> None:
+        self._step = step
+
+    @property
+    def moved_by(self) -> str:
+        """See `SiteStep`."""
+        return self._step.moved_by
+
+    def __call__(self, optimizer: LogitOptimizer, site: MaskedLayer, grad_weight: Tensor, key: int) -> None:
+        flat, weight, m = grad_weight.reshape(-1), site.weight.view(-1), site.family.pattern.m
+        kept = torch.empty_like(site.kept)
+        for number, groups in site.chunks():
+            part = slice(groups.start * m, groups.stop * m)
+            chunk = Chunk(
+                flat[part],
+                weight[part],
+                site.logits[:, groups],
+                optimizer.part(site.name, site.logits, groups),
+                noise((m, groups.stop - groups.start), key, weight.device, number),
+                optimizer.scale,
+                optimizer.betas,
+            )
+            kept[site.bits_of(groups)] = self._step(chunk)
+        site.kept = kept
+
+
+def warn_if_moved_otherwise(step: SiteStep, numbers: Mapping[str, Any]) -> None:
+    """Warn where a saved state was moved by something else: the last bits of logits and moments will not be the same."""
+    before, now = numbers.get("moved_by"), step.moved_by
+    if before not in (None, now):
+        log.warning("the logits were moved by %s so far, from here on by %s: the last bits will differ.", before, now)
