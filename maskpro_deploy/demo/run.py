@@ -48,11 +48,7 @@ def run(demo: Demo) -> None:
 
 
 def check_platform() -> None:
-    """Refuse early what would fail after minutes.
-
-    Raises:
-        MissingExtraError: an extra that the demo needs is not installed.
-    """
+    """Refuse early what would fail after minutes: an extra that is not installed, a Python of 32 bits."""
     for extra in ("learn", "cpu", "serve", "report"):
         require(extra, "the demo")
     if sys.maxsize < 2**32:

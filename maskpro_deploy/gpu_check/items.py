@@ -28,12 +28,9 @@ class Settings:
     """How an item runs.
 
     Attributes:
-        budget_s: seconds that it may spend on measuring.
+        budget_s: seconds that it may spend on measuring, above 0.
         scratch: a folder for models and bundles, shared by all items.
         rehearse: run with tiny shapes on the CPU, to try the check itself; the figures say nothing about a GPU.
-
-    Raises:
-        ConfigError: the budget is not above 0.
     """
 
     budget_s: float
@@ -117,11 +114,7 @@ def import_torch(device: str) -> Any:
 
 
 def check_installed(*extras: str) -> None:
-    """Refuse a machine that lacks the packages of an extra.
-
-    Raises:
-        MachineError: naming them.
-    """
+    """Refuse a machine that lacks the packages of an extra: a MachineError names them."""
     for extra in extras:
         if absent := missing(extra):
             raise MachineError(f"{', '.join(absent)} is not installed: pip install 'maskpro-deploy[{extra}]'")

@@ -170,11 +170,7 @@ def make_bundles(shape: LlamaShape, scratch: Path) -> tuple[Path, Path]:
 
 
 def make_sparse_bundle(shape: LlamaShape, scratch: Path) -> Path:
-    """The sparse bundle of a random model in fp16, without a dense twin.
-
-    Raises:
-        MachineError: there is not enough space.
-    """
+    """The sparse bundle of a random model in fp16, without a dense twin; MachineError as `make_bundles`."""
     from maskpro_deploy.exporters import ExportConfig, export
 
     folder = scratch / f"{shape.name}-alone"

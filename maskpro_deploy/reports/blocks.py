@@ -88,14 +88,9 @@ Section = ListSection | TableSection | PlotSection | CodeSection
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A page.
+    """A page: the result in one sentence, what, where and when in a line, and sections in reading order.
 
-    Attributes:
-        title: of the page.
-        headline: the result in one sentence.
-        sections: in reading order.
-        subtitle: what, where, when, in a line.
-        invalid: the headline says that the result must not be used.
+    `invalid`: the headline says that the result must not be used.
     """
 
     title: str

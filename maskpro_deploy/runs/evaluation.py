@@ -39,12 +39,7 @@ _SAME = ("name", "data_sha256", "window", "stride", "joining", "bos", "special_t
 def evaluate_models(measure: Measure, models: Sequence[str], against: str | None, *, out: Path | None, as_json: bool) -> None:
     """Measure models, write the report, print.
 
-    Args:
-        measure: given the models, the reference first, and the reference.
-        models: by name.
-        against: the reference, by name.
-        out: folder of the report, and of the log by which an evaluation is continued.
-        as_json: print one JSON object.
+    `measure` is given the models, the reference first, and the reference. `out` has the report, and the log to go on from.
 
     Raises:
         InputError: a model is named twice, or there is none of that name.
@@ -74,10 +69,12 @@ def measure_perplexity(
     """Score the windows of the protocol with each model; `reference` is one of them, and stands first.
 
     Raises:
+        ConfigError: a model takes no window of this length.
+        InputError: two of them turn the text into different tokens.
         Interrupted: the user stopped it; what was scored is in `out`.
     """
     text = protocol.load()
-    windows = read_common_windows(targets, protocol.settings, text)
+    windows = _read_common_windows(targets, protocol.settings, text)
     facts = protocol.to_json(text, windows, targets[0].tokenizer)
     name = None if reference is None else reference.name
     if out is None:
@@ -121,13 +118,8 @@ def _combine_logs(log: WindowLog, facts: dict[str, Any], reference: str | None, 
     return PerplexityResult(protocol=facts, scores=scores, models=models, reference=reference, environment=capture(), notes=notes)
 
 
-def read_common_windows(targets: Sequence[Target], settings: EvalProtocol, text: Text) -> Windows:
-    """The windows, which must be the same for all targets.
-
-    Raises:
-        ConfigError: a model takes no window of this length.
-        InputError: two of them turn the text into different tokens.
-    """
+def _read_common_windows(targets: Sequence[Target], settings: EvalProtocol, text: Text) -> Windows:
+    """The windows, which must be the same for all targets."""
     windows = []
     for target in targets:
         _check_length(settings.window, target.name, target.max_length)

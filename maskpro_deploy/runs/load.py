@@ -38,7 +38,7 @@ PROCESS_NOTE = (
     "Each server is one process, and two processes of the same model have differed by a few per cent (URL --against the same "
     "URL, or BUNDLE --against BUNDLE, shows it here). A verdict on a difference of that size says nothing."
 )
-WORDS_PER_TOKEN = 0.75  # English, about; the server's own count stands in the result
+_WORDS_PER_TOKEN = 0.75  # English, about; the server's own count stands in the result
 _SAMPLE_DOCUMENTS = 20
 
 
@@ -59,7 +59,7 @@ def benchmark_servers(options: LoadOptions, output: Output) -> None:
         require("report", "writing report.html")
         points = PointsFile(out, options.identity())
         finished = points.begin(resume=output.resume, force=output.force)
-    result = measure_load(options, points, finished)
+    result = _measure_load(options, points, finished)
     document = describe(result)
     if out is not None and points is not None:
         _write_folder(result, document, out, force=output.force)
@@ -68,12 +68,8 @@ def benchmark_servers(options: LoadOptions, output: Output) -> None:
     check_valid(result)
 
 
-def measure_load(options: LoadOptions, points: PointsFile | None, finished: Mapping[PointKey, Point]) -> LoadResult:
-    """Start what has to be started, and measure what is not finished.
-
-    Raises:
-        Interrupted: the user stopped it; finished loads are kept.
-    """
+def _measure_load(options: LoadOptions, points: PointsFile | None, finished: Mapping[PointKey, Point]) -> LoadResult:
+    """Start what has to be started, and measure what is not finished; finished loads are kept if the user stops it."""
     allow_many_connections()
     meter = Meter("benchmark", "loads" if options.config.sessions == 1 else "sessions")
     try:
@@ -134,7 +130,7 @@ async def _measure_targets(
             facts = {"model_id": client.model, "root": root, "base_url": client.root, **_describe(target, options.provider)}
             servers.append(Server(name=target.name, client=client, facts=facts))
             clients[target.name] = client
-        source, notes = await make_source(clients, options)
+        source, notes = await _make_source(clients, options)
         for name, client in clients.items():
             refused = await client.learn_limits(source((config.seed, 2**31, 1, 0)), config.amount.timeout_s)
             if refused:
@@ -148,17 +144,13 @@ async def _measure_targets(
         )  # fmt: skip
 
 
-async def make_source(clients: Mapping[str, OpenAIClient], options: LoadOptions) -> tuple[Source, list[str]]:
-    """Where requests come from, and remarks on that.
-
-    Raises:
-        InputError: the servers have different vocabularies, or the prompts cannot be read.
-    """
+async def _make_source(clients: Mapping[str, OpenAIClient], options: LoadOptions) -> tuple[Source, list[str]]:
+    """Where requests come from, and remarks on that."""
     text = load_text(BUILTIN)
     vocabulary = await _tokenize_sample(clients, "\n".join(text.documents[:_SAMPLE_DOCUMENTS]))
     if options.prompts not in (RANDOM, BUILTIN):
         return take_prompts(load_text(options.prompts).documents, options.output_len), []
-    words = max(1, round(options.input_len * WORDS_PER_TOKEN))
+    words = max(1, round(options.input_len * _WORDS_PER_TOKEN))
     if options.prompts == RANDOM and options.endpoint == "completions" and vocabulary is not None:
         # ids of ordinary text: neither special tokens nor ids beyond the vocabulary
         return draw_random_tokens(vocabulary, options.input_len, options.output_len), []

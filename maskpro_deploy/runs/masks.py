@@ -20,14 +20,13 @@ from maskpro_deploy.system.output import table
 from maskpro_deploy.system.progress import SILENT, Progress
 
 
-def locate_masks(path: Path) -> Path:
-    """The mask file that a path means."""
+def _locate_masks(path: Path) -> Path:
     return path / MASKS_FILE if path.is_dir() else path
 
 
 def describe_masks(path: Path) -> dict[str, Any]:
     """What a mask file holds: pattern, layers, size, whose weights."""
-    file = locate_masks(path)
+    file = _locate_masks(path)
     masks = MaskSet.load(file)
     kinds: dict[str, dict[str, int]] = {}
     for name in masks:
@@ -55,7 +54,7 @@ def compare_masks(first: Path, second: Path) -> dict[str, Any]:
     Raises:
         InputError: they have no layer, shape or pattern in common.
     """
-    a, b = MaskSet.load(locate_masks(first)), MaskSet.load(locate_masks(second))
+    a, b = MaskSet.load(_locate_masks(first)), MaskSet.load(_locate_masks(second))
     if a.pattern != b.pattern:
         raise InputError(f"{first} holds {a.pattern} masks, {second} holds {b.pattern}: groups cannot be compared.")
     only_in_first, only_in_second = sorted(set(a) - set(b)), sorted(set(b) - set(a))
@@ -83,7 +82,7 @@ def apply_masks(path: Path, model: str, out: Path, *, force: bool = False, progr
         PatternError: a mask is not strict.
     """
     check_free(out, force=force)
-    file = locate_masks(path)
+    file = _locate_masks(path)
     masks = MaskSet.load(file)
     dense = Checkpoint.open(resolve(model))
     if dense.masks is not None:
