@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("export", "Turn a checkpoint into an ONNX bundle."),
     "build-engine": ("build_engine", "Build a TensorRT engine from a bundle."),
     "serve": ("serve", "Serve a bundle over an OpenAI-compatible HTTP API."),
-    "benchmark": ("benchmark.group", "Measure latency and throughput, sparse against dense."),
+    "benchmark": ("benchmark", "Measure latency and throughput, sparse against dense."),
     "eval": ("eval", "Measure quality, sparse against dense."),
     "doctor": ("doctor", "Say what this machine can do, and how to get what is missing."),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,11 @@ class BytesType(click.ParamType[int]):
 BYTES = BytesType()
 # the options that are fields of `BuilderFlags`; the others are fields of `EngineConfig`
 _FLAGS = (
-    "optimization_level",
-    "workspace_bytes",
-    "aux_streams",
-    "version_compatible",
-    "hardware_compatible",
-    "weight_streaming",
-    "refit",
-    "strip_weights",
-    "tiling",
-    "strict_nans",
+    *("optimization_level", "workspace_bytes", "aux_streams", "version_compatible", "hardware_compatible"),
+    *("weight_streaming", "refit", "strip_weights", "tiling", "strict_nans"),
 )
+
+_BUDGET = "Time for the timing of --compare-dense."
 
 
 @click.command("build-engine")
@@ -57,14 +52,7 @@ _FLAGS = (
 @click.option("--timing-cache", type=PATH, help="File of kernel times to reuse and extend (tensorrt).")
 @click.option("--via-onnxruntime", is_flag=True, help="Build through onnxruntime's TensorRT provider, which will serve it.")
 @click.option("--compare-dense", is_flag=True, help="Build the dense engine too; on a GPU time both, whole and by layer.")
-@click.option(
-    "--budget",
-    "compare_budget_s",
-    type=DURATION,
-    default="60s",
-    show_default=True,
-    help="Time for the timing of --compare-dense.",
-)
+@click.option("--budget", "compare_budget_s", type=DURATION, default="60s", show_default=True, help=_BUDGET)
 @click.option("--optimization-level", type=int, metavar="0-5", help="How long the builder searches.")
 @click.option("--workspace", "workspace_bytes", type=BYTES, help="Most scratch memory of a kernel on the GPU, such as 4GB.")
 @click.option("--aux-streams", type=int, help="Further streams that the engine may use at once.")
@@ -102,11 +90,8 @@ def command(bundle: Path, report: Path | None, as_json: bool, **options: Any) ->
     config = EngineConfig(flags=flags, targets=targets, **options)
     if report is not None:
         check_page(report, "--report")
-    meter = Meter("building", "s")
-    try:
+    with closing(Meter("building", "s")) as meter:
         built = build_engine(bundle, config, meter)
-    finally:
-        meter.close()
     if report is not None:
         write(engine.build_page(bundle, built), report)
     emit(as_json, built.to_json(), engine.render_text(bundle, built))

@@ -13,24 +13,18 @@ from maskpro_deploy.commands.options import NAMES, PATH, force_option, json_opti
 # the options of each kind of evaluation, which are the settings of `choose` and of `TaskSettings`
 _PROTOCOL = ("data", "window", "stride", "max_windows", "joining", "bos")
 _TASKS = ("path", "num_fewshot", "limit", "chat")
+_PROTOCOLS = "How perplexity is measured: builtin, wikitext2-wanda, wikitext2-wanda-4096, wikitext2-maskllm, c4-wanda."
+_TEXT = (
+    "builtin[:heldout], a file, hub:NAME[:SPLIT]; for a published protocol the file or folder that holds its text, "
+    "as PATH or wikitext2=PATH (from the Hub by default)."
+)
 
 
 @click.command("eval")
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
 @click.option("--against", metavar="TARGET", help="The reference: adds the ratio of perplexities, KL and agreement.")
-@click.option(
-    "--protocol",
-    default="builtin",
-    show_default=True,
-    metavar="NAME",
-    help="How perplexity is measured: builtin, wikitext2-wanda, wikitext2-wanda-4096, wikitext2-maskllm, c4-wanda.",
-)
-@click.option(
-    "--data",
-    metavar="TEXT",
-    help="builtin[:heldout], a file, hub:NAME[:SPLIT]; for a published protocol the file or folder that holds its text, "
-    "as PATH or wikitext2=PATH (from the Hub by default).",
-)
+@click.option("--protocol", default="builtin", show_default=True, metavar="NAME", help=_PROTOCOLS)
+@click.option("--data", metavar="TEXT", help=_TEXT)
 @click.option("--window", type=int, help="Tokens in a window (by default the protocol's; builtin: 512).")
 @click.option("--stride", type=int, help="Tokens from one window to the next; shorter than a window, only new tokens are scored.")
 @click.option("--max-windows", type=int, help="Use only the first so many windows.")
@@ -82,14 +76,14 @@ def command(
     measure: Measure
     if names is None:
         from maskpro_deploy.evaluate.published import choose_protocol
-        from maskpro_deploy.runs.perplexity import measure_perplexity
+        from maskpro_deploy.runs.evaluation import measure_perplexity
 
         refuse_given(context, (*_TASKS, "batch_size"), "is for --tasks")
         chosen = choose_protocol(protocol, **{name: options[name] for name in _PROTOCOL})
         measure = partial(measure_perplexity, protocol=chosen, run=run, out=out, force=force)
     else:
         from maskpro_deploy.evaluate.tasks import TaskSettings
-        from maskpro_deploy.runs.tasks import measure_tasks
+        from maskpro_deploy.runs.evaluation import measure_tasks
 
         refuse_given(context, (*_PROTOCOL, "protocol"), "is for perplexity: --tasks has its own settings")
         settings = TaskSettings(names=names, **{name: options[name] for name in _TASKS})

@@ -13,6 +13,11 @@ from maskpro_deploy.commands.options import NAMES, PATH, PATTERN, force_option, 
 from maskpro_deploy.exporters.graph.weight_kinds import DEFAULT_METHOD, METHODS, WEIGHT_KINDS, describe_blocks, head_kinds
 from maskpro_deploy.system.output import emit
 
+_FORMS = "Forms of the key/value cache, one graph each over the same weights."
+_HEAD = f"How the output head is stored: {head_kinds()[0]} by default; fewer bits are smaller and faster and less exact."
+_METHOD = f"How weights become integers: {', or '.join(METHODS.values())}."
+_LAYOUT = "hub: names for optimum and transformers.js. genai: also a genai_config.json."
+
 
 @click.command("export")
 @click.argument("checkpoint")
@@ -20,39 +25,15 @@ from maskpro_deploy.system.output import emit
 @click.option(
     "--dtype", default="fp32", show_default=True, metavar="fp32|fp16|bf16", help="fp32 for CPUs, fp16 or bf16 for GPUs."
 )
-@click.option(
-    "--forms",
-    type=NAMES,
-    default=DEFAULT_FORM,
-    show_default=True,
-    metavar=",".join(CACHE_FORMS),
-    help="Forms of the key/value cache, one graph each over the same weights.",
-)
+@click.option("--forms", type=NAMES, default=DEFAULT_FORM, show_default=True, metavar=",".join(CACHE_FORMS), help=_FORMS)
 @click.option(
     "--quantize", metavar="|".join(WEIGHT_KINDS), help="Store projections and output head in fewer bits; --dtype for the rest."
 )
 @click.option("--block-size", type=int, help=f"Rows of a weight that share a scale, 0 for all. [default: {describe_blocks()}]")
-@click.option(
-    "--quantize-head",
-    "head",
-    metavar="|".join(head_kinds()),
-    help=f"How the output head is stored: {head_kinds()[0]} by default; fewer bits are smaller and faster and less exact.",
-)
-@click.option(
-    "--method",
-    default=DEFAULT_METHOD,
-    show_default=True,
-    metavar="|".join(METHODS),
-    help=f"How weights become integers: {', or '.join(METHODS.values())}.",
-)
+@click.option("--quantize-head", "head", metavar="|".join(head_kinds()), help=_HEAD)
+@click.option("--method", default=DEFAULT_METHOD, show_default=True, metavar="|".join(METHODS), help=_METHOD)
 @click.option("--max-length", type=int, help="Longest sequence in tokens; the model's own limit by default.")
-@click.option(
-    "--layout",
-    default="bundle",
-    show_default=True,
-    metavar="bundle|hub|genai",
-    help="hub: names for optimum and transformers.js. genai: also a genai_config.json.",
-)
+@click.option("--layout", default="bundle", show_default=True, metavar="bundle|hub|genai", help=_LAYOUT)
 @click.option("--require-sparsity", type=PATTERN, help="Refuse a checkpoint that does not hold this pattern.")
 @click.option("--verify/--no-verify", default=True, help="Compare the bundle with the checkpoint in torch. On by default.")
 @force_option
@@ -70,8 +51,7 @@ def command(checkpoint: str, out: Path, verify: bool, force: bool, as_json: bool
       maskpro-deploy export sparse --out small --quantize int4 --method calibrated --forms cat,gqa
     """
     from maskpro_deploy.exporters import ExportConfig
-    from maskpro_deploy.reports.bundle import render_text
-    from maskpro_deploy.runs.bundle import export_model
+    from maskpro_deploy.runs.export import export_model, render_text
 
     manifest = export_model(checkpoint, out, ExportConfig(**settings), verify=verify, force=force)
     emit(as_json, {"bundle": str(out), **dataclasses.asdict(manifest)}, render_text(out, manifest))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -35,8 +36,7 @@ def info(masks: Path, as_json: bool) -> None:
     Example:
       maskpro-deploy masks info sparse
     """
-    from maskpro_deploy.reports.masks import render_description
-    from maskpro_deploy.runs.masks import describe_masks
+    from maskpro_deploy.runs.masks import describe_masks, render_description
 
     facts = describe_masks(masks)
     emit(as_json, facts, render_description(facts))
@@ -53,8 +53,7 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
     Example:
       maskpro-deploy masks diff one-shot sparse
     """
-    from maskpro_deploy.reports.masks import render_comparison
-    from maskpro_deploy.runs.masks import compare_masks
+    from maskpro_deploy.runs.masks import compare_masks, render_comparison
 
     facts = compare_masks(first, second)
     emit(as_json, facts, render_comparison(facts, first, second))
@@ -75,11 +74,9 @@ def apply(masks: Path, model: str, out: Path, force: bool, as_json: bool) -> Non
     Example:
       maskpro-deploy masks apply masks.safetensors --model demo --out sparse
     """
-    from maskpro_deploy.reports.masks import render_applied
-    from maskpro_deploy.runs.masks import apply_masks
+    from maskpro_deploy.runs.masks import apply_masks, render_applied
     from maskpro_deploy.system.progress import Meter
 
-    meter = Meter("writing", "shards")
-    facts = apply_masks(masks, model, out, force=force, progress=meter)
-    meter.close()
+    with closing(Meter("writing", "shards")) as meter:
+        facts = apply_masks(masks, model, out, force=force, progress=meter)
     emit(as_json, facts, render_applied(facts))

@@ -61,18 +61,11 @@ class NamesType(click.ParamType[tuple[str, ...]]):
 
 
 class NumbersType(click.ParamType[tuple[N, ...]]):
-    """Numbers separated by commas; each counts once.
-
-    Args:
-        read: makes a number of its text.
-        name: as the help shows it.
-        expected: as the error describes it.
-    """
+    """Numbers separated by commas; each counts once. `read` makes a number of its text, `expected` is for the error."""
 
     def __init__(self, read: Callable[[str], N], name: str, expected: str) -> None:
-        self.name = name
+        self.name, self._expected = name, expected
         self._read: Callable[[str], N] = read
-        self._expected = expected
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[N, ...]:
         if isinstance(value, tuple):
@@ -98,6 +91,14 @@ form_option = click.option(
 )
 engine_option = click.option(
     "--engine", metavar="FILE", help=f"The engine to run ({', '.join(ENGINE_PROVIDERS)}). [default: the best]"
+)
+least_difference_option = click.option(
+    "--least-difference",
+    type=float,
+    default=0.02,
+    show_default=True,
+    metavar="D",
+    help="Smallest difference of interest, as a fraction; concerns the verdicts only.",
 )
 threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads to use; all cores by default.")
 
@@ -125,12 +126,7 @@ def run_options(help_text: str) -> Callable[[F], F]:
 
 
 def refuse_given(context: click.Context, names: Sequence[str], reason: str) -> None:
-    """Refuse options that the command would ignore.
-
-    Args:
-        context: of the command.
-        names: of its parameters.
-        reason: why one of them cannot be given, behind its flag.
+    """Refuse parameters that the command would ignore; `reason` stands behind the flag.
 
     Raises:
         ConfigError: one of them was given on the command line.

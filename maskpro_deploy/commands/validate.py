@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,9 @@ def command(path: Path, html: Path | None, as_json: bool, **settings: Any) -> No
 
     if html is not None:
         check_page(html, "--html")
-    meter = Meter("validating", "weights")
-    try:
-        report = validate(resolve(DEMO) if str(path) == DEMO and not path.exists() else path, progress=meter, **settings)
-    finally:
-        meter.close()
+    target = resolve(DEMO) if str(path) == DEMO and not path.exists() else path
+    with closing(Meter("validating", "weights")) as meter:
+        report = validate(target, progress=meter, **settings)
     if html is not None:
         write(proof.build_page(report), html)
     emit(as_json, report.to_json(), proof.render_text(report))

@@ -1,16 +1,22 @@
-"""The folder of the demo: what may be in it, and the files and the text at the end."""
+"""The folder of the demo: what may be in it, and what is written and printed at the end, the page among them."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from maskpro_deploy.demo.page import build_page
-from maskpro_deploy.demo.state import Demo
+from maskpro_deploy.bench.results.document import REPORT_FILE
+from maskpro_deploy.bench.sweeps.summary import describe
 from maskpro_deploy.errors import InputError
-from maskpro_deploy.reports.blocks import REPORT_FILE, write
+from maskpro_deploy.reports import blocks, plots
+from maskpro_deploy.reports.benchmarks import plot_medians
+from maskpro_deploy.reports.blocks import ListSection, PlotSection, Report, Section, TableSection
 from maskpro_deploy.system.files import write_json
 from maskpro_deploy.system.output import table
+
+if TYPE_CHECKING:
+    from maskpro_deploy.demo.state import Demo
 
 RESULT_FILE = "result.json"
 _OWN = {"sparse", "sparse.learning", "bundle", "bundle-dense", "bundle-fp16", RESULT_FILE, REPORT_FILE}
@@ -33,7 +39,7 @@ def write_results(demo: Demo) -> dict[str, Any]:
     """Write result.json and report.html; all figures, as `--json` prints them."""
     figures = {**demo.figures, "not_measured": demo.not_measured}
     write_json(demo.out / RESULT_FILE, figures)
-    write(build_page(demo), demo.out / REPORT_FILE)
+    blocks.write(build_page(demo), demo.out / REPORT_FILE)
     return {"report": str(demo.out / REPORT_FILE), **figures}
 
 
@@ -41,3 +47,62 @@ def render_text(demo: Demo) -> str:
     """The results as they are printed."""
     lines = [table(demo.rows), "", "not measured here:", *(f"  {point}" for point in demo.not_measured)]
     return "\n".join([*lines, "", f"report: {demo.out / REPORT_FILE}"])
+
+
+def build_page(demo: Demo) -> Report:
+    """The page: results, learning curve, sparsity per layer, quality, latency, environment."""
+    quality = demo.figures["quality"]
+    perplexity = quality["perplexity"]
+    below = 100 * quality["learned_below_one_shot"]
+    headline = (
+        f"Learned {demo.pattern} masks: held-out perplexity {perplexity['learned']:.1f}, one-shot {perplexity['one-shot']:.1f}, "
+        f"dense {perplexity['dense']:.1f} ({below:.0f} % below one-shot)."
+    )
+    sections: list[Section] = [
+        TableSection(title="Results", rows=demo.rows),
+        *blocks.warning_list("Not measured here", demo.not_measured),
+        _learning_curve(demo),
+        _sparsity(demo),
+        PlotSection(
+            title="Quality",
+            plot=plots.draw_quality_bars(perplexity, quality["stderr"]),
+            caption=f"Perplexity on {quality['protocol']['windows']} held-out windows of {quality['protocol']['window']} tokens, "
+            "fp32, with one standard error.",
+        ),
+        *_latency(demo),
+        blocks.facts_table("Environment", demo.figures["environment"]),
+    ]
+    return Report(title="maskpro-deploy demo", headline=headline, subtitle=str(demo.figures["model"]), sections=sections)
+
+
+def _learning_curve(demo: Demo) -> PlotSection:
+    assert demo.learned is not None
+    curve = demo.learned.curve
+    trained = [(p.tokens, p.sample_loss) for p in curve if p.sample_loss is not None]
+    held_out = [(float(p.tokens), p.heldout_loss) for p in curve]
+    lines = {"dense, held out": demo.learned.dense_loss, "one-shot, held out": curve[0].heldout_loss}
+    plot = plots.draw_learning_curve([float(t) for t, _ in trained], [loss for _, loss in trained], held_out, lines)
+    caption = "Training: mean loss on the learning text since the last point. Held out: loss of the mask if written then."
+    return PlotSection(title="Learning curve", plot=plot, caption=caption)
+
+
+def _sparsity(demo: Demo) -> PlotSection:
+    assert demo.validation is not None
+    in_order = sorted(demo.validation.required, key=lambda t: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", t.name)])
+    layers = {t.name: 1.0 - t.density for t in in_order}
+    return PlotSection(
+        title="Sparsity per layer",
+        plot=plots.draw_sparsity(layers, target=1.0 - demo.pattern.density),
+        caption=f"Counted in the written checkpoint: {demo.validation.verdict}.",
+    )
+
+
+def _latency(demo: Demo) -> list[Section]:
+    result = demo.latency
+    if result is None or not result.valid:
+        return []
+    document = describe(result)
+    (latencies,) = document.tables
+    measured = TableSection(title="Latency", header=latencies.header, rows=latencies.rows, note=latencies.note)
+    points = [*document.verdicts, *document.notes]
+    return [measured, ListSection(title="How to read the latency", points=points), *plot_medians(result)]

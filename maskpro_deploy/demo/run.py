@@ -18,10 +18,11 @@ from collections.abc import Callable
 
 import click
 
-from maskpro_deploy.demo.deploy_steps import ask, build, export_bundles, measure
-from maskpro_deploy.demo.model_steps import evaluate, fetch, learn, prove
+from maskpro_deploy.bench.environment import capture
 from maskpro_deploy.demo.state import Demo
+from maskpro_deploy.demo.steps import ask, build, evaluate, export_bundles, fetch, learn, measure, prove
 from maskpro_deploy.errors import MaskProError
+from maskpro_deploy.system.extras import require
 
 STEPS: list[tuple[str, Callable[[Demo], None]]] = [
     ("fetch the demo model (once)", fetch),
@@ -43,19 +44,11 @@ def run(demo: Demo) -> None:
         step(demo)
         seconds = time.monotonic() - started
         demo.figures.setdefault("seconds", {})[step.__name__] = round(seconds, 1)
-    from maskpro_deploy.bench.environment import capture
-
     demo.figures["environment"] = capture()
 
 
 def check_platform() -> None:
-    """Refuse early what would fail after minutes.
-
-    Raises:
-        MissingExtraError: an extra that the demo needs is not installed.
-    """
-    from maskpro_deploy.system.extras import require
-
+    """Refuse early what would fail after minutes: an extra that is not installed, a Python of 32 bits."""
     for extra in ("learn", "cpu", "serve", "report"):
         require(extra, "the demo")
     if sys.maxsize < 2**32:

@@ -1,4 +1,4 @@
-"""What the steps of the demo share: its settings, its folders, and the figures so far."""
+"""What the steps of the demo share: its settings, its folders, and what they gave so far."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, kw_only=True)
 class Demo:
-    """What the steps share: settings, and what they gave.
+    """What the steps share.
 
     Attributes:
         out: the folder for everything.
@@ -34,21 +34,13 @@ class Demo:
     figures: dict[str, Any] = field(default_factory=dict)
     not_measured: list[str] = field(default_factory=list)
     dense: Path = Path()
+    sparse: Path = field(init=False)  # the sparse checkpoint
+    bundle: Path = field(init=False)  # its ONNX bundle
+    dense_bundle: Path = field(init=False)  # the dense twin
     learned: LearnResult | None = None
     validation: ValidationReport | None = None
     latency: BenchResult | None = None
 
-    @property
-    def sparse(self) -> Path:
-        """The sparse checkpoint."""
-        return self.out / "sparse"
-
-    @property
-    def bundle(self) -> Path:
-        """Its ONNX bundle."""
-        return self.out / "bundle"
-
-    @property
-    def dense_bundle(self) -> Path:
-        """The dense twin."""
-        return self.out / "bundle-dense"
+    def __post_init__(self) -> None:
+        self.sparse = self.out / "sparse"
+        self.bundle, self.dense_bundle = self.out / "bundle", self.out / "bundle-dense"

@@ -10,41 +10,32 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from maskpro_deploy.gpu_check.bundles import make_bundles, make_sparse_bundle
-from maskpro_deploy.gpu_check.items import Record, Settings
-from maskpro_deploy.gpu_check.models import SEVEN_B, SMOL, TINY, LlamaShape
-from maskpro_deploy.gpu_check.running import check_installed
+from maskpro_deploy.gpu_check.items import Record, Settings, check_installed
+from maskpro_deploy.gpu_check.models import SEVEN_B, SMOL, TINY, LlamaShape, make_bundles, make_sparse_bundle
 
 WIDE = dataclasses.replace(SEVEN_B, name="7b-4-layers", layers=4, vocabulary=1024, length=4096)
 _WIDE_PROFILES = "prefill:1x512,1x4096,8x512 decode:1,8,64"
 
 
-def measure_tensorrt(settings: Settings, record: Record) -> str:
-    """Build engines with tensorrt, sparse and dense, tell for how many layers it chose sparse kernels, and time both.
+def measure_library(library: str, settings: Settings, record: Record) -> str:
+    """Build engines, sparse and dense, tell for how many layers the library chose sparse kernels, and time both.
+
+    tensorrt-rtx builds ahead of time and knows dense kernels only.
 
     Raises:
-        MachineError: tensorrt or the GPU is missing.
+        MachineError: the library or the GPU is missing.
     """
-    return _build_small("tensorrt", settings, record)
-
-
-def measure_tensorrt_rtx(settings: Settings, record: Record) -> str:
-    """The same with tensorrt-rtx, which builds ahead of time and knows dense kernels only.
-
-    Raises:
-        MachineError: tensorrt-rtx is missing.
-    """
-    return _build_small("tensorrt-rtx", settings, record)
-
-
-def _build_small(library: str, settings: Settings, record: Record) -> str:
-    check_installed(*((library,) if settings.rehearse else (library, "native")))  # a rehearsal times nothing
+    _check_library(library, settings)
     line = ""
     shapes = (TINY,) if settings.rehearse else (TINY, SMOL)
     for shape in shapes:
         bundle, _ = make_bundles(shape, settings.scratch)
         line = _build_and_compare(library, shape, bundle, "prefill:1x128,8x128 decode:1,8", settings, record, parts=len(shapes))
     return line
+
+
+def _check_library(library: str, settings: Settings) -> None:
+    check_installed(*((library,) if settings.rehearse else (library, "native")))  # a rehearsal times nothing
 
 
 def measure_engine_7b(settings: Settings, record: Record) -> str:
@@ -54,7 +45,7 @@ def measure_engine_7b(settings: Settings, record: Record) -> str:
         MachineError: tensorrt, the GPU or space is missing.
     """
     library = "tensorrt-rtx" if settings.rehearse else "tensorrt"
-    check_installed(*((library,) if settings.rehearse else (library, "native")))  # a rehearsal times nothing
+    _check_library(library, settings)
     shape, profiles = (TINY, "prefill:1x32,4x32 decode:1,4") if settings.rehearse else (WIDE, _WIDE_PROFILES)
     record.put(model=dataclasses.asdict(shape), profiles=profiles)
     bundle = make_sparse_bundle(shape, settings.scratch)

@@ -16,6 +16,7 @@ from typing import Any
 
 from maskpro_deploy.bench.products.timing import CPU, CUDA
 from maskpro_deploy.errors import MachineError, check_range
+from maskpro_deploy.system.extras import missing
 from maskpro_deploy.system.files import write_json
 
 MEASURED, NOT_RUN, FAILED = "measured", "not run", "failed"
@@ -27,12 +28,9 @@ class Settings:
     """How an item runs.
 
     Attributes:
-        budget_s: seconds that it may spend on measuring.
+        budget_s: seconds that it may spend on measuring, above 0.
         scratch: a folder for models and bundles, shared by all items.
         rehearse: run with tiny shapes on the CPU, to try the check itself; the figures say nothing about a GPU.
-
-    Raises:
-        ConfigError: the budget is not above 0.
     """
 
     budget_s: float
@@ -48,7 +46,6 @@ class Settings:
         return CPU if self.rehearse else CUDA
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as JSON values."""
         return {**dataclasses.asdict(self), "scratch": str(self.scratch)}
 
     @classmethod
@@ -58,12 +55,7 @@ class Settings:
 
 
 class Record:
-    """The figures of one item, on disk after every change.
-
-    Args:
-        path: the file to keep them in; None keeps them in memory only.
-        budget_s: time for the measuring, counted from now.
-    """
+    """The figures of one item, on disk after every change; without a path in memory only. The budget counts from now."""
 
     def __init__(self, path: Path | None, budget_s: float) -> None:
         self.figures: dict[str, Any] = {}
@@ -90,10 +82,8 @@ class Outcome:
     """How an item ended.
 
     Attributes:
-        name: the item.
         status: `MEASURED`, `NOT_RUN` or `FAILED`.
         detail: the line for the table: result, reason or message.
-        seconds: it took.
         figures: what it measured, even if it failed later.
         trace: the traceback of a failure, "" otherwise.
     """
@@ -121,3 +111,10 @@ def import_torch(device: str) -> Any:
         reason = "is built without CUDA" if torch.version.cuda is None else "finds no GPU that its CUDA can use"
         raise MachineError(f"torch {torch.__version__} {reason}")
     return torch
+
+
+def check_installed(*extras: str) -> None:
+    """Refuse a machine that lacks the packages of an extra: a MachineError names them."""
+    for extra in extras:
+        if absent := missing(extra):
+            raise MachineError(f"{', '.join(absent)} is not installed: pip install 'maskpro-deploy[{extra}]'")

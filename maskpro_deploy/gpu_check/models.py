@@ -1,4 +1,4 @@
-"""LLaMA models of known sizes with random weights, made in code: time does not depend on the values of weights.
+"""LLaMA models of known sizes with random weights, made in code, and their fp16 bundles: time does not depend on the values.
 
 Shapes: `K` inputs and `N` outputs of a linear layer.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from maskpro_deploy.errors import MachineError
 from maskpro_deploy.pattern import NMPattern
 
 PATTERN = NMPattern(2, 4)
+DTYPE = "fp16"
+_WITH_TWIN, _ALONE = 6, 5  # fp16 copies of the model on disk: two checkpoints, the bundles, two engines
+_SPARE_BYTES = 1 << 30
+_UNVERIFIED = "a random model for the GPU check"
 _LOGIT_SPREAD = 3.0  # standard deviation of the logits: far above the noise of half precision, so that greedy tokens are stable
 
 
@@ -41,14 +47,10 @@ class LlamaShape:
     @property
     def projections(self) -> dict[str, tuple[int, int]]:
         """The linear layers of a block: name -> (N, K)."""
-        kv = self.kv_heads * self.head_dim
+        attention = {"q": self.hidden, "k": self.kv_heads * self.head_dim, "v": self.kv_heads * self.head_dim, "o": self.hidden}
         return {
-            "self_attn.q_proj": (self.hidden, self.hidden),
-            "self_attn.k_proj": (kv, self.hidden),
-            "self_attn.v_proj": (kv, self.hidden),
-            "self_attn.o_proj": (self.hidden, self.hidden),
-            "mlp.gate_proj": (self.intermediate, self.hidden),
-            "mlp.up_proj": (self.intermediate, self.hidden),
+            **{f"self_attn.{name}_proj": (n, self.hidden) for name, n in attention.items()},
+            **{f"mlp.{name}_proj": (self.intermediate, self.hidden) for name in ("gate", "up")},
             "mlp.down_proj": (self.hidden, self.intermediate),
         }
 
@@ -125,10 +127,7 @@ def _weights(shape: LlamaShape, seed: int) -> dict[str, npt.NDArray[np.float16]]
         return values.astype(np.float16)
 
     ones = np.ones(shape.hidden, np.float16)
-    weights = {
-        "model.embed_tokens.weight": draw(shape.vocabulary, shape.hidden, _LOGIT_SPREAD),
-        "model.norm.weight": ones,
-    }
+    weights = {"model.embed_tokens.weight": draw(shape.vocabulary, shape.hidden, _LOGIT_SPREAD), "model.norm.weight": ones}
     for i in range(shape.layers):
         block = f"model.layers.{i}"
         weights |= {f"{block}.{norm}_layernorm.weight": ones.copy() for norm in ("input", "post_attention")}
@@ -146,3 +145,45 @@ def _byte_tokenizer() -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
+
+
+def make_bundles(shape: LlamaShape, scratch: Path) -> tuple[Path, Path]:
+    """The sparse bundle of a random model and its dense twin; made by the item that first needs them.
+
+    Raises:
+        MachineError: there is not enough space.
+    """
+    from maskpro_deploy.exporters import ExportConfig, export
+
+    folder = scratch / shape.name
+    sparse, dense = folder / "sparse-bundle", folder / "dense-bundle"
+    if dense.is_dir():  # the last to be made
+        return sparse, dense
+    if folder.exists():  # an item was ended while it made them
+        shutil.rmtree(folder)
+    _check_space(shape, scratch, _WITH_TWIN)
+    checkpoint = write_checkpoint(shape, folder / "dense")
+    config = ExportConfig(dtype=DTYPE, forms=("cat", "static"))
+    export(write_sparse(checkpoint, folder / "sparse"), sparse, config, unverified=_UNVERIFIED)
+    export(checkpoint, dense, config, unverified=_UNVERIFIED)
+    return sparse, dense
+
+
+def make_sparse_bundle(shape: LlamaShape, scratch: Path) -> Path:
+    """The sparse bundle of a random model in fp16, without a dense twin; MachineError as `make_bundles`."""
+    from maskpro_deploy.exporters import ExportConfig, export
+
+    folder = scratch / f"{shape.name}-alone"
+    _check_space(shape, scratch, _ALONE)
+    shutil.rmtree(folder, ignore_errors=True)  # of an item that was ended
+    sparse = write_sparse(write_checkpoint(shape, folder / "dense"), folder / "sparse")
+    shutil.rmtree(folder / "dense")
+    export(sparse, folder / "bundle", ExportConfig(dtype=DTYPE), unverified=_UNVERIFIED)
+    shutil.rmtree(sparse)
+    return folder / "bundle"
+
+
+def _check_space(shape: LlamaShape, scratch: Path, copies: int) -> None:
+    needed, free = copies * 2 * shape.weights + _SPARE_BYTES, shutil.disk_usage(scratch).free
+    if free < needed:
+        raise MachineError(f"{scratch} needs {needed / 1e9:.1f} GB for a {shape.name} model, {free / 1e9:.1f} GB are free")

@@ -1,4 +1,9 @@
-"""The items one after another, each in a process of its own with a limit of time; and the file of all figures."""
+"""The items one after another, each in a process of its own, so that a crash, a hang or lost memory ends that item and no other.
+
+    python -m maskpro_deploy.gpu_check.processes ITEM FOLDER
+
+is such a process. FOLDER holds `settings.json`; `figures.json` grows there while the item works, `outcome.json` comes last.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +13,20 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from maskpro_deploy.errors import InputError, check_known
-from maskpro_deploy.gpu_check.items import END_FACTOR, FAILED, Outcome, Settings
+from maskpro_deploy.errors import InputError, MachineError, MaskProError, check_known, first_line
+from maskpro_deploy.gpu_check.items import END_FACTOR, FAILED, MEASURED, NOT_RUN, Outcome, Record, Settings
 from maskpro_deploy.gpu_check.registry import ITEMS
-from maskpro_deploy.gpu_check.worker import FIGURES, OUTCOME, SETTINGS
 from maskpro_deploy.system.files import disk_errors, read_json, write_json
 
+SETTINGS, FIGURES, OUTCOME = "settings.json", "figures.json", "outcome.json"
 FORMAT, VERSION = "maskpro-deploy/gpu-check", 1
 _GRACE_S = 10.0
 _LAST_WORDS = 300
@@ -61,14 +69,7 @@ def gpu_is_here() -> bool:
 def run_check(
     names: Sequence[str], *, budget_s: float, scratch: Path | None, rehearse: bool, announce: Callable[[str], None]
 ) -> list[Outcome]:
-    """Run the items one after another.
-
-    Args:
-        names: of the items.
-        budget_s: time for the measurements of one item.
-        scratch: a folder for temporary models; the system's by default.
-        rehearse: try the check itself with tiny shapes on the CPU.
-        announce: told of each item before it runs.
+    """Run the items one after another; `announce` is told of each before it runs. Without `scratch`, models lie in the system's.
 
     Raises:
         ConfigError: the budget is out of range.
@@ -94,7 +95,7 @@ def run_item(name: str, settings: Settings, limit: float) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="item-", dir=settings.scratch) as own:
         folder = Path(own)
         write_json(folder / SETTINGS, settings.to_json())
-        command_line = [sys.executable, "-m", "maskpro_deploy.gpu_check.worker", name, str(folder)]
+        command_line = [sys.executable, "-m", "maskpro_deploy.gpu_check.processes", name, str(folder)]
         with (folder / "output").open("w+", encoding="utf-8", errors="replace") as output:
             process = subprocess.Popen(command_line, stdout=output, stderr=output, start_new_session=True)
             try:
@@ -128,10 +129,38 @@ def _end_process(process: subprocess.Popen[bytes]) -> None:
 
 def check_json(outcomes: Sequence[Outcome], *, budget_s: float, rehearse: bool) -> dict[str, Any]:
     """The content of the file."""
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "rehearsal": rehearse,
-        "budget_s": budget_s,
-        "items": [dataclasses.asdict(o) for o in outcomes],
-    }
+    items = [dataclasses.asdict(o) for o in outcomes]
+    return {"format": FORMAT, "version": VERSION, "rehearsal": rehearse, "budget_s": budget_s, "items": items}
+
+
+def run_here(name: str, settings: Settings, record: Record) -> Outcome:
+    """Run one item in this process; whatever it raises becomes its outcome."""
+    started = time.monotonic()
+    trace = ""
+    try:
+        status, detail = MEASURED, ITEMS[name].run(settings, record)
+    except MachineError as e:
+        status, detail = NOT_RUN, first_line(e).rstrip(".")
+    except Exception as e:  # an item may stumble over anything of the libraries it tries
+        status, detail = FAILED, first_line(e).rstrip(".")
+        detail = detail if isinstance(e, MaskProError) else f"{type(e).__name__}: {detail}"
+        trace = traceback.format_exc()
+    seconds = round(time.monotonic() - started, 1)
+    return Outcome(name=name, status=status, detail=detail, seconds=seconds, figures=record.figures, trace=trace)
+
+
+def _main() -> None:
+    """Run the item named on the command line."""
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    signal.signal(signal.SIGTERM, _interrupt)  # so that what the item started ends with it
+    settings = Settings.from_json(read_json(folder / SETTINGS))
+    outcome = run_here(name, settings, Record(folder / FIGURES, settings.budget_s))
+    write_json(folder / OUTCOME, dataclasses.asdict(outcome))
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    _main()

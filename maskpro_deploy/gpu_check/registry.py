@@ -5,19 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from maskpro_deploy.gpu_check import deploy, engines, environment, evaluation, learning, products, serving
+from maskpro_deploy.gpu_check import engines, environment, evaluation, learning, products, serving
 from maskpro_deploy.gpu_check.items import Item
 from maskpro_deploy.gpu_check.models import ONE_B, SMOL
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An item and its limit.
-
-    Attributes:
-        run: the item.
-        least_s: seconds that it has whatever the budget: imports, making a model and building take their time.
-    """
+    """An item, and the seconds that it has whatever the budget: imports, making a model and building take their time."""
 
     run: Item
     least_s: float = 60.0
@@ -28,10 +23,10 @@ ITEMS: dict[str, Entry] = {
     "learn-135m": Entry(partial(learning.time_learning, SMOL), 180.0),  # compiling the steps took 18 s on an H100
     "learn-1b": Entry(partial(learning.time_learning, ONE_B), 240.0),
     "products": Entry(products.measure_products, 180.0),  # two more processes look for what works
-    "tensorrt": Entry(engines.measure_tensorrt, 300.0),
-    "tensorrt-rtx": Entry(engines.measure_tensorrt_rtx, 180.0),
+    "tensorrt": Entry(partial(engines.measure_library, "tensorrt"), 300.0),
+    "tensorrt-rtx": Entry(partial(engines.measure_library, "tensorrt-rtx"), 180.0),
     "engine-7b": Entry(engines.measure_engine_7b, 420.0),
-    "onnxruntime": Entry(deploy.measure_onnxruntime, 180.0),
+    "onnxruntime": Entry(serving.measure_onnxruntime, 180.0),
     "evaluation": Entry(evaluation.compare_perplexities, 180.0),
     "serve-tensorrt": Entry(partial(serving.measure_serving, serving.NATIVE), 420.0),
     "serve-tensorrt-rtx": Entry(partial(serving.measure_serving, serving.NATIVE_RTX), 240.0),

@@ -23,24 +23,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from maskpro_deploy._version import __version__
-from maskpro_deploy.bench.results.document import REPORT_FILE as REPORT_FILE
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.reports.plots import Svg
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.files import atomic_file
 
 TEMPLATE = "report.html"
-HOW_TO_REPRODUCE = "How to reproduce"
 _NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( ?(%|x|ms|s|MB|GB))?|-")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextSection:
-    """Paragraphs."""
-
-    kind: ClassVar[str] = "text"
-    title: str
-    paragraphs: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,19 +83,14 @@ class CodeSection:
     note: str = ""
 
 
-Section = TextSection | ListSection | TableSection | PlotSection | CodeSection
+Section = ListSection | TableSection | PlotSection | CodeSection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A page.
+    """A page: the result in one sentence, what, where and when in a line, and sections in reading order.
 
-    Attributes:
-        title: of the page.
-        headline: the result in one sentence.
-        sections: in reading order.
-        subtitle: what, where, when, in a line.
-        invalid: the headline says that the result must not be used.
+    `invalid`: the headline says that the result must not be used.
     """
 
     title: str
@@ -124,7 +108,7 @@ def facts_table(title: str, facts: Mapping[str, Any] | Iterable[tuple[str, Any]]
 
 def environment_sections(environment: Mapping[str, Any], note: str) -> list[Section]:
     """What something was measured on, and the command that measures it again."""
-    command = CodeSection(title=HOW_TO_REPRODUCE, code=str(environment.get("command_line", "")), note=note)
+    command = CodeSection(title="How to reproduce", code=str(environment.get("command_line", "")), note=note)
     return [facts_table("Environment", environment), command]
 
 

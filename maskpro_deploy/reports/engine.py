@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maskpro_deploy.reports import plots
-from maskpro_deploy.reports.blocks import ListSection, PlotSection, Report, Section, TableSection
+from maskpro_deploy.reports.blocks import ListSection, PlotSection, Report, Section, TableSection, warning_list
 from maskpro_deploy.reports.plots import Bar, Series
 from maskpro_deploy.system.output import table
 
@@ -31,19 +31,16 @@ def build_page(bundle: Path, report: EngineReport) -> Report:
     """The page: the sentence, what was built, the comparison, one row a layer."""
     engine = report.engine
     sections: list[Section] = [TableSection(title="Engine", rows=_facts(report))]
-    if spoiled := [f"{count} pruned layers: {cause}" for cause, count in report.spoiled.items() if count]:
-        sections.append(ListSection(title="Kept from sparse tensor cores by the graph", points=spoiled, warning=True))
-    sections.append(
-        TableSection(title="Profiles", header=("profile", "input", "minimum", "optimum", "maximum"), rows=_profiles(report))
-    )
+    spoiled = [f"{count} pruned layers: {cause}" for cause, count in report.spoiled.items() if count]
+    sections += warning_list("Kept from sparse tensor cores by the graph", spoiled)
+    header = ("profile", "input", "minimum", "optimum", "maximum")
+    sections.append(TableSection(title="Profiles", header=header, rows=_profiles(report)))
     if report.comparison is not None:
-        sections += _comparison(report.comparison)
-    head = report.comparison.headline if report.comparison is not None else None
-    rows = [_row(layer, head, report.comparison) for layer in report.layers]
-    if rows:
+        sections += _compare_engines(report.comparison)
+    if rows := [_row(layer, report.comparison) for layer in report.layers]:
         used = [i for i in range(len(_HEADER)) if any(row[i] != "-" for row in rows)]  # no columns of things not measured
-        header, cells = [_HEADER[i] for i in used], [[row[i] for i in used] for row in rows]
-        sections.append(TableSection(title="Layers", header=header, rows=cells, note=_HOW_TO_READ))
+        columns, *cells = [[row[i] for i in used] for row in (_HEADER, *rows)]
+        sections.append(TableSection(title="Layers", header=columns, rows=cells, note=_HOW_TO_READ))
     if report.warnings:
         sections.append(ListSection(title="What the library warned of", points=report.warnings))
     return Report(
@@ -75,17 +72,14 @@ def _facts(report: EngineReport) -> list[tuple[str, str]]:
 
 
 def _profiles(report: EngineReport) -> list[tuple[str, ...]]:
-    def shape(values: list[int]) -> str:
-        return "x".join(map(str, values))
-
     return [
-        (profile["name"], name, *(shape(at) for at in bounds))
+        (profile["name"], name, *("x".join(map(str, shape)) for shape in bounds))
         for profile in report.engine.settings["profiles"]
         for name, bounds in profile["shapes"].items()
     ]
 
 
-def _comparison(comparison: Comparison) -> list[Section]:
+def _compare_engines(comparison: Comparison) -> list[Section]:
     rows = [
         ("size", f"{comparison.sparse_bytes / 1e6:.1f} MB", f"{comparison.dense_bytes / 1e6:.1f} MB"),
         ("build", f"{comparison.sparse_build_s:.1f} s", f"{comparison.dense_build_s:.1f} s"),
@@ -93,28 +87,23 @@ def _comparison(comparison: Comparison) -> list[Section]:
     sections: list[Section] = [TableSection(title="Beside the dense engine", header=("", "sparse", "dense"), rows=rows)]
     if comparison.not_measured:
         sections.append(ListSection(title="Time", points=[comparison.not_measured]))
-    if comparison.points:
-        sections += _measured(comparison)
-    return sections
+    return [*sections, *_show_calls(comparison)] if comparison.points else sections
 
 
-def _measured(comparison: Comparison) -> list[Section]:
-    rows = [_point(p) for p in comparison.points]
+def _show_calls(comparison: Comparison) -> list[Section]:
     evens = "; ".join(
         f"{kind}: sparse is faster from batch {batch} on" if batch else f"{kind}: sparse is faster at no batch"
         for kind, batch in comparison.break_even.items()
     )
     header = ("call", "sparse ms", "dense ms", "ratio", "95 % interval", "sparse is")
     note = f"Engines ran in turns in blocks A B B A. Break-even: {evens}."
+    rows = [_point(p) for p in comparison.points]
     sections: list[Section] = [TableSection(title="Measured calls", header=header, rows=rows, note=note)]
-    head = comparison.headline
-    bars = [b for b in _bars(head) if b is not None] if head is not None else []
-    if head is not None and bars:
+    if (head := comparison.headline) is not None and (bars := _make_bars(head)):
         plot = plots.draw_bars(bars, x_label="ms", description="Milliseconds of the largest layers, sparse beside dense.")
         total = f"All layers under the profiler: {head.layers_sum_ms[0]:.3f} ms sparse, {head.layers_sum_ms[1]:.3f} ms dense."
         sections.append(PlotSection(title=f"Layers at {head.name}", plot=plot, caption=total))
-    sections += _curve(comparison)
-    return sections
+    return [*sections, *_draw_curves(comparison)]
 
 
 def _point(p: PointResult) -> tuple[str, ...]:
@@ -123,19 +112,18 @@ def _point(p: PointResult) -> tuple[str, ...]:
     return (p.name, f"{p.sparse_ms:.3f}", f"{p.dense_ms:.3f}", ratio, interval, p.verdict)
 
 
-def _bars(head: PointResult) -> list[Bar | None]:
-    """The layers that take longest, sparse and dense beside each other."""
-    known = [(name, at[0], at[1]) for name, at in head.layers.items() if at[0] is not None and at[1] is not None]
-    known.sort(key=lambda row: -(row[2] or 0.0))
+def _make_bars(head: PointResult) -> list[Bar]:
+    """The layers that take longest, sparse next to dense."""
+    known = [(name, s, d) for name, (s, d) in head.layers.items() if s is not None and d is not None]
+    known.sort(key=lambda row: -row[2])
     return [
         Bar(name=f"{name.removesuffix('.weight')}: {kind}", value=value, note=f"{value:.3f} ms", colour=colour)
         for name, sparse, dense in known[: _LARGEST // 2]
         for colour, (kind, value) in enumerate((("sparse", sparse), ("dense", dense)))
-        if value is not None
     ]
 
 
-def _curve(comparison: Comparison) -> list[Section]:
+def _draw_curves(comparison: Comparison) -> list[Section]:
     sections: list[Section] = []
     for kind in comparison.break_even:
         points = sorted((p for p in comparison.points if p.kind == kind and p.speedup is not None), key=lambda p: p.batch)
@@ -145,17 +133,16 @@ def _curve(comparison: Comparison) -> list[Section]:
         for p in points:
             series.setdefault(f"{p.new} new", []).append(p)
         drawn = [Series(name=n, x=[p.batch for p in ps], y=[p.speedup or 0.0 for p in ps], dots=True) for n, ps in series.items()]
-        plot = plots.draw_lines(
-            drawn, x_label="batch", y_label="dense time / sparse time", description=f"Ratio over batch, {kind}."
-        )
-        sections.append(
-            PlotSection(title=f"{kind.capitalize()}: ratio over batch", plot=plot, caption="Above 1, sparse is faster.")
-        )
+        words = f"Ratio over batch, {kind}."
+        plot = plots.draw_lines(drawn, x_label="batch", y_label="dense time / sparse time", description=words)
+        title = f"{kind.capitalize()}: ratio over batch"
+        sections.append(PlotSection(title=title, plot=plot, caption="Above 1, sparse is faster."))
     return sections
 
 
-def _row(layer: LayerRow, head: PointResult | None, comparison: Comparison | None) -> tuple[str, ...]:
+def _row(layer: LayerRow, comparison: Comparison | None) -> tuple[str, ...]:
     even = comparison.layer_break_even(layer.weight).get("prefill") if comparison is not None else None
+    head = comparison.headline if comparison is not None else None
     sparse, dense = head.layers.get(layer.weight, (None, None)) if head is not None else (None, None)
     return (
         layer.weight.removesuffix(".weight"),

@@ -31,11 +31,7 @@ _WIDTH, _HEIGHT = 7.2, 3.4  # inches, at 72 points each
 
 @dataclass(frozen=True, slots=True)
 class Svg:
-    """A drawn picture. Its text is ours, so a page may take it as it is.
-
-    Attributes:
-        text: the `<svg>` element.
-    """
+    """A drawn picture, the `<svg>` element. Its text is ours, so a page may take it as it is."""
 
     text: str
 
@@ -65,15 +61,20 @@ class Bar:
     note: str = ""
     colour: int | None = None
 
+    @classmethod
+    def around(cls, name: str, value: float, margin: float | None, note: str = "", colour: int | None = None) -> Bar:
+        """A bar whose interval reaches as far to both sides."""
+        low, high = (None, None) if margin is None else (value - margin, value + margin)
+        return cls(name=name, value=value, low=low, high=high, note=note, colour=colour)
 
-def draw_svg(paint: Callable[[Axes], None], *, description: str, height: float = _HEIGHT, width: float = _WIDTH) -> Svg:
+
+def draw_svg(paint: Callable[[Axes], None], *, description: str, height: float = _HEIGHT) -> Svg:
     """Draw one picture.
 
     Args:
         paint: draws on the axes it is given.
         description: what a reader who cannot see it should know.
         height: inches.
-        width: inches.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -86,7 +87,7 @@ def draw_svg(paint: Callable[[Axes], None], *, description: str, height: float =
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     with matplotlib.rc_context(_make_style(description)), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a letter that the measuring font lacks: the page's own fonts show it
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         canvas = FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         paint(axes)
@@ -152,23 +153,19 @@ def draw_lines(
     y_label: str,
     description: str,
     references: Mapping[str, float] | None = None,
-    log_y: bool = False,
 ) -> Svg:
     """Lines over a common x axis, with dashed horizontal reference lines."""
 
     def paint(axes: Axes) -> None:
         for i, s in enumerate(series):
             marker = "o" if s.dots or len(s.x) < 2 else None
-            axes.plot(
-                s.x, s.y, color=COLOURS[i % len(COLOURS)], label=clean_label(s.name), marker=marker, markersize=3.5, linewidth=1.6
-            )
+            colour, label = COLOURS[i % len(COLOURS)], clean_label(s.name)
+            axes.plot(s.x, s.y, color=colour, label=label, marker=marker, markersize=3.5, linewidth=1.6)
         for i, (name, value) in enumerate((references or {}).items()):
             colour = COLOURS[(len(series) + i) % len(COLOURS)]
             axes.axhline(value, color=colour, linestyle=(0, (5, 3)), linewidth=1.2, label=clean_label(name))
         axes.set_xlabel(clean_label(x_label))
         axes.set_ylabel(clean_label(y_label))
-        if log_y:
-            axes.set_yscale("log")
         _add_legend(axes)
 
     return draw_svg(paint, description=description)
@@ -182,22 +179,13 @@ def draw_learning_curve(
 ) -> Svg:
     """Loss over tokens seen: training (a running mean), held-out points, reference lines such as dense and one-shot.
 
-    Args:
-        tokens: tokens seen at each training point.
-        training_loss: loss there, in nats per token.
-        held_out: (tokens, loss) pairs.
-        references: name -> loss.
+    Losses are in nats per token; `held_out` has pairs (tokens, loss).
     """
     series = [Series(name="training", x=tokens, y=_smooth(training_loss))]
     if held_out:
         series.append(Series(name="held out", x=[t for t, _ in held_out], y=[loss for _, loss in held_out], dots=True))
-    return draw_lines(
-        series,
-        x_label="tokens seen",
-        y_label="loss (nats per token)",
-        description="Loss over the tokens seen while learning.",
-        references=references,
-    )
+    labels = {"x_label": "tokens seen", "y_label": "loss (nats per token)"}
+    return draw_lines(series, **labels, description="Loss over the tokens seen while learning.", references=references)
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
@@ -211,7 +199,7 @@ def _smooth(values: Sequence[float]) -> list[float]:
     return [float(v) for v in (sums[ends] - sums[starts]) / (ends - starts)]
 
 
-def draw_bars(values: Sequence[Bar], *, x_label: str, description: str, log_x: bool = False) -> Svg:
+def draw_bars(values: Sequence[Bar], *, x_label: str, description: str) -> Svg:
     """Horizontal bars, first on top, with intervals and a note beside each."""
 
     def paint(axes: Axes) -> None:
@@ -222,19 +210,12 @@ def draw_bars(values: Sequence[Bar], *, x_label: str, description: str, log_x: b
             if bar.low is not None and bar.high is not None:
                 axes.plot([bar.low, bar.high], [place, place], color=_INK, linewidth=1.4, marker="|", markersize=7)
             end = max(v for v in (bar.value, bar.high) if v is not None)
-            axes.annotate(
-                f" {clean_label(bar.note or f'{bar.value:.4g}')}",
-                (end, place),
-                va="center",
-                xytext=(3, 0),
-                textcoords="offset points",
-            )
+            note = f" {clean_label(bar.note or f'{bar.value:.4g}')}"
+            axes.annotate(note, (end, place), va="center", xytext=(3, 0), textcoords="offset points")
         axes.set_yticks(places, [clean_label(b.name) for b in values])
         axes.set_ylim(len(values) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(clean_label(x_label))
-        if log_x:
-            axes.set_xscale("log")
         axes.margins(x=0.16)
 
     return draw_svg(paint, description=description, height=0.9 + 0.34 * max(1, len(values)))
@@ -242,18 +223,8 @@ def draw_bars(values: Sequence[Bar], *, x_label: str, description: str, log_x: b
 
 def draw_quality_bars(perplexities: Mapping[str, float], stderrs: Mapping[str, float | None] | None = None) -> Svg:
     """Perplexity of dense, one-shot and learned models (shorter is better)."""
-    values = []
-    for name, value in perplexities.items():
-        error = (stderrs or {}).get(name)
-        values.append(
-            Bar(
-                name=name,
-                value=value,
-                low=None if error is None else value - error,
-                high=None if error is None else value + error,
-                note=f"{value:.2f}",
-            )
-        )
+    errors = stderrs or {}
+    values = [Bar.around(name, value, errors.get(name), note=f"{value:.2f}") for name, value in perplexities.items()]
     return draw_bars(values, x_label="perplexity (lower is better)", description="Perplexity of each model.")
 
 
@@ -267,11 +238,9 @@ def draw_sparsity(layers: Mapping[str, float], target: float | None = None) -> S
             axes.axhline(target, color=COLOURS[1], linestyle=(0, (5, 3)), linewidth=1.2, label=f"target {target:g}")
         axes.set_ylim(0.0, max([*layers.values(), target or 0.0, 0.01]) * 1.25)
         axes.set_ylabel("part of zeros")
-        few = len(layers) <= 16
-        step = 1 if few else -(-len(layers) // 16)
-        axes.set_xticks(
-            places[::step], [clean_label(_shorten(n)) for n in list(layers)[::step]], rotation=45, ha="right", fontsize=7.5
-        )
+        step = max(1, -(-len(layers) // 16))
+        names = [clean_label(_shorten(name)) for name in list(layers)[::step]]
+        axes.set_xticks(places[::step], names, rotation=45, ha="right", fontsize=7.5)
         axes.grid(visible=False, axis="x")
         axes.legend(loc="upper right", ncols=2)
 

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 from maskpro_deploy.reports import plots
-from maskpro_deploy.reports.blocks import ListSection, PlotSection, Report, Section, TableSection
+from maskpro_deploy.reports.blocks import ListSection, PlotSection, Report, Section, TableSection, warning_list
 from maskpro_deploy.system.output import table
 
 if TYPE_CHECKING:
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 _HEADER = ("tensor", "shape", "dtype", "axis", "satisfies", "groups", "violations", "short", "density", "-0.0", "cores", "result")
 _MOST_BARS = 2000
 _SHOWN = 20  # lines of a kind in the text
+_EXEMPT = "Every stored tensor is in one of these classes; one that is unaccounted for forbids a pass."
+_HOW_TO_READ = (
+    "Groups lie along the axis. A short group has fewer nonzeros than N and is lawful: its mask is known and strict, or fewer "
+    "are allowed. Cores says whether shape and dtype suit sparse tensor cores, not what is faster."
+)
 
 
 def build_page(report: ValidationReport) -> Report:
     """The page: verdict, totals, what fails, sparsity of each tensor, one row a tensor."""
     sections: list[Section] = [TableSection(title="Totals", rows=_totals(report))]
-    if failed := [f"{t.name}: {t.why()}" for t in report.failed]:
-        sections.append(ListSection(title="What fails", points=failed, warning=True))
-    if report.problems:
-        sections.append(ListSection(title="Contradictions", points=report.problems, warning=True))
-    if report.unchecked:
-        points = [f"{u.name}: {u.reason}{_users(u)}" for u in report.unchecked]
-        sections.append(ListSection(title="Unaccounted for", points=points, warning=True))
-    sections.append(
-        TableSection(title="Account", header=("stored tensors", "bytes", "share"), rows=_account(report), note=_EXEMPT)
-    )
+    sections += warning_list("What fails", [f"{t.name}: {t.why()}" for t in report.failed])
+    sections += warning_list("Contradictions", report.problems)
+    sections += warning_list("Unaccounted for", [f"{u.name}: {u.reason}{_users(u)}" for u in report.unchecked])
+    header = ("stored tensors", "bytes", "share")
+    sections.append(TableSection(title="Account", header=header, rows=_account(report), note=_EXEMPT))
     if report.notes:
         sections.append(ListSection(title="To know", points=report.notes))
     sections += _sparsity(report)
@@ -45,23 +45,13 @@ def build_page(report: ValidationReport) -> Report:
     )
 
 
-_EXEMPT = "Every stored tensor is in one of these classes; one that is unaccounted for forbids a pass."
-
-
 def _account(report: ValidationReport) -> list[tuple[str, str, str]]:
-    account = report.account
-    rows = [(name, f"{size:,}", f"{100 * share:.2f} %") for name, size, share in account.rows()]
-    return [*rows, ("all", f"{account.total:,}", "100.00 %")]
+    rows = [(name, f"{size:,}", f"{100 * share:.2f} %") for name, size, share in report.account.rows()]
+    return [*rows, ("all", f"{report.account.total:,}", "100.00 %")]
 
 
 def _users(item: Unchecked) -> str:
     return f" (used by {', '.join(item.consumers)})" if item.consumers else ""
-
-
-_HOW_TO_READ = (
-    "Groups lie along the axis. A short group has fewer nonzeros than N and is lawful: its mask is known and strict, or fewer "
-    "are allowed. Cores says whether shape and dtype suit sparse tensor cores, not what is faster."
-)
 
 
 def _totals(report: ValidationReport) -> list[tuple[str, str]]:
@@ -118,7 +108,8 @@ def render_text(report: ValidationReport) -> str:
     if report.tensors:
         header = ["layers", "tensors", "shape", "dtype", "axis", "pattern", "groups", "violations", "short", "density", "cores"]
         blocks.append(table(_kind_rows(report), header))
-    blocks.append(_account_line(report))
+    parts = ", ".join(f"{name} {size:,} ({100 * share:.1f} %)" for name, size, share in report.account.rows())
+    blocks.append(f"account of {report.account.total:,} bytes in stored tensors: {parts}")
     failed = report.failed if report.pattern is not None else ()
     blocks.extend(_lines("fails", [(t.name, t.why()) for t in failed]))
     blocks.extend(_lines("unaccounted for", [(u.name, f"{u.reason}{_users(u)}") for u in report.unchecked]))
@@ -135,13 +126,6 @@ def render_text(report: ValidationReport) -> str:
     return "\n".join(blocks)
 
 
-def _account_line(report: ValidationReport) -> str:
-    """What became of the bytes of all stored tensors, in a line."""
-    account = report.account
-    parts = ", ".join(f"{name} {size:,} ({100 * share:.1f} %)" for name, size, share in account.rows())
-    return f"account of {account.total:,} bytes in stored tensors: {parts}"
-
-
 def _lines(label: str, items: list[tuple[str, str]]) -> list[str]:
     lines = [f"{label}: {name}: {why}" if name else f"{label}: {why}" for name, why in items[:_SHOWN]]
     if len(items) > _SHOWN:
@@ -149,15 +133,12 @@ def _lines(label: str, items: list[tuple[str, str]]) -> list[str]:
     return lines
 
 
-def _kind(name: str) -> str:
-    """The name without its layer number: model.layers.3.mlp.up_proj.weight -> model.layers.*.mlp.up_proj.weight."""
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
-
-
 def _kind_rows(report: ValidationReport) -> list[list[str]]:
+    """The tensors whose names differ by the layer number only, in one row."""
     kinds: dict[tuple[object, ...], list[TensorReport]] = defaultdict(list)
     for t in report.tensors:
-        kinds[(_kind(t.name), t.shape, t.dtype, t.axis, t.required)].append(t)
+        layers = ".".join("*" if part.isdigit() else part for part in t.name.split("."))
+        kinds[(layers, t.shape, t.dtype, t.axis, t.required)].append(t)
     rows = []
     for (kind, shape, dtype, axis, required), tensors in kinds.items():
         size = sum(t.size for t in tensors)

@@ -5,17 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from maskpro_deploy.evaluate.result import PerplexityResult, TaskResult
-from maskpro_deploy.reports import plots
-from maskpro_deploy.reports.blocks import (
-    ListSection,
-    PlotSection,
-    Report,
-    Section,
-    TableSection,
-    environment_sections,
-    facts_table,
-    show_value,
-)
+from maskpro_deploy.reports import blocks, plots
+from maskpro_deploy.reports.blocks import ListSection, PlotSection, Report, Section, TableSection
 from maskpro_deploy.reports.plots import Bar
 
 if TYPE_CHECKING:
@@ -35,9 +26,9 @@ def build_page(result: PerplexityResult | TaskResult) -> Report:
         TableSection(title="Measured", header=result.header, rows=result.rows()),
         ListSection(title="How to read this", points=result.statements()),
         *pictures,
-        facts_table("Protocol", _known(facts)),
-        TableSection(title="Models", rows=[(name, show_value(_known(value))) for name, value in result.models.items()]),
-        *environment_sections(environment, _NOTE),
+        blocks.facts_table("Protocol", _known(facts)),
+        TableSection(title="Models", rows=[(name, blocks.show_value(_known(value))) for name, value in result.models.items()]),
+        *blocks.environment_sections(environment, _NOTE),
     ]
     subtitle = f"{facts.get('name') or facts.get('harness')}, {environment.get('date', '')}"
     return Report(title="Evaluation", headline=result.headline(), subtitle=subtitle, sections=sections)
@@ -50,37 +41,22 @@ def _perplexity_plots(result: PerplexityResult) -> list[Section]:
         bars = []
         for place, (name, c) in enumerate(compared.items(), start=1):
             margin = None if c.ratio_stderr is None else _ERRORS * c.ratio_stderr
-            low, high = (None, None) if margin is None else (c.ratio - margin, c.ratio + margin)
-            bars.append(Bar(name=name, value=c.ratio, low=low, high=high, note=f"{c.ratio:.3f}x", colour=place))
+            bars.append(Bar.around(name, c.ratio, margin, note=f"{c.ratio:.3f}x", colour=place))
         label = f"perplexity over that of {result.reference}"
-        sections.append(
-            PlotSection(
-                title="Ratio of perplexities",
-                plot=plots.draw_bars(bars, x_label=label, description=f"Ratio of {label}."),
-                caption="1 is no loss. With two standard errors on each side, paired over windows.",
-            )
-        )
-    sections.append(
-        PlotSection(
-            title="Perplexity",
-            plot=plots.draw_quality_bars(
-                {n: p.perplexity for n, p in perplexities.items()}, {n: p.stderr for n, p in perplexities.items()}
-            ),
-            caption="With one standard error over windows on each side.",
-        )
-    )
+        plot = plots.draw_bars(bars, x_label=label, description=f"Ratio of {label}.")
+        caption = "1 is no loss. With two standard errors on each side, paired over windows."
+        sections.append(PlotSection(title="Ratio of perplexities", plot=plot, caption=caption))
+    values, errors = ({n: getattr(p, key) for n, p in perplexities.items()} for key in ("perplexity", "stderr"))
+    plot, caption = plots.draw_quality_bars(values, errors), "With one standard error over windows on each side."
+    sections.append(PlotSection(title="Perplexity", plot=plot, caption=caption))
     if any(p.windows > 1 for p in perplexities.values()):
-        sections.append(
-            PlotSection(
-                title="Window by window",
-                plot=plots.draw_distribution(
-                    {name: p.window_nll for name, p in perplexities.items()},
-                    x_label="negative log-likelihood of a window (nats per token)",
-                    description="Distribution of the negative log-likelihood over windows.",
-                ),
-                caption="The part of the windows that has at most so much.",
-            )
+        plot = plots.draw_distribution(
+            {name: p.window_nll for name, p in perplexities.items()},
+            x_label="negative log-likelihood of a window (nats per token)",
+            description="Distribution of the negative log-likelihood over windows.",
         )
+        caption = "The part of the windows that has at most so much."
+        sections.append(PlotSection(title="Window by window", plot=plot, caption=caption))
     return sections
 
 
@@ -93,8 +69,7 @@ def _task_plots(result: TaskResult) -> list[Section]:
             for m in metrics:
                 if (m.task, m.label) == key and m.value is not None and 0 <= m.value <= 1:
                     margin = None if m.stderr is None else _ERRORS * m.stderr
-                    low, high = (None, None) if margin is None else (m.value - margin, m.value + margin)
-                    bars.append(Bar(name=f"{m.task} {m.label}: {name}", value=m.value, low=low, high=high, colour=place))
+                    bars.append(Bar.around(f"{m.task} {m.label}: {name}", m.value, margin, colour=place))
     if not bars:
         return []
     picture = plots.draw_bars(bars, x_label="score", description="Scores of each task and model.")

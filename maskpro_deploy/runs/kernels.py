@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -26,9 +26,9 @@ from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.sweeps.sweep import SweepConfig
 from maskpro_deploy.errors import check_names
 from maskpro_deploy.manifest import Manifest, safe_path
-from maskpro_deploy.reports.kernels import build_page
+from maskpro_deploy.reports.benchmarks import build_kernels_page
 from maskpro_deploy.runs.output import Output, RunFolder, run_benchmark
-from maskpro_deploy.runs.sessions import measure_onnxruntime
+from maskpro_deploy.runs.sweeps import measure_onnxruntime
 from maskpro_deploy.system.progress import Meter
 from maskpro_deploy.targets.products import FORMS, OpenForm
 
@@ -71,13 +71,8 @@ class KernelsConfig:
     def measure(self) -> MeasureConfig:
         """The settings of the timing loop."""
         sessions = stats.MIN_SESSIONS if self.sessions is None and self.budget_s is None else self.sessions
-        return SweepConfig(
-            samples=self.samples,
-            sessions=sessions,
-            budget_s=self.budget_s,
-            threads=self.threads,
-            least_difference=self.least_difference,
-        ).measure
+        same = {name: getattr(self, name) for name in ("samples", "budget_s", "threads", "least_difference")}
+        return SweepConfig(sessions=sessions, **same).measure
 
     def to_json(self) -> dict[str, Any]:
         """As the result states it; the forms are a field of their own."""
@@ -96,17 +91,17 @@ def benchmark_kernels(bundle: Path, config: KernelsConfig, output: Output) -> No
         earlier = folder.load_earlier(load)
         return KernelsRun(bundle, config, earlier=earlier, append=output.append, save=folder.save).measure()
 
-    run_benchmark(run, describe, build_page, output)
+    run_benchmark(run, describe, build_kernels_page, output)
 
 
 class KernelsRun:
-    """One run.
+    """One run: of the bundle's model only the shapes count.
 
     Args:
-        bundle: the model, of which only the shapes count.
+        bundle: the model.
         config: what to measure.
-        earlier: a result to go on with or to add to.
-        append: add to `earlier`, and do not just finish it.
+        earlier: a result to go on with, or with `append` to add to.
+        append: see `earlier`.
         save: given the result so far after each case on the CPU and each product on a GPU.
 
     Raises:
@@ -119,13 +114,12 @@ class KernelsRun:
         bundle: Path,
         config: KernelsConfig,
         *,
-        earlier: SavedKernels | None = None,
-        append: bool = False,
-        save: Callable[[KernelResult], None] | None = None,
+        earlier: SavedKernels | None,
+        append: bool,
+        save: Callable[[KernelResult], None],
     ) -> None:
         self._started = time.monotonic()
-        self._config, self._earlier, self._append = config, earlier, append
-        self._save = save or (lambda result: None)
+        self._config, self._earlier, self._append, self._save = config, earlier, append, save
         self._measure = config.measure
         manifest = Manifest.load(bundle, engines=False)
         self._work = graph_work(safe_path(bundle, manifest.graph.file))
@@ -139,12 +133,9 @@ class KernelsRun:
         if earlier is not None:
             check_same(earlier, config.forms, self._facts, config.to_json(), self._environment, append=append)
             self._run, self._gpu = earlier.run(config.forms, self._cases), earlier.value["gpu"]
-            self._measure = dataclasses.replace(self._measure, sessions=self._planned(earlier))
-
-    def _planned(self, earlier: SavedKernels) -> int:
-        """Sessions in all; a run that goes on with an addition has more to do than its settings say."""
-        own = self._measure.sessions
-        return own + earlier.sessions if self._append else max(own, earlier.planned_sessions)
+            own = self._measure.sessions  # a run that goes on with an addition has more to do than its settings say
+            planned = own + earlier.sessions if append else max(own, earlier.planned_sessions)
+            self._measure = dataclasses.replace(self._measure, sessions=planned)
 
     def measure(self) -> KernelResult:
         """Measure what is not measured yet."""
@@ -155,47 +146,36 @@ class KernelsRun:
         return self._result(cpu_finished=True, finished=True)
 
     def _measure_on_cpu(self) -> None:
-        meter, flush = Meter("kernels", "sessions"), _make_flush()
+        flush = _make_flush()
         openers = {form: partial(_open_form, form, self._config.threads, flush) for form in self._config.forms}
 
         def save(run: Run[KernelCase]) -> None:
             self._save(self._result(cpu_finished=False, finished=False))
 
-        try:
+        with closing(Meter("kernels", "sessions")) as meter:
             run_kernels(openers, self._cases, self._measure, run=self._run, save=save, progress=meter)
-        finally:
-            meter.close()
 
     def _measure_on_gpu(self) -> None:
         earlier = self._earlier.gpu_cells if self._earlier is not None else []
-        meter = Meter("kernels on the GPU", "products")
 
         def save(figures: Mapping[str, Any]) -> None:
             self._gpu = figures
             self._save(self._result(cpu_finished=True, finished=False))
 
-        model = ModelProducts(
-            products=self._work.products,
-            tokens=self._config.tokens,
-            budget_s=self._config.budget_s or _GPU_BUDGET_S,
-            earlier=earlier,
-            device=self._gpu.get("device"),
-            save=save,
-            progress=meter,
-        )
-        try:
-            figures = measure_on_gpu(model)
-        finally:
-            meter.close()
+        budget_s, device = self._config.budget_s or _GPU_BUDGET_S, self._gpu.get("device")
+        work: dict[str, Any] = {"products": self._work.products, "tokens": self._config.tokens, "budget_s": budget_s}
+        with closing(Meter("kernels on the GPU", "products")) as meter:
+            figures = measure_on_gpu(ModelProducts(**work, earlier=earlier, device=device, save=save, progress=meter))
         if figures["measured"] or not earlier:  # else the GPU is gone, and its figures stay
             self._gpu = figures
 
     def _result(self, *, cpu_finished: bool, finished: bool) -> KernelResult:
         run, earlier = self._run, self._earlier
         others = earlier.others(self._cases) if earlier is not None else {}
+        whole = Run(measurements={**others, **run.measurements}, self_test=run.self_test, sessions=run.sessions)
         return KernelResult(
             forms=self._config.forms,
-            run=Run(measurements={**others, **run.measurements}, self_test=run.self_test, sessions=run.sessions),
+            run=whole,
             last=self._work.last,
             layers=self._layers,
             environment={**self._environment, "load_average_1min_after": environment.load_average()},

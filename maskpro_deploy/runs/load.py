@@ -17,17 +17,17 @@ from maskpro_deploy.bench.load.point import Point, PointKey
 from maskpro_deploy.bench.load.points import PointsFile
 from maskpro_deploy.bench.load.result import LoadResult
 from maskpro_deploy.bench.load.sending.event_loop import allow_many_connections, make_event_loop
+from maskpro_deploy.bench.load.sending.generator import Source
+from maskpro_deploy.bench.load.sending.requests import cut_text_windows, draw_random_tokens, take_prompts
 from maskpro_deploy.bench.load.summary import describe
 from maskpro_deploy.bench.load.sweep import Part, Server, run_sweep
 from maskpro_deploy.bench.results.document import Document, to_markdown, to_text
 from maskpro_deploy.data import load_text
-from maskpro_deploy.errors import Interrupted
+from maskpro_deploy.errors import InputError, Interrupted
 from maskpro_deploy.manifest import Manifest, safe_path
-from maskpro_deploy.reports.load import build_page
-from maskpro_deploy.reports.run import write_run
+from maskpro_deploy.reports.benchmarks import build_load_page, write_run
 from maskpro_deploy.runs.load_options import BUILTIN, RANDOM, LoadOptions
 from maskpro_deploy.runs.output import Output, check_valid, emit_result
-from maskpro_deploy.runs.prompts import make_source
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.files import check_free, new_folder, write_json
 from maskpro_deploy.system.progress import Meter, Progress
@@ -38,6 +38,8 @@ PROCESS_NOTE = (
     "Each server is one process, and two processes of the same model have differed by a few per cent (URL --against the same "
     "URL, or BUNDLE --against BUNDLE, shows it here). A verdict on a difference of that size says nothing."
 )
+_WORDS_PER_TOKEN = 0.75  # English, about; the server's own count stands in the result
+_SAMPLE_DOCUMENTS = 20
 
 
 def benchmark_servers(options: LoadOptions, output: Output) -> None:
@@ -57,7 +59,7 @@ def benchmark_servers(options: LoadOptions, output: Output) -> None:
         require("report", "writing report.html")
         points = PointsFile(out, options.identity())
         finished = points.begin(resume=output.resume, force=output.force)
-    result = measure_load(options, points, finished)
+    result = _measure_load(options, points, finished)
     document = describe(result)
     if out is not None and points is not None:
         _write_folder(result, document, out, force=output.force)
@@ -66,12 +68,8 @@ def benchmark_servers(options: LoadOptions, output: Output) -> None:
     check_valid(result)
 
 
-def measure_load(options: LoadOptions, points: PointsFile | None, finished: Mapping[PointKey, Point]) -> LoadResult:
-    """Start what has to be started, and measure what is not finished.
-
-    Raises:
-        Interrupted: the user stopped it; finished loads are kept.
-    """
+def _measure_load(options: LoadOptions, points: PointsFile | None, finished: Mapping[PointKey, Point]) -> LoadResult:
+    """Start what has to be started, and measure what is not finished; finished loads are kept if the user stops it."""
     allow_many_connections()
     meter = Meter("benchmark", "loads" if options.config.sessions == 1 else "sessions")
     try:
@@ -132,24 +130,48 @@ async def _measure_targets(
             facts = {"model_id": client.model, "root": root, "base_url": client.root, **_describe(target, options.provider)}
             servers.append(Server(name=target.name, client=client, facts=facts))
             clients[target.name] = client
-        source, notes = await make_source(clients, options)
+        source, notes = await _make_source(clients, options)
         for name, client in clients.items():
             refused = await client.learn_limits(source((config.seed, 2**31, 1, 0)), config.amount.timeout_s)
             if refused:
                 notes.append(f"{name} refuses the fields {' and '.join(refused)}: they were left out.")
         if len(targets) > 1:
             notes.append(PROCESS_NOTE if config.sessions == 1 else SESSIONS_NOTE.format(config.sessions))
+        keep = points.add if points is not None else lambda point: None
         return await run_sweep(
-            servers,
-            source,
-            config,
-            settings=options.stated,
-            notes=notes,
-            session=session,
-            finished=finished,
-            on_point=points.add if points is not None else lambda point: None,
-            progress=progress,
+            servers, source, config,
+            settings=options.stated, notes=notes, session=session, finished=finished, on_point=keep, progress=progress,
+        )  # fmt: skip
+
+
+async def _make_source(clients: Mapping[str, OpenAIClient], options: LoadOptions) -> tuple[Source, list[str]]:
+    """Where requests come from, and remarks on that."""
+    text = load_text(BUILTIN)
+    vocabulary = await _tokenize_sample(clients, "\n".join(text.documents[:_SAMPLE_DOCUMENTS]))
+    if options.prompts not in (RANDOM, BUILTIN):
+        return take_prompts(load_text(options.prompts).documents, options.output_len), []
+    words = max(1, round(options.input_len * _WORDS_PER_TOKEN))
+    if options.prompts == RANDOM and options.endpoint == "completions" and vocabulary is not None:
+        # ids of ordinary text: neither special tokens nor ids beyond the vocabulary
+        return draw_random_tokens(vocabulary, options.input_len, options.output_len), []
+    notes = []
+    if options.prompts == RANDOM:
+        chat = options.endpoint == "chat"
+        why = "A chat takes no token ids" if chat else "The server has no /tokenize to ask for token ids"
+        notes.append(f"{why}: prompts are {words} words of running text, about {options.input_len} tokens.")
+    return cut_text_windows(text.documents, words, options.output_len), notes
+
+
+async def _tokenize_sample(clients: Mapping[str, OpenAIClient], sample: str) -> list[int] | None:
+    """The tokens that occur in a text, which have to be the same for all servers; None if one does not tell them."""
+    tokens = {name: await client.tokenize(sample) for name, client in clients.items()}
+    known = [t for t in tokens.values() if t is not None]
+    if len(known) == 2 and known[0] != known[1]:
+        raise InputError(
+            f"{' and '.join(tokens)} have different vocabularies: a token of one is not a token of the other.\n"
+            "Measure them in separate runs."
         )
+    return sorted(set(known[0])) if len(known) == len(clients) else None
 
 
 def _describe(target: Target, provider: str) -> dict[str, Any]:
@@ -169,7 +191,7 @@ def _write_folder(result: LoadResult, document: Document, out: Path, *, force: b
     """result.json, report.md, report.html and one file per server and load in vLLM's format, as a whole or not at all."""
     value = json.loads(json.dumps(result.to_json(), allow_nan=False))
     with new_folder(out, force=force) as folder:
-        write_run(folder, value, to_markdown(document), build_page(result))
+        write_run(folder, value, to_markdown(document), build_load_page(result))
         (folder / "vllm").mkdir()
         for i, point in enumerate(value["points"], start=1):
             for j, arm in enumerate(point["arms"], start=1):

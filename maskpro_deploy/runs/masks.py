@@ -1,4 +1,4 @@
-"""The work of `masks info`, `diff` and `apply`: facts about mask files, and a sparse checkpoint from masks and dense weights.
+"""The work of `masks info`, `diff` and `apply`, and their text: facts about masks, a sparse checkpoint from masks and weights.
 
 Wherever a mask file is asked for, a folder that holds one will do.
 """
@@ -6,6 +6,7 @@ Wherever a mask file is asked for, a folder that holds one will do.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,17 @@ from maskpro_deploy.errors import InputError
 from maskpro_deploy.masks import MASKS_FILE, MaskSet, layer_kind
 from maskpro_deploy.models import resolve
 from maskpro_deploy.system.files import check_free
+from maskpro_deploy.system.output import table
 from maskpro_deploy.system.progress import SILENT, Progress
 
 
-def locate_masks(path: Path) -> Path:
-    """The mask file that a path means."""
+def _locate_masks(path: Path) -> Path:
     return path / MASKS_FILE if path.is_dir() else path
 
 
 def describe_masks(path: Path) -> dict[str, Any]:
     """What a mask file holds: pattern, layers, size, whose weights."""
-    file = locate_masks(path)
+    file = _locate_masks(path)
     masks = MaskSet.load(file)
     kinds: dict[str, dict[str, int]] = {}
     for name in masks:
@@ -53,7 +54,7 @@ def compare_masks(first: Path, second: Path) -> dict[str, Any]:
     Raises:
         InputError: they have no layer, shape or pattern in common.
     """
-    a, b = MaskSet.load(locate_masks(first)), MaskSet.load(locate_masks(second))
+    a, b = MaskSet.load(_locate_masks(first)), MaskSet.load(_locate_masks(second))
     if a.pattern != b.pattern:
         raise InputError(f"{first} holds {a.pattern} masks, {second} holds {b.pattern}: groups cannot be compared.")
     only_in_first, only_in_second = sorted(set(a) - set(b)), sorted(set(b) - set(a))
@@ -74,21 +75,14 @@ def compare_masks(first: Path, second: Path) -> dict[str, Any]:
 
 
 def apply_masks(path: Path, model: str, out: Path, *, force: bool = False, progress: Progress = SILENT) -> dict[str, Any]:
-    """Put masks on the dense model they were made for, and write a sparse checkpoint.
-
-    Args:
-        path: of the masks.
-        model: the dense model: checkpoint folder, .gguf file, Hub id, or "demo".
-        out: the folder to make.
-        force: replace `out` if it exists.
-        progress: receives the shards that are written.
+    """Put masks on the dense model they were made for, and write a sparse checkpoint; `progress` receives its shards.
 
     Raises:
         InputError: the model is sparse, or the masks were made for other weights.
         PatternError: a mask is not strict.
     """
     check_free(out, force=force)
-    file = locate_masks(path)
+    file = _locate_masks(path)
     masks = MaskSet.load(file)
     dense = Checkpoint.open(resolve(model))
     if dense.masks is not None:
@@ -105,3 +99,34 @@ def apply_masks(path: Path, model: str, out: Path, *, force: bool = False, progr
     }
     save_sparse(dense, masks, out, record, force=force, progress=progress)
     return {"out": str(out), "sparsity": str(masks.pattern), "layers": len(masks), "weights": masks.num_weights}
+
+
+def render_description(facts: Mapping[str, Any]) -> str:
+    """A mask file: its figures, then its layers by kind."""
+    rows = [
+        ("pattern", facts["sparsity"]),
+        ("layers", facts["layers"]),
+        ("weights covered", f"{facts['weights']:,}"),
+        ("size", f"{facts['bytes']:,} bytes, {facts['bits_per_weight']:.2f} bits a weight"),
+        ("masks, SHA-256", facts["masks_sha256"]),
+        ("made for weights with SHA-256", facts["dense_sha256"] or "not said"),
+        ("layers that break the pattern", ", ".join(facts["not_strict"]) or "none"),
+    ]
+    kinds = [(kind, counts["layers"], f"{counts['weights']:,}") for kind, counts in facts["kinds"].items()]
+    return f"{table(rows)}\n\n{table(kinds, ('kind', 'layers', 'weights'))}"
+
+
+def render_comparison(facts: Mapping[str, Any], first: Path, second: Path) -> str:
+    """Two mask files: the share of groups that differ, and what only one of them has."""
+    shares = [*facts["groups_changed_by_kind"].items(), ("all", facts["groups_changed"])]
+    lines = [table([(kind, f"{100 * share:.2f} %") for kind, share in shares], ("kind", "changed"))]
+    only = {first: facts["only_in_first"], second: facts["only_in_second"]}
+    lines += [f"{len(names)} layers are only in {where}" for where, names in only.items() if names]
+    if facts["same_dense_weights"] is False:
+        lines.append("the two were made for different dense weights")
+    return "\n".join(lines)
+
+
+def render_applied(facts: Mapping[str, Any]) -> str:
+    """A sparse checkpoint that was made from masks."""
+    return f"{facts['layers']} layers with {facts['sparsity']} masks, {facts['weights']:,} weights\nwritten to {facts['out']}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -11,8 +11,8 @@ from typing import Any, Protocol, TypeVar
 from maskpro_deploy.bench.results.document import REPORT_FILE, Document, to_markdown, to_text
 from maskpro_deploy.bench.results.run import RESULT_FILE, RunResult
 from maskpro_deploy.errors import CheckFailed, ConfigError, InputError, Interrupted
+from maskpro_deploy.reports.benchmarks import write_run
 from maskpro_deploy.reports.blocks import Report
-from maskpro_deploy.reports.run import write_run
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.files import check_free, new_folder, write_json
 from maskpro_deploy.system.output import emit
@@ -76,18 +76,14 @@ class Output:
 class RunFolder:
     """The folder that holds the result so far; without `--out` nothing is kept.
 
-    Args:
-        output: where the result goes.
-
     Raises:
         InputError: see `Output.find_earlier`.
         MissingExtraError: the report cannot be written here.
     """
 
     def __init__(self, output: Output) -> None:
-        self._output = output
-        self._holds_run = (earlier := output.find_earlier()) is not None
-        self._earlier = earlier
+        self._output, self._earlier = output, output.find_earlier()
+        self._holds_run = self._earlier is not None
         if output.out is not None:
             require("report", "writing report.html")
 
@@ -97,13 +93,9 @@ class RunFolder:
 
     def save(self, result: Result) -> None:
         """Write result.json, whole or not at all."""
-        out = self._output.out
-        if out is None:
+        if (out := self._output.out) is None:
             return
-        if self._holds_run:
-            write_json(out / RESULT_FILE, result.to_json())
-            return
-        with new_folder(out, force=self._output.force) as folder:
+        with nullcontext(out) if self._holds_run else new_folder(out, force=self._output.force) as folder:
             write_json(folder / RESULT_FILE, result.to_json())
         self._holds_run = True
 
@@ -123,13 +115,7 @@ class RunFolder:
 def run_benchmark(
     measure: Callable[[RunFolder], B], describe: Callable[[B], Document], build_page: Callable[[B], Report], output: Output
 ) -> None:
-    """Measure, write the report, print.
-
-    Args:
-        measure: given the folder in which to save the result so far.
-        describe: what is said of the result.
-        build_page: the same as a page.
-        output: where it goes.
+    """Measure, write the report, print; `measure` is given the folder in which to save the result so far.
 
     Raises:
         CheckFailed: the run is invalid.
@@ -152,10 +138,6 @@ def emit_result(result: Result, text: str, *, out: Path | None, as_json: bool) -
 
 
 def check_valid(result: RunResult) -> None:
-    """Refuse figures that cannot be trusted.
-
-    Raises:
-        CheckFailed: with the first reason.
-    """
+    """Refuse figures that cannot be trusted, with the first reason (CheckFailed)."""
     if not result.valid:
         raise CheckFailed(f"the run is invalid: {result.invalid_reasons[0]}\nNo comparison was made.")

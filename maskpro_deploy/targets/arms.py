@@ -60,7 +60,7 @@ def _open_arm(name: str, bundle: Path, manifest: Manifest, config: SessionConfig
     """A bundle as an arm. Its session is closed again: one model in memory at a time."""
     session = open_session(bundle, config)
     shape, graph, active = session.shape, session.graph, session.providers[0]
-    work = graph_work(safe_path(bundle, graph.file))
+    work, files = graph_work(safe_path(bundle, graph.file)), sorted(f"{f.path} {f.sha256}" for f in manifest.files)
     value_bytes = 4 if graph.dtype == "fp32" else 2
     plain = graph.dtype == "fp32" and graph.quantization is None  # what the measured ceiling is for
     return ModelArm(
@@ -85,7 +85,7 @@ def _open_arm(name: str, bundle: Path, manifest: Manifest, config: SessionConfig
             "engine": config.engine,
             "threads": config.threads,
             "threads_spin": config.spin,
-            "files_sha256": _hash_files(manifest),
+            "files_sha256": hashlib.sha256("\n".join(files).encode()).hexdigest(),
             "weights_sha256": _identify_weights(manifest),
             "graph_sha256": work.structure_sha256,
         },
@@ -104,12 +104,6 @@ def _give_each(given: str | None, count: int, flag: str) -> list[str | None]:
 def _open_forward(bundle: Path, config: SessionConfig) -> Iterator[Forward[Any]]:
     """A new session of a bundle, gone with the context."""
     yield open_session(bundle, config).forward
-
-
-def _hash_files(manifest: Manifest) -> str:
-    """One hash for all files of a bundle."""
-    lines = sorted(f"{entry.path} {entry.sha256}" for entry in manifest.files)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _identify_weights(manifest: Manifest) -> str | None:

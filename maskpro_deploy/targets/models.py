@@ -31,6 +31,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 TORCH, RUNTIME = "torch", "onnxruntime"
+_SIZES = ("vocab_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size", "max_length")
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -61,12 +62,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Target:
-    """A model to measure, not loaded yet.
-
-    Attributes:
-        name: as the user gave it.
-        folder: checkpoint or bundle.
-    """
+    """A model to measure, not loaded yet: its name as the user gave it, and the folder of a checkpoint or bundle."""
 
     name: str
     folder: Path
@@ -147,8 +143,15 @@ class Target:
         """
         from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 
-        shape = self.manifest.model if self.manifest is not None else _tokens_only(self)
+        shape = self.manifest.model if self.manifest is not None else self._special_tokens
         return TextTokenizer.load(self.folder, shape).render(messages, {"add_generation_prompt": add_generation_prompt})
+
+    @property
+    def _special_tokens(self) -> ModelShape:
+        """A shape of which only the special tokens mean something."""
+        sizes = dict.fromkeys(_SIZES, 0)
+        tokens = {"eos_token_ids": self.eos_tokens, "bos_token_id": self.bos_token}
+        return ModelShape(name=self.name, architecture="", **sizes, **tokens)  # type: ignore[arg-type]
 
     @cached_property
     def _config(self) -> dict[str, Any]:
@@ -161,23 +164,6 @@ class Target:
         return inner if isinstance(inner, dict) else self._config
 
 
-def _tokens_only(target: Target) -> ModelShape:
-    """A shape of which only the special tokens mean something."""
-    return ModelShape(
-        name=target.name,
-        architecture="",
-        vocab_size=0,
-        num_layers=0,
-        num_heads=0,
-        num_kv_heads=0,
-        head_dim=0,
-        hidden_size=0,
-        max_length=0,
-        eos_token_ids=target.eos_tokens,
-        bos_token_id=target.bos_token,
-    )
-
-
 def find_target(name: str) -> Target:
     """The model of that name: a bundle folder, or whatever `resolve` understands, with the same errors."""
     path = Path(name)
@@ -185,10 +171,10 @@ def find_target(name: str) -> Target:
 
 
 class OpenTarget:
-    """A loaded model: whole rows, or new tokens on top of a cache, whatever runs it.
+    """A loaded model: a session of the runtime, or a `TorchLM`.
 
     Args:
-        model: a session of the runtime, or a `TorchLM`.
+        model: the session or model.
         max_length: the longest sequence it takes as it runs here; None if it does not say.
         max_rows: rows that it reads at once; None for any number.
     """

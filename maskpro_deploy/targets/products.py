@@ -30,12 +30,7 @@ _OPSET, _IR_VERSION = 23, 11
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gemm:
-    """One product with a constant weight.
-
-    Attributes:
-        form: how the weight is stored, one of `FORMS`.
-        k, n: its shape, `# (K, N)`.
-    """
+    """One product with a constant weight of shape (K, N); `form` is how that is stored, one of `FORMS`."""
 
     form: str
     k: int
@@ -58,8 +53,7 @@ class Gemm:
 def draw_weights(gemm: Gemm, seed: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     """A random weight as integers of 4 bits and a scale for each column, so that all forms can hold the same numbers.
 
-    Returns:
-        `# (K, N), (N,)`; for `SPARSE` with two of every four integers along K zero.
+    For `SPARSE`, two of every four integers along K are zero.  # (K, N), (N,)
     """
     rng = np.random.default_rng([seed, gemm.k, gemm.n])
     integers = rng.integers(-7, 8, (gemm.k, gemm.n), dtype=np.int8)
@@ -78,13 +72,11 @@ def gemm_model(gemm: Gemm, copies: int = 1) -> bytes:
         integers, scale = draw_weights(gemm, i)
         if gemm.quantization is None:
             constants.append(numpy_helper.from_array(integers * scale, f"w{i}"))
-            name = f"w{i}"
         else:
             stored, scales, settings = _quantise(gemm.quantization, integers, scale, f"q{i}")
             constants += [stored, numpy_helper.from_array(scales, f"s{i}")]
             nodes.append(helper.make_node("DequantizeLinear", [f"q{i}", f"s{i}"], [f"w{i}"], **settings))
-            name = f"w{i}"
-        nodes.append(helper.make_node("MatMul", ["x", name], [f"y{i}"]))
+        nodes.append(helper.make_node("MatMul", ["x", f"w{i}"], [f"y{i}"]))
         outputs.append(helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, ["M", gemm.n]))
     given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["M", gemm.k])
     graph = helper.make_graph(nodes, "products", [given], outputs, constants)
@@ -107,16 +99,9 @@ def _quantise(
 
 
 class Product:
-    """An open session of `gemm_model`.
-
-    Args:
-        gemm: the product.
-        copies: different weights that one call multiplies with.
-        threads: CPU threads; None: all cores.
-    """
+    """An open session of `gemm_model`; `threads` None takes all cores."""
 
     def __init__(self, gemm: Gemm, copies: int = 1, threads: int | None = None) -> None:
-        self._copies = copies
         self._session = open_graph(gemm_model(gemm, copies), threads=threads)
 
     def call(self, x: npt.NDArray[np.float32]) -> Callable[[], list[npt.NDArray[np.float32]]]:

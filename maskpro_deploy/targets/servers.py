@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -26,13 +25,7 @@ _STOP_S = 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A server to measure.
-
-    Attributes:
-        name: how the report calls it.
-        url: where it answers.
-        bundle: what it serves, if it was started here.
-    """
+    """A server to measure, as the report calls it; `bundle` is what it serves, if it was started here."""
 
     name: str
     url: str
@@ -46,12 +39,7 @@ def is_url(target: str) -> bool:
 
 @contextlib.contextmanager
 def running_targets(targets: Sequence[str], options: Sequence[str], *, last_first: bool = False) -> Iterator[list[Target]]:
-    """Targets that answer, for as long as the `with` block lasts.
-
-    Args:
-        targets: URLs and bundles.
-        options: those of `serve`, for bundles.
-        last_first: start the last one first.
+    """Targets - URLs and bundles - that answer, for as long as the `with` block lasts; `options` are those of `serve`.
 
     Raises:
         InputError: a target is neither a URL nor a bundle.
@@ -60,12 +48,10 @@ def running_targets(targets: Sequence[str], options: Sequence[str], *, last_firs
     with contextlib.ExitStack() as stack:
         running = []
         named = list(zip(targets, _name_targets(targets), strict=True))
-        for target, name in reversed(named) if last_first else named:
-            if is_url(target):
-                running.append(Target(name=name, url=target))
-            else:
-                url = stack.enter_context(serving_bundle(Path(target), options))
-                running.append(Target(name=name, url=url, bundle=Path(target)))
+        for target, name in named[::-1] if last_first else named:
+            bundle = None if is_url(target) else Path(target)
+            url = target if bundle is None else stack.enter_context(serving_bundle(bundle, options))
+            running.append(Target(name=name, url=url, bundle=bundle))
         yield running[::-1] if last_first else running
 
 
@@ -99,9 +85,7 @@ def serving_bundle(bundle: Path, options: Sequence[str]) -> Iterator[str]:
 class _Log:
     """What a server says, read to the end, so that it never waits for a reader; only the last lines are kept.
 
-    Attributes:
-        lines: these lines.
-        url: given once the server answers; None if it ended before.
+    `url` is given once the server answers; None if it ended before.
     """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -127,11 +111,7 @@ class _Log:
 
 
 def _wait_for_url(process: subprocess.Popen[str], log: _Log, bundle: Path) -> str:
-    """The URL, once the server answers.
-
-    Raises:
-        InputError, MachineError: it ended before, with that exit code.
-    """
+    """The URL, once the server answers; InputError or MachineError if it ended before, by its exit code."""
     try:
         url = log.url.get(timeout=_START_S)
     except Empty:
@@ -146,7 +126,7 @@ def _wait_for_url(process: subprocess.Popen[str], log: _Log, bundle: Path) -> st
 
 def _stop(process: subprocess.Popen[str]) -> None:
     if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
+        process.terminate()
         try:
             process.wait(_STOP_S)
         except subprocess.TimeoutExpired:

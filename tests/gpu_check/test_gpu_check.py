@@ -15,12 +15,10 @@ from click.testing import CliRunner
 from maskpro_deploy.commands import gpu_check as gpu_check_command
 from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError
 from maskpro_deploy.exporters.engines.profiles import parse_buckets
-from maskpro_deploy.gpu_check import deploy as _gpu_deploy
 from maskpro_deploy.gpu_check import engines as _gpu_engines
-from maskpro_deploy.gpu_check import processes, worker
-from maskpro_deploy.gpu_check.bundles import make_bundles
+from maskpro_deploy.gpu_check import processes, serving
 from maskpro_deploy.gpu_check.items import FAILED, MEASURED, NOT_RUN, Outcome, Record, Settings
-from maskpro_deploy.gpu_check.models import ONE_B, PATTERN, SEVEN_B, SMOL, TINY, write_checkpoint, write_sparse
+from maskpro_deploy.gpu_check.models import ONE_B, PATTERN, SEVEN_B, SMOL, TINY, make_bundles, write_checkpoint, write_sparse
 from maskpro_deploy.gpu_check.registry import ITEMS, Entry
 from maskpro_deploy.system.extras import missing
 from maskpro_deploy.validation import validate
@@ -151,7 +149,7 @@ def test_whatever_an_item_raises_is_its_outcome(settings, monkeypatch, error, st
         raise error
 
     monkeypatch.setitem(ITEMS, "stumble", Entry(stumble))
-    outcome = worker.run("stumble", settings, Record(None, 1.0))
+    outcome = processes.run_here("stumble", settings, Record(None, 1.0))
     assert (outcome.status, outcome.detail, outcome.figures) == (status, detail, {"before": 1})
     assert ("Traceback" in outcome.trace) == (status == FAILED)
 
@@ -205,7 +203,7 @@ def test_the_random_checkpoint_is_sparse_where_it_says(tmp_path):
 
 @pytest.mark.skipif(bool(missing("tensorrt-rtx")), reason="tensorrt-rtx is not installed")
 def test_engines_are_built_sparse_and_dense_with_every_layer_told(settings, record):
-    line = _gpu_engines.measure_tensorrt_rtx(settings, record)
+    line = _gpu_engines.measure_library("tensorrt-rtx", settings, record)
     (report,) = record.figures["engines"].values()
     assert report["gain"] in line
     assert [row["eligible"] for row in report["layers"]] == [True] * 14
@@ -238,7 +236,7 @@ def test_the_wide_model_has_the_layers_of_a_7b_one_and_prefill_of_4096_tokens():
 
 @pytest.mark.skipif(bool(missing("cpu")), reason="onnxruntime is not installed")
 def test_latency_and_tokens_are_compared(settings, record):
-    line = _gpu_deploy.measure_onnxruntime(settings, record)
+    line = serving.measure_onnxruntime(settings, record)
     assert "greedy tokens equal to the CPU's: 64 of 64" in line
     # the comparison rounds as fp16 does, the rehearsing session on the CPU does not
     assert 0 < record.figures["gpu_against_cpu"]["max_logit_difference"] < 0.1
@@ -277,7 +275,7 @@ def test_a_served_engine_is_compared_and_timed_in_a_rehearsal_on_the_graph(setti
     ],
 )
 def test_an_item_without_its_gpu_is_not_run_and_says_why(tmp_path, name):
-    outcome = worker.run(name, Settings(budget_s=1.0, scratch=tmp_path), Record(None, 1.0))
+    outcome = processes.run_here(name, Settings(budget_s=1.0, scratch=tmp_path), Record(None, 1.0))
     assert outcome.status == NOT_RUN
     assert any(word in outcome.detail for word in ("CUDA", "GPU", "not installed"))
 

@@ -9,8 +9,7 @@ from maskpro_deploy.bench.products.ways import linear
 from maskpro_deploy.gpu_check import products as _gpu_products
 from maskpro_deploy.gpu_check.items import FAILED, MEASURED, Record, Settings
 from maskpro_deploy.gpu_check.models import ONE_B, SEVEN_B, SMOL
-from maskpro_deploy.gpu_check.processes import gpu_is_here
-from maskpro_deploy.gpu_check.worker import run
+from maskpro_deploy.gpu_check.processes import gpu_is_here, run_here
 from maskpro_deploy.system.extras import missing
 
 with_torch = pytest.mark.skipif(bool(missing("learn")), reason="torch is not installed")
@@ -39,7 +38,7 @@ def test_the_item_keeps_its_cells_and_fails_on_a_wrong_product(torch, monkeypatc
     monkeypatch.setattr(_gpu_products, "linear_shapes", lambda models: {(32, 64): ["135m"]})
     monkeypatch.setattr(_gpu_products, "TOKENS", (1, 16))
     record = Record(None, 60.0)
-    outcome = run("products", Settings(budget_s=60.0, scratch=tmp_path), record)
+    outcome = run_here("products", Settings(budget_s=60.0, scratch=tmp_path), record)
     assert outcome.status == MEASURED, outcome.trace
     assert outcome.detail.startswith("faster than dense: float16 ")
     assert "int8 " in outcome.detail
@@ -49,10 +48,10 @@ def test_the_item_keeps_its_cells_and_fails_on_a_wrong_product(torch, monkeypatc
     ]
     assert record.figures["refused"] == {"cutlass": "too new a GPU"}
     ways["float16"]["wrong"] = linear(torch, Wrong.from_dense)
-    outcome = run("products", Settings(budget_s=60.0, scratch=tmp_path), record)
+    outcome = run_here("products", Settings(budget_s=60.0, scratch=tmp_path), record)
     assert outcome.status == FAILED
     assert "2 of 4 products are wrong" in outcome.detail
-    outcome = run("products", Settings(budget_s=1e-9, scratch=tmp_path), Record(None, 1e-9))
+    outcome = run_here("products", Settings(budget_s=1e-9, scratch=tmp_path), Record(None, 1e-9))
     assert "1 of 1 products are wrong" in outcome.detail
 
 
@@ -60,7 +59,7 @@ def test_the_item_keeps_its_cells_and_fails_on_a_wrong_product(torch, monkeypatc
 @pytest.mark.skipif(not gpu_is_here(), reason="no GPU")
 def test_products_are_measured_on_a_gpu(tmp_path):
     record = Record(None, 3.0)
-    outcome = run("products", Settings(budget_s=3.0, scratch=tmp_path), record)
+    outcome = run_here("products", Settings(budget_s=3.0, scratch=tmp_path), record)
     assert outcome.status == MEASURED, outcome.trace
     assert all(cell["median_ms"]["dense"] > 0 for cell in record.figures["cells"])
     assert {"float16", "bfloat16", "int8"} <= {cell["dtype"] for cell in record.figures["cells"]}

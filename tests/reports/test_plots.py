@@ -24,9 +24,7 @@ DRAWN: dict[str, Callable[[], Svg]] = {
     "bars": lambda: plots.draw_bars([Bar(name="x", value=1.0, low=0.9, high=1.2)], x_label="ms", description="d"),
     "ecdf": lambda: plots.draw_distribution({"a": [1.0, 2.0, 2.0], "b": [1.5]}, x_label="ms", description="d"),
     "drift": lambda: plots.draw_drift({"a": [[1.0, 2.0], [1.5, 1.6]], "b": [[1.0], []]}, y_label="ms", description="d"),
-    "log lines": lambda: plots.draw_lines(
-        [Series(name="a", x=[1, 2], y=[1.0, 100.0])], x_label="x", y_label="y", description="d", log_y=True
-    ),
+    "lines": lambda: plots.draw_lines([Series(name="a", x=[1, 2], y=[1.0, 100.0])], x_label="x", y_label="y", description="d"),
     "nasty": lambda: plots.draw_bars([Bar(name=NASTY, value=1.0, note=NASTY)], x_label=NASTY, description=NASTY),
 }
 

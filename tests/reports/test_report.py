@@ -11,6 +11,7 @@ from simulated import BROKEN_SELF_TEST
 from maskpro_deploy.bench.sweeps.result import BenchResult
 from maskpro_deploy.errors import ConfigError, MissingExtraError
 from maskpro_deploy.reports import plots
+from maskpro_deploy.reports.benchmarks import build_sweep_page
 from maskpro_deploy.reports.blocks import (
     CodeSection,
     ListSection,
@@ -18,11 +19,9 @@ from maskpro_deploy.reports.blocks import (
     Report,
     Section,
     TableSection,
-    TextSection,
     render,
     write,
 )
-from maskpro_deploy.reports.latency import build_page
 from maskpro_deploy.system import extras
 
 EVIL = "<script>alert('1')</script>\"&"
@@ -67,7 +66,6 @@ def parsed(html: str) -> Balanced:
 
 def evil_sections() -> list[Section]:
     return [
-        TextSection(title=EVIL, paragraphs=[EVIL]),
         ListSection(title=EVIL, points=[EVIL], warning=True),
         TableSection(title=EVIL, header=[EVIL, "n"], rows=[[EVIL, "1"]], note=EVIL),
         TableSection(title=EVIL, rows=[[EVIL, EVIL]]),
@@ -83,7 +81,7 @@ def test_everything_a_caller_gives_is_escaped() -> None:
 
 
 def test_a_page_needs_nothing_but_itself(latency_result: BenchResult) -> None:
-    html = render(build_page(latency_result))
+    html = render(build_sweep_page(latency_result))
     found = parsed(html)
     assert all(reference.startswith("#") for reference in found.references)
     assert not found.tags & {"script", "link", "iframe", "img"}
@@ -95,7 +93,7 @@ def test_a_benchmark_page_has_figures_verdicts_plots_and_environment(
     latency_result: BenchResult, throughput_result: BenchResult
 ) -> None:
     for result in (latency_result, throughput_result):
-        found = parsed(render(build_page(result)))
+        found = parsed(render(build_sweep_page(result)))
         for text in ("Measured", "Verdicts", "How to read this", "Environment", "How to reproduce", "cpu model", "sparse"):
             assert text in found.shown
         assert "svg" in found.tags
@@ -103,7 +101,7 @@ def test_a_benchmark_page_has_figures_verdicts_plots_and_environment(
 
 def test_an_invalid_run_says_so_first_and_shows_no_comparison(latency_result: BenchResult) -> None:
     broken = dataclasses.replace(latency_result, self_test=BROKEN_SELF_TEST)
-    html = render(build_page(broken))
+    html = render(build_sweep_page(broken))
     assert 'class="headline bad"' in html
     assert "the speed of" not in html
     assert html.index("Why this run is invalid") < html.index("Measured")
@@ -114,7 +112,7 @@ def test_a_run_without_samples_still_makes_a_page(latency_result: BenchResult) -
     for case in latency_result.cases:
         empty = dataclasses.replace(case.measurement, samples={"sparse": [], "dense": []}, invalid="sparse failed: broken")
         cases.append(dataclasses.replace(case, measurement=empty))
-    found = parsed(render(build_page(dataclasses.replace(latency_result, cases=tuple(cases)))))
+    found = parsed(render(build_sweep_page(dataclasses.replace(latency_result, cases=tuple(cases)))))
     assert "sparse failed: broken" in found.shown
     assert "svg" not in found.tags
 

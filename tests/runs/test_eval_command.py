@@ -231,11 +231,11 @@ class _Stops:
 def test_an_interrupted_run_goes_on_where_it_was(
     sparse_bundle: Path, dense_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from maskpro_deploy.runs import perplexity as perplexity_run
+    from maskpro_deploy.runs import evaluation
 
     out, given = tmp_path / "report", ("eval", sparse_bundle, "--against", dense_bundle, *SMALL)
     with monkeypatch.context() as patched:
-        patched.setattr(perplexity_run, "open_target", lambda t, r: targets.OpenTarget(_Stops(targets.open_target(t, r), 1 + 2)))
+        patched.setattr(evaluation, "open_target", lambda t, r: targets.OpenTarget(_Stops(targets.open_target(t, r), 1 + 2)))
         error, _ = fail(*given, "--out", out)
     assert isinstance(error, Interrupted)
     assert "goes on there" in str(error)
@@ -243,7 +243,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
     windows = [row for row in map(json.loads, (out / LOG_FILE).read_text().splitlines()) if "nll" in row]
     assert len(windows) == 4  # two windows of two models
     with monkeypatch.context() as patched:  # two windows are left
-        patched.setattr(perplexity_run, "open_target", lambda t, r: targets.OpenTarget(_Stops(targets.open_target(t, r), 1 + 2)))
+        patched.setattr(evaluation, "open_target", lambda t, r: targets.OpenTarget(_Stops(targets.open_target(t, r), 1 + 2)))
         resumed = run_json(*given, "--out", out)
     whole = run_json(*given)
     assert resumed["targets"][0]["window_nll"] == whole["targets"][0]["window_nll"]

@@ -1,6 +1,6 @@
 """A result in words and tables: the one document that stdout, report.md and report.html show, each in its own form.
 
-A benchmark describes its result as a `Document`; `to_text` and `to_markdown` render it here, `reports.run` as a page with plots.
+A benchmark describes its result as a `Document`; `to_text` and `to_markdown` render it here, `reports.benchmarks` as a page.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ from maskpro_deploy.bench.results.document import to_markdown
 from maskpro_deploy.bench.roofline import Arithmetic
 from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.reports.benchmarks import build_kernels_page
 from maskpro_deploy.reports.blocks import render
-from maskpro_deploy.reports.kernels import build_page
 
 PRODUCTS = {(32, 64): 4, (64, 32): 2, (32, 320): 1}
 QUICK = MeasureConfig(blocks=1, sessions=8, warmup_rounds=6)
@@ -126,10 +126,10 @@ def test_the_report_says_where_each_form_is_faster(measured: KernelResult) -> No
         "All matrix products of model against fp32: 2:4 no difference seen at M 1, 8 (same kernels: no difference "
         "expected); int8 2.00x at M 1, 0.50x at M 8."
     )
-    for text in (render(build_page(measured)), to_markdown(describe(measured))):
+    for text in (render(build_kernels_page(measured)), to_markdown(describe(measured))):
         for said in ("Each product", "The whole model", "not measured (no GPU)", str(measured.environment["command_line"])[:20]):
             assert said in text
-    assert render(build_page(measured)).count("<svg") == 2
+    assert render(build_kernels_page(measured)).count("<svg") == 2
 
 
 def test_the_result_is_json_that_says_its_schema(measured: KernelResult) -> None:

@@ -23,8 +23,8 @@ from maskpro_deploy.bench.load.sweep import LoadConfig, Server, run_sweep
 from maskpro_deploy.bench.results.document import to_markdown
 from maskpro_deploy.bench.statistics.stats import SLOWER
 from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, InputError
+from maskpro_deploy.reports.benchmarks import build_load_page
 from maskpro_deploy.reports.blocks import render
-from maskpro_deploy.reports.load import build_page
 
 SOURCE = draw_random_tokens(range(100), input_len=8, output_len=4)
 CONFIG = LoadConfig(
@@ -228,7 +228,7 @@ def test_points_on_disk_that_cannot_be_used(tmp_path: Path) -> None:
 def test_the_page_has_the_curve_the_distributions_and_the_lag() -> None:
     pytest.importorskip("matplotlib")
     config = replace(CONFIG, loads=CONFIG.loads[:2], amount=Amount(requests=20))
-    html = render(build_page(sweep(noisy(0), noisy(1), config=config)))
+    html = render(build_load_page(sweep(noisy(0), noisy(1), config=config)))
     for title in (
         "against throughput",
         "inter-token latency",

@@ -16,8 +16,8 @@ from maskpro_deploy.bench.sweeps import compare
 from maskpro_deploy.bench.sweeps.figures import ArmFigures
 from maskpro_deploy.bench.sweeps.result import BenchResult
 from maskpro_deploy.bench.sweeps.summary import describe
+from maskpro_deploy.reports.benchmarks import build_sweep_page
 from maskpro_deploy.reports.blocks import render
-from maskpro_deploy.reports.latency import build_page
 
 ALL: dict[str, tuple[Column, ...]] = {
     "latency": sweeps.LATENCY,
@@ -45,7 +45,7 @@ def test_a_new_column_is_everywhere_by_one_entry(latency_result: BenchResult, mo
     )
     monkeypatch.setattr(sweeps, "LATENCY", (*sweeps.LATENCY, new))
     document = describe(latency_result)
-    for shown in (to_markdown(document), render(build_page(latency_result))):
+    for shown in (to_markdown(document), render(build_sweep_page(latency_result))):
         assert "slowest ms" in shown
         assert "slowest ms: of all" in shown
     assert "slowest ms" in to_text(document).splitlines()[0]

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from maskpro_deploy.commands.benchmark.options import least_difference_option
 from maskpro_deploy.commands.options import (
     DURATION,
     PATH,
@@ -15,10 +14,15 @@ from maskpro_deploy.commands.options import (
     SIZES,
     force_option,
     json_option,
+    least_difference_option,
     provider_option,
     seed_option,
     threads_option,
 )
+
+_PROMPTS = "Random token ids, running text that ships with the package, or the texts of a .txt or .jsonl file."
+_MAX_LAG = "Bound on the generator's p99 lag.  [default: 5, or 5 % of the median ttft if more]"
+_SESSIONS = "Times that two bundles are served again.  [default: 8 for two bundles, as a verdict needs; else 1]"
 
 
 @click.command("serve")
@@ -33,13 +37,7 @@ from maskpro_deploy.commands.options import (
 @click.option("--duration", type=DURATION, help="Send for so long at each load, instead of a number of requests.")
 @click.option("--warmup", type=int, default=4, show_default=True, help="Requests sent first and not counted.")
 @click.option("--timeout", type=DURATION, default="120s", show_default=True, help="A request that takes longer has failed.")
-@click.option(
-    "--prompts",
-    default="random",
-    show_default=True,
-    metavar="random|builtin|FILE",
-    help="Random token ids, running text that ships with the package, or the texts of a .txt or .jsonl file.",
-)
+@click.option("--prompts", default="random", show_default=True, metavar="random|builtin|FILE", help=_PROMPTS)
 @click.option("--input-len", type=int, default=128, show_default=True, help="Tokens of a prompt (not for FILE).")
 @click.option("--output-len", type=int, default=32, show_default=True, help="Tokens to generate.")
 @click.option(
@@ -51,18 +49,9 @@ from maskpro_deploy.commands.options import (
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--slo", metavar="METRIC:MS,...", help="Bounds that goodput counts by: ttft, tpot, e2el; such as ttft:500,tpot:50.")
 @click.option("--max-failed", type=float, default=0.01, show_default=True, help="Part of the requests that may fail.")
-@click.option(
-    "--max-lag",
-    type=float,
-    metavar="MS",
-    help="Bound on the generator's p99 lag.  [default: 5, or 5 % of the median ttft if more]",
-)
+@click.option("--max-lag", type=float, metavar="MS", help=_MAX_LAG)
 @click.option("--blocks", type=int, default=10, show_default=True, help="Blocks of a comparison; a verdict needs 10.")
-@click.option(
-    "--sessions",
-    type=int,
-    help="Times that two bundles are served again.  [default: 8 for two bundles, as a verdict needs; else 1]",
-)
+@click.option("--sessions", type=int, help=_SESSIONS)
 @click.option("--same-model", is_flag=True, help="Both servers have the same model: they have to answer with the same text.")
 @click.option(
     "--api-key-env", default="MASKPRO_API_KEY", show_default=True, metavar="NAME", help="Variable that holds the key for URLs."

@@ -1,25 +1,112 @@
-"""The steps that deploy the sparse model: export, build an engine, measure, serve."""
+"""The steps of the demo: fetch, learn, prove, export, build, evaluate, measure, serve. Each calls what its own command calls."""
 
 from __future__ import annotations
 
 import json
 import time
 import urllib.request
+from contextlib import closing
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from maskpro_deploy.bench.results import wording
 from maskpro_deploy.demo.state import Demo
-from maskpro_deploy.errors import CheckFailed
+from maskpro_deploy.errors import CheckFailed, InputError
 from maskpro_deploy.system.extras import missing
 from maskpro_deploy.system.progress import Meter, Meters
 
 if TYPE_CHECKING:
     from maskpro_deploy.bench.sweeps.summary import Verdict
+    from maskpro_deploy.learn import LearnResult
 
+_EVAL_WINDOW, _EVAL_WINDOWS = 512, 32
 QUESTION = "What is the capital of France?"
 _LATENCY_S = 60.0
 _ANSWER_TOKENS = 48
 _HTTP_TIMEOUT_S = 300
+
+
+def fetch(demo: Demo) -> None:
+    """Get the model's folder."""
+    from maskpro_deploy.models import demo_model
+
+    demo.dense = demo_model()
+    demo.rows.append(("model", "SmolLM2-135M-Instruct (from 4-bit GGUF)"))
+    demo.figures["model"] = demo.dense.name
+
+
+def learn(demo: Demo) -> None:
+    """Learn the masks; a run that was interrupted goes on where it was."""
+    from maskpro_deploy.data import BUILTIN, HELD_OUT, load_text
+    from maskpro_deploy.learn import LearnConfig, learn_checkpoint
+
+    config = LearnConfig(pattern=demo.pattern, budget_s=demo.budget_s, seed=demo.seed)
+    text, heldout = load_text(BUILTIN), load_text(HELD_OUT)
+
+    def start(*, resume: bool) -> LearnResult:
+        meter = Meter("learning", "s")
+        return learn_checkpoint(demo.dense, demo.sparse, text, heldout, config, resume=resume, force=True, progress=meter)
+
+    try:
+        demo.learned = start(resume=True)
+    except InputError:  # nothing to resume, or the state of another run
+        demo.learned = start(resume=False)
+    figures = demo.learned.summary()
+    demo.figures["learn"] = figures
+    demo.rows += [
+        ("learned", f"{figures['tokens']:,} tokens in {figures['steps']} steps, {figures['seconds']:.0f} s"),
+        ("groups changed against the one-shot mask", f"{100 * figures['groups_changed']:.1f} %"),
+    ]
+
+
+def prove(demo: Demo) -> None:
+    """Count every group of the sparse checkpoint."""
+    from maskpro_deploy.validation import validate
+
+    with closing(Meter("validating", "weights")) as meter:
+        report = validate(demo.sparse, demo.pattern, progress=meter)
+    if not report.holds:
+        raise CheckFailed(f"{demo.sparse}: {report.verdict}")
+    groups = sum(t.groups for t in report.required)
+    demo.validation = report
+    demo.rows.append((f"layers exactly {demo.pattern}", f"{len(report.required)} of {len(report.required)}, {groups:,} groups"))
+    demo.figures["validation"] = {k: v for k, v in report.to_json().items() if k != "tensors"}
+
+
+def evaluate(demo: Demo) -> None:
+    """Perplexity of the dense, the one-shot and the learned model, in fp32 on the same held-out windows."""
+    from maskpro_deploy.data import HELD_OUT, load_text, load_tokenizer, separator_token
+    from maskpro_deploy.evaluate import EvalProtocol, compare_all
+    from maskpro_deploy.torch_lm import TorchLM
+
+    assert demo.learned is not None
+    protocol = EvalProtocol(window=_EVAL_WINDOW)
+    tokenizer = load_tokenizer(demo.dense)
+    separator = separator_token(demo.dense, tokenizer)
+    windows = protocol.windows(load_text(HELD_OUT), tokenizer, separator=separator, bos_token=None).tokens
+    # spread over the whole text, so that every genre counts
+    windows = windows[np.linspace(0, len(windows) - 1, min(_EVAL_WINDOWS, len(windows))).astype(int)]
+    one_shot = TorchLM.open(demo.dense)
+    one_shot.apply(demo.learned.prior_masks)
+    models = {"one-shot": one_shot, "learned": TorchLM.open(demo.sparse)}
+    with closing(Meter("evaluating", "windows")) as meter:
+        dense, compared = compare_all(models, TorchLM.open(demo.dense), windows, meter)
+    values = {"dense": dense, **{name: c.model for name, c in compared.items()}}
+    below = 1.0 - values["learned"].perplexity / values["one-shot"].perplexity
+    demo.figures["quality"] = {
+        "protocol": {**protocol.to_json(), "windows": len(windows), "data": HELD_OUT},
+        "perplexity": {name: v.perplexity for name, v in values.items()},
+        "stderr": {name: v.stderr for name, v in values.items()},
+        "learned_below_one_shot": below,
+        "kl_to_dense": {name: c.kl for name, c in compared.items()},
+        "top1_agreement": {name: c.top1_agreement for name, c in compared.items()},
+    }
+    demo.rows += [
+        ("held-out perplexity, dense", f"{dense.perplexity:.2f}"),
+        ("held-out perplexity, one-shot Wanda mask", f"{values['one-shot'].perplexity:.2f}"),
+        ("held-out perplexity, learned mask", f"{values['learned'].perplexity:.2f} ({100 * below:.0f} % below one-shot)"),
+    ]
 
 
 def export_bundles(demo: Demo) -> None:
@@ -28,14 +115,11 @@ def export_bundles(demo: Demo) -> None:
     from maskpro_deploy.torch_lm import TorchLM
     from maskpro_deploy.validation import validate
 
-    meters = Meters()
-    started = time.monotonic()
-    manifest = export(
-        demo.sparse, demo.bundle, ExportConfig(require_sparsity=demo.pattern),
-        reference=lambda: TorchLM.open(demo.sparse), force=True, progress=meters,
-    )  # fmt: skip
+    config, started = ExportConfig(require_sparsity=demo.pattern), time.monotonic()
+    with closing(Meters()) as meters:
+        reference = lambda: TorchLM.open(demo.sparse)  # noqa: E731
+        manifest = export(demo.sparse, demo.bundle, config, reference=reference, force=True, progress=meters)
     seconds = time.monotonic() - started
-    meters.close()
     export(demo.dense, demo.dense_bundle, unverified="the dense twin is for comparison only", force=True)
     report = validate(demo.bundle, demo.pattern)
     if not report.holds:
@@ -61,9 +145,8 @@ def build(demo: Demo) -> None:
     folder = demo.out / "bundle-fp16"
     reason = "its fp32 twin was compared with torch; `export --dtype fp16` compares in fp16 arithmetic"
     export(demo.sparse, folder, ExportConfig(dtype="fp16"), unverified=reason, force=True)
-    meter = Meter("building", "s")
-    report = build_engine(folder, EngineConfig(backend="tensorrt-rtx", max_batch=4), meter)
-    meter.close()
+    with closing(Meter("building", "s")) as meter:
+        report = build_engine(folder, EngineConfig(backend="tensorrt-rtx", max_batch=4), meter)
     engine = report.engine
     eligible = sum(row.eligible for row in report.layers)
     demo.rows += [
@@ -81,11 +164,10 @@ def measure(demo: Demo) -> None:
     from maskpro_deploy.bench.sweeps.sweep import SweepConfig
     from maskpro_deploy.targets.arms import notes_for, open_arms
 
-    meter = Meter("benchmark", "cases")
     config = LatencyConfig(sweep=SweepConfig(budget_s=_LATENCY_S, seed=demo.seed))
     arms = open_arms([demo.bundle, demo.dense_bundle], "cpu", None)
-    result = run_latency(arms, config, notes=notes_for(arms), progress=meter)
-    meter.close()
+    with closing(Meter("benchmark", "cases")) as meter:
+        result = run_latency(arms, config, notes=notes_for(arms), progress=meter)
     demo.latency = result
     demo.figures["latency"] = result.to_json()
     if not result.valid:
