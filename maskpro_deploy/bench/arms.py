@@ -38,15 +38,10 @@ SAMPLES_PER_BLOCK = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What a task did.
+    """What a task did."""
 
-    Attributes:
-        tokens: the tokens it chose, any shape; they prove that the work was done, and the same each time.
-        first_token_s: seconds from the start to the first token, where the task knows it.
-    """
-
-    tokens: npt.NDArray[np.int64]
-    first_token_s: float | None = None
+    tokens: npt.NDArray[np.int64]  # the tokens it chose, any shape; they prove that the work was done, and the same each time
+    first_token_s: float | None = None  # seconds from the start to the first token, where the task knows it
 
 
 class Task(Protocol):
@@ -68,25 +63,17 @@ class PreparedTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasureConfig:
-    """How long to measure.
+    """How long to measure."""
 
-    Attributes:
-        blocks: ABBA blocks in each session; each gives two samples of each arm. With a budget: at most.
-        sessions: times that every arm is opened anew, those of a run that goes on included. With a budget: at most.
-        budget_s: stop early, once another two sessions would not fit into this time and `stats.MIN_SESSIONS` are done.
-        warmup_rounds: most rounds of warm-up in the first session.
-        rewarm_rounds: rounds of warm-up in each later one.
-        stable_within: the warm-up is over once the medians of two windows of three rounds differ by less than this part.
-        same_model: the arms have to agree on every token.
-    """
-
-    blocks: int = 3
-    sessions: int = 10
+    blocks: int = 3  # ABBA blocks in each session; each gives two samples of each arm. With a budget: at most.
+    sessions: int = 10  # times that every arm is opened anew, those of a run that goes on included. With a budget: at most.
+    # stop early, once another two sessions would not fit into this time and `stats.MIN_SESSIONS` are done
     budget_s: float | None = None
-    warmup_rounds: int = 30
-    rewarm_rounds: int = 1
+    warmup_rounds: int = 30  # most rounds of warm-up in the first session
+    rewarm_rounds: int = 1  # rounds of warm-up in each later one
+    # the warm-up is over once the medians of two windows of three rounds differ by less than this part
     stable_within: float = 0.05
-    same_model: bool = False
+    same_model: bool = False  # the arms have to agree on every token
 
     def __post_init__(self) -> None:
         check_range("blocks", self.blocks, least=1)
@@ -113,22 +100,14 @@ class Sample:
 
 @dataclass(slots=True, kw_only=True)
 class Measurement:
-    """The samples of all arms, and whether they may be believed.
+    """The samples of all arms, and whether they may be believed."""
 
-    Attributes:
-        samples: arm name -> its samples, in time order.
-        work: arm name -> what one call did.
-        warmup_rounds: rounds run before the first sample; `warm` says whether the times had become stable.
-        failed: calls that raised.
-        invalid: why the samples prove nothing, or None.
-    """
-
-    samples: dict[str, list[Sample]] = field(default_factory=dict)
-    work: dict[str, Work] = field(default_factory=dict)
-    warmup_rounds: int = 0
+    samples: dict[str, list[Sample]] = field(default_factory=dict)  # arm name -> its samples, in time order
+    work: dict[str, Work] = field(default_factory=dict)  # arm name -> what one call did
+    warmup_rounds: int = 0  # rounds run before the first sample; `warm` says whether the times had become stable
     warm: bool = False
-    failed: int = 0
-    invalid: str | None = None
+    failed: int = 0  # calls that raised
+    invalid: str | None = None  # why the samples prove nothing, or None
 
     def portions(self, name: str) -> list[npt.NDArray[np.float64]]:
         """Seconds of one arm, session by session, in whole blocks.  # P of (K, SAMPLES_PER_BLOCK)"""

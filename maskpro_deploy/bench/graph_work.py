@@ -26,19 +26,12 @@ _TABLES = {"Gather": (0,), "RotaryEmbedding": (1, 2), "GroupQueryAttention": (7,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphWork:
-    """The work of one step.
+    """The work of one step."""
 
-    Attributes:
-        weight_bytes: bytes of the weights that a step reads whole, as stored: all but those that are only looked up.
-        products: (K, N) -> how many products with such a constant weight each token goes through.
-        last: shape of the product that makes the logits, or None.
-        structure_sha256: hash of all of the graph but the values of its weights.
-    """
-
-    weight_bytes: int
-    products: dict[tuple[int, int], int]
-    last: tuple[int, int] | None = None
-    structure_sha256: str = field(default="", compare=False)
+    weight_bytes: int  # bytes of the weights that a step reads whole, as stored: all but those that are only looked up
+    products: dict[tuple[int, int], int]  # (K, N) -> how many products with such a constant weight each token goes through
+    last: tuple[int, int] | None = None  # shape of the product that makes the logits, or None
+    structure_sha256: str = field(default="", compare=False)  # hash of all of the graph but the values of its weights
 
     @property
     def operations_per_token(self) -> int:

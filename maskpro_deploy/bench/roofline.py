@@ -26,32 +26,23 @@ MEMORY, ARITHMETIC = "memory", "arithmetic"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bandwidth:
-    """Memory bandwidth of this machine.
+    """Memory bandwidth of this machine."""
 
-    Attributes:
-        bytes_per_s: the best of `read_bytes_per_s` and `copy_bytes_per_s`, or None where there was no memory to measure it.
-        method: how it was measured, in words.
-    """
-
+    # the best of `read_bytes_per_s` and `copy_bytes_per_s`, or None where there was no memory to measure it
     bytes_per_s: float | None
     read_bytes_per_s: float | None
     copy_bytes_per_s: float | None
     threads: int
     buffer_bytes: int
-    method: str
+    method: str  # how it was measured, in words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arithmetic:
-    """How fast this machine multiplies matrices.
+    """How fast this machine multiplies matrices."""
 
-    Attributes:
-        operations_per_s: multiplications and additions a second, fp32.
-        method: how it was measured, in words.
-    """
-
-    operations_per_s: float
-    method: str
+    operations_per_s: float  # multiplications and additions a second, fp32
+    method: str  # how it was measured, in words
 
 
 def measure_bandwidth(threads: int | None = None, buffer_bytes: int | None = None) -> Bandwidth:
@@ -79,12 +70,7 @@ def measure_bandwidth(threads: int | None = None, buffer_bytes: int | None = Non
             method="not measured: not enough memory for the buffers",
         )
     return Bandwidth(
-        bytes_per_s=max(read, copy),
-        read_bytes_per_s=read,
-        copy_bytes_per_s=copy,
-        threads=count,
-        buffer_bytes=size,
-        method=method,
+        bytes_per_s=max(read, copy), read_bytes_per_s=read, copy_bytes_per_s=copy, threads=count, buffer_bytes=size, method=method
     )
 
 
@@ -134,28 +120,19 @@ def measure_arithmetic(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What a unit of work has to do at least.
+    """What a unit of work has to do at least."""
 
-    Attributes:
-        bytes: to read; None if not known.
-        operations: multiplications and additions; None if not known, or of a kind that the measured ceiling is not for.
-    """
-
-    bytes: float | None
+    bytes: float | None  # to read; None if not known
+    # multiplications and additions; None if not known, or of a kind that the measured ceiling is not for
     operations: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Floor:
-    """The least time of a unit of work, and what sets it.
+    """The least time of a unit of work, and what sets it."""
 
-    Attributes:
-        seconds: the larger of both.
-        bound: `MEMORY` or `ARITHMETIC`.
-    """
-
-    seconds: float
-    bound: str
+    seconds: float  # the larger of both
+    bound: str  # `MEMORY` or `ARITHMETIC`
 
 
 def compute_floor(loads: Sequence[Load], bandwidth: Bandwidth, arithmetic: Arithmetic | None) -> Floor | None:

@@ -37,32 +37,21 @@ _ALL = 1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelfTest:
-    """One arm measured against a second session of itself; a sound harness sees a difference in 5 % of attempts at most.
+    """One arm measured against a second session of itself; a sound harness sees a difference in 5 % of attempts at most."""
 
-    Attributes:
-        attempts: the ratio of each attempt; a second one is made only if the first saw a difference.
-        passed: whether one attempt saw none; None if there were too few sessions to tell.
-        invalid: why it could not be made, or None.
-    """
-
-    attempts: tuple[stats.Ratio, ...]
-    passed: bool | None
-    invalid: str | None = None
+    attempts: tuple[stats.Ratio, ...]  # the ratio of each attempt; a second one is made only if the first saw a difference
+    passed: bool | None  # whether one attempt saw none; None if there were too few sessions to tell
+    invalid: str | None = None  # why it could not be made, or None
 
 
 @dataclass(slots=True, kw_only=True)
 class Run(Generic[K]):
-    """What was measured so far.
+    """What was measured so far."""
 
-    Attributes:
-        measurements: case -> its samples.
-        self_test: the first arm against a second session of itself, on the first case; one for each attempt.
-        sessions: how many are done.
-    """
-
-    measurements: dict[K, Measurement]
+    measurements: dict[K, Measurement]  # case -> its samples
+    # the first arm against a second session of itself, on the first case; one for each attempt
     self_test: list[Measurement] = field(default_factory=list)
-    sessions: int = 0
+    sessions: int = 0  # how many are done
 
     def judge_self_test(self) -> SelfTest:
         """The self-test as it stands."""

@@ -67,19 +67,12 @@ SHAPES: dict[str, Draw | None] = {  # levels in units of LEVEL; None: pairs are 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """What the verdicts of simulated runs came to, as parts of the runs.
+    """What the verdicts of simulated runs came to, as parts of the runs."""
 
-    Attributes:
-        alone: runs that call a difference in their first case, judged alone.
-        together: runs that call one in either of their two cases, judged together.
-        found: runs that call the first arm faster in their first case, judged alone.
-        found_together: the same, judged together with the second case.
-    """
-
-    alone: float
-    together: float
-    found: float
-    found_together: float
+    alone: float  # runs that call a difference in their first case, judged alone
+    together: float  # runs that call one in either of their two cases, judged together
+    found: float  # runs that call the first arm faster in their first case, judged alone
+    found_together: float  # the same, judged together with the second case
 
 
 def count_verdicts(shape: str, *, pairs: int, runs: int, seed: int = 0, slowdown: float = 0.0) -> Counts:

@@ -15,20 +15,13 @@ _COPIES_BYTES = 32 << 20  # enough for a sample of a millisecond, and quick to m
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelCase:
-    """One shape at one number of tokens.
+    """One shape at one number of tokens."""
 
-    Attributes:
-        k, n: the weight, `# (K, N)`.
-        m: tokens.
-        count: how often a token goes through such a product in the model.
-        copies: products in one sample.
-    """
-
-    k: int
+    k: int  # the weight, `# (K, N)`
     n: int
-    m: int
-    count: int
-    copies: int
+    m: int  # tokens
+    count: int  # how often a token goes through such a product in the model
+    copies: int  # products in one sample
 
     @property
     def label(self) -> str:

@@ -28,28 +28,19 @@ _SEEN = "one form looked different from itself twice in a row; something disturb
 
 @dataclass(frozen=True, kw_only=True)
 class KernelResult(SessionsResult):
-    """A whole run.
-
-    Attributes:
-        forms: names of the arms; the others are compared with the first.
-        run: the samples of each case.
-        last: (K, N) of the product that makes the logits, which is in no layer.
-        layers: how many layers the model has.
-        gpu: what was measured on a GPU, or why nothing was.
-        cpu_finished: whether all sessions on the CPU are done.
-    """
+    """A whole run."""
 
     SCHEMA: ClassVar[str] = "maskpro-deploy/kernels"
 
     kind: str = KIND
     arithmetic: Arithmetic
-    forms: tuple[str, ...]
-    run: Run[KernelCase]
-    last: tuple[int, int] | None
-    layers: int
+    forms: tuple[str, ...]  # names of the arms; the others are compared with the first
+    run: Run[KernelCase]  # the samples of each case
+    last: tuple[int, int] | None  # (K, N) of the product that makes the logits, which is in no layer
+    layers: int  # how many layers the model has
     facts: Mapping[str, Any]
-    gpu: Mapping[str, Any]
-    cpu_finished: bool = True
+    gpu: Mapping[str, Any]  # what was measured on a GPU, or why nothing was
+    cpu_finished: bool = True  # whether all sessions on the CPU are done
 
     @property
     def cases(self) -> list[KernelCase]:

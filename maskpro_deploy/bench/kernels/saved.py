@@ -20,13 +20,9 @@ from maskpro_deploy.bench.sessions import Run, make_empty_run
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedKernels(reading.SavedResult):
-    """A result as it was written.
+    """A result as it was written."""
 
-    Attributes:
-        measurements: the samples of each case.
-    """
-
-    measurements: dict[KernelCase, Measurement]
+    measurements: dict[KernelCase, Measurement]  # the samples of each case
 
     @property
     def cpu_finished(self) -> bool:

@@ -32,18 +32,14 @@ LATENCIES = ("ttft", "tpot", "itl", "e2el")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Where a run stops being valid.
-
-    Attributes:
-        max_failed: part of the requests that may fail.
-        max_lag_ms: bound on the 99th percentile of the generator's lag; None: `LAG_MS`, or `LAG_PART` of the median time to the
-            first token if that is more.
-    """
+    """Where a run stops being valid."""
 
     LAG_MS = 5.0
     LAG_PART = 0.05
 
-    max_failed: float = 0.01
+    max_failed: float = 0.01  # part of the requests that may fail
+    # bound on the 99th percentile of the generator's lag; None: `LAG_MS`, or `LAG_PART` of the median time to the first token if
+    # that is more
     max_lag_ms: float | None = None
 
     def __post_init__(self) -> None:

@@ -27,25 +27,16 @@ _IDLE_S = 3.0  # connections unused for longer are not used again: many servers 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientConfig:
-    """How to ask.
+    """How to ask."""
 
-    Attributes:
-        base_url: such as "http://127.0.0.1:8000"; a "/v1" at its end is allowed.
-        endpoint: COMPLETIONS or CHAT.
-        model: what the server calls it; None takes the first one that it names.
-        stream: ask for the answer piece by piece.
-        ignore_eos: ask the server to go on to the full length (vLLM's field; servers that do not know it ignore it or refuse).
-        temperature: 0 is greedy.
-        api_key: sent as a bearer token.
-    """
-
-    base_url: str
-    endpoint: str = COMPLETIONS
-    model: str | None = None
-    stream: bool = True
+    base_url: str  # such as "http://127.0.0.1:8000"; a "/v1" at its end is allowed
+    endpoint: str = COMPLETIONS  # COMPLETIONS or CHAT
+    model: str | None = None  # what the server calls it; None takes the first one that it names
+    stream: bool = True  # ask for the answer piece by piece
+    # ask the server to go on to the full length (vLLM's field; servers that do not know it ignore it or refuse)
     ignore_eos: bool = True
-    temperature: float = 0.0
-    api_key: str | None = field(default=None, repr=False)
+    temperature: float = 0.0  # 0 is greedy
+    api_key: str | None = field(default=None, repr=False)  # sent as a bearer token
 
     def __post_init__(self) -> None:
         check_known("--endpoint", self.endpoint, (COMPLETIONS, CHAT))

@@ -117,11 +117,7 @@ class Point:
 def _read_recording(value: Mapping[str, Any]) -> Recording:
     records = tuple(
         Record(
-            **{
-                **r,
-                "arrivals_s": tuple(r["arrivals_s"]),
-                "failure": None if r["failure"] is None else Failure(**r["failure"]),
-            }
+            **{**r, "arrivals_s": tuple(r["arrivals_s"]), "failure": None if r["failure"] is None else Failure(**r["failure"])}
         )
         for r in value["records"]
     )

@@ -30,22 +30,14 @@ class ServerFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadResult(RunResult):
-    """A whole run.
-
-    Attributes:
-        servers: what the load was put on; the first is compared with the second.
-        points: the loads in order.
-        slo: bounds that goodput counts by, or None.
-        limits: where a run stops being valid.
-        notes: remarks for the reader.
-    """
+    """A whole run."""
 
     kind: str = KIND
-    servers: tuple[ServerFacts, ...]
-    points: tuple[Point, ...]
-    slo: Slo | None
-    limits: Limits
-    notes: tuple[str, ...] = ()
+    servers: tuple[ServerFacts, ...]  # what the load was put on; the first is compared with the second
+    points: tuple[Point, ...]  # the loads in order
+    slo: Slo | None  # bounds that goodput counts by, or None
+    limits: Limits  # where a run stops being valid
+    notes: tuple[str, ...] = ()  # remarks for the reader
 
     def merge(self, others: Sequence[LoadResult]) -> LoadResult:
         """This session and others of the same servers and loads as one run."""
@@ -59,10 +51,7 @@ class LoadResult(RunResult):
         ]
         return dataclasses.replace(
             self,
-            environment={
-                **self.environment,
-                "load_average_1min_after": results[-1].environment.get("load_average_1min_after"),
-            },
+            environment={**self.environment, "load_average_1min_after": results[-1].environment.get("load_average_1min_after")},
             points=tuple(points),
             duration_s=sum(result.duration_s for result in results),
             notes=tuple(dict.fromkeys(note for result in results for note in result.notes)),

@@ -36,43 +36,27 @@ CHECKS = 3  # requests that both servers answer before anything is timed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """A server to put a load on.
+    """A server to put a load on."""
 
-    Attributes:
-        name: how the report calls it.
-        client: asks it.
-        facts: what else the report should say of it.
-    """
-
-    name: str
-    client: Client
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    name: str  # how the report calls it
+    client: Client  # asks it
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what else the report should say of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadConfig:
-    """What to measure.
+    """What to measure."""
 
-    Attributes:
-        loads: the points of the sweep.
-        amount: how much to send at each point to each server.
-        blocks: of a comparison; each server has two sub-runs in a block, and its share of the amount in each.
-        sessions: how many times two servers are started anew; they share the blocks.
-        slo: bounds that goodput counts by, or None.
-        limits: where a run stops being valid.
-        same_model: two servers have to answer the check requests with the same text.
-        seed: of prompts and timetables.
-        least_difference: the smallest difference of interest, as a fraction; it concerns the verdicts only.
-    """
-
-    loads: tuple[Load, ...]
-    amount: Amount = field(default_factory=Amount)
+    loads: tuple[Load, ...]  # the points of the sweep
+    amount: Amount = field(default_factory=Amount)  # how much to send at each point to each server
+    # of a comparison; each server has two sub-runs in a block, and its share of the amount in each
     blocks: int = stats.MIN_BLOCKS
-    sessions: int = 1
-    slo: Slo | None = None
-    limits: Limits = field(default_factory=Limits)
-    same_model: bool = False
-    seed: int = 0
+    sessions: int = 1  # how many times two servers are started anew; they share the blocks
+    slo: Slo | None = None  # bounds that goodput counts by, or None
+    limits: Limits = field(default_factory=Limits)  # where a run stops being valid
+    same_model: bool = False  # two servers have to answer the check requests with the same text
+    seed: int = 0  # of prompts and timetables
+    # the smallest difference of interest, as a fraction; it concerns the verdicts only
     least_difference: float = stats.LEAST_DIFFERENCE
 
     def __post_init__(self) -> None:

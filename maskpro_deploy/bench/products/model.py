@@ -16,25 +16,15 @@ from maskpro_deploy.system.progress import SILENT, Progress
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelProducts:
-    """The products of one model, to be measured on a GPU.
+    """The products of one model, to be measured on a GPU."""
 
-    Attributes:
-        products: (K, N) -> how many the model has.
-        tokens: values of M.
-        budget_s: stop after so long.
-        earlier: cells that were measured before; they are kept, and not measured again.
-        device: the GPU that they were measured on.
-        save: given the findings so far after each cell.
-        progress: updated after each cell.
-    """
-
-    products: Mapping[tuple[int, int], int]
-    tokens: Sequence[int]
-    budget_s: float
-    earlier: Sequence[Mapping[str, Any]] = ()
-    device: str | None = None
-    save: Callable[[dict[str, Any]], None] = lambda findings: None
-    progress: Progress = SILENT
+    products: Mapping[tuple[int, int], int]  # (K, N) -> how many the model has
+    tokens: Sequence[int]  # values of M
+    budget_s: float  # stop after so long
+    earlier: Sequence[Mapping[str, Any]] = ()  # cells that were measured before; they are kept, and not measured again
+    device: str | None = None  # the GPU that they were measured on
+    save: Callable[[dict[str, Any]], None] = lambda findings: None  # given the findings so far after each cell
+    progress: Progress = SILENT  # updated after each cell
 
     def measure(self, torch: Any, ways: Ways, watch: Stopwatch, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Measure them by the ways that work here.

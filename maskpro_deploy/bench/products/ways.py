@@ -36,17 +36,11 @@ _SEARCH_S = 120.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Product:
-    """A product with its weight in place.
+    """A product with its weight in place."""
 
-    Attributes:
-        run: multiplies; gives `# (M, N)`.
-        rows: the M that is multiplied: above the one asked for where `run` pads the input.
-        output: type of the result.
-    """
-
-    run: Callable[[], Any]
-    rows: int
-    output: str
+    run: Callable[[], Any]  # multiplies; gives `# (M, N)`
+    rows: int  # the M that is multiplied: above the one asked for where `run` pads the input
+    output: str  # type of the result
 
 
 Way = Callable[[Any, Any], Product]  # of a weight (N, K) and an input (M, K); raises where the library refuses

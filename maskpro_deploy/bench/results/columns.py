@@ -20,21 +20,13 @@ R_contra = TypeVar("R_contra", contravariant=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column(Generic[R_contra]):
-    """One column.
+    """One column."""
 
-    Attributes:
-        header: above it.
-        cell: what it shows of a row.
-        meaning: what it is, for the reader; "" where the header says it all.
-        key: of its value in `result.json`; "" where that has it in another form.
-        value: what stands there.
-    """
-
-    header: str
-    cell: Callable[[R_contra], str]
-    meaning: str = ""
-    key: str = ""
-    value: Callable[[R_contra], Any] = lambda row: None
+    header: str  # above it
+    cell: Callable[[R_contra], str]  # what it shows of a row
+    meaning: str = ""  # what it is, for the reader; "" where the header says it all
+    key: str = ""  # of its value in `result.json`; "" where that has it in another form
+    value: Callable[[R_contra], Any] = lambda row: None  # what stands there
 
 
 def number_column(
@@ -60,17 +52,11 @@ def number_column(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparedRow:
-    """A row that is compared with a baseline.
+    """A row that is compared with a baseline."""
 
-    Attributes:
-        ratio: how it compares; None where there was not enough to compare.
-        is_baseline: it is what the others are compared with.
-        same_kernels: it is known to run the kernels of the baseline.
-    """
-
-    ratio: stats.Ratio | None
-    is_baseline: bool = False
-    same_kernels: bool = False
+    ratio: stats.Ratio | None  # how it compares; None where there was not enough to compare
+    is_baseline: bool = False  # it is what the others are compared with
+    same_kernels: bool = False  # it is known to run the kernels of the baseline
 
 
 def comparison_columns(header: str) -> tuple[Column[ComparedRow], ...]:

@@ -35,19 +35,12 @@ _MAY_GROW = ("samples", "sessions", "budget_s", "batches", "prompts", "contexts"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedResult:
-    """A result as it was written.
+    """A result as it was written."""
 
-    Attributes:
-        path: of the file.
-        value: its content.
-        self_test: the samples of each attempt at a self-test.
-        sessions: how many were done: the number of the next one, of which some cases may be done.
-    """
-
-    path: Path
-    value: Mapping[str, Any]
-    self_test: list[Measurement]
-    sessions: int
+    path: Path  # of the file
+    value: Mapping[str, Any]  # its content
+    self_test: list[Measurement]  # the samples of each attempt at a self-test
+    sessions: int  # how many were done: the number of the next one, of which some cases may be done
 
     @property
     def finished(self) -> bool:

@@ -22,22 +22,15 @@ RESULT_FILE = "result.json"
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """A whole run of any benchmark.
-
-    Attributes:
-        kind: the benchmark: "latency", "throughput", "kernels" or "serve".
-        environment: what it ran on.
-        config: the settings.
-        duration_s: of the run.
-    """
+    """A whole run of any benchmark."""
 
     SCHEMA: ClassVar[str] = SCHEMA
     VERSION: ClassVar[int] = VERSION
 
-    kind: str
-    environment: Mapping[str, Any]
-    config: Mapping[str, Any]
-    duration_s: float
+    kind: str  # the benchmark: "latency", "throughput", "kernels" or "serve"
+    environment: Mapping[str, Any]  # what it ran on
+    config: Mapping[str, Any]  # the settings
+    duration_s: float  # of the run
 
     @property
     def invalid_reasons(self) -> list[str]:
@@ -81,21 +74,14 @@ class RunResult:
 
 @dataclass(frozen=True, kw_only=True)
 class SessionsResult(RunResult):
-    """A run over sessions, which can be interrupted, gone on with and added to.
+    """A run over sessions, which can be interrupted, gone on with and added to."""
 
-    Attributes:
-        bandwidth: of the memory, measured in this run.
-        arithmetic: of matrix products, likewise; None if it was not measured.
-        earlier: where the run went on with an earlier one or added to it: when and how those were started.
-        planned_sessions: how many sessions the run is to have in all; with a budget, at most.
-        finished: whether this is the end of the run, and not a state that it can go on from.
-    """
-
-    bandwidth: roofline.Bandwidth
-    arithmetic: roofline.Arithmetic | None
+    bandwidth: roofline.Bandwidth  # of the memory, measured in this run
+    arithmetic: roofline.Arithmetic | None  # of matrix products, likewise; None if it was not measured
+    # where the run went on with an earlier one or added to it: when and how those were started
     earlier: tuple[Mapping[str, Any], ...] = ()
-    planned_sessions: int = 0
-    finished: bool = True
+    planned_sessions: int = 0  # how many sessions the run is to have in all; with a budget, at most
+    finished: bool = True  # whether this is the end of the run, and not a state that it can go on from
 
     def to_json(self) -> dict[str, Any]:
         """The content of `result.json`."""

@@ -36,17 +36,11 @@ _FRACTION_TERMS = 500  # far more than the continued fraction takes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A centre and how far off it may be; arrays where many were computed at once.
+    """A centre and how far off it may be; arrays where many were computed at once."""
 
-    Attributes:
-        centre: the estimate.  # (...)
-        error: its standard error.  # (...)
-        degrees: of freedom that stand behind the error.  # (...)
-    """
-
-    centre: Array
-    error: Array
-    degrees: Array
+    centre: Array  # the estimate.  # (...)
+    error: Array  # its standard error.  # (...)
+    degrees: Array  # of freedom that stand behind the error.  # (...)
 
     def interval(self, confidence: float) -> tuple[float, float]:
         """The bounds of a single estimate."""

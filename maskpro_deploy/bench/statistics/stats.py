@@ -41,13 +41,7 @@ FASTER, SLOWER, NO_DIFFERENCE, NO_INTEREST = "faster", "slower", "no difference 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """One arm's samples in a few figures, in the samples' unit.
-
-    Attributes:
-        mad: median absolute deviation from the median (not scaled).
-        cv: standard deviation over mean; None for one sample.
-        p90: None where fewer than 10 / (1 - 0.90) samples stand behind it; so are `p95` and `p99`.
-    """
+    """One arm's samples in a few figures, in the samples' unit."""
 
     count: int
     median: float
@@ -55,45 +49,30 @@ class Summary:
     std: float | None
     minimum: float
     maximum: float
-    mad: float
-    cv: float | None
-    p90: float | None
+    mad: float  # median absolute deviation from the median (not scaled)
+    cv: float | None  # standard deviation over mean; None for one sample
+    p90: float | None  # None where fewer than 10 / (1 - 0.90) samples stand behind it; so are `p95` and `p99`
     p95: float | None
     p99: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """How much faster one arm is than another.
+    """How much faster one arm is than another."""
 
-    Attributes:
-        speedup: time of the baseline over time of the candidate, drift removed; above 1 the candidate is faster.
-        speedup_of_medians: the same from the plain medians of all samples, for comparison with a table of medians.
-        low, high: bounds of the interval of this comparison alone.
-        confidence: of the interval, 0.95.
-        error: standard error of the logarithm of the ratio.
-        degrees: of freedom that stand behind it.
-        blocks: how many blocks stand behind the ratio.
-        verdict: `FASTER`, `SLOWER`, `NO_DIFFERENCE` or `NO_INTEREST`, for the candidate.
-        comparisons: how many were made in the run; their verdicts hold together with `confidence`.
-        least_difference: the smallest difference of interest, as a fraction.
-        sessions: how many independent pairs of sessions stand behind it; None: all blocks ran in one.
-        session_sd: standard deviation of one pair's logarithm of the ratio; None as above.
-    """
-
-    speedup: float
-    speedup_of_medians: float
-    low: float
+    speedup: float  # time of the baseline over time of the candidate, drift removed; above 1 the candidate is faster
+    speedup_of_medians: float  # the same from the plain medians of all samples, for comparison with a table of medians
+    low: float  # bounds of the interval of this comparison alone
     high: float
-    confidence: float
-    error: float
-    degrees: float
-    blocks: int
-    verdict: str
-    comparisons: int = 1
-    least_difference: float = LEAST_DIFFERENCE
-    sessions: int | None = None
-    session_sd: float | None = None
+    confidence: float  # of the interval, 0.95
+    error: float  # standard error of the logarithm of the ratio
+    degrees: float  # of freedom that stand behind it
+    blocks: int  # how many blocks stand behind the ratio
+    verdict: str  # `FASTER`, `SLOWER`, `NO_DIFFERENCE` or `NO_INTEREST`, for the candidate
+    comparisons: int = 1  # how many were made in the run; their verdicts hold together with `confidence`
+    least_difference: float = LEAST_DIFFERENCE  # the smallest difference of interest, as a fraction
+    sessions: int | None = None  # how many independent pairs of sessions stand behind it; None: all blocks ran in one
+    session_sd: float | None = None  # standard deviation of one pair's logarithm of the ratio; None as above
 
     @property
     def differs(self) -> bool:

@@ -28,17 +28,13 @@ _SETTINGS = ("seed", "threads", "same_model", "logit_tolerance", "decode_steps")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair(ComparedRow):
-    """One case of one arm in both runs: how much faster B is than A.
-
-    Attributes:
-        same_files: the bundle is the same in both, so a difference is drift.
-    """
+    """One case of one arm in both runs: how much faster B is than A."""
 
     case: Case
     name: str
     a_ms: float
     b_ms: float
-    same_files: bool
+    same_files: bool  # the bundle is the same in both, so a difference is drift
 
 
 COLUMNS: tuple[Column[Pair], ...] = (
@@ -54,23 +50,16 @@ COLUMNS: tuple[Column[Pair], ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Two results, case by case.
-
-    Attributes:
-        differences: of environment, settings and bundles: (what, in A, in B).
-        pairs: what both runs have.
-        left_out: cases and models that only one of them has.
-        least_difference: the smallest difference of interest, as a fraction.
-    """
+    """Two results, case by case."""
 
     a: str
     b: str
     kind: str
-    differences: tuple[tuple[str, str, str], ...]
-    pairs: tuple[Pair, ...]
-    left_out: tuple[str, ...]
+    differences: tuple[tuple[str, str, str], ...]  # of environment, settings and bundles: (what, in A, in B)
+    pairs: tuple[Pair, ...]  # what both runs have
+    left_out: tuple[str, ...]  # cases and models that only one of them has
     environment: Mapping[str, Any]
-    least_difference: float = stats.LEAST_DIFFERENCE
+    least_difference: float = stats.LEAST_DIFFERENCE  # the smallest difference of interest, as a fraction
 
     def to_json(self) -> dict[str, Any]:
         """The content of `result.json`."""

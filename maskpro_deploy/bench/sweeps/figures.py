@@ -19,14 +19,11 @@ METRIC = {PREFILL: "ttft", DECODE: "tpot", GENERATE: "e2el"}  # the metric that 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseResult:
-    """One case and what was measured of it.
-
-    Attributes:
-        agreement: name of an arm -> how near its logits are to those of the first one, on the tokens of this case.
-    """
+    """One case and what was measured of it."""
 
     case: Case
     measurement: Measurement
+    # name of an arm -> how near its logits are to those of the first one, on the tokens of this case
     agreement: Mapping[str, Agreement] = field(default_factory=dict)
 
     def values_ms(self, name: str) -> dict[str, list[float]]:
@@ -64,17 +61,11 @@ class CaseResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmFigures:
-    """One arm in one case: a row of the table.
+    """One arm in one case: a row of the table."""
 
-    Attributes:
-        result: the case.
-        arm: the arm.
-        bandwidth, arithmetic: the ceilings of this machine.
-    """
-
-    result: CaseResult
-    arm: ModelArm[Any]
-    bandwidth: roofline.Bandwidth
+    result: CaseResult  # the case
+    arm: ModelArm[Any]  # the arm
+    bandwidth: roofline.Bandwidth  # the ceilings of this machine
     arithmetic: roofline.Arithmetic | None
 
     def summary(self, metric: str | None = None) -> stats.Summary | None:

@@ -20,21 +20,13 @@ from maskpro_deploy.bench.sweeps.sweep import SweepConfig, SweepOptions, check_s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyConfig:
-    """What to sweep.
+    """What to sweep."""
 
-    Attributes:
-        batches: batch sizes.
-        prompts: prompt lengths in tokens, for prefill.
-        contexts: tokens in the cache before the first timed step, for decode.
-        decode_steps: steps in one sample.
-        sweep: how long, and the rest.
-    """
-
-    batches: tuple[int, ...] = (1,)
-    prompts: tuple[int, ...] = (128,)
-    contexts: tuple[int, ...] = (128,)
-    decode_steps: int = 8
-    sweep: SweepConfig = field(default_factory=SweepConfig)
+    batches: tuple[int, ...] = (1,)  # batch sizes
+    prompts: tuple[int, ...] = (128,)  # prompt lengths in tokens, for prefill
+    contexts: tuple[int, ...] = (128,)  # tokens in the cache before the first timed step, for decode
+    decode_steps: int = 8  # steps in one sample
+    sweep: SweepConfig = field(default_factory=SweepConfig)  # how long, and the rest
 
     def __post_init__(self) -> None:
         check_sizes("--batch", self.batches)

@@ -22,21 +22,13 @@ _SEEN = "two sessions of one model looked different twice in a row; something el
 
 @dataclass(frozen=True, kw_only=True)
 class BenchResult(SessionsResult):
-    """A whole run.
+    """A whole run."""
 
-    Attributes:
-        arms: what was measured; the first is compared with the others.
-        cases: the points of the sweep.
-        self_test: the first arm against a second session of itself.
-        self_test_samples: of each attempt at a self-test.
-        notes: remarks for the reader.
-    """
-
-    arms: tuple[ModelArm[Any], ...]
-    cases: tuple[CaseResult, ...]
-    self_test: SelfTest
-    self_test_samples: tuple[Measurement, ...] = ()
-    notes: tuple[str, ...] = ()
+    arms: tuple[ModelArm[Any], ...]  # what was measured; the first is compared with the others
+    cases: tuple[CaseResult, ...]  # the points of the sweep
+    self_test: SelfTest  # the first arm against a second session of itself
+    self_test_samples: tuple[Measurement, ...] = ()  # of each attempt at a self-test
+    notes: tuple[str, ...] = ()  # remarks for the reader
 
     @property
     def invalid_reasons(self) -> list[str]:

@@ -20,13 +20,9 @@ _NOT_COMPARED = ("path", "graph_sha256")  # of an arm: where it is, and what fol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved(reading.SavedResult):
-    """A sweep as it was written.
+    """A sweep as it was written."""
 
-    Attributes:
-        cases: its points, with their samples.
-    """
-
-    cases: dict[Case, CaseResult]
+    cases: dict[Case, CaseResult]  # its points, with their samples
 
     @property
     def arms(self) -> list[str]:

@@ -13,11 +13,7 @@ from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.sweeps.columns import choose_columns
 from maskpro_deploy.bench.sweeps.result import BenchResult
 
-_METRIC_WORDS = {
-    PREFILL: "time to first token",
-    DECODE: "time per output token",
-    GENERATE: "time for the whole batch",
-}
+_METRIC_WORDS = {PREFILL: "time to first token", DECODE: "time per output token", GENERATE: "time for the whole batch"}
 
 
 def describe(result: BenchResult) -> Document:
@@ -36,20 +32,14 @@ def describe(result: BenchResult) -> Document:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """One comparison in words.
-
-    Attributes:
-        sentence: such as "decode, batch 1, context 128: sparse runs at 1.02x the speed of dense, ...: no difference seen."
-        ratio: the figures, or None where there were too few sessions.
-        same_kernels: both are known to run the same kernels, so no difference is expected.
-    """
+    """One comparison in words."""
 
     case: str
     candidate: str
     baseline: str
-    sentence: str
-    ratio: stats.Ratio | None
-    same_kernels: bool = False
+    sentence: str  # such as "decode, batch 1, context 128: sparse runs at 1.02x the speed of dense, ...: no difference seen."
+    ratio: stats.Ratio | None  # the figures, or None where there were too few sessions
+    same_kernels: bool = False  # both are known to run the same kernels, so no difference is expected
 
 
 def verdicts(result: BenchResult) -> list[Verdict]:

@@ -27,26 +27,17 @@ _SESSIONS, _SESSIONS_WITHIN_BUDGET = 10, 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepConfig:
-    """What all sweeps have in common.
+    """What all sweeps have in common."""
 
-    Attributes:
-        samples: timings of each arm in each case; they come in blocks of two, shared among the sessions.
-        sessions: times that every arm is opened anew; None: 10, or up to 40 with a budget.
-        budget_s: time for the whole run: as many sessions as fit, and `stats.MIN_SESSIONS` even beyond it.
-        same_model: the arms are the same model and have to agree on every token.
-        logit_tolerance: the arms are the same model up to rounding: no logit may differ by more, and tokens need not be the same.
-        threads: cores at work in the bandwidth measurement; None: all.
-        seed: of the tokens that are drawn.
-        least_difference: the smallest difference of interest, as a fraction; it concerns the verdicts only.
-    """
-
-    samples: int = 60
-    sessions: int | None = None
-    budget_s: float | None = None
-    same_model: bool = False
+    samples: int = 60  # timings of each arm in each case; they come in blocks of two, shared among the sessions
+    sessions: int | None = None  # times that every arm is opened anew; None: 10, or up to 40 with a budget
+    budget_s: float | None = None  # time for the whole run: as many sessions as fit, and `stats.MIN_SESSIONS` even beyond it
+    same_model: bool = False  # the arms are the same model and have to agree on every token
+    # the arms are the same model up to rounding: no logit may differ by more, and tokens need not be the same
     logit_tolerance: float | None = None
-    threads: int | None = None
-    seed: int = 0
+    threads: int | None = None  # cores at work in the bandwidth measurement; None: all
+    seed: int = 0  # of the tokens that are drawn
+    # the smallest difference of interest, as a fraction; it concerns the verdicts only
     least_difference: float = stats.LEAST_DIFFERENCE
 
     def __post_init__(self) -> None:
@@ -80,30 +71,18 @@ def check_sizes(flag: str, sizes: Sequence[int]) -> None:
 
 
 class SweepOptions(TypedDict, total=False):
-    """What is given to a sweep beside its settings.
+    """What is given to a sweep beside its settings."""
 
-    Attributes:
-        notes: remarks for the report.
-        bandwidth, arithmetic: ceilings of this machine, if they were measured a moment ago; by default they are measured.
-        self_test: whether to measure the first arm against a second session of itself as well.
-        earlier: a result to go on with or to add to; `save` wrote it.
-        append: add cases and sessions to `earlier`, and do not just finish it.
-        save: called after each session with the result so far.
-        clock: seconds, monotonic.
-        wall: the wall clock, which has to keep step with `clock`; by default the machine's, if `clock` is.
-        progress: told after each case of each session.
-    """
-
-    notes: Sequence[str]
-    bandwidth: Bandwidth
+    notes: Sequence[str]  # remarks for the report
+    bandwidth: Bandwidth  # ceilings of this machine, if they were measured a moment ago; by default they are measured
     arithmetic: Arithmetic
-    self_test: bool
-    earlier: Saved | None
-    append: bool
-    save: Callable[[BenchResult], None]
-    clock: Clock
-    wall: Clock
-    progress: Progress
+    self_test: bool  # whether to measure the first arm against a second session of itself as well
+    earlier: Saved | None  # a result to go on with or to add to; `save` wrote it
+    append: bool  # add cases and sessions to `earlier`, and do not just finish it
+    save: Callable[[BenchResult], None]  # called after each session with the result so far
+    clock: Clock  # seconds, monotonic
+    wall: Clock  # the wall clock, which has to keep step with `clock`; by default the machine's, if `clock` is
+    progress: Progress  # told after each case of each session
 
 
 def run_sweep(

@@ -20,21 +20,14 @@ from maskpro_deploy.errors import check_range
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThroughputConfig:
-    """What to sweep.
+    """What to sweep."""
 
-    Attributes:
-        batches: batch sizes.
-        prompt: prompt length in tokens.
-        output: tokens to generate per row.
-        latency_bound_ms: the best batch has to keep its median time per output token within this; None: no bound.
-        sweep: how long, and the rest.
-    """
-
-    batches: tuple[int, ...] = (1, 2, 4, 8)
-    prompt: int = 128
-    output: int = 32
+    batches: tuple[int, ...] = (1, 2, 4, 8)  # batch sizes
+    prompt: int = 128  # prompt length in tokens
+    output: int = 32  # tokens to generate per row
+    # the best batch has to keep its median time per output token within this; None: no bound
     latency_bound_ms: float | None = None
-    sweep: SweepConfig = field(default_factory=lambda: SweepConfig(samples=20))
+    sweep: SweepConfig = field(default_factory=lambda: SweepConfig(samples=20))  # how long, and the rest
 
     def __post_init__(self) -> None:
         check_sizes("--batch", self.batches)

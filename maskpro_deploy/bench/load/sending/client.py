@@ -12,51 +12,32 @@ from maskpro_deploy.errors import first_line
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One request.
+    """One request."""
 
-    Attributes:
-        prompt: text, or token ids.
-        output_len: tokens to generate at most.
-        input_len: tokens of the prompt, where they are known before it is sent.
-    """
-
-    prompt: str | tuple[int, ...]
-    output_len: int
-    input_len: int | None = None
+    prompt: str | tuple[int, ...]  # text, or token ids
+    output_len: int  # tokens to generate at most
+    input_len: int | None = None  # tokens of the prompt, where they are known before it is sent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why a request was not answered.
+    """Why a request was not answered."""
 
-    Attributes:
-        kind: few words that failures are counted by, such as "http 503", "timeout", "connection", "cut off".
-        message: what the server or the system said, one line.
-    """
-
-    kind: str
-    message: str
+    kind: str  # few words that failures are counted by, such as "http 503", "timeout", "connection", "cut off"
+    message: str  # what the server or the system said, one line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a server answered.
+    """What a server answered."""
 
-    Attributes:
-        arrivals_s: when each piece of the answer came, on the clock of the run; one time for an answer that came whole.
-        input_tokens: tokens of the prompt as the server counted them; None if it does not say.
-        output_tokens: tokens generated, by the server's count; None if it does not say.
-        text: the answer.
-        streamed: whether it came piece by piece: only then is the first arrival the first token.
-        failure: why it is no answer, or None.
-    """
-
+    # when each piece of the answer came, on the clock of the run; one time for an answer that came whole
     arrivals_s: Sequence[float] = ()
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    text: str = ""
-    streamed: bool = True
-    failure: Failure | None = None
+    input_tokens: int | None = None  # tokens of the prompt as the server counted them; None if it does not say
+    output_tokens: int | None = None  # tokens generated, by the server's count; None if it does not say
+    text: str = ""  # the answer
+    streamed: bool = True  # whether it came piece by piece: only then is the first arrival the first token
+    failure: Failure | None = None  # why it is no answer, or None
 
 
 class Client(Protocol):

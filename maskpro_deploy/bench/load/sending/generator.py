@@ -30,19 +30,12 @@ BEAT_S = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Amount:
-    """How much to send.
+    """How much to send."""
 
-    Attributes:
-        requests: so many; None: as many as `duration_s` allows.
-        duration_s: requests are sent for so long; those under way at its end are waited for.
-        warmup: requests sent and forgotten before.
-        timeout_s: a request that takes longer has failed.
-    """
-
-    requests: int | None = 50
-    duration_s: float | None = None
-    warmup: int = 4
-    timeout_s: float = 120.0
+    requests: int | None = 50  # so many; None: as many as `duration_s` allows
+    duration_s: float | None = None  # requests are sent for so long; those under way at its end are waited for
+    warmup: int = 4  # requests sent and forgotten before
+    timeout_s: float = 120.0  # a request that takes longer has failed
 
     def __post_init__(self) -> None:
         if (self.requests is None) == (self.duration_s is None):

@@ -23,15 +23,10 @@ Seed = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenLoop:
-    """Arrivals at a rate.
+    """Arrivals at a rate."""
 
-    Attributes:
-        rate: requests a second, on average; inf sends all at once.
-        burstiness: shape of the gamma distribution of gaps: 1 is Poisson, less comes in bursts, inf is a constant rate.
-    """
-
-    rate: float
-    burstiness: float = 1.0
+    rate: float  # requests a second, on average; inf sends all at once
+    burstiness: float = 1.0  # shape of the gamma distribution of gaps: 1 is Poisson, less comes in bursts, inf is a constant rate
 
     def __post_init__(self) -> None:
         check_range("--request-rate", self.rate, above=0)
