@@ -34,6 +34,34 @@ log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
 SAMPLES_PER_BLOCK = 2
+ALLOWED_S = 0.5  # what slewing by a time server and the reading of two clocks may come to
+ALLOWED_PART = 0.01
+
+
+class ClockWatch:
+    """Compares a monotonic clock with the wall clock since it was made, or since the last time it was asked.
+
+    Where the two part, the machine slept, was moved to another host or had its time set, and a timing across that moment says
+    nothing about the work.
+    """
+
+    def __init__(self, clock: Clock, wall: Clock) -> None:
+        self._clock, self._wall = clock, wall
+        self._last = clock(), wall()
+
+    def find_jump(self) -> str | None:
+        """Why a timing since the last call says nothing, or None."""
+        now = self._clock(), self._wall()
+        passed_s, wall_s = (new - old for new, old in zip(now, self._last, strict=True))
+        self._last = now
+        if passed_s < 0:
+            return f"the clock went back by {-passed_s:.3g} s."
+        if abs(wall_s - passed_s) > ALLOWED_S + ALLOWED_PART * passed_s:
+            return (
+                f"the clock jumped: {passed_s:.1f} s passed by the monotonic clock and {wall_s:.1f} s by the wall clock. "
+                "Was the machine asleep, moved, or its time set?"
+            )
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,16 +114,13 @@ class MeasureConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One timing: which session, which block, which place in it, seconds, and seconds to the first token where known.
-
-    Blocks are counted over the whole measurement.
-    """
+    """One timing."""
 
     session: int
-    block: int
-    position: int
+    block: int  # counted over the whole measurement
+    position: int  # in the block
     seconds: float
-    first_token_s: float | None = None
+    first_token_s: float | None = None  # where it is known
 
 
 @dataclass(slots=True, kw_only=True)
@@ -129,7 +154,6 @@ class Measurement:
         return stats.compare_sessions(self.portions(candidate), self.portions(baseline))
 
     def fail(self, reason: str) -> None:
-        """Call the measurement invalid."""
         self.invalid = self.invalid or reason
         log.info("the measurement is invalid: %s", reason)
 
@@ -157,13 +181,10 @@ def time_portion(
             round from session to session, so that no arm is always the one that ran last before the first timed call.
         result: takes the samples, and says why they are invalid, if so.
         config: how to warm up, and what the arms have to agree on.
-        session: number of this session, from 0.
-        blocks: blocks to time.
+        session: its number, from 0.
+        blocks: to time.
         cold: warm up until the times are stable; else for `config.rewarm_rounds`.
         clock: seconds, monotonic.
-
-    Raises:
-        ConfigError: there is no task.
     """
     if not tasks:
         raise ConfigError("nothing to measure: no arm was given.")

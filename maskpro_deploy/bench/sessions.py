@@ -20,8 +20,16 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from maskpro_deploy.bench.arms import Clock, MeasureConfig, Measurement, Task, describe_failure, frozen_gc, time_portion
-from maskpro_deploy.bench.clocks import ClockWatch
+from maskpro_deploy.bench.arms import (
+    Clock,
+    ClockWatch,
+    MeasureConfig,
+    Measurement,
+    Task,
+    describe_failure,
+    frozen_gc,
+    time_portion,
+)
 from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.errors import ConfigError, MaskProError
 from maskpro_deploy.system.progress import SILENT, Progress

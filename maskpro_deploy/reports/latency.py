@@ -8,7 +8,7 @@ import numpy as np
 
 from maskpro_deploy.bench.results.document import format_number
 from maskpro_deploy.bench.statistics import intervals, stats
-from maskpro_deploy.bench.sweeps.figures import CaseResult
+from maskpro_deploy.bench.sweeps.columns import CaseResult
 from maskpro_deploy.bench.sweeps.result import BenchResult
 from maskpro_deploy.bench.sweeps.summary import describe
 from maskpro_deploy.reports import plots

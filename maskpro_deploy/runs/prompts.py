@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from maskpro_deploy.bench.load.openai_client import OpenAIClient
 from maskpro_deploy.bench.load.sending.generator import Source
-from maskpro_deploy.bench.load.sending.requests import cut_text_windows, draw_random_tokens, take_prompts
+from maskpro_deploy.bench.load.sending.schedule import cut_text_windows, draw_random_tokens, take_prompts
 from maskpro_deploy.data import load_text
 from maskpro_deploy.errors import InputError
 from maskpro_deploy.runs.load_options import BUILTIN, RANDOM, LoadOptions

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from maskpro_deploy.bench.kernels.cases import KernelCase
 from maskpro_deploy.bench.kernels.columns import ProductRow, TotalRow, product_columns, total_columns
+from maskpro_deploy.bench.kernels.measure import KernelCase
 from maskpro_deploy.bench.results import run as data
 from maskpro_deploy.bench.results.columns import columns_json
 from maskpro_deploy.bench.results.run import SessionsResult
@@ -44,23 +44,19 @@ class KernelResult(SessionsResult):
 
     @property
     def cases(self) -> list[KernelCase]:
-        """In the order measured."""
         return list(self.run.measurements)
 
     @property
     def tokens(self) -> list[int]:
-        """The values of M."""
         return list(dict.fromkeys(case.m for case in self.cases))
 
     @property
     def invalid_reasons(self) -> list[str]:
-        """Why the figures prove nothing; empty if they may be believed."""
         invalid = [f"{case.label}: {m.invalid}" for case, m in self.run.measurements.items() if m.invalid is not None]
         return [*invalid, *data.explain_failed_self_test(self.run.judge_self_test(), _SEEN)]
 
     @property
     def comparison_count(self) -> int:
-        """How many comparisons the run makes on the CPU; their verdicts hold together."""
         return (len(self.cases) + len(self.tokens)) * (len(self.forms) - 1)
 
     def same_kernels(self, form: str) -> bool:
@@ -114,7 +110,6 @@ class KernelResult(SessionsResult):
 
     @property
     def product_rows(self) -> list[ProductRow]:
-        """Each product, for each M and form."""
         return [self._product_row(case, form) for case in self.cases for form in self.forms]
 
     def _product_row(self, case: KernelCase, form: str) -> ProductRow:
@@ -134,7 +129,6 @@ class KernelResult(SessionsResult):
 
     @property
     def total_rows(self) -> list[TotalRow]:
-        """All products of the model, for each M and form."""
         return [
             TotalRow(
                 m=m,
@@ -150,7 +144,6 @@ class KernelResult(SessionsResult):
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `result.json`."""
         first = self.forms[0]
         rows = {(row.case, row.form): row for row in self.product_rows}
         return {

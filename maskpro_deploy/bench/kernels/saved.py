@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from maskpro_deploy.bench.arms import Measurement
-from maskpro_deploy.bench.kernels.cases import KernelCase
+from maskpro_deploy.bench.kernels.measure import KernelCase
 from maskpro_deploy.bench.kernels.result import KIND, KernelResult
 from maskpro_deploy.bench.results import reading
 from maskpro_deploy.bench.results.run import plain
@@ -26,7 +26,6 @@ class SavedKernels(reading.SavedResult):
 
     @property
     def cpu_finished(self) -> bool:
-        """Whether all sessions on the CPU were done."""
         return bool(self.value["cpu_finished"])
 
     @property

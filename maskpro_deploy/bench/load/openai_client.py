@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
-from maskpro_deploy.bench.clocks import Clock
+from maskpro_deploy.bench.arms import Clock
 from maskpro_deploy.bench.load.sending.client import Answer, Failure, Request, describe_error
 from maskpro_deploy.bench.load.sending.generator import ask
 from maskpro_deploy.bench.load.stream import Stream, read_refusal, read_whole_answer
@@ -51,7 +51,6 @@ class ClientConfig:
 
     @property
     def root(self) -> str:
-        """The URL without a slash or "/v1" at its end."""
         return self.base_url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
@@ -91,7 +90,6 @@ class OpenAIClient:
 
     @property
     def root(self) -> str:
-        """The server's URL, without a "/v1" at its end."""
         return self._config.root
 
     async def models(self, timeout_s: float = 10.0) -> list[dict[str, Any]]:
@@ -141,7 +139,6 @@ class OpenAIClient:
             ) from e
 
     def body(self, request: Request) -> dict[str, Any]:
-        """What is sent."""
         config = self._config
         value: dict[str, Any] = {"model": self.model, "max_tokens": request.output_len, "temperature": config.temperature}
         if config.endpoint == CHAT:

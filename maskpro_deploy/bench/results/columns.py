@@ -32,22 +32,18 @@ class Column(Generic[R_contra]):
 def number_column(
     header: str, value: Callable[[R], float | None], *, meaning: str = "", key: str = "", digits: int = 4, scale: float = 1.0
 ) -> Column[R]:
-    """A column of figures.
-
-    Args:
-        header: above it.
-        value: of a row; None where it is not known.
-        meaning: what it is.
-        key: in `result.json`.
-        digits: that are shown.
-        scale: what the value is multiplied by to be shown.
-    """
+    """A column of figures: a row's `value`, None where it is not known, is shown times `scale` with so many `digits`."""
 
     def show(row: R) -> str:
         figure = value(row)
         return format_number(None if figure is None else scale * figure, digits)
 
     return Column(header=header, cell=show, meaning=meaning, key=key, value=value)
+
+
+def plain_column(header: str, value: Callable[[R], str | int], *, meaning: str = "", key: str = "") -> Column[R]:
+    """A column of names or counts, shown as they are."""
+    return Column(header=header, cell=lambda row: str(value(row)), meaning=meaning, key=key, value=value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,7 +47,6 @@ class Document:
 
     @property
     def filled_tables(self) -> list[Table]:
-        """The tables that have rows."""
         return [table for table in self.tables if table.rows]
 
 
@@ -57,7 +56,7 @@ def headline_of(invalid_reasons: Sequence[str], headline: str) -> str:
 
 
 def to_text(document: Document) -> str:
-    """The document as it is printed."""
+    """What is printed."""
     lines = [*document.preface, ""] if document.preface else []
     for each in document.filled_tables:
         lines += [table(each.rows, each.header), ""]
@@ -97,7 +96,6 @@ def _markdown_table(each: Table) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text that Markdown takes literally."""
     return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
 
 

@@ -62,8 +62,8 @@ class Ratio:
 
     speedup: float  # time of the baseline over time of the candidate, drift removed; above 1 the candidate is faster
     speedup_of_medians: float  # the same from the plain medians of all samples, for comparison with a table of medians
-    low: float  # bounds of the interval of this comparison alone
-    high: float
+    low: float  # of the interval of this comparison alone
+    high: float  # likewise
     confidence: float  # of the interval, 0.95
     error: float  # standard error of the logarithm of the ratio
     degrees: float  # of freedom that stand behind it
@@ -85,12 +85,7 @@ class Ratio:
         return abs(math.log(self.speedup)) < math.log1p(self.least_difference)
 
     def judge(self, comparisons: int, least_difference: float) -> Ratio:
-        """The same figures with the verdict that holds together with those of the other comparisons of a run.
-
-        Args:
-            comparisons: how many the run made, this one included.
-            least_difference: the smallest difference of interest, as a fraction.
-        """
+        """The same figures with the verdict that holds together with those of all comparisons of a run."""
         low, high = _compute_bounds(self.speedup, self.error, self.degrees, each_confidence(comparisons, self.confidence))
         return dataclasses.replace(
             self,
@@ -106,11 +101,7 @@ def each_confidence(comparisons: int, confidence: float = CONFIDENCE) -> float:
 
 
 def check_least_difference(value: float) -> None:
-    """Refuse a least difference of interest that is none.
-
-    Raises:
-        ConfigError: it is below 0, or 1 or more.
-    """
+    """Refuse a least difference of interest that is none, with a `ConfigError`."""
     check_range("--least-difference", value, least=0, below=1, note="0.02 is 2 %")
 
 
@@ -135,18 +126,8 @@ def percentile(samples: Sequence[float] | Array, p: float) -> float | None:
     return float(np.quantile(np.asarray(samples, dtype=np.float64), p))
 
 
-def median_absolute_deviation(samples: Sequence[float] | Array) -> float:
-    """Median distance from the median."""
-    values = np.asarray(samples, dtype=np.float64)
-    return float(np.median(np.abs(values - np.median(values))))
-
-
 def summarise(samples: Sequence[float] | Array) -> Summary:
-    """Summarise samples; nothing is trimmed.
-
-    Raises:
-        ConfigError: there are none, or one is not finite.
-    """
+    """Summarise samples; nothing is trimmed. A `ConfigError` where there are none, or one is not finite."""
     values = np.asarray(samples, dtype=np.float64)
     if values.size == 0 or not np.isfinite(values).all():
         raise ConfigError("a summary needs at least one sample, and all of them finite.")
@@ -159,12 +140,17 @@ def summarise(samples: Sequence[float] | Array) -> Summary:
         std=std,
         minimum=float(values.min()),
         maximum=float(values.max()),
-        mad=median_absolute_deviation(values),
+        mad=float(np.median(np.abs(values - np.median(values)))),
         cv=std / mean if std is not None and mean > 0 else None,
         p90=percentile(values, 0.90),
         p95=percentile(values, 0.95),
         p99=percentile(values, 0.99),
     )
+
+
+def summarise_if_any(samples: Sequence[float]) -> Summary | None:
+    """The same; None without samples."""
+    return summarise(samples) if samples else None
 
 
 def _check_times(samples: npt.ArrayLike, name: str) -> Array:

@@ -14,8 +14,7 @@ from maskpro_deploy.bench.results.columns import columns_json
 from maskpro_deploy.bench.results.run import SessionsResult
 from maskpro_deploy.bench.sessions import SelfTest
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.sweeps.columns import choose_columns
-from maskpro_deploy.bench.sweeps.figures import ArmFigures, CaseResult
+from maskpro_deploy.bench.sweeps.columns import ArmFigures, CaseResult, choose_columns
 
 _SEEN = "two sessions of one model looked different twice in a row; something else on this machine disturbs the timing."
 
@@ -32,13 +31,11 @@ class BenchResult(SessionsResult):
 
     @property
     def invalid_reasons(self) -> list[str]:
-        """Why the figures prove nothing; empty if they may be believed."""
         invalid = [f"{r.case.label}: {r.measurement.invalid}" for r in self.cases if r.measurement.invalid is not None]
         return [*data.explain_failed_self_test(self.self_test, _SEEN), *invalid]
 
     @property
     def comparison_count(self) -> int:
-        """How many comparisons the run makes; their verdicts hold together."""
         return len(self.cases) * (len(self.arms) - 1)
 
     def comparisons(self, result: CaseResult) -> dict[str, stats.Ratio | None]:
@@ -53,12 +50,10 @@ class BenchResult(SessionsResult):
         return any(same_kernels(self.arms[0], arm) for arm in self.arms[1:] if arm.name == baseline)
 
     def figures(self, result: CaseResult, arm: ModelArm[Any]) -> ArmFigures:
-        """The figures of an arm in a case."""
         return ArmFigures(result=result, arm=arm, bandwidth=self.bandwidth, arithmetic=self.arithmetic)
 
     @property
     def rows(self) -> list[ArmFigures]:
-        """The figures of all arms in all cases."""
         return [self.figures(result, arm) for result in self.cases for arm in self.arms]
 
     def best_batch(self, name: str) -> CaseResult | None:
@@ -66,13 +61,12 @@ class BenchResult(SessionsResult):
         bound_ms = self.config.get("latency_bound_ms")
         fitting = []
         for result in self.cases:
-            rate, values = result.tokens_per_s(name), result.values_ms(name).get("tpot")
-            if rate is not None and values and (bound_ms is None or stats.summarise(values).median <= bound_ms):
+            rate, tpot = result.tokens_per_s(name), stats.summarise_if_any(result.values_ms(name).get("tpot", []))
+            if rate is not None and tpot is not None and (bound_ms is None or tpot.median <= bound_ms):
                 fitting.append((rate, result))
         return max(fitting, key=lambda pair: pair[0])[1] if fitting else None
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `result.json`."""
         return {
             **super().to_json(),
             "arms": [arm_json(arm) for arm in self.arms],
@@ -93,12 +87,7 @@ class BenchResult(SessionsResult):
             ],
             "arms": [self._arm_json(self.figures(result, arm)) for arm in self.arms],
             "comparisons": [
-                {
-                    "candidate": self.arms[0].name,
-                    "baseline": name,
-                    "same_kernels": self.same_kernels(name),
-                    **data.ratio_json(ratio),
-                }
+                {**data.pair_json(self.arms[0].name, name, self.same_kernels(name)), **data.ratio_json(ratio)}
                 for name, ratio in self.comparisons(result).items()
             ],
         }
@@ -118,10 +107,7 @@ class BenchResult(SessionsResult):
             **columns_json(choose_columns(self.kind), row),
             **metrics,
             "tokens": data.tokens_json(measured, name),
-            "samples": {
-                **data.places_json(measured.samples[name]),
-                **{f"{metric}_ms": taken for metric, taken in values.items()},
-            },
+            "samples": data.places_json(measured.samples[name]) | {f"{metric}_ms": taken for metric, taken in values.items()},
         }
 
     def _best_json(self) -> Mapping[str, Any]:
@@ -134,12 +120,5 @@ class BenchResult(SessionsResult):
 
 def arm_json(arm: ModelArm[Any]) -> dict[str, Any]:
     """What the result says of an arm."""
-    return {
-        "name": arm.name,
-        "vocab_size": arm.vocab_size,
-        "max_length": arm.max_length,
-        "weight_bytes": arm.weight_bytes,
-        "kv_bytes_per_token": arm.kv_bytes_per_token,
-        "operations_per_token": arm.operations_per_token,
-        **arm.facts,
-    }
+    own = ("name", "vocab_size", "max_length", "weight_bytes", "kv_bytes_per_token", "operations_per_token")
+    return {**{name: getattr(arm, name) for name in own}, **arm.facts}

@@ -11,7 +11,7 @@ from maskpro_deploy.bench.arms import Sample
 from maskpro_deploy.bench.model import DECODE, Agreement, Case, ModelArm
 from maskpro_deploy.bench.results import reading
 from maskpro_deploy.bench.results.run import plain
-from maskpro_deploy.bench.sweeps.figures import METRIC, CaseResult
+from maskpro_deploy.bench.sweeps.columns import METRIC, CaseResult
 from maskpro_deploy.bench.sweeps.result import BenchResult, arm_json
 
 KINDS = ("latency", "throughput")
@@ -26,8 +26,11 @@ class Saved(reading.SavedResult):
 
     @property
     def arms(self) -> list[str]:
-        """Names of the arms."""
         return [arm["name"] for arm in self.value["arms"]]
+
+    def facts(self, name: str) -> Mapping[str, Any]:
+        """What the result says of an arm."""
+        return next(arm for arm in self.value["arms"] if arm["name"] == name)
 
 
 def load(path: Path) -> Saved:
@@ -57,9 +60,7 @@ def _read_case(value: Mapping[str, Any]) -> CaseResult:
 def _read_samples(value: Mapping[str, Any], case: Case) -> list[Sample]:
     metric = METRIC[case.phase]
     scale = (case.output_len if case.phase == DECODE else 1) / 1e3
-    first = None
-    if metric != "ttft" and value.get("ttft_ms"):
-        first = [float(v) / 1e3 for v in value["ttft_ms"]]
+    first = [float(v) / 1e3 for v in value["ttft_ms"]] if metric != "ttft" and value.get("ttft_ms") else None
     return reading.place_samples(value, [scale * float(v) for v in value[f"{metric}_ms"]], first)
 
 
@@ -80,11 +81,8 @@ def check_same(
     for before, arm in zip(value["arms"], now, strict=False):
         for key in sorted({*before, *arm} - {*_NOT_COMPARED}):
             if before.get(key) != arm.get(key):
-                reading.refuse(
-                    saved,
-                    f"{key} of {arm['name']} is {arm.get(key)}, and was {before.get(key)}.\n"
-                    "Give the bundles it was measured on, or another --out.",
-                )
+                change = f"{key} of {arm['name']} is {arm.get(key)}, and was {before.get(key)}"
+                reading.refuse(saved, f"{change}.\nGive the bundles it was measured on, or another --out.")
     if len(value["arms"]) != len(now):
         reading.refuse(saved, f"it has {len(value['arms'])} bundles, and this run {len(now)}.\nChoose another --out.")
     reading.check_goes_on(saved, config, environment, append=append)

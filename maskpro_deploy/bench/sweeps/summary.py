@@ -69,7 +69,6 @@ def _say_verdict(candidate: str, baseline: str, ratio: stats.Ratio | None, *, sa
 
 
 def _say_headline(result: BenchResult) -> str:
-    """The one sentence of the report."""
     compared = verdicts(result)
     if not compared:
         case, name = result.cases[0], result.arms[0].name
@@ -84,7 +83,6 @@ def _say_headline(result: BenchResult) -> str:
 
 
 def _best_batches(result: BenchResult) -> list[str]:
-    """For a throughput run: each arm's best batch size, in words."""
     if result.kind != "throughput" or not result.valid:
         return []
     bound_ms = result.config.get("latency_bound_ms")
@@ -101,7 +99,6 @@ def _best_batches(result: BenchResult) -> list[str]:
 
 
 def _self_test_line(result: BenchResult) -> str:
-    """The A/A self-test in words."""
     test = result.self_test
     if test.invalid is not None:
         return f"Self-test: not made: {test.invalid}"
@@ -118,7 +115,6 @@ def _self_test_line(result: BenchResult) -> str:
 
 
 def _caveats(result: BenchResult) -> list[str]:
-    """What the reader has to know besides the figures."""
     lines = [_self_test_line(result), *_agreement_lines(result), *_ceiling_lines(result)]
     cold = [case.case.label for case in result.cases if not case.measurement.warm and case.measurement.invalid is None]
     if cold:
@@ -154,7 +150,6 @@ def _agreement_lines(result: BenchResult) -> list[str]:
 
 
 def _ceiling_lines(result: BenchResult) -> list[str]:
-    """The ceilings that the floors are computed from."""
     bandwidth, arithmetic = result.bandwidth, result.arithmetic
     if bandwidth.bytes_per_s is None:
         return [f"Memory bandwidth: {bandwidth.method}."]
@@ -173,7 +168,6 @@ def _ceiling_lines(result: BenchResult) -> list[str]:
 
 
 def _machine_line(result: BenchResult) -> str:
-    """Where it ran, in a line."""
     runtime = (result.environment.get("packages") or {}).get("onnxruntime")
     threads, spin = (result.arms[0].facts.get(key) for key in ("threads", "threads_spin"))
     waiting = "" if spin is None else " that spin" if spin else " that sleep while they wait"

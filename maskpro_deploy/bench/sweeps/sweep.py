@@ -16,7 +16,7 @@ from maskpro_deploy.bench.model import Agreement, Case, Floats, Forward, Ints, M
 from maskpro_deploy.bench.roofline import Arithmetic, Bandwidth, measure_arithmetic, measure_bandwidth
 from maskpro_deploy.bench.sessions import MakeTask, Opener, Sessions, make_empty_run
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.sweeps.figures import CaseResult
+from maskpro_deploy.bench.sweeps.columns import CaseResult
 from maskpro_deploy.bench.sweeps.result import BenchResult
 from maskpro_deploy.bench.sweeps.saved import Saved, check_same
 from maskpro_deploy.errors import check_range
@@ -49,7 +49,6 @@ class SweepConfig:
 
     @property
     def measure(self) -> MeasureConfig:
-        """The settings of the timing loop."""
         pairs = self.samples // SAMPLES_PER_BLOCK
         usual = min(self.sessions or _SESSIONS, pairs)
         return MeasureConfig(
@@ -61,17 +60,13 @@ class SweepConfig:
 
 
 def check_sizes(flag: str, sizes: Sequence[int]) -> None:
-    """Refuse a list of sizes that is empty or holds something below 1.
-
-    Raises:
-        ConfigError: naming the flag.
-    """
+    """Refuse sizes below 1 with a `ConfigError` that names the flag."""
     for size in sizes:
         check_range(flag, size, least=1)
 
 
 class SweepOptions(TypedDict, total=False):
-    """What is given to a sweep beside its settings."""
+    """What is given to a sweep besides its settings."""
 
     notes: Sequence[str]  # remarks for the report
     bandwidth: Bandwidth  # ceilings of this machine, if they were measured a moment ago; by default they are measured
@@ -93,15 +88,9 @@ def run_sweep(
     settings: Mapping[str, Any],
     **options: Unpack[SweepOptions],
 ) -> BenchResult:
-    """Measure all cases on all arms.
+    """Measure all cases on all arms, of which the first is compared with each of the others.
 
-    Args:
-        kind: "latency" or "throughput".
-        arms: the first is compared with each of the others.
-        cases: the points of the sweep.
-        config: how long.
-        settings: what the result should repeat of the configuration.
-        **options: see `SweepOptions`.
+    The result repeats the settings. See `SweepOptions` for the rest.
 
     Raises:
         InputError: the arms cannot be compared, or `earlier` is not of this run.
@@ -182,19 +171,14 @@ class _Sweep:
                 return str(e)
             tolerance = self._config.logit_tolerance
             if tolerance is not None and not near.max_logit_difference <= tolerance:
-                return (
-                    f"{first.name} and {other.name} disagree: logits differ by up to {near.max_logit_difference:.3g} over "
-                    f"{near.positions} positions, and --logit-tolerance allows {tolerance:g}."
-                )
+                differ = f"logits differ by up to {near.max_logit_difference:.3g} over {near.positions} positions"
+                return f"{first.name} and {other.name} disagree: {differ}, and --logit-tolerance allows {tolerance:g}."
         return None
 
     def _result(self, *, finished: bool) -> BenchResult:
         saved = self._earlier
-        own = [
-            CaseResult(case=case, measurement=self._run.measurements[case], agreement=self._agreement.get(case, {}))
-            for case in self._cases
-        ]
-        history = () if saved is None else saved.history
+        near, measured = self._agreement, self._run.measurements
+        own = [CaseResult(case=c, measurement=measured[c], agreement=near.get(c, {})) for c in self._cases]
         return BenchResult(
             kind=self._kind,
             environment={**self._environment, "load_average_1min_after": environment.load_average()},
@@ -207,19 +191,17 @@ class _Sweep:
             arithmetic=self._arithmetic,
             duration_s=self._clock() - self._started + (saved.value["duration"] if saved is not None else 0.0),
             notes=tuple(self._options.get("notes", ())),
-            earlier=history,
+            earlier=() if saved is None else saved.history,
             planned_sessions=self._planned_sessions,
             finished=finished,
         )
 
 
 class _ArmError(Exception):
-    """An arm raised, and this is which."""
+    """An arm raised; the message says which."""
 
 
 def _name_errors(name: str, forward: Forward[Any]) -> Forward[Any]:
-    """The same call; its errors say whose it is."""
-
     def call(tokens: Ints, cache: Any) -> tuple[Floats, Any]:
         try:
             return forward(tokens, cache)

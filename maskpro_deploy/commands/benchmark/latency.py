@@ -36,7 +36,7 @@ def command(
       maskpro-deploy benchmark latency bundle --against dense-bundle
       maskpro-deploy benchmark latency bundle --batch 1,4 --context 128,512 --budget 5m --threads 2 --out report
     """
-    from maskpro_deploy.bench.sweeps.latency import LatencyConfig, run_latency
+    from maskpro_deploy.bench.sweeps.measure import LatencyConfig, run_latency
 
     sweep, run = take_session_options(samples, shared)
     config = LatencyConfig(batches=batches, prompts=prompts, contexts=contexts, decode_steps=decode_steps, sweep=sweep)

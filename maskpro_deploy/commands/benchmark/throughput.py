@@ -31,7 +31,7 @@ def command(
     Example:
       maskpro-deploy benchmark throughput bundle --against dense-bundle --batch 1,2,4,8 --latency-bound 100
     """
-    from maskpro_deploy.bench.sweeps.throughput import ThroughputConfig, run_throughput
+    from maskpro_deploy.bench.sweeps.measure import ThroughputConfig, run_throughput
 
     sweep, run = take_session_options(samples, shared)
     config = ThroughputConfig(batches=batch, prompt=prompt, output=output, latency_bound_ms=latency_bound, sweep=sweep)

@@ -16,8 +16,7 @@ from simulated import BANDWIDTH, ManualClock
 from maskpro_deploy.bench import environment
 from maskpro_deploy.bench.arms import MeasureConfig, PreparedTask, Task, Work
 from maskpro_deploy.bench.kernels import saved as kernels_saved
-from maskpro_deploy.bench.kernels.cases import KernelCase, plan_cases
-from maskpro_deploy.bench.kernels.measure import run_kernels
+from maskpro_deploy.bench.kernels.measure import KernelCase, plan_cases, run_kernels
 from maskpro_deploy.bench.kernels.result import KernelResult
 from maskpro_deploy.bench.kernels.summary import describe
 from maskpro_deploy.bench.results.document import to_markdown

@@ -16,7 +16,7 @@ from maskpro_deploy.bench.results.document import to_markdown
 from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.sweeps import saved
 from maskpro_deploy.bench.sweeps.compare import compare_results, describe
-from maskpro_deploy.bench.sweeps.latency import LatencyConfig, run_latency
+from maskpro_deploy.bench.sweeps.measure import LatencyConfig, run_latency
 from maskpro_deploy.bench.sweeps.result import BenchResult
 from maskpro_deploy.bench.sweeps.sweep import SweepConfig
 from maskpro_deploy.errors import ConfigError, InputError

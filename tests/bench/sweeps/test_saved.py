@@ -13,7 +13,7 @@ from simulated import CEILINGS, ManualClock, simulated_arm
 
 from maskpro_deploy.bench.model import ModelArm
 from maskpro_deploy.bench.sweeps import saved
-from maskpro_deploy.bench.sweeps.latency import LatencyConfig, run_latency
+from maskpro_deploy.bench.sweeps.measure import LatencyConfig, run_latency
 from maskpro_deploy.bench.sweeps.result import BenchResult
 from maskpro_deploy.bench.sweeps.sweep import SweepConfig
 from maskpro_deploy.errors import FormatError, InputError

@@ -9,18 +9,20 @@ from the actual one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import math
+import select
+import selectors
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 
-from maskpro_deploy.bench.arms import frozen_gc
-from maskpro_deploy.bench.clocks import Clock, ClockWatch
-from maskpro_deploy.bench.load.sending.client import Answer, Client, Failure, Request, describe_error
-from maskpro_deploy.bench.load.sending.record import Record, Recording
+from maskpro_deploy.bench.arms import Clock, ClockWatch, frozen_gc
+from maskpro_deploy.bench.load.sending.client import Answer, Client, Failure, Record, Recording, Request, describe_error
 from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, Load, OpenLoop, Seed, draw_arrivals
 from maskpro_deploy.errors import ConfigError, check_range
 from maskpro_deploy.system.progress import SILENT, Progress
@@ -234,3 +236,34 @@ async def _beat(beats: list[float], clock: Clock) -> None:
         due = clock() + BEAT_S
         await asyncio.sleep(BEAT_S)
         beats.append(clock() - due)
+
+
+def make_event_loop() -> asyncio.AbstractEventLoop:
+    """An event loop for a load generator.
+
+    epoll counts whole milliseconds and rounds up, which would send every request up to 1 ms late. An epoll descriptor can itself
+    be waited for, and `select` counts microseconds.
+    """
+    if sys.platform != "linux":
+        return asyncio.SelectorEventLoop()
+
+    class FineSelector(selectors.EpollSelector):
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            if timeout is not None and timeout > 0 and self.fileno() < 1024:  # all that select can take
+                select.select([self.fileno()], [], [], timeout)
+                timeout = 0
+            return super().select(timeout)
+
+    return asyncio.SelectorEventLoop(FineSelector())
+
+
+def allow_many_connections() -> None:
+    """Let this process open as many files as it may: each request under way is one, and the usual limit is 1024."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # some systems call a limit infinite that they do not grant
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,9 +1,10 @@
-"""Latency of one model call: time to the first token over prompt lengths, time per token over context lengths.
+"""What is swept: latency of one model call over prompt and context lengths, and throughput of whole batches over their sizes.
 
-These are session-level figures: the model alone, without a server, a queue or a tokenizer.
+These are figures of the model alone, without a server, a queue, a tokenizer, or rows that come and go.
 
     prefill   one call over the whole prompt and the choice of one token  -> ttft_ms
     decode    `decode_steps` greedy steps on top of a context; the time of one step is the whole over their number  -> tpot_ms
+    generate  a prefill and greedy generation for all rows of a batch  -> time to the first token, per further token, tokens/s
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Unpack
 
-from maskpro_deploy.bench.model import DECODE, PREFILL, Case, ModelArm
+from maskpro_deploy.bench.model import DECODE, GENERATE, PREFILL, Case, ModelArm
 from maskpro_deploy.bench.sweeps.result import BenchResult
 from maskpro_deploy.bench.sweeps.sweep import SweepConfig, SweepOptions, check_sizes, run_sweep
+from maskpro_deploy.errors import check_range
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,3 +49,31 @@ def run_latency(arms: Sequence[ModelArm[Any]], config: LatencyConfig, **options:
     """Measure prefill and decode latency of all arms in one run; see `run_sweep` for arguments and errors."""
     settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "sweep"}
     return run_sweep("latency", arms, config.cases, config.sweep, settings, **options)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThroughputConfig:
+    """What to sweep."""
+
+    batches: tuple[int, ...] = (1, 2, 4, 8)  # batch sizes
+    prompt: int = 128  # prompt length in tokens
+    output: int = 32  # tokens to generate per row
+    # the best batch has to keep its median time per output token within this; None: no bound
+    latency_bound_ms: float | None = None
+    sweep: SweepConfig = field(default_factory=lambda: SweepConfig(samples=20))  # how long, and the rest
+
+    def __post_init__(self) -> None:
+        check_sizes("--batch", self.batches)
+        check_sizes("--prompt", (self.prompt,))
+        check_range("--output", self.output, least=2, note="the first token belongs to the prefill")
+        check_range("--latency-bound", self.latency_bound_ms, above=0)
+
+    @property
+    def cases(self) -> list[Case]:
+        return [Case(phase=GENERATE, batch_size=b, input_len=self.prompt, output_len=self.output) for b in self.batches]
+
+
+def run_throughput(arms: Sequence[ModelArm[Any]], config: ThroughputConfig, **options: Unpack[SweepOptions]) -> BenchResult:
+    """Measure tokens per second of all arms in one run; see `run_sweep` for arguments and errors."""
+    settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "sweep"}
+    return run_sweep("throughput", arms, config.cases, config.sweep, settings, **options)

@@ -1,16 +1,29 @@
-"""One product by every way that multiplies it, checked against the product in fp32 and timed; and several in turn.
+"""Products on a GPU: one by every way that multiplies it, checked against the product in fp32 and timed; and all of a model.
 
 Shapes: `M` tokens, `K` inputs, `N` outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from maskpro_deploy.bench.products.timing import DENSE, Stopwatch, judge_samples, measure_launch_ms, race_arms, synchronize
-from maskpro_deploy.bench.products.ways import DTYPES, Product, Way, Ways, describe_error, draw_operands
+from maskpro_deploy.bench.products.timing import (
+    CUDA,
+    DENSE,
+    EventClock,
+    Stopwatch,
+    judge_samples,
+    measure_launch_ms,
+    race_arms,
+    synchronize,
+)
+from maskpro_deploy.bench.products.ways import DTYPES, Product, Way, Ways, describe_error, draw_operands, find_working_ways
 from maskpro_deploy.bench.statistics.break_even import find_break_even
+from maskpro_deploy.errors import InputError
+from maskpro_deploy.system.progress import SILENT, Progress
 
 _BLOCKS = 12
 _TOLERANCE = 0.02  # largest difference of a product, as a part of its largest value
@@ -124,3 +137,78 @@ def measure_product(
     watch.cover(max(launches.values()))
     race_arms(arms, watch, 2)  # warm-up
     return {**judge_samples(race_arms(arms, watch, _BLOCKS)), "launch_ms": launches, **notes}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelProducts:
+    """The products of one model, to be measured on a GPU."""
+
+    products: Mapping[tuple[int, int], int]  # (K, N) -> how many the model has
+    tokens: Sequence[int]  # values of M
+    budget_s: float  # stop after so long
+    earlier: Sequence[Mapping[str, Any]] = ()  # cells that were measured before; they are kept, and not measured again
+    device: str | None = None  # the GPU that they were measured on
+    save: Callable[[dict[str, Any]], None] = lambda findings: None  # given the findings so far after each cell
+    progress: Progress = SILENT  # updated after each cell
+
+    def measure(self, torch: Any, ways: Ways, watch: Stopwatch, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Measure them by the ways that work here.
+
+        Returns:
+            `facts`, "cells", "planned", "break_even" and "whole_model": milliseconds of all products.
+        """
+        cells = [dict(cell) for cell in self.earlier]
+        done = {(c["dtype"], c["m"], c["n"], c["k"]) for c in cells}
+        todo = [key for key in plan_cells(ways, [(n, k) for k, n in self.products], self.tokens) if key not in done]
+        planned = len(cells) + len(todo)
+
+        def collect() -> dict[str, Any]:
+            figures = {"break_even": find_break_evens(cells), "whole_model": sum_whole_model(cells, len(self.products))}
+            return {"measured": True, **facts, "cells": list(cells), "planned": planned, **figures}
+
+        until = time.monotonic() + self.budget_s
+        for cell in measure_cells(torch, todo, ways, watch):
+            cells.append({**cell, "count": self.products[cell["k"], cell["n"]]})
+            self.progress.update(len(cells), planned, f"{cell['dtype']}, M {cell['m']}")
+            self.save(collect())
+            if time.monotonic() > until:
+                break
+        return collect()
+
+
+def measure_model(torch: Any, model: ModelProducts) -> dict[str, Any]:
+    """The products of one model on this machine's GPU, dense next to 2:4, or the reason why they were not measured.
+
+    Returns:
+        "measured"; with "reason" if not, else "device", "refused" and what `ModelProducts.measure` gives.
+
+    Raises:
+        InputError: the earlier cells were measured on another GPU.
+    """
+    if not torch.cuda.is_available():
+        return {"measured": False, "reason": "torch sees no CUDA device"}
+    device = torch.cuda.get_device_name()
+    if model.earlier and model.device != device:
+        raise InputError(f"the GPU is {device}, and was {model.device}: figures of two GPUs do not mix.\nChoose another --out.")
+    ways, refused = find_working_ways(torch, CUDA)
+    if (reason := explain_nothing_sparse(ways, refused)) is not None:
+        return {"measured": False, "reason": reason}
+    try:
+        watch = EventClock(torch)
+    except RuntimeError as e:  # no memory, or a device that the trials above have brought to an end
+        return {"measured": False, "reason": describe_error(e)}
+    return model.measure(torch, ways, watch, {"device": device, "refused": refused})
+
+
+def sum_whole_model(cells: Sequence[Mapping[str, Any]], shapes: int) -> list[dict[str, Any]]:
+    """Milliseconds of all products of a model, where every shape was measured: for each dtype, M and arm."""
+    groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        groups.setdefault((cell["dtype"], cell["m"]), []).append(cell)
+    totals = []
+    for (dtype, m), group in groups.items():
+        arms = set.intersection(*(set(cell["median_ms"]) for cell in group))
+        if len(group) == shapes and arms:
+            times = {arm: sum(cell["count"] * cell["median_ms"][arm] for cell in group) for arm in sorted(arms)}
+            totals.append({"dtype": dtype, "m": m, "ms": times})
+    return totals
