@@ -126,10 +126,8 @@ def check_arms(arms: Sequence[ModelArm[Any]], cases: Sequence[Case]) -> None:
     for case in cases:
         for arm in arms:
             if (needed := case.input_len + case.output_len) > arm.max_length:
-                raise ConfigError(
-                    f"{case.label} needs {needed} tokens; {arm.name} takes {arm.max_length} at most.\n"
-                    f"Give a shorter --prompt, --context or --output."
-                )
+                needs = f"{case.label} needs {needed} tokens; {arm.name} takes {arm.max_length} at most"
+                raise ConfigError(f"{needs}.\nGive a shorter --prompt, --context or --output.")
 
 
 def draw_tokens(case: Case, vocab_size: int, seed: int) -> Ints:

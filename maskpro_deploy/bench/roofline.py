@@ -46,11 +46,9 @@ class Arithmetic:
 
 
 def measure_bandwidth(threads: int | None = None, buffer_bytes: int | None = None) -> Bandwidth:
-    """Measure read and copy bandwidth over buffers far larger than the caches (about a second).
+    """Measure read and copy bandwidth over two buffers far larger than the caches (about a second).
 
-    Args:
-        threads: cores that work at once; all by default.
-        buffer_bytes: size of each of two buffers; by default four times the last-level cache, 64 MiB at least.
+    All cores work at once by default, and a buffer is four times as large as the last-level cache, 64 MiB at least.
     """
     count = threads or len(affinity() or ()) or os.cpu_count() or 1
     size = buffer_bytes or max(_MIN_BUFFER_BYTES, 4 * (last_level_cache_bytes() or 0))
@@ -97,7 +95,7 @@ def measure_arithmetic(
     """Measure how many operations a second a large fp32 matrix product reaches (a fraction of a second).
 
     Args:
-        threads: cores that work at once; for the method's text, and for numpy.
+        threads: cores that work at once, for the text of the method.
         multiply: multiplies two square matrices of `size`; None: numpy does.
         size: rows and columns.
         method: what `multiply` is, in words.

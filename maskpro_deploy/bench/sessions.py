@@ -7,8 +7,7 @@ Two sessions of one model differ by some per cent for as long as they live (thei
 2. times a portion of every case on them, in the same order (`arms.time_portion`);
 3. closes all but the first arm and opens that one a second time: the *self-test* compares these two as it would two models.
 
-At most as many models are in memory as there are arms, or two for the self-test. The unit of a comparison
-is the pair of sessions.
+At most as many models are in memory as there are arms, or two for the self-test. Pairs of sessions are the unit of a comparison.
 """
 
 from __future__ import annotations
@@ -73,28 +72,21 @@ class Run(Generic[K]):
 
 
 def make_empty_run(names: Sequence[str], cases: Sequence[K]) -> Run[K]:
-    """A run before its first session.
-
-    Raises:
-        ConfigError: there is no arm or no case.
-    """
+    """A run before its first session."""
     if not names or not cases:
         raise ConfigError("nothing to measure: no arm or no case was given.")
-    return Run(
-        measurements={case: Measurement(samples={name: [] for name in names}) for case in cases}, self_test=[_make_blank()]
-    )
+    return Run(measurements={case: _make_blank(names) for case in cases}, self_test=[_make_blank(SELF)])
 
 
-def _make_blank() -> Measurement:
-    return Measurement(samples={name: [] for name in SELF})
+def _make_blank(names: Sequence[str]) -> Measurement:
+    return Measurement(samples={name: [] for name in names})
 
 
 class Sessions(Generic[K]):
     """Runs sessions until there are enough.
 
     Args:
-        openers: arm name -> opens a new session of it; what it yields makes the task of a case. The context
-            ends the session.
+        openers: arm name -> opens a new session of it; what it yields makes the task of a case. The context ends the session.
         cases: what to time, in this order.
         config: how long.
         run: to go on with; by default a new one.
@@ -228,19 +220,7 @@ class Sessions(Generic[K]):
         if reason is not None:
             measurement.fail(reason)
             return
-        if (tasks := self._make_tasks(measurement, {name: (make, case) for name, make in opened.items()})) is not None:
-            self._time_tasks(tasks, measurement, index)
-
-    def _make_tasks(self, measurement: Measurement, makers: Mapping[str, tuple[MakeTask[K], K]]) -> dict[str, Task] | None:
-        tasks = {}
-        for name, (make, case) in makers.items():
-            try:
-                tasks[name] = make(case)
-            except Exception as e:  # as above
-                measurement.failed += 1
-                measurement.fail(describe_failure(name, e))
-                return None
-        return tasks
+        self._time_tasks(case, opened, measurement, index)
 
     def _time_self_test(self, first: str, alone: MakeTask[K], stack: ExitStack, index: int) -> None:
         """A portion of the first case on an open session and a new one, in this order; which of them is called A alternates."""
@@ -251,17 +231,22 @@ class Sessions(Generic[K]):
         if second is None:
             return
         names = SELF[:: -1 if index % 2 else 1]
-        makers = {n: (make, case) for n, make in zip(names, (alone, second), strict=True)}
-        if (tasks := self._make_tasks(measurement, makers)) is not None:
-            self._time_tasks(tasks, measurement, index)
+        self._time_tasks(case, dict(zip(names, (alone, second), strict=True)), measurement, index)
 
-    def _time_tasks(self, tasks: Mapping[str, Task], measurement: Measurement, index: int) -> None:
-        cold = index == self._first
+    def _time_tasks(self, case: K, makers: Mapping[str, MakeTask[K]], measurement: Measurement, index: int) -> None:
+        tasks, cold = {}, index == self._first
+        for name, make in makers.items():
+            try:
+                tasks[name] = make(case)
+            except Exception as e:  # as above
+                measurement.failed += 1
+                measurement.fail(describe_failure(name, e))
+                return
         time_portion(tasks, measurement, self._config, session=index, blocks=self._blocks, cold=cold, clock=self._clock)
 
     def _test_again(self) -> None:
         first = next(iter(self._openers))
-        self.run.self_test.append(_make_blank())
+        self.run.self_test.append(_make_blank(SELF))
         for index in range(max(stats.MIN_SESSIONS, self.run.self_test[0].sessions)):
             with ExitStack() as stack:
                 alone = self._open(first, stack, _ALL)

@@ -7,7 +7,7 @@ from pathlib import Path
 from maskpro_deploy.bench.environment import capture
 from maskpro_deploy.bench.results.document import to_markdown, to_text
 from maskpro_deploy.bench.sweeps.compare import compare_results, describe
-from maskpro_deploy.bench.sweeps.saved import load
+from maskpro_deploy.bench.sweeps.result import load_result
 from maskpro_deploy.reports.comparison import build_page
 from maskpro_deploy.reports.run import write_run
 from maskpro_deploy.runs.output import Output, RunFolder, emit_result
@@ -28,7 +28,7 @@ def report_comparison(a: Path, b: Path, output: Output, *, least_difference: flo
         FormatError: one of them is damaged, or not of a benchmark.
     """
     RunFolder(output)  # what is taken or missing shows first
-    result = compare_results(load(a), load(b), capture(), least_difference=least_difference)
+    result = compare_results(load_result(a), load_result(b), capture(), least_difference=least_difference)
     document = describe(result)
     if output.out is not None:
         with new_folder(output.out, force=output.force) as folder:

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 from maskpro_deploy.bench import environment
 from maskpro_deploy.bench.graph_work import graph_work
 from maskpro_deploy.bench.kernels.measure import KernelCase, plan_cases, run_kernels
-from maskpro_deploy.bench.kernels.result import KernelResult
-from maskpro_deploy.bench.kernels.saved import SavedKernels, check_same, load
+from maskpro_deploy.bench.kernels.result import KernelResult, SavedKernels, check_same, load_result
 from maskpro_deploy.bench.kernels.summary import describe
 from maskpro_deploy.bench.products.measure import ModelProducts, measure_model
 from maskpro_deploy.bench.roofline import measure_bandwidth
@@ -92,7 +91,7 @@ def benchmark_kernels(bundle: Path, config: KernelsConfig, output: Output) -> No
     """
 
     def run(folder: RunFolder) -> KernelResult:
-        earlier = folder.load_earlier(load)
+        earlier = folder.load_earlier(load_result)
         return KernelsRun(bundle, config, earlier=earlier, append=output.append, save=folder.save).measure()
 
     run_benchmark(run, describe, build_page, output)

@@ -7,8 +7,7 @@ from typing import Any, Protocol
 
 from maskpro_deploy.bench.model import ModelArm
 from maskpro_deploy.bench.roofline import GEMM_SIZE, Arithmetic, measure_arithmetic
-from maskpro_deploy.bench.sweeps.result import BenchResult
-from maskpro_deploy.bench.sweeps.saved import load
+from maskpro_deploy.bench.sweeps.result import BenchResult, load_result
 from maskpro_deploy.bench.sweeps.summary import describe
 from maskpro_deploy.bench.sweeps.sweep import SweepConfig, SweepOptions
 from maskpro_deploy.reports.latency import build_page
@@ -44,7 +43,7 @@ def benchmark_bundles(
         given: SweepOptions = {
             "notes": notes_for(arms),
             "progress": meter,
-            "earlier": folder.load_earlier(load),
+            "earlier": folder.load_earlier(load_result),
             "append": output.append,
             "save": folder.save,
         }

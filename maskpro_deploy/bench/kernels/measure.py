@@ -43,15 +43,7 @@ class KernelCase:
 
 
 def plan_cases(products: Mapping[tuple[int, int], int], tokens: Sequence[int]) -> list[KernelCase]:
-    """Shape by shape, the numbers of tokens of each.
-
-    Args:
-        products: (K, N) -> how many the model has.
-        tokens: values of M.
-
-    Raises:
-        ConfigError: there is no product, or an M below 1.
-    """
+    """Shape by shape, the numbers of tokens of each: of products (K, N) -> how many the model has, at these values of M."""
     if not products:
         raise ConfigError("the graph has no matrix product with a constant weight: there is nothing to measure.")
     for m in tokens:
@@ -85,9 +77,9 @@ def run_kernels(
         config: how long.
         run: to go on with; by default a new one.
         save: given the run so far after each case of each session.
-        clock: seconds, monotonic.
-        wall: the wall clock.
-        progress: updated after each case of each session.
+        clock: as those below, of `Sessions`.
+        wall: as above.
+        progress: as above.
     """
     sessions = Sessions(
         openers, cases, config, run=run, before=_check, after=save, after_case=save, clock=clock, wall=wall, progress=progress

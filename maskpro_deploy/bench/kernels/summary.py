@@ -69,14 +69,10 @@ def _say_headline(result: KernelResult) -> str:
 
 
 def _list_notes(result: KernelResult) -> list[str]:
-    test = result.run.judge_self_test()
     lines = []
-    if test.attempts:
-        last = test.attempts[-1]
-        lines.append(
-            f"Self-test: {result.forms[0]} against itself gave {last.speedup:.3f}x [{last.low:.3f}, {last.high:.3f}] over "
-            f"{last.sessions} pairs of sessions."
-        )
+    for last in result.run.judge_self_test().attempts[-1:]:
+        gave = f"{result.forms[0]} against itself gave {last.speedup:.3f}x [{last.low:.3f}, {last.high:.3f}]"
+        lines.append(f"Self-test: {gave} over {last.sessions} pairs of sessions.")
     lines += [
         "Each sample is several products of one shape with different weights, after the caches were emptied. Weights are random, "
         "and the same numbers in all forms"

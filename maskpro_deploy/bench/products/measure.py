@@ -39,13 +39,7 @@ def explain_nothing_sparse(ways: Ways, refused: Mapping[str, str]) -> str | None
 
 
 def plan_cells(ways: Ways, shapes: Iterable[tuple[int, int]], tokens: Sequence[int]) -> list[CellKey]:
-    """What there is to measure, in the order of `tokens`.
-
-    Args:
-        ways: of each dtype; those without any are left out.
-        shapes: (N, K).
-        tokens: values of M.
-    """
+    """What there is to measure of shapes (N, K), in the order of `tokens` (values of M); a dtype without ways is left out."""
     shapes = list(shapes)
     return [(dtype, m, n, k) for m in tokens for dtype in DTYPES if ways.get(dtype) for n, k in shapes]
 
@@ -95,12 +89,7 @@ def measure_product(
 
     An arm that is refused or wrong is named, and not timed.
 
-    Args:
-        torch: the module.
-        dtype: of weight and input.
-        sizes: M, N and K.
-        ways: arm -> how it multiplies; `DENSE`, if it is one of them, is what the others are compared with.
-        watch: times it.
+    `DENSE`, if it is one of the ways, is what the others are compared with.
 
     Returns:
         "median_ms", "launch_ms" by arm, "against_dense"; "refused" and "wrong", "" if none is; "rows" where an arm pads its input

@@ -33,11 +33,7 @@ class Stopwatch(Protocol):
 
 
 class EventClock:
-    """CUDA events around work on a cold cache.
-
-    Args:
-        torch: the module.
-    """
+    """CUDA events around work on a cold cache."""
 
     device = CUDA
 

@@ -25,7 +25,7 @@ from maskpro_deploy.bench.results.columns import (
 from maskpro_deploy.bench.results.document import Document, Table
 from maskpro_deploy.bench.results.run import ratio_json
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.sweeps.saved import Saved
+from maskpro_deploy.bench.sweeps.result import Saved
 from maskpro_deploy.errors import InputError
 
 SCHEMA, VERSION = "maskpro-deploy/benchmark-comparison", 1

@@ -17,8 +17,7 @@ from maskpro_deploy.bench.roofline import Arithmetic, Bandwidth, measure_arithme
 from maskpro_deploy.bench.sessions import MakeTask, Opener, Sessions, make_empty_run
 from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.sweeps.columns import CaseResult
-from maskpro_deploy.bench.sweeps.result import BenchResult
-from maskpro_deploy.bench.sweeps.saved import Saved, check_same
+from maskpro_deploy.bench.sweeps.result import BenchResult, Saved, check_same
 from maskpro_deploy.errors import check_range
 from maskpro_deploy.system.progress import SILENT, Progress
 
