@@ -40,14 +40,7 @@ class GraphWork:
 
 
 def graph_work(model: Path) -> GraphWork:
-    """Read an ONNX graph; external data is not read.
-
-    Args:
-        model: the `.onnx` file.
-
-    Raises:
-        FormatError: it is not an ONNX file.
-    """
+    """Read an `.onnx` file, without its external data; a `FormatError` if it is none."""
     loaded = read_model(model)
     graph = loaded.graph
     read_whole = {name for node in graph.node for i, name in enumerate(node.input) if i not in _looked_up(node)}

@@ -91,8 +91,7 @@ class Sessions(Generic[K]):
         config: how long.
         run: to go on with; by default a new one.
         self_test: whether to test the harness as well.
-        before: called in the first session with the opened arms and a case, before it is timed; what it returns makes the case
-            invalid.
+        before: called in the first session with a case and the opened arms; what it returns makes the case invalid.
         after: called after each session, such as to save the run.
         after_case: called after each case of a session. A run that goes on from there does the rest of this session.
         clock: seconds, monotonic.
@@ -124,11 +123,7 @@ class Sessions(Generic[K]):
         self._shown = 0.0
 
     def measure(self) -> Run[K]:
-        """Run all sessions, and the self-test a second time where it saw a difference.
-
-        Raises:
-            MaskProError: an arm cannot be opened at all.
-        """
+        """Run all sessions, and the self-test again where it saw a difference; a `MaskProError` if an arm cannot be opened."""
         started = self._clock()
         with frozen_gc():
             while not self._has_enough(started):

@@ -76,17 +76,9 @@ class Counts:
 
 
 def count_verdicts(shape: str, *, pairs: int, runs: int, seed: int = 0, slowdown: float = 0.0) -> Counts:
-    """Simulate runs and judge them as the benchmark does.
+    """Simulate runs of so many pairs of sessions, with one of `SHAPES`, and judge them as the benchmark does.
 
-    Args:
-        shape: one of `SHAPES`.
-        pairs: of sessions in each run.
-        runs: to simulate.
-        seed: of everything drawn.
-        slowdown: of the second arm, as a fraction; without one, every verdict is a false alarm.
-
-    Raises:
-        ConfigError: the shape is not known, or there are fewer than one run.
+    The second arm is slower by `slowdown`, a fraction; without one, every verdict is a false alarm.
     """
     if shape not in SHAPES or runs < 1:
         raise ConfigError(f"cannot simulate {runs} runs of noise {shape!r}. Known: {', '.join(SHAPES)}.")

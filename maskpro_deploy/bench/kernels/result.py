@@ -99,11 +99,9 @@ class KernelResult(SessionsResult):
     def _of(self, m: int, *, layer: bool = False) -> list[KernelCase]:
         return [c for c in self.cases if c.m == m and not (layer and (c.k, c.n) == self.last)]
 
-    def faster_at(self, form: str, shape: tuple[int, int] | None = None) -> list[int]:
-        """The values of M at which a form is faster than the first: for a shape, or for the whole model."""
-        ratios = {m: self.model_ratio(m, form) for m in self.tokens} if shape is None else {}
-        if shape is not None:
-            ratios = {case.m: self.ratio(case, form) for case in self.cases if (case.k, case.n) == shape}
+    def faster_at(self, form: str, shape: tuple[int, int]) -> list[int]:
+        """The values of M at which a form is faster than the first, for a shape."""
+        ratios = {case.m: self.ratio(case, form) for case in self.cases if (case.k, case.n) == shape}
         return [m for m, ratio in ratios.items() if ratio is not None and ratio.verdict == stats.FASTER]
 
     @property

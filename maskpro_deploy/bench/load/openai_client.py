@@ -45,9 +45,8 @@ class ClientConfig:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"{self.base_url} is not the URL of a server: it has to look like http://127.0.0.1:8000.")
         if parts.username or parts.password:
-            raise ConfigError(
-                "a URL with a name or password in it would show up in reports: give a key by --api-key-env instead."
-            )
+            shown = "a URL with a name or password in it would show up in reports"
+            raise ConfigError(f"{shown}: give a key by --api-key-env instead.")
 
     @property
     def root(self) -> str:
@@ -55,11 +54,7 @@ class ClientConfig:
 
 
 class OpenAIClient:
-    """Asks a server; to be used as `async with OpenAIClient(config) as client`.
-
-    Raises:
-        MissingExtraError: aiohttp is not installed.
-    """
+    """Asks a server; to be used as `async with OpenAIClient(config) as client`. A `MissingExtraError` without aiohttp."""
 
     def __init__(self, config: ClientConfig, *, clock: Clock = time.perf_counter) -> None:
         require("load", "asking a server over HTTP")
@@ -134,9 +129,8 @@ class OpenAIClient:
                 except ValueError:
                     return response.status, None
         except (aiohttp.ClientError, TimeoutError, OSError) as e:
-            raise MachineError(
-                f"{self._config.root} cannot be reached: {describe_error(e)}.\nIs the server running there?"
-            ) from e
+            unreached = f"{self._config.root} cannot be reached: {describe_error(e)}"
+            raise MachineError(f"{unreached}.\nIs the server running there?") from e
 
     def body(self, request: Request) -> dict[str, Any]:
         config = self._config

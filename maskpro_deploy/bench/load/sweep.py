@@ -102,8 +102,8 @@ async def run_sweep(
         servers: the first is compared with the second, if there is one.
         source: makes the request of a seed.
         config: what to measure.
-        settings: what the result should repeat of the configuration.
-        notes: remarks for the report.
+        settings: what the result repeats besides, as it does `notes`.
+        notes: see `settings`.
         session: how many times the servers have been started again before; `LoadResult.merge` puts sessions together.
         finished: points of an earlier run of the same settings; they are not measured again.
         on_point: told each new point as soon as it is finished.

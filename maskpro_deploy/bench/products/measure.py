@@ -87,9 +87,7 @@ def measure_product(
 ) -> dict[str, Any]:
     """One product, (M, N, K), on all arms: checked against the product in fp32, warmed up, timed.
 
-    An arm that is refused or wrong is named, and not timed.
-
-    `DENSE`, if it is one of the ways, is what the others are compared with.
+    An arm that is refused or wrong is named, and not timed. `DENSE`, if it is there, is what the others are compared with.
 
     Returns:
         "median_ms", "launch_ms" by arm, "against_dense"; "refused" and "wrong", "" if none is; "rows" where an arm pads its input
@@ -141,11 +139,7 @@ class ModelProducts:
     progress: Progress = SILENT  # updated after each cell
 
     def measure(self, torch: Any, ways: Ways, watch: Stopwatch, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """Measure them by the ways that work here.
-
-        Returns:
-            `facts`, "cells", "planned", "break_even" and "whole_model": milliseconds of all products.
-        """
+        """`facts`, "cells", "planned", "break_even" and "whole_model" (milliseconds of all products), by these ways."""
         cells = [dict(cell) for cell in self.earlier]
         done = {(c["dtype"], c["m"], c["n"], c["k"]) for c in cells}
         todo = [key for key in plan_cells(ways, [(n, k) for k, n in self.products], self.tokens) if key not in done]

@@ -50,10 +50,8 @@ def count_outcomes(
 ) -> str:
     """How many comparisons of a run came out how, such as "faster in 2, no difference seen in 1 of 3 comparisons".
 
-    Args:
-        ratios: None where there was not enough to compare, which is called `few`.
-        same_kernels: for each, whether both arms run the same kernels; by default none do.
-        few: as above.
+    A ratio is None where there was not enough to compare, which is called `few`. `same_kernels` says for each whether both arms
+    run the same kernels; by default none do.
     """
     flags = same_kernels or [False] * len(ratios)
     counts = dict.fromkeys((stats.FASTER, stats.SLOWER, stats.NO_INTEREST, stats.NO_DIFFERENCE, SAME_KERNELS, few), 0)

@@ -164,18 +164,9 @@ def _check_times(samples: npt.ArrayLike, name: str) -> Array:
 
 
 def compare(candidate: npt.ArrayLike, baseline: npt.ArrayLike, *, confidence: float = CONFIDENCE) -> Ratio | None:
-    """Compare the times of two arms that ran in the same blocks.
+    """Compare the times of two arms that ran in the same blocks.  # (K, R), (K, R')
 
-    Args:
-        candidate: times of one arm.  # (K, R)
-        baseline: times of the other in the same blocks.  # (K, R')
-        confidence: of the interval.
-
-    Returns:
-        The ratio with its interval and verdict, or None for fewer than `MIN_BLOCKS` blocks.
-
-    Raises:
-        ConfigError: the arms have different numbers of blocks, or a time is not positive.
+    None for fewer than `MIN_BLOCKS` blocks; a `ConfigError` for different blocks, or a time that is not positive.
     """
     a, b = _check_times(candidate, "candidate"), _check_times(baseline, "baseline")
     if a.shape[0] != b.shape[0]:
@@ -189,18 +180,9 @@ def compare(candidate: npt.ArrayLike, baseline: npt.ArrayLike, *, confidence: fl
 def compare_sessions(
     candidate: Sequence[npt.ArrayLike], baseline: Sequence[npt.ArrayLike], *, confidence: float = CONFIDENCE
 ) -> Ratio | None:
-    """Compare the times of two arms over pairs of sessions, opened again for each pair.
+    """Compare the times of two arms over pairs of sessions, opened again for each pair.  # P of (K, R), P of (K, R')
 
-    Args:
-        candidate: times of one arm, pair by pair, each in blocks.  # P of (K, R)
-        baseline: times of the other in the same pairs and blocks.  # P of (K, R')
-        confidence: of the interval.
-
-    Returns:
-        The ratio with its interval and verdict, or None for fewer than `MIN_SESSIONS` pairs.
-
-    Raises:
-        ConfigError: the arms have different pairs or blocks, or a time is not positive.
+    None for fewer than `MIN_SESSIONS` pairs; a `ConfigError` for different pairs or blocks, or a time that is not positive.
     """
     if len(candidate) != len(baseline):
         raise ConfigError(f"paired arms need the same sessions: {len(candidate)} and {len(baseline)}.")
@@ -219,14 +201,8 @@ def compare_unpaired(
 ) -> Ratio | None:
     """Compare the sessions of two runs that were not interleaved: what drifted between the runs counts as a difference.
 
-    Args:
-        candidate: times of one arm, session by session.  # P of (K, R)
-        baseline: times of the other.  # P' of (K', R')
-        confidence: of the interval.
-
-    Returns:
-        The ratio of the trimmed geometric means of the session medians, or None where a run has fewer than `MIN_SESSIONS`
-        sessions.
+    The ratio is that of the trimmed geometric means of the session medians, or None where a run has fewer than `MIN_SESSIONS`
+    sessions.  # P of (K, R), P' of (K', R')
     """
     fewest = min(len(candidate), len(baseline))
     if fewest < MIN_SESSIONS:

@@ -30,7 +30,7 @@ def describe(result: BenchResult) -> Document:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """One comparison in words."""
 
@@ -47,25 +47,12 @@ def verdicts(result: BenchResult) -> list[Verdict]:
     compared = []
     for case in result.cases:
         for baseline, ratio in result.comparisons(case).items():
-            candidate, same = result.arms[0].name, result.same_kernels(baseline)
-            sentence = f"{case.case.label}: {_say_verdict(candidate, baseline, ratio, same_kernels=same)}"
-            compared.append(
-                Verdict(
-                    case=case.case.label,
-                    candidate=candidate,
-                    baseline=baseline,
-                    sentence=sentence,
-                    ratio=ratio,
-                    same_kernels=same,
-                )
-            )
+            label, candidate, same = case.case.label, result.arms[0].name, result.same_kernels(baseline)
+            said = f"too few sessions to compare {candidate} with {baseline} ({stats.MIN_SESSIONS} are needed)."
+            if ratio is not None:
+                said = wording.describe_comparison(candidate, baseline, ratio, same_kernels=same)
+            compared.append(Verdict(label, candidate, baseline, f"{label}: {said}", ratio, same))
     return compared
-
-
-def _say_verdict(candidate: str, baseline: str, ratio: stats.Ratio | None, *, same_kernels: bool) -> str:
-    if ratio is None:
-        return f"too few sessions to compare {candidate} with {baseline} ({stats.MIN_SESSIONS} are needed)."
-    return wording.describe_comparison(candidate, baseline, ratio, same_kernels=same_kernels)
 
 
 def _say_headline(result: BenchResult) -> str:

@@ -110,9 +110,8 @@ def test_forms_are_compared_by_product_and_for_the_model(measured: KernelResult)
     same = measured.model_ratio(1, "2:4")
     assert same is not None
     assert (same.verdict, same.comparisons) == (stats.NO_INTEREST, (6 + 2) * 2)  # products and sums, in two forms
-    assert measured.faster_at("int8") == [1]
     assert measured.faster_at("int8", (64, 32)) == [1]
-    assert measured.faster_at("2:4") == []
+    assert measured.faster_at("2:4", (64, 32)) == []
 
 
 def test_the_report_says_where_each_form_is_faster(measured: KernelResult) -> None:

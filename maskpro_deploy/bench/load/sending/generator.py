@@ -128,18 +128,8 @@ async def run_load(
 ) -> Recording:
     """Put a load on a client and record it.
 
-    Args:
-        client: answers requests.
-        source: makes the request of a seed; each request gets `seed` and its index.
-        load: open or closed loop.
-        amount: how much.
-        seed: of the timetable and of the prompts.
-        session: remembered in the recording, as are `block` and `position`.
-        block: see `session`.
-        position: see `session`.
-        clock: seconds, monotonic; the client has to use the same one.
-        wall: seconds by the wall clock.
-        progress: told after each request.
+    `source` makes each request of `seed` and its index; `seed` makes the timetable too. The recording repeats `session`, `block`
+    and `position`. The client has to use the same `clock`; `progress` is told after each request.
     """
     await _warm_up(client, [source((*seed, 1, i)) for i in range(amount.warmup)], load, amount.timeout_s)
     times = _make_timetable(load, amount, seed)
@@ -175,11 +165,7 @@ async def run_load(
 
 
 def check_amount(load: Load, amount: Amount) -> None:
-    """Refuse what no timetable can be made of.
-
-    Raises:
-        ConfigError: all requests at once, for some time.
-    """
+    """Refuse what no timetable can be made of, all requests at once for some time, with a `ConfigError`."""
     if isinstance(load, OpenLoop) and math.isinf(load.rate) and amount.requests is None:
         raise ConfigError("--request-rate inf sends all requests at once: give their number (--num-prompts), not a --duration.")
 

@@ -81,11 +81,7 @@ RequestSource = Callable[[Seed], Request]
 
 
 def draw_random_tokens(vocabulary: Sequence[int], input_len: int, output_len: int) -> RequestSource:
-    """Prompts of exactly `input_len` ids, drawn evenly from `vocabulary`.
-
-    Raises:
-        ConfigError: a length is below 1, or there are fewer than two ids.
-    """
+    """Prompts of exactly `input_len` ids, drawn evenly from `vocabulary`, which has to have two at least."""
     check_lengths(input_len, output_len)
     if len(vocabulary) < 2:
         raise ConfigError(f"random prompts need at least two token ids, not {len(vocabulary)}.")
@@ -99,12 +95,7 @@ def draw_random_tokens(vocabulary: Sequence[int], input_len: int, output_len: in
 
 
 def cut_text_windows(documents: Sequence[str], words: int, output_len: int) -> RequestSource:
-    """Prompts of `words` words of running text, each from a place drawn at random.
-
-    Raises:
-        ConfigError: a length is below 1.
-        ConfigError: all text together is shorter than a prompt.
-    """
+    """Prompts of `words` words of running text, each from a place drawn at random; all text has to be as long as one."""
     check_lengths(words, output_len)
     every = [word for document in documents for word in document.split()]
     if len(every) < words:
@@ -120,11 +111,7 @@ def cut_text_windows(documents: Sequence[str], words: int, output_len: int) -> R
 
 
 def take_prompts(prompts: Sequence[str], output_len: int) -> RequestSource:
-    """Prompts as they are, in a drawn order; they repeat where there are fewer than requests.
-
-    Raises:
-        ConfigError: there are none.
-    """
+    """Prompts as they are, in a drawn order; they repeat where there are fewer than requests."""
     check_lengths(1, output_len)
     if not prompts:
         raise ConfigError("there are no prompts.")
@@ -138,10 +125,6 @@ def take_prompts(prompts: Sequence[str], output_len: int) -> RequestSource:
 
 
 def check_lengths(input_len: int, output_len: int) -> None:
-    """Refuse lengths below 1.
-
-    Raises:
-        ConfigError: naming the flag.
-    """
+    """Refuse lengths below 1 with a `ConfigError` that names the flag."""
     for flag, value in (("--input-len", input_len), ("--output-len", output_len)):
         check_range(flag, value, least=1)
