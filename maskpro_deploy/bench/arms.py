@@ -94,7 +94,7 @@ class MeasureConfig:
     """How long to measure."""
 
     blocks: int = 3  # ABBA blocks in each session; each gives two samples of each arm. With a budget: at most.
-    sessions: int = 10  # times that every arm is opened anew, those of a run that goes on included. With a budget: at most.
+    sessions: int = 10  # times that every arm is opened, those of a run that goes on included. With a budget: at most.
     # stop early, once another two sessions would not fit into this time and `stats.MIN_SESSIONS` are done
     budget_s: float | None = None
     warmup_rounds: int = 30  # most rounds of warm-up in the first session

@@ -87,7 +87,7 @@ def _program(path: Path) -> str:
 
 
 def reproduce_note(environment: Mapping[str, Any]) -> str:
-    """What one needs beside the command line to measure the same again."""
+    """What one needs besides the command line to measure the same again."""
     git = environment.get("git")
     commit = "" if git is None else f", commit {git['commit'][:12]}{' with changes' if git['dirty'] else ''}"
     runtime = (environment.get("packages") or {}).get("onnxruntime")

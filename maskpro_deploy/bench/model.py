@@ -37,7 +37,7 @@ class ModelArm(Generic[C]):
     """One model to measure."""
 
     name: str  # how the report calls it
-    # loads it: a context in which the call it yields runs it. Entered anew for each session of a measurement.
+    # loads it: a context in which the call it yields runs it. Entered again for each session of a measurement.
     open: Callable[[], AbstractContextManager[Forward[C]]]
     vocab_size: int  # tokens are drawn below this
     max_length: int  # longest sequence it takes

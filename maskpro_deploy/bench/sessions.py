@@ -1,4 +1,4 @@
-"""A measurement over several sessions: each arm is opened anew for every portion of the samples.
+"""A measurement over several sessions: each arm is opened again for every portion of the samples.
 
 Two sessions of one model differ by some per cent for as long as they live (their weights lie in other pages of memory; see
 `stats`). So one pair of sessions, however long it is timed, measures its own luck. Here every session of the run

@@ -4,7 +4,7 @@ Two servers are compared as `bench.arms` compares models: they answer the same c
 tokens (the same text, where they are said to be the same model), or nothing is measured. Then each load is put on them in
 blocks of short sub-runs, A B B A, B A A B, and so on; in a block both get the same prompts and timetables. The interval of the
 ratio takes blocks as its unit or, since two processes with the same model differ by some per cent for as long as they live,
-sessions: pairs of servers started anew. The first sub-runs of the first server against its second ones in the same blocks are
+sessions: pairs of servers restarted. The first sub-runs of the first server against its second ones in the same blocks are
 the self-test: a sound harness sees no difference there.
 """
 
@@ -48,7 +48,7 @@ class LoadConfig:
     amount: Amount = field(default_factory=Amount)  # how much to send at each point to each server
     # of a comparison; each server has two sub-runs in a block, and its share of the amount in each
     blocks: int = stats.MIN_BLOCKS
-    sessions: int = 1  # how many times two servers are started anew; they share the blocks
+    sessions: int = 1  # how many times two servers are restarted; they share the blocks
     slo: Slo | None = None  # bounds that goodput counts by, or None
     limits: Limits = field(default_factory=Limits)  # where a run stops being valid
     same_model: bool = False  # two servers have to answer the check requests with the same text

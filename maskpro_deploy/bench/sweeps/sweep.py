@@ -1,4 +1,4 @@
-"""A sweep: every case measured on all arms in one run, beside the self-test, the machine's ceilings and the environment."""
+"""A sweep: every case measured on all arms in one run, with the self-test, the machine's ceilings and the environment."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SweepConfig:
     """What all sweeps have in common."""
 
     samples: int = 60  # timings of each arm in each case; they come in blocks of two, shared among the sessions
-    sessions: int | None = None  # times that every arm is opened anew; None: 10, or up to 40 with a budget
+    sessions: int | None = None  # times that every arm is opened; None: 10, or up to 40 with a budget
     budget_s: float | None = None  # time for the whole run: as many sessions as fit, and `stats.MIN_SESSIONS` even beyond it
     same_model: bool = False  # the arms are the same model and have to agree on every token
     # the arms are the same model up to rounding: no logit may differ by more, and tokens need not be the same

@@ -87,6 +87,6 @@ class Recording:
     duration_s: float  # from the start to the end of the last request
     beats_s: tuple[float, ...] = ()  # how late each beat of the event loop came
     clock_jump: str | None = None  # in words, if the clocks went apart; None if they did not
-    session: int = 0  # how many times the servers had been started anew before
+    session: int = 0  # how many times the servers had been restarted before
     block: int = 0  # the block of a comparison it belongs to, and `position` its place in it
     position: int = 0  # see `block`
