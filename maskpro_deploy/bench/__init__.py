@@ -2,9 +2,8 @@
 
 Everything here takes callables: nothing knows onnxruntime or torch, so that any way to run a model is measured alike.
 
-    arms          the timing of one portion: checks, warm-up, ABBA blocks
+    arms          the timing of one portion: checks, warm-up, ABBA blocks; whether the clocks can be trusted
     sessions      a measurement over many sessions of each arm, and the self-test
-    clocks        whether the clocks can be trusted
     model         a language model as an arm, the units of work timed on it, how near the outputs of two are
     roofline      what work takes at least, by memory bandwidth and arithmetic measured in the same run
     graph_work    bytes and products of an ONNX graph

@@ -34,19 +34,42 @@ log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
 SAMPLES_PER_BLOCK = 2
+ALLOWED_S = 0.5  # what slewing by a time server and the reading of two clocks may come to
+ALLOWED_PART = 0.01
+
+
+class ClockWatch:
+    """Compares a monotonic clock with the wall clock since it was made, or since the last time it was asked.
+
+    Where the two part, the machine slept, was moved to another host or had its time set, and a timing across that moment says
+    nothing about the work.
+    """
+
+    def __init__(self, clock: Clock, wall: Clock) -> None:
+        self._clock, self._wall = clock, wall
+        self._last = clock(), wall()
+
+    def find_jump(self) -> str | None:
+        """Why a timing since the last call says nothing, or None."""
+        now = self._clock(), self._wall()
+        passed_s, wall_s = (new - old for new, old in zip(now, self._last, strict=True))
+        self._last = now
+        if passed_s < 0:
+            return f"the clock went back by {-passed_s:.3g} s."
+        if abs(wall_s - passed_s) > ALLOWED_S + ALLOWED_PART * passed_s:
+            return (
+                f"the clock jumped: {passed_s:.1f} s passed by the monotonic clock and {wall_s:.1f} s by the wall clock. "
+                "Was the machine asleep, moved, or its time set?"
+            )
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What a task did.
+    """What a task did."""
 
-    Attributes:
-        tokens: the tokens it chose, any shape; they prove that the work was done, and the same each time.
-        first_token_s: seconds from the start to the first token, where the task knows it.
-    """
-
-    tokens: npt.NDArray[np.int64]
-    first_token_s: float | None = None
+    tokens: npt.NDArray[np.int64]  # the tokens it chose, any shape; they prove that the work was done, and the same each time
+    first_token_s: float | None = None  # seconds from the start to the first token, where the task knows it
 
 
 class Task(Protocol):
@@ -68,25 +91,17 @@ class PreparedTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasureConfig:
-    """How long to measure.
+    """How long to measure."""
 
-    Attributes:
-        blocks: ABBA blocks in each session; each gives two samples of each arm. With a budget: at most.
-        sessions: times that every arm is opened anew, those of a run that goes on included. With a budget: at most.
-        budget_s: stop early, once another two sessions would not fit into this time and `stats.MIN_SESSIONS` are done.
-        warmup_rounds: most rounds of warm-up in the first session.
-        rewarm_rounds: rounds of warm-up in each later one.
-        stable_within: the warm-up is over once the medians of two windows of three rounds differ by less than this part.
-        same_model: the arms have to agree on every token.
-    """
-
-    blocks: int = 3
-    sessions: int = 10
+    blocks: int = 3  # ABBA blocks in each session; each gives two samples of each arm. With a budget: at most.
+    sessions: int = 10  # times that every arm is opened, those of a run that goes on included. With a budget: at most.
+    # stop early, once another two sessions would not fit into this time and `stats.MIN_SESSIONS` are done
     budget_s: float | None = None
-    warmup_rounds: int = 30
-    rewarm_rounds: int = 1
+    warmup_rounds: int = 30  # most rounds of warm-up in the first session
+    rewarm_rounds: int = 1  # rounds of warm-up in each later one
+    # the warm-up is over once the medians of two windows of three rounds differ by less than this part
     stable_within: float = 0.05
-    same_model: bool = False
+    same_model: bool = False  # the arms have to agree on every token
 
     def __post_init__(self) -> None:
         check_range("blocks", self.blocks, least=1)
@@ -99,36 +114,25 @@ class MeasureConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One timing: which session, which block, which place in it, seconds, and seconds to the first token where known.
-
-    Blocks are counted over the whole measurement.
-    """
+    """One timing."""
 
     session: int
-    block: int
-    position: int
+    block: int  # counted over the whole measurement
+    position: int  # in the block
     seconds: float
-    first_token_s: float | None = None
+    first_token_s: float | None = None  # where it is known
 
 
 @dataclass(slots=True, kw_only=True)
 class Measurement:
-    """The samples of all arms, and whether they may be believed.
+    """The samples of all arms, and whether they may be believed."""
 
-    Attributes:
-        samples: arm name -> its samples, in time order.
-        work: arm name -> what one call did.
-        warmup_rounds: rounds run before the first sample; `warm` says whether the times had become stable.
-        failed: calls that raised.
-        invalid: why the samples prove nothing, or None.
-    """
-
-    samples: dict[str, list[Sample]] = field(default_factory=dict)
-    work: dict[str, Work] = field(default_factory=dict)
-    warmup_rounds: int = 0
+    samples: dict[str, list[Sample]] = field(default_factory=dict)  # arm name -> its samples, in time order
+    work: dict[str, Work] = field(default_factory=dict)  # arm name -> what one call did
+    warmup_rounds: int = 0  # rounds run before the first sample; `warm` says whether the times had become stable
     warm: bool = False
-    failed: int = 0
-    invalid: str | None = None
+    failed: int = 0  # calls that raised
+    invalid: str | None = None  # why the samples prove nothing, or None
 
     def portions(self, name: str) -> list[npt.NDArray[np.float64]]:
         """Seconds of one arm, session by session, in whole blocks.  # P of (K, SAMPLES_PER_BLOCK)"""
@@ -150,7 +154,6 @@ class Measurement:
         return stats.compare_sessions(self.portions(candidate), self.portions(baseline))
 
     def fail(self, reason: str) -> None:
-        """Call the measurement invalid."""
         self.invalid = self.invalid or reason
         log.info("the measurement is invalid: %s", reason)
 
@@ -178,13 +181,10 @@ def time_portion(
             round from session to session, so that no arm is always the one that ran last before the first timed call.
         result: takes the samples, and says why they are invalid, if so.
         config: how to warm up, and what the arms have to agree on.
-        session: number of this session, from 0.
-        blocks: blocks to time.
+        session: its number, from 0.
+        blocks: to time.
         cold: warm up until the times are stable; else for `config.rewarm_rounds`.
         clock: seconds, monotonic.
-
-    Raises:
-        ConfigError: there is no task.
     """
     if not tasks:
         raise ConfigError("nothing to measure: no arm was given.")

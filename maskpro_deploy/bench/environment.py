@@ -19,16 +19,8 @@ from typing import Any
 from maskpro_deploy._version import __version__
 
 _PACKAGES = (
-    "aiohttp",
-    "numpy",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "tensorrt",
-    "tensorrt-rtx",
+    *("aiohttp", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu"),
+    *("torch", "transformers", "tokenizers", "tensorrt", "tensorrt-rtx"),
 )
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_PROC_BIND")
 _SECRET = re.compile(r"key|token|secret|passw|credential|auth", re.IGNORECASE)
@@ -95,7 +87,7 @@ def _program(path: Path) -> str:
 
 
 def reproduce_note(environment: Mapping[str, Any]) -> str:
-    """What one needs beside the command line to measure the same again."""
+    """What one needs besides the command line to measure the same again."""
     git = environment.get("git")
     commit = "" if git is None else f", commit {git['commit'][:12]}{' with changes' if git['dirty'] else ''}"
     runtime = (environment.get("packages") or {}).get("onnxruntime")
@@ -104,26 +96,18 @@ def reproduce_note(environment: Mapping[str, Any]) -> str:
 
 
 def describe_circumstances(environment: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]] = ()) -> list[str]:
-    """What a reader has to know of the circumstances: a busy machine, and earlier runs that this one goes on with.
-
-    Args:
-        environment: of the run.
-        earlier: of each run before it, as `saved.start_of` has it.
-    """
+    """What a reader has to know: that the machine was busy, and earlier runs (`SavedResult.history`) that this goes on with."""
     lines = []
     cores, load = environment.get("cpu_count"), environment.get("load_average_1min")
     if isinstance(cores, int) and isinstance(load, (int, float)) and load > 0.5 * cores:
         lines.append(f"The machine was busy when the run began: load average {load} on {cores} cores.")
-    for part in earlier:
-        lines.append(f"Goes on with a run of {part['date']} that had done {part['sessions']} sessions: {part['command_line']}")
-    return lines
+    done = "Goes on with a run of {date} that had done {sessions} sessions: {command_line}"
+    return lines + [done.format_map(part) for part in earlier]
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
     """Commit and cleanliness of the work tree that tracks `folder`, or None outside one."""
-    if (
-        _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None
-    ):  # a site-packages inside a foreign tree is no state of ours
+    if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:  # a site-packages in a foreign tree is not ours
         return None
     commit, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--untracked-files=no")
     if commit is None or changes is None:
@@ -164,11 +148,9 @@ def memory_bytes() -> int | None:
 
 def last_level_cache_bytes() -> int | None:
     """Size of the largest cache of core 0."""
-    sizes = []
-    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        if match := re.fullmatch(r"(\d+)([KM])", _read(file) or ""):
-            sizes.append(int(match[1]) * {"K": 1 << 10, "M": 1 << 20}[match[2]])
-    return max(sizes, default=None)
+    files = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    sizes = [match for file in files if (match := re.fullmatch(r"(\d+)([KM])", _read(file) or ""))]
+    return max((int(match[1]) << {"K": 10, "M": 20}[match[2]] for match in sizes), default=None)
 
 
 def cgroup_cpu_cores(root: Path = Path("/sys/fs/cgroup")) -> float | None:

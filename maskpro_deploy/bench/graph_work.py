@@ -24,19 +24,12 @@ _TABLES = {"Gather": (0,), "RotaryEmbedding": (1, 2), "GroupQueryAttention": (7,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphWork:
-    """The work of one step.
+    """The work of one step."""
 
-    Attributes:
-        weight_bytes: bytes of the weights that a step reads whole, as stored: all but those that are only looked up.
-        products: (K, N) -> how many products with such a constant weight each token goes through.
-        last: shape of the product that makes the logits, or None.
-        structure_sha256: hash of all of the graph but the values of its weights.
-    """
-
-    weight_bytes: int
-    products: dict[tuple[int, int], int]
-    last: tuple[int, int] | None = None
-    structure_sha256: str = field(default="", compare=False)
+    weight_bytes: int  # bytes of the weights that a step reads whole, as stored: all but those that are only looked up
+    products: dict[tuple[int, int], int]  # (K, N) -> how many products with such a constant weight each token goes through
+    last: tuple[int, int] | None = None  # shape of the product that makes the logits, or None
+    structure_sha256: str = field(default="", compare=False)  # hash of all of the graph but the values of its weights
 
     @property
     def operations_per_token(self) -> int:
@@ -45,14 +38,7 @@ class GraphWork:
 
 
 def graph_work(model: Path) -> GraphWork:
-    """Read an ONNX graph; external data is not read.
-
-    Args:
-        model: the `.onnx` file.
-
-    Raises:
-        FormatError: it is not an ONNX file.
-    """
+    """Read an `.onnx` file, without its external data; a `FormatError` if it is none."""
     loaded = read_model(model)
     graph = loaded.graph
     read_whole = {name for node in graph.node for i, name in enumerate(node.input) if i not in _looked_up(node)}

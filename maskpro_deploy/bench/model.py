@@ -34,48 +34,31 @@ class Forward(Protocol[C]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelArm(Generic[C]):
-    """One model to measure.
+    """One model to measure."""
 
-    Attributes:
-        name: how the report calls it.
-        open: loads it: a context in which the call it yields runs it. Entered anew for each session of a measurement.
-        vocab_size: tokens are drawn below this.
-        max_length: longest sequence it takes.
-        weight_bytes: bytes of weights that one step reads, as stored; None if not known.
-        kv_bytes_per_token: bytes of key/value cache per token and row; None if not known.
-        operations_per_token: of the matrix products that a token goes through; None if not known, or not done in fp32.
-        attention_operations: of one token with one earlier one, over all layers; None likewise.
-        on_cpu: whether it runs where the ceilings are measured.
-        facts: what else the report should say of it: model, provider, threads, hashes.
-    """
-
-    name: str
+    name: str  # how the report calls it
+    # loads it: a context in which the call it yields runs it. Entered again for each session of a measurement.
     open: Callable[[], AbstractContextManager[Forward[C]]]
-    vocab_size: int
-    max_length: int
-    weight_bytes: int | None = None
-    kv_bytes_per_token: int | None = None
+    vocab_size: int  # tokens are drawn below this
+    max_length: int  # longest sequence it takes
+    weight_bytes: int | None = None  # bytes of weights that one step reads, as stored; None if not known
+    kv_bytes_per_token: int | None = None  # bytes of key/value cache per token and row; None if not known
+    # of the matrix products that a token goes through; None if not known, or not done in fp32
     operations_per_token: int | None = None
-    attention_operations: int | None = None
-    on_cpu: bool = True
+    attention_operations: int | None = None  # of one token with one earlier one, over all layers; None likewise
+    on_cpu: bool = True  # whether it runs where the ceilings are measured
+    # what else the report should say of it: model, provider, threads, hashes
     facts: Mapping[str, str | int | float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One point of a sweep.
+    """One point of a sweep."""
 
-    Attributes:
-        phase: PREFILL (read a prompt, choose one token), DECODE (choose tokens on top of a context) or GENERATE (both).
-        batch_size: rows.
-        input_len: tokens per row that are given: the prompt, or the context before the first timed step.
-        output_len: tokens per row that are chosen in the timed part.
-    """
-
-    phase: str
-    batch_size: int
-    input_len: int
-    output_len: int
+    phase: str  # PREFILL (read a prompt, choose one token), DECODE (choose tokens on top of a context) or GENERATE (both)
+    batch_size: int  # rows
+    input_len: int  # tokens per row that are given: the prompt, or the context before the first timed step
+    output_len: int  # tokens per row that are chosen in the timed part
 
     @property
     def label(self) -> str:
@@ -119,17 +102,11 @@ def _load(arm: ModelArm[Any], rows: int, new: int, past: int) -> Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """How near the logits of one model are to those of another over the same tokens.
+    """How near the logits of one model are to those of another over the same tokens."""
 
-    Attributes:
-        max_logit_difference: the largest absolute difference of a logit; infinite where one of them is no number.
-        same_top_token: part of the positions at which both have the same likeliest token.
-        positions: that were compared.
-    """
-
-    max_logit_difference: float
-    same_top_token: float
-    positions: int
+    max_logit_difference: float  # the largest absolute difference of a logit; infinite where one of them is no number
+    same_top_token: float  # part of the positions at which both have the same likeliest token
+    positions: int  # that were compared
 
 
 def check_arms(arms: Sequence[ModelArm[Any]], cases: Sequence[Case]) -> None:
@@ -149,10 +126,8 @@ def check_arms(arms: Sequence[ModelArm[Any]], cases: Sequence[Case]) -> None:
     for case in cases:
         for arm in arms:
             if (needed := case.input_len + case.output_len) > arm.max_length:
-                raise ConfigError(
-                    f"{case.label} needs {needed} tokens; {arm.name} takes {arm.max_length} at most.\n"
-                    f"Give a shorter --prompt, --context or --output."
-                )
+                needs = f"{case.label} needs {needed} tokens; {arm.name} takes {arm.max_length} at most"
+                raise ConfigError(f"{needs}.\nGive a shorter --prompt, --context or --output.")
 
 
 def draw_tokens(case: Case, vocab_size: int, seed: int) -> Ints:

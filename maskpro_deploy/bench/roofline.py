@@ -26,40 +26,29 @@ MEMORY, ARITHMETIC = "memory", "arithmetic"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bandwidth:
-    """Memory bandwidth of this machine.
+    """Memory bandwidth of this machine."""
 
-    Attributes:
-        bytes_per_s: the best of `read_bytes_per_s` and `copy_bytes_per_s`, or None where there was no memory to measure it.
-        method: how it was measured, in words.
-    """
-
+    # the best of `read_bytes_per_s` and `copy_bytes_per_s`, or None where there was no memory to measure it
     bytes_per_s: float | None
     read_bytes_per_s: float | None
     copy_bytes_per_s: float | None
     threads: int
     buffer_bytes: int
-    method: str
+    method: str  # how it was measured, in words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arithmetic:
-    """How fast this machine multiplies matrices.
+    """How fast this machine multiplies matrices."""
 
-    Attributes:
-        operations_per_s: multiplications and additions a second, fp32.
-        method: how it was measured, in words.
-    """
-
-    operations_per_s: float
-    method: str
+    operations_per_s: float  # multiplications and additions a second, fp32
+    method: str  # how it was measured, in words
 
 
 def measure_bandwidth(threads: int | None = None, buffer_bytes: int | None = None) -> Bandwidth:
-    """Measure read and copy bandwidth over buffers far larger than the caches (about a second).
+    """Measure read and copy bandwidth over two buffers far larger than the caches (about a second).
 
-    Args:
-        threads: cores that work at once; all by default.
-        buffer_bytes: size of each of two buffers; by default four times the last-level cache, 64 MiB at least.
+    All cores work at once by default, and a buffer is four times as large as the last-level cache, 64 MiB at least.
     """
     count = threads or len(affinity() or ()) or os.cpu_count() or 1
     size = buffer_bytes or max(_MIN_BUFFER_BYTES, 4 * (last_level_cache_bytes() or 0))
@@ -79,12 +68,7 @@ def measure_bandwidth(threads: int | None = None, buffer_bytes: int | None = Non
             method="not measured: not enough memory for the buffers",
         )
     return Bandwidth(
-        bytes_per_s=max(read, copy),
-        read_bytes_per_s=read,
-        copy_bytes_per_s=copy,
-        threads=count,
-        buffer_bytes=size,
-        method=method,
+        bytes_per_s=max(read, copy), read_bytes_per_s=read, copy_bytes_per_s=copy, threads=count, buffer_bytes=size, method=method
     )
 
 
@@ -111,7 +95,7 @@ def measure_arithmetic(
     """Measure how many operations a second a large fp32 matrix product reaches (a fraction of a second).
 
     Args:
-        threads: cores that work at once; for the method's text, and for numpy.
+        threads: cores that work at once, for the text of the method.
         multiply: multiplies two square matrices of `size`; None: numpy does.
         size: rows and columns.
         method: what `multiply` is, in words.
@@ -134,28 +118,19 @@ def measure_arithmetic(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What a unit of work has to do at least.
+    """What a unit of work has to do at least."""
 
-    Attributes:
-        bytes: to read; None if not known.
-        operations: multiplications and additions; None if not known, or of a kind that the measured ceiling is not for.
-    """
-
-    bytes: float | None
+    bytes: float | None  # to read; None if not known
+    # multiplications and additions; None if not known, or of a kind that the measured ceiling is not for
     operations: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Floor:
-    """The least time of a unit of work, and what sets it.
+    """The least time of a unit of work, and what sets it."""
 
-    Attributes:
-        seconds: the larger of both.
-        bound: `MEMORY` or `ARITHMETIC`.
-    """
-
-    seconds: float
-    bound: str
+    seconds: float  # the larger of both
+    bound: str  # `MEMORY` or `ARITHMETIC`
 
 
 def compute_floor(loads: Sequence[Load], bandwidth: Bandwidth, arithmetic: Arithmetic | None) -> Floor | None:

@@ -1,4 +1,4 @@
-"""A measurement over several sessions: each arm is opened anew for every portion of the samples.
+"""A measurement over several sessions: each arm is opened again for every portion of the samples.
 
 Two sessions of one model differ by some per cent for as long as they live (their weights lie in other pages of memory; see
 `stats`). So one pair of sessions, however long it is timed, measures its own luck. Here every session of the run
@@ -7,8 +7,7 @@ Two sessions of one model differ by some per cent for as long as they live (thei
 2. times a portion of every case on them, in the same order (`arms.time_portion`);
 3. closes all but the first arm and opens that one a second time: the *self-test* compares these two as it would two models.
 
-At most as many models are in memory as there are arms, or two for the self-test. The unit of a comparison
-is the pair of sessions.
+At most as many models are in memory as there are arms, or two for the self-test. Pairs of sessions are the unit of a comparison.
 """
 
 from __future__ import annotations
@@ -20,8 +19,16 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from maskpro_deploy.bench.arms import Clock, MeasureConfig, Measurement, Task, describe_failure, frozen_gc, time_portion
-from maskpro_deploy.bench.clocks import ClockWatch
+from maskpro_deploy.bench.arms import (
+    Clock,
+    ClockWatch,
+    MeasureConfig,
+    Measurement,
+    Task,
+    describe_failure,
+    frozen_gc,
+    time_portion,
+)
 from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.errors import ConfigError, MaskProError
 from maskpro_deploy.system.progress import SILENT, Progress
@@ -37,32 +44,21 @@ _ALL = 1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelfTest:
-    """One arm measured against a second session of itself; a sound harness sees a difference in 5 % of attempts at most.
+    """One arm measured against a second session of itself; a sound harness sees a difference in 5 % of attempts at most."""
 
-    Attributes:
-        attempts: the ratio of each attempt; a second one is made only if the first saw a difference.
-        passed: whether one attempt saw none; None if there were too few sessions to tell.
-        invalid: why it could not be made, or None.
-    """
-
-    attempts: tuple[stats.Ratio, ...]
-    passed: bool | None
-    invalid: str | None = None
+    attempts: tuple[stats.Ratio, ...]  # the ratio of each attempt; a second one is made only if the first saw a difference
+    passed: bool | None  # whether one attempt saw none; None if there were too few sessions to tell
+    invalid: str | None = None  # why it could not be made, or None
 
 
 @dataclass(slots=True, kw_only=True)
 class Run(Generic[K]):
-    """What was measured so far.
+    """What was measured so far."""
 
-    Attributes:
-        measurements: case -> its samples.
-        self_test: the first arm against a second session of itself, on the first case; one for each attempt.
-        sessions: how many are done.
-    """
-
-    measurements: dict[K, Measurement]
+    measurements: dict[K, Measurement]  # case -> its samples
+    # the first arm against a second session of itself, on the first case; one for each attempt
     self_test: list[Measurement] = field(default_factory=list)
-    sessions: int = 0
+    sessions: int = 0  # how many are done
 
     def judge_self_test(self) -> SelfTest:
         """The self-test as it stands."""
@@ -76,34 +72,26 @@ class Run(Generic[K]):
 
 
 def make_empty_run(names: Sequence[str], cases: Sequence[K]) -> Run[K]:
-    """A run before its first session.
-
-    Raises:
-        ConfigError: there is no arm or no case.
-    """
+    """A run before its first session."""
     if not names or not cases:
         raise ConfigError("nothing to measure: no arm or no case was given.")
-    return Run(
-        measurements={case: Measurement(samples={name: [] for name in names}) for case in cases}, self_test=[_make_blank()]
-    )
+    return Run(measurements={case: _make_blank(names) for case in cases}, self_test=[_make_blank(SELF)])
 
 
-def _make_blank() -> Measurement:
-    return Measurement(samples={name: [] for name in SELF})
+def _make_blank(names: Sequence[str]) -> Measurement:
+    return Measurement(samples={name: [] for name in names})
 
 
 class Sessions(Generic[K]):
     """Runs sessions until there are enough.
 
     Args:
-        openers: arm name -> opens a new session of it; what it yields makes the task of a case. The context
-            ends the session.
+        openers: arm name -> opens a new session of it; what it yields makes the task of a case. The context ends the session.
         cases: what to time, in this order.
         config: how long.
         run: to go on with; by default a new one.
         self_test: whether to test the harness as well.
-        before: called in the first session with the opened arms and a case, before it is timed; what it returns makes the case
-            invalid.
+        before: called in the first session with a case and the opened arms; what it returns makes the case invalid.
         after: called after each session, such as to save the run.
         after_case: called after each case of a session. A run that goes on from there does the rest of this session.
         clock: seconds, monotonic.
@@ -135,11 +123,7 @@ class Sessions(Generic[K]):
         self._shown = 0.0
 
     def measure(self) -> Run[K]:
-        """Run all sessions, and the self-test a second time where it saw a difference.
-
-        Raises:
-            MaskProError: an arm cannot be opened at all.
-        """
+        """Run all sessions, and the self-test again where it saw a difference; a `MaskProError` if an arm cannot be opened."""
         started = self._clock()
         with frozen_gc():
             while not self._has_enough(started):
@@ -231,19 +215,7 @@ class Sessions(Generic[K]):
         if reason is not None:
             measurement.fail(reason)
             return
-        if (tasks := self._make_tasks(measurement, {name: (make, case) for name, make in opened.items()})) is not None:
-            self._time_tasks(tasks, measurement, index)
-
-    def _make_tasks(self, measurement: Measurement, makers: Mapping[str, tuple[MakeTask[K], K]]) -> dict[str, Task] | None:
-        tasks = {}
-        for name, (make, case) in makers.items():
-            try:
-                tasks[name] = make(case)
-            except Exception as e:  # as above
-                measurement.failed += 1
-                measurement.fail(describe_failure(name, e))
-                return None
-        return tasks
+        self._time_tasks(case, opened, measurement, index)
 
     def _time_self_test(self, first: str, alone: MakeTask[K], stack: ExitStack, index: int) -> None:
         """A portion of the first case on an open session and a new one, in this order; which of them is called A alternates."""
@@ -254,17 +226,22 @@ class Sessions(Generic[K]):
         if second is None:
             return
         names = SELF[:: -1 if index % 2 else 1]
-        makers = {n: (make, case) for n, make in zip(names, (alone, second), strict=True)}
-        if (tasks := self._make_tasks(measurement, makers)) is not None:
-            self._time_tasks(tasks, measurement, index)
+        self._time_tasks(case, dict(zip(names, (alone, second), strict=True)), measurement, index)
 
-    def _time_tasks(self, tasks: Mapping[str, Task], measurement: Measurement, index: int) -> None:
-        cold = index == self._first
+    def _time_tasks(self, case: K, makers: Mapping[str, MakeTask[K]], measurement: Measurement, index: int) -> None:
+        tasks, cold = {}, index == self._first
+        for name, make in makers.items():
+            try:
+                tasks[name] = make(case)
+            except Exception as e:  # as above
+                measurement.failed += 1
+                measurement.fail(describe_failure(name, e))
+                return
         time_portion(tasks, measurement, self._config, session=index, blocks=self._blocks, cold=cold, clock=self._clock)
 
     def _test_again(self) -> None:
         first = next(iter(self._openers))
-        self.run.self_test.append(_make_blank())
+        self.run.self_test.append(_make_blank(SELF))
         for index in range(max(stats.MIN_SESSIONS, self.run.self_test[0].sessions)):
             with ExitStack() as stack:
                 alone = self._open(first, stack, _ALL)

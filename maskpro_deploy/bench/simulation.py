@@ -67,33 +67,18 @@ SHAPES: dict[str, Draw | None] = {  # levels in units of LEVEL; None: pairs are 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """What the verdicts of simulated runs came to, as parts of the runs.
+    """What the verdicts of simulated runs came to, as parts of the runs."""
 
-    Attributes:
-        alone: runs that call a difference in their first case, judged alone.
-        together: runs that call one in either of their two cases, judged together.
-        found: runs that call the first arm faster in their first case, judged alone.
-        found_together: the same, judged together with the second case.
-    """
-
-    alone: float
-    together: float
-    found: float
-    found_together: float
+    alone: float  # runs that call a difference in their first case, judged alone
+    together: float  # runs that call one in either of their two cases, judged together
+    found: float  # runs that call the first arm faster in their first case, judged alone
+    found_together: float  # the same, judged together with the second case
 
 
 def count_verdicts(shape: str, *, pairs: int, runs: int, seed: int = 0, slowdown: float = 0.0) -> Counts:
-    """Simulate runs and judge them as the benchmark does.
+    """Simulate runs of so many pairs of sessions, with one of `SHAPES`, and judge them as the benchmark does.
 
-    Args:
-        shape: one of `SHAPES`.
-        pairs: of sessions in each run.
-        runs: to simulate.
-        seed: of everything drawn.
-        slowdown: of the second arm, as a fraction; without one, every verdict is a false alarm.
-
-    Raises:
-        ConfigError: the shape is not known, or there are fewer than one run.
+    The second arm is slower by `slowdown`, a fraction; without one, every verdict is a false alarm.
     """
     if shape not in SHAPES or runs < 1:
         raise ConfigError(f"cannot simulate {runs} runs of noise {shape!r}. Known: {', '.join(SHAPES)}.")

@@ -116,7 +116,7 @@ def latency(**options: Any) -> None:
       maskpro-deploy benchmark latency bundle --against dense-bundle
       maskpro-deploy benchmark latency bundle --batch 1,4 --context 128,512 --budget 5m --threads 2 --out report
     """
-    from maskpro_deploy.bench.sweeps.latency import LatencyConfig, run_latency
+    from maskpro_deploy.bench.sweeps.measure import LatencyConfig, run_latency
 
     measure_bundles(run_latency, LatencyConfig, **options)
 
@@ -135,7 +135,7 @@ def throughput(**options: Any) -> None:
     Example:
       maskpro-deploy benchmark throughput bundle --against dense-bundle --batch 1,2,4,8 --latency-bound 100
     """
-    from maskpro_deploy.bench.sweeps.throughput import ThroughputConfig, run_throughput
+    from maskpro_deploy.bench.sweeps.measure import ThroughputConfig, run_throughput
 
     measure_bundles(run_throughput, ThroughputConfig, **options)
 

@@ -159,7 +159,7 @@ def build(demo: Demo) -> None:
 
 def measure(demo: Demo) -> None:
     """Prefill and decode latency of both bundles in one interleaved run."""
-    from maskpro_deploy.bench.sweeps.latency import LatencyConfig, run_latency
+    from maskpro_deploy.bench.sweeps.measure import LatencyConfig, run_latency
     from maskpro_deploy.bench.sweeps.summary import verdicts
     from maskpro_deploy.bench.sweeps.sweep import SweepConfig
     from maskpro_deploy.targets.arms import notes_for, open_arms

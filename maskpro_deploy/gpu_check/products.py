@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from maskpro_deploy.bench.products.product import explain_nothing_sparse, find_break_evens, measure_cells, plan_cells
+from maskpro_deploy.bench.products.measure import explain_nothing_sparse, find_break_evens, measure_cells, plan_cells
 from maskpro_deploy.bench.products.timing import EventClock
 from maskpro_deploy.bench.products.ways import find_working_ways
 from maskpro_deploy.bench.statistics import stats

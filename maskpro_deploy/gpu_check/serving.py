@@ -138,7 +138,7 @@ def compare_and_time(
 
 def _measure_latency(arms: list[ModelArm[Any]], settings: Settings, record: Record) -> str:
     """Prefill and decode at batch 1 and 8. A run that proves nothing says so."""
-    from maskpro_deploy.bench.sweeps.latency import LatencyConfig, run_latency
+    from maskpro_deploy.bench.sweeps.measure import LatencyConfig, run_latency
     from maskpro_deploy.bench.sweeps.sweep import SweepConfig
 
     batches, lengths = ((1,), (32,)) if settings.rehearse else ((1, 8), (512,))

@@ -29,7 +29,7 @@ from maskpro_deploy.bench.results.run import RESULT_FILE
 from maskpro_deploy.bench.statistics import intervals, stats
 from maskpro_deploy.bench.sweeps import compare
 from maskpro_deploy.bench.sweeps import summary as sweeps_summary
-from maskpro_deploy.bench.sweeps.figures import CaseResult
+from maskpro_deploy.bench.sweeps.columns import CaseResult
 from maskpro_deploy.bench.sweeps.result import BenchResult
 from maskpro_deploy.reports import blocks, plots
 from maskpro_deploy.reports.blocks import ListSection, PlotSection, Report, Section, TableSection

@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from maskpro_deploy.bench import environment
 from maskpro_deploy.bench.graph_work import graph_work
-from maskpro_deploy.bench.kernels.cases import KernelCase, plan_cases
-from maskpro_deploy.bench.kernels.measure import run_kernels
-from maskpro_deploy.bench.kernels.result import KernelResult
-from maskpro_deploy.bench.kernels.saved import SavedKernels, check_same, load
+from maskpro_deploy.bench.kernels.measure import KernelCase, plan_cases, run_kernels
+from maskpro_deploy.bench.kernels.result import KernelResult, SavedKernels, check_same, load_result
 from maskpro_deploy.bench.kernels.summary import describe
-from maskpro_deploy.bench.products.model import ModelProducts, measure_model
+from maskpro_deploy.bench.products.measure import ModelProducts, measure_model
 from maskpro_deploy.bench.roofline import measure_bandwidth
 from maskpro_deploy.bench.sessions import Run, make_empty_run
 from maskpro_deploy.bench.statistics import stats
@@ -88,7 +86,7 @@ def benchmark_kernels(bundle: Path, config: KernelsConfig, output: Output) -> No
     """
 
     def run(folder: RunFolder) -> KernelResult:
-        earlier = folder.load_earlier(load)
+        earlier = folder.load_earlier(load_result)
         return KernelsRun(bundle, config, earlier=earlier, append=output.append, save=folder.save).measure()
 
     run_benchmark(run, describe, build_kernels_page, output)

@@ -11,8 +11,7 @@ from maskpro_deploy.bench.environment import capture
 from maskpro_deploy.bench.results.document import to_markdown, to_text
 from maskpro_deploy.bench.roofline import GEMM_SIZE, Arithmetic, measure_arithmetic
 from maskpro_deploy.bench.sweeps import compare
-from maskpro_deploy.bench.sweeps.result import BenchResult
-from maskpro_deploy.bench.sweeps.saved import load
+from maskpro_deploy.bench.sweeps.result import BenchResult, load_result
 from maskpro_deploy.bench.sweeps.summary import describe
 from maskpro_deploy.bench.sweeps.sweep import SweepOptions
 from maskpro_deploy.reports.benchmarks import build_comparison_page, build_sweep_page, write_run
@@ -43,7 +42,7 @@ def benchmark_bundles(
         arms = open_arms(bundles, **session)
         with closing(Meter("benchmark", "sessions")) as meter:
             given: SweepOptions = {"notes": notes_for(arms), "progress": meter, "append": output.append, "save": folder.save}
-            given["earlier"] = folder.load_earlier(load)
+            given["earlier"] = folder.load_earlier(load_result)
             if all(arm.on_cpu for arm in arms):
                 given["arithmetic"] = measure_onnxruntime(config.sweep.threads)
             return measure(arms, config, **given)
@@ -65,7 +64,7 @@ def report_comparison(a: Path, b: Path, output: Output, *, least_difference: flo
         FormatError: one of them is damaged, or not of a benchmark.
     """
     RunFolder(output)  # what is taken or missing shows first
-    result = compare.compare_results(load(a), load(b), capture(), least_difference=least_difference)
+    result = compare.compare_results(load_result(a), load_result(b), capture(), least_difference=least_difference)
     document = compare.describe(result)
     if output.out is not None:
         with new_folder(output.out, force=output.force) as folder:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from maskpro_deploy.backends.onnxruntime_.sessions import open_graph
 from maskpro_deploy.bench.arms import PreparedTask, Task, Work
-from maskpro_deploy.bench.kernels.cases import KernelCase
+from maskpro_deploy.bench.kernels.measure import KernelCase
 from maskpro_deploy.exporters.graph.quantization import Quantization, pack_nibbles
 from maskpro_deploy.exporters.graph.weight_kinds import WEIGHT_KINDS
 

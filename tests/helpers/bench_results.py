@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from simulated import CEILINGS, ManualClock, simulated_arm
 
-from maskpro_deploy.bench.sweeps.latency import LatencyConfig, run_latency
+from maskpro_deploy.bench.sweeps.measure import LatencyConfig, ThroughputConfig, run_latency, run_throughput
 from maskpro_deploy.bench.sweeps.result import BenchResult
 from maskpro_deploy.bench.sweeps.sweep import SweepConfig, SweepOptions
-from maskpro_deploy.bench.sweeps.throughput import ThroughputConfig, run_throughput
 
 
 @pytest.fixture(scope="session")

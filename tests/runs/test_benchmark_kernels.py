@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from bundle_cases import fail, run, run_json
 
-from maskpro_deploy.bench.kernels.cases import KernelCase
+from maskpro_deploy.bench.kernels.measure import KernelCase
 from maskpro_deploy.bench.kernels.result import KernelResult
-from maskpro_deploy.bench.products.model import ModelProducts, sum_whole_model
+from maskpro_deploy.bench.products.measure import ModelProducts, sum_whole_model
 from maskpro_deploy.bench.roofline import Arithmetic, Bandwidth, measure_bandwidth
 from maskpro_deploy.errors import ConfigError, FormatError, InputError, Interrupted
 from maskpro_deploy.runs.output import RunFolder

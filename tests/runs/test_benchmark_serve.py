@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from fake_server import events, fake_server, streamed
 
-from maskpro_deploy.bench.load.points import PointsFile
+from maskpro_deploy.bench.load.point import PointsFile
 from maskpro_deploy.cli import cli
 from maskpro_deploy.errors import CheckFailed, ConfigError, InputError, Interrupted, MachineError, MaskProError
 

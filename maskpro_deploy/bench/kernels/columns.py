@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from maskpro_deploy.bench.kernels.cases import KernelCase
-from maskpro_deploy.bench.results.columns import Column, ComparedRow, comparison_columns, number_column
+from maskpro_deploy.bench.kernels.measure import KernelCase
+from maskpro_deploy.bench.results.columns import Column, ComparedRow, comparison_columns, number_column, plain_column
 from maskpro_deploy.bench.results.document import UNKNOWN
 
 
@@ -43,16 +43,12 @@ class GpuRow:
 
 @cache
 def product_columns(first: str) -> tuple[Column[ProductRow], ...]:
-    """The columns of single products.
-
-    Args:
-        first: the form that the others are compared with.
-    """
+    """The columns of single products, whose forms are compared with the first."""
     return (
         Column(header="product", cell=lambda row: f"{row.case.k} x {row.case.n}", meaning="K x N"),
-        Column(header="count", cell=lambda row: str(row.case.count), meaning="such products in the model"),
-        Column(header="M", cell=lambda row: str(row.case.m), meaning="tokens"),
-        Column(header="form", cell=lambda row: row.form, key="form", value=lambda row: row.form),
+        plain_column("count", lambda row: row.case.count, meaning="such products in the model"),
+        plain_column("M", lambda row: row.case.m, meaning="tokens"),
+        plain_column("form", lambda row: row.form, key="form"),
         number_column("us", lambda row: row.ms, meaning="median time of one product", key="product_ms", scale=1e3),
         number_column("GFLOP/s", lambda row: None if row.ms is None else row.case.operations / row.ms / 1e6),
         number_column("floor us", lambda row: row.floor_s, meaning="what this machine allows at best", scale=1e6),
@@ -64,8 +60,8 @@ def product_columns(first: str) -> tuple[Column[ProductRow], ...]:
 def total_columns(first: str) -> tuple[Column[TotalRow], ...]:
     """The columns of the whole model; see `product_columns`."""
     return (
-        Column(header="M", cell=lambda row: str(row.m), meaning="tokens"),
-        Column(header="form", cell=lambda row: row.form, key="form", value=lambda row: row.form),
+        plain_column("M", lambda row: row.m, meaning="tokens"),
+        plain_column("form", lambda row: row.form, key="form"),
         number_column("model ms", lambda row: row.ms, meaning="all products of the model", key="ms"),
         number_column("layer ms", lambda row: row.per_layer_ms, meaning="those of a layer, on average", key="per_layer_ms"),
         *comparison_columns(f"against {first}"),
@@ -77,9 +73,9 @@ def _show_against_dense(row: GpuRow) -> str:
 
 
 GPU: tuple[Column[GpuRow], ...] = (
-    Column(header="dtype", cell=lambda row: row.dtype),
-    Column(header="M", cell=lambda row: str(row.m), meaning="tokens"),
-    Column(header="arm", cell=lambda row: row.arm, meaning="way to multiply"),
+    plain_column("dtype", lambda row: row.dtype),
+    plain_column("M", lambda row: row.m, meaning="tokens"),
+    plain_column("arm", lambda row: row.arm, meaning="way to multiply"),
     number_column("model ms", lambda row: row.ms[row.arm], meaning="all products of the model"),
     Column(header="against dense", cell=_show_against_dense),
 )

@@ -2,18 +2,58 @@
 
 One sample of a case is `copies` products of one shape with different weights, on caches that were just emptied: in a model each
 weight is read once a step, and comes from memory. Forms are compared with the first one as models are (`sessions`).
+
+Shapes: `M` tokens, `K` inputs, `N` outputs.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from maskpro_deploy.bench.arms import Clock, MeasureConfig
-from maskpro_deploy.bench.kernels.cases import KernelCase
 from maskpro_deploy.bench.sessions import Opener, Run, Sessions
+from maskpro_deploy.errors import ConfigError, check_range
 from maskpro_deploy.system.progress import SILENT, Progress
+
+_COPIES_BYTES = 32 << 20  # enough for a sample of a millisecond, and quick to make
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelCase:
+    """One shape at one number of tokens."""
+
+    k: int  # the weight, `# (K, N)`
+    n: int
+    m: int  # tokens
+    count: int  # how often a token goes through such a product in the model
+    copies: int  # products in one sample
+
+    @property
+    def label(self) -> str:
+        """Such as "576 x 1536 (x 60), M 16"."""
+        return f"{self.k} x {self.n} (x {self.count}), M {self.m}"
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions of one product."""
+        return 2 * self.m * self.k * self.n
+
+
+def plan_cases(products: Mapping[tuple[int, int], int], tokens: Sequence[int]) -> list[KernelCase]:
+    """Shape by shape, the numbers of tokens of each: of products (K, N) -> how many the model has, at these values of M."""
+    if not products:
+        raise ConfigError("the graph has no matrix product with a constant weight: there is nothing to measure.")
+    for m in tokens:
+        check_range("--tokens", m, least=1)
+    return [
+        KernelCase(k=k, n=n, m=m, count=count, copies=min(count, max(1, _COPIES_BYTES // (4 * k * n))))
+        for (k, n), count in products.items()
+        for m in tokens
+    ]
+
 
 TOLERANCE = 0.05  # of the largest value: kernels for quantised weights may quantise the input to 8 bits too
 
@@ -37,9 +77,9 @@ def run_kernels(
         config: how long.
         run: to go on with; by default a new one.
         save: given the run so far after each case of each session.
-        clock: seconds, monotonic.
-        wall: the wall clock.
-        progress: updated after each case of each session.
+        clock: as those below, of `Sessions`.
+        wall: as above.
+        progress: as above.
     """
     sessions = Sessions(
         openers, cases, config, run=run, before=_check, after=save, after_case=save, clock=clock, wall=wall, progress=progress

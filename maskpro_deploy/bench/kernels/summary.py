@@ -33,7 +33,6 @@ def describe(result: KernelResult) -> Document:
 
 
 def _gpu_rows(gpu: Mapping[str, Any]) -> list[GpuRow]:
-    """All products of the model on the GPU."""
     return [GpuRow(dtype=t["dtype"], m=t["m"], arm=arm, ms=t["ms"]) for t in gpu.get("whole_model", []) for arm in t["ms"]]
 
 
@@ -58,7 +57,6 @@ def _list_verdicts(result: KernelResult) -> list[str]:
 
 
 def _say_headline(result: KernelResult) -> str:
-    """The one sentence of the report."""
     parts = []
     for form in result.forms[1:]:
         ratios = [(m, r) for m in result.tokens if (r := result.model_ratio(m, form)) is not None]
@@ -71,15 +69,10 @@ def _say_headline(result: KernelResult) -> str:
 
 
 def _list_notes(result: KernelResult) -> list[str]:
-    """What a reader has to know."""
-    test = result.run.judge_self_test()
     lines = []
-    if test.attempts:
-        last = test.attempts[-1]
-        lines.append(
-            f"Self-test: {result.forms[0]} against itself gave {last.speedup:.3f}x [{last.low:.3f}, {last.high:.3f}] over "
-            f"{last.sessions} pairs of sessions."
-        )
+    for last in result.run.judge_self_test().attempts[-1:]:
+        gave = f"{result.forms[0]} against itself gave {last.speedup:.3f}x [{last.low:.3f}, {last.high:.3f}]"
+        lines.append(f"Self-test: {gave} over {last.sessions} pairs of sessions.")
     lines += [
         "Each sample is several products of one shape with different weights, after the caches were emptied. Weights are random, "
         "and the same numbers in all forms"
@@ -102,7 +95,6 @@ def _show_giga(value: float | None) -> str:
 
 
 def _list_gpu_notes(gpu: Mapping[str, Any]) -> list[str]:
-    """What is known of the GPU."""
     if not gpu["measured"]:
         return [f"Sparse kernels on a GPU: not measured ({gpu['reason']})."]
     cells = gpu["cells"]

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from maskpro_deploy.bench.load.figures import Figures
-from maskpro_deploy.bench.load.slo import Slo
-from maskpro_deploy.bench.results.columns import Column, columns_json, number_column
+from maskpro_deploy.bench.load.figures import Figures, Slo
+from maskpro_deploy.bench.results.columns import Column, columns_json, number_column, plain_column
 from maskpro_deploy.bench.statistics import stats
 
 
@@ -39,31 +38,15 @@ def _show_lag(row: ServerFigures) -> float | None:
     return stats.percentile(lag, 0.99) if lag else None
 
 
+_GOODPUT = "requests that kept the bounds of --slo"
 COLUMNS: tuple[Column[ServerFigures], ...] = (
-    Column(header="load", cell=lambda row: row.load),
-    Column(header="server", cell=lambda row: row.server),
-    Column(
-        header="answered",
-        cell=lambda row: str(len(row.figures.answered)),
-        key="completed",
-        value=lambda row: len(row.figures.answered),
-    ),
-    Column(header="failed", cell=lambda row: str(row.figures.failed), key="failed", value=lambda row: row.figures.failed),
-    number_column(
-        "requests/s",
-        lambda row: row.figures.per_s(len(row.figures.answered)),
-        meaning="answered requests",
-        key="request_throughput",
-    ),
-    number_column(
-        "goodput/s",
-        lambda row: row.figures.goodput(row.slo),
-        meaning="requests that kept the bounds of --slo",
-        key="request_goodput",
-    ),
-    number_column(
-        "tokens/s", lambda row: row.figures.per_s(row.figures.output_tokens), meaning="tokens generated", key="output_throughput"
-    ),
+    plain_column("load", lambda row: row.load),
+    plain_column("server", lambda row: row.server),
+    plain_column("answered", lambda row: len(row.figures.answered), key="completed"),
+    plain_column("failed", lambda row: row.figures.failed, key="failed"),
+    number_column("requests/s", lambda row: row.figures.request_rate, meaning="answered requests", key="request_throughput"),
+    number_column("goodput/s", lambda row: row.figures.goodput(row.slo), meaning=_GOODPUT, key="request_goodput"),
+    number_column("tokens/s", lambda row: row.figures.token_rate, meaning="tokens generated", key="output_throughput"),
     _median("ttft", "median time to the first token"),
     _p99("ttft"),
     _median("tpot", "median time per further token"),

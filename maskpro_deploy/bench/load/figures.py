@@ -13,37 +13,74 @@ milliseconds, the raw lists are in seconds as vLLM's are.
 from __future__ import annotations
 
 import itertools
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from maskpro_deploy.bench.load.sending.record import Record, Recording
-from maskpro_deploy.bench.load.slo import Slo
+from maskpro_deploy.bench.load.sending.client import Record, Recording
 from maskpro_deploy.bench.results.run import vllm_json
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.errors import check_range
+from maskpro_deploy.errors import ConfigError, check_known, check_range
 
+METRICS = ("ttft", "tpot", "e2el")  # of a request
 LATENCIES = ("ttft", "tpot", "itl", "e2el")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Where a run stops being valid.
+class Slo:
+    """Service level objectives: upper bounds in ms by metric that users are promised; empty: none were set.
 
-    Attributes:
-        max_failed: part of the requests that may fail.
-        max_lag_ms: bound on the 99th percentile of the generator's lag; None: `LAG_MS`, or `LAG_PART` of the median time to the
-            first token if that is more.
+    Goodput, the requests a second that keep all of them, as in DistServe (Zhong et al. 2024, arXiv 2401.09670).
     """
+
+    bounds_ms: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        resolution_ms = 1e3 * time.get_clock_info("perf_counter").resolution
+        for name, bound in self.bounds_ms.items():
+            check_known("--slo", name, METRICS)
+            if not bound > max(resolution_ms, 1e-3) or bound == float("inf"):
+                raise ConfigError(f"--slo {name}:{bound:g} is impossible: a bound is a number of ms above 0.001.")
+        ttft, whole = self.bounds_ms.get("ttft"), self.bounds_ms.get("e2el")
+        if ttft is not None and whole is not None and ttft > whole:
+            raise ConfigError(f"--slo: the first token ({ttft:g} ms) cannot be later than the whole answer ({whole:g} ms).")
+
+    @classmethod
+    def parse(cls, text: str) -> Slo:
+        """Read "ttft:500,tpot:50,e2el:2000" (ms); a `ConfigError` if it is no such list, or asks for what cannot be."""
+        bounds: dict[str, float] = {}
+        for part in text.replace(" ", ",").split(","):
+            name, colon, value = part.partition(":")
+            try:
+                bound = float(value)
+            except ValueError:
+                colon = ""
+            if not colon or name in bounds:
+                raise ConfigError(f"--slo {text!r}: expected each metric once with its bound in ms, such as ttft:500,tpot:50.")
+            bounds[name] = bound
+        return cls(bounds_ms=bounds)
+
+    def kept(self, latencies_ms: Mapping[str, float | None]) -> bool:
+        """Whether one request kept all bounds; an answer of one token has no time per output token and keeps that bound."""
+        values = ((latencies_ms.get(name), bound) for name, bound in self.bounds_ms.items())
+        return all(value is None or value <= bound for value, bound in values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Where a run stops being valid."""
 
     LAG_MS = 5.0
     LAG_PART = 0.05
 
-    max_failed: float = 0.01
+    max_failed: float = 0.01  # part of the requests that may fail
+    # bound on the 99th percentile of the generator's lag; None: `LAG_MS`, or `LAG_PART` of the median time to the first token if
+    # that is more
     max_lag_ms: float | None = None
 
     def __post_init__(self) -> None:
@@ -59,24 +96,15 @@ class Limits:
 
 def compute_latencies_ms(record: Record) -> dict[str, float | None]:
     """One answered request's ttft, tpot and e2el."""
-    first, last = record.arrivals_s[0], record.arrivals_s[-1]
-    tokens = record.output_tokens
+    first, last, tokens = record.arrivals_s[0], record.arrivals_s[-1], record.output_tokens
+    ttft = 1e3 * (first - record.since_s) if record.streamed else None
     tpot = 1e3 * (last - first) / (tokens - 1) if tokens > 1 and record.streamed else None
-    return {
-        "ttft": 1e3 * (first - record.since_s) if record.streamed else None,
-        "tpot": tpot,
-        "e2el": 1e3 * (last - record.since_s),
-    }
+    return {"ttft": ttft, "tpot": tpot, "e2el": 1e3 * (last - record.since_s)}
 
 
 def list_gaps_s(record: Record) -> list[float]:
     """Times between the pieces of one answer."""
     return [b - a for a, b in itertools.pairwise(record.arrivals_s)]
-
-
-def summarise_if_any(values: Sequence[float]) -> stats.Summary | None:
-    """Samples in a few figures; None without samples."""
-    return stats.summarise(values) if values else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,22 +115,18 @@ class Figures:
 
     @property
     def records(self) -> list[Record]:
-        """All requests."""
         return [r for recording in self.recordings for r in recording.records]
 
     @property
     def answered(self) -> list[Record]:
-        """Those with an answer."""
         return [r for r in self.records if r.failure is None]
 
     @property
     def failed(self) -> int:
-        """How many have none."""
         return sum(r.failure is not None for r in self.records)
 
     @property
     def duration_s(self) -> float:
-        """Time under load."""
         return sum(r.duration_s for r in self.recordings)
 
     @property
@@ -118,7 +142,7 @@ class Figures:
 
     def summary(self, metric: str) -> stats.Summary | None:
         """The same in a few figures; None without samples."""
-        return summarise_if_any(self.values_ms(metric))
+        return stats.summarise_if_any(self.values_ms(metric))
 
     def lag_ms(self) -> list[float]:
         """How late each request was sent; empty in a closed loop."""
@@ -140,8 +164,17 @@ class Figures:
 
     @property
     def output_tokens(self) -> int:
-        """Tokens generated."""
         return sum(r.output_tokens for r in self.answered)
+
+    @property
+    def request_rate(self) -> float | None:
+        """Answered requests a second."""
+        return self.per_s(len(self.answered))
+
+    @property
+    def token_rate(self) -> float | None:
+        """Generated tokens a second."""
+        return self.per_s(self.output_tokens)
 
     def goodput(self, slo: Slo | None) -> float | None:
         """Requests a second that kept all bounds."""
@@ -163,15 +196,11 @@ class Figures:
             reasons.append("the clock did not advance while requests were answered: their times cannot be measured.")
         bound, lag, beats = limits.lag_bound_ms(self.values_ms("ttft")), self.lag_ms(), self.beats_ms()
         if lag and (late := float(np.quantile(lag, 0.99))) > bound:
-            reasons.append(
-                f"the generator fell behind: 1 % of the requests were sent more than {late:.3g} ms late, "
-                f"{bound:.3g} ms are allowed (--max-lag)."
-            )
+            held = f"the generator fell behind: 1 % of the requests were sent more than {late:.3g} ms late"
+            reasons.append(f"{held}, {bound:.3g} ms are allowed (--max-lag).")
         elif beats and (late := float(np.quantile(beats, 0.99))) > bound:
-            reasons.append(
-                f"the generator was held up: 1 % of its beats came more than {late:.3g} ms late, "
-                f"{bound:.3g} ms are allowed (--max-lag)."
-            )
+            held = f"the generator was held up: 1 % of its beats came more than {late:.3g} ms late"
+            reasons.append(f"{held}, {bound:.3g} ms are allowed (--max-lag).")
         return reasons
 
     def _failure_words(self) -> str:
@@ -199,6 +228,7 @@ class Figures:
         """The figures that are not in the table, and the raw samples."""
         records = self.records
         output, given = self.output_tokens, self.input_tokens
+        most = max((_count_most_at_once(r.records) for r in self.recordings), default=0)
         value: dict[str, Any] = {
             "duration": self.duration_s,
             "num_prompts": len(records),
@@ -207,12 +237,12 @@ class Figures:
             "total_output_tokens": output,
             "total_token_throughput": self.per_s(None if given is None else given + output),
             "max_output_tokens_per_s": self._most_tokens_per_s(),
-            "max_concurrent_requests": max((_count_most_at_once(r.records) for r in self.recordings), default=0),
+            "max_concurrent_requests": most,
         }
         for metric in LATENCIES:
             value |= vllm_json(metric, self.summary(metric))
         for name, values in (("lag", self.lag_ms()), ("loop_delay", self.beats_ms())):
-            summary = summarise_if_any(values)
+            summary = stats.summarise_if_any(values)
             value |= {f"{n}_{name}_ms": getattr(summary, n) if summary else None for n in ("median", "p90", "p99", "maximum")}
         value |= {
             "input_lens": [r.input_tokens for r in records],
@@ -223,20 +253,15 @@ class Figures:
             "start_times": [r.sent_s for r in records],
             "queue_times": [r.lag_s for r in records],
             "errors": ["" if r.failure is None else f"{r.failure.kind}: {r.failure.message}" for r in records],
-            "sessions": [recording.session for recording in self.recordings for _ in recording.records],
-            "blocks": [recording.block for recording in self.recordings for _ in recording.records],
-            "positions": [recording.position for recording in self.recordings for _ in recording.records],
         }
+        for name in ("session", "block", "position"):
+            value[f"{name}s"] = [getattr(recording, name) for recording in self.recordings for _ in recording.records]
         return value
 
     def _most_tokens_per_s(self) -> float | None:
         """Pieces that came in the busiest whole second."""
-        most = 0
-        for recording in self.recordings:
-            times = [t for r in recording.records if r.failure is None for t in r.arrivals_s]
-            if times:
-                most = max(most, int(np.bincount(np.asarray(times).astype(int)).max()))
-        return float(most) if most else None
+        times = [[t for r in recording.records if r.failure is None for t in r.arrivals_s] for recording in self.recordings]
+        return max((float(np.bincount(np.asarray(several).astype(int)).max()) for several in times if several), default=None)
 
 
 def _count_most_at_once(records: Sequence[Record]) -> int:

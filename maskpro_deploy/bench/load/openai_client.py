@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
-from maskpro_deploy.bench.clocks import Clock
+from maskpro_deploy.bench.arms import Clock
 from maskpro_deploy.bench.load.sending.client import Answer, Failure, Request, describe_error
 from maskpro_deploy.bench.load.sending.generator import ask
 from maskpro_deploy.bench.load.stream import Stream, read_refusal, read_whole_answer
@@ -27,25 +27,16 @@ _IDLE_S = 3.0  # connections unused for longer are not used again: many servers 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientConfig:
-    """How to ask.
+    """How to ask."""
 
-    Attributes:
-        base_url: such as "http://127.0.0.1:8000"; a "/v1" at its end is allowed.
-        endpoint: COMPLETIONS or CHAT.
-        model: what the server calls it; None takes the first one that it names.
-        stream: ask for the answer piece by piece.
-        ignore_eos: ask the server to go on to the full length (vLLM's field; servers that do not know it ignore it or refuse).
-        temperature: 0 is greedy.
-        api_key: sent as a bearer token.
-    """
-
-    base_url: str
-    endpoint: str = COMPLETIONS
-    model: str | None = None
-    stream: bool = True
+    base_url: str  # such as "http://127.0.0.1:8000"; a "/v1" at its end is allowed
+    endpoint: str = COMPLETIONS  # COMPLETIONS or CHAT
+    model: str | None = None  # what the server calls it; None takes the first one that it names
+    stream: bool = True  # ask for the answer piece by piece
+    # ask the server to go on to the full length (vLLM's field; servers that do not know it ignore it or refuse)
     ignore_eos: bool = True
-    temperature: float = 0.0
-    api_key: str | None = field(default=None, repr=False)
+    temperature: float = 0.0  # 0 is greedy
+    api_key: str | None = field(default=None, repr=False)  # sent as a bearer token
 
     def __post_init__(self) -> None:
         check_known("--endpoint", self.endpoint, (COMPLETIONS, CHAT))
@@ -54,22 +45,16 @@ class ClientConfig:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"{self.base_url} is not the URL of a server: it has to look like http://127.0.0.1:8000.")
         if parts.username or parts.password:
-            raise ConfigError(
-                "a URL with a name or password in it would show up in reports: give a key by --api-key-env instead."
-            )
+            shown = "a URL with a name or password in it would show up in reports"
+            raise ConfigError(f"{shown}: give a key by --api-key-env instead.")
 
     @property
     def root(self) -> str:
-        """The URL without a slash or "/v1" at its end."""
         return self.base_url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 class OpenAIClient:
-    """Asks a server; to be used as `async with OpenAIClient(config) as client`.
-
-    Raises:
-        MissingExtraError: aiohttp is not installed.
-    """
+    """Asks a server; to be used as `async with OpenAIClient(config) as client`. A `MissingExtraError` without aiohttp."""
 
     def __init__(self, config: ClientConfig, *, clock: Clock = time.perf_counter) -> None:
         require("load", "asking a server over HTTP")
@@ -100,7 +85,6 @@ class OpenAIClient:
 
     @property
     def root(self) -> str:
-        """The server's URL, without a "/v1" at its end."""
         return self._config.root
 
     async def models(self, timeout_s: float = 10.0) -> list[dict[str, Any]]:
@@ -145,12 +129,10 @@ class OpenAIClient:
                 except ValueError:
                     return response.status, None
         except (aiohttp.ClientError, TimeoutError, OSError) as e:
-            raise MachineError(
-                f"{self._config.root} cannot be reached: {describe_error(e)}.\nIs the server running there?"
-            ) from e
+            unreached = f"{self._config.root} cannot be reached: {describe_error(e)}"
+            raise MachineError(f"{unreached}.\nIs the server running there?") from e
 
     def body(self, request: Request) -> dict[str, Any]:
-        """What is sent."""
         config = self._config
         value: dict[str, Any] = {"model": self.model, "max_tokens": request.output_len, "temperature": config.temperature}
         if config.endpoint == CHAT:

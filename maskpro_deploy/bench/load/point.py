@@ -1,25 +1,33 @@
-"""One load, what was recorded under it, and how two servers compare there."""
+"""One load, what was recorded under it, and how two servers compare there; and the finished points of a sweep on disk.
+
+The points lie in a work folder next to the report that they are for, one JSON line each, so that an interrupted sweep loses at
+most the point it was at. The first line is what they depend on: a run with other settings does not go on from them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import os
+import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from maskpro_deploy.bench.load.figures import Figures, compute_latencies_ms
-from maskpro_deploy.bench.load.sending.client import Failure
-from maskpro_deploy.bench.load.sending.record import Record, Recording
+from maskpro_deploy.bench.load.figures import METRICS, Figures, compute_latencies_ms
+from maskpro_deploy.bench.load.sending.client import Failure, Record, Recording
 from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, Load, OpenLoop
 from maskpro_deploy.bench.statistics import stats
+from maskpro_deploy.errors import FormatError, InputError
+from maskpro_deploy.system.files import disk_errors
 
 SELF_TEST_CONFIDENCE = 0.997  # a sound harness fails once in 300 points, not once in 20
-COMPARED = ("ttft", "tpot", "e2el")
 
 PointKey = tuple[int, str]  # session and label
 
@@ -32,12 +40,10 @@ class Point:
     recordings: Mapping[str, tuple[Recording, ...]]
 
     def figures(self, name: str) -> Figures:
-        """One server's figures."""
         return Figures(self.recordings[name])
 
     @property
     def sessions(self) -> list[int]:
-        """The sessions that it was measured in."""
         return sorted({recording.session for several in self.recordings.values() for recording in several})
 
     @property
@@ -51,9 +57,7 @@ class Point:
             [self._medians([r for r in several if r.session == s], metric) for s in self.sessions]
             for several in self.recordings.values()
         )
-        if not all(
-            (times > 0).all() for times in (*first, *second)
-        ):  # nan too; tokens that come in one read have no time between
+        if not all((times > 0).all() for times in (*first, *second)):  # nan too; tokens of one read have no time between
             return None
         return stats.compare_sessions(first, second) if len(first) > 1 else stats.compare(first[0], second[0])
 
@@ -62,7 +66,7 @@ class Point:
         """All comparisons; throughput only in a closed loop, where the server decides it."""
         if len(self.recordings) < 2:
             return {}
-        metrics = (*COMPARED, *(("request_throughput",) if isinstance(self.load, ClosedLoop) else ()))
+        metrics = (*METRICS, *(("request_throughput",) if isinstance(self.load, ClosedLoop) else ()))
         return {metric: self.compare(metric) for metric in metrics}
 
     @cached_property
@@ -102,11 +106,7 @@ class Point:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Point:
-        """The point of `to_json`.
-
-        Raises:
-            KeyError, TypeError, ValueError: it is none.
-        """
+        """The point of `to_json`; a `KeyError`, `TypeError` or `ValueError` where it is none."""
         load = value["load"]
         return cls(
             load=ClosedLoop(**load) if "concurrency" in load else OpenLoop(**{key: float(v) for key, v in load.items()}),
@@ -117,11 +117,7 @@ class Point:
 def _read_recording(value: Mapping[str, Any]) -> Recording:
     records = tuple(
         Record(
-            **{
-                **r,
-                "arrivals_s": tuple(r["arrivals_s"]),
-                "failure": None if r["failure"] is None else Failure(**r["failure"]),
-            }
+            **{**r, "arrivals_s": tuple(r["arrivals_s"]), "failure": None if r["failure"] is None else Failure(**r["failure"])}
         )
         for r in value["records"]
     )
@@ -131,3 +127,66 @@ def _read_recording(value: Mapping[str, Any]) -> Recording:
 def number_json(value: float) -> float | str:
     """JSON has no infinity; vLLM writes it as a word."""
     return value if math.isfinite(value) else "inf"
+
+
+POINTS_FILE = "points.jsonl"
+
+
+class PointsFile:
+    """The points of a run that is not over: for the report at `out`, with the settings (JSON values) that they depend on."""
+
+    def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
+        self.folder = out.resolve().with_name(f"{out.resolve().name}.unfinished")
+        self._path = self.folder / POINTS_FILE
+        self._head = json.dumps(dict(settings), sort_keys=True)
+
+    def begin(self, *, resume: bool, force: bool) -> dict[PointKey, Point]:
+        """Start or go on; the points that are finished.
+
+        Raises:
+            InputError: there is an unfinished run and neither `resume` nor `force`, or it had other settings.
+            FormatError: the file is damaged.
+        """
+        if self._path.exists() and not resume and not force:
+            raise InputError(f"{self.folder} holds an unfinished run.\nGo on with it with --resume, or start again with --force.")
+        if resume and self._path.exists():
+            return self._read()
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(self._head + "\n", encoding="utf-8")
+        return {}
+
+    def _read(self) -> dict[PointKey, Point]:
+        text = self._path.read_text(encoding="utf-8")
+        head, *lines = text.split("\n")
+        if head != self._head:
+            raise InputError(
+                f"{self.folder} holds a run with other settings.\nRepeat those, or start again with --force instead of --resume."
+            )
+        whole = text[: text.rindex("\n") + 1]  # a line that was cut short is a point that is measured again
+        if whole != text:
+            self._path.write_text(whole, encoding="utf-8")
+            lines = lines[:-1]
+        points = {}
+        for number, line in enumerate(filter(None, lines), start=2):
+            try:
+                point = Point.from_json(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError) as e:
+                raise FormatError(f"{self._path}, line {number}: no point of a sweep.\nStart again with --force.") from e
+            points[point.key] = point
+        return points
+
+    @property
+    def any_finished(self) -> bool:
+        return self._path.exists() and self._path.read_bytes().count(b"\n") > 1
+
+    def add(self, point: Point) -> None:
+        """Append a finished point, durably."""
+        with disk_errors(self._path), self._path.open("a", encoding="utf-8") as f:
+            f.write(json.dumps(point.to_json(), allow_nan=False) + "\n")
+            f.flush()
+            os.fsync(f.fileno())
+
+    def finish(self) -> None:
+        """The report is written: the points are not needed any more."""
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -9,11 +9,10 @@ from functools import cached_property
 from typing import Any
 
 from maskpro_deploy.bench.load.columns import ServerFigures, figures_json
-from maskpro_deploy.bench.load.figures import Figures, Limits
+from maskpro_deploy.bench.load.figures import Figures, Limits, Slo
 from maskpro_deploy.bench.load.point import Point, number_json
 from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, OpenLoop
-from maskpro_deploy.bench.load.slo import Slo
-from maskpro_deploy.bench.results.run import RunResult, ratio_json
+from maskpro_deploy.bench.results.run import RunResult, pair_json, ratio_json
 from maskpro_deploy.bench.statistics import stats
 
 KIND = "serve"
@@ -22,7 +21,7 @@ SAME_WORK = 0.01  # part by which the tokens of two servers' answers may differ
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerFacts:
-    """A server as the report names and describes it."""
+    """A server as the report describes it."""
 
     name: str
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -30,46 +29,31 @@ class ServerFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadResult(RunResult):
-    """A whole run.
-
-    Attributes:
-        servers: what the load was put on; the first is compared with the second.
-        points: the loads in order.
-        slo: bounds that goodput counts by, or None.
-        limits: where a run stops being valid.
-        notes: remarks for the reader.
-    """
+    """A whole run."""
 
     kind: str = KIND
-    servers: tuple[ServerFacts, ...]
-    points: tuple[Point, ...]
-    slo: Slo | None
-    limits: Limits
-    notes: tuple[str, ...] = ()
+    servers: tuple[ServerFacts, ...]  # what the load was put on; the first is compared with the second
+    points: tuple[Point, ...]  # the loads in order
+    slo: Slo | None  # bounds that goodput counts by, or None
+    limits: Limits  # where a run stops being valid
+    notes: tuple[str, ...] = ()  # remarks for the reader
 
     def merge(self, others: Sequence[LoadResult]) -> LoadResult:
         """This session and others of the same servers and loads as one run."""
         results = (self, *others)
-        points = [
-            Point(
-                load=same[0].load,
-                recordings={name: tuple(r for point in same for r in point.recordings[name]) for name in same[0].recordings},
-            )
-            for same in zip(*(result.points for result in results), strict=True)
-        ]
+        points = []
+        for same in zip(*(result.points for result in results), strict=True):
+            together = {name: tuple(r for point in same for r in point.recordings[name]) for name in same[0].recordings}
+            points.append(Point(load=same[0].load, recordings=together))
         return dataclasses.replace(
             self,
-            environment={
-                **self.environment,
-                "load_average_1min_after": results[-1].environment.get("load_average_1min_after"),
-            },
+            environment={**self.environment, "load_average_1min_after": results[-1].environment.get("load_average_1min_after")},
             points=tuple(points),
             duration_s=sum(result.duration_s for result in results),
             notes=tuple(dict.fromkeys(note for result in results for note in result.notes)),
         )
 
     def explain_invalid(self, point: Point) -> list[str]:
-        """Why one load's figures prove nothing."""
         reasons = []
         for name in point.recordings:
             prefix = f"{name}: " if len(point.recordings) > 1 else ""
@@ -85,7 +69,6 @@ class LoadResult(RunResult):
 
     @cached_property
     def invalid_reasons(self) -> list[str]:
-        """Why the figures prove nothing; empty if all may be believed."""
         return [f"{point.load.label}: {reason}" for point in self.points for reason in self.explain_invalid(point)]
 
     def comparisons(self, point: Point) -> dict[str, stats.Ratio | None]:
@@ -102,7 +85,6 @@ class LoadResult(RunResult):
 
     @property
     def comparison_count(self) -> int:
-        """How many comparisons the run makes; their verdicts hold together."""
         return sum(len(point.compared) for point in self.points)
 
     @property
@@ -119,7 +101,6 @@ class LoadResult(RunResult):
 
     @property
     def rows(self) -> list[ServerFigures]:
-        """The figures of all servers under all loads."""
         return [self._row(point, server) for point in self.points for server in self.servers]
 
     def _row(self, point: Point, server: ServerFacts) -> ServerFigures:
@@ -142,7 +123,6 @@ class LoadResult(RunResult):
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `result.json`."""
         return {
             **super().to_json(),
             "slo_ms": dict(self.slo.bounds_ms) if self.slo is not None else None,
@@ -153,20 +133,14 @@ class LoadResult(RunResult):
         }
 
     def _point_json(self, point: Point) -> dict[str, Any]:
-        test = point.self_test
+        test, names = point.self_test, [server.name for server in self.servers]
         return {
             "label": point.load.label,
             "mode": "closed" if isinstance(point.load, ClosedLoop) else "open",
             "invalid_reasons": self.explain_invalid(point),
             "arms": [self._flat_json(point, server) for server in self.servers],
             "comparisons": [
-                {
-                    "candidate": self.servers[0].name,
-                    "baseline": self.servers[1].name,
-                    "metric": metric,
-                    "same_kernels": self.same_kernels,
-                    **ratio_json(ratio),
-                }
+                {**pair_json(names[0], names[1], self.same_kernels, metric=metric), **ratio_json(ratio)}
                 for metric, ratio in self.comparisons(point).items()
             ],
             "self_test": dataclasses.asdict(test) if test is not None else None,
@@ -174,5 +148,4 @@ class LoadResult(RunResult):
 
 
 def _mean_tokens(figures: Figures) -> float:
-    """Tokens of an answer."""
     return figures.output_tokens / max(1, len(figures.answered))

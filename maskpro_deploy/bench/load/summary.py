@@ -22,6 +22,7 @@ METRIC_WORDS = {
 
 def describe(result: LoadResult) -> Document:
     """What is said of a run, in all forms of its report."""
+    servers = [f"{server.name}: {server.facts['base_url']}" for server in result.servers if server.facts.get("base_url")]
     return Document(
         title="Benchmark: serve",
         headline=headline_of(result.invalid_reasons, _say_headline(result)),
@@ -29,7 +30,7 @@ def describe(result: LoadResult) -> Document:
         verdicts=[*_list_verdicts(result), *_best_loads(result)],
         notes=_caveats(result),
         environment=result.environment,
-        machine=_machine_line(result),
+        machine=describe_machine(result.environment, *servers),
         invalid_reasons=result.invalid_reasons,
     )
 
@@ -58,38 +59,32 @@ def _best_loads(result: LoadResult) -> list[str]:
     lines = []
     for server in result.servers:
         figures = [(p.load.label, p.figures(server.name)) for p in result.points]
+        rates = [(label, (f.token_rate if result.slo is None else f.goodput(result.slo)) or 0.0) for label, f in figures]
+        label, rate = max(rates, key=lambda pair: pair[1])
         if result.slo is not None:
-            label, rate = max(((label, f.goodput(result.slo) or 0.0) for label, f in figures), key=lambda pair: pair[1])
             bounds = ", ".join(f"{name} within {bound:g} ms" for name, bound in result.slo.bounds_ms.items())
             lines.append(f"{server.name}: most goodput ({bounds}) at {label}: {format_number(rate)} requests/s.")
         else:
-            label, rate = max(((label, f.per_s(f.output_tokens) or 0.0) for label, f in figures), key=lambda pair: pair[1])
             lines.append(f"{server.name}: most tokens per second at {label}: {format_number(rate)}.")
     return lines
 
 
 def _say_headline(result: LoadResult) -> str:
-    """The one sentence of the report."""
     if len(result.servers) > 1:
-        return _say_comparison(result)
+        first, second = (server.name for server in result.servers)
+        ratios = [ratio for point in result.points for ratio in result.comparisons(point).values()]
+        outcomes = wording.count_outcomes(ratios, [result.same_kernels] * len(ratios), few="too few blocks")
+        return f"{first} compared with {second}: {outcomes}."
     if len(result.points) > 1:
         return _best_loads(result)[0]
     figures, load = result.points[0].figures(result.servers[0].name), result.points[0].load
     ttft = figures.summary("ttft")
     first = f", first token after {format_number(ttft.median)} ms (median)" if ttft else ""
-    rate, tokens = format_number(figures.per_s(len(figures.answered))), format_number(figures.per_s(figures.output_tokens))
+    rate, tokens = format_number(figures.request_rate), format_number(figures.token_rate)
     return f"{result.servers[0].name}: {rate} requests/s and {tokens} tokens/s at {load.label}{first}."
 
 
-def _say_comparison(result: LoadResult) -> str:
-    first, second = (server.name for server in result.servers)
-    ratios = [ratio for point in result.points for ratio in result.comparisons(point).values()]
-    outcomes = wording.count_outcomes(ratios, [result.same_kernels] * len(ratios), few="too few blocks")
-    return f"{first} compared with {second}: {outcomes}."
-
-
 def _caveats(result: LoadResult) -> list[str]:
-    """What the reader has to know besides the figures."""
     lines = []
     if any(isinstance(p.load, OpenLoop) for p in result.points):
         lines.append("Open loop: requests are sent by a seeded timetable, and times count from the scheduled moment of sending.")
@@ -116,9 +111,3 @@ def _self_test_line(result: LoadResult, point: Point) -> str | None:
     if not test.differs:
         return f"{seen}, no difference seen, as it should be."
     return f"{seen}: a difference where there is none. The timing here cannot be trusted."
-
-
-def _machine_line(result: LoadResult) -> str:
-    """Where the generator ran, in a line."""
-    servers = [f"{server.name}: {server.facts['base_url']}" for server in result.servers if server.facts.get("base_url")]
-    return describe_machine(result.environment, *servers)

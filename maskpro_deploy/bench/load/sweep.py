@@ -4,7 +4,7 @@ Two servers are compared as `bench.arms` compares models: they answer the same c
 tokens (the same text, where they are said to be the same model), or nothing is measured. Then each load is put on them in
 blocks of short sub-runs, A B B A, B A A B, and so on; in a block both get the same prompts and timetables. The interval of the
 ratio takes blocks as its unit or, since two processes with the same model differ by some per cent for as long as they live,
-sessions: pairs of servers started anew. The first sub-runs of the first server against its second ones in the same blocks are
+sessions: pairs of servers restarted. The first sub-runs of the first server against its second ones in the same blocks are
 the self-test: a sound harness sees no difference there.
 """
 
@@ -17,16 +17,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from maskpro_deploy.bench import environment
-from maskpro_deploy.bench.arms import block_order, frozen_gc
-from maskpro_deploy.bench.clocks import Clock
-from maskpro_deploy.bench.load.figures import Figures, Limits
+from maskpro_deploy.bench.arms import Clock, block_order, frozen_gc
+from maskpro_deploy.bench.load.figures import Figures, Limits, Slo
 from maskpro_deploy.bench.load.point import Point, PointKey
 from maskpro_deploy.bench.load.result import LoadResult, ServerFacts
-from maskpro_deploy.bench.load.sending.client import Answer, Client, Request
+from maskpro_deploy.bench.load.sending.client import Answer, Client, Recording
 from maskpro_deploy.bench.load.sending.generator import Amount, Source, ask, check_amount, run_load
-from maskpro_deploy.bench.load.sending.record import Recording
 from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, Load
-from maskpro_deploy.bench.load.slo import Slo
 from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.errors import CheckFailed, ConfigError, check_range
 from maskpro_deploy.system.progress import SILENT, Progress
@@ -36,43 +33,27 @@ CHECKS = 3  # requests that both servers answer before anything is timed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """A server to put a load on.
+    """A server to put a load on."""
 
-    Attributes:
-        name: how the report calls it.
-        client: asks it.
-        facts: what else the report should say of it.
-    """
-
-    name: str
-    client: Client
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    name: str  # how the report calls it
+    client: Client  # asks it
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what else the report should say of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadConfig:
-    """What to measure.
+    """What to measure."""
 
-    Attributes:
-        loads: the points of the sweep.
-        amount: how much to send at each point to each server.
-        blocks: of a comparison; each server has two sub-runs in a block, and its share of the amount in each.
-        sessions: how many times two servers are started anew; they share the blocks.
-        slo: bounds that goodput counts by, or None.
-        limits: where a run stops being valid.
-        same_model: two servers have to answer the check requests with the same text.
-        seed: of prompts and timetables.
-        least_difference: the smallest difference of interest, as a fraction; it concerns the verdicts only.
-    """
-
-    loads: tuple[Load, ...]
-    amount: Amount = field(default_factory=Amount)
+    loads: tuple[Load, ...]  # the points of the sweep
+    amount: Amount = field(default_factory=Amount)  # how much to send at each point to each server
+    # of a comparison; each server has two sub-runs in a block, and its share of the amount in each
     blocks: int = stats.MIN_BLOCKS
-    sessions: int = 1
-    slo: Slo | None = None
-    limits: Limits = field(default_factory=Limits)
-    same_model: bool = False
-    seed: int = 0
+    sessions: int = 1  # how many times two servers are restarted; they share the blocks
+    slo: Slo | None = None  # bounds that goodput counts by, or None
+    limits: Limits = field(default_factory=Limits)  # where a run stops being valid
+    same_model: bool = False  # two servers have to answer the check requests with the same text
+    seed: int = 0  # of prompts and timetables
+    # the smallest difference of interest, as a fraction; it concerns the verdicts only
     least_difference: float = stats.LEAST_DIFFERENCE
 
     def __post_init__(self) -> None:
@@ -82,7 +63,6 @@ class LoadConfig:
         for load in self.loads:
             check_amount(load, self.amount)
         check_range("--blocks", self.blocks, least=1, note=f"{stats.MIN_BLOCKS} for a verdict")
-
         check_range("--sessions", self.sessions, least=1, note=f"{stats.MIN_SESSIONS} for a verdict")
 
     @property
@@ -122,13 +102,13 @@ async def run_sweep(
         servers: the first is compared with the second, if there is one.
         source: makes the request of a seed.
         config: what to measure.
-        settings: what the result should repeat of the configuration.
-        notes: remarks for the report.
-        session: how many times the servers have been started anew before; `merged` puts sessions together.
+        settings: what the result repeats besides, as it does `notes`.
+        notes: see `settings`.
+        session: how many times the servers have been started again before; `LoadResult.merge` puts sessions together.
         finished: points of an earlier run of the same settings; they are not measured again.
         on_point: told each new point as soon as it is finished.
-        clock: seconds, monotonic; the clients have to use the same one.
-        wall: seconds by the wall clock.
+        clock: monotonic; the clients have to use the same one.
+        wall: the wall clock.
         progress: told after each request.
 
     Raises:
@@ -136,7 +116,7 @@ async def run_sweep(
     """
     if not 1 <= len(servers) <= 2:
         raise ConfigError(f"a load is put on one server, or on two to compare them; not on {len(servers)}.")
-    started, before = clock(), environment.capture()
+    started, before, repeated = clock(), environment.capture(), ("seed", "blocks", "sessions")
     points: list[Point] = []
     clients = {server.name: server.client for server in servers}
     await _check(clients, source, config)
@@ -150,13 +130,7 @@ async def run_sweep(
         points.append(done)
     return LoadResult(
         environment={**before, "load_average_1min_after": environment.load_average()},
-        config={
-            **(settings or {}),
-            "seed": config.seed,
-            "blocks": config.blocks,
-            "sessions": config.sessions,
-            **dataclasses.asdict(config.amount),
-        },
+        config={**(settings or {}), **{name: getattr(config, name) for name in repeated}, **dataclasses.asdict(config.amount)},
         servers=tuple(ServerFacts(name=s.name, facts=s.facts) for s in servers),
         points=tuple(points),
         slo=config.slo,
@@ -183,34 +157,25 @@ async def _check(clients: Mapping[str, Client], source: Source, config: LoadConf
     """Ask all servers the same before anything is timed; also wakes them up."""
     for i in range(CHECKS if len(clients) > 1 else 1):
         request = source((config.seed, 2**31, 0, i))
-        answers = {name: await _answer(name, client, request, config) for name, client in clients.items()}
+        answers: dict[str, Answer] = {}
+        for name, client in clients.items():
+            answers[name] = await ask(client, request, config.amount.timeout_s)
+            if (failure := answers[name].failure) is not None:
+                said = f"{name} does not answer a first request: {failure.kind}: {failure.message}"
+                raise CheckFailed(f"{said}\nNothing was measured.")
         if len(answers) < 2:
             continue
         (first, a), (second, b) = answers.items()
+        both = f"{first} and {second}"
         if a.input_tokens != b.input_tokens:
-            raise CheckFailed(
-                f"{first} and {second} count {a.input_tokens} and {b.input_tokens} tokens in the same prompt: "
-                "their tokenizers differ.\nMeasure them in separate runs."
-            )
+            counts = f"{a.input_tokens} and {b.input_tokens} tokens in the same prompt"
+            raise CheckFailed(f"{both} count {counts}: their tokenizers differ.\nMeasure them in separate runs.")
         if a.output_tokens != b.output_tokens:
-            raise CheckFailed(
-                f"{first} and {second} do different amounts of work: {a.output_tokens} and {b.output_tokens} tokens for the same "
-                "request.\nNothing was measured."
-            )
+            counts = f"{a.output_tokens} and {b.output_tokens} tokens for the same request"
+            raise CheckFailed(f"{both} do different amounts of work: {counts}.\nNothing was measured.")
         if config.same_model and a.text != b.text:
-            raise CheckFailed(
-                f"{first} and {second} are said to be the same model, but answer the same request differently.\n"
-                "Nothing was measured."
-            )
-
-
-async def _answer(name: str, client: Client, request: Request, config: LoadConfig) -> Answer:
-    answer = await ask(client, request, config.amount.timeout_s)
-    if answer.failure is not None:
-        raise CheckFailed(
-            f"{name} does not answer a first request: {answer.failure.kind}: {answer.failure.message}\nNothing was measured."
-        )
-    return answer
+            same = f"{both} are said to be the same model, but answer the same request differently"
+            raise CheckFailed(f"{same}.\nNothing was measured.")
 
 
 async def _measure(

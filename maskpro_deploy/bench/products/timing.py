@@ -21,13 +21,9 @@ _FLUSH_BYTES = 512 << 20  # several times any GPU's cache
 
 
 class Stopwatch(Protocol):
-    """Times one call; the answer can be had once the device is done.
+    """Times one call; the answer can be had once the device is done."""
 
-    Attributes:
-        device: where the work runs.
-    """
-
-    device: str
+    device: str  # where the work runs
 
     def cover(self, launch_ms: float) -> None:
         """Hide a launch of this duration, where it can be hidden."""
@@ -37,11 +33,7 @@ class Stopwatch(Protocol):
 
 
 class EventClock:
-    """CUDA events around work on a cold cache.
-
-    Args:
-        torch: the module.
-    """
+    """CUDA events around work on a cold cache."""
 
     device = CUDA
 

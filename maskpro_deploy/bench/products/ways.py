@@ -36,17 +36,11 @@ _SEARCH_S = 120.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Product:
-    """A product with its weight in place.
+    """A product with its weight in place."""
 
-    Attributes:
-        run: multiplies; gives `# (M, N)`.
-        rows: the M that is multiplied: above the one asked for where `run` pads the input.
-        output: type of the result.
-    """
-
-    run: Callable[[], Any]
-    rows: int
-    output: str
+    run: Callable[[], Any]  # multiplies; gives `# (M, N)`
+    rows: int  # the M that is multiplied: above the one asked for where `run` pads the input
+    output: str  # type of the result
 
 
 Way = Callable[[Any, Any], Product]  # of a weight (N, K) and an input (M, K); raises where the library refuses
@@ -78,10 +72,8 @@ def int8_dense(torch: Any) -> Way:
 def cusparselt(torch: Any, kind: Any, *, tuned: bool = False) -> Way:
     """CuSPARSELt's product. Of 8-bit numbers: the same sums as those of the dense one, or rounded to bf16 where it refuses them.
 
-    Args:
-        torch: the module.
-        kind: the tensor class, whose `from_dense` gives something with `packed`.
-        tuned: let the library search for its fastest algorithm first.
+    `kind` is the tensor class, whose `from_dense` gives something with `packed`; with `tuned`, the library searches for its
+    fastest algorithm first.
     """
 
     def way(weight: Any, x: Any) -> Product:
@@ -118,17 +110,9 @@ def _prepare_cusparselt(torch: Any, packed: Any, dtype: Any, sample: Any, *, tur
 def _pad_input(
     torch: Any, x: Any, steps: tuple[int, ...], prepare: Callable[[Any], Callable[[Any], Any]], output: str
 ) -> Product:
-    """The product with as little padding as the library takes: M up to a multiple of one of the steps.
+    """The product of x (M, K) with as little padding as the library takes: M up to a multiple of one of the steps.
 
-    Args:
-        torch: the module.
-        x: the input, `# (M, K)`.
-        steps: multiples to try.
-        prepare: the product for inputs of one size.
-        output: type of the result.
-
-    Raises:
-        RuntimeError: it takes none of them; with the message of the last.
+    A `RuntimeError` with the message of the last where it takes none of them.
     """
     m = len(x)
     sizes = sorted({-(-m // step) * step for step in steps})
@@ -219,16 +203,9 @@ def _store_as(kind: Any) -> Callable[[Any], Any]:
 
 
 def draw_operands(torch: Any, dtype: Any, sizes: tuple[int, int, int], device: str) -> tuple[Any, Any]:
-    """A random weight with the largest two of every four along K kept, and an input.
+    """A random weight with the largest two of every four along K kept, and an input.  # (M, N, K) -> (N, K), (M, K)
 
-    Args:
-        torch: the module.
-        dtype: of both; integers are drawn from all that int8 has but -128.
-        sizes: M, N and K, of which K is a multiple of 4.
-        device: where they are.
-
-    Returns:
-        `# (N, K), (M, K)`
+    Integers are drawn from all that int8 has but -128. K is a multiple of 4.
     """
     m, n, k = sizes
     groups = _draw(torch, dtype, (n * k // 4, 4), device)

@@ -20,36 +20,19 @@ R_contra = TypeVar("R_contra", contravariant=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column(Generic[R_contra]):
-    """One column.
+    """One column."""
 
-    Attributes:
-        header: above it.
-        cell: what it shows of a row.
-        meaning: what it is, for the reader; "" where the header says it all.
-        key: of its value in `result.json`; "" where that has it in another form.
-        value: what stands there.
-    """
-
-    header: str
-    cell: Callable[[R_contra], str]
-    meaning: str = ""
-    key: str = ""
-    value: Callable[[R_contra], Any] = lambda row: None
+    header: str  # above it
+    cell: Callable[[R_contra], str]  # what it shows of a row
+    meaning: str = ""  # what it is, for the reader; "" where the header says it all
+    key: str = ""  # of its value in `result.json`; "" where that has it in another form
+    value: Callable[[R_contra], Any] = lambda row: None  # what stands there
 
 
 def number_column(
     header: str, value: Callable[[R], float | None], *, meaning: str = "", key: str = "", digits: int = 4, scale: float = 1.0
 ) -> Column[R]:
-    """A column of figures.
-
-    Args:
-        header: above it.
-        value: of a row; None where it is not known.
-        meaning: what it is.
-        key: in `result.json`.
-        digits: that are shown.
-        scale: what the value is multiplied by to be shown.
-    """
+    """A column of figures: a row's `value`, None where it is not known, is shown times `scale` with so many `digits`."""
 
     def show(row: R) -> str:
         figure = value(row)
@@ -58,19 +41,18 @@ def number_column(
     return Column(header=header, cell=show, meaning=meaning, key=key, value=value)
 
 
+def plain_column(header: str, value: Callable[[R], str | int], *, meaning: str = "", key: str = "") -> Column[R]:
+    """A column of names or counts, shown as they are."""
+    return Column(header=header, cell=lambda row: str(value(row)), meaning=meaning, key=key, value=value)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparedRow:
-    """A row that is compared with a baseline.
+    """A row that is compared with a baseline."""
 
-    Attributes:
-        ratio: how it compares; None where there was not enough to compare.
-        is_baseline: it is what the others are compared with.
-        same_kernels: it is known to run the kernels of the baseline.
-    """
-
-    ratio: stats.Ratio | None
-    is_baseline: bool = False
-    same_kernels: bool = False
+    ratio: stats.Ratio | None  # how it compares; None where there was not enough to compare
+    is_baseline: bool = False  # it is what the others are compared with
+    same_kernels: bool = False  # it is known to run the kernels of the baseline
 
 
 def comparison_columns(header: str) -> tuple[Column[ComparedRow], ...]:

@@ -28,29 +28,17 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """What is said of a result.
+    """What is said of a result."""
 
-    Attributes:
-        title: such as "Benchmark: latency".
-        headline: the result in one sentence.
-        tables: the figures; empty ones are left out.
-        verdicts: comparisons in words.
-        notes: what the reader has to know besides the figures.
-        environment: what it was measured on.
-        machine: the same in a line.
-        invalid_reasons: why the figures prove nothing, if so.
-        preface: lines that come first.
-    """
-
-    title: str
-    headline: str
-    tables: Sequence[Table]
-    verdicts: Sequence[str]
-    notes: Sequence[str]
-    environment: Mapping[str, Any]
-    machine: str = ""
-    invalid_reasons: Sequence[str] = ()
-    preface: Sequence[str] = ()
+    title: str  # such as "Benchmark: latency"
+    headline: str  # the result in one sentence
+    tables: Sequence[Table]  # the figures; empty ones are left out
+    verdicts: Sequence[str]  # comparisons in words
+    notes: Sequence[str]  # what the reader has to know besides the figures
+    environment: Mapping[str, Any]  # what it was measured on
+    machine: str = ""  # the same in a line
+    invalid_reasons: Sequence[str] = ()  # why the figures prove nothing, if so
+    preface: Sequence[str] = ()  # lines that come first
 
     @property
     def command(self) -> str:
@@ -59,7 +47,6 @@ class Document:
 
     @property
     def filled_tables(self) -> list[Table]:
-        """The tables that have rows."""
         return [table for table in self.tables if table.rows]
 
 
@@ -69,7 +56,7 @@ def headline_of(invalid_reasons: Sequence[str], headline: str) -> str:
 
 
 def to_text(document: Document) -> str:
-    """The document as it is printed."""
+    """What is printed."""
     lines = [*document.preface, ""] if document.preface else []
     for each in document.filled_tables:
         lines += [table(each.rows, each.header), ""]
@@ -109,7 +96,6 @@ def _markdown_table(each: Table) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text that Markdown takes literally."""
     return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
 
 

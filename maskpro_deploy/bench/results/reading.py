@@ -35,23 +35,15 @@ _MAY_GROW = ("samples", "sessions", "budget_s", "batches", "prompts", "contexts"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedResult:
-    """A result as it was written.
+    """A result as it was written."""
 
-    Attributes:
-        path: of the file.
-        value: its content.
-        self_test: the samples of each attempt at a self-test.
-        sessions: how many were done: the number of the next one, of which some cases may be done.
-    """
-
-    path: Path
-    value: Mapping[str, Any]
-    self_test: list[Measurement]
-    sessions: int
+    path: Path  # of the file
+    value: Mapping[str, Any]  # its content
+    self_test: list[Measurement]  # the samples of each attempt at a self-test
+    sessions: int  # how many were done: the number of the next one, of which some cases may be done
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
         return bool(self.value["finished"])
 
     @property
@@ -68,13 +60,7 @@ class SavedResult:
 
 
 def read_result(path: Path, kinds: Sequence[str], schema: type[RunResult], decode: Callable[[Path, dict[str, Any]], T]) -> T:
-    """Read a result, or the one in a folder.
-
-    Args:
-        path: of the file or its folder.
-        kinds: of results that will do.
-        schema: the class that writes them.
-        decode: makes what is returned from the file's path and content.
+    """Read the result at `path`, or in that folder: one of these kinds, which `schema` writes and `decode` makes out.
 
     Raises:
         InputError: there is none.
@@ -102,6 +88,20 @@ def _check_kind(file: Path, value: Mapping[str, Any], kinds: Sequence[str], sche
         )
 
 
+def place_samples(
+    value: Mapping[str, Any], seconds: Sequence[float], first_token_s: Sequence[float | None] | None = None
+) -> list[Sample]:
+    """Samples of these times at the places that `run.places_json` wrote."""
+    first = [None] * len(seconds) if first_token_s is None else first_token_s
+    rows = zip(value["session"], value["block"], value["position"], seconds, first, strict=True)
+    return [Sample(session=int(s), block=int(b), position=int(p), seconds=t, first_token_s=f) for s, b, p, t, f in rows]
+
+
+def read_samples(value: Mapping[str, Any]) -> list[Sample]:
+    """Samples as `run.samples_json` wrote them."""
+    return place_samples(value, [float(seconds) for seconds in value["seconds"]])
+
+
 def read_self_test(value: Mapping[str, Any]) -> list[Measurement]:
     """The samples of each attempt at a self-test, as `run.self_test_json` wrote them."""
     return [
@@ -114,50 +114,21 @@ def read_measurement(
     value: Mapping[str, Any],
     arms: Iterable[Mapping[str, Any]],
     name_key: str = "name",
-    samples: Callable[[Mapping[str, Any]], list[Sample]] | None = None,
+    samples: Callable[[Mapping[str, Any]], list[Sample]] = read_samples,
 ) -> Measurement:
-    """One case with the samples of its arms.
-
-    Args:
-        value: how the measurement went, as `run.state_json` wrote it.
-        arms: each arm's samples and tokens.
-        name_key: where an arm's name is.
-        samples: reads the samples of an arm; by default as `run.samples_json` wrote them.
-    """
-    read = samples or read_samples
+    """One case, as `run.state_json` wrote it, with the samples and tokens of its arms; `samples` reads those of an arm."""
     arms = list(arms)
     return Measurement(
-        samples={arm[name_key]: read(arm["samples"]) for arm in arms},
+        samples={arm[name_key]: samples(arm["samples"]) for arm in arms},
         work={arm[name_key]: Work(tokens=np.asarray(arm["tokens"], np.int64)) for arm in arms if arm["tokens"] is not None},
         **{name: value[name] for name in ("warmup_rounds", "warm", "failed", "invalid")},
     )
 
 
-def read_samples(value: Mapping[str, Any]) -> list[Sample]:
-    """Samples as `run.samples_json` wrote them."""
-    return place_samples(value, [float(seconds) for seconds in value["seconds"]])
-
-
-def place_samples(
-    value: Mapping[str, Any], seconds: Sequence[float], first_token_s: Sequence[float | None] | None = None
-) -> list[Sample]:
-    """Samples of these times at the places that `run.places_json` wrote."""
-    first = [None] * len(seconds) if first_token_s is None else first_token_s
-    rows = zip(value["session"], value["block"], value["position"], seconds, first, strict=True)
-    return [Sample(session=int(s), block=int(b), position=int(p), seconds=t, first_token_s=f) for s, b, p, t, f in rows]
-
-
 def check_goes_on(saved: SavedResult, config: Mapping[str, Any], environment: Mapping[str, Any], *, append: bool) -> None:
-    """Refuse to mix samples that were measured with other settings, or in another environment.
+    """Refuse to mix samples that were measured with other settings, or in another environment, naming the first difference.
 
-    Args:
-        saved: what is gone on with.
-        config: the settings of the run.
-        environment: what it runs on.
-        append: other cases and other numbers of samples are fine.
-
-    Raises:
-        InputError: naming the first difference.
+    With `append`, other cases and other numbers of samples are fine.
     """
     before, settings = saved.value["config"], plain(config)
     for key in sorted({*before, *settings} - {*_JUDGING}):
@@ -170,9 +141,5 @@ def check_goes_on(saved: SavedResult, config: Mapping[str, Any], environment: Ma
 
 
 def refuse(saved: SavedResult, why: str) -> NoReturn:
-    """Refuse to go on with a result.
-
-    Raises:
-        InputError: always.
-    """
+    """Refuse to go on with a result, by an `InputError`."""
     raise InputError(f"cannot go on with {saved.path}: {why}")

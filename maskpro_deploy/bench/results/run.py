@@ -22,22 +22,15 @@ RESULT_FILE = "result.json"
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """A whole run of any benchmark.
-
-    Attributes:
-        kind: the benchmark: "latency", "throughput", "kernels" or "serve".
-        environment: what it ran on.
-        config: the settings.
-        duration_s: of the run.
-    """
+    """A whole run of any benchmark."""
 
     SCHEMA: ClassVar[str] = SCHEMA
     VERSION: ClassVar[int] = VERSION
 
-    kind: str
-    environment: Mapping[str, Any]
-    config: Mapping[str, Any]
-    duration_s: float
+    kind: str  # the benchmark: "latency", "throughput", "kernels" or "serve"
+    environment: Mapping[str, Any]  # what it ran on
+    config: Mapping[str, Any]  # the settings
+    duration_s: float  # of the run
 
     @property
     def invalid_reasons(self) -> list[str]:
@@ -51,7 +44,6 @@ class RunResult:
 
     @property
     def valid(self) -> bool:
-        """Whether the figures may be believed."""
         return not self.invalid_reasons
 
     @property
@@ -64,7 +56,6 @@ class RunResult:
         return None if ratio is None else ratio.judge(self.comparison_count, self.least_difference)
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `result.json`."""
         return {
             "schema": self.SCHEMA,
             "version": self.VERSION,
@@ -81,41 +72,28 @@ class RunResult:
 
 @dataclass(frozen=True, kw_only=True)
 class SessionsResult(RunResult):
-    """A run over sessions, which can be interrupted, gone on with and added to.
+    """A run over sessions, which can be interrupted, gone on with and added to."""
 
-    Attributes:
-        bandwidth: of the memory, measured in this run.
-        arithmetic: of matrix products, likewise; None if it was not measured.
-        earlier: where the run went on with an earlier one or added to it: when and how those were started.
-        planned_sessions: how many sessions the run is to have in all; with a budget, at most.
-        finished: whether this is the end of the run, and not a state that it can go on from.
-    """
-
-    bandwidth: roofline.Bandwidth
-    arithmetic: roofline.Arithmetic | None
+    bandwidth: roofline.Bandwidth  # of the memory, measured in this run
+    arithmetic: roofline.Arithmetic | None  # of matrix products, likewise; None if it was not measured
+    # where the run went on with an earlier one or added to it: when and how those were started
     earlier: tuple[Mapping[str, Any], ...] = ()
-    planned_sessions: int = 0
-    finished: bool = True
+    planned_sessions: int = 0  # how many sessions the run is to have in all; with a budget, at most
+    finished: bool = True  # whether this is the end of the run, and not a state that it can go on from
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `result.json`."""
         return {
             **super().to_json(),
             "finished": self.finished,
             "planned_sessions": self.planned_sessions,
             "earlier": plain(self.earlier),
             "memory_bandwidth": dataclasses.asdict(self.bandwidth),
-            "arithmetic": dataclasses.asdict(self.arithmetic) if self.arithmetic is not None else None,
+            "arithmetic": None if self.arithmetic is None else dataclasses.asdict(self.arithmetic),
         }
 
 
 def explain_failed_self_test(test: SelfTest, seen: str) -> list[str]:
-    """Why a self-test makes a run invalid; empty if it does not.
-
-    Args:
-        test: what it gave.
-        seen: what is said where it saw a difference twice.
-    """
+    """Why a self-test makes a run invalid, in these words where it saw a difference twice; empty if it does not."""
     if test.invalid is not None:
         return [f"self-test: {test.invalid}"]
     return [f"self-test: {seen}"] if test.passed is False else []
@@ -123,15 +101,9 @@ def explain_failed_self_test(test: SelfTest, seen: str) -> list[str]:
 
 def self_test_json(test: SelfTest, samples: Sequence[Measurement]) -> dict[str, Any]:
     """A self-test with the samples of each attempt."""
-    return {
-        "passed": test.passed,
-        "invalid": test.invalid,
-        "attempts": [dataclasses.asdict(ratio) for ratio in test.attempts],
-        "samples": [
-            {**{arm: samples_json(taken) for arm, taken in measured.samples.items()}, "invalid": measured.invalid}
-            for measured in samples
-        ],
-    }
+    taken = [{**{arm: samples_json(own) for arm, own in m.samples.items()}, "invalid": m.invalid} for m in samples]
+    attempts = [dataclasses.asdict(ratio) for ratio in test.attempts]
+    return {"passed": test.passed, "invalid": test.invalid, "attempts": attempts, "samples": taken}
 
 
 def state_json(measured: Measurement) -> dict[str, Any]:
@@ -142,6 +114,11 @@ def state_json(measured: Measurement) -> dict[str, Any]:
 def tokens_json(measured: Measurement, arm: str) -> Any:
     """The tokens that an arm chose, or None if it did not run."""
     return measured.work[arm].tokens.tolist() if arm in measured.work else None
+
+
+def pair_json(candidate: str, baseline: str, same_kernels: bool, **more: str) -> dict[str, Any]:
+    """Who is compared with whom."""
+    return {"candidate": candidate, "baseline": baseline, **more, "same_kernels": same_kernels}
 
 
 def ratio_json(ratio: stats.Ratio | None) -> dict[str, Any]:

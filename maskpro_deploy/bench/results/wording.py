@@ -25,12 +25,7 @@ def format_ratio(ratio: stats.Ratio) -> tuple[str, str]:
 
 
 def describe_outcome(ratio: stats.Ratio, *, same_kernels: bool = False) -> str:
-    """The verdict in words.
-
-    Args:
-        ratio: the comparison.
-        same_kernels: both arms are known to run the same kernels on the same shapes.
-    """
+    """The verdict in words; `same_kernels`: both arms are known to run the same kernels on the same shapes."""
     if not ratio.differs:
         within = f" (within {format_percent(ratio.least_difference)})" if ratio.verdict == stats.NO_INTEREST else ""
         return f"{ratio.verdict}{within}{f' ({SAME_KERNELS})' if same_kernels else ''}"
@@ -53,12 +48,10 @@ def describe_comparison(candidate: str, baseline: str, ratio: stats.Ratio, *, sa
 def count_outcomes(
     ratios: Sequence[stats.Ratio | None], same_kernels: Sequence[bool] = (), *, few: str = "too few sessions"
 ) -> str:
-    """How many comparisons came out how, such as "faster in 2, no difference seen in 1 of 3 comparisons".
+    """How many comparisons of a run came out how, such as "faster in 2, no difference seen in 1 of 3 comparisons".
 
-    Args:
-        ratios: of one run; None where there was not enough to compare.
-        same_kernels: for each, whether both arms run the same kernels; by default none do.
-        few: name of a comparison that was not made.
+    A ratio is None where there was not enough to compare, which is called `few`. `same_kernels` says for each whether both arms
+    run the same kernels; by default none do.
     """
     flags = same_kernels or [False] * len(ratios)
     counts = dict.fromkeys((stats.FASTER, stats.SLOWER, stats.NO_INTEREST, stats.NO_DIFFERENCE, SAME_KERNELS, few), 0)
@@ -74,15 +67,13 @@ def count_outcomes(
 def describe_family(comparisons: int, least_difference: float) -> str:
     """What the verdicts of a run hold for, and which differences interest its reader."""
     together = format_percent(stats.CONFIDENCE)
+    level = f"The verdict holds at {together}; the run makes one comparison."
     if comparisons > 1:
         each = format_percent(stats.each_confidence(comparisons))
         level = (
             f"Verdicts hold for all {comparisons} comparisons of this run together at {together}: each uses its {each} interval."
         )
-    else:
-        level = f"The verdict holds at {together}; the run makes one comparison."
-    interest = f"The least difference of interest is {format_percent(least_difference)} (--least-difference)."
-    return f"{level} {interest}"
+    return f"{level} The least difference of interest is {format_percent(least_difference)} (--least-difference)."
 
 
 def family_json(comparisons: int, least_difference: float) -> dict[str, float]:

@@ -8,11 +8,7 @@ from maskpro_deploy.bench.statistics import stats
 
 
 def find_break_even(verdicts: Mapping[int, str]) -> int | None:
-    """The smallest measured size from which on every measured size is faster; None if the largest is not.
-
-    Args:
-        verdicts: size -> verdict, as `stats.Ratio` has it.
-    """
+    """The smallest measured size from which on every measured size is faster by its verdict; None if the largest is not."""
     smallest = None
     for size in sorted(verdicts, reverse=True):
         if verdicts[size] != stats.FASTER:

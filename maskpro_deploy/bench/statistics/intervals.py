@@ -36,17 +36,11 @@ _FRACTION_TERMS = 500  # far more than the continued fraction takes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A centre and how far off it may be; arrays where many were computed at once.
+    """A centre and how far off it may be; arrays where many were computed at once."""
 
-    Attributes:
-        centre: the estimate.  # (...)
-        error: its standard error.  # (...)
-        degrees: of freedom that stand behind the error.  # (...)
-    """
-
-    centre: Array
-    error: Array
-    degrees: Array
+    centre: Array  # the estimate.  # (...)
+    error: Array  # its standard error.  # (...)
+    degrees: Array  # of freedom that stand behind the error.  # (...)
 
     def interval(self, confidence: float) -> tuple[float, float]:
         """The bounds of a single estimate."""
@@ -55,22 +49,12 @@ class Estimate:
 
 
 def half_width(error: float, degrees: float, confidence: float) -> float:
-    """Half the width of an interval.
-
-    Args:
-        error: the standard error of its centre.
-        degrees: of freedom.
-        confidence: part of such intervals that are to hold the truth, or more.
-    """
+    """Half the width of an interval whose centre has this standard error; `confidence` of such hold the truth, or more."""
     return error * student_t(1.0 - _CAUTION * (1.0 - confidence), degrees)
 
 
 def trimmed_mean(values: Array) -> Estimate:
-    """The trimmed mean along the last axis, with its error.  # (..., P) -> (...)
-
-    Raises:
-        ConfigError: there are fewer than two values.
-    """
+    """The trimmed mean along the last axis, of two values or more, with its error.  # (..., P) -> (...)"""
     count = values.shape[-1]
     if count < 2:
         raise ConfigError(f"an interval needs at least two values; found {count}.")
@@ -104,12 +88,7 @@ def difference(a: Array, b: Array) -> Estimate:
 def student_t(confidence: float, degrees: float) -> float:
     """The t within which a Student-t variable stays with probability `confidence`; exact to 10 digits.
 
-    Args:
-        confidence: above 0 and below 1; 0.95 gives the 97.5 % quantile.
-        degrees: of freedom, above 0; need not be whole.
-
-    Raises:
-        ConfigError: an argument is out of range.
+    A confidence of 0.95 gives the 97.5 % quantile. The degrees of freedom need not be whole.
     """
     if not 0.0 < confidence < 1.0 or not degrees > 0.0:
         raise ConfigError(f"Student's t of confidence {confidence} and {degrees} degrees of freedom is not defined.")

@@ -41,13 +41,7 @@ FASTER, SLOWER, NO_DIFFERENCE, NO_INTEREST = "faster", "slower", "no difference 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """One arm's samples in a few figures, in the samples' unit.
-
-    Attributes:
-        mad: median absolute deviation from the median (not scaled).
-        cv: standard deviation over mean; None for one sample.
-        p90: None where fewer than 10 / (1 - 0.90) samples stand behind it; so are `p95` and `p99`.
-    """
+    """One arm's samples in a few figures, in the samples' unit."""
 
     count: int
     median: float
@@ -55,45 +49,30 @@ class Summary:
     std: float | None
     minimum: float
     maximum: float
-    mad: float
-    cv: float | None
-    p90: float | None
+    mad: float  # median absolute deviation from the median (not scaled)
+    cv: float | None  # standard deviation over mean; None for one sample
+    p90: float | None  # None where fewer than 10 / (1 - 0.90) samples stand behind it; so are `p95` and `p99`
     p95: float | None
     p99: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """How much faster one arm is than another.
+    """How much faster one arm is than another."""
 
-    Attributes:
-        speedup: time of the baseline over time of the candidate, drift removed; above 1 the candidate is faster.
-        speedup_of_medians: the same from the plain medians of all samples, for comparison with a table of medians.
-        low, high: bounds of the interval of this comparison alone.
-        confidence: of the interval, 0.95.
-        error: standard error of the logarithm of the ratio.
-        degrees: of freedom that stand behind it.
-        blocks: how many blocks stand behind the ratio.
-        verdict: `FASTER`, `SLOWER`, `NO_DIFFERENCE` or `NO_INTEREST`, for the candidate.
-        comparisons: how many were made in the run; their verdicts hold together with `confidence`.
-        least_difference: the smallest difference of interest, as a fraction.
-        sessions: how many independent pairs of sessions stand behind it; None: all blocks ran in one.
-        session_sd: standard deviation of one pair's logarithm of the ratio; None as above.
-    """
-
-    speedup: float
-    speedup_of_medians: float
-    low: float
-    high: float
-    confidence: float
-    error: float
-    degrees: float
-    blocks: int
-    verdict: str
-    comparisons: int = 1
-    least_difference: float = LEAST_DIFFERENCE
-    sessions: int | None = None
-    session_sd: float | None = None
+    speedup: float  # time of the baseline over time of the candidate, drift removed; above 1 the candidate is faster
+    speedup_of_medians: float  # the same from the plain medians of all samples, for comparison with a table of medians
+    low: float  # of the interval of this comparison alone
+    high: float  # likewise
+    confidence: float  # of the interval, 0.95
+    error: float  # standard error of the logarithm of the ratio
+    degrees: float  # of freedom that stand behind it
+    blocks: int  # how many blocks stand behind the ratio
+    verdict: str  # `FASTER`, `SLOWER`, `NO_DIFFERENCE` or `NO_INTEREST`, for the candidate
+    comparisons: int = 1  # how many were made in the run; their verdicts hold together with `confidence`
+    least_difference: float = LEAST_DIFFERENCE  # the smallest difference of interest, as a fraction
+    sessions: int | None = None  # how many independent pairs of sessions stand behind it; None: all blocks ran in one
+    session_sd: float | None = None  # standard deviation of one pair's logarithm of the ratio; None as above
 
     @property
     def differs(self) -> bool:
@@ -106,12 +85,7 @@ class Ratio:
         return abs(math.log(self.speedup)) < math.log1p(self.least_difference)
 
     def judge(self, comparisons: int, least_difference: float) -> Ratio:
-        """The same figures with the verdict that holds together with those of the other comparisons of a run.
-
-        Args:
-            comparisons: how many the run made, this one included.
-            least_difference: the smallest difference of interest, as a fraction.
-        """
+        """The same figures with the verdict that holds together with those of all comparisons of a run."""
         low, high = _compute_bounds(self.speedup, self.error, self.degrees, each_confidence(comparisons, self.confidence))
         return dataclasses.replace(
             self,
@@ -127,11 +101,7 @@ def each_confidence(comparisons: int, confidence: float = CONFIDENCE) -> float:
 
 
 def check_least_difference(value: float) -> None:
-    """Refuse a least difference of interest that is none.
-
-    Raises:
-        ConfigError: it is below 0, or 1 or more.
-    """
+    """Refuse a least difference of interest that is none, with a `ConfigError`."""
     check_range("--least-difference", value, least=0, below=1, note="0.02 is 2 %")
 
 
@@ -156,18 +126,8 @@ def percentile(samples: Sequence[float] | Array, p: float) -> float | None:
     return float(np.quantile(np.asarray(samples, dtype=np.float64), p))
 
 
-def median_absolute_deviation(samples: Sequence[float] | Array) -> float:
-    """Median distance from the median."""
-    values = np.asarray(samples, dtype=np.float64)
-    return float(np.median(np.abs(values - np.median(values))))
-
-
 def summarise(samples: Sequence[float] | Array) -> Summary:
-    """Summarise samples; nothing is trimmed.
-
-    Raises:
-        ConfigError: there are none, or one is not finite.
-    """
+    """Summarise samples; nothing is trimmed. A `ConfigError` where there are none, or one is not finite."""
     values = np.asarray(samples, dtype=np.float64)
     if values.size == 0 or not np.isfinite(values).all():
         raise ConfigError("a summary needs at least one sample, and all of them finite.")
@@ -180,12 +140,17 @@ def summarise(samples: Sequence[float] | Array) -> Summary:
         std=std,
         minimum=float(values.min()),
         maximum=float(values.max()),
-        mad=median_absolute_deviation(values),
+        mad=float(np.median(np.abs(values - np.median(values)))),
         cv=std / mean if std is not None and mean > 0 else None,
         p90=percentile(values, 0.90),
         p95=percentile(values, 0.95),
         p99=percentile(values, 0.99),
     )
+
+
+def summarise_if_any(samples: Sequence[float]) -> Summary | None:
+    """The same; None without samples."""
+    return summarise(samples) if samples else None
 
 
 def _check_times(samples: npt.ArrayLike, name: str) -> Array:
@@ -199,18 +164,9 @@ def _check_times(samples: npt.ArrayLike, name: str) -> Array:
 
 
 def compare(candidate: npt.ArrayLike, baseline: npt.ArrayLike, *, confidence: float = CONFIDENCE) -> Ratio | None:
-    """Compare the times of two arms that ran in the same blocks.
+    """Compare the times of two arms that ran in the same blocks.  # (K, R), (K, R')
 
-    Args:
-        candidate: times of one arm.  # (K, R)
-        baseline: times of the other in the same blocks.  # (K, R')
-        confidence: of the interval.
-
-    Returns:
-        The ratio with its interval and verdict, or None for fewer than `MIN_BLOCKS` blocks.
-
-    Raises:
-        ConfigError: the arms have different numbers of blocks, or a time is not positive.
+    None for fewer than `MIN_BLOCKS` blocks; a `ConfigError` for different blocks, or a time that is not positive.
     """
     a, b = _check_times(candidate, "candidate"), _check_times(baseline, "baseline")
     if a.shape[0] != b.shape[0]:
@@ -224,18 +180,9 @@ def compare(candidate: npt.ArrayLike, baseline: npt.ArrayLike, *, confidence: fl
 def compare_sessions(
     candidate: Sequence[npt.ArrayLike], baseline: Sequence[npt.ArrayLike], *, confidence: float = CONFIDENCE
 ) -> Ratio | None:
-    """Compare the times of two arms over pairs of sessions, opened again for each pair.
+    """Compare the times of two arms over pairs of sessions, opened again for each pair.  # P of (K, R), P of (K, R')
 
-    Args:
-        candidate: times of one arm, pair by pair, each in blocks.  # P of (K, R)
-        baseline: times of the other in the same pairs and blocks.  # P of (K, R')
-        confidence: of the interval.
-
-    Returns:
-        The ratio with its interval and verdict, or None for fewer than `MIN_SESSIONS` pairs.
-
-    Raises:
-        ConfigError: the arms have different pairs or blocks, or a time is not positive.
+    None for fewer than `MIN_SESSIONS` pairs; a `ConfigError` for different pairs or blocks, or a time that is not positive.
     """
     if len(candidate) != len(baseline):
         raise ConfigError(f"paired arms need the same sessions: {len(candidate)} and {len(baseline)}.")
@@ -254,14 +201,8 @@ def compare_unpaired(
 ) -> Ratio | None:
     """Compare the sessions of two runs that were not interleaved: what drifted between the runs counts as a difference.
 
-    Args:
-        candidate: times of one arm, session by session.  # P of (K, R)
-        baseline: times of the other.  # P' of (K', R')
-        confidence: of the interval.
-
-    Returns:
-        The ratio of the trimmed geometric means of the session medians, or None where a run has fewer than `MIN_SESSIONS`
-        sessions.
+    The ratio is that of the trimmed geometric means of the session medians, or None where a run has fewer than `MIN_SESSIONS`
+    sessions.  # P of (K, R), P' of (K', R')
     """
     fewest = min(len(candidate), len(baseline))
     if fewest < MIN_SESSIONS:

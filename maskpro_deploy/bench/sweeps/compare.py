@@ -13,11 +13,19 @@ from typing import Any
 
 from maskpro_deploy.bench.model import Case
 from maskpro_deploy.bench.results import wording
-from maskpro_deploy.bench.results.columns import Column, ComparedRow, columns_json, comparison_columns, make_table, number_column
+from maskpro_deploy.bench.results.columns import (
+    Column,
+    ComparedRow,
+    columns_json,
+    comparison_columns,
+    make_table,
+    number_column,
+    plain_column,
+)
 from maskpro_deploy.bench.results.document import Document, Table
 from maskpro_deploy.bench.results.run import ratio_json
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.sweeps.saved import Saved
+from maskpro_deploy.bench.sweeps.result import Saved
 from maskpro_deploy.errors import InputError
 
 SCHEMA, VERSION = "maskpro-deploy/benchmark-comparison", 1
@@ -28,24 +36,18 @@ _SETTINGS = ("seed", "threads", "same_model", "logit_tolerance", "decode_steps")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair(ComparedRow):
-    """One case of one arm in both runs: how much faster B is than A.
-
-    Attributes:
-        same_files: the bundle is the same in both, so a difference is drift.
-    """
+    """One case of one arm in both runs: how much faster B is than A."""
 
     case: Case
     name: str
     a_ms: float
     b_ms: float
-    same_files: bool
+    same_files: bool  # the bundle is the same in both, so a difference is drift
 
 
 COLUMNS: tuple[Column[Pair], ...] = (
-    Column(header="case", cell=lambda p: p.case.label),
-    Column(
-        header="model", cell=lambda p: f"{p.name} (same files)" if p.same_files else p.name, key="model", value=lambda p: p.name
-    ),
+    plain_column("case", lambda p: p.case.label),
+    Column(header="model", cell=lambda p: p.name + " (same files)" * p.same_files, key="model", value=lambda p: p.name),
     number_column("A ms", lambda p: p.a_ms, meaning="median in run A", key="a_ms"),
     number_column("B ms", lambda p: p.b_ms, meaning="median in run B", key="b_ms"),
     *comparison_columns("B against A"),
@@ -54,26 +56,18 @@ COLUMNS: tuple[Column[Pair], ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Two results, case by case.
-
-    Attributes:
-        differences: of environment, settings and bundles: (what, in A, in B).
-        pairs: what both runs have.
-        left_out: cases and models that only one of them has.
-        least_difference: the smallest difference of interest, as a fraction.
-    """
+    """Two results, case by case."""
 
     a: str
     b: str
     kind: str
-    differences: tuple[tuple[str, str, str], ...]
-    pairs: tuple[Pair, ...]
-    left_out: tuple[str, ...]
+    differences: tuple[tuple[str, str, str], ...]  # of environment, settings and bundles: (what, in A, in B)
+    pairs: tuple[Pair, ...]  # what both runs have
+    left_out: tuple[str, ...]  # cases and models that only one of them has
     environment: Mapping[str, Any]
-    least_difference: float = stats.LEAST_DIFFERENCE
+    least_difference: float = stats.LEAST_DIFFERENCE  # the smallest difference of interest, as a fraction
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `result.json`."""
         return {
             "schema": SCHEMA,
             "version": VERSION,
@@ -96,13 +90,7 @@ class Comparison:
 def compare_results(
     a: Saved, b: Saved, environment: Mapping[str, Any], *, least_difference: float = stats.LEAST_DIFFERENCE
 ) -> Comparison:
-    """Match cases and models of two results.
-
-    Args:
-        a: the first, such as the one from before a change.
-        b: the second.
-        environment: of the comparison itself.
-        least_difference: the smallest difference of interest, as a fraction.
+    """Match cases and models of two results, of which `a` may be the one from before a change.
 
     Raises:
         ConfigError: the least difference is out of range.
@@ -120,10 +108,9 @@ def compare_results(
     names = _match_names(a, b)
     common = [case for case in a.cases if case in b.cases]
     if not names or not common:
-        raise InputError(
-            f"{a.path} and {b.path} have no {'model' if not names else 'case'} in common.\n"
-            f"{a.path}: {_list_contents(a)}\n{b.path}: {_list_contents(b)}"
-        )
+        contents = [f"{s.path}: {', '.join(s.arms)}: {'; '.join(case.label for case in s.cases)}" for s in (a, b)]
+        what = "case" if names else "model"
+        raise InputError("\n".join([f"{a.path} and {b.path} have no {what} in common.", *contents]))
     count = len(common) * len(names)
     pairs = [_make_pair(a, b, case, *both) for case in common for both in names]
     pairs = [p if p.ratio is None else replace(p, ratio=p.ratio.judge(count, least_difference)) for p in pairs]
@@ -141,8 +128,7 @@ def compare_results(
 
 def describe(comparison: Comparison) -> Document:
     """What is said of the comparison, in all forms of its report."""
-    what = "What differs between the runs"
-    differences = Table(title=what, header=("what", "A", "B"), rows=comparison.differences)
+    differences = Table(title="What differs between the runs", header=("what", "A", "B"), rows=comparison.differences)
     headline = _say_headline(comparison)
     return Document(
         title=f"Benchmark: two {comparison.kind} runs",
@@ -155,10 +141,6 @@ def describe(comparison: Comparison) -> Document:
     )
 
 
-def _list_contents(saved: Saved) -> str:
-    return f"{', '.join(saved.arms)}: {'; '.join(case.label for case in saved.cases)}"
-
-
 def _match_names(a: Saved, b: Saved) -> list[tuple[str, str]]:
     """Models of one name; or the only one of each run, whatever their names."""
     same = [(name, name) for name in a.arms if name in b.arms]
@@ -169,21 +151,17 @@ def _match_names(a: Saved, b: Saved) -> list[tuple[str, str]]:
 
 def _make_pair(a: Saved, b: Saved, case: Case, name: str, other: str) -> Pair:
     left, right = a.cases[case], b.cases[case]
-    summaries = left.summary(name), right.summary(other)
-    if summaries[0] is None or summaries[1] is None:
-        raise InputError(f"{(a if summaries[0] is None else b).path} has no samples of {case.label}.")
+    before, after = left.summary(name), right.summary(other)
+    if before is None or after is None:
+        raise InputError(f"{(a if before is None else b).path} has no samples of {case.label}.")
     return Pair(
         case=case,
         name=name if name == other else f"{other} against {name}",
-        a_ms=summaries[0].median,
-        b_ms=summaries[1].median,
-        same_files=_fact(a, name, "files_sha256") == _fact(b, other, "files_sha256") is not None,
+        a_ms=before.median,
+        b_ms=after.median,
+        same_files=a.facts(name).get("files_sha256") == b.facts(other).get("files_sha256") is not None,
         ratio=stats.compare_unpaired(right.measurement.portions(other), left.measurement.portions(name)),
     )
-
-
-def _fact(saved: Saved, name: str, key: str) -> Any:
-    return next(arm for arm in saved.value["arms"] if arm["name"] == name).get(key)
 
 
 def _list_differences(a: Saved, b: Saved, names: list[tuple[str, str]]) -> list[tuple[str, str, str]]:
@@ -193,17 +171,16 @@ def _list_differences(a: Saved, b: Saved, names: list[tuple[str, str]]) -> list[
     for key in dict.fromkeys([*environments[0], *environments[1]]):
         before, after = (e.get(key) for e in environments)
         if key == "packages":
-            for package in sorted({*(before or {}), *(after or {})}):
-                differences.append((package, (before or {}).get(package), (after or {}).get(package)))
+            old, new = before or {}, after or {}
+            differences += [(package, old.get(package), new.get(package)) for package in sorted({*old, *new})]
         elif key not in _ALWAYS_OTHER:
             differences.append((key.replace("_", " "), before, after))
     differences += [(key, a.value["config"].get(key), b.value["config"].get(key)) for key in _SETTINGS]
     for name, other in names:
-        arms = [next(x for x in s.value["arms"] if x["name"] == n) for s, n in ((a, name), (b, other))]
-        for key in dict.fromkeys([*arms[0], *arms[1]]):
-            if key not in ("name", "path"):
-                differences.append((f"{name}: {key}", arms[0].get(key), arms[1].get(key)))
-    return [(what, _show(before), _show(after)) for what, before, after in differences if before != after]
+        before, after = a.facts(name), b.facts(other)
+        keys = [key for key in dict.fromkeys([*before, *after]) if key not in ("name", "path")]
+        differences += [(f"{name}: {key}", before.get(key), after.get(key)) for key in keys]
+    return [(what, _show(old), _show(new)) for what, old, new in differences if old != new]
 
 
 def _show(value: Any) -> str:
@@ -224,7 +201,6 @@ def _list_left_out(a: Saved, b: Saved, in_a: set[str], in_b: set[str], common: s
 
 
 def _say_headline(comparison: Comparison) -> str:
-    """The one sentence of the report."""
     ratios = [p.ratio for p in comparison.pairs if p.ratio is not None]
     if not ratios:
         return f"Too few sessions to compare the runs ({stats.MIN_SESSIONS} of each are needed)."
@@ -234,7 +210,6 @@ def _say_headline(comparison: Comparison) -> str:
 
 
 def _list_notes(comparison: Comparison) -> list[str]:
-    """What a reader has to know."""
     lines = [WARNING]
     for p in comparison.pairs:
         if p.same_files and p.ratio is not None and p.ratio.differs:

@@ -1,52 +1,43 @@
-"""The result of a sweep as data: what `result.json` of `benchmark latency` and `benchmark throughput` holds."""
+"""The result of a sweep as data: what `result.json` of `benchmark latency` and `throughput` holds, and reading it back."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from maskpro_deploy.bench.arms import Measurement
-from maskpro_deploy.bench.model import PREFILL, ModelArm, same_kernels
+from maskpro_deploy.bench.arms import Measurement, Sample
+from maskpro_deploy.bench.model import DECODE, PREFILL, Agreement, Case, ModelArm, same_kernels
+from maskpro_deploy.bench.results import reading
 from maskpro_deploy.bench.results import run as data
 from maskpro_deploy.bench.results.columns import columns_json
-from maskpro_deploy.bench.results.run import SessionsResult
+from maskpro_deploy.bench.results.run import SessionsResult, plain
 from maskpro_deploy.bench.sessions import SelfTest
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.sweeps.columns import choose_columns
-from maskpro_deploy.bench.sweeps.figures import ArmFigures, CaseResult
+from maskpro_deploy.bench.sweeps.columns import METRIC, ArmFigures, CaseResult, choose_columns
 
 _SEEN = "two sessions of one model looked different twice in a row; something else on this machine disturbs the timing."
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchResult(SessionsResult):
-    """A whole run.
+    """A whole run."""
 
-    Attributes:
-        arms: what was measured; the first is compared with the others.
-        cases: the points of the sweep.
-        self_test: the first arm against a second session of itself.
-        self_test_samples: of each attempt at a self-test.
-        notes: remarks for the reader.
-    """
-
-    arms: tuple[ModelArm[Any], ...]
-    cases: tuple[CaseResult, ...]
-    self_test: SelfTest
-    self_test_samples: tuple[Measurement, ...] = ()
-    notes: tuple[str, ...] = ()
+    arms: tuple[ModelArm[Any], ...]  # what was measured; the first is compared with the others
+    cases: tuple[CaseResult, ...]  # the points of the sweep
+    self_test: SelfTest  # the first arm against a second session of itself
+    self_test_samples: tuple[Measurement, ...] = ()  # of each attempt at a self-test
+    notes: tuple[str, ...] = ()  # remarks for the reader
 
     @property
     def invalid_reasons(self) -> list[str]:
-        """Why the figures prove nothing; empty if they may be believed."""
         invalid = [f"{r.case.label}: {r.measurement.invalid}" for r in self.cases if r.measurement.invalid is not None]
         return [*data.explain_failed_self_test(self.self_test, _SEEN), *invalid]
 
     @property
     def comparison_count(self) -> int:
-        """How many comparisons the run makes; their verdicts hold together."""
         return len(self.cases) * (len(self.arms) - 1)
 
     def comparisons(self, result: CaseResult) -> dict[str, stats.Ratio | None]:
@@ -61,12 +52,10 @@ class BenchResult(SessionsResult):
         return any(same_kernels(self.arms[0], arm) for arm in self.arms[1:] if arm.name == baseline)
 
     def figures(self, result: CaseResult, arm: ModelArm[Any]) -> ArmFigures:
-        """The figures of an arm in a case."""
         return ArmFigures(result=result, arm=arm, bandwidth=self.bandwidth, arithmetic=self.arithmetic)
 
     @property
     def rows(self) -> list[ArmFigures]:
-        """The figures of all arms in all cases."""
         return [self.figures(result, arm) for result in self.cases for arm in self.arms]
 
     def best_batch(self, name: str) -> CaseResult | None:
@@ -74,13 +63,12 @@ class BenchResult(SessionsResult):
         bound_ms = self.config.get("latency_bound_ms")
         fitting = []
         for result in self.cases:
-            rate, values = result.tokens_per_s(name), result.values_ms(name).get("tpot")
-            if rate is not None and values and (bound_ms is None or stats.summarise(values).median <= bound_ms):
+            rate, tpot = result.tokens_per_s(name), stats.summarise_if_any(result.values_ms(name).get("tpot", []))
+            if rate is not None and tpot is not None and (bound_ms is None or tpot.median <= bound_ms):
                 fitting.append((rate, result))
         return max(fitting, key=lambda pair: pair[0])[1] if fitting else None
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `result.json`."""
         return {
             **super().to_json(),
             "arms": [arm_json(arm) for arm in self.arms],
@@ -101,12 +89,7 @@ class BenchResult(SessionsResult):
             ],
             "arms": [self._arm_json(self.figures(result, arm)) for arm in self.arms],
             "comparisons": [
-                {
-                    "candidate": self.arms[0].name,
-                    "baseline": name,
-                    "same_kernels": self.same_kernels(name),
-                    **data.ratio_json(ratio),
-                }
+                {**data.pair_json(self.arms[0].name, name, self.same_kernels(name)), **data.ratio_json(ratio)}
                 for name, ratio in self.comparisons(result).items()
             ],
         }
@@ -126,10 +109,7 @@ class BenchResult(SessionsResult):
             **columns_json(choose_columns(self.kind), row),
             **metrics,
             "tokens": data.tokens_json(measured, name),
-            "samples": {
-                **data.places_json(measured.samples[name]),
-                **{f"{metric}_ms": taken for metric, taken in values.items()},
-            },
+            "samples": data.places_json(measured.samples[name]) | {f"{metric}_ms": taken for metric, taken in values.items()},
         }
 
     def _best_json(self) -> Mapping[str, Any]:
@@ -142,12 +122,79 @@ class BenchResult(SessionsResult):
 
 def arm_json(arm: ModelArm[Any]) -> dict[str, Any]:
     """What the result says of an arm."""
-    return {
-        "name": arm.name,
-        "vocab_size": arm.vocab_size,
-        "max_length": arm.max_length,
-        "weight_bytes": arm.weight_bytes,
-        "kv_bytes_per_token": arm.kv_bytes_per_token,
-        "operations_per_token": arm.operations_per_token,
-        **arm.facts,
-    }
+    own = ("name", "vocab_size", "max_length", "weight_bytes", "kv_bytes_per_token", "operations_per_token")
+    return {**{name: getattr(arm, name) for name in own}, **arm.facts}
+
+
+KINDS = ("latency", "throughput")
+_NOT_COMPARED = ("path", "graph_sha256")  # of an arm: where it is, and what follows from the hash of its files
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved(reading.SavedResult):
+    """A sweep as it was written."""
+
+    cases: dict[Case, CaseResult]  # its points, with their samples
+
+    @property
+    def arms(self) -> list[str]:
+        return [arm["name"] for arm in self.value["arms"]]
+
+    def facts(self, name: str) -> Mapping[str, Any]:
+        """What the result says of an arm."""
+        return next(arm for arm in self.value["arms"] if arm["name"] == name)
+
+
+def load_result(path: Path) -> Saved:
+    """Read the result of a sweep, or the one in a folder; see `read_result` for errors."""
+    return reading.read_result(path, KINDS, BenchResult, _decode)
+
+
+def _decode(path: Path, value: dict[str, Any]) -> Saved:
+    cases = [_read_case(c) for c in value["cases"]]
+    samples = (s for case in cases for taken in case.measurement.samples.values() for s in taken)
+    return Saved(
+        path=path,
+        value=value,
+        cases={c.case: c for c in cases},
+        self_test=reading.read_self_test(value),
+        sessions=1 + max((s.session for s in samples), default=-1),
+    )
+
+
+def _read_case(value: Mapping[str, Any]) -> CaseResult:
+    case = Case(**{k: value[k] for k in ("phase", "batch_size", "input_len", "output_len")})
+    measurement = reading.read_measurement(value, value["arms"], samples=lambda arm: _read_samples(arm, case))
+    agreement = {a["name"]: Agreement(**{k: v for k, v in a.items() if k != "name"}) for a in value["agreement"]}
+    return CaseResult(case=case, measurement=measurement, agreement=agreement)
+
+
+def _read_samples(value: Mapping[str, Any], case: Case) -> list[Sample]:
+    metric = METRIC[case.phase]
+    scale = (case.output_len if case.phase == DECODE else 1) / 1e3
+    first = [float(v) / 1e3 for v in value["ttft_ms"]] if metric != "ttft" and value.get("ttft_ms") else None
+    return reading.place_samples(value, [scale * float(v) for v in value[f"{metric}_ms"]], first)
+
+
+def check_same(
+    saved: Saved,
+    kind: str,
+    arms: Sequence[ModelArm[Any]],
+    config: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    *,
+    append: bool,
+) -> None:
+    """Refuse to mix samples that do not belong together; see `reading.check_goes_on` for the rest."""
+    value = saved.value
+    if value["kind"] != kind:
+        reading.refuse(saved, f"it is the result of a {value['kind']} run, not of {kind}.\nChoose another --out.")
+    now = [plain(arm_json(arm)) for arm in arms]
+    for before, arm in zip(value["arms"], now, strict=False):
+        for key in sorted({*before, *arm} - {*_NOT_COMPARED}):
+            if before.get(key) != arm.get(key):
+                change = f"{key} of {arm['name']} is {arm.get(key)}, and was {before.get(key)}"
+                reading.refuse(saved, f"{change}.\nGive the bundles it was measured on, or another --out.")
+    if len(value["arms"]) != len(now):
+        reading.refuse(saved, f"it has {len(value['arms'])} bundles, and this run {len(now)}.\nChoose another --out.")
+    reading.check_goes_on(saved, config, environment, append=append)

@@ -13,11 +13,7 @@ from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.sweeps.columns import choose_columns
 from maskpro_deploy.bench.sweeps.result import BenchResult
 
-_METRIC_WORDS = {
-    PREFILL: "time to first token",
-    DECODE: "time per output token",
-    GENERATE: "time for the whole batch",
-}
+_METRIC_WORDS = {PREFILL: "time to first token", DECODE: "time per output token", GENERATE: "time for the whole batch"}
 
 
 def describe(result: BenchResult) -> Document:
@@ -34,22 +30,16 @@ def describe(result: BenchResult) -> Document:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Verdict:
-    """One comparison in words.
-
-    Attributes:
-        sentence: such as "decode, batch 1, context 128: sparse runs at 1.02x the speed of dense, ...: no difference seen."
-        ratio: the figures, or None where there were too few sessions.
-        same_kernels: both are known to run the same kernels, so no difference is expected.
-    """
+    """One comparison in words."""
 
     case: str
     candidate: str
     baseline: str
-    sentence: str
-    ratio: stats.Ratio | None
-    same_kernels: bool = False
+    sentence: str  # such as "decode, batch 1, context 128: sparse runs at 1.02x the speed of dense, ...: no difference seen."
+    ratio: stats.Ratio | None  # the figures, or None where there were too few sessions
+    same_kernels: bool = False  # both are known to run the same kernels, so no difference is expected
 
 
 def verdicts(result: BenchResult) -> list[Verdict]:
@@ -57,29 +47,15 @@ def verdicts(result: BenchResult) -> list[Verdict]:
     compared = []
     for case in result.cases:
         for baseline, ratio in result.comparisons(case).items():
-            candidate, same = result.arms[0].name, result.same_kernels(baseline)
-            sentence = f"{case.case.label}: {_say_verdict(candidate, baseline, ratio, same_kernels=same)}"
-            compared.append(
-                Verdict(
-                    case=case.case.label,
-                    candidate=candidate,
-                    baseline=baseline,
-                    sentence=sentence,
-                    ratio=ratio,
-                    same_kernels=same,
-                )
-            )
+            label, candidate, same = case.case.label, result.arms[0].name, result.same_kernels(baseline)
+            said = f"too few sessions to compare {candidate} with {baseline} ({stats.MIN_SESSIONS} are needed)."
+            if ratio is not None:
+                said = wording.describe_comparison(candidate, baseline, ratio, same_kernels=same)
+            compared.append(Verdict(label, candidate, baseline, f"{label}: {said}", ratio, same))
     return compared
 
 
-def _say_verdict(candidate: str, baseline: str, ratio: stats.Ratio | None, *, same_kernels: bool) -> str:
-    if ratio is None:
-        return f"too few sessions to compare {candidate} with {baseline} ({stats.MIN_SESSIONS} are needed)."
-    return wording.describe_comparison(candidate, baseline, ratio, same_kernels=same_kernels)
-
-
 def _say_headline(result: BenchResult) -> str:
-    """The one sentence of the report."""
     compared = verdicts(result)
     if not compared:
         case, name = result.cases[0], result.arms[0].name
@@ -94,7 +70,6 @@ def _say_headline(result: BenchResult) -> str:
 
 
 def _best_batches(result: BenchResult) -> list[str]:
-    """For a throughput run: each arm's best batch size, in words."""
     if result.kind != "throughput" or not result.valid:
         return []
     bound_ms = result.config.get("latency_bound_ms")
@@ -111,7 +86,6 @@ def _best_batches(result: BenchResult) -> list[str]:
 
 
 def _self_test_line(result: BenchResult) -> str:
-    """The A/A self-test in words."""
     test = result.self_test
     if test.invalid is not None:
         return f"Self-test: not made: {test.invalid}"
@@ -128,7 +102,6 @@ def _self_test_line(result: BenchResult) -> str:
 
 
 def _caveats(result: BenchResult) -> list[str]:
-    """What the reader has to know besides the figures."""
     lines = [_self_test_line(result), *_agreement_lines(result), *_ceiling_lines(result)]
     cold = [case.case.label for case in result.cases if not case.measurement.warm and case.measurement.invalid is None]
     if cold:
@@ -164,7 +137,6 @@ def _agreement_lines(result: BenchResult) -> list[str]:
 
 
 def _ceiling_lines(result: BenchResult) -> list[str]:
-    """The ceilings that the floors are computed from."""
     bandwidth, arithmetic = result.bandwidth, result.arithmetic
     if bandwidth.bytes_per_s is None:
         return [f"Memory bandwidth: {bandwidth.method}."]
@@ -183,7 +155,6 @@ def _ceiling_lines(result: BenchResult) -> list[str]:
 
 
 def _machine_line(result: BenchResult) -> str:
-    """Where it ran, in a line."""
     runtime = (result.environment.get("packages") or {}).get("onnxruntime")
     threads, spin = (result.arms[0].facts.get(key) for key in ("threads", "threads_spin"))
     waiting = "" if spin is None else " that spin" if spin else " that sleep while they wait"

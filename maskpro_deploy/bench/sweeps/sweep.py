@@ -1,4 +1,4 @@
-"""A sweep: every case measured on all arms in one run, beside the self-test, the machine's ceilings and the environment."""
+"""A sweep: every case measured on all arms in one run, with the self-test, the machine's ceilings and the environment."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from maskpro_deploy.bench.model import Agreement, Case, Floats, Forward, Ints, M
 from maskpro_deploy.bench.roofline import Arithmetic, Bandwidth, measure_arithmetic, measure_bandwidth
 from maskpro_deploy.bench.sessions import MakeTask, Opener, Sessions, make_empty_run
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.sweeps.figures import CaseResult
-from maskpro_deploy.bench.sweeps.result import BenchResult
-from maskpro_deploy.bench.sweeps.saved import Saved, check_same
+from maskpro_deploy.bench.sweeps.columns import CaseResult
+from maskpro_deploy.bench.sweeps.result import BenchResult, Saved, check_same
 from maskpro_deploy.errors import check_range
 from maskpro_deploy.system.progress import SILENT, Progress
 
@@ -27,26 +26,17 @@ _SESSIONS, _SESSIONS_WITHIN_BUDGET = 10, 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepConfig:
-    """What all sweeps have in common.
+    """What all sweeps have in common."""
 
-    Attributes:
-        samples: timings of each arm in each case; they come in blocks of two, shared among the sessions.
-        sessions: times that every arm is opened anew; None: 10, or up to 40 with a budget.
-        budget_s: time for the whole run: as many sessions as fit, and `stats.MIN_SESSIONS` even beyond it.
-        same_model: the arms are the same model and have to agree on every token.
-        logit_tolerance: the arms are the same model up to rounding: no logit may differ by more, and tokens need not be the same.
-        threads: cores at work in the bandwidth measurement; None: all.
-        seed: of the tokens that are drawn.
-        least_difference: the smallest difference of interest, as a fraction; it concerns the verdicts only.
-    """
-
-    samples: int = 60
-    sessions: int | None = None
-    budget_s: float | None = None
-    same_model: bool = False
+    samples: int = 60  # timings of each arm in each case; they come in blocks of two, shared among the sessions
+    sessions: int | None = None  # times that every arm is opened; None: 10, or up to 40 with a budget
+    budget_s: float | None = None  # time for the whole run: as many sessions as fit, and `stats.MIN_SESSIONS` even beyond it
+    same_model: bool = False  # the arms are the same model and have to agree on every token
+    # the arms are the same model up to rounding: no logit may differ by more, and tokens need not be the same
     logit_tolerance: float | None = None
-    threads: int | None = None
-    seed: int = 0
+    threads: int | None = None  # cores at work in the bandwidth measurement; None: all
+    seed: int = 0  # of the tokens that are drawn
+    # the smallest difference of interest, as a fraction; it concerns the verdicts only
     least_difference: float = stats.LEAST_DIFFERENCE
 
     def __post_init__(self) -> None:
@@ -58,7 +48,6 @@ class SweepConfig:
 
     @property
     def measure(self) -> MeasureConfig:
-        """The settings of the timing loop."""
         pairs = self.samples // SAMPLES_PER_BLOCK
         usual = min(self.sessions or _SESSIONS, pairs)
         return MeasureConfig(
@@ -70,40 +59,24 @@ class SweepConfig:
 
 
 def check_sizes(flag: str, sizes: Sequence[int]) -> None:
-    """Refuse a list of sizes that is empty or holds something below 1.
-
-    Raises:
-        ConfigError: naming the flag.
-    """
+    """Refuse sizes below 1 with a `ConfigError` that names the flag."""
     for size in sizes:
         check_range(flag, size, least=1)
 
 
 class SweepOptions(TypedDict, total=False):
-    """What is given to a sweep beside its settings.
+    """What is given to a sweep besides its settings."""
 
-    Attributes:
-        notes: remarks for the report.
-        bandwidth, arithmetic: ceilings of this machine, if they were measured a moment ago; by default they are measured.
-        self_test: whether to measure the first arm against a second session of itself as well.
-        earlier: a result to go on with or to add to; `save` wrote it.
-        append: add cases and sessions to `earlier`, and do not just finish it.
-        save: called after each session with the result so far.
-        clock: seconds, monotonic.
-        wall: the wall clock, which has to keep step with `clock`; by default the machine's, if `clock` is.
-        progress: told after each case of each session.
-    """
-
-    notes: Sequence[str]
-    bandwidth: Bandwidth
+    notes: Sequence[str]  # remarks for the report
+    bandwidth: Bandwidth  # ceilings of this machine, if they were measured a moment ago; by default they are measured
     arithmetic: Arithmetic
-    self_test: bool
-    earlier: Saved | None
-    append: bool
-    save: Callable[[BenchResult], None]
-    clock: Clock
-    wall: Clock
-    progress: Progress
+    self_test: bool  # whether to measure the first arm against a second session of itself as well
+    earlier: Saved | None  # a result to go on with or to add to; `save` wrote it
+    append: bool  # add cases and sessions to `earlier`, and do not just finish it
+    save: Callable[[BenchResult], None]  # called after each session with the result so far
+    clock: Clock  # seconds, monotonic
+    wall: Clock  # the wall clock, which has to keep step with `clock`; by default the machine's, if `clock` is
+    progress: Progress  # told after each case of each session
 
 
 def run_sweep(
@@ -114,15 +87,9 @@ def run_sweep(
     settings: Mapping[str, Any],
     **options: Unpack[SweepOptions],
 ) -> BenchResult:
-    """Measure all cases on all arms.
+    """Measure all cases on all arms, of which the first is compared with each of the others.
 
-    Args:
-        kind: "latency" or "throughput".
-        arms: the first is compared with each of the others.
-        cases: the points of the sweep.
-        config: how long.
-        settings: what the result should repeat of the configuration.
-        **options: see `SweepOptions`.
+    The result repeats the settings. See `SweepOptions` for the rest.
 
     Raises:
         InputError: the arms cannot be compared, or `earlier` is not of this run.
@@ -203,19 +170,14 @@ class _Sweep:
                 return str(e)
             tolerance = self._config.logit_tolerance
             if tolerance is not None and not near.max_logit_difference <= tolerance:
-                return (
-                    f"{first.name} and {other.name} disagree: logits differ by up to {near.max_logit_difference:.3g} over "
-                    f"{near.positions} positions, and --logit-tolerance allows {tolerance:g}."
-                )
+                differ = f"logits differ by up to {near.max_logit_difference:.3g} over {near.positions} positions"
+                return f"{first.name} and {other.name} disagree: {differ}, and --logit-tolerance allows {tolerance:g}."
         return None
 
     def _result(self, *, finished: bool) -> BenchResult:
         saved = self._earlier
-        own = [
-            CaseResult(case=case, measurement=self._run.measurements[case], agreement=self._agreement.get(case, {}))
-            for case in self._cases
-        ]
-        history = () if saved is None else saved.history
+        near, measured = self._agreement, self._run.measurements
+        own = [CaseResult(case=c, measurement=measured[c], agreement=near.get(c, {})) for c in self._cases]
         return BenchResult(
             kind=self._kind,
             environment={**self._environment, "load_average_1min_after": environment.load_average()},
@@ -228,19 +190,17 @@ class _Sweep:
             arithmetic=self._arithmetic,
             duration_s=self._clock() - self._started + (saved.value["duration"] if saved is not None else 0.0),
             notes=tuple(self._options.get("notes", ())),
-            earlier=history,
+            earlier=() if saved is None else saved.history,
             planned_sessions=self._planned_sessions,
             finished=finished,
         )
 
 
 class _ArmError(Exception):
-    """An arm raised, and this is which."""
+    """An arm raised; the message says which."""
 
 
 def _name_errors(name: str, forward: Forward[Any]) -> Forward[Any]:
-    """The same call; its errors say whose it is."""
-
     def call(tokens: Ints, cache: Any) -> tuple[Floats, Any]:
         try:
             return forward(tokens, cache)

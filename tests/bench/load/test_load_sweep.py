@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 from virtual import VirtualLoop, run, steady
 
-from maskpro_deploy.bench.load.point import Point
-from maskpro_deploy.bench.load.points import PointsFile
+from maskpro_deploy.bench.load.figures import Slo
+from maskpro_deploy.bench.load.point import Point, PointsFile
 from maskpro_deploy.bench.load.result import LoadResult
 from maskpro_deploy.bench.load.sending.client import Answer, Client, Failure, Request
 from maskpro_deploy.bench.load.sending.generator import Amount
-from maskpro_deploy.bench.load.sending.requests import draw_random_tokens
-from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, OpenLoop
-from maskpro_deploy.bench.load.slo import Slo
+from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, OpenLoop, draw_random_tokens
 from maskpro_deploy.bench.load.summary import describe
 from maskpro_deploy.bench.load.sweep import LoadConfig, Server, run_sweep
 from maskpro_deploy.bench.results.document import to_markdown

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from maskpro_deploy.bench.load.slo import Slo
+from maskpro_deploy.bench.load.figures import Slo
 from maskpro_deploy.errors import ConfigError
 
 
@@ -25,7 +25,7 @@ def test_bounds_are_read_and_kept() -> None:
         ("e2el:inf", "impossible"),
         ("e2el:nan", "impossible"),
         ("ttft:500,e2el:100", "cannot be later"),
-        ("speed:5", "no metric 'speed'"),
+        ("speed:5", "--slo speed is not known"),
         ("ttft", "expected each metric once"),
         ("ttft:fast", "expected each metric once"),
         ("ttft:1,ttft:2", "expected each metric once"),

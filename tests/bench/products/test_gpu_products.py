@@ -7,14 +7,15 @@ from gpu_torch import GpuTorch, Packed, Refusing, Same, WallClock, Wrong, make_i
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskpro_deploy.bench.products import product
-from maskpro_deploy.bench.products.model import ModelProducts, sum_whole_model
-from maskpro_deploy.bench.products.product import (
+from maskpro_deploy.bench.products import measure
+from maskpro_deploy.bench.products.measure import (
+    ModelProducts,
     explain_nothing_sparse,
     find_break_evens,
     measure_cells,
     measure_product,
     plan_cells,
+    sum_whole_model,
 )
 from maskpro_deploy.bench.products.timing import judge_samples, race_arms
 from maskpro_deploy.bench.products.ways import BACKENDS, DTYPES, cusparselt, draw_operands, find_working_ways, linear
@@ -212,7 +213,7 @@ def test_a_product_that_fails_is_named_and_the_others_are_measured(torch, monkey
     assert set(cells[1]["median_ms"]) == {"dense"}
     assert "CUDA" in cells[1]["refused"]["cusparselt"]  # this torch has no cuSPARSELt
     assert sum_whole_model([{**c, "count": 1} for c in cells], 1)[0]["dtype"] == "int8"
-    monkeypatch.setattr(product, "_still_works", lambda torch, device: False)  # nothing runs after the error
+    monkeypatch.setattr(measure, "_still_works", lambda torch, device: False)  # nothing runs after the error
     assert len(list(measure_cells(torch, keys, ways, Lost(1)))) == 1
 
 

@@ -13,7 +13,7 @@ from maskpro_deploy.bench.results.columns import Column, number_column
 from maskpro_deploy.bench.results.document import to_markdown, to_text
 from maskpro_deploy.bench.sweeps import columns as sweeps
 from maskpro_deploy.bench.sweeps import compare
-from maskpro_deploy.bench.sweeps.figures import ArmFigures
+from maskpro_deploy.bench.sweeps.columns import ArmFigures
 from maskpro_deploy.bench.sweeps.result import BenchResult
 from maskpro_deploy.bench.sweeps.summary import describe
 from maskpro_deploy.reports.benchmarks import build_sweep_page

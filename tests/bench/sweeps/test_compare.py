@@ -14,10 +14,9 @@ from simulated import CEILINGS, ManualClock, simulated_arm
 from maskpro_deploy.bench import environment
 from maskpro_deploy.bench.results.document import to_markdown
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.sweeps import saved
 from maskpro_deploy.bench.sweeps.compare import compare_results, describe
-from maskpro_deploy.bench.sweeps.latency import LatencyConfig, run_latency
-from maskpro_deploy.bench.sweeps.result import BenchResult
+from maskpro_deploy.bench.sweeps.measure import LatencyConfig, run_latency
+from maskpro_deploy.bench.sweeps.result import BenchResult, Saved, load_result
 from maskpro_deploy.bench.sweeps.sweep import SweepConfig
 from maskpro_deploy.errors import ConfigError, InputError
 from maskpro_deploy.reports import comparison
@@ -42,10 +41,10 @@ def measured(slower: float = 1.0, *, seed: int = 0, names: tuple[str, ...] = ("m
     return run_latency(arms, settings, clock=clock, **CEILINGS)
 
 
-def on_disk(result: BenchResult, folder: Path) -> saved.Saved:
+def on_disk(result: BenchResult, folder: Path) -> Saved:
     folder.mkdir()
     (folder / "result.json").write_text(json.dumps(result.to_json()))
-    return saved.load(folder)
+    return load_result(folder)
 
 
 def test_a_run_that_got_slower_is_seen_and_the_unchanged_bundle_is_told_apart(tmp_path: Path) -> None:

@@ -12,9 +12,8 @@ import pytest
 from simulated import CEILINGS, ManualClock, simulated_arm
 
 from maskpro_deploy.bench.model import ModelArm
-from maskpro_deploy.bench.sweeps import saved
-from maskpro_deploy.bench.sweeps.latency import LatencyConfig, run_latency
-from maskpro_deploy.bench.sweeps.result import BenchResult
+from maskpro_deploy.bench.sweeps.measure import LatencyConfig, run_latency
+from maskpro_deploy.bench.sweeps.result import BenchResult, load_result
 from maskpro_deploy.bench.sweeps.sweep import SweepConfig
 from maskpro_deploy.errors import FormatError, InputError
 
@@ -42,7 +41,7 @@ def changed(arm: ModelArm[Any]) -> ModelArm[Any]:
 def test_a_result_is_read_back_whole(latency_result: BenchResult, throughput_result: BenchResult, tmp_path: Path) -> None:
     for result in (latency_result, throughput_result):
         write(result, tmp_path / "result.json")
-        found = saved.load(tmp_path)
+        found = load_result(tmp_path)
         assert found.finished
         assert found.arms == ["sparse", "dense"]
         assert [c.case for c in result.cases] == list(found.cases)
@@ -70,7 +69,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> 
 
     with pytest.raises(KeyboardInterrupt):
         run_latency(arms(clock), CONFIG, clock=clock, save=stop, **CEILINGS)
-    state = saved.load(tmp_path)
+    state = load_result(tmp_path)
     assert (state.finished, state.sessions) == (False, 3)
     assert all(case["comparisons"] == [] for case in state.value["cases"])
     resumed = run_latency(arms(clock), CONFIG, clock=clock, earlier=state, **CEILINGS)
@@ -88,7 +87,7 @@ def test_a_finished_run_that_is_resumed_measures_nothing_more(tmp_path: Path) ->
     clock = ManualClock()
     write(run_latency(arms(clock), CONFIG, clock=clock, **CEILINGS), tmp_path / "result.json")
     before = clock.now
-    again = run_latency(arms(clock), CONFIG, clock=clock, earlier=saved.load(tmp_path), **CEILINGS)
+    again = run_latency(arms(clock), CONFIG, clock=clock, earlier=load_result(tmp_path), **CEILINGS)
     assert clock.now == before
     assert again.cases[0].measurement.sessions == 8
 
@@ -103,7 +102,7 @@ def test_what_concerns_the_verdicts_only_may_differ_from_the_saved_run(tmp_path:
     (tmp_path / "result.json").write_text(json.dumps(old))
     now = [dataclasses.replace(arm, facts={**arm.facts, "graph_sha256": "new"}) for arm in arms(clock)]
     other = dataclasses.replace(CONFIG, sweep=dataclasses.replace(SWEEP, least_difference=0.1))
-    again = run_latency(now, other, clock=clock, earlier=saved.load(tmp_path), **CEILINGS)
+    again = run_latency(now, other, clock=clock, earlier=load_result(tmp_path), **CEILINGS)
     assert again.least_difference == 0.1
     assert {r.least_difference for r in again.comparisons(again.cases[0]).values() if r} == {0.1}
 
@@ -112,7 +111,7 @@ def test_appending_adds_sessions_and_cases(tmp_path: Path) -> None:
     clock = ManualClock()
     write(run_latency(arms(clock), CONFIG, clock=clock, **CEILINGS), tmp_path / "result.json")
     more = LatencyConfig(prompts=(), contexts=(16, 32), decode_steps=2, sweep=SWEEP)
-    result = run_latency(arms(clock), more, clock=clock, earlier=saved.load(tmp_path), append=True, **CEILINGS)
+    result = run_latency(arms(clock), more, clock=clock, earlier=load_result(tmp_path), append=True, **CEILINGS)
     counts = {c.case.label: c.measurement.sessions for c in result.cases}
     assert counts == {
         "prefill, batch 1, prompt 8": 8,
@@ -141,7 +140,7 @@ def test_samples_that_do_not_belong_together_are_not_mixed(change: Any, said: st
     result = run_latency(arms(clock), CONFIG, clock=clock, **CEILINGS)
     write(dataclasses.replace(result, **change(result)), tmp_path / "result.json")
     with pytest.raises(InputError, match=said):
-        run_latency(arms(clock), CONFIG, clock=clock, earlier=saved.load(tmp_path), **CEILINGS)
+        run_latency(arms(clock), CONFIG, clock=clock, earlier=load_result(tmp_path), **CEILINGS)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +162,6 @@ def test_samples_that_do_not_belong_together_are_not_mixed(change: Any, said: st
 def test_a_file_that_is_no_result_is_refused(text: str, error: type[Exception], said: str, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(error, match=said):
-        saved.load(tmp_path)
+        load_result(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
-        saved.load(tmp_path / "nowhere")
+        load_result(tmp_path / "nowhere")

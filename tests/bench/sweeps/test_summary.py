@@ -6,7 +6,7 @@ import pytest
 from simulated import BROKEN_SELF_TEST
 
 from maskpro_deploy.bench.results.document import format_number, to_markdown
-from maskpro_deploy.bench.sweeps.figures import CaseResult
+from maskpro_deploy.bench.sweeps.columns import CaseResult
 from maskpro_deploy.bench.sweeps.result import BenchResult
 from maskpro_deploy.bench.sweeps.summary import describe, verdicts
 

@@ -15,10 +15,9 @@ from simulated import CEILINGS, ManualClock, simulated_arm
 
 from maskpro_deploy.bench.model import DECODE, PREFILL, Case, Forward, ModelArm, check_arms, draw_tokens
 from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.sweeps.latency import LatencyConfig, run_latency
+from maskpro_deploy.bench.sweeps.measure import LatencyConfig, ThroughputConfig, run_latency, run_throughput
 from maskpro_deploy.bench.sweeps.result import BenchResult
 from maskpro_deploy.bench.sweeps.sweep import SweepConfig
-from maskpro_deploy.bench.sweeps.throughput import ThroughputConfig, run_throughput
 from maskpro_deploy.errors import ConfigError, InputError
 from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.runtime import SessionConfig, open_session

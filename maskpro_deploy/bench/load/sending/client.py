@@ -1,4 +1,4 @@
-"""What is sent, what comes back, and what a client is."""
+"""What is sent, what comes back, what a client is, and what is recorded of requests."""
 
 from __future__ import annotations
 
@@ -12,51 +12,32 @@ from maskpro_deploy.errors import first_line
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One request.
+    """One request."""
 
-    Attributes:
-        prompt: text, or token ids.
-        output_len: tokens to generate at most.
-        input_len: tokens of the prompt, where they are known before it is sent.
-    """
-
-    prompt: str | tuple[int, ...]
-    output_len: int
-    input_len: int | None = None
+    prompt: str | tuple[int, ...]  # text, or token ids
+    output_len: int  # tokens to generate at most
+    input_len: int | None = None  # tokens of the prompt, where they are known before it is sent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why a request was not answered.
+    """Why a request was not answered."""
 
-    Attributes:
-        kind: few words that failures are counted by, such as "http 503", "timeout", "connection", "cut off".
-        message: what the server or the system said, one line.
-    """
-
-    kind: str
-    message: str
+    kind: str  # few words that failures are counted by, such as "http 503", "timeout", "connection", "cut off"
+    message: str  # what the server or the system said, one line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a server answered.
+    """What a server answered."""
 
-    Attributes:
-        arrivals_s: when each piece of the answer came, on the clock of the run; one time for an answer that came whole.
-        input_tokens: tokens of the prompt as the server counted them; None if it does not say.
-        output_tokens: tokens generated, by the server's count; None if it does not say.
-        text: the answer.
-        streamed: whether it came piece by piece: only then is the first arrival the first token.
-        failure: why it is no answer, or None.
-    """
-
+    # when each piece of the answer came, on the clock of the run; one time for an answer that came whole
     arrivals_s: Sequence[float] = ()
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    text: str = ""
-    streamed: bool = True
-    failure: Failure | None = None
+    input_tokens: int | None = None  # tokens of the prompt as the server counted them; None if it does not say
+    output_tokens: int | None = None  # tokens generated, by the server's count; None if it does not say
+    text: str = ""  # the answer
+    streamed: bool = True  # whether it came piece by piece: only then is the first arrival the first token
+    failure: Failure | None = None  # why it is no answer, or None
 
 
 class Client(Protocol):
@@ -71,3 +52,41 @@ def describe_error(error: BaseException) -> str:
         code = error.errno or 0
         return os.strerror(code) if code > 0 else error.strerror
     return first_line(error)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What became of one request; times are seconds after the start of its sub-run."""
+
+    index: int  # its place in the order of sending
+    scheduled_s: float | None  # when it should have been sent; None in a closed loop
+    sent_s: float  # when it was sent
+    done_s: float  # when nothing more was to come
+    arrivals_s: tuple[float, ...] = ()  # when the pieces of the answer came
+    input_tokens: int | None = None  # by the server's count, or as sent where the server does not count; None if neither is known
+    output_tokens: int = 0  # by the server's count, or the number of pieces
+    counted: bool = False  # whether the server counted the output
+    streamed: bool = True  # whether the answer came piece by piece
+    failure: Failure | None = None  # why it has no answer, or None
+
+    @property
+    def since_s(self) -> float:
+        """The time from which its latency counts."""
+        return self.sent_s if self.scheduled_s is None else self.scheduled_s
+
+    @property
+    def lag_s(self) -> float:
+        return 0.0 if self.scheduled_s is None else self.sent_s - self.scheduled_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """One sub-run."""
+
+    records: tuple[Record, ...]  # of all requests, in the order of sending
+    duration_s: float  # from the start to the end of the last request
+    beats_s: tuple[float, ...] = ()  # how late each beat of the event loop came
+    clock_jump: str | None = None  # in words, if the clocks went apart; None if they did not
+    session: int = 0  # how many times the servers had been restarted before
+    block: int = 0  # the block of a comparison it belongs to, and `position` its place in it
+    position: int = 0  # see `block`

@@ -9,18 +9,20 @@ from the actual one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import math
+import select
+import selectors
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 
-from maskpro_deploy.bench.arms import frozen_gc
-from maskpro_deploy.bench.clocks import Clock, ClockWatch
-from maskpro_deploy.bench.load.sending.client import Answer, Client, Failure, Request, describe_error
-from maskpro_deploy.bench.load.sending.record import Record, Recording
+from maskpro_deploy.bench.arms import Clock, ClockWatch, frozen_gc
+from maskpro_deploy.bench.load.sending.client import Answer, Client, Failure, Record, Recording, Request, describe_error
 from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, Load, OpenLoop, Seed, draw_arrivals
 from maskpro_deploy.errors import ConfigError, check_range
 from maskpro_deploy.system.progress import SILENT, Progress
@@ -30,19 +32,12 @@ BEAT_S = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Amount:
-    """How much to send.
+    """How much to send."""
 
-    Attributes:
-        requests: so many; None: as many as `duration_s` allows.
-        duration_s: requests are sent for so long; those under way at its end are waited for.
-        warmup: requests sent and forgotten before.
-        timeout_s: a request that takes longer has failed.
-    """
-
-    requests: int | None = 50
-    duration_s: float | None = None
-    warmup: int = 4
-    timeout_s: float = 120.0
+    requests: int | None = 50  # so many; None: as many as `duration_s` allows
+    duration_s: float | None = None  # requests are sent for so long; those under way at its end are waited for
+    warmup: int = 4  # requests sent and forgotten before
+    timeout_s: float = 120.0  # a request that takes longer has failed
 
     def __post_init__(self) -> None:
         if (self.requests is None) == (self.duration_s is None):
@@ -133,18 +128,8 @@ async def run_load(
 ) -> Recording:
     """Put a load on a client and record it.
 
-    Args:
-        client: answers requests.
-        source: makes the request of a seed; each request gets `seed` and its index.
-        load: open or closed loop.
-        amount: how much.
-        seed: of the timetable and of the prompts.
-        session: remembered in the recording, as are `block` and `position`.
-        block: see `session`.
-        position: see `session`.
-        clock: seconds, monotonic; the client has to use the same one.
-        wall: seconds by the wall clock.
-        progress: told after each request.
+    `source` makes each request of `seed` and its index; `seed` makes the timetable too. The recording repeats `session`, `block`
+    and `position`. The client has to use the same `clock`; `progress` is told after each request.
     """
     await _warm_up(client, [source((*seed, 1, i)) for i in range(amount.warmup)], load, amount.timeout_s)
     times = _make_timetable(load, amount, seed)
@@ -180,11 +165,7 @@ async def run_load(
 
 
 def check_amount(load: Load, amount: Amount) -> None:
-    """Refuse what no timetable can be made of.
-
-    Raises:
-        ConfigError: all requests at once, for some time.
-    """
+    """Refuse what no timetable can be made of, all requests at once for some time, with a `ConfigError`."""
     if isinstance(load, OpenLoop) and math.isinf(load.rate) and amount.requests is None:
         raise ConfigError("--request-rate inf sends all requests at once: give their number (--num-prompts), not a --duration.")
 
@@ -241,3 +222,34 @@ async def _beat(beats: list[float], clock: Clock) -> None:
         due = clock() + BEAT_S
         await asyncio.sleep(BEAT_S)
         beats.append(clock() - due)
+
+
+def make_event_loop() -> asyncio.AbstractEventLoop:
+    """An event loop for a load generator.
+
+    epoll counts whole milliseconds and rounds up, which would send every request up to 1 ms late. An epoll descriptor can itself
+    be waited for, and `select` counts microseconds.
+    """
+    if sys.platform != "linux":
+        return asyncio.SelectorEventLoop()
+
+    class FineSelector(selectors.EpollSelector):
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            if timeout is not None and timeout > 0 and self.fileno() < 1024:  # all that select can take
+                select.select([self.fileno()], [], [], timeout)
+                timeout = 0
+            return super().select(timeout)
+
+    return asyncio.SelectorEventLoop(FineSelector())
+
+
+def allow_many_connections() -> None:
+    """Let this process open as many files as it may: each request under way is one, and the usual limit is 1024."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # some systems call a limit infinite that they do not grant
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
