@@ -67,5 +67,5 @@ def build(m: Layers) -> Graph:
 TEMPLATES = {
     "gpt2": Template(
         read=read, build=build, models="GPT-2", special="learned positions, LayerNorm, biases", prefix="transformer."
-    ),
+    )
 }

@@ -49,5 +49,5 @@ def build(m: Layers) -> Graph:
 
 
 TEMPLATES = {
-    "opt": Template(read=read, build=build, models="OPT, without its 350M", special="learned positions, LayerNorm, ReLU"),
+    "opt": Template(read=read, build=build, models="OPT, without its 350M", special="learned positions, LayerNorm, ReLU")
 }

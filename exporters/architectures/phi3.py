@@ -45,5 +45,5 @@ TEMPLATES = {
         build=build,
         models="Phi-3, Phi-4, Phi-4-mini",
         special="fused q, k, v and gate, up (taken apart); part of a head turned; longrope",
-    ),
+    )
 }

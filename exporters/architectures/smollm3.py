@@ -41,6 +41,4 @@ def read(config: Mapping[str, Any]) -> DecoderConfig:
     return dataclasses.replace(base, ropes=tuple(rope if has else None for has in turned), windows=windows)
 
 
-TEMPLATES = {
-    "smollm3": Template(read=read, build=llama.build, models="SmolLM3", special="layers without rotary embedding"),
-}
+TEMPLATES = {"smollm3": Template(read=read, build=llama.build, models="SmolLM3", special="layers without rotary embedding")}

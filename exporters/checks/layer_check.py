@@ -67,9 +67,7 @@ def compare_layers(bundle: Path, manifest: Manifest, reference: LayerReference, 
     theirs = reference.hidden_states(tokens)[1:]
     return [
         LayerDifference(
-            name=value.removesuffix("/out"),
-            largest=float(np.abs(a.astype(np.float32) - b).max()),
-            scale=float(np.abs(b).max()),
+            name=value.removesuffix("/out"), largest=float(np.abs(a.astype(np.float32) - b).max()), scale=float(np.abs(b).max())
         )
         for value, a, b in zip(values, ours, theirs, strict=True)
     ]

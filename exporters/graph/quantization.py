@@ -78,10 +78,7 @@ class Quantization:
         return self.block if self.block and k % self.block == 0 else 0
 
     def scales(
-        self,
-        columns: npt.NDArray[np.float32],
-        dtype: np.dtype[np.generic],
-        importance: npt.NDArray[np.float32] | None = None,
+        self, columns: npt.NDArray[np.float32], dtype: np.dtype[np.generic], importance: npt.NDArray[np.float32] | None = None
     ) -> npt.NDArray[np.float32]:
         """The best scales of some columns.  # (n, K) -> (G, n), or (n,) without blocks
 

@@ -42,11 +42,7 @@ def damp(hessian: Floats) -> Floats:
 
 
 def descend(
-    w: Floats,
-    hessian: Floats,
-    quantization: Quantization,
-    scale_type: np.dtype[np.generic],
-    slope: Floats | None = None,
+    w: Floats, hessian: Floats, quantization: Quantization, scale_type: np.dtype[np.generic], slope: Floats | None = None
 ) -> tuple[npt.NDArray[np.int8], Floats]:
     """Integers and scales of a weight.  # (K, N), (K, K) -> (K, N), (G, N) or (N,)
 
@@ -105,12 +101,7 @@ def _compute_gradient(hessian: Floats, e: Floats, slope: Floats | None) -> Float
 
 
 def _fit_scales(
-    g: Floats,
-    e: Floats,
-    integers: npt.NDArray[np.int8],
-    scales: Floats,
-    hessian: Floats,
-    scale_type: np.dtype[np.generic],
+    g: Floats, e: Floats, integers: npt.NDArray[np.int8], scales: Floats, hessian: Floats, scale_type: np.dtype[np.generic]
 ) -> None:
     """The best scale of each block, given its integers; `g`, `e` and `scales` change in place."""
     rows = len(e) // len(scales)

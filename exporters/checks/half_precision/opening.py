@@ -90,10 +90,7 @@ def _check_roundings(dtype: str) -> None:
         helper.make_node("MatMul", ["x", "one"], ["a"], name="/first"),
         helper.make_node("Mul", ["a", "two"], ["y"], name="/second"),
     ]
-    stored = [
-        helper.make_tensor("one", element, [4, 4], np.eye(4).ravel()),
-        helper.make_tensor("two", element, [1], [2.0]),
-    ]
+    stored = [helper.make_tensor("one", element, [4, 4], np.eye(4).ravel()), helper.make_tensor("two", element, [1], [2.0])]
     graph = helper.make_graph(
         nodes,
         "roundings",
