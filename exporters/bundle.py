@@ -26,7 +26,7 @@ from maskpro_deploy.exporters.checks.proof import Proof, prove
 from maskpro_deploy.exporters.config import ExportConfig
 from maskpro_deploy.exporters.graph.data_file import Blob, Quantised, write_weights
 from maskpro_deploy.exporters.graph.model_file import describe_graph, write_graph
-from maskpro_deploy.exporters.graph.underflow import Underflow
+from maskpro_deploy.exporters.graph.weight_tiles import Underflow
 from maskpro_deploy.exporters.layouts import data_path, graph_path, write_genai
 from maskpro_deploy.exporters.plan import Plan, build_graphs, plan_export
 from maskpro_deploy.exporters.quantize.calibration import calibrate

@@ -14,9 +14,8 @@ from typing import Any
 
 from maskpro_deploy.cache_forms import CACHE_FORMS, DEFAULT_FORM, GENAI_FORMS
 from maskpro_deploy.errors import ConfigError
-from maskpro_deploy.exporters.special_tokens import read_optional
 from maskpro_deploy.manifest import Graph, ModelShape
-from maskpro_deploy.system.files import write_json
+from maskpro_deploy.system.files import read_json, write_json
 
 LAYOUTS = ("bundle", "hub", "genai")
 GENAI_FILE = "genai_config.json"
@@ -70,7 +69,7 @@ def write_genai(folder: Path, model: ModelShape, graph: Graph) -> None:
     cache = {"past_key_names": "past_key_values.%d.key", "past_value_names": "past_key_values.%d.value"}
     inputs = {name: name for name in ("input_ids", *form.inputs)} | cache
     outputs = {"logits": "logits", "present_key_names": "present.%d.key", "present_value_names": "present.%d.value"}
-    generation = read_optional(folder / "generation_config.json")
+    generation = read_json(settings) if (settings := folder / "generation_config.json").is_file() else {}
     ends = list(model.eos_token_ids)
     write_json(
         folder / GENAI_FILE,

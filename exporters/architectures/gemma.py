@@ -32,7 +32,7 @@ from maskpro_deploy.exporters.graph.decoder_config import (
     require_value,
 )
 from maskpro_deploy.exporters.graph.layers import Layers
-from maskpro_deploy.exporters.graph.rope_config import RopeConfig, make_rope
+from maskpro_deploy.exporters.graph.rope import RopeConfig, make_rope
 
 _DEFAULTS = {"tie_word_embeddings": True, "hidden_activation": "gelu_pytorch_tanh", "head_dim": 256, "sliding_window": 4096}
 _GLOBAL_THETA, _LOCAL_THETA = 1e6, 1e4

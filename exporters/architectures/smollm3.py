@@ -20,7 +20,7 @@ from maskpro_deploy.exporters.graph.decoder_config import (
     read_positive,
     read_windows,
 )
-from maskpro_deploy.exporters.graph.rope_config import read_rope
+from maskpro_deploy.exporters.graph.rope import read_rope
 
 _DEFAULT_THETA = 2e6
 

@@ -58,8 +58,7 @@ def _translate_mobius(source: Checkpoint, model_type: str, progress: Progress) -
 
 
 def _trace_transformers(source: Checkpoint, model_type: str, progress: Progress) -> Template:
-    from maskpro_deploy.exporters.frontends.transformers_graph import TransformersGraph
-    from maskpro_deploy.exporters.frontends.transformers_model import is_known
+    from maskpro_deploy.exporters.frontends.transformers_model import TransformersGraph, is_known
 
     if not is_known(model_type):
         raise InputError("transformers does not know it as a causal language model.")

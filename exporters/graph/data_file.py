@@ -25,9 +25,8 @@ from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.exporters.graph.builder import DTYPES, Rows, Weight
 from maskpro_deploy.exporters.graph.quantization import Quantization, pack_nibbles
-from maskpro_deploy.exporters.graph.underflow import Underflow
 from maskpro_deploy.exporters.graph.weight_kinds import WEIGHT_KINDS
-from maskpro_deploy.exporters.graph.weight_tiles import TILE_BYTES, read_columns, read_tiles, split_rows, view_bits
+from maskpro_deploy.exporters.graph.weight_tiles import TILE_BYTES, Underflow, read_columns, read_tiles, split_rows, view_bits
 from maskpro_deploy.system.progress import SILENT, Progress
 
 _LARGE_BYTES = 1 << 20

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskpro_deploy.errors import FormatError, InputError
-from maskpro_deploy.exporters.graph.rope_config import RopeConfig, read_rope
+from maskpro_deploy.exporters.graph.rope import RopeConfig, read_rope
 
 # config's name of an activation -> the operators that compute it (`layers.Layers.activation`)
 ACTIVATIONS = {

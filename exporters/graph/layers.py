@@ -14,12 +14,11 @@ from dataclasses import dataclass
 
 from onnx import TensorProto
 
-from maskpro_deploy.exporters.graph import rope
 from maskpro_deploy.exporters.graph.builder import Attribute, Graph, Weight
 from maskpro_deploy.exporters.graph.cache_forms.base import KVForm
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig
 from maskpro_deploy.exporters.graph.quantization import Quantization
-from maskpro_deploy.exporters.graph.rope_config import RopeConfig
+from maskpro_deploy.exporters.graph.rope import RopeConfig, make_tables, second_table_start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,7 +280,7 @@ class Layers:
         names: dict[RopeConfig, tuple[str, str, str]] = {}
         for kind in dict.fromkeys(k for k in self.config.ropes if k is not None):
             label = f"rope.{len(names)}" if names else "rope"
-            cos, sin = rope.make_tables(kind, self.config.head_dim, self.config.max_length)
+            cos, sin = make_tables(kind, self.config.head_dim, self.config.max_length)
             self.graph.values(f"{label}.cos", cos)
             self.graph.values(f"{label}.sin", sin)
             rows = self._add_table_rows(kind, f"/{label}")
@@ -290,7 +289,7 @@ class Layers:
 
     def _add_table_rows(self, kind: RopeConfig, path: str) -> str:
         """Rows of the tables: a sequence that grew beyond the original length reads the second table."""
-        start = rope.second_table_start(kind, self.config.max_length)
+        start = second_table_start(kind, self.config.max_length)
         if not start:
             return "position_ids"
         graph = self.graph
