@@ -6,7 +6,7 @@ Everything happens in a temporary folder that takes its final name last: a bundl
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,14 @@ from maskpro_deploy.checkpoint import Checkpoint, copy_side_files
 from maskpro_deploy.errors import CheckFailed, InputError
 from maskpro_deploy.exporters.checks.explanation import add_underflow, describe_unverified, explain_difference
 from maskpro_deploy.exporters.checks.half_precision.rounding import NotRounded
-from maskpro_deploy.exporters.checks.parity import (
-    OutOfRange,
-    Reference,
-    compare_with_reference,
-    verification_prompts,
-    verify_siblings,
-)
+from maskpro_deploy.exporters.checks.parity import OutOfRange, Reference, verification_prompts, verify, verify_siblings
 from maskpro_deploy.exporters.checks.proof import Proof, prove
 from maskpro_deploy.exporters.config import ExportConfig
-from maskpro_deploy.exporters.graph.data_file import Blob, Quantised, write_weights
+from maskpro_deploy.exporters.graph.data_file import Blob, write_weights
 from maskpro_deploy.exporters.graph.model_file import describe_graph, write_graph
 from maskpro_deploy.exporters.graph.weight_tiles import Underflow
 from maskpro_deploy.exporters.layouts import data_path, graph_path, write_genai
-from maskpro_deploy.exporters.plan import Plan, build_graphs, plan_export
+from maskpro_deploy.exporters.plan import Plan, build_graphs, cache_length, plan_export
 from maskpro_deploy.exporters.quantize.calibration import calibrate
 from maskpro_deploy.manifest import FileEntry, Graph, Manifest, file_entry
 from maskpro_deploy.masks import MASKS_FILE
@@ -48,7 +42,7 @@ def export(
     force: bool = False,
     progress: Stages = silent_stage,
 ) -> Manifest:
-    """Turn a checkpoint folder into an ONNX bundle.
+    """Turn a checkpoint folder into an ONNX bundle, and give its manifest.
 
     A sparse checkpoint's pattern is proven on the bytes written; a dense one gives the dense twin.
 
@@ -56,15 +50,11 @@ def export(
         checkpoint: a Hugging Face folder, dense or sparse.
         out: the bundle folder to make.
         config: dtype, forms, quantisation, length, required pattern.
-        reference: opens the model to compare the bundle with (`parity.verify`), once the bundle is written; the figures go into
-            the manifest.
+        reference: opens the model to compare the bundle with (`parity.verify`), once it is written; figures go into the manifest.
         unverified: why there is no reference, for the manifest.
         compare: compare several forms with each other, where onnxruntime can run them.
         force: replace `out` if it exists.
         progress: shows each stage: describing (by a front end), calibrating, exporting, verifying.
-
-    Returns:
-        the bundle's manifest.
 
     Raises:
         InputError: the checkpoint cannot be read or is of a kind without a template, or `out` exists.
@@ -95,22 +85,17 @@ def export(
 
 
 def _write_data(plan: Plan, folder: Path, progress: Stages) -> Blob:
-    """The data file."""
-    config = plan.config
+    """The data file, with projections calibrated first where that is asked for."""
+    config, decoder = plan.config, plan.decoder
     path = folder / data_path(config.layout, config.quantize, config.dtype)
     path.parent.mkdir(exist_ok=True)
     with working_folder(folder, "calibration") as scratch:
-        quantised = _calibrate(plan, scratch, progress) if config.method == "calibrated" else None
+        quantised = None
+        if config.method == "calibrated":
+            same = build_graphs(plan.template, decoder, ExportConfig(max_length=config.max_length), plan.source)[DEFAULT_FORM]
+            meter = progress("calibrating", "weights")
+            quantised = calibrate(same, plan.weights, plan.source, scratch, config.dtype, decoder.max_length, meter)
         return write_weights(plan.weights.values(), plan.source, path, config.dtype, progress("exporting", "bytes"), quantised)
-
-
-def _calibrate(plan: Plan, scratch: Path, progress: Stages) -> Mapping[str, Quantised]:
-    """The projections, quantised with what the model computes on text."""
-    config, decoder = plan.config, plan.decoder
-    plain = ExportConfig(max_length=config.max_length)
-    same = build_graphs(plan.template, decoder, plain, plan.source)[DEFAULT_FORM]
-    meter = progress("calibrating", "weights")
-    return calibrate(same, plan.weights, plan.source, scratch, config.dtype, decoder.max_length, meter)
 
 
 def _write_graphs(plan: Plan, folder: Path, blob: Blob, proof: Proof | None) -> list[Graph]:
@@ -123,7 +108,7 @@ def _write_graphs(plan: Plan, folder: Path, blob: Blob, proof: Proof | None) -> 
             opset=graph.opset,
             dtype=config.dtype,
             quantization=f"{stored.describe()}, {config.method}" if stored is not None else None,
-            length=None if CACHE_FORMS[form].grows else plan.cache_length,
+            length=None if CACHE_FORMS[form].grows else cache_length(plan.decoder, config),
         )
         pattern, proven = (proof.pattern, proof.weights) if proof is not None else (None, ())
         facts = describe_graph(entry, blob, plan.origin, pattern, proven)
@@ -164,15 +149,11 @@ def _list_files(folder: Path, blob: Blob) -> tuple[FileEntry, ...]:
 def _check_parity(
     folder: Path, manifest: Manifest, reference: Reference, underflow: Underflow, progress: Progress
 ) -> dict[str, Any]:
-    """The figures of a comparison that passed, or why there are none.
-
-    Raises:
-        CheckFailed: it did not pass; the message has the figures.
-    """
+    """The figures of a comparison that passed (CheckFailed: it did not), or why there are none."""
     prompts, greedy = verification_prompts(folder, manifest.model.max_length)
     dtype = manifest.graph.dtype
     try:
-        result = compare_with_reference(folder, manifest, reference, prompts, greedy, progress)
+        result = verify(folder, reference, prompts, greedy, progress, manifest)
     except OutOfRange as e:
         raise CheckFailed(f"the exported graph does not work in {dtype}; nothing was kept.\n{e}") from e
     except NotRounded as e:
@@ -186,11 +167,7 @@ def _check_parity(
 
 
 def _check_siblings(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """How the further forms agree with the first.
-
-    Raises:
-        CheckFailed: one does not; the message has the figures.
-    """
+    """How the further forms agree with the first (CheckFailed: one does not)."""
     figures: dict[str, Any] = {}
     try:
         results = verify_siblings(folder, manifest)

@@ -31,15 +31,7 @@ _HUB_ENDINGS = {
 
 
 def graph_path(layout: str, form: str, first: str, quantize: str | None, dtype: str) -> str:
-    """Where the graph of a form lies in the folder.
-
-    Args:
-        layout: one of `LAYOUTS`.
-        form: form of the cache.
-        first: the bundle's own form, whose graph has the plain name in the "hub" layout.
-        quantize: kind of quantisation, which the "hub" layout puts into the name.
-        dtype: the graph's float type, likewise.
-    """
+    """Where the graph of a form lies in the folder; that of the `first` form has the plain name in the "hub" layout."""
     if layout != "hub":
         return "model.onnx" if form == DEFAULT_FORM else f"model_{form}.onnx"
     ending = _HUB_ENDINGS.get((quantize, dtype), f"_{quantize}_{dtype}")
@@ -54,11 +46,7 @@ def data_path(layout: str, quantize: str | None, dtype: str) -> str:
 
 
 def check_genai(forms: tuple[str, ...]) -> None:
-    """Refuse a form that onnxruntime-genai cannot drive.
-
-    Raises:
-        ConfigError: naming those it can.
-    """
+    """Refuse a form that onnxruntime-genai cannot drive (ConfigError: naming those it can)."""
     if forms[0] not in GENAI_FORMS:
         raise ConfigError(f"--layout genai runs the first of --forms, {forms[0]}; it can run {', '.join(GENAI_FORMS)}.")
 

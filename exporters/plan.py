@@ -36,10 +36,6 @@ class Plan:
     """One export, before its first byte.
 
     Attributes:
-        source: the checkpoint.
-        config: what is asked for.
-        template: builds the graphs.
-        decoder: the model's sizes and kinds.
         graphs: name of each form -> its graph; all name the same weights.
         claim: the pattern to prove, and of which weights; None for a dense checkpoint.
         shape: what the manifest says of the model.
@@ -59,11 +55,6 @@ class Plan:
     def weights(self) -> dict[str, Weight]:
         """The weights of all graphs, by name."""
         return self.graphs[self.config.forms[0]].weights
-
-    @property
-    def cache_length(self) -> int:
-        """Slots of a cache of fixed length."""
-        return cache_length(self.decoder, self.config)
 
 
 def plan_export(checkpoint: Checkpoint, config: ExportConfig, progress: Progress) -> Plan:
@@ -178,26 +169,17 @@ def _describe_origin(source: Checkpoint, weights: dict[str, Weight], template: T
     return origin | ({"front_end": template.tool} if template.tool else {})
 
 
-_END_NAMES = ("eos_token", "eot_token", "end_of_turn_token")
-
-
-def _read_optional(path: Path) -> dict[str, Any]:
-    """A JSON object, or nothing if there is no such file."""
-    return read_json(path) if path.is_file() else {}
-
-
 def _find_end_tokens(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Ids of all tokens at which generation stops, sorted; the end-of-turn token of chat models among them.
-
-    Raises:
-        FormatError: an id is not a whole number, or none is named at all.
-    """
+    """Ids of all tokens that end a text, sorted: by both configs, and by names in `tokenizer_config.json`, chat's among them."""
     ids: set[int] = set()
-    for fields in (config, _read_optional(folder / "generation_config.json")):
+    generation, names = (
+        read_json(file) if (file := folder / name).is_file() else {}
+        for name in ("generation_config.json", "tokenizer_config.json")
+    )
+    for fields in (config, generation):
         value = fields.get("eos_token_id")
         ids |= {_check_id(v) for v in (value if isinstance(value, list) else [value]) if v is not None}
-    names = _read_optional(folder / "tokenizer_config.json")
-    for field in _END_NAMES:
+    for field in ("eos_token", "eot_token", "end_of_turn_token"):
         name = names.get(field)
         text = name.get("content") if isinstance(name, dict) else name
         if isinstance(text, str) and (token := tokenizer.token_to_id(text)) is not None:

@@ -47,7 +47,7 @@ def read_gemma2(config: Mapping[str, Any]) -> DecoderConfig:
 def read_gemma3(config: Mapping[str, Any]) -> DecoderConfig:
     """All layers but every sixth have a window, and a rotary embedding of their own."""
     config = {**_DEFAULTS, **config}
-    require_value(config, "use_bidirectional_attention", False, False)
+    require_value(config, "use_bidirectional_attention", False)
     ropes = _read_two_ropes(config, read_positive(config, "head_dim"))
     plain = {k: v for k, v in config.items() if k not in ("rope_parameters", "rope_scaling")}
     base = _read_common(plain, every=read_positive(config, "sliding_window_pattern", 6))
@@ -87,12 +87,7 @@ def _read_two_ropes(config: Mapping[str, Any], head_dim: int) -> dict[str, RopeC
 
 
 def build(m: Layers, *, head_norm: bool) -> Graph:
-    """The whole graph; weights are named, not read.
-
-    Args:
-        m: the parts, for one config and one form of the cache.
-        head_norm: norm q and k of each head before they are turned.
-    """
+    """The whole graph; with `head_norm`, q and k of each head are normed before they are turned."""
 
     def norm(module: str, x: str) -> str:
         return m.rms_norm(module, x, plus=1.0)

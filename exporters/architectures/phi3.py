@@ -22,7 +22,7 @@ def read(config: Mapping[str, Any]) -> DecoderConfig:
 
 
 def build(m: Layers) -> Graph:
-    """The whole graph; weights are named, not read."""
+    """The whole graph."""
     c = m.config
     q, kv, f = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.intermediate_size
     h = m.embedding("model.embed_tokens")

@@ -1,4 +1,8 @@
-"""What a manifest and an error say of half precision: why it was not verified, what the cast lost, what a failure is due to."""
+"""What a manifest and an error say of a comparison: why there was none, what the cast lost, what a failure is due to.
+
+A graph that leaves its reference is opened once more with the sums at the end of each layer as outputs; a half-precision one in
+its own arithmetic (`half_precision.rounding`).
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,10 @@ from maskpro_deploy.exporters.checks.parity import Reference, choose_tolerance
 from maskpro_deploy.exporters.graph.builder import WIDER
 from maskpro_deploy.exporters.graph.weight_tiles import Underflow
 from maskpro_deploy.manifest import Manifest, safe_path
+
+_END_OF_LAYER = "/add_mlp"
+_HEAD = "/lm_head"
+_SAME = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}  # of the largest value of a layer: less is rounding
 
 
 def describe_unverified(dtype: str, reason: str) -> dict[str, Any]:
@@ -64,11 +72,6 @@ def _agrees_unrounded(bundle: Path, manifest: Manifest, reference: Reference, pr
     return within and pair.sum_kl / pair.positions <= tolerance.kl
 
 
-_END_OF_LAYER = "/add_mlp"
-_HEAD = "/lm_head"
-_SAME = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}  # of the largest value of a layer: less is rounding
-
-
 @runtime_checkable
 class LayerReference(Protocol):
     """A reference that also gives what its layers put out."""
@@ -79,13 +82,7 @@ class LayerReference(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerDifference:
-    """How far one layer's output is off.
-
-    Attributes:
-        name: the node that makes it.
-        largest: largest difference of a value.
-        scale: largest value of the reference.
-    """
+    """How far one layer's output, that of the node `name`, is off at most, and the largest value of the reference."""
 
     name: str
     largest: float

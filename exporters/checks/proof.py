@@ -34,12 +34,9 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """What was proven.
+    """What was proven: the pattern that all `weights`, an entry for each source, hold.
 
-    Attributes:
-        pattern: that all `weights` hold.
-        weights: each source of each weight.
-        groups_below_n: groups with fewer than N non-zeros: their kept weights are zero themselves.
+    `groups_below_n` counts groups with fewer than N non-zeros: their kept weights are zero themselves.
     """
 
     pattern: NMPattern
@@ -53,10 +50,7 @@ def list_prunable(weights: Mapping[str, Weight]) -> list[str]:
 
 
 def read_claim(checkpoint: Checkpoint, weights: Mapping[str, Weight], required: NMPattern | None) -> Claim | None:
-    """What the checkpoint's masks promise, or what the caller requires of a checkpoint without masks.
-
-    Returns:
-        None for a dense checkpoint.
+    """What the checkpoint's masks promise, or what the caller requires of one without masks; None for a dense checkpoint.
 
     Raises:
         CheckFailed: the masks are of another pattern than required, or cover a weight that is no projection.

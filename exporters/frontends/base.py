@@ -57,8 +57,7 @@ class ForeignModel:
         constants: arrays that the front end computed, by name.
         parameters: name -> shape of each weight.
         caches: name -> last dimension of each input that holds past keys or values.
-        logits: the value that holds the logits.
-        vocab_size: their last dimension.
+        logits, vocab_size: the value that holds the logits, and their last dimension.
         outputs: further values that are outputs, by our names.
         kv_heads: heads of a cache; 0 where attention nodes say it.
     """
@@ -76,13 +75,8 @@ class ForeignModel:
 class ForeignGraph(ABC):
     """A checkpoint's graph through a front end, in the place of a template.
 
-    Args:
-        checkpoint: of an architecture without a template.
-        tool: names and versions of the front end, for the manifest.
-        progress: shows how long the front end takes to describe the graph in another float type than fp32.
-
-    Attributes:
-        weights: what the graph's parameters hold, by name.
+    `tool` has names and versions of the front end, for the manifest; `weights` what the graph's parameters hold; `progress` shows
+    how long the front end takes to describe the graph in another float type than fp32.
     """
 
     weights: Mapping[str, ForeignWeight]
@@ -125,22 +119,14 @@ class TorchRows:
 
 
 def read_length(config: Mapping[str, Any]) -> int:
-    """The longest sequence, in tokens.
-
-    Raises:
-        FormatError: the config does not name it.
-    """
+    """The longest sequence, in tokens (FormatError: the config does not name it)."""
     return read_positive(config, next((field for field in _LENGTHS if config.get(field)), _LENGTHS[0]))
 
 
 def describe_sizes(
     config: Mapping[str, Any], model: ForeignModel, *, hidden: int, layers: int, heads: int, kv_heads: int, head_dim: int
 ) -> DecoderConfig:
-    """The sizes of a graph, for caches and the manifest; what its nodes compute stays their own affair.
-
-    Raises:
-        FormatError: the config names no longest sequence.
-    """
+    """The sizes of a graph, for caches and the manifest; refuses as `read_length`. What its nodes compute stays their affair."""
     return DecoderConfig(
         model_type=str(config["model_type"]),
         vocab_size=model.vocab_size,
@@ -166,11 +152,7 @@ def map_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def check_unused(checkpoint: Checkpoint, used: Collection[str], tool: str) -> None:
-    """Refuse a checkpoint with tensors that the graph would leave out.
-
-    Raises:
-        InputError: naming one.
-    """
+    """Refuse a checkpoint with tensors that the graph would leave out (InputError: naming one)."""
     buffers = (".inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
     copies = ("lm_head.weight", "embed_out.weight") if checkpoint.config.get("tie_word_embeddings") else ()
     if unused := [n for n in checkpoint.names if n not in used and not n.endswith((*buffers, *copies))]:

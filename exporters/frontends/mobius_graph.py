@@ -3,13 +3,14 @@
     Attention(q, k, v, mask, past, past)         the form's own     (`cat`, `static`, `gqa`)
 
 Windows are those that `config.json` names: mobius leaves some of them out, and says so.
+
+Shapes: `B` batch, `S` new tokens, `T` all tokens.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ from maskpro_deploy.exporters.graph.layers import Layers
 from maskpro_deploy.system.progress import SILENT, Progress
 
 _OPSET = 24  # mobius' own
+_INPUTS = ("input_ids", "attention_mask", "position_ids")
+_NEW, _TOTAL, _PAD = 5, 9, 3
+_HIDDEN = -1e4  # what is added to a score that is hidden, at most
 
 
 class MobiusGraph(ForeignGraph):
@@ -70,7 +74,7 @@ class MobiusGraph(ForeignGraph):
         """
         model = self.model("fp32")
         nodes = _find_attention(model)
-        kinds = {_Kind.of(node) for node in nodes}
+        kinds = {_describe_attention(node) for node in nodes}
         if not nodes or len(kinds) > 1:
             what = "layers with attention of different kinds" if kinds else "no attention with a cache of keys and values"
             raise InputError(f"model_type {config['model_type']!r} is not supported: it has {what}.")
@@ -81,51 +85,29 @@ class MobiusGraph(ForeignGraph):
                     f"model_type {config['model_type']!r} is not supported: its attention adds a bias to scores, "
                     f"or hides other tokens than later ones."
                 )
-        (kind,) = kinds
+        ((heads, groups, scale, softcap),) = kinds
         layers = len(nodes)
         (head_dim, *others) = {model.caches[name] for node in nodes for name in node.input[4:6]}
-        if others or not kind.groups:
+        if others or not groups:
             raise InputError(f"model_type {config['model_type']!r} is not supported: its keys and values differ in size.")
         hidden = read_positive({**config, "hidden_size": config.get("hidden_size", config.get("n_embd"))}, "hidden_size")
-        decoder = describe_sizes(
-            config, model, hidden=hidden, layers=layers, heads=kind.heads, kv_heads=kind.groups, head_dim=head_dim
-        )
+        decoder = describe_sizes(config, model, hidden=hidden, layers=layers, heads=heads, kv_heads=groups, head_dim=head_dim)
         return dataclasses.replace(
-            decoder,
-            scale=kind.scale or decoder.scale,
-            windows=_read_window_fields(config, layers),
-            attention_softcap=kind.softcap or None,
+            decoder, scale=scale or decoder.scale, windows=_read_window_fields(config, layers), attention_softcap=softcap or None
         )
 
     def build(self, m: Layers) -> Graph:
-        """The whole graph; weights are named, not read.
-
-        Raises:
-            InputError: the graph has an operator that this form's version of the standard lacks.
-        """
+        """The whole graph (InputError: it has an operator that this form's version of the standard lacks)."""
         _MobiusTranslation(m, self.model(m.graph.dtype), self.weights, self._checkpoint.folder).run()
         m.form.finish(m.graph)
         return m.graph
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """What must be the same in all layers."""
-
-    heads: int
-    groups: int
-    scale: float
-    softcap: float
-
-    @classmethod
-    def of(cls, node: onnx.NodeProto) -> _Kind:
-        settings = read_settings(node)
-        return cls(
-            int(settings.get("q_num_heads", 0)),
-            int(settings.get("kv_num_heads", 0)),
-            float(settings.get("scale", 0.0)),
-            float(settings.get("softcap", 0.0)),
-        )
+def _describe_attention(node: onnx.NodeProto) -> tuple[int, int, float, float]:
+    """What must be the same in all layers: heads, key/value heads, scale, softcap; 0 where the node does not say."""
+    settings = read_settings(node)
+    heads, groups = (int(settings.get(name, 0)) for name in ("q_num_heads", "kv_num_heads"))
+    return heads, groups, float(settings.get("scale", 0.0)), float(settings.get("softcap", 0.0))
 
 
 def _find_attention(model: ForeignModel) -> list[onnx.NodeProto]:
@@ -152,13 +134,9 @@ class _MobiusTranslation(Translation):
         return list(node.input[:3] if node.output[0] in self._layer_of else node.input)
 
     def _replace(self, node: onnx.NodeProto) -> bool:
+        """Attention with the form's own cache and mask.  # q (B, S, H D), k and v (B, S, G D) -> (B, S, H D)"""
         if node.output[0] not in self._layer_of:
             return False
-        self._attend(node)
-        return True
-
-    def _attend(self, node: onnx.NodeProto) -> None:
-        """Attention with the form's own cache and mask.  # q (B, S, H D), k and v (B, S, G D) -> (B, S, H D)"""
         graph, config, form, path = self._graph, self._m.config, self._m.form, f"/{node.name.rsplit('/', 1)[0]}"
         heads = []
         for value, kind, count in zip(node.input[:3], "qkv", (config.num_heads, *[config.num_kv_heads] * 2), strict=True):
@@ -172,11 +150,7 @@ class _MobiusTranslation(Translation):
             y = graph.op("Transpose", y, name=f"{path}/out_transpose", perm=[0, 2, 1, 3])
             y = graph.op("Reshape", y, graph.ints(0, 0, config.num_heads * config.head_dim), name=f"{path}/out_flat")
         self._names[node.output[0]] = y
-
-
-_INPUTS = ("input_ids", "attention_mask", "position_ids")
-_NEW, _TOTAL, _PAD = 5, 9, 3
-_HIDDEN = -1e4  # what is added to a score that is hidden, at most
+        return True
 
 
 def find_ancestors(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
@@ -194,12 +168,8 @@ def is_causal(
 ) -> bool:
     """Whether a mask hides what comes later, padding, perhaps what lies far back, and nothing else.
 
-    Args:
-        nodes: the graph's.
-        constants: its constants.
-        mask: the value that Attention reads, bool or added to scores; (B, 1, S, T).
-        causal: Attention hides what comes later by itself.
-        opset: version of the nodes' operators.
+    Every architecture's mask is replaced by that of the cache form. That is only right if both say the same, so the nodes that
+    make it are run on small inputs. With `causal`, Attention hides what comes later by itself.
     """
     made = find_ancestors(nodes, {mask})
     free = {name for node in made for name in node.input if name} - {o for node in made for o in node.output}

@@ -16,9 +16,7 @@ MOBIUS_DIFFERS = frozenset({"cohere", "ernie4_5", "gemma"})
 def choose_template(source: Checkpoint, progress: Progress = SILENT) -> Template:
     """What builds the graph of a checkpoint: a template of ours, else the first front end that can.
 
-    Args:
-        source: the checkpoint.
-        progress: shows how long a front end takes, now and when it builds the graph in another float type.
+    `progress` shows how long a front end takes, now and when it builds the graph in another float type.
 
     Raises:
         InputError: none knows its architecture; the message says what each one said.

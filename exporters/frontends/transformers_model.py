@@ -13,7 +13,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -46,6 +45,11 @@ from maskpro_deploy.exporters.graph.layers import Layers
 from maskpro_deploy.system.progress import SILENT, Progress
 from maskpro_deploy.torch_lm import load_causal_lm
 
+_OPSET = 23  # the `cat` form's
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_BATCH, _PAST, _NEW = 2, 5, 3  # of the traced call; 0 and 1 would be taken for constants
+_CACHED = re.compile(r"layers\.(\d+)\.(key|value)s$")
+
 
 class TransformersGraph(ForeignGraph):
     """A checkpoint's graph through transformers (see `ForeignGraph`).
@@ -60,35 +64,27 @@ class TransformersGraph(ForeignGraph):
         super().__init__(checkpoint, f"transformers {version('transformers')}, torch {version('torch')}", progress)
         model = open_model(checkpoint, "fp32")
         self.weights = map_weights(checkpoint, model)
-        self._sizes = read_sizes(model, checkpoint.config["model_type"])
+        self._hidden, self._heads = read_sizes(model, checkpoint.config["model_type"])
         self._models["fp32"] = trace_graph(model, checkpoint)
 
     def _describe(self, dtype: str) -> ForeignModel:
         return trace_graph(open_model(self._checkpoint, dtype), self._checkpoint)
 
     def read(self, config: Mapping[str, Any]) -> DecoderConfig:
-        """Sizes, from the graph and the model; what attention does stays the graph's own affair.
-
-        Raises:
-            FormatError: the config has no length.
-        """
+        """Sizes, from the graph and the model; refuses as `read_length`. What attention does stays the graph's own affair."""
         model = self.model("fp32")
         return describe_sizes(
             config,
             model,
-            hidden=self._sizes.hidden,
+            hidden=self._hidden,
             layers=len(model.caches) // 2,
-            heads=self._sizes.heads,
+            heads=self._heads,
             kv_heads=model.kv_heads,
             head_dim=next(iter(model.caches.values())),
         )
 
     def build(self, m: Layers) -> Graph:
-        """The whole graph; weights are named, not read.
-
-        Raises:
-            InputError: a form other than `cat` is asked for, or see `Translation.run`.
-        """
+        """The whole graph (InputError: a form other than `cat` is asked for, or see `Translation.run`)."""
         if m.form.facts.name != DEFAULT_FORM:
             raise InputError(
                 f"{self._checkpoint.folder}: the form {m.form.facts.name!r} is not made of this architecture. transformers' "
@@ -105,26 +101,8 @@ class TransformersGraph(ForeignGraph):
         return graph
 
 
-_OPSET = 23  # the `cat` form's
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_BATCH, _PAST, _NEW = 2, 5, 3  # of the traced call; 0 and 1 would be taken for constants
-_CACHED = re.compile(r"layers\.(\d+)\.(key|value)s$")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
-    """What transformers knows of the model under one name, whatever `config.json` calls it."""
-
-    hidden: int
-    heads: int
-
-
 def open_model(checkpoint: Checkpoint, dtype: str) -> Any:
-    """The model in torch, in a float type.
-
-    Raises:
-        FormatError: transformers cannot build it.
-    """
+    """The model in torch, in a float type (FormatError: transformers cannot build it)."""
     try:
         with quiet():
             return load_causal_lm(checkpoint.folder, _DTYPES[dtype])
@@ -142,17 +120,13 @@ def is_known(model_type: str) -> bool:
     return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
-def read_sizes(model: Any, kind: str) -> Sizes:
-    """The model's sizes.
-
-    Raises:
-        InputError: its layers have different numbers of heads.
-    """
+def read_sizes(model: Any, kind: str) -> tuple[int, int]:
+    """Hidden size and number of heads, whatever `config.json` calls them (InputError: layers differ in heads)."""
     config = model.config.get_text_config()
     hidden, heads = (getattr(config, field, None) for field in ("hidden_size", "num_attention_heads"))
     if not isinstance(hidden, int) or not isinstance(heads, int):
         raise InputError(f"model_type {kind!r} is not supported: in transformers it has no single number of attention heads.")
-    return Sizes(hidden=hidden, heads=heads)
+    return hidden, heads
 
 
 def map_weights(checkpoint: Checkpoint, model: Any) -> dict[str, ForeignWeight]:
@@ -212,11 +186,7 @@ def trace_graph(model: Any, checkpoint: Checkpoint) -> ForeignModel:
 
 
 def _sample_inputs(model: Any, kind: str) -> dict[str, Any]:
-    """Inputs of a call that continues a cache.
-
-    Raises:
-        InputError: the model has no cache of keys and values, or not one for every layer.
-    """
+    """Inputs of a call that continues a cache (InputError: not every layer keeps keys and values)."""
     from transformers import DynamicCache
 
     accepted = inspect.signature(model.forward).parameters
@@ -240,11 +210,7 @@ def _sample_inputs(model: Any, kind: str) -> dict[str, Any]:
 
 
 def _read_graph(graph: Any, parameters: set[str], kind: str) -> ForeignModel:
-    """The traced graph (onnx-ir), its cache by our names.
-
-    Raises:
-        InputError: it has inputs of another kind.
-    """
+    """The traced graph (onnx-ir), its cache by our names (InputError: it has inputs of another kind)."""
     import onnx_ir
 
     caches, outputs = {}, []

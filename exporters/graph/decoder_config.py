@@ -62,12 +62,7 @@ class DecoderConfig:
 
 
 def read_base_config(config: Mapping[str, Any], *, activation: str = "hidden_act", eps: str = "rms_norm_eps") -> DecoderConfig:
-    """Read the fields of LLaMA, which most architectures share.
-
-    Args:
-        config: the content of `config.json`.
-        activation: name of the field that holds the activation.
-        eps: name of the field that holds the norms' epsilon.
+    """Read the fields of LLaMA, which most architectures share; `activation` and `eps` name the fields of these two.
 
     Raises:
         InputError: a value is of a kind that is not supported; the message names what is.
@@ -104,17 +99,7 @@ def read_base_config(config: Mapping[str, Any], *, activation: str = "hidden_act
 
 
 def read_unturned_config(config: Mapping[str, Any], *, eps: str, activation: str, bias: bool) -> DecoderConfig:
-    """Read a decoder with learned positions in place of rotary embedding, and biases everywhere or nowhere.
-
-    Args:
-        config: the content of `config.json`, sizes by LLaMA's names.
-        eps: name of the field that holds the norms' epsilon.
-        activation: the default of `activation_function`.
-        bias: whether projections have biases.
-
-    Raises:
-        InputError, FormatError: see `read_base_config`.
-    """
+    """As `read_base_config`, with learned positions in place of RoPE; `activation` is a default, `bias` holds for all."""
     base = read_base_config({**config, "hidden_act": "silu"}, eps=eps)
     return dataclasses.replace(
         base,
@@ -127,11 +112,7 @@ def read_unturned_config(config: Mapping[str, Any], *, eps: str, activation: str
 
 
 def read_activation(config: Mapping[str, Any], field: str, default: str) -> str:
-    """The kind of activation.
-
-    Raises:
-        InputError: one that is not supported.
-    """
+    """The kind of activation (InputError: one that is not supported)."""
     value = config.get(field) or default
     check_supported(field, value, ACTIVATIONS)
     return ACTIVATIONS[value]
@@ -165,31 +146,19 @@ def read_same_windows(config: Mapping[str, Any], layers: int) -> tuple[int | Non
 
 
 def check_supported(field: str, value: object, known: Collection[str]) -> None:
-    """Refuse what is not known.
-
-    Raises:
-        InputError: naming the field, the value and what is supported.
-    """
+    """Refuse what is not known (InputError: naming the field, the value and what is supported)."""
     if value not in known:
         raise InputError(f"config.json: {field} {value!r} is not supported. Supported: {', '.join(known)}.")
 
 
-def require_value(config: Mapping[str, Any], field: str, value: object, default: object) -> None:
-    """Refuse any but the one supported value of a field.
-
-    Raises:
-        InputError: naming the field and its values.
-    """
-    if (actual := config.get(field, default)) != value:
+def require_value(config: Mapping[str, Any], field: str, value: object) -> None:
+    """Refuse any but the one supported value of a field, its default (InputError: naming the field and its values)."""
+    if (actual := config.get(field, value)) != value:
         raise InputError(f"config.json: {field} {actual!r} is not supported; only {value!r} is.")
 
 
 def read_positive(config: Mapping[str, Any], field: str, default: int | None = None) -> int:
-    """A whole number above 0.
-
-    Raises:
-        FormatError: it is missing or something else.
-    """
+    """A whole number above 0 (FormatError: it is missing or something else)."""
     value = config.get(field)
     if value is None:
         value = default
@@ -201,11 +170,7 @@ def read_positive(config: Mapping[str, Any], field: str, default: int | None = N
 
 
 def read_number(config: Mapping[str, Any], field: str) -> float:
-    """A number above 0.
-
-    Raises:
-        FormatError: it is missing or something else.
-    """
+    """A number above 0 (FormatError: it is missing or something else)."""
     value = config.get(field)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
         raise FormatError(f"config.json: {field} must be a number above 0, found {value!r}.")

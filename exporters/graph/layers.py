@@ -36,13 +36,9 @@ class Part:
 
 
 class Layers:
-    """A graph under construction, with the parts of decoders as methods.
+    """A graph under construction for one decoder and one form of the cache, with the parts of decoders as methods.
 
-    Args:
-        config: the decoder's sizes and kinds.
-        form: form of the key/value cache.
-        dtype: the graph's float type.
-        quantization: how projections and the output head are stored; None for the graph's own float type.
+    `quantization` is for projections and the output head; None for the graph's own float type.
     """
 
     def __init__(self, config: DecoderConfig, form: KVForm, dtype: str, quantization: Quantization | None = None) -> None:
@@ -71,10 +67,8 @@ class Layers:
     def logits(self, h: str, head: str, embedding: str) -> Graph:
         """Scores of every token, in fp32: the end of the graph.  # (B, S, E) -> (B, S, V)
 
-        Args:
-            h: what the last norm gave.
-            head: the module of the output head.
-            embedding: the module of the token table, which a tied head shares.
+        `h` is what the last norm gave, `head` the module of the output head, `embedding` that of the token table, which a tied
+        head shares.
         """
         graph, config = self.graph, self.config
         e, v = config.hidden_size, config.vocab_size
@@ -88,7 +82,7 @@ class Layers:
         if config.logit_softcap is not None:
             y = self.softcap(y, config.logit_softcap, f"/{head}")
         if graph.dtype == "fp32":
-            graph.rename_last("logits")
+            graph.nodes[-1].output[0] = "logits"
         else:
             graph.op("Cast", y, name=f"/{head}/float", output="logits", to=TensorProto.FLOAT)
         graph.output("logits", TensorProto.FLOAT, ["batch", "new", v])
@@ -108,13 +102,8 @@ class Layers:
     ) -> str:
         """Several projections of one input as one product, their outputs side by side.  # (B, S, K) -> (B, S, sum of N)
 
-        Args:
-            module: name of the product.
-            x: what goes in.
-            k: its size.
-            columns: name of each projection -> its outputs.
-            bias: they have biases.
-            parts: where they lie, if not in modules of their names.
+        `module` names the product, `columns` each projection and its outputs; `parts` tells where they lie, if not in modules of
+        their names.
         """
         places = parts if parts is not None else [Part(module=name) for name in columns]
         weights = tuple(_describe_projection(n, part, k, size) for part, (n, size) in zip(places, columns.items(), strict=True))
@@ -155,15 +144,8 @@ class Layers:
     ) -> str:
         """Attention of a layer; key/value heads may be fewer than query heads.  # (B, S, E) -> (B, S, E)
 
-        Args:
-            layer: its number.
-            module: the module's name.
-            x: what goes in.
-            names: the graph's names of the four projections.
-            parts: where q, k and v lie, if not in modules of these names.
-            out: where the output projection lies, if not in the module of its name.
-            head_norm: q and k of each head are normed (`q_norm`, `k_norm`), with `plus` in the scale.
-            plus: see `rms_norm`.
+        `names` are the graph's of the four projections. `parts` and `out` tell where q, k and v, and the output projection, lie,
+        if not in modules of these names. With `head_norm`, q and k of each head are normed, with `plus` in the scale.
         """
         config, path = self.config, _path(module)
         rope = config.ropes[layer]

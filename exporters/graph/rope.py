@@ -1,7 +1,8 @@
-"""Cosine and sine tables of rotary position embedding (RoPE), computed in float64.
+"""Rotary position embedding (RoPE): as `config.json` describes it, and its tables of cosines and sines, computed in float64.
 
-Pair i of a head turns by the angle p * f_i at position p, with f_i = theta ** (-2 i / D). Shapes: `P` positions, `D` size of
-the part of a head that is turned.
+Both generations of fields are read: `rope_parameters`, and the older `rope_theta` with `rope_scaling`. Pair i of a head turns by
+the angle p * f_i at position p, with f_i = theta ** (-2 i / D). Shapes: `P` positions, `D` size of the part of a head that is
+turned.
 """
 
 from __future__ import annotations
@@ -74,12 +75,7 @@ def read_rope(config: Mapping[str, Any], head_dim: int, default_theta: float = _
 
 
 def make_rope(kind: str, fields: Mapping[str, Any], config: Mapping[str, Any], head_dim: int) -> RopeConfig:
-    """RoPE of one kind from its own fields.
-
-    Raises:
-        InputError: the kind is not supported.
-        FormatError: a field is missing or makes no sense.
-    """
+    """RoPE of one kind from its own fields; refuses as `read_rope`."""
     kind = "longrope" if kind == "su" else kind
     if kind not in ROPE_KINDS:
         raise InputError(f"config.json: rope_type {kind!r} is not supported. Supported: {', '.join(ROPE_KINDS)}.")
@@ -117,7 +113,6 @@ def _read_stretch(fields: Mapping[str, Any], config: Mapping[str, Any], original
 
 
 def _read_yarn(fields: Mapping[str, Any], config: Mapping[str, Any], original: int) -> dict[str, Any]:
-
     factor = _read_stretch(fields, config, original)
 
     def temperature(weight: float) -> float:
@@ -137,7 +132,6 @@ def _read_yarn(fields: Mapping[str, Any], config: Mapping[str, Any], original: i
 
 
 def _read_longrope(fields: Mapping[str, Any], config: Mapping[str, Any], original: int, dim: int) -> dict[str, Any]:
-
     factor = _read_stretch(fields, config, original)
     attention = fields.get("attention_factor")
     if attention is None:
@@ -162,13 +156,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def compute_frequencies(rope: RopeConfig, head_dim: int, *, beyond: bool = False) -> Floats:
-    """The angle per position of each pair.  # (D / 2,)
-
-    Args:
-        rope: kind and fields.
-        head_dim: size of a head.
-        beyond: for sequences longer than the original length, which "longrope" treats otherwise.
-    """
+    """The angle per position of each pair; "longrope" has others `beyond` the original length.  # (D / 2,)"""
     dim = rope.dim or head_dim
     f: Floats = rope.theta ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
     if rope.kind == "linear":
@@ -217,14 +205,7 @@ def make_tables(rope: RopeConfig, head_dim: int, length: int) -> tuple[Table, Ta
 
 
 class Table:
-    """A table that is computed as it is read: whole, one of a model for long texts takes more memory than all else here.
-
-    Args:
-        rope: kind and fields.
-        head_dim: size of a head.
-        length: positions.
-        function: of the angles.
-    """
+    """A table that is computed as it is read: whole, one of a model for long texts takes more memory than all else here."""
 
     def __init__(self, rope: RopeConfig, head_dim: int, length: int, function: Callable[[Floats], Floats]) -> None:
         self._factor, self._function = rope.attention_factor, function

@@ -1,7 +1,8 @@
 """Weights read from the checkpoint some rows at a time, in the graph's shape and type.
 
 Memory is bounded by one tile, not by the model or a tensor: the checkpoint's files are mapped. What a float type cannot hold is
-refused here.
+refused here. What half precision cannot tell from zero is counted: a number below the smallest of the type becomes 0, one below
+the smallest normal number keeps fewer bits (it is subnormal).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.exporters.graph.builder import DTYPES, WIDER, Weight
+from maskpro_deploy.exporters.graph.weight_kinds import DType, Floats
 
 _WORTH_A_WARNING = 0.01  # share of a weight's values that become zero
 
@@ -32,13 +34,7 @@ class Lost:
 
 @dataclass(slots=True)
 class Underflow:
-    """What the cast of all weights to a float type lost.
-
-    Attributes:
-        dtype: name of the float type.
-        weights: name of each weight that lost something -> how much.
-        values: values of all weights that were not zero before.
-    """
+    """What the cast of all weights to a float type lost, by weight; `values` counts those that were not zero before."""
 
     dtype: str
     weights: dict[str, Lost] = field(default_factory=dict)
@@ -99,7 +95,7 @@ def view_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.unsignedinteger[Any]]:
     return values.view(np.dtype(f"u{values.dtype.itemsize}"))
 
 
-def read_columns(weight: Weight, checkpoint: Checkpoint, start: int, stop: int) -> npt.NDArray[np.float32]:
+def read_columns(weight: Weight, checkpoint: Checkpoint, start: int, stop: int) -> Floats:
     """Some columns of a weight, each contiguous.  # [K, N] -> (stop - start, K)"""
     at = slice(weight.start + start, weight.start + stop)
     rows = _open_rows(weight, checkpoint)
@@ -109,9 +105,7 @@ def read_columns(weight: Weight, checkpoint: Checkpoint, start: int, stop: int) 
     return result
 
 
-def read_tiles(
-    weight: Weight, checkpoint: Checkpoint, dtype: np.dtype[np.generic], lost: Underflow | None = None
-) -> Iterator[npt.NDArray[Any]]:
+def read_tiles(weight: Weight, checkpoint: Checkpoint, dtype: DType, lost: Underflow | None = None) -> Iterator[npt.NDArray[Any]]:
     """The weight in its final form, some rows of the graph's shape at a time; `lost` counts what the cast loses."""
     if weight.parts and len(weight.shape) == 1:
         yield np.concatenate([tile for part in weight.parts for tile in read_tiles(part, checkpoint, dtype, lost)])

@@ -30,13 +30,12 @@ from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import BUILTIN, load_text, load_tokenizer
 from maskpro_deploy.exporters.graph.builder import DTYPES, Graph, Weight
 from maskpro_deploy.exporters.graph.data_file import Quantised, write_weights
+from maskpro_deploy.exporters.graph.weight_kinds import DType, Floats
 from maskpro_deploy.exporters.graph.weight_tiles import read_columns
 from maskpro_deploy.exporters.quantize.descent import damp, descend
 from maskpro_deploy.exporters.quantize.stages import Stream, cut_stages
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.progress import SILENT, Progress
-
-Floats = npt.NDArray[np.float32]
 
 _SEQUENCES, _TOKENS = 32, 256
 _HEAD = "lm_head"
@@ -109,12 +108,9 @@ def _load_texts(checkpoint: Checkpoint, length: int) -> list[npt.NDArray[np.int6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Product:
-    """A MatMul with a weight that is to be rounded.
+    """A MatMul, by its number, with a weight that is to be rounded.
 
-    Attributes:
-        number: of the node.
-        weight: its name.
-        added_to: the value that its output, or its output and bias, is added to; "" if there is none.
+    `added_to` is the value that its output, or its output and bias, is added to; "" if there is none.
     """
 
     number: int
@@ -192,13 +188,7 @@ def _make_feeds(model: onnx.ModelProto, tokens: npt.NDArray[np.int64]) -> dict[s
 
 
 def _round_projection(
-    weight: Weight,
-    checkpoint: Checkpoint,
-    hessian: Floats,
-    drift: Floats,
-    pulled: Floats | None,
-    folder: Path,
-    scale_type: np.dtype[np.generic],
+    weight: Weight, checkpoint: Checkpoint, hessian: Floats, drift: Floats, pulled: Floats | None, folder: Path, scale_type: DType
 ) -> tuple[Quantised, Floats]:
     """One projection, its integers mapped from a file, and what it stands for.  # [K, N]"""
     quantization = weight.quantization

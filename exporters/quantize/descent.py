@@ -23,8 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskpro_deploy.exporters.graph.quantization import Quantization
-
-Floats = npt.NDArray[np.float32]
+from maskpro_deploy.exporters.graph.weight_kinds import DType, Floats
 
 _SWEEPS = 4
 _ROWS = 64  # rows whose changes are carried to the others together
@@ -42,7 +41,7 @@ def damp(hessian: Floats) -> Floats:
 
 
 def descend(
-    w: Floats, hessian: Floats, quantization: Quantization, scale_type: np.dtype[np.generic], slope: Floats | None = None
+    w: Floats, hessian: Floats, quantization: Quantization, scale_type: DType, slope: Floats | None = None
 ) -> tuple[npt.NDArray[np.int8], Floats]:
     """Integers and scales of a weight.  # (K, N), (K, K) -> (K, N), (G, N) or (N,)
 
@@ -100,9 +99,7 @@ def _compute_gradient(hessian: Floats, e: Floats, slope: Floats | None) -> Float
     return g
 
 
-def _fit_scales(
-    g: Floats, e: Floats, integers: npt.NDArray[np.int8], scales: Floats, hessian: Floats, scale_type: np.dtype[np.generic]
-) -> None:
+def _fit_scales(g: Floats, e: Floats, integers: npt.NDArray[np.int8], scales: Floats, hessian: Floats, scale_type: DType) -> None:
     """The best scale of each block, given its integers; `g`, `e` and `scales` change in place."""
     rows = len(e) // len(scales)
     for block in range(len(scales)):

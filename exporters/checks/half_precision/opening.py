@@ -15,12 +15,10 @@ import onnx
 from onnx import helper
 
 from maskpro_deploy.exporters.checks.half_precision.ranges import Probes
-from maskpro_deploy.exporters.checks.half_precision.rounding import HALVES, NotRounded, describe_arithmetic, round_graph
+from maskpro_deploy.exporters.checks.half_precision.rounding import HALVES, NotRounded, round_graph
 from maskpro_deploy.exporters.checks.ort_model import CheckedGraph, model_of, open_model, open_session
 from maskpro_deploy.exporters.graph.builder import DTYPES
 from maskpro_deploy.manifest import Graph, Manifest, safe_path
-
-FP32 = "fp32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +26,6 @@ class Opened:
     """A graph to compare.
 
     Attributes:
-        model: the graph in a session.
         arithmetic: what it computes in, in words.
         unrounded: "fp16 not verified" and why, if a half-precision graph computes in fp32; else "".
         probes: the scalars that tell how large its values become; None in fp32 arithmetic.
@@ -36,19 +33,14 @@ class Opened:
     """
 
     model: CheckedGraph
-    arithmetic: str = FP32
+    arithmetic: str = "fp32"
     unrounded: str = ""
     probes: Probes | None = None
     routed: bool = False
 
 
 def open_to_compare(bundle: Path, manifest: Manifest, graph: Graph | None = None) -> Opened:
-    """Open a graph of a bundle in the arithmetic of its float type.
-
-    Args:
-        bundle: the bundle's folder.
-        manifest: its manifest.
-        graph: one of its graphs; by default its own.
+    """Open one of a bundle's graphs, by default its own, in the arithmetic of its float type.
 
     Raises:
         NotRounded: it is bf16, which onnxruntime runs on no CPU, and cannot be rewritten.
@@ -66,8 +58,9 @@ def open_to_compare(bundle: Path, manifest: Manifest, graph: Graph | None = None
         return Opened(model=open_model(bundle, manifest, graph), unrounded=f"{graph.dtype} not verified: {e}")
     probes = Probes(model, places, graph.dtype)
     session = model_of(model.SerializeToString(), path.parent, manifest, graph, rounded=True)
+    arithmetic = f"{graph.dtype}, rounded after every node, accumulated in fp32"
     routed = any(node.op_type == "TopK" for node in model.graph.node)
-    return Opened(model=session, arithmetic=describe_arithmetic(graph.dtype), probes=probes, routed=routed)
+    return Opened(model=session, arithmetic=arithmetic, probes=probes, routed=routed)
 
 
 def open_unrounded(bundle: Path, manifest: Manifest) -> CheckedGraph:
@@ -79,11 +72,7 @@ def open_unrounded(bundle: Path, manifest: Manifest) -> CheckedGraph:
 
 @cache
 def _check_roundings(dtype: str) -> None:
-    """Run two products with a rounding behind each, one by a stored constant, and compare them with numpy's.
-
-    Raises:
-        NotRounded: the session computes something else.
-    """
+    """Two products with a rounding behind each, one by a stored constant, must give what numpy gives (else NotRounded)."""
     element, kind = DTYPES[dtype]
     shape = ["n", 4]
     nodes = [

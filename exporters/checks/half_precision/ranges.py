@@ -2,6 +2,7 @@
 
 Every rounding of the rewritten graph (`rounding`) is given a few scalars as outputs: the largest and the smallest number
 before it, and whether there is a NaN. Rounding keeps the order, so what comes after it follows. No tensor leaves the session.
+A mask holds the lowest number of its type on purpose. It, and what it is added to, may be as low as it likes until the softmax.
 
 Shapes: `B` batch, `T` tokens.
 """
@@ -24,17 +25,14 @@ from maskpro_deploy.exporters.checks.ort_model import CheckedGraph
 from maskpro_deploy.exporters.graph.builder import DTYPES, WIDER
 
 LOW_MARGIN = 2.0  # the largest value times this should still fit
+_NUMBER = re.compile(r"(?:^|[./_])(?:layers?|h|blocks?)[./_](\d+)(?:[./_]|$)")
+_ENDS_OF_MASKS = frozenset(("Softmax", "LogSoftmax", "Exp", "Attention", "GroupQueryAttention"))
+EMBEDDING, HEAD = "embedding", "head"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRange:
-    """The largest value of a layer.
-
-    Attributes:
-        layer: "layer 0" and so on, "embedding" or "head".
-        node: the node that puts it out.
-        largest: its magnitude, before it is rounded.
-    """
+    """The node with the largest value of a layer ("layer 0" and so on, "embedding" or "head"), before it is rounded."""
 
     layer: str
     node: str
@@ -46,8 +44,7 @@ class Ranges:
     """The values of a graph on the measured prompts.
 
     Attributes:
-        dtype: the float type.
-        limit: its largest number.
+        limit: the largest number of the float type.
         layers: the largest value of each layer, in the graph's order.
         fault: the first value that does not fit the type, in words; "" if all do.
     """
@@ -92,13 +89,7 @@ class Ranges:
 
 
 class Probes:
-    """The scalars of a rewritten graph.
-
-    Args:
-        model: the graph; outputs are added to it.
-        places: its roundings.
-        dtype: its float type.
-    """
+    """The scalars of a rewritten graph of the float type `dtype`, added to its outputs."""
 
     def __init__(self, model: onnx.ModelProto, places: Sequence[Rounding], dtype: str) -> None:
         self._places, self._dtype = places, dtype
@@ -166,11 +157,6 @@ def _finite_or_text(value: float) -> float | str:
     return value if np.isfinite(value) else str(value)
 
 
-_NUMBER = re.compile(r"(?:^|[./_])(?:layers?|h|blocks?)[./_](\d+)(?:[./_]|$)")
-_ENDS_OF_MASKS = frozenset(("Softmax", "LogSoftmax", "Exp", "Attention", "GroupQueryAttention"))
-EMBEDDING, HEAD = "embedding", "head"
-
-
 def parse_layer(name: str) -> str:
     """The layer that a name tells, "" if it tells none."""
     number = _NUMBER.search(name)
@@ -199,12 +185,7 @@ def assign_layers(graph: onnx.GraphProto) -> dict[str, str]:
 
 
 def find_masked_values(graph: onnx.GraphProto, lowest: float) -> set[str]:
-    """Values that hold the lowest numbers to hide tokens.
-
-    Args:
-        graph: its nodes stand in an order in which they can run.
-        lowest: of the float type.
-    """
+    """Values that hold the lowest numbers, of which `lowest` is the float type's, to hide tokens."""
     masked = {t.name for t in graph.initializer if t.data_location != TensorProto.EXTERNAL and _is_low(t, lowest)}
     for node in graph.node:
         if node.op_type in _ENDS_OF_MASKS:

@@ -41,12 +41,9 @@ class NotRounded(MachineError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rounding:
-    """One place where a value is rounded.
+    """One place where a value is rounded: from `exact`, in fp32, to `rounded`.
 
-    Attributes:
-        node: the node's name, without which it is its output's; a node of several outputs is named by each.
-        exact: the value before, in fp32.
-        rounded: the value after.
+    `node` is the node's name, without which it is its output's; a node of several outputs is named by each.
     """
 
     node: str
@@ -54,16 +51,11 @@ class Rounding:
     rounded: str
 
 
-def describe_arithmetic(dtype: str) -> str:
-    """What is verified, in words for the manifest."""
-    return f"{dtype}, rounded after every node, accumulated in fp32"
-
-
 def round_graph(model: onnx.ModelProto, dtype: str, *, rounding: bool = True) -> tuple[onnx.ModelProto, list[Rounding]]:
-    """Rewrite a half-precision graph.
+    """Rewrite a copy of a half-precision graph whose large initializers are in a data file.
 
     Args:
-        model: the graph, with its large initializers in a data file; it is not changed.
+        model: the graph.
         dtype: its float type, "fp16" or "bf16".
         rounding: False: compute with the same stored weights in fp32 throughout.
 
@@ -83,13 +75,7 @@ def round_graph(model: onnx.ModelProto, dtype: str, *, rounding: bool = True) ->
 
 
 class _Rewriter:
-    """The rewriting of one model.
-
-    Args:
-        half: ONNX's number of the float type.
-        types: value -> ONNX's number of its type.
-        rounding: put casts behind the nodes.
-    """
+    """The rewriting of one model; `half` and the `types` of values are ONNX's numbers."""
 
     def __init__(self, half: int, types: dict[str, int], rounding: bool) -> None:
         self._half, self._types, self._rounding = half, types, rounding

@@ -1,6 +1,7 @@
 """What the forms of the key/value cache have in common, and what an architecture needs of them.
 
-Shapes: `B` batch, `S` new tokens, `H` heads, `D` head size, `L` slots of a cache of fixed length.
+Shapes: `B` batch, `S` new tokens, `T` slots of the cache, `L` those of one of fixed length, `H` heads, `G` key/value heads,
+`D` head size.
 """
 
 from __future__ import annotations
@@ -61,14 +62,8 @@ class KVForm(ABC):
     def attend(self, graph: Graph, layer: int, q: str, k: str, v: str, name: str, *, rope: tuple[str, str] | None = None) -> str:
         """Attention of the new queries over past and new keys.  # (B, H, S, D) each -> (B, H, S, D)
 
-        Args:
-            graph: where the operators go.
-            layer: its number.
-            q: queries; where the form is packed, perhaps keys and values too.
-            k: keys; "" if `q` holds them.
-            v: values; "" if `q` holds them.
-            name: path of the nodes.
-            rope: cosines and sines, where the form turns q and k by itself.
+        Nodes go into `graph` under the path `name`. Where the form is packed, `q` may hold keys and values too; `k` and `v` are
+        then empty. `rope` holds cosines and sines, where the form turns q and k by itself.
         """
 
     def finish(self, graph: Graph) -> None:  # noqa: B027 (most forms have nothing left to do)
@@ -94,16 +89,10 @@ def limit_to_window(graph: Graph, causal: str, slots: str, column: str, window: 
 
 
 def add_attention(graph: Graph, config: DecoderConfig, q: str, k: str, v: str, mask: str, name: str) -> str:
-    """Attention of queries over keys and values.  # (B, H, S, D), (B, G, T, D) twice -> (B, H, S, D)
+    """Attention under a mask that is a part of the graph.  # (B, H, S, D), (B, G, T, D) twice -> (B, H, S, D)
 
-    Args:
-        graph: where the operators go.
-        config: heads, scale, softcap.
-        q: queries.
-        k: keys.
-        v: values.
-        mask: bool, true where a token may look, (B, 1, S, T).
-        name: path of the nodes.
+    One Attention node where runtimes have a kernel for it. With a softcap it is spelled out: TensorRT and onnxruntime's CUDA
+    kernels refuse the attribute. The mask is true where a token may look, (B, 1, S, T).
     """
     if config.attention_softcap is None:
         return graph.op("Attention", q, k, v, mask, name=f"{name}/attention", is_causal=0, scale=config.scale)
@@ -123,6 +112,6 @@ def add_attention(graph: Graph, config: DecoderConfig, q: str, k: str, v: str, m
 
 
 def make_form(name: str, length: int, *, alone: bool = False) -> KVForm:
-    """The operators of a form, for one graph (see `KVForm`)."""
+    """The operators of a form, for one graph (see `KVForm`): class `Form` of the file of its name in this room."""
     form: KVForm = import_module(f"{__package__}.{CACHE_FORMS[name].name}").Form(length, alone=alone)
     return form
