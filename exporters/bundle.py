@@ -6,10 +6,16 @@ Everything happens in a temporary folder that takes its final name last: a bundl
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
+
+from maskpro_deploy._version import __version__
+from maskpro_deploy.backends.onnxruntime_.sessions import REWRITE_NOTHING, open_graph
 from maskpro_deploy.cache_forms import CACHE_FORMS, DEFAULT_FORM
 from maskpro_deploy.checkpoint import Checkpoint, copy_side_files
 from maskpro_deploy.errors import CheckFailed, InputError
@@ -18,17 +24,21 @@ from maskpro_deploy.exporters.checks.half_precision.rounding import NotRounded
 from maskpro_deploy.exporters.checks.parity import OutOfRange, Reference, verification_prompts, verify, verify_siblings
 from maskpro_deploy.exporters.checks.proof import Proof, prove
 from maskpro_deploy.exporters.config import ExportConfig
+from maskpro_deploy.exporters.graph.builder import Graph as OnnxGraph
 from maskpro_deploy.exporters.graph.data_file import Blob, write_weights
-from maskpro_deploy.exporters.graph.model_file import describe_graph, write_graph
 from maskpro_deploy.exporters.graph.weight_tiles import Underflow
 from maskpro_deploy.exporters.layouts import data_path, graph_path, write_genai
 from maskpro_deploy.exporters.plan import Plan, build_graphs, cache_length, plan_export
 from maskpro_deploy.exporters.quantize.calibration import calibrate
-from maskpro_deploy.manifest import FileEntry, Graph, Manifest, file_entry
+from maskpro_deploy.manifest import FileEntry, Graph, Manifest, SparseWeight, file_entry
 from maskpro_deploy.masks import MASKS_FILE
+from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.system.extras import missing
 from maskpro_deploy.system.files import check_free, copy_file, new_folder
 from maskpro_deploy.system.progress import Progress, Stages, silent_stage
 from maskpro_deploy.system.working_folder import working_folder
+
+log = logging.getLogger(__name__)
 
 
 def export(
@@ -111,10 +121,50 @@ def _write_graphs(plan: Plan, folder: Path, blob: Blob, proof: Proof | None) -> 
             length=None if CACHE_FORMS[form].grows else cache_length(plan.decoder, config),
         )
         pattern, proven = (proof.pattern, proof.weights) if proof is not None else (None, ())
-        facts = describe_graph(entry, blob, plan.origin, pattern, proven)
-        write_graph(folder / entry.file, graph, blob, facts)
+        facts = _describe_graph(entry, blob, plan.origin, pattern, proven)
+        _write_graph(folder / entry.file, graph, blob, facts)
         entries.append(entry)
     return entries
+
+
+def _describe_graph(
+    entry: Graph, blob: Blob, origin: Mapping[str, object], pattern: NMPattern | None, proven: Sequence[SparseWeight]
+) -> dict[str, str]:
+    """What a graph says of itself: who made it, from what, and which of its weights hold which pattern.
+
+    Figures of a comparison are in the manifest only: they depend on the machine, and equal checkpoints give equal graphs.
+    """
+    entries = {
+        "maskpro.tool": f"maskpro-deploy {__version__}",
+        "maskpro.checkpoint": str(origin["checkpoint"]),
+        "maskpro.dense_sha256": str(origin["dense_sha256"]),
+        "maskpro.data_sha256": blob.sha256,
+        "maskpro.dtype": entry.dtype,
+        "maskpro.kv_form": entry.form,
+    }
+    if "front_end" in origin:
+        entries["maskpro.front_end"] = str(origin["front_end"])
+    if entry.quantization is not None:
+        entries["maskpro.quantization"] = entry.quantization
+    if pattern is not None:
+        names = json.dumps([weight.initializer for weight in proven])
+        entries |= {"maskpro.sparsity": str(pattern), "maskpro.sparsity_axis": "0", "maskpro.sparse_weights": names}
+    if origin["masks_sha256"]:
+        entries["maskpro.masks_sha256"] = str(origin["masks_sha256"])
+    return entries
+
+
+def _write_graph(path: Path, graph: OnnxGraph, blob: Blob, entries: dict[str, str]) -> None:
+    """Write and check a graph: the checker's full check, then a session, because a checked graph need not load."""
+    path.write_bytes(graph.model(blob.tensors(), entries).SerializeToString(deterministic=True))
+    onnx.checker.check_model(str(path), full_check=True)
+    if graph.dtype == "bf16":
+        log.info("onnxruntime's CPU kernels have no bf16: the graph was checked, but not opened")
+    elif missing("cpu"):
+        log.info("onnxruntime is not installed: the graph was checked, but not opened")
+    else:
+        # without preparing weights: cheap, and every operator must find its kernel
+        open_graph(path, threads=1, rewrite=REWRITE_NOTHING, settings={"session.disable_prepacking": "1"})
 
 
 def _add_files(plan: Plan, folder: Path, entries: Sequence[Graph]) -> None:
@@ -127,23 +177,18 @@ def _add_files(plan: Plan, folder: Path, entries: Sequence[Graph]) -> None:
 
 
 def _describe(plan: Plan, folder: Path, blob: Blob, proof: Proof | None, entries: Sequence[Graph]) -> Manifest:
-    """The manifest, as yet without figures of comparisons."""
+    """The manifest, as yet without figures of comparisons; the data file was hashed as it was written."""
+    data = FileEntry(path=blob.path.relative_to(folder).as_posix(), bytes=blob.bytes, sha256=blob.sha256)
+    others = (file_entry(folder, path) for path in sorted(folder.rglob("*")) if path.is_file() and path != blob.path)
     return Manifest(
         model=plan.shape,
         graph=entries[0],
         siblings=tuple(entries[1:]),
-        files=_list_files(folder, blob),
+        files=tuple(sorted((data, *others), key=lambda entry: entry.path)),
         sparsity=str(proof.pattern) if proof is not None else None,
         sparse_weights=proof.weights if proof is not None else (),
         source=plan.origin | ({"groups_below_n": proof.groups_below_n} if proof is not None else {}),
     )
-
-
-def _list_files(folder: Path, blob: Blob) -> tuple[FileEntry, ...]:
-    """Every file of the bundle with its hash; the data file was hashed as it was written."""
-    data = FileEntry(path=blob.path.relative_to(folder).as_posix(), bytes=blob.bytes, sha256=blob.sha256)
-    others = (file_entry(folder, path) for path in sorted(folder.rglob("*")) if path.is_file() and path != blob.path)
-    return tuple(sorted((data, *others), key=lambda entry: entry.path))
 
 
 def _check_parity(

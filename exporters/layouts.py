@@ -21,13 +21,9 @@ LAYOUTS = ("bundle", "hub", "genai")
 GENAI_FILE = "genai_config.json"
 # (quantisation, dtype) -> the ending of the file name on the Hub
 _HUB_ENDINGS = {
-    (None, "fp32"): "",
-    (None, "fp16"): "_fp16",
-    (None, "bf16"): "_bf16",
-    ("int8", "fp32"): "_int8",
-    ("int4", "fp32"): "_q4",
-    ("int4", "fp16"): "_q4f16",
-}
+    (None, "fp32"): "", (None, "fp16"): "_fp16", (None, "bf16"): "_bf16",
+    ("int8", "fp32"): "_int8", ("int4", "fp32"): "_q4", ("int4", "fp16"): "_q4f16",
+}  # fmt: skip
 
 
 def graph_path(layout: str, form: str, first: str, quantize: str | None, dtype: str) -> str:

@@ -19,8 +19,7 @@ class CacheForm:
 
     Attributes:
         name: in `--forms`, `--form` and the manifest.
-        summary: what the cache does, in words.
-        runs_on: what runs such graphs, in words.
+        summary, runs_on: what the cache does, and what runs such graphs, in words.
         opset: version of the standard operators that it needs.
         inputs: the graph's inputs besides tokens and cache.
         grows: the cache is longer after each call; else it has a fixed length (`manifest.Graph.length`).

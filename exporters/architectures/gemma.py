@@ -24,15 +24,13 @@ from maskpro_deploy.exporters.graph.builder import Graph
 from maskpro_deploy.exporters.graph.decoder_config import (
     DecoderConfig,
     read_base_config,
-    read_layer_types,
-    read_number,
     read_positive,
     read_softcap,
     read_windows,
     require_value,
 )
 from maskpro_deploy.exporters.graph.layers import Layers
-from maskpro_deploy.exporters.graph.rope import RopeConfig, make_rope
+from maskpro_deploy.exporters.graph.rope import RopeConfig, make_rope, read_number
 
 _DEFAULTS = {"tie_word_embeddings": True, "hidden_activation": "gelu_pytorch_tanh", "head_dim": 256, "sliding_window": 4096}
 _GLOBAL_THETA, _LOCAL_THETA = 1e6, 1e4
@@ -63,7 +61,7 @@ def _read_common(config: Mapping[str, Any], every: int) -> DecoderConfig:
         base,
         mlp_bias=False,
         scale=read_number({"query_pre_attn_scalar": 256, **config}, "query_pre_attn_scalar") ** -0.5,
-        windows=read_windows(config, read_layer_types(config, base.num_layers, default)),
+        windows=read_windows(config, default),
         attention_softcap=read_softcap(config, "attn_logit_softcapping"),
         logit_softcap=read_softcap(config, "final_logit_softcapping"),
     )

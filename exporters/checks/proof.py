@@ -69,11 +69,7 @@ def read_claim(checkpoint: Checkpoint, weights: Mapping[str, Weight], required: 
 
 
 def prove(blob: Blob, claimed: Claim | None, checkpoint: Checkpoint, weights: Mapping[str, Weight]) -> Proof | None:
-    """Count every group of every claimed weight in the written file; None where nothing is claimed.
-
-    Raises:
-        CheckFailed: a group has more than N non-zeros; the message names the weight.
-    """
+    """Count every group of every claimed weight in the written file (CheckFailed: one has more than N non-zeros)."""
     if claimed is None:
         return None
     holders: dict[str, list[Weight]] = {}  # source -> the weights that it went into
@@ -112,11 +108,7 @@ def _check_counts(name: str, tally: Tally, checkpoint: Checkpoint) -> None:
 
 
 def count_groups(path: Path, name: str, region: Region, pattern: NMPattern) -> Tally:
-    """Count the groups of one [K, N] weight in the data file; -0.0 counts as a value.
-
-    Raises:
-        PatternError: K does not consist of whole groups.
-    """
+    """Count the groups of one [K, N] weight in the data file; -0.0 counts as a value. K must consist of whole groups."""
     pattern.check_divides(region.shape[0], name)
     kind = np.dtype(np.uint8) if region.dtype == INT4 else np.dtype(f"i{region.dtype.itemsize}")  # the same bits
     stored: FlatArray = MemoryArray(np.memmap(path, kind, "r", offset=region.offset, shape=(region.bytes // kind.itemsize,)))

@@ -27,13 +27,7 @@ from maskpro_deploy.exporters.frontends.base import ForeignGraph, ForeignModel, 
 from maskpro_deploy.exporters.frontends.mobius_model import build_graph, map_weights, read_graph
 from maskpro_deploy.exporters.frontends.translation import Translation
 from maskpro_deploy.exporters.graph.builder import Graph
-from maskpro_deploy.exporters.graph.decoder_config import (
-    DecoderConfig,
-    read_layer_types,
-    read_positive,
-    read_same_windows,
-    read_windows,
-)
+from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, read_positive, read_same_windows, read_windows
 from maskpro_deploy.exporters.graph.layers import Layers
 from maskpro_deploy.system.progress import SILENT, Progress
 
@@ -44,12 +38,7 @@ _HIDDEN = -1e4  # what is added to a score that is hidden, at most
 
 
 class MobiusGraph(ForeignGraph):
-    """A checkpoint's graph through mobius (see `ForeignGraph`).
-
-    Raises:
-        InputError: the graph does not use all tensors.
-        FormatError: mobius cannot build the graph from this config, or take these tensors.
-    """
+    """A checkpoint's graph through mobius (see `ForeignGraph`)."""
 
     def __init__(self, checkpoint: Checkpoint, progress: Progress = SILENT) -> None:
         super().__init__(checkpoint, f"mobius-onnx {version('mobius-onnx')}", progress)
@@ -66,12 +55,7 @@ class MobiusGraph(ForeignGraph):
         return read_graph(build_graph(self._checkpoint, dtype)[0])
 
     def read(self, config: Mapping[str, Any]) -> DecoderConfig:
-        """Sizes and kinds, from the graph's attention nodes where these say it.
-
-        Raises:
-            InputError: the graph has attention of a kind that no cache form describes.
-            FormatError: the config has no length, or no window where it names one.
-        """
+        """Sizes and kinds, from the graph's attention nodes where these say it."""
         model = self.model("fp32")
         nodes = _find_attention(model)
         kinds = {_describe_attention(node) for node in nodes}
@@ -118,7 +102,7 @@ def _find_attention(model: ForeignModel) -> list[onnx.NodeProto]:
 def _read_window_fields(config: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
     """How far each layer looks back, by the fields that transformers reads."""
     if isinstance(config.get("layer_types"), list):
-        return read_windows(config, read_layer_types(config, layers, ()))
+        return read_windows(config, ["full_attention"] * layers)
     return (None,) * layers if config.get("use_sliding_window") is False else read_same_windows(config, layers)
 
 
@@ -137,19 +121,13 @@ class _MobiusTranslation(Translation):
         """Attention with the form's own cache and mask.  # q (B, S, H D), k and v (B, S, G D) -> (B, S, H D)"""
         if node.output[0] not in self._layer_of:
             return False
-        graph, config, form, path = self._graph, self._m.config, self._m.form, f"/{node.name.rsplit('/', 1)[0]}"
-        heads = []
-        for value, kind, count in zip(node.input[:3], "qkv", (config.num_heads, *[config.num_kv_heads] * 2), strict=True):
-            y = self._input_name(value)
-            if not form.flat:
-                y = graph.op("Reshape", y, graph.ints(0, 0, count, config.head_dim), name=f"{path}/{kind}_heads")
-                y = graph.op("Transpose", y, name=f"{path}/{kind}_transpose", perm=[0, 2, 1, 3])
-            heads.append(y)
-        y = form.attend(graph, self._layer_of[node.output[0]], heads[0], heads[1], heads[2], path)
-        if not form.flat:
-            y = graph.op("Transpose", y, name=f"{path}/out_transpose", perm=[0, 2, 1, 3])
-            y = graph.op("Reshape", y, graph.ints(0, 0, config.num_heads * config.head_dim), name=f"{path}/out_flat")
-        self._names[node.output[0]] = y
+        config, path = self._m.config, f"/{node.name.rsplit('/', 1)[0]}"
+        counts = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+        q, k, v = (
+            self._m.split_heads(self._input_name(value), count, f"{path}/{kind}")
+            for value, kind, count in zip(node.input[:3], "qkv", counts, strict=True)
+        )
+        self._names[node.output[0]] = self._m.attend(self._layer_of[node.output[0]], q, k, v, path)
         return True
 
 

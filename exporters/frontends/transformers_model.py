@@ -27,8 +27,7 @@ from maskpro_deploy.exporters.frontends.base import (
     ForeignGraph,
     ForeignModel,
     ForeignWeight,
-    TorchRows,
-    check_unused,
+    check_all_used,
     describe_sizes,
     map_tensors,
     one_line,
@@ -52,12 +51,7 @@ _CACHED = re.compile(r"layers\.(\d+)\.(key|value)s$")
 
 
 class TransformersGraph(ForeignGraph):
-    """A checkpoint's graph through transformers (see `ForeignGraph`).
-
-    Raises:
-        InputError: the model has no plain cache of keys and values, or tensors that it does not use.
-        FormatError: it cannot be opened or traced, or lacks tensors.
-    """
+    """A checkpoint's graph through transformers (see `ForeignGraph`)."""
 
     def __init__(self, checkpoint: Checkpoint, progress: Progress = SILENT) -> None:
         read_length(checkpoint.config)  # refused before the trace, which takes long
@@ -130,12 +124,7 @@ def read_sizes(model: Any, kind: str) -> tuple[int, int]:
 
 
 def map_weights(checkpoint: Checkpoint, model: Any) -> dict[str, ForeignWeight]:
-    """The checkpoint's tensor of each parameter; those that are tied have one, under whichever of their names is stored.
-
-    Raises:
-        InputError: the model does not use all tensors.
-        FormatError: the checkpoint lacks one.
-    """
+    """The checkpoint's tensor of each parameter; those that are tied have one, under whichever of their names is stored."""
     tensors = map_tensors(checkpoint)
     prefix = f"{model.base_model_prefix}."  # which some checkpoints leave out
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -151,20 +140,14 @@ def map_weights(checkpoint: Checkpoint, model: Any) -> dict[str, ForeignWeight]:
             raise FormatError(
                 f"{checkpoint.folder} has no tensor for {name!r}, which transformers' model of this config.json calls for."
             )
-        tensor = tensors[source]
-        weights[name] = ForeignWeight(rows=TorchRows(tensor), sources=(source,), same=True, storage=place_of(tensor))
-    check_unused(checkpoint, used, "transformers")
+        weights[name] = ForeignWeight.of(tensors[source], (source,), same=True)
+    check_all_used(checkpoint, used, "transformers")
     return weights
 
 
 @torch.no_grad()
 def trace_graph(model: Any, checkpoint: Checkpoint) -> ForeignModel:
-    """The model as a graph without weights, by our names.
-
-    Raises:
-        InputError: it has no plain cache of keys and values.
-        FormatError: it cannot be traced.
-    """
+    """The model as a graph without weights, by our names."""
     kind = checkpoint.config["model_type"]
     inputs = _sample_inputs(model, kind)
     with quiet():
@@ -186,7 +169,7 @@ def trace_graph(model: Any, checkpoint: Checkpoint) -> ForeignModel:
 
 
 def _sample_inputs(model: Any, kind: str) -> dict[str, Any]:
-    """Inputs of a call that continues a cache (InputError: not every layer keeps keys and values)."""
+    """Inputs of a call that continues a cache; every layer must keep keys and values."""
     from transformers import DynamicCache
 
     accepted = inspect.signature(model.forward).parameters

@@ -46,8 +46,7 @@ class Weight:
     """One initializer that goes into the data file.
 
     Attributes:
-        name: its name in the graph.
-        shape: its shape in the graph.
+        name, shape: in the graph.
         source: the checkpoint's tensor; "" if it was made from none, or from several.
         transposed: the source is (N, K), the graph wants [K, N].
         start, whole: the weight is a part of the source: outputs `start` and following of `whole` ones; 0 if it is all of it.
@@ -91,10 +90,7 @@ class Weight:
 
 
 class Graph:
-    """An ONNX graph under construction.
-
-    `quantization` says how projections are stored; None for the graph's own float type.
-    """
+    """An ONNX graph under construction; without `quantization`, projections are stored in its own float type."""
 
     def __init__(self, dtype: str, opset: int, quantization: Quantization | None = None) -> None:
         self.dtype, self.opset, self.quantization = dtype, opset, quantization
@@ -180,8 +176,7 @@ class Graph:
     def real(self, value: float) -> str:
         """A scalar of the graph's float type inside the graph file."""
         name = f"real_{value!r}".replace("-", "m")
-        self._constants.setdefault(name, numpy_helper.from_array(np.asarray(value, DTYPES[self.dtype][1]), name))
-        return name
+        return self.array(name, np.asarray(value, DTYPES[self.dtype][1]))
 
     def lowest(self) -> str:
         """The most negative finite scalar of the graph's float type."""

@@ -119,9 +119,14 @@ def check_weights(weights: Iterable[Weight], checkpoint: Checkpoint, ignored: It
             raise FormatError(
                 f"{checkpoint.folder}: {weight.source} is of type {kind}; only {', '.join(_SOURCE_DTYPES)} are read."
             )
-    if unused := sorted(set(checkpoint.names) - used - set(ignored)):
+    check_unused(checkpoint, sorted(set(checkpoint.names) - used - set(ignored)), "the graph")
+
+
+def check_unused(checkpoint: Checkpoint, unused: Sequence[str], graph: str) -> None:
+    """Refuse a checkpoint with tensors that a graph would leave out (InputError: naming one)."""
+    if unused:
         raise InputError(
-            f"{checkpoint.folder} has {len(unused)} tensors that the graph of this architecture does not use, "
+            f"{checkpoint.folder} has {len(unused)} tensors that {graph} of this architecture does not use, "
             f"such as {unused[0]!r}.\nIt is a variant that the export does not know."
         )
 
@@ -134,15 +139,10 @@ def write_weights(
     progress: Progress = SILENT,
     quantised: Mapping[str, Quantised] | None = None,
 ) -> Blob:
-    """Write the data file.
+    """Write the data file, with the weights in their order.
 
-    Args:
-        weights: in the order in which they will lie.
-        checkpoint: where they come from.
-        path: the file to make.
-        dtype: float type of what is not quantised, and of scales.
-        progress: shows the bytes written.
-        quantised: weights that were quantised beforehand; others with a `quantization` are rounded to nearest here.
+    `dtype` is the float type of what is not quantised, and of scales. Weights in `quantised` were quantised beforehand; others
+    with a `quantization` are rounded to nearest here.
 
     Raises:
         FormatError: a weight holds NaN, infinity or, after the cast, values beyond the range of `dtype`.

@@ -68,12 +68,10 @@ class Quantization:
         return self.block if self.block and k % self.block == 0 else 0
 
     def scales(self, columns: Floats, dtype: DType, importance: Floats | None = None) -> Floats:
-        """The best scales of some columns.  # (n, K) -> (G, n), or (n,) without blocks
+        """The best scales of some columns, rounded to `dtype`.  # (n, K) -> (G, n), or (n,) without blocks
 
-        Args:
-            columns: whole columns, one after the other in memory (the checkpoint's own layout).
-            dtype: the type in which the scales will be stored; they are rounded to it.
-            importance: how much the squared error in each row counts; all the same by default.  # (K,)
+        The columns lie one after the other in memory (the checkpoint's own layout). `importance`, (K,), is how much the squared
+        error in each row counts; all the same by default.
         """
         n, k = columns.shape
         block = self.block_for(k)
@@ -106,13 +104,9 @@ class Quantization:
         return best
 
     def integers(self, rows: Floats, scales: Floats, first: int, block: int) -> npt.NDArray[np.int8]:
-        """Some rows as integers, or as the bits of 8-bit floats.  # (k, N) -> (k, N)
+        """Rows `first` and following of a [K, N] weight as integers, or as the bits of 8-bit floats.  # (k, N) -> (k, N)
 
-        Args:
-            rows: rows `first` and following of a [K, N] weight.
-            scales: of the whole weight, as `scales` gives them.
-            first: the number of the first row.
-            block: `block_for(K)`.
+        `scales` are those of the whole weight, `block` is `block_for(K)`.
         """
         scale = scales[np.arange(first, first + len(rows)) // block] if block else scales
         steps = np.clip(self._round_to_grid(rows / scale), self.stored.smallest, self.stored.largest)

@@ -53,12 +53,7 @@ class RopeConfig:
 
 
 def read_rope(config: Mapping[str, Any], head_dim: int, default_theta: float = _DEFAULT_THETA) -> RopeConfig:
-    """RoPE from `rope_parameters`, or from `rope_theta` and `rope_scaling`.
-
-    Raises:
-        InputError: a kind that is not supported.
-        FormatError: a field is missing or makes no sense.
-    """
+    """RoPE from `rope_parameters`, or from `rope_theta` and `rope_scaling`; refuses as `decoder_config`."""
     fields: dict[str, Any] = {"rope_theta": config.get("rope_theta", default_theta)}
     kinds: list[str] = []
     for place in ("rope_scaling", "rope_parameters"):
@@ -75,20 +70,20 @@ def read_rope(config: Mapping[str, Any], head_dim: int, default_theta: float = _
 
 
 def make_rope(kind: str, fields: Mapping[str, Any], config: Mapping[str, Any], head_dim: int) -> RopeConfig:
-    """RoPE of one kind from its own fields; refuses as `read_rope`."""
+    """RoPE of one kind from its own fields."""
     kind = "longrope" if kind == "su" else kind
     if kind not in ROPE_KINDS:
         raise InputError(f"config.json: rope_type {kind!r} is not supported. Supported: {', '.join(ROPE_KINDS)}.")
-    basic: dict[str, Any] = {"theta": _read_number(fields, "rope_theta"), "dim": _read_dim(fields, config, head_dim)}
+    basic: dict[str, Any] = {"theta": read_number(fields, "rope_theta"), "dim": _read_dim(fields, config, head_dim)}
     if kind in ("default", "dynamic"):
         # "dynamic" stretches only beyond max_position_embeddings, which no export reaches
         return RopeConfig(kind=kind, **basic)
     if kind == "linear":
-        return RopeConfig(kind=kind, factor=_read_number(fields, "factor"), **basic)
+        return RopeConfig(kind=kind, factor=read_number(fields, "factor"), **basic)
     original = "original_max_position_embeddings"
-    basic["original_length"] = int(_read_number({original: config.get(original), **fields}, original))
+    basic["original_length"] = int(read_number({original: config.get(original), **fields}, original))
     if kind == "llama3":
-        bands: dict[str, Any] = {name: _read_number(fields, name) for name in ("factor", "low_freq_factor", "high_freq_factor")}
+        bands: dict[str, Any] = {name: read_number(fields, name) for name in ("factor", "low_freq_factor", "high_freq_factor")}
         return RopeConfig(kind=kind, **basic, **bands)
     if kind == "yarn":
         return RopeConfig(kind=kind, **basic, **_read_yarn(fields, config, basic["original_length"]))
@@ -98,7 +93,7 @@ def make_rope(kind: str, fields: Mapping[str, Any], config: Mapping[str, Any], h
 def _read_dim(fields: Mapping[str, Any], config: Mapping[str, Any], head_dim: int) -> int:
     """How many values of a head are turned."""
     share = fields.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-    share = 1.0 if share is None else _read_number({"partial_rotary_factor": share}, "partial_rotary_factor")
+    share = 1.0 if share is None else read_number({"partial_rotary_factor": share}, "partial_rotary_factor")
     dim = int(head_dim * share)
     if dim % 2 or not 0 < dim <= head_dim:
         raise FormatError(f"config.json: RoPE would turn {dim} of head_dim {head_dim}; it turns pairs, so {dim} must not be odd.")
@@ -108,8 +103,8 @@ def _read_dim(fields: Mapping[str, Any], config: Mapping[str, Any], head_dim: in
 def _read_stretch(fields: Mapping[str, Any], config: Mapping[str, Any], original: int) -> float:
     """The factor, by default from the two lengths."""
     if fields.get("factor") is not None:
-        return _read_number(fields, "factor")
-    return _read_number(config, "max_position_embeddings") / original
+        return read_number(fields, "factor")
+    return read_number(config, "max_position_embeddings") / original
 
 
 def _read_yarn(fields: Mapping[str, Any], config: Mapping[str, Any], original: int) -> dict[str, Any]:
@@ -145,10 +140,11 @@ def _read_longrope(fields: Mapping[str, Any], config: Mapping[str, Any], origina
     return {"factor": factor, "attention_factor": float(attention), **lists}
 
 
-def _read_number(fields: Mapping[str, Any], field: str) -> float:
+def read_number(fields: Mapping[str, Any], field: str) -> float:
+    """A number above 0."""
     value = fields.get(field)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
-        raise FormatError(f"config.json: RoPE needs {field!r} as a number above 0, found {value!r}.")
+        raise FormatError(f"config.json: {field} must be a number above 0, found {value!r}.")
     return float(value)
 
 

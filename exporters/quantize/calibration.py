@@ -50,19 +50,10 @@ def calibrate(
     max_length: int,
     progress: Progress = SILENT,
 ) -> dict[str, Quantised]:
-    """Round every projection that is to be quantised.
+    """Round every projection of `weights`, those of a graph in `dtype`, that is to be quantised; needs onnxruntime.
 
-    Args:
-        graph: the same model in fp32, not quantised, in the `cat` form.
-        weights: the weights of the graph to be written, by name.
-        checkpoint: where they come from.
-        folder: an empty folder for the fp32 model and the rounded weights; it may go once the weights are written.
-        dtype: float type of the graph to be written, in which the scales will lie.
-        max_length: the longest sequence that the graph can run.
-        progress: shows the projections done.
-
-    Raises:
-        MissingExtraError: onnxruntime is not installed.
+    `graph` is the same model in fp32, not quantised, in the `cat` form, and runs sequences of up to `max_length`. `folder` is
+    empty; it takes the fp32 model and the rounded weights, and may go once the weights are written.
     """
     require("cpu", "calibrating on text")
     blob = write_weights(graph.weights.values(), checkpoint, folder / "model.onnx.data", "fp32")
@@ -108,10 +99,7 @@ def _load_texts(checkpoint: Checkpoint, length: int) -> list[npt.NDArray[np.int6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Product:
-    """A MatMul, by its number, with a weight that is to be rounded.
-
-    `added_to` is the value that its output, or its output and bias, is added to; "" if there is none.
-    """
+    """A MatMul, by its number, its weight, and what its output, or output and bias, is added to; "" if to nothing."""
 
     number: int
     weight: str

@@ -43,14 +43,9 @@ def damp(hessian: Floats) -> Floats:
 def descend(
     w: Floats, hessian: Floats, quantization: Quantization, scale_type: DType, slope: Floats | None = None
 ) -> tuple[npt.NDArray[np.int8], Floats]:
-    """Integers and scales of a weight.  # (K, N), (K, K) -> (K, N), (G, N) or (N,)
+    """Integers and scales, to be stored in `scale_type`, of a weight.  # (K, N), (K, K) -> (K, N), (G, N) or (N,)
 
-    Args:
-        w: the weight; 0 where it is pruned.
-        hessian: H as `damp` leaves it of its inputs.
-        quantization: kind and block.
-        scale_type: the float type in which the scales will be stored.
-        slope: s, where the outputs are off already.  # (K, N)
+    `w` is 0 where it is pruned; `hessian` is H as `damp` leaves it; `slope` is s, (K, N), where the outputs are off already.
     """
     block = quantization.block_for(len(w))
     # an error in a row costs at least its own share of H: scales that are best by that are a better start than by w alone

@@ -41,12 +41,9 @@ class LayerRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranges:
-    """The values of a graph on the measured prompts.
+    """The largest value of each layer on the measured prompts, in the graph's order, and the largest number of the float type.
 
-    Attributes:
-        limit: the largest number of the float type.
-        layers: the largest value of each layer, in the graph's order.
-        fault: the first value that does not fit the type, in words; "" if all do.
+    `fault` says in words which value is the first that does not fit the type; "" if all do.
     """
 
     dtype: str

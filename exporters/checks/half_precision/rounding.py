@@ -52,15 +52,9 @@ class Rounding:
 
 
 def round_graph(model: onnx.ModelProto, dtype: str, *, rounding: bool = True) -> tuple[onnx.ModelProto, list[Rounding]]:
-    """Rewrite a copy of a half-precision graph whose large initializers are in a data file.
+    """Rewrite a copy of a half-precision graph, whose large initializers are in a data file; inputs and outputs become fp32 too.
 
-    Args:
-        model: the graph.
-        dtype: its float type, "fp16" or "bf16".
-        rounding: False: compute with the same stored weights in fp32 throughout.
-
-    Returns:
-        the fp32 graph, whose inputs and outputs are fp32 where they were half, and the roundings of its main graph.
+    Without `rounding` it computes with the same stored weights in fp32 throughout. The roundings are those of the main graph.
 
     Raises:
         NotRounded: the type of a value is not known.
@@ -123,7 +117,9 @@ class _Rewriter:
     def _round_outputs(self, node: onnx.NodeProto) -> Iterator[tuple[list[onnx.NodeProto], Rounding]]:
         """The casts behind a node."""
         for i, name in enumerate(node.output):
-            if not name or self._type_of(name, node) != self._half:
+            if name and name not in self._types:
+                raise NotRounded(f"the type of {name!r}, which {node.op_type} {node.name!r} puts out, is not known.")
+            if not name or self._types[name] != self._half:
                 continue
             exact, half = f"{name}/exact", f"{name}/half"
             node.output[i] = exact
@@ -133,11 +129,6 @@ class _Rewriter:
             ]
             path = name.removesuffix("/out")
             yield pair, Rounding(node=path if path != name else node.name or name, exact=exact, rounded=name)
-
-    def _type_of(self, name: str, node: onnx.NodeProto) -> int:
-        if name not in self._types:
-            raise NotRounded(f"the type of {name!r}, which {node.op_type} {node.name!r} puts out, is not known.")
-        return self._types[name]
 
 
 def _infer_types(model: onnx.ModelProto, half: int) -> dict[str, int]:
