@@ -99,11 +99,7 @@ def verify(
 
 
 def verify_siblings(bundle: Path, manifest: Manifest) -> dict[str, Verification | str]:
-    """Compare the further graphs of a bundle with its own: form -> the figures, or in words why there are none.
-
-    Raises:
-        OutOfRange: a value of one of them does not fit its half-precision type.
-    """
+    """Compare a bundle's further graphs with its own: form -> figures, or why there are none (OutOfRange: a value is)."""
     absent = missing("cpu")
     figures: dict[str, Verification | str] = {}
     for graph in manifest.siblings:

@@ -26,7 +26,7 @@ from maskpro_deploy.validation.law import Tally, scan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """What has to be proven: the pattern, and the checkpoint's names of the weights that hold it."""
+    """The pattern that has to be proven, and the checkpoint's names of the weights that hold it."""
 
     pattern: NMPattern
     names: tuple[str, ...]
@@ -50,11 +50,7 @@ def list_prunable(weights: Mapping[str, Weight]) -> list[str]:
 
 
 def read_claim(checkpoint: Checkpoint, weights: Mapping[str, Weight], required: NMPattern | None) -> Claim | None:
-    """What the checkpoint's masks promise, or what the caller requires of one without masks; None for a dense checkpoint.
-
-    Raises:
-        CheckFailed: the masks are of another pattern than required, or cover a weight that is no projection.
-    """
+    """What masks promise, or the caller requires without any; None for a dense checkpoint (CheckFailed: they do not fit)."""
     masks = checkpoint.masks
     if masks is None:
         return Claim(pattern=required, names=tuple(list_prunable(weights))) if required is not None else None

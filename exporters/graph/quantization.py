@@ -104,10 +104,7 @@ class Quantization:
         return best
 
     def integers(self, rows: Floats, scales: Floats, first: int, block: int) -> npt.NDArray[np.int8]:
-        """Rows `first` and following of a [K, N] weight as integers, or as the bits of 8-bit floats.  # (k, N) -> (k, N)
-
-        `scales` are those of the whole weight, `block` is `block_for(K)`.
-        """
+        """Rows `first` on of a [K, N] weight as integers or bits of floats; `block` is `block_for(K)`.  # (k, N) -> (k, N)"""
         scale = scales[np.arange(first, first + len(rows)) // block] if block else scales
         steps = np.clip(self._round_to_grid(rows / scale), self.stored.smallest, self.stored.largest)
         if self.stored.floating:

@@ -40,11 +40,7 @@ class MatMulWeight:
 
 
 def matmul_weights(graph: Path) -> list[MatMulWeight]:
-    """All MatMuls whose right side is a constant matrix in a data file, dequantised or not, in graph order.
-
-    Raises:
-        FormatError: the file is not an ONNX model, or names data outside its folder.
-    """
+    """All MatMuls by a constant matrix in a data file, dequantised or not, in graph order (FormatError: no ONNX model)."""
     model = read_model(graph)
     constants = ConstantFinder(model.graph)
     weights = (_matmul_weight(node, constants, graph.parent) for node in model.graph.node if node.op_type == "MatMul")

@@ -40,11 +40,7 @@ class Opened:
 
 
 def open_to_compare(bundle: Path, manifest: Manifest, graph: Graph | None = None) -> Opened:
-    """Open one of a bundle's graphs, by default its own, in the arithmetic of its float type.
-
-    Raises:
-        NotRounded: it is bf16, which onnxruntime runs on no CPU, and cannot be rewritten.
-    """
+    """Open a graph of a bundle, by default its own, in its float type's arithmetic (NotRounded: it is bf16, and cannot be)."""
     graph = graph if graph is not None else manifest.graph
     if graph.dtype not in HALVES:
         return Opened(model=open_model(bundle, manifest, graph))

@@ -7,8 +7,6 @@ half precision stands an explicit pair of casts, fp32 -> half -> fp32, which the
 The model of arithmetic: weights, activations and node outputs are rounded to half precision; products and sums inside a node
 are accumulated in fp32, and so is all that fused nodes (Attention, GroupQueryAttention, RMSNormalization, RotaryEmbedding)
 compute inside, as fused kernels of GPUs do. Nothing else is claimed: a kernel that rounds more often can differ.
-
-Nodes that only move values are not followed by casts: what they put out was rounded before.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from maskpro_deploy.errors import MachineError
 from maskpro_deploy.exporters.graph.builder import CONTRIB, DTYPES
 
 HALVES = ("fp16", "bf16")
-# their outputs are values of their inputs, or those with the other sign
+# not followed by casts: their outputs are values of their inputs, rounded before, or those with the other sign
 _MOVES = {
     "Abs", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Max", "Min", "Neg",
     "Pad", "Relu", "Reshape", "Slice", "Split", "Squeeze", "TensorScatter", "Tile", "TopK",
@@ -55,9 +53,7 @@ def round_graph(model: onnx.ModelProto, dtype: str, *, rounding: bool = True) ->
     """Rewrite a copy of a half-precision graph, whose large initializers are in a data file; inputs and outputs become fp32 too.
 
     Without `rounding` it computes with the same stored weights in fp32 throughout. The roundings are those of the main graph.
-
-    Raises:
-        NotRounded: the type of a value is not known.
+    A value of a type that is not known raises NotRounded.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
