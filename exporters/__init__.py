@@ -13,16 +13,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from maskpro_deploy.exporters.bundle import export as export
-    from maskpro_deploy.exporters.checks.logit_figures import Verification as Verification
-    from maskpro_deploy.exporters.checks.parity import Reference as Reference
-    from maskpro_deploy.exporters.checks.parity import verification_prompts as verification_prompts
-    from maskpro_deploy.exporters.checks.parity import verify as verify
-    from maskpro_deploy.exporters.config import ExportConfig as ExportConfig
-    from maskpro_deploy.exporters.engines.build import build_engine as build_engine
-    from maskpro_deploy.exporters.engines.builder_flags import BuilderFlags as BuilderFlags
-    from maskpro_deploy.exporters.engines.config import EngineConfig as EngineConfig
-    from maskpro_deploy.exporters.engines.report import EngineReport as EngineReport
+    from maskpro_deploy.exporters.bundle import export
+    from maskpro_deploy.exporters.checks.logit_figures import Verification
+    from maskpro_deploy.exporters.checks.parity import Reference, verification_prompts, verify
+    from maskpro_deploy.exporters.config import ExportConfig
+    from maskpro_deploy.exporters.engines.build import build_engine
+    from maskpro_deploy.exporters.engines.builder_flags import BuilderFlags
+    from maskpro_deploy.exporters.engines.config import EngineConfig
+    from maskpro_deploy.exporters.engines.report import EngineReport
 
 _WHERE = {
     "BuilderFlags": "engines.builder_flags",
@@ -37,17 +35,9 @@ _WHERE = {
     "verify": "checks.parity",
 }
 __all__ = [
-    "BuilderFlags",
-    "EngineConfig",
-    "EngineReport",
-    "ExportConfig",
-    "Reference",
-    "Verification",
-    "build_engine",
-    "export",
-    "verification_prompts",
-    "verify",
-]
+    "BuilderFlags", "EngineConfig", "EngineReport", "ExportConfig", "Reference", "Verification",
+    "build_engine", "export", "verification_prompts", "verify",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

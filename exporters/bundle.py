@@ -6,35 +6,39 @@ Everything happens in a temporary folder that takes its final name last: a bundl
 from __future__ import annotations
 
 import dataclasses
+import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
+
+from maskpro_deploy._version import __version__
+from maskpro_deploy.backends.onnxruntime_.sessions import REWRITE_NOTHING, open_graph
 from maskpro_deploy.cache_forms import CACHE_FORMS, DEFAULT_FORM
 from maskpro_deploy.checkpoint import Checkpoint, copy_side_files
 from maskpro_deploy.errors import CheckFailed, InputError
 from maskpro_deploy.exporters.checks.explanation import add_underflow, describe_unverified, explain_difference
 from maskpro_deploy.exporters.checks.half_precision.rounding import NotRounded
-from maskpro_deploy.exporters.checks.parity import (
-    OutOfRange,
-    Reference,
-    compare_with_reference,
-    verification_prompts,
-    verify_siblings,
-)
+from maskpro_deploy.exporters.checks.parity import OutOfRange, Reference, verification_prompts, verify, verify_siblings
 from maskpro_deploy.exporters.checks.proof import Proof, prove
 from maskpro_deploy.exporters.config import ExportConfig
-from maskpro_deploy.exporters.graph.data_file import Blob, Quantised, write_weights
-from maskpro_deploy.exporters.graph.model_file import describe_graph, write_graph
-from maskpro_deploy.exporters.graph.underflow import Underflow
+from maskpro_deploy.exporters.graph.builder import Graph as OnnxGraph
+from maskpro_deploy.exporters.graph.data_file import Blob, write_weights
+from maskpro_deploy.exporters.graph.weight_tiles import Underflow
 from maskpro_deploy.exporters.layouts import data_path, graph_path, write_genai
-from maskpro_deploy.exporters.plan import Plan, build_graphs, plan_export
+from maskpro_deploy.exporters.plan import Plan, build_graphs, cache_length, plan_export
 from maskpro_deploy.exporters.quantize.calibration import calibrate
-from maskpro_deploy.manifest import FileEntry, Graph, Manifest, file_entry
+from maskpro_deploy.manifest import FileEntry, Graph, Manifest, SparseWeight, file_entry
 from maskpro_deploy.masks import MASKS_FILE
+from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.system.extras import missing
 from maskpro_deploy.system.files import check_free, copy_file, new_folder
 from maskpro_deploy.system.progress import Progress, Stages, silent_stage
 from maskpro_deploy.system.working_folder import working_folder
+
+log = logging.getLogger(__name__)
 
 
 def export(
@@ -48,7 +52,7 @@ def export(
     force: bool = False,
     progress: Stages = silent_stage,
 ) -> Manifest:
-    """Turn a checkpoint folder into an ONNX bundle.
+    """Turn a checkpoint folder into an ONNX bundle, and give its manifest.
 
     A sparse checkpoint's pattern is proven on the bytes written; a dense one gives the dense twin.
 
@@ -56,15 +60,11 @@ def export(
         checkpoint: a Hugging Face folder, dense or sparse.
         out: the bundle folder to make.
         config: dtype, forms, quantisation, length, required pattern.
-        reference: opens the model to compare the bundle with (`parity.verify`), once the bundle is written; the figures go into
-            the manifest.
+        reference: opens the model to compare the bundle with (`parity.verify`), once it is written; figures go into the manifest.
         unverified: why there is no reference, for the manifest.
         compare: compare several forms with each other, where onnxruntime can run them.
         force: replace `out` if it exists.
         progress: shows each stage: describing (by a front end), calibrating, exporting, verifying.
-
-    Returns:
-        the bundle's manifest.
 
     Raises:
         InputError: the checkpoint cannot be read or is of a kind without a template, or `out` exists.
@@ -95,22 +95,17 @@ def export(
 
 
 def _write_data(plan: Plan, folder: Path, progress: Stages) -> Blob:
-    """The data file."""
-    config = plan.config
+    """The data file, with projections calibrated first where that is asked for."""
+    config, decoder = plan.config, plan.decoder
     path = folder / data_path(config.layout, config.quantize, config.dtype)
     path.parent.mkdir(exist_ok=True)
     with working_folder(folder, "calibration") as scratch:
-        quantised = _calibrate(plan, scratch, progress) if config.method == "calibrated" else None
+        quantised = None
+        if config.method == "calibrated":
+            same = build_graphs(plan.template, decoder, ExportConfig(max_length=config.max_length), plan.source)[DEFAULT_FORM]
+            meter = progress("calibrating", "weights")
+            quantised = calibrate(same, plan.weights, plan.source, scratch, config.dtype, decoder.max_length, meter)
         return write_weights(plan.weights.values(), plan.source, path, config.dtype, progress("exporting", "bytes"), quantised)
-
-
-def _calibrate(plan: Plan, scratch: Path, progress: Stages) -> Mapping[str, Quantised]:
-    """The projections, quantised with what the model computes on text."""
-    config, decoder = plan.config, plan.decoder
-    plain = ExportConfig(max_length=config.max_length)
-    same = build_graphs(plan.template, decoder, plain, plan.source)[DEFAULT_FORM]
-    meter = progress("calibrating", "weights")
-    return calibrate(same, plan.weights, plan.source, scratch, config.dtype, decoder.max_length, meter)
 
 
 def _write_graphs(plan: Plan, folder: Path, blob: Blob, proof: Proof | None) -> list[Graph]:
@@ -123,13 +118,53 @@ def _write_graphs(plan: Plan, folder: Path, blob: Blob, proof: Proof | None) -> 
             opset=graph.opset,
             dtype=config.dtype,
             quantization=f"{stored.describe()}, {config.method}" if stored is not None else None,
-            length=None if CACHE_FORMS[form].grows else plan.cache_length,
+            length=None if CACHE_FORMS[form].grows else cache_length(plan.decoder, config),
         )
         pattern, proven = (proof.pattern, proof.weights) if proof is not None else (None, ())
-        facts = describe_graph(entry, blob, plan.origin, pattern, proven)
-        write_graph(folder / entry.file, graph, blob, facts)
+        facts = _describe_graph(entry, blob, plan.origin, pattern, proven)
+        _write_graph(folder / entry.file, graph, blob, facts)
         entries.append(entry)
     return entries
+
+
+def _describe_graph(
+    entry: Graph, blob: Blob, origin: Mapping[str, object], pattern: NMPattern | None, proven: Sequence[SparseWeight]
+) -> dict[str, str]:
+    """What a graph says of itself: who made it, from what, and which of its weights hold which pattern.
+
+    Figures of a comparison are in the manifest only: they depend on the machine, and equal checkpoints give equal graphs.
+    """
+    entries = {
+        "maskpro.tool": f"maskpro-deploy {__version__}",
+        "maskpro.checkpoint": str(origin["checkpoint"]),
+        "maskpro.dense_sha256": str(origin["dense_sha256"]),
+        "maskpro.data_sha256": blob.sha256,
+        "maskpro.dtype": entry.dtype,
+        "maskpro.kv_form": entry.form,
+    }
+    if "front_end" in origin:
+        entries["maskpro.front_end"] = str(origin["front_end"])
+    if entry.quantization is not None:
+        entries["maskpro.quantization"] = entry.quantization
+    if pattern is not None:
+        names = json.dumps([weight.initializer for weight in proven])
+        entries |= {"maskpro.sparsity": str(pattern), "maskpro.sparsity_axis": "0", "maskpro.sparse_weights": names}
+    if origin["masks_sha256"]:
+        entries["maskpro.masks_sha256"] = str(origin["masks_sha256"])
+    return entries
+
+
+def _write_graph(path: Path, graph: OnnxGraph, blob: Blob, entries: dict[str, str]) -> None:
+    """Write and check a graph: the checker's full check, then a session, because a checked graph need not load."""
+    path.write_bytes(graph.model(blob.tensors(), entries).SerializeToString(deterministic=True))
+    onnx.checker.check_model(str(path), full_check=True)
+    if graph.dtype == "bf16":
+        log.info("onnxruntime's CPU kernels have no bf16: the graph was checked, but not opened")
+    elif missing("cpu"):
+        log.info("onnxruntime is not installed: the graph was checked, but not opened")
+    else:
+        # without preparing weights: cheap, and every operator must find its kernel
+        open_graph(path, threads=1, rewrite=REWRITE_NOTHING, settings={"session.disable_prepacking": "1"})
 
 
 def _add_files(plan: Plan, folder: Path, entries: Sequence[Graph]) -> None:
@@ -142,37 +177,28 @@ def _add_files(plan: Plan, folder: Path, entries: Sequence[Graph]) -> None:
 
 
 def _describe(plan: Plan, folder: Path, blob: Blob, proof: Proof | None, entries: Sequence[Graph]) -> Manifest:
-    """The manifest, as yet without figures of comparisons."""
+    """The manifest, as yet without figures of comparisons; the data file was hashed as it was written."""
+    data = FileEntry(path=blob.path.relative_to(folder).as_posix(), bytes=blob.bytes, sha256=blob.sha256)
+    others = (file_entry(folder, path) for path in sorted(folder.rglob("*")) if path.is_file() and path != blob.path)
     return Manifest(
         model=plan.shape,
         graph=entries[0],
         siblings=tuple(entries[1:]),
-        files=_list_files(folder, blob),
+        files=tuple(sorted((data, *others), key=lambda entry: entry.path)),
         sparsity=str(proof.pattern) if proof is not None else None,
         sparse_weights=proof.weights if proof is not None else (),
         source=plan.origin | ({"groups_below_n": proof.groups_below_n} if proof is not None else {}),
     )
 
 
-def _list_files(folder: Path, blob: Blob) -> tuple[FileEntry, ...]:
-    """Every file of the bundle with its hash; the data file was hashed as it was written."""
-    data = FileEntry(path=blob.path.relative_to(folder).as_posix(), bytes=blob.bytes, sha256=blob.sha256)
-    others = (file_entry(folder, path) for path in sorted(folder.rglob("*")) if path.is_file() and path != blob.path)
-    return tuple(sorted((data, *others), key=lambda entry: entry.path))
-
-
 def _check_parity(
     folder: Path, manifest: Manifest, reference: Reference, underflow: Underflow, progress: Progress
 ) -> dict[str, Any]:
-    """The figures of a comparison that passed, or why there are none.
-
-    Raises:
-        CheckFailed: it did not pass; the message has the figures.
-    """
+    """The figures of a comparison that passed (CheckFailed: it did not), or why there are none."""
     prompts, greedy = verification_prompts(folder, manifest.model.max_length)
     dtype = manifest.graph.dtype
     try:
-        result = compare_with_reference(folder, manifest, reference, prompts, greedy, progress)
+        result = verify(folder, reference, prompts, greedy, progress, manifest)
     except OutOfRange as e:
         raise CheckFailed(f"the exported graph does not work in {dtype}; nothing was kept.\n{e}") from e
     except NotRounded as e:
@@ -186,11 +212,7 @@ def _check_parity(
 
 
 def _check_siblings(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """How the further forms agree with the first.
-
-    Raises:
-        CheckFailed: one does not; the message has the figures.
-    """
+    """How the further forms agree with the first (CheckFailed: one does not)."""
     figures: dict[str, Any] = {}
     try:
         results = verify_siblings(folder, manifest)

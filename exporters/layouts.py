@@ -14,33 +14,20 @@ from typing import Any
 
 from maskpro_deploy.cache_forms import CACHE_FORMS, DEFAULT_FORM, GENAI_FORMS
 from maskpro_deploy.errors import ConfigError
-from maskpro_deploy.exporters.special_tokens import read_optional
 from maskpro_deploy.manifest import Graph, ModelShape
-from maskpro_deploy.system.files import write_json
+from maskpro_deploy.system.files import read_json, write_json
 
 LAYOUTS = ("bundle", "hub", "genai")
 GENAI_FILE = "genai_config.json"
 # (quantisation, dtype) -> the ending of the file name on the Hub
 _HUB_ENDINGS = {
-    (None, "fp32"): "",
-    (None, "fp16"): "_fp16",
-    (None, "bf16"): "_bf16",
-    ("int8", "fp32"): "_int8",
-    ("int4", "fp32"): "_q4",
-    ("int4", "fp16"): "_q4f16",
-}
+    (None, "fp32"): "", (None, "fp16"): "_fp16", (None, "bf16"): "_bf16",
+    ("int8", "fp32"): "_int8", ("int4", "fp32"): "_q4", ("int4", "fp16"): "_q4f16",
+}  # fmt: skip
 
 
 def graph_path(layout: str, form: str, first: str, quantize: str | None, dtype: str) -> str:
-    """Where the graph of a form lies in the folder.
-
-    Args:
-        layout: one of `LAYOUTS`.
-        form: form of the cache.
-        first: the bundle's own form, whose graph has the plain name in the "hub" layout.
-        quantize: kind of quantisation, which the "hub" layout puts into the name.
-        dtype: the graph's float type, likewise.
-    """
+    """Where the graph of a form lies in the folder; that of the `first` form has the plain name in the "hub" layout."""
     if layout != "hub":
         return "model.onnx" if form == DEFAULT_FORM else f"model_{form}.onnx"
     ending = _HUB_ENDINGS.get((quantize, dtype), f"_{quantize}_{dtype}")
@@ -55,11 +42,7 @@ def data_path(layout: str, quantize: str | None, dtype: str) -> str:
 
 
 def check_genai(forms: tuple[str, ...]) -> None:
-    """Refuse a form that onnxruntime-genai cannot drive.
-
-    Raises:
-        ConfigError: naming those it can.
-    """
+    """Refuse a form that onnxruntime-genai cannot drive (ConfigError: naming those it can)."""
     if forms[0] not in GENAI_FORMS:
         raise ConfigError(f"--layout genai runs the first of --forms, {forms[0]}; it can run {', '.join(GENAI_FORMS)}.")
 
@@ -70,7 +53,7 @@ def write_genai(folder: Path, model: ModelShape, graph: Graph) -> None:
     cache = {"past_key_names": "past_key_values.%d.key", "past_value_names": "past_key_values.%d.value"}
     inputs = {name: name for name in ("input_ids", *form.inputs)} | cache
     outputs = {"logits": "logits", "present_key_names": "present.%d.key", "present_value_names": "present.%d.value"}
-    generation = read_optional(folder / "generation_config.json")
+    generation = read_json(settings) if (settings := folder / "generation_config.json").is_file() else {}
     ends = list(model.eos_token_ids)
     write_json(
         folder / GENAI_FILE,

@@ -5,8 +5,12 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import load_tokenizer
@@ -16,12 +20,12 @@ from maskpro_deploy.exporters.checks.proof import Claim, list_prunable, read_cla
 from maskpro_deploy.exporters.config import ExportConfig
 from maskpro_deploy.exporters.frontends.templates import choose_template
 from maskpro_deploy.exporters.graph.builder import Graph, Weight
-from maskpro_deploy.exporters.graph.cache_forms.forms import make_form
+from maskpro_deploy.exporters.graph.cache_forms.base import make_form
 from maskpro_deploy.exporters.graph.data_file import check_weights
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig
 from maskpro_deploy.exporters.graph.layers import Layers
-from maskpro_deploy.exporters.special_tokens import find_end_tokens, read_token_id
 from maskpro_deploy.manifest import ModelShape
+from maskpro_deploy.system.files import read_json
 from maskpro_deploy.system.progress import Progress
 
 _STATIC_LENGTH = 2048  # slots of a cache of fixed length, unless --max-length says; attention runs over all of them
@@ -32,10 +36,6 @@ class Plan:
     """One export, before its first byte.
 
     Attributes:
-        source: the checkpoint.
-        config: what is asked for.
-        template: builds the graphs.
-        decoder: the model's sizes and kinds.
         graphs: name of each form -> its graph; all name the same weights.
         claim: the pattern to prove, and of which weights; None for a dense checkpoint.
         shape: what the manifest says of the model.
@@ -55,11 +55,6 @@ class Plan:
     def weights(self) -> dict[str, Weight]:
         """The weights of all graphs, by name."""
         return self.graphs[self.config.forms[0]].weights
-
-    @property
-    def cache_length(self) -> int:
-        """Slots of a cache of fixed length."""
-        return cache_length(self.decoder, self.config)
 
 
 def plan_export(checkpoint: Checkpoint, config: ExportConfig, progress: Progress) -> Plan:
@@ -138,7 +133,7 @@ def _describe_model(source: Checkpoint, decoder: DecoderConfig) -> ModelShape:
             f"{source.folder}: tokenizer.json has {tokens} tokens, the model knows {decoder.vocab_size}.\n"
             f"They belong to different models."
         )
-    ends = find_end_tokens(source.folder, config, tokenizer)
+    ends = _find_end_tokens(source.folder, config, tokenizer)
     del tokenizer
     _return_memory()  # a vocabulary takes more of it than all that follows
     return ModelShape(
@@ -152,8 +147,8 @@ def _describe_model(source: Checkpoint, decoder: DecoderConfig) -> ModelShape:
         hidden_size=decoder.hidden_size,
         max_length=decoder.max_length,
         eos_token_ids=ends,
-        bos_token_id=read_token_id(config, "bos_token_id"),
-        pad_token_id=read_token_id(config, "pad_token_id"),
+        bos_token_id=_read_token_id(config, "bos_token_id"),
+        pad_token_id=_read_token_id(config, "pad_token_id"),
     )
 
 
@@ -172,3 +167,37 @@ def _describe_origin(source: Checkpoint, weights: dict[str, Weight], template: T
         "masks_sha256": masks.sha256() if masks is not None else None,
     }
     return origin | ({"front_end": template.tool} if template.tool else {})
+
+
+def _find_end_tokens(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Ids of all tokens that end a text, sorted: by both configs, and by names in `tokenizer_config.json`, chat's among them."""
+    ids: set[int] = set()
+    generation, names = (
+        read_json(file) if (file := folder / name).is_file() else {}
+        for name in ("generation_config.json", "tokenizer_config.json")
+    )
+    for fields in (config, generation):
+        value = fields.get("eos_token_id")
+        ids |= {_check_id(v) for v in (value if isinstance(value, list) else [value]) if v is not None}
+    for field in ("eos_token", "eot_token", "end_of_turn_token"):
+        name = names.get(field)
+        text = name.get("content") if isinstance(name, dict) else name
+        if isinstance(text, str) and (token := tokenizer.token_to_id(text)) is not None:
+            ids.add(int(token))
+    if not ids:
+        raise FormatError(f"{folder} names no end-of-text token.\nPut eos_token_id into its config.json.")
+    return tuple(sorted(ids))
+
+
+def _read_token_id(config: Mapping[str, Any], field: str) -> int | None:
+    """One optional token id of `config.json`; of several, the first."""
+    value = config.get(field)
+    if isinstance(value, list):
+        value = value[0] if value else None
+    return None if value is None else _check_id(value)
+
+
+def _check_id(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise FormatError(f"a token id must be a whole number, found {value!r}.")
+    return value

@@ -19,8 +19,7 @@ class CacheForm:
 
     Attributes:
         name: in `--forms`, `--form` and the manifest.
-        summary: what the cache does, in words.
-        runs_on: what runs such graphs, in words.
+        summary, runs_on: what the cache does, and what runs such graphs, in words.
         opset: version of the standard operators that it needs.
         inputs: the graph's inputs besides tokens and cache.
         grows: the cache is longer after each call; else it has a fixed length (`manifest.Graph.length`).
@@ -33,13 +32,13 @@ class CacheForm:
     name: str
     summary: str
     runs_on: str
-    opset: int
     inputs: tuple[str, ...]
-    grows: bool
     padding: Literal["left", "right", "none"]
-    tensorrt: bool
-    onnxruntime_gpu: bool
-    genai: Literal["growing", "shared buffer", ""]
+    opset: int = 23
+    grows: bool = True
+    tensorrt: bool = False
+    onnxruntime_gpu: bool = False
+    genai: Literal["growing", "shared buffer", ""] = ""
 
 
 CACHE_FORMS = {
@@ -49,9 +48,7 @@ CACHE_FORMS = {
             name="cat",
             summary="grows by Concat",
             runs_on="onnxruntime, onnxruntime-genai, TensorRT",
-            opset=23,
             inputs=("attention_mask", "position_ids"),
-            grows=True,
             padding="left",
             tensorrt=True,
             onnxruntime_gpu=True,
@@ -66,19 +63,13 @@ CACHE_FORMS = {
             grows=False,
             padding="none",
             tensorrt=True,
-            onnxruntime_gpu=False,
-            genai="",
         ),
         CacheForm(
             name="gqa",
             summary="GroupQueryAttention's, grows or shared",
             runs_on="onnxruntime, fast at long contexts; onnxruntime-genai",
-            opset=23,
             inputs=("attention_mask", "position_ids"),
-            grows=True,
             padding="right",
-            tensorrt=False,
-            onnxruntime_gpu=False,
             genai="shared buffer",
         ),
     )
@@ -89,11 +80,7 @@ GENAI_FORMS = tuple(form.name for form in CACHE_FORMS.values() if form.genai)
 
 
 def cache_form(name: str) -> CacheForm:
-    """The form of a graph, by its name in a manifest.
-
-    Raises:
-        FormatError: a later version made it.
-    """
+    """The form of a graph, by its name in a manifest (FormatError: a later version made it)."""
     if name not in CACHE_FORMS:
         raise FormatError(
             f"the bundle has a graph with the cache form {name!r}; this version knows {', '.join(CACHE_FORMS)}.\n"

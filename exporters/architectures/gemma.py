@@ -24,15 +24,13 @@ from maskpro_deploy.exporters.graph.builder import Graph
 from maskpro_deploy.exporters.graph.decoder_config import (
     DecoderConfig,
     read_base_config,
-    read_layer_types,
-    read_number,
     read_positive,
     read_softcap,
     read_windows,
     require_value,
 )
 from maskpro_deploy.exporters.graph.layers import Layers
-from maskpro_deploy.exporters.graph.rope_config import RopeConfig, make_rope
+from maskpro_deploy.exporters.graph.rope import RopeConfig, make_rope, read_number
 
 _DEFAULTS = {"tie_word_embeddings": True, "hidden_activation": "gelu_pytorch_tanh", "head_dim": 256, "sliding_window": 4096}
 _GLOBAL_THETA, _LOCAL_THETA = 1e6, 1e4
@@ -47,7 +45,7 @@ def read_gemma2(config: Mapping[str, Any]) -> DecoderConfig:
 def read_gemma3(config: Mapping[str, Any]) -> DecoderConfig:
     """All layers but every sixth have a window, and a rotary embedding of their own."""
     config = {**_DEFAULTS, **config}
-    require_value(config, "use_bidirectional_attention", False, False)
+    require_value(config, "use_bidirectional_attention", False)
     ropes = _read_two_ropes(config, read_positive(config, "head_dim"))
     plain = {k: v for k, v in config.items() if k not in ("rope_parameters", "rope_scaling")}
     base = _read_common(plain, every=read_positive(config, "sliding_window_pattern", 6))
@@ -63,7 +61,7 @@ def _read_common(config: Mapping[str, Any], every: int) -> DecoderConfig:
         base,
         mlp_bias=False,
         scale=read_number({"query_pre_attn_scalar": 256, **config}, "query_pre_attn_scalar") ** -0.5,
-        windows=read_windows(config, read_layer_types(config, base.num_layers, default)),
+        windows=read_windows(config, default),
         attention_softcap=read_softcap(config, "attn_logit_softcapping"),
         logit_softcap=read_softcap(config, "final_logit_softcapping"),
     )
@@ -87,12 +85,7 @@ def _read_two_ropes(config: Mapping[str, Any], head_dim: int) -> dict[str, RopeC
 
 
 def build(m: Layers, *, head_norm: bool) -> Graph:
-    """The whole graph; weights are named, not read.
-
-    Args:
-        m: the parts, for one config and one form of the cache.
-        head_norm: norm q and k of each head before they are turned.
-    """
+    """The whole graph; with `head_norm`, q and k of each head are normed before they are turned."""
 
     def norm(module: str, x: str) -> str:
         return m.rms_norm(module, x, plus=1.0)

@@ -30,18 +30,15 @@ def read(config: Mapping[str, Any]) -> DecoderConfig:
     common = {name: read_positive(config, own) for name, own in _NAMES.items()}
     inner = read_positive(config, "n_inner", 4 * common["hidden_size"])
     eps = {"layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}
-    for field, value in (
-        ("scale_attn_weights", True),
-        ("scale_attn_by_inverse_layer_idx", False),
-        ("add_cross_attention", False),
-    ):
-        require_value(config, field, value, value)
+    require_value(config, "scale_attn_weights", True)
+    require_value(config, "scale_attn_by_inverse_layer_idx", False)
+    require_value(config, "add_cross_attention", False)
     fields = {**eps, **config, **common, "intermediate_size": inner}
     return read_unturned_config(fields, eps="layer_norm_epsilon", activation="gelu_new", bias=True)
 
 
 def build(m: Layers) -> Graph:
-    """The whole graph; weights are named, not read."""
+    """The whole graph."""
     e, f = m.config.hidden_size, m.config.intermediate_size
     h = m.add("transformer.add_positions", m.embedding("transformer.wte"), m.positions("transformer.wpe"))
     for i in range(m.config.num_layers):
@@ -67,5 +64,5 @@ def build(m: Layers) -> Graph:
 TEMPLATES = {
     "gpt2": Template(
         read=read, build=build, models="GPT-2", special="learned positions, LayerNorm, biases", prefix="transformer."
-    ),
+    )
 }

@@ -32,12 +32,7 @@ def read_mistral(config: Mapping[str, Any]) -> DecoderConfig:
 
 
 def build(m: Layers, *, head_norm: bool = False) -> Graph:
-    """The whole graph; weights are named, not read.
-
-    Args:
-        m: the parts, for one config and one form of the cache.
-        head_norm: norm q and k of each head before they are turned.
-    """
+    """The whole graph; with `head_norm`, q and k of each head are normed before they are turned."""
     h = m.embedding("model.embed_tokens")
     for i in range(m.config.num_layers):
         block = f"model.layers.{i}"

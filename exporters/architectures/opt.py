@@ -23,17 +23,17 @@ _POSITION_OFFSET = 2
 def read(config: Mapping[str, Any]) -> DecoderConfig:
     """OPT with norms before its parts, as all of its sizes but 350M have them."""
     hidden = read_positive(config, "hidden_size")
-    require_value(config, "do_layer_norm_before", True, True)
-    require_value(config, "_remove_final_layer_norm", False, False)
-    require_value(config, "layer_norm_elementwise_affine", True, True)
-    require_value(config, "word_embed_proj_dim", hidden, hidden)
+    require_value(config, "do_layer_norm_before", True)
+    require_value(config, "_remove_final_layer_norm", False)
+    require_value(config, "layer_norm_elementwise_affine", True)
+    require_value(config, "word_embed_proj_dim", hidden)
     own = {"intermediate_size": read_positive(config, "ffn_dim"), "layer_norm_eps": 1e-5, "tie_word_embeddings": True}
     bias = bool(config.get("enable_bias", True))
     return read_unturned_config({**own, **config}, eps="layer_norm_eps", activation="relu", bias=bias)
 
 
 def build(m: Layers) -> Graph:
-    """The whole graph; weights are named, not read."""
+    """The whole graph."""
     e, f, bias = m.config.hidden_size, m.config.intermediate_size, m.config.mlp_bias
     positions = m.positions("model.decoder.embed_positions", offset=_POSITION_OFFSET)
     h = m.add("model.decoder.add_positions", m.embedding("model.decoder.embed_tokens"), positions)
@@ -49,5 +49,5 @@ def build(m: Layers) -> Graph:
 
 
 TEMPLATES = {
-    "opt": Template(read=read, build=build, models="OPT, without its 350M", special="learned positions, LayerNorm, ReLU"),
+    "opt": Template(read=read, build=build, models="OPT, without its 350M", special="learned positions, LayerNorm, ReLU")
 }

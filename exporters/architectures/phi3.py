@@ -22,7 +22,7 @@ def read(config: Mapping[str, Any]) -> DecoderConfig:
 
 
 def build(m: Layers) -> Graph:
-    """The whole graph; weights are named, not read."""
+    """The whole graph."""
     c = m.config
     q, kv, f = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.intermediate_size
     h = m.embedding("model.embed_tokens")
@@ -45,5 +45,5 @@ TEMPLATES = {
         build=build,
         models="Phi-3, Phi-4, Phi-4-mini",
         special="fused q, k, v and gate, up (taken apart); part of a head turned; longrope",
-    ),
+    )
 }

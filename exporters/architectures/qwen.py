@@ -13,7 +13,7 @@ from typing import Any
 
 from maskpro_deploy.exporters.architectures import llama
 from maskpro_deploy.exporters.architectures.template import Template
-from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, read_base_config, read_layer_types, read_windows
+from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, read_base_config, read_switched_windows
 
 
 def read_qwen2(config: Mapping[str, Any]) -> DecoderConfig:
@@ -29,11 +29,9 @@ def read_qwen3(config: Mapping[str, Any]) -> DecoderConfig:
 def _read_common(config: Mapping[str, Any]) -> DecoderConfig:
     """Layers from `max_window_layers` on look back through a window, if `use_sliding_window` says so."""
     base = read_base_config(config)
-    if not config.get("use_sliding_window") or config.get("sliding_window") is None:
-        return base
     first = config.get("max_window_layers", 28)
     default = ["sliding_attention" if i >= first else "full_attention" for i in range(base.num_layers)]
-    return dataclasses.replace(base, windows=read_windows(config, read_layer_types(config, base.num_layers, default)))
+    return dataclasses.replace(base, windows=read_switched_windows(config, default))
 
 
 TEMPLATES = {

@@ -13,14 +13,8 @@ from typing import Any
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.exporters.architectures import llama
 from maskpro_deploy.exporters.architectures.template import Template
-from maskpro_deploy.exporters.graph.decoder_config import (
-    DecoderConfig,
-    read_base_config,
-    read_layer_types,
-    read_positive,
-    read_windows,
-)
-from maskpro_deploy.exporters.graph.rope_config import read_rope
+from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, read_base_config, read_positive, read_switched_windows
+from maskpro_deploy.exporters.graph.rope import read_rope
 
 _DEFAULT_THETA = 2e6
 
@@ -34,13 +28,8 @@ def read(config: Mapping[str, Any]) -> DecoderConfig:
     if not isinstance(turned, list) or len(turned) != base.num_layers:
         raise FormatError(f"config.json: no_rope_layers must have one entry for each of the {base.num_layers} layers.")
     rope = read_rope(config, base.head_dim, _DEFAULT_THETA)
-    windows = base.windows
-    if config.get("use_sliding_window") and config.get("sliding_window") is not None:
-        default = ["full_attention" if has else "sliding_attention" for has in turned]
-        windows = read_windows(config, read_layer_types(config, base.num_layers, default))
+    windows = read_switched_windows(config, ["full_attention" if has else "sliding_attention" for has in turned])
     return dataclasses.replace(base, ropes=tuple(rope if has else None for has in turned), windows=windows)
 
 
-TEMPLATES = {
-    "smollm3": Template(read=read, build=llama.build, models="SmolLM3", special="layers without rotary embedding"),
-}
+TEMPLATES = {"smollm3": Template(read=read, build=llama.build, models="SmolLM3", special="layers without rotary embedding")}

@@ -18,8 +18,7 @@ class Template:
     Attributes:
         read: its `config.json` as a `DecoderConfig`.
         build: the graph from its parts.
-        models: the models that have it, for people.
-        special: what it does otherwise than LLaMA, for people.
+        models, special: the models that have it, and what it does otherwise than LLaMA, for people.
         prefix: the first part of its tensors' names, which some checkpoints leave out.
         tool: the front end that stands behind it, and that has seen to it that no tensor is left out; "" for our own.
         as_stored: weights lie in the graph as they do in the checkpoint, or transposed, so that masks fit both.

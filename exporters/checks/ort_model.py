@@ -24,13 +24,7 @@ _KEEP_ROUNDINGS = {"session.disable_quant_qdq": "1"}
 
 
 class CheckedGraph(GraphSession):
-    """A graph of a bundle in an onnxruntime session on the CPU.
-
-    Args:
-        session: the session.
-        shape: the model's sizes.
-        graph: the graph's entry in the manifest.
-    """
+    """A graph of a bundle in an onnxruntime session on the CPU."""
 
     def __init__(self, session: Any, shape: ModelShape, graph: Graph) -> None:
         device = HostDevice()
@@ -59,13 +53,7 @@ class CheckedGraph(GraphSession):
 
 
 def open_model(bundle: Path, manifest: Manifest, graph: Graph | None = None) -> CheckedGraph:
-    """Open a graph of a bundle.
-
-    Args:
-        bundle: the bundle's folder.
-        manifest: its manifest.
-        graph: one of its graphs; by default its own.
-    """
+    """Open one of a bundle's graphs; by default its own."""
     graph = graph if graph is not None else manifest.graph
     path = safe_path(bundle, graph.file)
     return model_of(str(path), path.parent, manifest, graph)
@@ -74,15 +62,7 @@ def open_model(bundle: Path, manifest: Manifest, graph: Graph | None = None) -> 
 def model_of(
     model: str | bytes, folder: Path, manifest: Manifest, graph: Graph | None = None, *, rounded: bool = False
 ) -> CheckedGraph:
-    """Open a graph given as a path or as bytes.
-
-    Args:
-        model: path or content of the ONNX file.
-        folder: the folder of the data file.
-        manifest: the bundle's manifest.
-        graph: the graph's entry in it; by default the bundle's own.
-        rounded: it was rewritten to fp32 with roundings (`half_precision`), which have to stay.
-    """
+    """Open a graph given as a path or as bytes, with its data file in `folder`; `rounded`: it has roundings that must stay."""
     session = open_session(model, folder, rounded=rounded)
     return CheckedGraph(session, manifest.model, graph if graph is not None else manifest.graph)
 

@@ -21,7 +21,6 @@ import numpy.typing as npt
 from maskpro_deploy.data import HELD_OUT, load_text, load_tokenizer
 from maskpro_deploy.errors import CheckFailed, ConfigError
 from maskpro_deploy.exporters.checks.half_precision.opening import Opened, open_to_compare
-from maskpro_deploy.exporters.checks.half_precision.ranges import Ranges
 from maskpro_deploy.exporters.checks.half_precision.rounding import NotRounded
 from maskpro_deploy.exporters.checks.logit_figures import (
     QUANTISED_SIBLINGS,
@@ -58,12 +57,7 @@ class Reference(Protocol):
 
 
 def verification_prompts(folder: Path, max_length: int) -> tuple[list[list[int]], int]:
-    """Held-out text as prompts, and how many greedy tokens fit behind them.
-
-    Args:
-        folder: a bundle or checkpoint with a tokenizer.
-        max_length: the longest sequence of the graph.
-    """
+    """Held-out text as prompts, from a folder with a tokenizer, and how many greedy tokens fit behind them."""
     greedy = min(_GREEDY_TOKENS, max_length // 2)
     length = min(_PROMPT_TOKENS, max_length - greedy)
     tokenizer = load_tokenizer(folder)
@@ -78,6 +72,7 @@ def verify(
     prompts: Sequence[Sequence[int]],
     greedy_tokens: int = _GREEDY_TOKENS,
     progress: Progress = SILENT,
+    manifest: Manifest | None = None,
 ) -> Verification:
     """Compare a bundle with the model it was made from.
 
@@ -87,6 +82,7 @@ def verify(
         prompts: token sequences of at least two tokens each.
         greedy_tokens: how many tokens to generate behind the first prompt.
         progress: shows each prompt and each further comparison.
+        manifest: the bundle's, where it is not written yet.
 
     Raises:
         ConfigError: the prompts are too short, or too long for the graph.
@@ -94,18 +90,7 @@ def verify(
         NotRounded: the graph is bf16, for which onnxruntime has no kernels, and cannot be rewritten.
         OutOfRange: a value does not fit the graph's half-precision type.
     """
-    return compare_with_reference(bundle, Manifest.load(bundle), reference, prompts, greedy_tokens, progress)
-
-
-def compare_with_reference(
-    bundle: Path,
-    manifest: Manifest,
-    reference: Reference,
-    prompts: Sequence[Sequence[int]],
-    greedy_tokens: int,
-    progress: Progress = SILENT,
-) -> Verification:
-    """As `verify`, of a bundle whose manifest is not written yet."""
+    manifest = manifest if manifest is not None else Manifest.load(bundle)
     require("cpu", "checking a bundle")
     _check_prompts(prompts, greedy_tokens, manifest.model.max_length)
     opened = open_to_compare(bundle, manifest)
@@ -114,14 +99,7 @@ def compare_with_reference(
 
 
 def verify_siblings(bundle: Path, manifest: Manifest) -> dict[str, Verification | str]:
-    """Compare the further graphs of a bundle with its own, on the same texts.
-
-    Returns:
-        form -> the figures, or in words why there are none.
-
-    Raises:
-        OutOfRange: a value of one of them does not fit its half-precision type.
-    """
+    """Compare a bundle's further graphs with its own: form -> figures, or why there are none (OutOfRange: a value is)."""
     absent = missing("cpu")
     figures: dict[str, Verification | str] = {}
     for graph in manifest.siblings:
@@ -146,20 +124,6 @@ def choose_tolerance(graph: Graph, *, routed: bool = False) -> Tolerance:
     return TOLERANCES[graph.quantization.split()[0] if graph.quantization else graph.dtype]
 
 
-def _measure_ranges(opened: Opened, prompts: Sequence[Sequence[int]]) -> Ranges | None:
-    """How large the values of a half-precision graph become.
-
-    Raises:
-        OutOfRange: one does not fit the type.
-    """
-    if opened.probes is None:
-        return None
-    ranges = opened.probes.measure(opened.model, prompts)
-    if ranges.fault:
-        raise OutOfRange(f"{ranges.fault}.\nExport it with {WIDER[ranges.dtype]}.")
-    return ranges
-
-
 def _compare_models(
     opened: Opened,
     reference: Reference,
@@ -168,8 +132,11 @@ def _compare_models(
     tolerance: Tolerance,
     progress: Progress,
 ) -> Verification:
-    """All figures of one comparison."""
-    model, ranges = opened.model, _measure_ranges(opened, prompts)
+    """All figures of one comparison (OutOfRange: a value does not fit a half-precision type)."""
+    model = opened.model
+    ranges = opened.probes.measure(model, prompts) if opened.probes is not None else None
+    if ranges is not None and ranges.fault:
+        raise OutOfRange(f"{ranges.fault}.\nExport it with {WIDER[ranges.dtype]}.")
     stages = len(prompts) + 3
     pairs = []
     for done, prompt in enumerate(prompts, start=1):

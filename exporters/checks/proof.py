@@ -26,7 +26,7 @@ from maskpro_deploy.validation.law import Tally, scan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """What has to be proven: the pattern, and the checkpoint's names of the weights that hold it."""
+    """The pattern that has to be proven, and the checkpoint's names of the weights that hold it."""
 
     pattern: NMPattern
     names: tuple[str, ...]
@@ -34,12 +34,9 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """What was proven.
+    """What was proven: the pattern that all `weights`, an entry for each source, hold.
 
-    Attributes:
-        pattern: that all `weights` hold.
-        weights: each source of each weight.
-        groups_below_n: groups with fewer than N non-zeros: their kept weights are zero themselves.
+    `groups_below_n` counts groups with fewer than N non-zeros: their kept weights are zero themselves.
     """
 
     pattern: NMPattern
@@ -53,14 +50,7 @@ def list_prunable(weights: Mapping[str, Weight]) -> list[str]:
 
 
 def read_claim(checkpoint: Checkpoint, weights: Mapping[str, Weight], required: NMPattern | None) -> Claim | None:
-    """What the checkpoint's masks promise, or what the caller requires of a checkpoint without masks.
-
-    Returns:
-        None for a dense checkpoint.
-
-    Raises:
-        CheckFailed: the masks are of another pattern than required, or cover a weight that is no projection.
-    """
+    """What masks promise, or the caller requires without any; None for a dense checkpoint (CheckFailed: they do not fit)."""
     masks = checkpoint.masks
     if masks is None:
         return Claim(pattern=required, names=tuple(list_prunable(weights))) if required is not None else None
@@ -75,11 +65,7 @@ def read_claim(checkpoint: Checkpoint, weights: Mapping[str, Weight], required: 
 
 
 def prove(blob: Blob, claimed: Claim | None, checkpoint: Checkpoint, weights: Mapping[str, Weight]) -> Proof | None:
-    """Count every group of every claimed weight in the written file; None where nothing is claimed.
-
-    Raises:
-        CheckFailed: a group has more than N non-zeros; the message names the weight.
-    """
+    """Count every group of every claimed weight in the written file (CheckFailed: one has more than N non-zeros)."""
     if claimed is None:
         return None
     holders: dict[str, list[Weight]] = {}  # source -> the weights that it went into
@@ -118,11 +104,7 @@ def _check_counts(name: str, tally: Tally, checkpoint: Checkpoint) -> None:
 
 
 def count_groups(path: Path, name: str, region: Region, pattern: NMPattern) -> Tally:
-    """Count the groups of one [K, N] weight in the data file; -0.0 counts as a value.
-
-    Raises:
-        PatternError: K does not consist of whole groups.
-    """
+    """Count the groups of one [K, N] weight in the data file; -0.0 counts as a value. K must consist of whole groups."""
     pattern.check_divides(region.shape[0], name)
     kind = np.dtype(np.uint8) if region.dtype == INT4 else np.dtype(f"i{region.dtype.itemsize}")  # the same bits
     stored: FlatArray = MemoryArray(np.memmap(path, kind, "r", offset=region.offset, shape=(region.bytes // kind.itemsize,)))

@@ -21,8 +21,9 @@ import onnx
 from safetensors import safe_open
 
 from maskpro_deploy.checkpoint import Checkpoint
-from maskpro_deploy.errors import InputError
+from maskpro_deploy.errors import first_line
 from maskpro_deploy.exporters.graph.builder import Graph, Rows
+from maskpro_deploy.exporters.graph.data_file import check_unused
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, read_positive
 from maskpro_deploy.exporters.graph.layers import Layers
 from maskpro_deploy.system.progress import Progress, waiting
@@ -47,6 +48,11 @@ class ForeignWeight:
     same: bool
     storage: tuple[object, ...]
 
+    @classmethod
+    def of(cls, tensor: Any, sources: tuple[str, ...], *, same: bool) -> ForeignWeight:
+        """What a torch tensor holds."""
+        return cls(rows=TorchRows(tensor), sources=sources, same=same, storage=place_of(tensor))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForeignModel:
@@ -57,8 +63,7 @@ class ForeignModel:
         constants: arrays that the front end computed, by name.
         parameters: name -> shape of each weight.
         caches: name -> last dimension of each input that holds past keys or values.
-        logits: the value that holds the logits.
-        vocab_size: their last dimension.
+        logits, vocab_size: the value that holds the logits, and their last dimension.
         outputs: further values that are outputs, by our names.
         kv_heads: heads of a cache; 0 where attention nodes say it.
     """
@@ -76,13 +81,9 @@ class ForeignModel:
 class ForeignGraph(ABC):
     """A checkpoint's graph through a front end, in the place of a template.
 
-    Args:
-        checkpoint: of an architecture without a template.
-        tool: names and versions of the front end, for the manifest.
-        progress: shows how long the front end takes to describe the graph in another float type than fp32.
-
-    Attributes:
-        weights: what the graph's parameters hold, by name.
+    `tool` has names and versions of the front end, for the manifest; `weights` what the graph's parameters hold; `progress` shows
+    how long the front end takes to describe the graph in another float type than fp32. What it does not support is an InputError,
+    a checkpoint or config that does not fit is a FormatError.
     """
 
     weights: Mapping[str, ForeignWeight]
@@ -125,22 +126,14 @@ class TorchRows:
 
 
 def read_length(config: Mapping[str, Any]) -> int:
-    """The longest sequence, in tokens.
-
-    Raises:
-        FormatError: the config does not name it.
-    """
+    """The longest sequence, in tokens (FormatError: the config does not name it)."""
     return read_positive(config, next((field for field in _LENGTHS if config.get(field)), _LENGTHS[0]))
 
 
 def describe_sizes(
     config: Mapping[str, Any], model: ForeignModel, *, hidden: int, layers: int, heads: int, kv_heads: int, head_dim: int
 ) -> DecoderConfig:
-    """The sizes of a graph, for caches and the manifest; what its nodes compute stays their own affair.
-
-    Raises:
-        FormatError: the config names no longest sequence.
-    """
+    """The sizes of a graph, for caches and the manifest; refuses as `read_length`. What its nodes compute stays their affair."""
     return DecoderConfig(
         model_type=str(config["model_type"]),
         vocab_size=model.vocab_size,
@@ -165,19 +158,12 @@ def map_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
     return tensors
 
 
-def check_unused(checkpoint: Checkpoint, used: Collection[str], tool: str) -> None:
-    """Refuse a checkpoint with tensors that the graph would leave out.
-
-    Raises:
-        InputError: naming one.
-    """
+def check_all_used(checkpoint: Checkpoint, used: Collection[str], tool: str) -> None:
+    """Refuse a checkpoint with tensors that the graph would leave out (InputError: naming one)."""
     buffers = (".inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
     copies = ("lm_head.weight", "embed_out.weight") if checkpoint.config.get("tie_word_embeddings") else ()
-    if unused := [n for n in checkpoint.names if n not in used and not n.endswith((*buffers, *copies))]:
-        raise InputError(
-            f"{checkpoint.folder} has {len(unused)} tensors that {tool}'s graph of this architecture does not use, "
-            f"such as {unused[0]!r}.\nIt is a variant that the export does not know."
-        )
+    unused = [n for n in checkpoint.names if n not in used and not n.endswith((*buffers, *copies))]
+    check_unused(checkpoint, unused, f"{tool}'s graph")
 
 
 def read_settings(node: onnx.NodeProto) -> dict[str, Any]:
@@ -187,8 +173,8 @@ def read_settings(node: onnx.NodeProto) -> dict[str, Any]:
 
 def one_line(error: Exception) -> str:
     """Kind and first line of a foreign error."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line.rstrip('.')}"
 
 
 def place_of(tensor: Any) -> tuple[object, ...]:

@@ -20,8 +20,7 @@ from maskpro_deploy.errors import FormatError
 from maskpro_deploy.exporters.frontends.base import (
     ForeignModel,
     ForeignWeight,
-    TorchRows,
-    check_unused,
+    check_all_used,
     map_tensors,
     one_line,
     place_of,
@@ -46,11 +45,7 @@ def is_known(model_type: str) -> bool:
 
 
 def build_graph(checkpoint: Checkpoint, dtype: str) -> tuple[Any, Any]:
-    """The graph as mobius has it (onnx-ir), and the module it was built from.
-
-    Raises:
-        FormatError: mobius cannot build it from this config.
-    """
+    """The graph as mobius has it (onnx-ir; FormatError: it cannot build it), and the module it was built from."""
     made: list[Any] = []
     with quiet():
         import mobius
@@ -101,12 +96,7 @@ def read_graph(model: Any) -> ForeignModel:
 
 
 def map_weights(checkpoint: Checkpoint, module: Any, wanted: Container[str]) -> dict[str, ForeignWeight]:
-    """What mobius makes of the checkpoint's tensors, by the graph's names.
-
-    Raises:
-        InputError: the graph does not use all of them.
-        FormatError: mobius cannot take them.
-    """
+    """What mobius makes of the checkpoint's tensors, by the graph's names; it must use all of them."""
     tensors = map_tensors(checkpoint)
     sources_of, track = _track_sources(tensors)
     try:
@@ -118,13 +108,8 @@ def map_weights(checkpoint: Checkpoint, module: Any, wanted: Container[str]) -> 
     for name, tensor in ((n, t) for n, t in made.items() if n in wanted):
         sources = sources_of(tensor)
         source = tensors[sources[0]] if len(sources) == 1 else None
-        weights[name] = ForeignWeight(
-            rows=TorchRows(tensor),
-            sources=sources,
-            same=source is not None and place_of(source) == place_of(tensor),
-            storage=place_of(tensor),
-        )
-    check_unused(checkpoint, {source for weight in weights.values() for source in weight.sources}, "mobius-onnx")
+        weights[name] = ForeignWeight.of(tensor, sources, same=source is not None and place_of(source) == place_of(tensor))
+    check_all_used(checkpoint, {source for weight in weights.values() for source in weight.sources}, "mobius-onnx")
     return weights
 
 

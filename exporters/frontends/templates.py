@@ -16,9 +16,7 @@ MOBIUS_DIFFERS = frozenset({"cohere", "ernie4_5", "gemma"})
 def choose_template(source: Checkpoint, progress: Progress = SILENT) -> Template:
     """What builds the graph of a checkpoint: a template of ours, else the first front end that can.
 
-    Args:
-        source: the checkpoint.
-        progress: shows how long a front end takes, now and when it builds the graph in another float type.
+    `progress` shows how long a front end takes, now and when it builds the graph in another float type.
 
     Raises:
         InputError: none knows its architecture; the message says what each one said.
@@ -58,8 +56,7 @@ def _translate_mobius(source: Checkpoint, model_type: str, progress: Progress) -
 
 
 def _trace_transformers(source: Checkpoint, model_type: str, progress: Progress) -> Template:
-    from maskpro_deploy.exporters.frontends.transformers_graph import TransformersGraph
-    from maskpro_deploy.exporters.frontends.transformers_model import is_known
+    from maskpro_deploy.exporters.frontends.transformers_model import TransformersGraph, is_known
 
     if not is_known(model_type):
         raise InputError("transformers does not know it as a causal language model.")

@@ -12,26 +12,36 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 import onnx
 import torch
-from onnx import helper
+from onnx import TensorProto, helper
 
+from maskpro_deploy.cache_forms import DEFAULT_FORM
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.exporters.frontends.base import (
+    ForeignGraph,
     ForeignModel,
     ForeignWeight,
-    TorchRows,
-    check_unused,
+    check_all_used,
+    describe_sizes,
     map_tensors,
     one_line,
     place_of,
     quiet,
+    read_length,
     read_settings,
 )
+from maskpro_deploy.exporters.frontends.translation import Translation
+from maskpro_deploy.exporters.graph.builder import Graph
+from maskpro_deploy.exporters.graph.cache_forms.base import declare_inputs
+from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig
+from maskpro_deploy.exporters.graph.layers import Layers
+from maskpro_deploy.system.progress import SILENT, Progress
 from maskpro_deploy.torch_lm import load_causal_lm
 
 _OPSET = 23  # the `cat` form's
@@ -40,20 +50,53 @@ _BATCH, _PAST, _NEW = 2, 5, 3  # of the traced call; 0 and 1 would be taken for 
 _CACHED = re.compile(r"layers\.(\d+)\.(key|value)s$")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
-    """What transformers knows of the model under one name, whatever `config.json` calls it."""
+class TransformersGraph(ForeignGraph):
+    """A checkpoint's graph through transformers (see `ForeignGraph`)."""
 
-    hidden: int
-    heads: int
+    def __init__(self, checkpoint: Checkpoint, progress: Progress = SILENT) -> None:
+        read_length(checkpoint.config)  # refused before the trace, which takes long
+        super().__init__(checkpoint, f"transformers {version('transformers')}, torch {version('torch')}", progress)
+        model = open_model(checkpoint, "fp32")
+        self.weights = map_weights(checkpoint, model)
+        self._hidden, self._heads = read_sizes(model, checkpoint.config["model_type"])
+        self._models["fp32"] = trace_graph(model, checkpoint)
+
+    def _describe(self, dtype: str) -> ForeignModel:
+        return trace_graph(open_model(self._checkpoint, dtype), self._checkpoint)
+
+    def read(self, config: Mapping[str, Any]) -> DecoderConfig:
+        """Sizes, from the graph and the model; refuses as `read_length`. What attention does stays the graph's own affair."""
+        model = self.model("fp32")
+        return describe_sizes(
+            config,
+            model,
+            hidden=self._hidden,
+            layers=len(model.caches) // 2,
+            heads=self._heads,
+            kv_heads=model.kv_heads,
+            head_dim=next(iter(model.caches.values())),
+        )
+
+    def build(self, m: Layers) -> Graph:
+        """The whole graph (InputError: a form other than `cat` is asked for, or see `Translation.run`)."""
+        if m.form.facts.name != DEFAULT_FORM:
+            raise InputError(
+                f"{self._checkpoint.folder}: the form {m.form.facts.name!r} is not made of this architecture. transformers' "
+                f"exporter traces its own cache, which grows by Concat.\nExport it with --forms {DEFAULT_FORM}."
+            )
+        # a graph of its own: the masks that the form has put into the other one are transformers' own here
+        graph = Graph(m.graph.dtype, m.form.facts.opset, m.graph.quantization)
+        graph.input("input_ids", TensorProto.INT64, ["batch", "new"])
+        declare_inputs(graph, m.config, m.form.facts, 0)
+        model = self.model(graph.dtype)
+        Translation(graph, model, self.weights, self._checkpoint.folder, m.form.facts.name).run()
+        for name in model.outputs:
+            graph.output(name, graph.element_type, ["batch", m.config.num_kv_heads, "total", m.config.head_dim])
+        return graph
 
 
 def open_model(checkpoint: Checkpoint, dtype: str) -> Any:
-    """The model in torch, in a float type.
-
-    Raises:
-        FormatError: transformers cannot build it.
-    """
+    """The model in torch, in a float type (FormatError: transformers cannot build it)."""
     try:
         with quiet():
             return load_causal_lm(checkpoint.folder, _DTYPES[dtype])
@@ -71,26 +114,17 @@ def is_known(model_type: str) -> bool:
     return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
-def read_sizes(model: Any, kind: str) -> Sizes:
-    """The model's sizes.
-
-    Raises:
-        InputError: its layers have different numbers of heads.
-    """
+def read_sizes(model: Any, kind: str) -> tuple[int, int]:
+    """Hidden size and number of heads, whatever `config.json` calls them (InputError: layers differ in heads)."""
     config = model.config.get_text_config()
     hidden, heads = (getattr(config, field, None) for field in ("hidden_size", "num_attention_heads"))
     if not isinstance(hidden, int) or not isinstance(heads, int):
         raise InputError(f"model_type {kind!r} is not supported: in transformers it has no single number of attention heads.")
-    return Sizes(hidden=hidden, heads=heads)
+    return hidden, heads
 
 
 def map_weights(checkpoint: Checkpoint, model: Any) -> dict[str, ForeignWeight]:
-    """The checkpoint's tensor of each parameter; those that are tied have one, under whichever of their names is stored.
-
-    Raises:
-        InputError: the model does not use all tensors.
-        FormatError: the checkpoint lacks one.
-    """
+    """The checkpoint's tensor of each parameter; those that are tied have one, under whichever of their names is stored."""
     tensors = map_tensors(checkpoint)
     prefix = f"{model.base_model_prefix}."  # which some checkpoints leave out
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -106,20 +140,14 @@ def map_weights(checkpoint: Checkpoint, model: Any) -> dict[str, ForeignWeight]:
             raise FormatError(
                 f"{checkpoint.folder} has no tensor for {name!r}, which transformers' model of this config.json calls for."
             )
-        tensor = tensors[source]
-        weights[name] = ForeignWeight(rows=TorchRows(tensor), sources=(source,), same=True, storage=place_of(tensor))
-    check_unused(checkpoint, used, "transformers")
+        weights[name] = ForeignWeight.of(tensors[source], (source,), same=True)
+    check_all_used(checkpoint, used, "transformers")
     return weights
 
 
 @torch.no_grad()
 def trace_graph(model: Any, checkpoint: Checkpoint) -> ForeignModel:
-    """The model as a graph without weights, by our names.
-
-    Raises:
-        InputError: it has no plain cache of keys and values.
-        FormatError: it cannot be traced.
-    """
+    """The model as a graph without weights, by our names."""
     kind = checkpoint.config["model_type"]
     inputs = _sample_inputs(model, kind)
     with quiet():
@@ -141,11 +169,7 @@ def trace_graph(model: Any, checkpoint: Checkpoint) -> ForeignModel:
 
 
 def _sample_inputs(model: Any, kind: str) -> dict[str, Any]:
-    """Inputs of a call that continues a cache.
-
-    Raises:
-        InputError: the model has no cache of keys and values, or not one for every layer.
-    """
+    """Inputs of a call that continues a cache; every layer must keep keys and values."""
     from transformers import DynamicCache
 
     accepted = inspect.signature(model.forward).parameters
@@ -169,11 +193,7 @@ def _sample_inputs(model: Any, kind: str) -> dict[str, Any]:
 
 
 def _read_graph(graph: Any, parameters: set[str], kind: str) -> ForeignModel:
-    """The traced graph (onnx-ir), its cache by our names.
-
-    Raises:
-        InputError: it has inputs of another kind.
-    """
+    """The traced graph (onnx-ir), its cache by our names (InputError: it has inputs of another kind)."""
     import onnx_ir
 
     caches, outputs = {}, []

@@ -23,15 +23,7 @@ _SMALL = 4096  # values of a constant that lies in the graph file
 
 
 class Translation:
-    """One graph, node by node.
-
-    Args:
-        graph: where the nodes go; its inputs are declared.
-        model: the front end's graph.
-        weights: what its parameters hold.
-        folder: the checkpoint, for messages.
-        form: name of the cache form, for messages.
-    """
+    """One graph, node by node, into one whose inputs are declared; `folder` and `form` are for messages."""
 
     def __init__(self, graph: Graph, model: ForeignModel, weights: Mapping[str, ForeignWeight], folder: Path, form: str) -> None:
         self._graph, self._model, self._weights, self._folder, self._form = graph, model, weights, folder, form
@@ -165,4 +157,4 @@ class Translation:
         ours.name = f"/{node.name}"
         ours.input[:] = [self._input_name(value) for value in node.input]
         ours.output[:] = [self._names.get(value, value) for value in node.output]
-        self._graph.add(ours)
+        self._graph.nodes.append(ours)

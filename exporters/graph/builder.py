@@ -46,8 +46,7 @@ class Weight:
     """One initializer that goes into the data file.
 
     Attributes:
-        name: its name in the graph.
-        shape: its shape in the graph.
+        name, shape: in the graph.
         source: the checkpoint's tensor; "" if it was made from none, or from several.
         transposed: the source is (N, K), the graph wants [K, N].
         start, whole: the weight is a part of the source: outputs `start` and following of `whole` ones; 0 if it is all of it.
@@ -91,19 +90,13 @@ class Weight:
 
 
 class Graph:
-    """An ONNX graph under construction.
-
-    Args:
-        dtype: the float type of weights and activations: "fp32", "fp16" or "bf16".
-        opset: version of the standard operators.
-        quantization: how projections are stored; None for the graph's own float type.
-    """
+    """An ONNX graph under construction; without `quantization`, projections are stored in its own float type."""
 
     def __init__(self, dtype: str, opset: int, quantization: Quantization | None = None) -> None:
         self.dtype, self.opset, self.quantization = dtype, opset, quantization
         self.element_type = DTYPES[dtype][0]
         self.weights: dict[str, Weight] = {}
-        self._nodes: list[onnx.NodeProto] = []
+        self.nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
@@ -132,26 +125,13 @@ class Graph:
         result = output if output is not None else f"{name}/out"
         given = {**(settings or {}), **attributes}
         node = helper.make_node(kind, inputs, [result, *more_outputs], name=name, domain=domain, **given)
-        self._nodes.append(node)
+        self.nodes.append(node)
         return result
-
-    def rename_last(self, output: str) -> None:
-        """Give the (first) output of the node added last another name."""
-        self._nodes[-1].output[0] = output
-
-    def add(self, node: onnx.NodeProto) -> None:
-        """Add a node made elsewhere."""
-        self._nodes.append(node)
 
     @property
     def inputs(self) -> list[str]:
         """Names of the inputs declared so far."""
         return [value.name for value in self._inputs]
-
-    @property
-    def nodes(self) -> list[onnx.NodeProto]:
-        """The nodes added so far, to be changed in place."""
-        return self._nodes
 
     def weight(self, weight: Weight) -> str:
         """A weight in the graph's float type; asked for twice, stored once."""
@@ -196,8 +176,7 @@ class Graph:
     def real(self, value: float) -> str:
         """A scalar of the graph's float type inside the graph file."""
         name = f"real_{value!r}".replace("-", "m")
-        self._constants.setdefault(name, numpy_helper.from_array(np.asarray(value, DTYPES[self.dtype][1]), name))
-        return name
+        return self.array(name, np.asarray(value, DTYPES[self.dtype][1]))
 
     def lowest(self) -> str:
         """The most negative finite scalar of the graph's float type."""
@@ -205,15 +184,15 @@ class Graph:
 
     def model(self, stored: Sequence[onnx.TensorProto], metadata: dict[str, str]) -> onnx.ModelProto:
         """The finished model, with initializers that point into the data file."""
-        used = {name for node in self._nodes for name in node.input}
+        used = {name for node in self.nodes for name in node.input}
         graph = helper.make_graph(
-            self._nodes,
+            self.nodes,
             "model",
             self._inputs,
             self._outputs,
             initializer=[*(t for t in stored if t.name in used), *self._constants.values()],
         )
-        domains = sorted({node.domain for node in self._nodes})
+        domains = sorted({node.domain for node in self.nodes})
         opsets = [helper.make_opsetid(domain, 1 if domain else self.opset) for domain in domains]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=11, producer_name="maskpro-deploy")
         helper.set_model_props(model, dict(sorted(metadata.items())))

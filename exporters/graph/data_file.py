@@ -25,9 +25,8 @@ from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.exporters.graph.builder import DTYPES, Rows, Weight
 from maskpro_deploy.exporters.graph.quantization import Quantization, pack_nibbles
-from maskpro_deploy.exporters.graph.underflow import Underflow
-from maskpro_deploy.exporters.graph.weight_kinds import WEIGHT_KINDS
-from maskpro_deploy.exporters.graph.weight_tiles import TILE_BYTES, read_columns, read_tiles, split_rows, view_bits
+from maskpro_deploy.exporters.graph.weight_kinds import WEIGHT_KINDS, DType, Floats
+from maskpro_deploy.exporters.graph.weight_tiles import TILE_BYTES, Underflow, read_columns, read_tiles, split_rows, view_bits
 from maskpro_deploy.system.progress import SILENT, Progress
 
 _LARGE_BYTES = 1 << 20
@@ -47,7 +46,7 @@ class Region:
 
     offset: int
     shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
+    dtype: DType
 
     @property
     def bytes(self) -> int:
@@ -57,21 +56,10 @@ class Region:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantised:
-    """A weight quantised beforehand, by a method that needs more than the weight.
-
-    Attributes:
-        integers: [K, N], read in runs of rows, perhaps from a mapped file.
-        scales: as `Quantization.scales` gives them.
-    """
+    """A weight quantised beforehand, by a method that needs more than the weight: integers [K, N], and scales."""
 
     integers: Rows
-    scales: npt.NDArray[np.float32]
-
-    @classmethod
-    def side_by_side(cls, parts: Sequence[Quantised]) -> Quantised:
-        """The columns of several weights of equal height."""
-        scales = np.concatenate([part.scales for part in parts], axis=-1)
-        return cls(integers=_SideBySide([part.integers for part in parts]), scales=scales)
+    scales: Floats
 
 
 class _SideBySide:
@@ -87,14 +75,7 @@ class _SideBySide:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blob:
-    """A written data file.
-
-    Attributes:
-        path: the file.
-        regions: initializer name -> where it lies.
-        bytes, sha256: its size and hash.
-        underflow: what the cast of the weights lost.
-    """
+    """A written data file; `regions` tells where each initializer lies, `underflow` what the cast of the weights lost."""
 
     path: Path
     regions: dict[str, Region]
@@ -115,12 +96,7 @@ class Blob:
 
 
 def check_weights(weights: Iterable[Weight], checkpoint: Checkpoint, ignored: Iterable[str]) -> None:
-    """Compare what the graph needs with what the checkpoint has, before anything is written.
-
-    Args:
-        weights: the graph's weights.
-        checkpoint: where they come from.
-        ignored: tensors of the checkpoint that may stay unused.
+    """Compare what the graph needs with what the checkpoint has, but for tensors `ignored`, before anything is written.
 
     Raises:
         FormatError: a tensor is missing, has another shape or a type that is not a plain float.
@@ -143,9 +119,14 @@ def check_weights(weights: Iterable[Weight], checkpoint: Checkpoint, ignored: It
             raise FormatError(
                 f"{checkpoint.folder}: {weight.source} is of type {kind}; only {', '.join(_SOURCE_DTYPES)} are read."
             )
-    if unused := sorted(set(checkpoint.names) - used - set(ignored)):
+    check_unused(checkpoint, sorted(set(checkpoint.names) - used - set(ignored)), "the graph")
+
+
+def check_unused(checkpoint: Checkpoint, unused: Sequence[str], graph: str) -> None:
+    """Refuse a checkpoint with tensors that a graph would leave out (InputError: naming one)."""
+    if unused:
         raise InputError(
-            f"{checkpoint.folder} has {len(unused)} tensors that the graph of this architecture does not use, "
+            f"{checkpoint.folder} has {len(unused)} tensors that {graph} of this architecture does not use, "
             f"such as {unused[0]!r}.\nIt is a variant that the export does not know."
         )
 
@@ -158,15 +139,10 @@ def write_weights(
     progress: Progress = SILENT,
     quantised: Mapping[str, Quantised] | None = None,
 ) -> Blob:
-    """Write the data file.
+    """Write the data file, with the weights in their order.
 
-    Args:
-        weights: in the order in which they will lie.
-        checkpoint: where they come from.
-        path: the file to make.
-        dtype: "fp32", "fp16" or "bf16".
-        progress: shows the bytes written.
-        quantised: weights that were quantised beforehand; others with a `quantization` are rounded to nearest here.
+    `dtype` is the float type of what is not quantised, and of scales. Weights in `quantised` were quantised beforehand; others
+    with a `quantization` are rounded to nearest here.
 
     Raises:
         FormatError: a weight holds NaN, infinity or, after the cast, values beyond the range of `dtype`.
@@ -189,7 +165,9 @@ def _find_quantised(weight: Weight, quantised: Mapping[str, Quantised]) -> Quant
     """A weight as it was quantised beforehand, if it was: itself, or all of its parts."""
     if not all(piece.name in quantised for piece in weight.pieces):
         return None
-    return Quantised.side_by_side([quantised[piece.name] for piece in weight.pieces])
+    parts = [quantised[piece.name] for piece in weight.pieces]
+    scales = np.concatenate([part.scales for part in parts], axis=-1)
+    return Quantised(integers=_SideBySide([part.integers for part in parts]), scales=scales)
 
 
 def _write(file: BinaryIO, digest: Any, data: bytes | memoryview) -> int:
@@ -198,11 +176,11 @@ def _write(file: BinaryIO, digest: Any, data: bytes | memoryview) -> int:
     return len(data) if isinstance(data, bytes) else data.nbytes
 
 
-def _lay_out(weights: Iterable[Weight], dtype: np.dtype[np.generic]) -> dict[str, Region]:
+def _lay_out(weights: Iterable[Weight], dtype: DType) -> dict[str, Region]:
     regions: dict[str, Region] = {}
     end = 0
 
-    def place(name: str, shape: tuple[int, ...], stored: np.dtype[np.generic]) -> None:
+    def place(name: str, shape: tuple[int, ...], stored: DType) -> None:
         nonlocal end
         size = Region(offset=0, shape=shape, dtype=stored).bytes
         alignment = _LARGE_ALIGNMENT if size >= _LARGE_BYTES else _SMALL_ALIGNMENT
@@ -221,7 +199,7 @@ def _lay_out(weights: Iterable[Weight], dtype: np.dtype[np.generic]) -> dict[str
 
 
 def _encode_weight(
-    weight: Weight, checkpoint: Checkpoint, dtype: np.dtype[np.generic], quantised: Quantised | None, lost: Underflow
+    weight: Weight, checkpoint: Checkpoint, dtype: DType, quantised: Quantised | None, lost: Underflow
 ) -> Iterator[tuple[str, memoryview]]:
     """The bytes of a weight and its scales, in file order; each initializer's name comes with its first piece."""
     if weight.quantization is None:
@@ -240,9 +218,7 @@ def _encode_weight(
         name = ""
 
 
-def _compute_scales(
-    weight: Weight, quantization: Quantization, checkpoint: Checkpoint, dtype: np.dtype[np.generic]
-) -> npt.NDArray[np.float32]:
+def _compute_scales(weight: Weight, quantization: Quantization, checkpoint: Checkpoint, dtype: DType) -> Floats:
     """Scales of a weight, read some whole columns at a time."""
     if weight.parts:
         return np.concatenate([_compute_scales(p, quantization, checkpoint, dtype) for p in weight.parts], axis=-1)
@@ -253,11 +229,7 @@ def _compute_scales(
 
 
 def _integer_tiles(
-    weight: Weight,
-    quantization: Quantization,
-    checkpoint: Checkpoint,
-    scales: npt.NDArray[np.float32],
-    quantised: Quantised | None,
+    weight: Weight, quantization: Quantization, checkpoint: Checkpoint, scales: Floats, quantised: Quantised | None
 ) -> Iterator[npt.NDArray[np.int8]]:
     """The integers, some rows at a time."""
     if quantised is not None:

@@ -1,28 +1,24 @@
 """What decoder templates need of `config.json`, checked field by field.
 
 `DecoderConfig` describes every supported decoder; `read_base_config` reads the fields that nearly all share under the same names,
-and each architecture's own `read` changes what it does otherwise.
+and each architecture's own `read` changes what it does otherwise. A value of a kind that is not supported is an InputError that
+names what is; a field that is missing or makes no sense is a FormatError.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from maskpro_deploy.errors import FormatError, InputError
-from maskpro_deploy.exporters.graph.rope_config import RopeConfig, read_rope
+from maskpro_deploy.exporters.graph.rope import RopeConfig, read_number, read_rope
 
 # config's name of an activation -> the operators that compute it (`layers.Layers.activation`)
 ACTIVATIONS = {
-    "silu": "silu",
-    "swish": "silu",
-    "relu": "relu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-}
+    "silu": "silu", "swish": "silu", "relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
+}  # fmt: skip
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
@@ -62,17 +58,7 @@ class DecoderConfig:
 
 
 def read_base_config(config: Mapping[str, Any], *, activation: str = "hidden_act", eps: str = "rms_norm_eps") -> DecoderConfig:
-    """Read the fields of LLaMA, which most architectures share.
-
-    Args:
-        config: the content of `config.json`.
-        activation: name of the field that holds the activation.
-        eps: name of the field that holds the norms' epsilon.
-
-    Raises:
-        InputError: a value is of a kind that is not supported; the message names what is.
-        FormatError: a field is missing or makes no sense.
-    """
+    """Read LLaMA's fields, which most architectures share; `activation` and `eps` name the fields of these two."""
     hidden, heads = read_positive(config, "hidden_size"), read_positive(config, "num_attention_heads")
     kv_heads = read_positive(config, "num_key_value_heads", heads)
     head_dim = read_positive(config, "head_dim", max(1, hidden // heads))
@@ -104,17 +90,7 @@ def read_base_config(config: Mapping[str, Any], *, activation: str = "hidden_act
 
 
 def read_unturned_config(config: Mapping[str, Any], *, eps: str, activation: str, bias: bool) -> DecoderConfig:
-    """Read a decoder with learned positions in place of rotary embedding, and biases everywhere or nowhere.
-
-    Args:
-        config: the content of `config.json`, sizes by LLaMA's names.
-        eps: name of the field that holds the norms' epsilon.
-        activation: the default of `activation_function`.
-        bias: whether projections have biases.
-
-    Raises:
-        InputError, FormatError: see `read_base_config`.
-    """
+    """As `read_base_config`, with learned positions in place of RoPE; `activation` is a default, `bias` holds for all."""
     base = read_base_config({**config, "hidden_act": "silu"}, eps=eps)
     return dataclasses.replace(
         base,
@@ -127,35 +103,28 @@ def read_unturned_config(config: Mapping[str, Any], *, eps: str, activation: str
 
 
 def read_activation(config: Mapping[str, Any], field: str, default: str) -> str:
-    """The kind of activation.
-
-    Raises:
-        InputError: one that is not supported.
-    """
+    """The kind of activation."""
     value = config.get(field) or default
     check_supported(field, value, ACTIVATIONS)
     return ACTIVATIONS[value]
 
 
-def read_layer_types(config: Mapping[str, Any], layers: int, default: Collection[str]) -> tuple[str, ...]:
-    """The kind of attention of each layer.
-
-    Raises:
-        InputError: a kind that is not supported.
-        FormatError: not one for each layer.
-    """
+def read_windows(config: Mapping[str, Any], default: Sequence[str]) -> tuple[int | None, ...]:
+    """How far each layer looks back, from its kind in `layer_types`, or in `default`, and `sliding_window`."""
     types = config.get("layer_types")
     types = list(default) if types is None else types
-    if not isinstance(types, list) or len(types) != layers:
-        raise FormatError(f"config.json: layer_types must name one kind for each of the {layers} layers.")
+    if not isinstance(types, list) or len(types) != len(default):
+        raise FormatError(f"config.json: layer_types must name one kind for each of the {len(default)} layers.")
     for kind in types:
         check_supported("layer_types", kind, _LAYER_TYPES)
-    return tuple(types)
-
-
-def read_windows(config: Mapping[str, Any], types: Collection[str]) -> tuple[int | None, ...]:
-    """How far each layer looks back, from its kind and `sliding_window`."""
     return tuple(read_positive(config, "sliding_window") if kind == "sliding_attention" else None for kind in types)
+
+
+def read_switched_windows(config: Mapping[str, Any], default: Sequence[str]) -> tuple[int | None, ...]:
+    """As `read_windows`, if `use_sliding_window` says so; else all the way."""
+    if not config.get("use_sliding_window") or config.get("sliding_window") is None:
+        return (None,) * len(default)
+    return read_windows(config, default)
 
 
 def read_same_windows(config: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
@@ -165,31 +134,19 @@ def read_same_windows(config: Mapping[str, Any], layers: int) -> tuple[int | Non
 
 
 def check_supported(field: str, value: object, known: Collection[str]) -> None:
-    """Refuse what is not known.
-
-    Raises:
-        InputError: naming the field, the value and what is supported.
-    """
+    """Refuse what is not known."""
     if value not in known:
         raise InputError(f"config.json: {field} {value!r} is not supported. Supported: {', '.join(known)}.")
 
 
-def require_value(config: Mapping[str, Any], field: str, value: object, default: object) -> None:
-    """Refuse any but the one supported value of a field.
-
-    Raises:
-        InputError: naming the field and its values.
-    """
-    if (actual := config.get(field, default)) != value:
+def require_value(config: Mapping[str, Any], field: str, value: object) -> None:
+    """Refuse any but the one supported value of a field, its default."""
+    if (actual := config.get(field, value)) != value:
         raise InputError(f"config.json: {field} {actual!r} is not supported; only {value!r} is.")
 
 
 def read_positive(config: Mapping[str, Any], field: str, default: int | None = None) -> int:
-    """A whole number above 0.
-
-    Raises:
-        FormatError: it is missing or something else.
-    """
+    """A whole number above 0."""
     value = config.get(field)
     if value is None:
         value = default
@@ -198,18 +155,6 @@ def read_positive(config: Mapping[str, Any], field: str, default: int | None = N
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
         raise FormatError(f"config.json: {field} must be a whole number above 0, found {value!r}.")
     return value
-
-
-def read_number(config: Mapping[str, Any], field: str) -> float:
-    """A number above 0.
-
-    Raises:
-        FormatError: it is missing or something else.
-    """
-    value = config.get(field)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
-        raise FormatError(f"config.json: {field} must be a number above 0, found {value!r}.")
-    return float(value)
 
 
 def read_softcap(config: Mapping[str, Any], field: str) -> float | None:

@@ -14,20 +14,18 @@ from dataclasses import dataclass
 
 from onnx import TensorProto
 
-from maskpro_deploy.exporters.graph import rope
 from maskpro_deploy.exporters.graph.builder import Attribute, Graph, Weight
 from maskpro_deploy.exporters.graph.cache_forms.base import KVForm
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig
 from maskpro_deploy.exporters.graph.quantization import Quantization
-from maskpro_deploy.exporters.graph.rope_config import RopeConfig
+from maskpro_deploy.exporters.graph.rope import RopeConfig, make_tables, second_table_start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """Where a projection lies if it is no tensor of its own: outputs `start` and following of the `whole` ones of `module`.
 
-    Attributes:
-        transposed: the checkpoint stores (N, K), as torch's Linear does; GPT-2 stores [K, N].
+    `transposed`: the checkpoint stores (N, K), as torch's Linear does; GPT-2 stores [K, N].
     """
 
     module: str
@@ -37,14 +35,7 @@ class Part:
 
 
 class Layers:
-    """A graph under construction, with the parts of decoders as methods.
-
-    Args:
-        config: the decoder's sizes and kinds.
-        form: form of the key/value cache.
-        dtype: the graph's float type.
-        quantization: how projections and the output head are stored; None for the graph's own float type.
-    """
+    """A graph under construction for one decoder and one form of the cache, with the parts of decoders as methods."""
 
     def __init__(self, config: DecoderConfig, form: KVForm, dtype: str, quantization: Quantization | None = None) -> None:
         self.config, self.form = config, form
@@ -52,6 +43,7 @@ class Layers:
         self.tokens = graph.input("input_ids", TensorProto.INT64, ["batch", "new"])
         form.begin(graph, config)
         self._tables = self._add_rope_tables()
+        self._norm_settings: dict[str, Attribute] = {"axis": -1, "epsilon": config.norm_eps, "stash_type": 1}
 
     # -- into the layers and out of them --------------------------------------------------------------------------------------
 
@@ -70,13 +62,7 @@ class Layers:
         return self.graph.op("Gather", table, rows, name=_path(module))
 
     def logits(self, h: str, head: str, embedding: str) -> Graph:
-        """Scores of every token, in fp32: the end of the graph.  # (B, S, E) -> (B, S, V)
-
-        Args:
-            h: what the last norm gave.
-            head: the module of the output head.
-            embedding: the module of the token table, which a tied head shares.
-        """
+        """Scores of every token, in fp32, as output; a tied head reads the table of `embedding`.  # (B, S, E) -> (B, S, V)"""
         graph, config = self.graph, self.config
         e, v = config.hidden_size, config.vocab_size
         if config.tied and graph.quantization is None:  # stored once; runtimes fold the Transpose when they load
@@ -89,7 +75,7 @@ class Layers:
         if config.logit_softcap is not None:
             y = self.softcap(y, config.logit_softcap, f"/{head}")
         if graph.dtype == "fp32":
-            graph.rename_last("logits")
+            graph.nodes[-1].output[0] = "logits"
         else:
             graph.op("Cast", y, name=f"/{head}/float", output="logits", to=TensorProto.FLOAT)
         graph.output("logits", TensorProto.FLOAT, ["batch", "new", v])
@@ -107,16 +93,7 @@ class Layers:
     def linears(
         self, module: str, x: str, k: int, columns: Mapping[str, int], *, bias: bool = False, parts: Sequence[Part] | None = None
     ) -> str:
-        """Several projections of one input as one product, their outputs side by side.  # (B, S, K) -> (B, S, sum of N)
-
-        Args:
-            module: name of the product.
-            x: what goes in.
-            k: its size.
-            columns: name of each projection -> its outputs.
-            bias: they have biases.
-            parts: where they lie, if not in modules of their names.
-        """
+        """Several projections (name -> N) of one input as one product, side by side.  # (B, S, K) -> (B, S, sum of N)"""
         places = parts if parts is not None else [Part(module=name) for name in columns]
         weights = tuple(_describe_projection(n, part, k, size) for part, (n, size) in zip(places, columns.items(), strict=True))
         biases = tuple(_describe_bias(n, part, size) for part, (n, size) in zip(places, columns.items(), strict=True))
@@ -133,14 +110,12 @@ class Layers:
     def rms_norm(self, module: str, x: str, *, plus: float = 0.0, size: int | None = None) -> str:
         """The norm x / rms(x) * (plus + weight) over the last axis, computed in fp32."""
         scale = Weight(name=f"{module}.weight", shape=(size or self.config.hidden_size,), source=f"{module}.weight", plus=plus)
-        settings: dict[str, Attribute] = {"axis": -1, "epsilon": self.config.norm_eps, "stash_type": 1}
-        return self.graph.op("RMSNormalization", x, self.graph.weight(scale), name=_path(module), settings=settings)
+        return self.graph.op("RMSNormalization", x, self.graph.weight(scale), name=_path(module), settings=self._norm_settings)
 
     def layer_norm(self, module: str, x: str) -> str:
         """The norm (x - mean(x)) / std(x) * weight + bias over the last axis, computed in fp32."""
         parts = [self.plain(f"{module}.{kind}", self.config.hidden_size) for kind in ("weight", "bias")]
-        settings: dict[str, Attribute] = {"axis": -1, "epsilon": self.config.norm_eps, "stash_type": 1}
-        return self.graph.op("LayerNormalization", x, *parts, name=_path(module), settings=settings)
+        return self.graph.op("LayerNormalization", x, *parts, name=_path(module), settings=self._norm_settings)
 
     def attention(
         self,
@@ -156,15 +131,8 @@ class Layers:
     ) -> str:
         """Attention of a layer; key/value heads may be fewer than query heads.  # (B, S, E) -> (B, S, E)
 
-        Args:
-            layer: its number.
-            module: the module's name.
-            x: what goes in.
-            names: the graph's names of the four projections.
-            parts: where q, k and v lie, if not in modules of these names.
-            out: where the output projection lies, if not in the module of its name.
-            head_norm: q and k of each head are normed (`q_norm`, `k_norm`), with `plus` in the scale.
-            plus: see `rms_norm`.
+        `names` are the graph's of the four projections. `parts` and `out` tell where q, k and v, and the output projection, lie,
+        if not in modules of these names. With `head_norm`, q and k of each head are normed, with `plus` in the scale.
         """
         config, path = self.config, _path(module)
         rope = config.ropes[layer]
@@ -173,14 +141,19 @@ class Layers:
         if self.form.packed and not head_norm and (tables is None or inside):
             q, k, v = self._project_packed(module, x, names, parts), "", ""
         else:
-            q, k, v = self._project_heads(layer, module, x, names, parts, head_norm, plus, turn=not inside)
+            q, k, v = self._project_heads(module, x, names, parts, plus if head_norm else None, None if inside else rope)
         cos_sin = tables[:2] if tables is not None and inside else None
-        y = self.form.attend(self.graph, layer, q, k, v, path, rope=cos_sin)  # (B, H, S, D) or (B, S, H D)
+        y = self.attend(layer, q, k, v, path, cos_sin)
         width = config.num_heads * config.head_dim
-        if not self.form.flat:
-            y = self.graph.op("Transpose", y, name=f"{path}/out_transpose", perm=[0, 2, 1, 3])
-            y = self.graph.op("Reshape", y, self.graph.ints(0, 0, width), name=f"{path}/out_flat")
         return self.linear(f"{module}.{names[3]}", y, width, config.hidden_size, bias=config.output_bias, part=out)
+
+    def attend(self, layer: int, q: str, k: str, v: str, path: str, rope: tuple[str, str] | None = None) -> str:
+        """The form's attention (`KVForm.attend`), its heads side by side.  # -> (B, S, H D)"""
+        graph, y = self.graph, self.form.attend(self.graph, layer, q, k, v, path, rope=rope)
+        if self.form.flat:
+            return y
+        y = graph.op("Transpose", y, name=f"{path}/out_transpose", perm=[0, 2, 1, 3])
+        return graph.op("Reshape", y, graph.ints(0, 0, self.config.num_heads * self.config.head_dim), name=f"{path}/out_flat")
 
     def _project_packed(self, module: str, x: str, names: Sequence[str], parts: Sequence[Part] | None) -> str:
         """Queries, keys and values side by side, from one product.  # (B, S, E) -> (B, S, (H + 2 G) D)"""
@@ -190,26 +163,17 @@ class Layers:
         return self.linears(f"{module}.qkv_proj", x, config.hidden_size, columns, bias=config.attention_bias, parts=parts)
 
     def _project_heads(
-        self,
-        layer: int,
-        module: str,
-        x: str,
-        names: Sequence[str],
-        parts: Sequence[Part] | None,
-        head_norm: bool,
-        plus: float,
-        *,
-        turn: bool,
+        self, module: str, x: str, names: Sequence[str], parts: Sequence[Part] | None, plus: float | None, rope: RopeConfig | None
     ) -> list[str]:
-        """Queries, keys and values, from a product each, normed and turned where that is asked for."""
+        """Queries, keys and values, from a product each; q and k are normed where `plus` is given, turned where `rope` is."""
         config, path = self.config, _path(module)
         heads = []
         for i, (kind, count) in enumerate((("q", config.num_heads), ("k", config.num_kv_heads), ("v", config.num_kv_heads))):
             width, part = count * config.head_dim, parts[i] if parts is not None else None
             y = self.linear(f"{module}.{names[i]}", x, config.hidden_size, width, bias=config.attention_bias, part=part)
-            normed = f"{module}.{kind}_norm" if head_norm and kind != "v" else None
-            y = self._split_heads(y, count, f"{path}/{kind}", normed, plus)
-            heads.append(self._turn(layer, y, count, f"{path}/{kind}") if turn and kind != "v" else y)
+            turned = kind != "v"
+            y = self.split_heads(y, count, f"{path}/{kind}", f"{module}.{kind}_norm", plus if turned else None)
+            heads.append(self._turn(rope, y, count, f"{path}/{kind}") if turned and rope is not None else y)
         return heads
 
     def gated_mlp(self, module: str, x: str, *, parts: Sequence[Part] | None = None) -> str:
@@ -252,23 +216,20 @@ class Layers:
 
     # -- heads and positions --------------------------------------------------------------------------------------------------
 
-    def _split_heads(self, y: str, count: int, path: str, normed: str | None, plus: float) -> str:
+    def split_heads(self, y: str, count: int, path: str, norm: str = "", plus: float | None = None) -> str:
         """Split into heads, and norm each where the architecture does.  # (B, S, H D) -> (B, H, S, D), flat forms: as it was"""
         graph, d = self.graph, self.config.head_dim
-        if self.form.flat and normed is None:
+        if self.form.flat and plus is None:
             return y
         y = graph.op("Reshape", y, graph.ints(0, 0, count, d), name=f"{path}_heads")
-        if normed is not None:
-            y = self.rms_norm(normed, y, plus=plus, size=d)
+        if plus is not None:
+            y = self.rms_norm(norm, y, plus=plus, size=d)
         if self.form.flat:
             return graph.op("Reshape", y, graph.ints(0, 0, count * d), name=f"{path}_flat")
         return graph.op("Transpose", y, name=f"{path}_transpose", perm=[0, 2, 1, 3])
 
-    def _turn(self, layer: int, y: str, count: int, path: str) -> str:
-        """Rotary embedding, where the layer has it."""
-        kind = self.config.ropes[layer]
-        if kind is None:
-            return y
+    def _turn(self, kind: RopeConfig, y: str, count: int, path: str) -> str:
+        """Rotary embedding."""
         settings: dict[str, Attribute] = {}
         if self.form.flat:
             settings["num_heads"] = count
@@ -281,7 +242,7 @@ class Layers:
         names: dict[RopeConfig, tuple[str, str, str]] = {}
         for kind in dict.fromkeys(k for k in self.config.ropes if k is not None):
             label = f"rope.{len(names)}" if names else "rope"
-            cos, sin = rope.make_tables(kind, self.config.head_dim, self.config.max_length)
+            cos, sin = make_tables(kind, self.config.head_dim, self.config.max_length)
             self.graph.values(f"{label}.cos", cos)
             self.graph.values(f"{label}.sin", sin)
             rows = self._add_table_rows(kind, f"/{label}")
@@ -290,7 +251,7 @@ class Layers:
 
     def _add_table_rows(self, kind: RopeConfig, path: str) -> str:
         """Rows of the tables: a sequence that grew beyond the original length reads the second table."""
-        start = rope.second_table_start(kind, self.config.max_length)
+        start = second_table_start(kind, self.config.max_length)
         if not start:
             return "position_ids"
         graph = self.graph

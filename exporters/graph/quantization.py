@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskpro_deploy.errors import ConfigError, check_known
-from maskpro_deploy.exporters.graph.weight_kinds import WEIGHT_KINDS, WeightKind
+from maskpro_deploy.exporters.graph.weight_kinds import WEIGHT_KINDS, DType, Floats, WeightKind
 
 _SHORTEST_BLOCK = 16
 _ROWS = 64  # columns whose candidates are compared at a time
@@ -26,13 +26,7 @@ _ROWS = 64  # columns whose candidates are compared at a time
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantization:
-    """How weights are stored.
-
-    Attributes:
-        kind: the name of one of `WEIGHT_KINDS`.
-        block: rows that share a scale; 0: all of a column.
-        head: kind of the output head; None for the default of `kind`.
-    """
+    """How weights are stored: one of `WEIGHT_KINDS`, rows that share a scale (0: all), and kind of the output head."""
 
     kind: str
     block: int
@@ -40,11 +34,7 @@ class Quantization:
 
     @classmethod
     def make(cls, name: str, block: int | None, head: str | None = None) -> Quantization:
-        """From flags.
-
-        Raises:
-            ConfigError: an unknown kind or a block that runtimes do not take.
-        """
+        """From flags (ConfigError: an unknown kind or a block that runtimes do not take)."""
         check_known("--quantize", name, WEIGHT_KINDS)
         kind = WEIGHT_KINDS[name]
         block = kind.default_block if block is None else block
@@ -77,18 +67,11 @@ class Quantization:
         """The block of a weight of `k` rows: 0 where `k` is no multiple of it."""
         return self.block if self.block and k % self.block == 0 else 0
 
-    def scales(
-        self,
-        columns: npt.NDArray[np.float32],
-        dtype: np.dtype[np.generic],
-        importance: npt.NDArray[np.float32] | None = None,
-    ) -> npt.NDArray[np.float32]:
-        """The best scales of some columns.  # (n, K) -> (G, n), or (n,) without blocks
+    def scales(self, columns: Floats, dtype: DType, importance: Floats | None = None) -> Floats:
+        """The best scales of some columns, rounded to `dtype`.  # (n, K) -> (G, n), or (n,) without blocks
 
-        Args:
-            columns: whole columns, one after the other in memory (the checkpoint's own layout).
-            dtype: the type in which the scales will be stored; they are rounded to it.
-            importance: how much the squared error in each row counts; all the same by default.  # (K,)
+        The columns lie one after the other in memory (the checkpoint's own layout). `importance`, (K,), is how much the squared
+        error in each row counts; all the same by default.
         """
         n, k = columns.shape
         block = self.block_for(k)
@@ -99,9 +82,7 @@ class Quantization:
             best[start : start + _ROWS] = self._choose_scales(grouped[start : start + _ROWS], dtype, rows)
         return np.ascontiguousarray(best.T) if block else best[:, 0]
 
-    def _choose_scales(
-        self, groups: npt.NDArray[np.float32], dtype: np.dtype[np.generic], importance: npt.NDArray[np.float32] | None
-    ) -> npt.NDArray[np.float32]:
+    def _choose_scales(self, groups: Floats, dtype: DType, importance: Floats | None) -> Floats:
         """(n, G, block), (G, block) -> (n, G)"""
         high, low = groups.max(axis=-1), groups.min(axis=-1)
         plain = np.maximum(high, -low) / np.float32(self.stored.largest)
@@ -122,17 +103,8 @@ class Quantization:
             best[better], least[better] = scale[better], error[better]
         return best
 
-    def integers(
-        self, rows: npt.NDArray[np.float32], scales: npt.NDArray[np.float32], first: int, block: int
-    ) -> npt.NDArray[np.int8]:
-        """Some rows as integers, or as the bits of 8-bit floats.  # (k, N) -> (k, N)
-
-        Args:
-            rows: rows `first` and following of a [K, N] weight.
-            scales: of the whole weight, as `scales` gives them.
-            first: the number of the first row.
-            block: `block_for(K)`.
-        """
+    def integers(self, rows: Floats, scales: Floats, first: int, block: int) -> npt.NDArray[np.int8]:
+        """Rows `first` on of a [K, N] weight as integers or bits of floats; `block` is `block_for(K)`.  # (k, N) -> (k, N)"""
         scale = scales[np.arange(first, first + len(rows)) // block] if block else scales
         steps = np.clip(self._round_to_grid(rows / scale), self.stored.smallest, self.stored.largest)
         if self.stored.floating:
@@ -140,13 +112,13 @@ class Quantization:
         result: npt.NDArray[np.int8] = steps.astype(np.int8)
         return result
 
-    def _round_to_grid(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def _round_to_grid(self, values: Floats) -> Floats:
         """The nearest values that the type has."""
         if not self.stored.floating:
             return np.rint(values)
         # what lies beyond the range is clipped first: E4M3 has no infinity
         within = np.clip(values, self.stored.smallest, self.stored.largest)
-        nearest: npt.NDArray[np.float32] = within.astype(self.stored.dtype).astype(np.float32)
+        nearest: Floats = within.astype(self.stored.dtype).astype(np.float32)
         return nearest
 
 

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+DType = np.dtype[np.generic]
 
 # name of a way to round in `--method` -> what it does; the first is the default
 METHODS = {"nearest": "each by itself", "calibrated": "with the errors that matter on built-in text"}
@@ -37,7 +41,7 @@ class WeightKind:
 
     name: str
     bits: int
-    dtype: np.dtype[np.generic]
+    dtype: DType
     smallest: int
     largest: int
     floating: bool = False

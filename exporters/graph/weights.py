@@ -23,10 +23,8 @@ class MatMulWeight:
     """The constant right side [K, N] of one MatMul.
 
     Attributes:
-        node: the MatMul's name.
-        initializer: the weight's name.
-        file: the data file.
-        region: its place in that file.
+        node, initializer: names of the MatMul and of the weight.
+        file, region: the data file, and the place in it.
         dequantised: a DequantizeLinear stands between the stored weight and the product.
         input_quantised: so does one before the other side: the product can run on the integers.
     """
@@ -40,11 +38,7 @@ class MatMulWeight:
 
 
 def matmul_weights(graph: Path) -> list[MatMulWeight]:
-    """All MatMuls whose right side is a constant matrix in a data file, dequantised or not, in graph order.
-
-    Raises:
-        FormatError: the file is not an ONNX model, or names data outside its folder.
-    """
+    """All MatMuls by a constant matrix in a data file, dequantised or not, in graph order (FormatError: no ONNX model)."""
     model = read_model(graph)
     constants = ConstantFinder(model.graph)
     weights = (_matmul_weight(node, constants, graph.parent) for node in model.graph.node if node.op_type == "MatMul")
@@ -53,7 +47,12 @@ def matmul_weights(graph: Path) -> list[MatMulWeight]:
 
 def _matmul_weight(node: NodeProto, constants: ConstantFinder, folder: Path) -> MatMulWeight | None:
     stored = constants.find(node.input[1])
-    if stored is None or len(stored.shape) != 2 or not all(map(_is_plain_dequantisation, stored.steps)):
+    # only what is dequantised without zero points, so that zeros stay zeros
+    if (
+        stored is None
+        or len(stored.shape) != 2
+        or any(n.op_type != "DequantizeLinear" or len(n.input) != 2 for n in stored.steps)
+    ):
         return None
     tensor = stored.tensor
     entries = external_entries(tensor)
@@ -72,8 +71,3 @@ def _matmul_weight(node: NodeProto, constants: ConstantFinder, folder: Path) -> 
         dequantised=bool(stored.steps),
         input_quantised=maker is not None and maker.op_type == "DequantizeLinear",
     )
-
-
-def _is_plain_dequantisation(node: NodeProto) -> bool:
-    """Whether a node dequantises without zero points, so that zeros stay zeros."""
-    return node.op_type == "DequantizeLinear" and len(node.input) == 2

@@ -30,13 +30,12 @@ from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import BUILTIN, load_text, load_tokenizer
 from maskpro_deploy.exporters.graph.builder import DTYPES, Graph, Weight
 from maskpro_deploy.exporters.graph.data_file import Quantised, write_weights
+from maskpro_deploy.exporters.graph.weight_kinds import DType, Floats
 from maskpro_deploy.exporters.graph.weight_tiles import read_columns
 from maskpro_deploy.exporters.quantize.descent import damp, descend
 from maskpro_deploy.exporters.quantize.stages import Stream, cut_stages
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.progress import SILENT, Progress
-
-Floats = npt.NDArray[np.float32]
 
 _SEQUENCES, _TOKENS = 32, 256
 _HEAD = "lm_head"
@@ -51,19 +50,10 @@ def calibrate(
     max_length: int,
     progress: Progress = SILENT,
 ) -> dict[str, Quantised]:
-    """Round every projection that is to be quantised.
+    """Round every projection of `weights`, those of a graph in `dtype`, that is to be quantised; needs onnxruntime.
 
-    Args:
-        graph: the same model in fp32, not quantised, in the `cat` form.
-        weights: the weights of the graph to be written, by name.
-        checkpoint: where they come from.
-        folder: an empty folder for the fp32 model and the rounded weights; it may go once the weights are written.
-        dtype: float type of the graph to be written, in which the scales will lie.
-        max_length: the longest sequence that the graph can run.
-        progress: shows the projections done.
-
-    Raises:
-        MissingExtraError: onnxruntime is not installed.
+    `graph` is the same model in fp32, not quantised, in the `cat` form, and runs sequences of up to `max_length`. `folder` is
+    empty; it takes the fp32 model and the rounded weights, and may go once the weights are written.
     """
     require("cpu", "calibrating on text")
     blob = write_weights(graph.weights.values(), checkpoint, folder / "model.onnx.data", "fp32")
@@ -109,13 +99,7 @@ def _load_texts(checkpoint: Checkpoint, length: int) -> list[npt.NDArray[np.int6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Product:
-    """A MatMul with a weight that is to be rounded.
-
-    Attributes:
-        number: of the node.
-        weight: its name.
-        added_to: the value that its output, or its output and bias, is added to; "" if there is none.
-    """
+    """A MatMul, by its number, its weight, and what its output, or output and bias, is added to; "" if to nothing."""
 
     number: int
     weight: str
@@ -192,13 +176,7 @@ def _make_feeds(model: onnx.ModelProto, tokens: npt.NDArray[np.int64]) -> dict[s
 
 
 def _round_projection(
-    weight: Weight,
-    checkpoint: Checkpoint,
-    hessian: Floats,
-    drift: Floats,
-    pulled: Floats | None,
-    folder: Path,
-    scale_type: np.dtype[np.generic],
+    weight: Weight, checkpoint: Checkpoint, hessian: Floats, drift: Floats, pulled: Floats | None, folder: Path, scale_type: DType
 ) -> tuple[Quantised, Floats]:
     """One projection, its integers mapped from a file, and what it stands for.  # [K, N]"""
     quantization = weight.quantization

@@ -23,8 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskpro_deploy.exporters.graph.quantization import Quantization
-
-Floats = npt.NDArray[np.float32]
+from maskpro_deploy.exporters.graph.weight_kinds import DType, Floats
 
 _SWEEPS = 4
 _ROWS = 64  # rows whose changes are carried to the others together
@@ -42,20 +41,11 @@ def damp(hessian: Floats) -> Floats:
 
 
 def descend(
-    w: Floats,
-    hessian: Floats,
-    quantization: Quantization,
-    scale_type: np.dtype[np.generic],
-    slope: Floats | None = None,
+    w: Floats, hessian: Floats, quantization: Quantization, scale_type: DType, slope: Floats | None = None
 ) -> tuple[npt.NDArray[np.int8], Floats]:
-    """Integers and scales of a weight.  # (K, N), (K, K) -> (K, N), (G, N) or (N,)
+    """Integers and scales, to be stored in `scale_type`, of a weight.  # (K, N), (K, K) -> (K, N), (G, N) or (N,)
 
-    Args:
-        w: the weight; 0 where it is pruned.
-        hessian: H as `damp` leaves it of its inputs.
-        quantization: kind and block.
-        scale_type: the float type in which the scales will be stored.
-        slope: s, where the outputs are off already.  # (K, N)
+    `w` is 0 where it is pruned; `hessian` is H as `damp` leaves it; `slope` is s, (K, N), where the outputs are off already.
     """
     block = quantization.block_for(len(w))
     # an error in a row costs at least its own share of H: scales that are best by that are a better start than by w alone
@@ -104,14 +94,7 @@ def _compute_gradient(hessian: Floats, e: Floats, slope: Floats | None) -> Float
     return g
 
 
-def _fit_scales(
-    g: Floats,
-    e: Floats,
-    integers: npt.NDArray[np.int8],
-    scales: Floats,
-    hessian: Floats,
-    scale_type: np.dtype[np.generic],
-) -> None:
+def _fit_scales(g: Floats, e: Floats, integers: npt.NDArray[np.int8], scales: Floats, hessian: Floats, scale_type: DType) -> None:
     """The best scale of each block, given its integers; `g`, `e` and `scales` change in place."""
     rows = len(e) // len(scales)
     for block in range(len(scales)):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+from onnx import helper
 
 from maskpro_deploy.backends.onnxruntime_.sessions import open_graph
 
@@ -24,10 +25,9 @@ _STAGE = "stage.onnx"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """Some nodes of a graph that follow one another.
+    """The nodes `start` to `stop` of a graph.
 
     Attributes:
-        start, stop: their numbers.
         reads: values of earlier stages and inputs of the graph that they use.
         keeps: values made here that later stages use.
         done: values that no later stage uses.
@@ -41,12 +41,7 @@ class Stage:
 
 
 def cut_stages(model: onnx.ModelProto, cuts: Sequence[int]) -> Iterator[Stage]:
-    """The nodes before the first cut, those from there to the second, and so on.
-
-    Args:
-        model: its nodes stand in an order in which they can run.
-        cuts: numbers of nodes, ascending; a stage ends before each.
-    """
+    """The nodes before the first cut, those from there to the second, and so on; cuts are numbers of nodes, ascending."""
     nodes = model.graph.node
     constant = {tensor.name for tensor in model.graph.initializer}
     # the node at the last cut tells what must be there in the end
@@ -78,13 +73,7 @@ def _list_reads(node: onnx.NodeProto) -> list[str]:
 
 
 class Stream:
-    """A model with its own weights, and what it has made of each text so far.
-
-    Args:
-        model: with initializers in the file `data`.
-        data: the weights, in fp32.
-        inputs: the model's inputs, for each text.
-    """
+    """A model with its own fp32 weights in the file `data`, and what it has made of each text, beginning with `inputs`."""
 
     def __init__(self, model: onnx.ModelProto, data: Path, inputs: Sequence[Values]) -> None:
         self.values: list[Values] = [dict(values) for values in inputs]
@@ -114,10 +103,14 @@ class Stream:
     def _open_session(self, stage: Stage) -> Any:
         nodes = self._model.graph.node[stage.start : stage.stop]
         used = {name for node in nodes for name in _list_reads(node)}
-        graph = onnx.helper.make_graph(
+        inputs = [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
+            for name, value in ((name, self.values[0][name]) for name in stage.reads)
+        ]
+        graph = helper.make_graph(
             nodes,
             "stage",
-            [_declare_input(name, self.values[0][name]) for name in stage.reads],
+            inputs,
             [onnx.ValueInfoProto(name=name) for name in stage.keeps],
             initializer=[self._point_here(tensor) for name, tensor in self._initializers.items() if name in used],
         )
@@ -135,8 +128,3 @@ class Stream:
             if entry.key == "location":
                 entry.value = self._data.name
         return moved
-
-
-def _declare_input(name: str, value: npt.NDArray[Any]) -> onnx.ValueInfoProto:
-    """An input of the type and rank of a value."""
-    return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)

@@ -15,7 +15,7 @@ from maskpro_deploy.exporters import ExportConfig
 from maskpro_deploy.exporters.architectures.registry import TEMPLATES
 from maskpro_deploy.exporters.checks.logit_figures import TOLERANCES
 from maskpro_deploy.exporters.engines.config import EngineConfig
-from maskpro_deploy.exporters.graph.cache_forms.forms import make_form
+from maskpro_deploy.exporters.graph.cache_forms.base import make_form
 from maskpro_deploy.exporters.graph.data_file import ELEMENT_TYPES
 from maskpro_deploy.exporters.graph.quantization import Quantization
 from maskpro_deploy.exporters.graph.weight_kinds import METHODS, WEIGHT_KINDS

@@ -15,12 +15,10 @@ import onnx
 from onnx import helper
 
 from maskpro_deploy.exporters.checks.half_precision.ranges import Probes
-from maskpro_deploy.exporters.checks.half_precision.rounding import HALVES, NotRounded, describe_arithmetic, round_graph
+from maskpro_deploy.exporters.checks.half_precision.rounding import HALVES, NotRounded, round_graph
 from maskpro_deploy.exporters.checks.ort_model import CheckedGraph, model_of, open_model, open_session
 from maskpro_deploy.exporters.graph.builder import DTYPES
 from maskpro_deploy.manifest import Graph, Manifest, safe_path
-
-FP32 = "fp32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +26,6 @@ class Opened:
     """A graph to compare.
 
     Attributes:
-        model: the graph in a session.
         arithmetic: what it computes in, in words.
         unrounded: "fp16 not verified" and why, if a half-precision graph computes in fp32; else "".
         probes: the scalars that tell how large its values become; None in fp32 arithmetic.
@@ -36,23 +33,14 @@ class Opened:
     """
 
     model: CheckedGraph
-    arithmetic: str = FP32
+    arithmetic: str = "fp32"
     unrounded: str = ""
     probes: Probes | None = None
     routed: bool = False
 
 
 def open_to_compare(bundle: Path, manifest: Manifest, graph: Graph | None = None) -> Opened:
-    """Open a graph of a bundle in the arithmetic of its float type.
-
-    Args:
-        bundle: the bundle's folder.
-        manifest: its manifest.
-        graph: one of its graphs; by default its own.
-
-    Raises:
-        NotRounded: it is bf16, which onnxruntime runs on no CPU, and cannot be rewritten.
-    """
+    """Open a graph of a bundle, by default its own, in its float type's arithmetic (NotRounded: it is bf16, and cannot be)."""
     graph = graph if graph is not None else manifest.graph
     if graph.dtype not in HALVES:
         return Opened(model=open_model(bundle, manifest, graph))
@@ -66,8 +54,9 @@ def open_to_compare(bundle: Path, manifest: Manifest, graph: Graph | None = None
         return Opened(model=open_model(bundle, manifest, graph), unrounded=f"{graph.dtype} not verified: {e}")
     probes = Probes(model, places, graph.dtype)
     session = model_of(model.SerializeToString(), path.parent, manifest, graph, rounded=True)
+    arithmetic = f"{graph.dtype}, rounded after every node, accumulated in fp32"
     routed = any(node.op_type == "TopK" for node in model.graph.node)
-    return Opened(model=session, arithmetic=describe_arithmetic(graph.dtype), probes=probes, routed=routed)
+    return Opened(model=session, arithmetic=arithmetic, probes=probes, routed=routed)
 
 
 def open_unrounded(bundle: Path, manifest: Manifest) -> CheckedGraph:
@@ -79,21 +68,14 @@ def open_unrounded(bundle: Path, manifest: Manifest) -> CheckedGraph:
 
 @cache
 def _check_roundings(dtype: str) -> None:
-    """Run two products with a rounding behind each, one by a stored constant, and compare them with numpy's.
-
-    Raises:
-        NotRounded: the session computes something else.
-    """
+    """Two products with a rounding behind each, one by a stored constant, must give what numpy gives (else NotRounded)."""
     element, kind = DTYPES[dtype]
     shape = ["n", 4]
     nodes = [
         helper.make_node("MatMul", ["x", "one"], ["a"], name="/first"),
         helper.make_node("Mul", ["a", "two"], ["y"], name="/second"),
     ]
-    stored = [
-        helper.make_tensor("one", element, [4, 4], np.eye(4).ravel()),
-        helper.make_tensor("two", element, [1], [2.0]),
-    ]
+    stored = [helper.make_tensor("one", element, [4, 4], np.eye(4).ravel()), helper.make_tensor("two", element, [1], [2.0])]
     graph = helper.make_graph(
         nodes,
         "roundings",

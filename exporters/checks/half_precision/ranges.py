@@ -2,13 +2,15 @@
 
 Every rounding of the rewritten graph (`rounding`) is given a few scalars as outputs: the largest and the smallest number
 before it, and whether there is a NaN. Rounding keeps the order, so what comes after it follows. No tensor leaves the session.
+A mask holds the lowest number of its type on purpose. It, and what it is added to, may be as low as it likes until the softmax.
 
 Shapes: `B` batch, `T` tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,25 +18,21 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from maskpro_deploy.exporters.checks.half_precision.rounding import Rounding
-from maskpro_deploy.exporters.checks.half_precision.values import assign_layers, find_masked_values, parse_layer
 from maskpro_deploy.exporters.checks.ort_model import CheckedGraph
 from maskpro_deploy.exporters.graph.builder import DTYPES, WIDER
 
 LOW_MARGIN = 2.0  # the largest value times this should still fit
+_NUMBER = re.compile(r"(?:^|[./_])(?:layers?|h|blocks?)[./_](\d+)(?:[./_]|$)")
+_ENDS_OF_MASKS = frozenset(("Softmax", "LogSoftmax", "Exp", "Attention", "GroupQueryAttention"))
+EMBEDDING, HEAD = "embedding", "head"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRange:
-    """The largest value of a layer.
-
-    Attributes:
-        layer: "layer 0" and so on, "embedding" or "head".
-        node: the node that puts it out.
-        largest: its magnitude, before it is rounded.
-    """
+    """The node with the largest value of a layer ("layer 0" and so on, "embedding" or "head"), before it is rounded."""
 
     layer: str
     node: str
@@ -43,13 +41,9 @@ class LayerRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranges:
-    """The values of a graph on the measured prompts.
+    """The largest value of each layer on the measured prompts, in the graph's order, and the largest number of the float type.
 
-    Attributes:
-        dtype: the float type.
-        limit: its largest number.
-        layers: the largest value of each layer, in the graph's order.
-        fault: the first value that does not fit the type, in words; "" if all do.
+    `fault` says in words which value is the first that does not fit the type; "" if all do.
     """
 
     dtype: str
@@ -92,13 +86,7 @@ class Ranges:
 
 
 class Probes:
-    """The scalars of a rewritten graph.
-
-    Args:
-        model: the graph; outputs are added to it.
-        places: its roundings.
-        dtype: its float type.
-    """
+    """The scalars of a rewritten graph of the float type `dtype`, added to its outputs."""
 
     def __init__(self, model: onnx.ModelProto, places: Sequence[Rounding], dtype: str) -> None:
         self._places, self._dtype = places, dtype
@@ -164,3 +152,57 @@ def _scalar_nodes(i: int, value: str) -> list[onnx.NodeProto]:
 
 def _finite_or_text(value: float) -> float | str:
     return value if np.isfinite(value) else str(value)
+
+
+def parse_layer(name: str) -> str:
+    """The layer that a name tells, "" if it tells none."""
+    number = _NUMBER.search(name)
+    return f"layer {number[1]}" if number else ""
+
+
+def assign_layers(graph: onnx.GraphProto) -> dict[str, str]:
+    """Value -> "layer 0" and so on, `EMBEDDING` for what comes before, `HEAD` for what comes after.
+
+    A node belongs to the layer that its name or a weight of it names; a node without either, to that of what it reads.
+    """
+    weights = {tensor.name for tensor in graph.initializer if tensor.data_location == TensorProto.EXTERNAL}
+    number: dict[str, int] = {}
+    after = 1 << 30
+    for node in graph.node:
+        reads = [name for name in node.input if name]
+        if node.op_type == "Cast" and set(reads) <= weights:  # a weight as it is read
+            weights.update(node.output)
+            continue
+        named = [int(m[1]) for name in (node.name, *(w for w in reads if w in weights)) if (m := _NUMBER.search(name))]
+        before = max((number.get(name, -1) for name in reads), default=-1)
+        unnamed = after if before >= 0 and weights & set(reads) else before
+        own = named[0] if named else unnamed
+        number.update((name, own) for name in node.output if name)
+    return {name: HEAD if i == after else EMBEDDING if i < 0 else f"layer {i}" for name, i in number.items()}
+
+
+def find_masked_values(graph: onnx.GraphProto, lowest: float) -> set[str]:
+    """Values that hold the lowest numbers, of which `lowest` is the float type's, to hide tokens."""
+    masked = {t.name for t in graph.initializer if t.data_location != TensorProto.EXTERNAL and _is_low(t, lowest)}
+    for node in graph.node:
+        if node.op_type in _ENDS_OF_MASKS:
+            continue
+        if masked & set(node.input) or any(_is_low(tensor, lowest) for tensor in _constants(node)):
+            masked.update(name for name in node.output if name)
+    return masked
+
+
+def _constants(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("t"):
+            yield attribute.t
+        if node.op_type == "Constant" and attribute.name == "value_float":
+            yield helper.make_tensor("", TensorProto.FLOAT, [], [attribute.f])
+
+
+def _is_low(tensor: onnx.TensorProto, lowest: float) -> bool:
+    """Whether it holds numbers that a real value would hardly be."""
+    if tensor.data_type not in (TensorProto.FLOAT, TensorProto.DOUBLE):
+        return False
+    values = numpy_helper.to_array(tensor)
+    return bool(values.size) and float(np.min(values)) <= lowest / 2

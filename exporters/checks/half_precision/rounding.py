@@ -7,8 +7,6 @@ half precision stands an explicit pair of casts, fp32 -> half -> fp32, which the
 The model of arithmetic: weights, activations and node outputs are rounded to half precision; products and sums inside a node
 are accumulated in fp32, and so is all that fused nodes (Attention, GroupQueryAttention, RMSNormalization, RotaryEmbedding)
 compute inside, as fused kernels of GPUs do. Nothing else is claimed: a kernel that rounds more often can differ.
-
-Nodes that only move values are not followed by casts: what they put out was rounded before.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from maskpro_deploy.errors import MachineError
 from maskpro_deploy.exporters.graph.builder import CONTRIB, DTYPES
 
 HALVES = ("fp16", "bf16")
-# their outputs are values of their inputs, or those with the other sign
+# not followed by casts: their outputs are values of their inputs, rounded before, or those with the other sign
 _MOVES = {
     "Abs", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Max", "Min", "Neg",
     "Pad", "Relu", "Reshape", "Slice", "Split", "Squeeze", "TensorScatter", "Tile", "TopK",
@@ -41,12 +39,9 @@ class NotRounded(MachineError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rounding:
-    """One place where a value is rounded.
+    """One place where a value is rounded: from `exact`, in fp32, to `rounded`.
 
-    Attributes:
-        node: the node's name, without which it is its output's; a node of several outputs is named by each.
-        exact: the value before, in fp32.
-        rounded: the value after.
+    `node` is the node's name, without which it is its output's; a node of several outputs is named by each.
     """
 
     node: str
@@ -54,24 +49,11 @@ class Rounding:
     rounded: str
 
 
-def describe_arithmetic(dtype: str) -> str:
-    """What is verified, in words for the manifest."""
-    return f"{dtype}, rounded after every node, accumulated in fp32"
-
-
 def round_graph(model: onnx.ModelProto, dtype: str, *, rounding: bool = True) -> tuple[onnx.ModelProto, list[Rounding]]:
-    """Rewrite a half-precision graph.
+    """Rewrite a copy of a half-precision graph, whose large initializers are in a data file; inputs and outputs become fp32 too.
 
-    Args:
-        model: the graph, with its large initializers in a data file; it is not changed.
-        dtype: its float type, "fp16" or "bf16".
-        rounding: False: compute with the same stored weights in fp32 throughout.
-
-    Returns:
-        the fp32 graph, whose inputs and outputs are fp32 where they were half, and the roundings of its main graph.
-
-    Raises:
-        NotRounded: the type of a value is not known.
+    Without `rounding` it computes with the same stored weights in fp32 throughout. The roundings are those of the main graph.
+    A value of a type that is not known raises NotRounded.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -83,13 +65,7 @@ def round_graph(model: onnx.ModelProto, dtype: str, *, rounding: bool = True) ->
 
 
 class _Rewriter:
-    """The rewriting of one model.
-
-    Args:
-        half: ONNX's number of the float type.
-        types: value -> ONNX's number of its type.
-        rounding: put casts behind the nodes.
-    """
+    """The rewriting of one model; `half` and the `types` of values are ONNX's numbers."""
 
     def __init__(self, half: int, types: dict[str, int], rounding: bool) -> None:
         self._half, self._types, self._rounding = half, types, rounding
@@ -137,7 +113,9 @@ class _Rewriter:
     def _round_outputs(self, node: onnx.NodeProto) -> Iterator[tuple[list[onnx.NodeProto], Rounding]]:
         """The casts behind a node."""
         for i, name in enumerate(node.output):
-            if not name or self._type_of(name, node) != self._half:
+            if name and name not in self._types:
+                raise NotRounded(f"the type of {name!r}, which {node.op_type} {node.name!r} puts out, is not known.")
+            if not name or self._types[name] != self._half:
                 continue
             exact, half = f"{name}/exact", f"{name}/half"
             node.output[i] = exact
@@ -147,11 +125,6 @@ class _Rewriter:
             ]
             path = name.removesuffix("/out")
             yield pair, Rounding(node=path if path != name else node.name or name, exact=exact, rounded=name)
-
-    def _type_of(self, name: str, node: onnx.NodeProto) -> int:
-        if name not in self._types:
-            raise NotRounded(f"the type of {name!r}, which {node.op_type} {node.name!r} puts out, is not known.")
-        return self._types[name]
 
 
 def _infer_types(model: onnx.ModelProto, half: int) -> dict[str, int]:

@@ -8,14 +8,11 @@ Shapes: `B` batch, `S` new tokens, `P` past tokens, `T = P + S`, `H` heads, `D` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from onnx import TensorProto
 
 from maskpro_deploy.cache_forms import CACHE_FORMS
-from maskpro_deploy.exporters.graph.attention import add_attention
 from maskpro_deploy.exporters.graph.builder import Dim, Graph
-from maskpro_deploy.exporters.graph.cache_forms.base import KVForm, limit_to_window
+from maskpro_deploy.exporters.graph.cache_forms.base import KVForm, add_attention, limit_to_window
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig
 
 
@@ -25,16 +22,13 @@ class Form(KVForm):
     facts = CACHE_FORMS["cat"]
 
     def _prepare(self, graph: Graph, config: DecoderConfig) -> None:
-        self._masks = self._make_masks(graph, dict.fromkeys(config.windows))
-        self._present: list[Dim] = ["batch", config.num_kv_heads, "total", config.head_dim]
-
-    def _make_masks(self, graph: Graph, windows: Iterable[int | None]) -> dict[int | None, str]:
         """Who sees whom, as bool (B, 1, S, T), for each window.
 
         The new token in slot s sees slot t if t <= s, t > s - window and t is no padding.
         A token always sees itself, padding too: what Attention yields for a row without any visible slot is not defined
         (NaN in some runtimes), and it would reach the real tokens through the cache.
         """
+        self._present: list[Dim] = ["batch", config.num_kv_heads, "total", config.head_dim]
         new = graph.op("Shape", "input_ids", name="/mask/new", start=1, end=2)  # [S]
         total = graph.op("Shape", "attention_mask", name="/mask/total", start=1, end=2)  # [T]
         new, total = (graph.op("Squeeze", x, graph.ints(0), name=f"{x.removesuffix('/out')}_scalar") for x in (new, total))
@@ -48,12 +42,11 @@ class Form(KVForm):
         counts = graph.op("Cast", "attention_mask", name="/mask/counts", to=TensorProto.BOOL)  # (B, T)
         counts = graph.op("Unsqueeze", counts, graph.ints(1, 2), name="/mask/counts_4d")  # (B, 1, 1, T)
         visible = graph.op("Or", counts, itself, name="/mask/visible")  # (B, 1, S, T)
-        masks = {}
-        for window in windows:
+        self._masks = {}
+        for window in dict.fromkeys(config.windows):
             near = causal if window is None else limit_to_window(graph, causal, slots, column, window)
             name = "mask" if window is None else f"mask_{window}"
-            masks[window] = graph.op("And", visible, near, name=f"/mask/and_{window or 'all'}", output=name)
-        return masks
+            self._masks[window] = graph.op("And", visible, near, name=f"/mask/and_{window or 'all'}", output=name)
 
     def attend(self, graph: Graph, layer: int, q: str, k: str, v: str, name: str, *, rope: tuple[str, str] | None = None) -> str:
         present = []

@@ -20,7 +20,7 @@ from maskpro_deploy.errors import InputError
 from maskpro_deploy.exporters.graph.builder import CONTRIB, Attribute, Dim, Graph
 from maskpro_deploy.exporters.graph.cache_forms.base import KVForm
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig
-from maskpro_deploy.exporters.graph.rope_config import RopeConfig
+from maskpro_deploy.exporters.graph.rope import RopeConfig
 
 _HEAD_MULTIPLE = 8
 

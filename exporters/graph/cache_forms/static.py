@@ -14,9 +14,8 @@ Shapes: `B` batch, `S` new tokens, `L` slots of the cache, `H` heads, `D` head s
 from __future__ import annotations
 
 from maskpro_deploy.cache_forms import CACHE_FORMS
-from maskpro_deploy.exporters.graph.attention import add_attention
 from maskpro_deploy.exporters.graph.builder import Dim, Graph
-from maskpro_deploy.exporters.graph.cache_forms.base import KVForm, limit_to_window
+from maskpro_deploy.exporters.graph.cache_forms.base import KVForm, add_attention, limit_to_window
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig
 
 

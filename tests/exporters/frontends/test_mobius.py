@@ -15,8 +15,7 @@ from maskpro_deploy.checkpoint import Checkpoint, save_sparse
 from maskpro_deploy.errors import CheckFailed, FormatError, InputError, MissingExtraError
 from maskpro_deploy.exporters import ExportConfig, export, verify
 from maskpro_deploy.exporters.frontends import templates
-from maskpro_deploy.exporters.frontends.mobius_graph import MobiusGraph
-from maskpro_deploy.exporters.frontends.mobius_mask import is_causal
+from maskpro_deploy.exporters.frontends.mobius_graph import MobiusGraph, is_causal
 from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.masks import MaskSet
 from maskpro_deploy.pattern import NMPattern

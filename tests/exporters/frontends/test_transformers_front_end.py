@@ -16,7 +16,7 @@ from maskpro_deploy.checkpoint import Checkpoint, save_sparse
 from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.exporters import ExportConfig, export, plan, verify
 from maskpro_deploy.exporters.frontends.templates import choose_template
-from maskpro_deploy.exporters.graph.cache_forms.forms import make_form
+from maskpro_deploy.exporters.graph.cache_forms.base import make_form
 from maskpro_deploy.exporters.graph.layers import Layers
 from maskpro_deploy.masks import MaskSet
 from maskpro_deploy.pattern import NMPattern

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy_llama import inverse_frequencies
 
-from maskpro_deploy.exporters.graph.rope import compute_frequencies, make_tables
-from maskpro_deploy.exporters.graph.rope_config import RopeConfig
+from maskpro_deploy.exporters.graph.rope import RopeConfig, compute_frequencies, make_tables
 
 
 @given(st.sampled_from(["default", "linear", "llama3"]), st.floats(10, 1e6), st.integers(1, 64), st.floats(1, 32))

@@ -14,11 +14,10 @@ from onnx import TensorProto, helper
 from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.exporters import ExportConfig, export
 from maskpro_deploy.exporters.checks.half_precision.opening import open_to_compare
-from maskpro_deploy.exporters.checks.half_precision.ranges import LayerRange, Probes, Ranges
+from maskpro_deploy.exporters.checks.half_precision.ranges import LayerRange, Probes, Ranges, assign_layers, find_masked_values
 from maskpro_deploy.exporters.checks.half_precision.rounding import round_graph
-from maskpro_deploy.exporters.checks.half_precision.values import assign_layers, find_masked_values
 from maskpro_deploy.exporters.checks.ort_model import open_session
-from maskpro_deploy.exporters.graph.underflow import Underflow
+from maskpro_deploy.exporters.graph.weight_tiles import Underflow
 from maskpro_deploy.manifest import Manifest
 
 PROMPTS = [list(range(3, 40)), list(range(100, 120))]
