@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from maskpro_deploy.checkpoint import Checkpoint, save_sparse
 from maskpro_deploy.errors import FormatError, InputError
-from maskpro_deploy.exporters import ExportConfig, bundle, export, verify
+from maskpro_deploy.exporters import ExportConfig, export, plan, verify
 from maskpro_deploy.exporters.frontends.templates import choose_template
 from maskpro_deploy.exporters.graph.cache_forms.forms import make_form
 from maskpro_deploy.exporters.graph.layers import Layers
@@ -55,7 +55,7 @@ def test_a_sparse_checkpoint_agrees_with_transformers_and_keeps_its_pattern(kind
     from maskpro_deploy.torch_lm import TorchLM
 
     made_by = []  # a trace takes long, so its template serves twice
-    monkeypatch.setattr(bundle, "choose_template", lambda source, _: made_by.append(choose_template(source)) or made_by[-1])
+    monkeypatch.setattr(plan, "choose_template", lambda source, _: made_by.append(choose_template(source)) or made_by[-1])
     checkpoint = sparse(made(kind), tmp_path / "sparse")
     manifest = export(checkpoint, tmp_path / "out", ExportConfig(require_sparsity=NMPattern(2, 4)))
     result = verify(tmp_path / "out", TorchLM.open(checkpoint), PROMPTS, greedy_tokens=256)
