@@ -24,9 +24,9 @@ from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError, Missin
 from maskpro_deploy.exporters.engines.compare import compare_with_dense
 from maskpro_deploy.exporters.engines.config import EngineConfig
 from maskpro_deploy.exporters.engines.ep_context import context_model, wrapper_file
-from maskpro_deploy.exporters.engines.preflight import WeightFacts, inspect_weights, prove, spoiled_counts
+from maskpro_deploy.exporters.engines.preflight import Source, inspect_weights, prove, spoiled_counts
 from maskpro_deploy.exporters.engines.process import build_in_process
-from maskpro_deploy.exporters.engines.profiles import Bucket, buckets_for, describe_profiles, profiles
+from maskpro_deploy.exporters.engines.profiles import buckets_for, describe_profiles, profiles
 from maskpro_deploy.exporters.engines.provider_builder import LIBRARY, check_machine, provider_job
 from maskpro_deploy.exporters.engines.report import EngineReport, layer_rows, sentence
 from maskpro_deploy.exporters.engines.store import install, reusable
@@ -38,46 +38,13 @@ from maskpro_deploy.system.progress import SILENT, Progress
 from maskpro_deploy.system.working_folder import remove_abandoned, working_folder
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """A checked bundle, the graph to build, and for what.
-
-    Attributes:
-        bundle: the folder.
-        manifest: as it was when the hashes were checked.
-        graph: the one that is built.
-        weights: of that graph.
-        buckets: its profiles.
-        length: longest sequence.
-        library: that builds.
-        target: it builds for.
-    """
-
-    bundle: Path
-    manifest: Manifest
-    graph: Graph
-    weights: tuple[WeightFacts, ...]
-    buckets: tuple[Bucket, ...]
-    length: int
-    library: str
-    target: str
-
-    @property
-    def path(self) -> Path:
-        """The graph's file."""
-        return safe_path(self.bundle, self.graph.file)
-
-
 def build_engine(bundle: Path, config: EngineConfig | None = None, progress: Progress = SILENT) -> EngineReport:
-    """Build a TensorRT engine from a bundle and add it to the bundle.
+    """Build a TensorRT engine from a bundle and add it to the bundle; `reused` in the report if it was there already.
 
     Args:
         bundle: the bundle's folder.
         config: pattern, backend, targets, profiles.
         progress: takes the library's own steps, where it reports them.
-
-    Returns:
-        the report; `reused` if the same engine was there already.
 
     Raises:
         CheckFailed: the weights do not hold the pattern, or the library refuses the graph.
@@ -97,11 +64,7 @@ def build_engine(bundle: Path, config: EngineConfig | None = None, progress: Pro
 
 
 def open_source(bundle: Path, config: EngineConfig) -> Source:
-    """Check everything that can be checked before a library is started.
-
-    Raises:
-        MaskProError: as `build_engine` says.
-    """
+    """Check everything that can be checked before a library is started; errors as in `build_engine`."""
     manifest = Manifest.load(bundle, engines=False)
     graph = _graph(manifest, config)
     buckets, length = buckets_for(graph, manifest.model, config)
@@ -114,24 +77,11 @@ def open_source(bundle: Path, config: EngineConfig) -> Source:
         raise ConfigError("--timing-cache: tensorrt-rtx times no kernels when it builds, so it has none to keep. Leave it out.")
     if config.compare_dense and compute_capability() is not None:
         require("native", "timing engines (--compare-dense)")
-    return Source(
-        bundle=bundle,
-        manifest=manifest,
-        graph=graph,
-        weights=weights,
-        buckets=buckets,
-        length=length,
-        library=library,
-        target=target,
-    )
+    return Source(bundle, manifest, graph, weights, buckets, length, library, target)
 
 
 def _graph(manifest: Manifest, config: EngineConfig) -> Graph:
-    """The graph of the form that is asked for.
-
-    Raises:
-        ConfigError: the bundle has none of this form.
-    """
+    """The graph of the form that is asked for."""
     if config.form is None:
         return manifest.graph
     graphs = {graph.form: graph for graph in (manifest.graph, *manifest.siblings)}
@@ -154,9 +104,8 @@ def _build_one(source: Source, config: EngineConfig, scratch: Path, progress: Pr
     name = "-".join(parts)
     if (built_before := reusable(bundle, manifest, name)) is not None:
         return built_before
-    options = None
-    if config.via_onnxruntime:
-        options = provider_job(scratch, source.graph, shapes, config.flags, sparse=not config.dense)
+    is_sparse = not config.dense
+    options = provider_job(scratch, source.graph, shapes, config.flags, sparse=is_sparse) if config.via_onnxruntime else None
     engine, facts = build_in_process(scratch, source.path, source.library, config, shapes, progress, options)
     rows = layer_rows(source.weights, dense=config.dense, facts=facts)
     entry = EngineFile(
@@ -239,7 +188,8 @@ def _settings(source: Source, config: EngineConfig, profiles: Sequence[Any]) -> 
         settings["via_onnxruntime"] = _installed_version("onnxruntime-gpu")
     files = {path: hashes[path] for path in (source.graph.file, *_data_files(source))}
     library = source.library
-    depends = [__version__, settings, files, library, _installed_version(library), source.target, _driver_part(library)]
+    gpu = (compute_capability() or "") if library == "tensorrt" else ""  # it builds for the very GPU that it finds
+    depends = [__version__, settings, files, library, _installed_version(library), source.target, gpu]
     settings = json.loads(json.dumps(settings))  # as the manifest gives it back
     settings["key"] = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
     return settings
@@ -258,8 +208,3 @@ def _installed_version(library: str) -> str:
         with suppress(PackageNotFoundError):
             return version(package)
     return "unknown"
-
-
-def _driver_part(library: str) -> str:
-    """TensorRT builds for the very GPU it finds; TensorRT-RTX does not look for one."""
-    return compute_capability() or "" if library == "tensorrt" else ""

@@ -57,7 +57,7 @@ class EngineBuilder:
         on_step: Callable[[float, str], None],
         flags: Mapping[str, Any] | None = None,
     ) -> memoryview:
-        """Parse a graph and build an engine.
+        """Parse a graph and build an engine; its bytes.
 
         Args:
             graph: the ONNX file; weights are in the same folder.
@@ -67,9 +67,6 @@ class EngineBuilder:
             timing_cache: measured kernel times to read and to extend, where the library keeps such.
             on_step: takes the share that is done and the phase, where the library reports them.
             flags: the fields of `BuilderFlags`.
-
-        Returns:
-            the engine's bytes.
 
         Raises:
             CheckFailed: the library refuses the graph, or would drop a part of it; the message names the node.
@@ -117,19 +114,19 @@ class EngineBuilder:
         parser = self._trt.OnnxParser(network, self._logger)
         if not hasattr(parser, "supports_model_v2") or parser.supports_model_v2(_decomposable(graph), str(graph)):
             return
-        errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        shown = "\n".join(dict.fromkeys(_describe(e) for e in errors[:_SHOWN_ERRORS]))
-        more = f"\nand {len(errors) - _SHOWN_ERRORS} more" if len(errors) > _SHOWN_ERRORS else ""
-        raise CheckFailed(f"{self.name} {self.version} refuses the graph: {shown or self._last_error()}{more}")
+        raise self._refusal(parser)
 
     def _parse(self, network: Any, graph: Path) -> None:
         parser = self._trt.OnnxParser(network, self._logger)
-        parsed = parser.parse(_decomposable(graph), str(graph))
-        errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        if not parsed or errors:
-            shown = "\n".join(_describe(e) for e in errors[:_SHOWN_ERRORS])
-            raise CheckFailed(f"{self.name} {self.version} refuses the graph: {shown or self._last_error()}")
+        if not parser.parse(_decomposable(graph), str(graph)) or parser.num_errors:
+            raise self._refusal(parser)
         self._refuse_dropped(_DROPPED_IN_PARSING)
+
+    def _refusal(self, parser: Any) -> CheckFailed:
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        shown = "\n".join(dict.fromkeys(_describe(e) for e in errors[:_SHOWN_ERRORS]))
+        more = f"\nand {len(errors) - _SHOWN_ERRORS} more" if len(errors) > _SHOWN_ERRORS else ""
+        return CheckFailed(f"{self.name} {self.version} refuses the graph: {shown or self._last_error()}{more}")
 
     def _refuse_dropped(self, pattern: re.Pattern[str]) -> None:
         if dropped := [w for w in self.log.warnings if pattern.search(w)]:
@@ -204,9 +201,7 @@ class EngineBuilder:
         """The engine's layers as the library's JSON; "" where that cannot be had, as on a machine without a GPU."""
         runtime = self._trt.Runtime(self._logger)
         loaded = runtime.deserialize_cuda_engine(engine)
-        if loaded is None:
-            return ""
-        return layer_information(self._trt, loaded)
+        return "" if loaded is None else layer_information(self._trt, loaded)
 
 
 class _Phases:

@@ -87,45 +87,35 @@ def parse_bytes(text: str, flag: str) -> int:
 
 
 def apply_flags(trt: Any, config: Any, flags: Mapping[str, Any]) -> None:
-    """Set what is asked for.
-
-    Args:
-        trt: the library's module.
-        config: the build's IBuilderConfig.
-        flags: the fields of `BuilderFlags`.
+    """Set what is asked for (`flags`: the fields of `BuilderFlags`) in a build's IBuilderConfig.
 
     Raises:
         ConfigError: the library does not take a flag.
     """
     if (level := flags["optimization_level"]) is not None:
-        if not hasattr(config, "builder_optimization_level"):
-            raise _lacking(trt, "--optimization-level")
+        _check(trt, hasattr(config, "builder_optimization_level"), "--optimization-level")
         config.builder_optimization_level = level
         _check(trt, config.builder_optimization_level == level, f"--optimization-level {level}")
     if (streams := flags["aux_streams"]) is not None:
-        if not hasattr(config, "max_aux_streams"):
-            raise _lacking(trt, "--aux-streams")
+        _check(trt, hasattr(config, "max_aux_streams"), "--aux-streams")
         config.max_aux_streams = streams
         _check(trt, config.max_aux_streams == streams, f"--aux-streams {streams}")
     if (size := flags["workspace_bytes"]) is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, size)
         _check(trt, config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == size, f"--workspace {size}")
     if (tiling := flags["tiling"]) is not None:
-        if not hasattr(config, "tiling_optimization_level"):
-            raise _lacking(trt, "--tiling")
+        _check(trt, hasattr(config, "tiling_optimization_level"), "--tiling")
         levels = [getattr(trt.TilingOptimizationLevel, name) for name in ("NONE", "FAST", "MODERATE", "FULL")]
         wanted = levels[TILING.index(tiling)]
         config.tiling_optimization_level = wanted
         _check(trt, config.tiling_optimization_level == wanted, f"--tiling {tiling}")
     if (hardware := flags["hardware_compatible"]) is not None:
-        if not hasattr(config, "hardware_compatibility_level"):
-            raise _lacking(trt, "--hardware-compatible")
+        _check(trt, hasattr(config, "hardware_compatibility_level"), "--hardware-compatible")
         if hardware == "ampere+":
             others = trt.HardwareCompatibilityLevel.AMPERE_PLUS
         else:
             others = getattr(trt.HardwareCompatibilityLevel, "SAME_COMPUTE_CAPABILITY", None)
-        if others is None:
-            raise _lacking(trt, f"--hardware-compatible {hardware}")
+        _check(trt, others is not None, f"--hardware-compatible {hardware}")
         config.hardware_compatibility_level = others
         _check(trt, config.hardware_compatibility_level == others, f"--hardware-compatible {hardware}")
     _apply_switches(trt, config, flags)
@@ -147,17 +137,12 @@ def _apply_switches(trt: Any, config: Any, flags: Mapping[str, Any]) -> None:
 
 
 def _switch(trt: Any, config: Any, flag: Any, name: str) -> None:
-    if flag is None:
-        raise _lacking(trt, name)
+    _check(trt, flag is not None, name)
     config.set_flag(flag)
     _check(trt, config.get_flag(flag), name)
 
 
 def _check(trt: Any, taken: bool, name: str) -> None:
     if not taken:
-        raise _lacking(trt, name)
-
-
-def _lacking(trt: Any, name: str) -> ConfigError:
-    library = f"{trt.__name__} {trt.__version__}"
-    return ConfigError(f"{name}: {library} does not take it.\nLeave it out, or build with another library.")
+        library = f"{trt.__name__} {trt.__version__}"
+        raise ConfigError(f"{name}: {library} does not take it.\nLeave it out, or build with another library.")

@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from maskpro_deploy.backends.cuda.driver import compute_capability
 from maskpro_deploy.backends.profiles import input_shapes
 from maskpro_deploy.exporters.engines.config import EngineConfig
+from maskpro_deploy.exporters.engines.preflight import Source
 from maskpro_deploy.exporters.engines.process import time_in_process
 from maskpro_deploy.exporters.engines.profiles import DECODE, PREFILL, Bucket
 from maskpro_deploy.exporters.engines.report import EngineReport
@@ -26,16 +26,11 @@ _POINTS_OF_A_BUCKET = 8  # batches are halved from the largest on
 
 
 def compare_with_dense(
-    source: Any, config: EngineConfig, scratch: Path, progress: Progress, build: Callable[..., EngineReport]
+    source: Source, config: EngineConfig, scratch: Path, progress: Progress, build: Callable[..., EngineReport]
 ) -> EngineReport:
-    """Build both engines with `build`, compare them, and write the comparison into the sparse engine's report.
+    """Build both engines, compare them, and write the comparison into the sparse engine's report.
 
-    Args:
-        source: the bundle (`engine.Source`).
-        config: for the sparse engine.
-        scratch: a folder of this build.
-        progress: takes the steps of both builds.
-        build: makes or finds one engine: (source, config, scratch, progress).
+    `config` is that of the sparse engine; `build` makes or finds one: (source, config, scratch, progress).
     """
     # without a file of the user's, one for these two builds
     cache = config.timing_cache if config.timing_cache is not None else scratch / "timing.cache"
@@ -74,12 +69,7 @@ def points_for(graph: Graph, model: ModelShape, buckets: Sequence[Bucket], lengt
             kind, new = (DECODE, 1) if bucket.kind == DECODE else (PREFILL, bucket.most[1])
             past = length // 2 if kind == DECODE else 0
             point = Point(
-                kind=kind,
-                batch=batch,
-                new=new,
-                past=past,
-                profile=index,
-                shapes=input_shapes(graph, model, batch, new, past),
+                kind=kind, batch=batch, new=new, past=past, profile=index, shapes=input_shapes(graph, model, batch, new, past)
             )
             points.setdefault(point.name, point)  # the first bucket that holds a call takes it
     return sorted(points.values(), key=lambda p: (p.kind == DECODE, -p.batch * p.new))

@@ -33,11 +33,7 @@ def wrapper_file(engine: EngineFile) -> str:
 
 
 def context_model(graph: Path, engine: EngineFile) -> onnx.ModelProto:
-    """The wrapper of an engine.
-
-    Args:
-        graph: the ONNX graph that the engine was built from; its weights are not read.
-        engine: the engine as the manifest describes it; the wrapper is in the same folder.
+    """The wrapper of an engine of this graph, of which no weights are read; the wrapper belongs in the engine's folder.
 
     Raises:
         CheckFailed: onnxruntime here cannot load an engine of this version.

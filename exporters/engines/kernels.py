@@ -58,16 +58,12 @@ def read_kernels(inspection: str) -> list[Kernel] | None:
     """The engine's layers, from the inspector's JSON; None without one."""
     if not inspection:
         return None
-    detailed = [layer for layer in json.loads(inspection).get("Layers", []) if isinstance(layer, dict)]
-    return [
-        Kernel(
-            name=str(layer.get("Name", "")),
-            tactic=(tactic := str(layer.get("TacticName", ""))),
-            text=f"{layer.get('Name', '')} {layer.get('Metadata', '')}",
-            sparse=bool(SPARSE_KERNEL.search(tactic)),
-        )
-        for layer in detailed
-    ]
+    kernels = []
+    for layer in (layer for layer in json.loads(inspection).get("Layers", []) if isinstance(layer, dict)):
+        name, tactic = str(layer.get("Name", "")), str(layer.get("TacticName", ""))
+        text = f"{name} {layer.get('Metadata', '')}"
+        kernels.append(Kernel(name=name, tactic=tactic, text=text, sparse=bool(SPARSE_KERNEL.search(tactic))))
+    return kernels
 
 
 def parse_log(messages: Iterable[str]) -> SparsityLog:
@@ -79,14 +75,11 @@ def parse_log(messages: Iterable[str]) -> SparsityLog:
         for pattern, layers in ((_ELIGIBLE, eligible), (_CHOSEN, chosen)):
             if match := pattern.search(message):
                 spoke = True
-                layers.update(dict.fromkeys(_names(match["layers"])))
+                names = (name.strip() for name in re.split(r"[,\n]", match["layers"]))
+                layers.update(dict.fromkeys(name for name in names if name))
     return SparsityLog(spoke=spoke, eligible=tuple(eligible), chosen=tuple(chosen))
 
 
 def mentions(layer: str, node: str) -> bool:
     """Whether a builder's layer, perhaps fused from several nodes, contains the node of that name."""
     return re.search(rf"(?<![\w./]){re.escape(node)}(?![\w./])", layer) is not None
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in re.split(r"[,\n]", text) if name.strip()]

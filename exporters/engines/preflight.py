@@ -13,9 +13,10 @@ from pathlib import Path
 from maskpro_deploy.errors import CheckFailed, ConfigError
 from maskpro_deploy.exporters.checks.proof import count_groups
 from maskpro_deploy.exporters.engines.config import SPARSE_TENSOR_CORES, EngineConfig
+from maskpro_deploy.exporters.engines.profiles import Bucket
 from maskpro_deploy.exporters.graph.data_file import INT4
 from maskpro_deploy.exporters.graph.weights import MatMulWeight
-from maskpro_deploy.manifest import Manifest
+from maskpro_deploy.manifest import Graph, Manifest, safe_path
 from maskpro_deploy.validation.law import Tally
 from maskpro_deploy.validation.report import tensor_core_class
 
@@ -41,6 +42,32 @@ class WeightFacts:
     reason: str
     tensor_cores: str
     spoiled: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A checked bundle, the graph to build, and for what.
+
+    Attributes:
+        manifest: as it was when the hashes were checked.
+        graph, weights: what is built.
+        buckets, length: its profiles, and the longest sequence.
+        library, target: what builds, and for what.
+    """
+
+    bundle: Path
+    manifest: Manifest
+    graph: Graph
+    weights: tuple[WeightFacts, ...]
+    buckets: tuple[Bucket, ...]
+    length: int
+    library: str
+    target: str
+
+    @property
+    def path(self) -> Path:
+        """The graph's file."""
+        return safe_path(self.bundle, self.graph.file)
 
 
 def inspect_weights(manifest: Manifest, weights: Sequence[MatMulWeight]) -> tuple[WeightFacts, ...]:

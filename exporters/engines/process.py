@@ -35,10 +35,7 @@ def build_in_process(
     progress: Progress,
     options: Mapping[str, str] | None = None,
 ) -> tuple[Path, dict[str, Any]]:
-    """Build one engine; with `options`, those of onnxruntime's TensorRT provider, through it.
-
-    Returns:
-        the engine's file in `scratch`, and the facts of the build.
+    """Build one engine in `scratch`: its file and the facts; with `options` through onnxruntime's TensorRT provider.
 
     Raises:
         MaskProError: what the worker reports; MachineError if it died.
@@ -67,11 +64,7 @@ def time_in_process(
     budget_s: float,
     progress: Progress,
 ) -> tuple[PointResult, ...]:
-    """Time engines on the GPU (`timing.measure`).
-
-    Raises:
-        MaskProError: what the worker reports; MachineError if it died.
-    """
+    """Time engines on the GPU (`timing.measure`); errors as in `build_in_process`."""
     job = {
         "task": TIME,
         "engines": {name: str(path.resolve()) for name, path in engines.items()},

@@ -116,11 +116,7 @@ def _bucket(kind: str, text: str) -> Bucket:
 
 
 def buckets_for(graph: Graph, model: ModelShape, config: EngineConfig) -> tuple[tuple[Bucket, ...], int]:
-    """The buckets to build for, and the longest sequence.
-
-    Raises:
-        ConfigError: a bound is beyond the model's or the cache's.
-    """
+    """The buckets to build for, and the longest sequence; ConfigError if a bound is beyond the model's or the cache's."""
     length = _length(graph, model, config)
     if config.profiles:
         buckets = parse_buckets(config.profiles)
@@ -171,16 +167,7 @@ def profile(graph: Graph, model: ModelShape, bucket: Bucket, length: int) -> Pro
 
 
 def profiles(manifest: Manifest, config: EngineConfig, graph: Graph | None = None) -> list[Profile]:
-    """The profiles of an engine, in the engine's order.
-
-    Args:
-        manifest: of the bundle.
-        config: bounds or buckets.
-        graph: the graph that is built; the bundle's own by default.
-
-    Raises:
-        ConfigError: a bound is beyond the model's.
-    """
+    """The profiles of an engine for a graph of the bundle (its own by default), in the engine's order."""
     graph = graph if graph is not None else manifest.graph
     buckets, length = buckets_for(graph, manifest.model, config)
     return [profile(graph, manifest.model, bucket, length) for bucket in buckets]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,20 +59,13 @@ def check_machine() -> str:
 
 
 def flag_options(flags: BuilderFlags) -> dict[str, str]:
-    """The builder's flags as the provider's options.
-
-    Raises:
-        ConfigError: the provider has no such option.
-    """
-    options: dict[str, str] = {}
-    if flags.optimization_level is not None:
-        options["trt_builder_optimization_level"] = str(flags.optimization_level)
-    if flags.workspace_bytes is not None:
-        options["trt_max_workspace_size"] = str(flags.workspace_bytes)
-    if flags.aux_streams is not None:
-        options["trt_auxiliary_streams"] = str(flags.aux_streams)
-    if flags.hardware_compatible == "ampere+":
-        options["trt_engine_hw_compatible"] = "1"
+    """The builder's flags as the provider's options; ConfigError where it has no such option."""
+    given = {
+        "trt_builder_optimization_level": flags.optimization_level,
+        "trt_max_workspace_size": flags.workspace_bytes,
+        "trt_auxiliary_streams": flags.aux_streams,
+        "trt_engine_hw_compatible": 1 if flags.hardware_compatible == "ampere+" else None,
+    }
     refused = {
         "--hardware-compatible same-cc": flags.hardware_compatible == "same-cc",
         "--version-compatible": flags.version_compatible,
@@ -82,19 +75,15 @@ def flag_options(flags: BuilderFlags) -> dict[str, str]:
         "--tiling": flags.tiling is not None,
         "--strict-nans": flags.strict_nans,
     }
-    if given := next((flag for flag, is_given in refused.items() if is_given), None):
-        raise ConfigError(f"{given}: onnxruntime's TensorRT provider has no such option.\nBuild without --via-onnxruntime.")
-    return options
+    if flag := next((flag for flag, is_given in refused.items() if is_given), None):
+        raise ConfigError(f"{flag}: onnxruntime's TensorRT provider has no such option.\nBuild without --via-onnxruntime.")
+    return {option: str(value) for option, value in given.items() if value is not None}
 
 
 def provider_job(
     scratch: Path, graph: Graph, profiles: Sequence[Profile], flags: BuilderFlags, *, sparse: bool
 ) -> dict[str, str]:
-    """The provider's options for one engine.
-
-    Raises:
-        ConfigError: several profiles, of which the provider would use the first only, or an option it does not have.
-    """
+    """The provider's options for one engine; ConfigError for several profiles, or for an option that it does not have."""
     if len(profiles) != 1:
         raise ConfigError(
             f"--via-onnxruntime takes one profile, not {len(profiles)}: onnxruntime uses the first only.\n"
@@ -123,17 +112,16 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
         _make_session(Path(job["graph"]), job["options"])
     seconds = time.monotonic() - started
     find_engine(context, Path(job["graph"])).replace(job["engine"])
-    said = parse_log(log.read_text(encoding="utf-8", errors="replace").splitlines())
-    return {
-        "version": _linked_version(),
-        "build_s": seconds,
-        "peak_rss_bytes": peak_rss(),
-        "warnings": [],
-        "spoke": said.spoke,
-        "eligible": said.eligible,
-        "chosen": said.chosen,
-        "inspection": "",
-    }
+    return build_facts(_linked_version(), seconds, log.read_text(encoding="utf-8", errors="replace").splitlines())
+
+
+def build_facts(
+    version: str, seconds: float, messages: Iterable[str], warnings: Sequence[str] = (), inspection: str = ""
+) -> dict[str, Any]:
+    """What a build tells the process that asked for it; `inspection` is what the finished engine says of its layers."""
+    said = parse_log(messages)
+    kernels = {"spoke": said.spoke, "eligible": said.eligible, "chosen": said.chosen, "inspection": inspection}
+    return {"version": version, "build_s": seconds, "peak_rss_bytes": peak_rss(), "warnings": warnings, **kernels}
 
 
 def _make_session(graph: Path, options: dict[str, str]) -> None:

@@ -26,11 +26,9 @@ class LayerRow:
     """One MatMul of the graph.
 
     Attributes:
-        weight: the initializer.
-        node: the MatMul.
+        weight, node: the initializer, and the MatMul that uses it.
         shape: (K, N).
-        dtype: of the stored weight.
-        bytes: of the stored weight.
+        dtype, bytes: of the stored weight.
         tensor_cores: "fits", "small" or "misaligned" (`preflight.WeightFacts`).
         eligible: sparse tensor cores could run it.
         reason: why not; "" if eligible.
@@ -61,10 +59,9 @@ class EngineReport:
 
     Attributes:
         engine: the entry in the manifest.
-        bytes: size of the engine.
+        bytes: of the engine.
         reused: it was there already, built from the same graph with the same settings and library.
-        build_s: seconds of the build.
-        peak_rss_bytes: most memory of the building process.
+        build_s, peak_rss_bytes: seconds of the build, and most memory of its process.
         warnings: what the library warned of.
         layers: every MatMul with a constant weight.
         spoiled: pruned weights that the graph keeps from sparse tensor cores, by cause.
@@ -116,13 +113,7 @@ class EngineReport:
 
 
 def layer_rows(weights: Sequence[WeightFacts], *, dense: bool, facts: Mapping[str, Any]) -> tuple[LayerRow, ...]:
-    """One row per MatMul.
-
-    Args:
-        weights: of the graph that was built.
-        dense: the engine was built without sparse kernels.
-        facts: the worker's result (`worker.run`).
-    """
+    """One row per MatMul; `facts` is the worker's result (`worker.run`)."""
     kernels = read_kernels(facts["inspection"])
     return tuple(_row(weight, kernels, dense=dense, facts=facts) for weight in weights)
 
@@ -153,9 +144,9 @@ def _row(weight: WeightFacts, kernels: Sequence[Kernel] | None, *, dense: bool, 
 
 def sentence(library: str, rows: Sequence[LayerRow], *, dense: bool) -> str:
     """What is known about sparse kernels in the engine, in words."""
-    eligible = sum(row.eligible for row in rows)
     if dense:
         return "none: built dense"
+    eligible = sum(row.eligible for row in rows)
     chosen = sum(row.chosen == "yes" for row in rows)
     if not eligible and not chosen:
         return f"none: no layer is eligible (of {len(rows)})"

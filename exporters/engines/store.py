@@ -63,11 +63,7 @@ def install(bundle: Path, manifest: Manifest, engine: Path, report: EngineReport
 
 
 def update_report(bundle: Path, manifest: Manifest, report: EngineReport) -> None:
-    """Replace the report of an engine that is in the bundle.
-
-    Raises:
-        CheckFailed: the bundle was exported again since `manifest` was read, or the engine is gone.
-    """
+    """Replace the report of an engine that is in the bundle; CheckFailed if that was exported again, or the engine is gone."""
     with exclusive(bundle):
         now = _same_bundle(bundle, manifest)
         if report.engine not in now.engines:

@@ -20,8 +20,7 @@ from typing import Any
 from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, MachineError, MaskProError
 from maskpro_deploy.exporters.engines import provider_builder
 from maskpro_deploy.exporters.engines.builder import EngineBuilder
-from maskpro_deploy.exporters.engines.kernels import parse_log
-from maskpro_deploy.system.peak_memory import peak_rss
+from maskpro_deploy.exporters.engines.provider_builder import build_facts
 
 BUILD, TIME, PROVIDER = "build", "time", "provider"
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -30,11 +29,7 @@ ERRORS: dict[str, type[MaskProError]] = {kind.__name__: kind for kind in (CheckF
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
-    """Do what `job` describes.
-
-    Returns:
-        the facts, or `error` and `kind`.
-    """
+    """Do what `job` describes: the facts, or `error` and `kind`."""
     try:
         if job["task"] == PROVIDER:
             return provider_builder.build(job)
@@ -60,18 +55,8 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
     seconds = time.monotonic() - started
     library.check_engine(engine)
     Path(job["engine"]).write_bytes(engine)
-    log = parse_log(library.log.messages)
-    return {
-        "version": library.version,
-        "build_s": seconds,
-        "peak_rss_bytes": peak_rss(),
-        "warnings": library.log.warnings,
-        "spoke": log.spoke,
-        "eligible": log.eligible,
-        "chosen": log.chosen,
-        # only on a GPU: what the finished engine says of its layers
-        "inspection": library.inspect(engine) if job["library"] == "tensorrt" else "",
-    }
+    inspection = library.inspect(engine) if job["library"] == "tensorrt" else ""  # which was built on a GPU
+    return build_facts(library.version, seconds, library.log.messages, library.log.warnings, inspection)
 
 
 def time_engines(job: dict[str, Any]) -> dict[str, Any]:

@@ -51,9 +51,7 @@ class Layout:
     """Sizes of a cache.
 
     Attributes:
-        memory: where it is kept.
-        tensors: N.
-        heads: H.
+        tensors, heads: N and H.
         vector: bytes of one head of one token.
         most_rows: rows that a buffer need not have more room than; None for no limit.
     """
@@ -103,10 +101,8 @@ class PackedCache:
     """A cache of exactly its length.
 
     Attributes:
-        layout: its sizes.
         block: its memory. `# (N, B, H, P, D)`
-        batch: B.
-        length: P.
+        batch, length: B and P.
     """
 
     def __init__(self, layout: Layout, block: Block, batch: int, length: int) -> None:
@@ -114,6 +110,7 @@ class PackedCache:
         self.block = block
         self.batch = batch
         self.length = length
+        self._stride = layout.stride(batch, length)
 
     @classmethod
     def make(cls, layout: Layout, batch: int, length: int) -> Self:
@@ -122,14 +119,14 @@ class PackedCache:
 
     def addresses(self) -> list[int]:
         """Where each tensor begins.  # (N,)"""
-        stride = self.layout.stride(self.batch, self.length)
-        return [self.block.address + i * stride for i in range(self.layout.tensors)]
+        first, stride = self.block.address, self._stride
+        return list(range(first, first + stride * self.layout.tensors, stride))
 
     def place(self, row: int, token: int) -> Place:
         """A row from a token on."""
         per_row = self.layout.heads * self.length * self.layout.vector
         start = self.block.address + row * per_row + token * self.layout.vector
-        return Place(start, self.layout.stride(self.batch, self.length), self.length)
+        return Place(start, self._stride, self.length)
 
     def select(self, rows: Sequence[int], trim: int = 0) -> Self:
         made = self.make(self.layout, len(rows), self.length - trim)
@@ -140,7 +137,7 @@ class PackedCache:
     def join(self, other: Self) -> Self:
         made = self.make(self.layout, self.batch + other.batch, max(self.length, other.length))
         if self.length != other.length:  # padding is hidden, but it must not be NaN
-            self.layout.memory.device.zero(made.block.address, self.layout.tensors * self.layout.stride(made.batch, made.length))
+            self.layout.memory.device.zero(made.block.address, self.layout.tensors * made._stride)
         for first, part in ((0, self), (self.batch, other)):
             self.layout.copy(made.place(first, made.length - part.length), part.place(0, 0), part.length, part.batch)
         return made
@@ -160,8 +157,6 @@ class Buffer:
 
     Attributes:
         block: `# (N, rows, H, slots, D)`
-        rows: rows that have room.
-        slots: L.
     """
 
     def __init__(self, layout: Layout, rows: int, slots: int) -> None:
@@ -184,7 +179,8 @@ class Buffer:
 
     def addresses(self, row: int = 0) -> list[int]:
         """Where each tensor's row begins.  # (N,)"""
-        return [self.block.address + i * self.stride + row * self.row_bytes for i in range(self.layout.tensors)]
+        first, stride = self.block.address + row * self.row_bytes, self.stride
+        return list(range(first, first + stride * self.layout.tensors, stride))
 
     def place(self, row: int) -> Place:
         """A row from its first slot on."""
@@ -218,10 +214,7 @@ class SlotCache:
     def make_writable(self, slots: int, rows: int, fixed: int | None) -> SlotCache:
         """This cache, where the slots behind its tokens may be written; a copy if they hold what others read, or are too few.
 
-        Args:
-            slots: slots that are needed.
-            rows: rows that a copy should have room for.
-            fixed: L, where it is fixed.
+        A copy has room for `rows` rows, and `fixed` slots (L, where it is fixed).
         """
         others = [c for c in self.buffer.caches if c is not self]
         if slots <= self.buffer.slots and all(_writes_apart(self.lengths, c.lengths) for c in others):

@@ -17,9 +17,8 @@ class TensorSpec:
     """An input or output.
 
     Attributes:
-        dtype: its type: "int32", "int64", "float32", "float16" or "bfloat16".
+        dtype: "int32", "int64", "float32", "float16" or "bfloat16".
         shape: -1 where it varies.
-        is_input: input or output.
     """
 
     dtype: str
@@ -46,12 +45,9 @@ class Executor(Protocol):
     profiles: Sequence[Profile]
 
     def run(self, profile: int, shapes: Mapping[str, Shape], addresses: Mapping[str, int]) -> None:
-        """Enqueue one call.
+        """Enqueue one call with the shapes and addresses of all inputs and outputs; an input and an output may share an address.
 
-        Args:
-            profile: index into `profiles`; 0 where there are none.
-            shapes: of all inputs and outputs.
-            addresses: of the same; an input and an output may share one.
+        `profile` is an index into `profiles`; 0 where there are none.
         """
 
 

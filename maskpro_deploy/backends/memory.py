@@ -120,9 +120,7 @@ def _bytes_at(address: int, pitch: int, width: int, height: int) -> npt.NDArray[
 class Block:
     """A piece of device memory, given back to its `Memory` once this object is gone.
 
-    Attributes:
-        address: where it begins.
-        nbytes: its size; at least what was asked for.
+    `nbytes` is its size, at least what was asked for.
     """
 
     __slots__ = ("__weakref__", "address", "nbytes")
@@ -138,9 +136,6 @@ class Memory:
     A block that nobody holds is kept and handed out again: two caches that take turns cost two allocations in all. Work is done
     in order, so a block may be used again before the work on it has run. Idle blocks go when they have been outgrown or memory is
     short.
-
-    Args:
-        device: whose memory.
     """
 
     def __init__(self, device: Device) -> None:
@@ -155,11 +150,11 @@ class Memory:
             MachineError: the device has not so much memory.
         """
         size = block_size(nbytes)
-        if not (idle := self._idle.get(size)):
+        if idle := self._idle.get(size):
+            address = idle.pop()
+        else:
             self._free_idle(lambda other: other < size)
             address = self._allocate(size)
-        else:
-            address = idle.pop()
         block = Block(address, size)
         weakref.finalize(block, self._give_back, address, size).atexit = False
         return block

@@ -25,11 +25,7 @@ Profile = Mapping[str, tuple[Shape, Shape, Shape]]
 
 
 def input_shapes(graph: Graph, model: ModelShape, batch: int, new: int, past: int) -> dict[str, Shape]:
-    """Shapes of all inputs for a batch with so many new and so many past tokens.
-
-    Raises:
-        ConfigError: the graph's cache form is not one that engines are built from.
-    """
+    """Shapes of all inputs for a batch; ConfigError if engines are not built from the graph's form of the cache."""
     tokens = (batch, new)  # (B, S)
     form = CACHE_FORMS.get(graph.form)
     if form is None or not form.tensorrt or not (form.grows or graph.length):
@@ -44,11 +40,7 @@ def input_shapes(graph: Graph, model: ModelShape, batch: int, new: int, past: in
 
 
 def make_profile(graph: Graph, model: ModelShape, calls: Iterable[tuple[int, int, int]]) -> Profile:
-    """The profile whose smallest, best and largest call are given as (batch, new tokens, past tokens).
-
-    Raises:
-        ConfigError: see `input_shapes`.
-    """
+    """The profile whose smallest, best and largest call are given as (batch, new tokens, past tokens)."""
     least, best, most = (input_shapes(graph, model, *call) for call in calls)
     return {name: (least[name], best[name], most[name]) for name in least}
 
@@ -88,9 +80,7 @@ class ProfileCoverage:
     """What one profile covers, in rows and tokens.
 
     Attributes:
-        rows: fewest and most rows.
-        new: fewest and most new tokens.
-        past: fewest and most past tokens.
+        rows, new, past: the fewest and the most of each.
         total: most past and new tokens together.
     """
 
@@ -120,11 +110,7 @@ class ProfileCoverage:
 
 
 def choose_profile(coverages: Sequence[ProfileCoverage], rows: int, past: int, wanted: int) -> tuple[int, int] | None:
-    """The profile that reads most of the `wanted` tokens, and of those the closest; with the number it reads.
-
-    Returns:
-        (index, new tokens), or None if no profile takes such a call.
-    """
+    """(index, new tokens) of the profile that reads most of the `wanted` tokens, and of those the closest; None if none does."""
     fitting = []
     for index, coverage in enumerate(coverages):
         if count := coverage.new_tokens(rows, past, wanted):

@@ -56,20 +56,12 @@ PROVIDER_HELP = "; ".join([f"{AUTO}: {_AUTO_HELP}", *(f"{p.name}: {p.help}" for 
 
 
 def check_provider_name(name: str) -> None:
-    """Refuse a name that is not one of `PROVIDER_NAMES`.
-
-    Raises:
-        ConfigError: naming those that are.
-    """
+    """Refuse (ConfigError) a name that is not one of `PROVIDER_NAMES`."""
     check_known("--provider", name, PROVIDER_NAMES)
 
 
 def check_runs_engines(name: str, engine: str | None) -> None:
-    """Refuse `--engine` with a provider that runs none.
-
-    Raises:
-        ConfigError: naming those that do.
-    """
+    """Refuse (ConfigError) `--engine` with a provider that runs none."""
     if engine is not None and name not in ENGINE_PROVIDERS:
         raise ConfigError(f"--engine {engine} is for --provider {' or '.join(ENGINE_PROVIDERS)}.")
 

@@ -76,7 +76,6 @@ class GraphSession:
 
     Attributes:
         shape: as given; `max_length` is what this session can run.
-        graph: as given.
         providers: what runs it; the first takes all it can.
         limits: what it takes at once.
 
@@ -117,11 +116,7 @@ class GraphSession:
             )
 
     def _find_limits(self) -> SessionLimits:
-        """What profiles and memory allow; `shape.max_length` is set to it, too.
-
-        Raises:
-            InputError: no profile reads one token on top of others.
-        """
+        """What profiles and memory allow; `shape.max_length` is set to it, too."""
         rows = prefill_rows = None
         length = self.shape.max_length if self._fixed is None else min(self.shape.max_length, self._fixed)
         if self._coverages:
@@ -181,11 +176,7 @@ class GraphSession:
         return out
 
     def _choose_profile(self, rows: int, past: int, wanted: int) -> tuple[int, int]:
-        """The profile for a call, and how many new tokens it reads.
-
-        Raises:
-            InputError: none takes it.
-        """
+        """The profile for a call, and how many new tokens it reads."""
         if not self._coverages:
             return 0, wanted
         chosen = choose_profile(self._coverages, rows, past, wanted)
@@ -205,9 +196,8 @@ class GraphSession:
         profile, new = self._choose_profile(batch, past, wanted)
         made = PackedCache.make(self._layout, batch, past + new)
         mask = mask[:, : past + new]
-        shapes, addresses = self._stage(
-            {"input_ids": tokens[:, :new], "attention_mask": mask, "position_ids": positions(mask, new)}
-        )
+        inputs = {"input_ids": tokens[:, :new], "attention_mask": mask, "position_ids": positions(mask, new)}
+        shapes, addresses, _kept = self._stage(inputs)
         shapes |= dict.fromkeys(self._past, (batch, self._layout.heads, past, self.shape.head_dim))
         shapes |= dict.fromkeys(self._present, (batch, self._layout.heads, past + new, self.shape.head_dim))
         addresses |= dict(zip(self._past, cache.addresses(), strict=True))
@@ -229,7 +219,7 @@ class GraphSession:
         for first, rows, width in self._plan_calls(before, counts, new):
             inside = slice(first, first + rows)
             moved, kept = _to_left(tokens[inside, :new], counts[inside], width), np.minimum(counts[inside], width)
-            shapes, addresses = self._stage(self._slot_inputs(moved, before[inside], kept))
+            shapes, addresses, _kept = self._stage(self._slot_inputs(moved, before[inside], kept))
             slots = (rows, self._layout.heads, cache.buffer.slots, self.shape.head_dim)
             shapes |= dict.fromkeys((*self._past, *self._present), slots)
             addresses |= dict(zip(self._past, cache.buffer.addresses(first), strict=True))
@@ -266,18 +256,26 @@ class GraphSession:
         after = before + counts
         return arrays | {"attention_mask": (np.arange(after.max()) < after[:, None]).astype(np.int64)}
 
-    def _stage(self, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[dict[str, Shape], dict[str, int]]:
-        """Copy inputs to the device, each always to the same place, so that equal steps are equal in every address."""
+    def _stage(self, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[dict[str, Shape], dict[str, int], list[npt.NDArray[Any]]]:
+        """Inputs on the device: their shapes, their addresses, and the arrays that have to live until the call is done.
+
+        What has to be copied goes to the same place each time, so that equal steps are equal in every address.
+        """
         shapes: dict[str, Shape] = {}
         addresses: dict[str, int] = {}
+        kept: list[npt.NDArray[Any]] = []
         for name, array in arrays.items():
             if (dtype := self._dtypes.get(name)) is None:
                 continue
             converted = np.ascontiguousarray(array, dtype)
-            addresses[name] = self._place(name, converted.nbytes)
-            self._device.upload(addresses[name], converted)
             shapes[name] = converted.shape
-        return shapes, addresses
+            if (own := self._device.address_of(converted)) is not None:  # the device reads it where it is
+                addresses[name] = own
+                kept.append(converted)
+            else:
+                addresses[name] = self._place(name, converted.nbytes)
+                self._device.upload(addresses[name], converted)
+        return shapes, addresses, kept
 
     def _place(self, name: str, nbytes: int) -> int:
         """A place on the device that is kept for this tensor."""

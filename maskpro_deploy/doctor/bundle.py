@@ -38,7 +38,8 @@ def _check_graph(graph: Graph, diagnosis: Diagnosis) -> Ability:
         return Ability(name=name, ready=False, lacks=("onnxruntime",), install="pip install 'maskpro-deploy[cpu]'")
     lanes = [] if graph.dtype == "bf16" else ["--provider cpu"]
     if cache_form(graph.form).onnxruntime_gpu and diagnosis.gpus and graph.dtype != "bf16":
-        lanes += [f"--provider {lane}" for lane in _GPU_LANES if _GPU_LANES[lane] in diagnosis.providers]
+        needs = " (needs cuda-bindings: pip install 'maskpro-deploy[gpu]')" if missing("native") else ""  # holds the cache
+        lanes += [f"--provider {lane}{needs}" for lane in _GPU_LANES if _GPU_LANES[lane] in diagnosis.providers]
     lacks = () if lanes else ("kernels for bf16: export it with --dtype fp16 for a GPU, or build an engine",)
     return Ability(name=name, ready=bool(lanes), detail=", ".join(lanes), lacks=lacks)
 

@@ -30,15 +30,7 @@ class Batch:
     lengths: Ints
 
     def step(self, session: Session, tokens: Ints) -> tuple[Floats, Batch]:
-        """Read one more token of each row.
-
-        Args:
-            session: runs the graph.
-            tokens: one token for each row. `# (B,)`
-
-        Returns:
-            The logits after it `# (B, V)`, and the batch one token longer.
-        """
+        """Read one more token of each row, `tokens (B,)`: the logits after it `(B, V)`, and the batch one token longer."""
         mask = left_mask(self.lengths + 1, self.cache.length + 1)
         logits, cache = session.forward(tokens[:, None], self.cache, mask)
         return logits[:, -1], Batch(cache, self.lengths + 1)
@@ -77,11 +69,7 @@ class Prefill:
         return self.done == self.width
 
     def advance(self, session: Session, columns: int) -> Floats:
-        """Read up to `columns` more columns.
-
-        Returns:
-            Their logits, `# (B, S, V)`; column j of them is column `done - S + j` of the padded prompts.
-        """
+        """Read up to `columns` more: logits `(B, S, V)`; column j of them is column `done - S + j` of the padded prompts."""
         end = min(self.done + columns, self.width)
         logits, self._cache = session.forward(self._tokens[:, self.done : end], self._cache, self._mask[:, :end])
         self.done = end

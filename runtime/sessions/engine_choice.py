@@ -60,12 +60,7 @@ def choose_engine(
 ) -> EngineFile:
     """The engine to run: sparse before dense, TensorRT before TensorRT-RTX, a cache updated in place before a growing one.
 
-    Args:
-        bundle: for messages.
-        manifest: of the bundle.
-        installed: see `why_not_runnable`.
-        gpu: see `why_not_runnable`.
-        wanted: the engine's file in the bundle; None for any.
+    `installed` and `gpu` are those of `why_not_runnable`; `wanted` is the engine's file, None for any.
 
     Raises:
         InputError: the bundle has no engine, or not that one.

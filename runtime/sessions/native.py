@@ -24,12 +24,7 @@ _WARM_UP = 8  # tokens of the prompt that compiles and warms the kernels
 
 
 def open_native(bundle: Path, manifest: Manifest, wanted: str | None = None) -> GraphSession:
-    """Load an engine of a bundle.
-
-    Args:
-        bundle: the bundle's folder.
-        manifest: its manifest.
-        wanted: the engine's file; None for the best that can run here.
+    """Load the engine `wanted` of a bundle, by default the best that can run here.
 
     Raises:
         InputError: there is no such engine, or it cannot generate.
@@ -62,8 +57,7 @@ def _kernel_cache(manifest: Manifest, engine: EngineFile, device: CudaDevice) ->
     if engine.library != "tensorrt-rtx":
         return None
     digest = next(f.sha256 for f in manifest.files if f.path == engine.file)
-    name = f"{digest[:16]}-{engine.library_version}-{device.compute_capability}.bin"
-    return cache_folder() / "kernels" / name
+    return cache_folder() / "kernels" / f"{digest[:16]}-{engine.library_version}-{device.compute_capability}.bin"
 
 
 def engine_graph(graph: Graph, executor: Executor) -> Graph:

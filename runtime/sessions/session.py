@@ -56,11 +56,7 @@ class SessionConfig:
 
 
 def open_session(bundle: Path, config: SessionConfig | None = None) -> GraphSession:
-    """Load a bundle's graph, or an engine of it.
-
-    Args:
-        bundle: folder written by `maskpro-deploy export`.
-        config: provider, threads and form of the cache.
+    """Load a graph of the bundle, a folder written by `maskpro-deploy export`, or an engine of it.
 
     Raises:
         InputError: no bundle, or one that this provider cannot run.

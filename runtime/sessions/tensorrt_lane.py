@@ -31,8 +31,7 @@ class ProviderInput:
     """What the provider is given.
 
     Attributes:
-        model: the ONNX file.
-        options: of the provider.
+        model, options: the ONNX file, and the provider's options.
         profile: what can be called.
         rewrite: how far onnxruntime may rewrite the graph first.
     """
@@ -50,13 +49,7 @@ class ProviderInput:
 
 
 def choose_input(bundle: Path, manifest: Manifest, graph: Graph, wanted: str | None = None) -> ProviderInput:
-    """Choose an engine of the bundle, or the graph with its profile.
-
-    Args:
-        bundle: the bundle's folder.
-        manifest: its manifest.
-        graph: what is run where no engine fits.
-        wanted: an engine's file; None for any.
+    """Choose the engine `wanted` (None for any) of the bundle, or the graph with its profile where no engine fits.
 
     Raises:
         InputError: there is no such engine.
@@ -95,13 +88,7 @@ def _graph_input(bundle: Path, manifest: Manifest, graph: Graph, gpu: str | None
 
 
 def why_not_loadable(engine: EngineFile, linked: int | None, gpu: str) -> str:
-    """Why onnxruntime cannot run an engine of a bundle; "" if nothing is known against it.
-
-    Args:
-        engine: as the manifest describes it.
-        linked: the major version of TensorRT that onnxruntime is linked with; None if that is not known.
-        gpu: the GPU's compute capability; "" if there is none.
-    """
+    """Why onnxruntime, linked with this major version of TensorRT, cannot run an engine; "" if nothing is known against it."""
     if engine.library != "tensorrt":
         return f"it is one of {engine.library}: serve it with --provider {NATIVE}"
     if reason := wrong_version_reason(engine, linked):

@@ -75,6 +75,11 @@ def test_on_a_gpu_with_the_libraries_everything_runs_where_it_can(look):
     assert trt.detail == rtx.detail == "--provider trt-native"
 
 
+def test_without_cuda_bindings_the_gpu_lane_of_a_graph_says_what_it_needs(look):
+    cat, *_ = look((ADA,), PROVIDERS, {}, lacking=("cuda.bindings",))
+    assert "--provider cuda (needs cuda-bindings: pip install 'maskpro-deploy[gpu]')" in cat.detail
+
+
 def test_another_gpu_and_another_version_are_named(look):
     *_, trt, rtx = look((HOPPER,), PROVIDERS, {"tensorrt": "11.4.0.1", "tensorrt-rtx": "1.8.0"})
     assert "it was built for sm89, and this GPU is sm90" in trt.lacks[0]

@@ -48,10 +48,10 @@ def measure(
     clock: Callable[[], float] = time.monotonic,
     on_point: Callable[[int, str], None] = lambda done, name: None,
 ) -> tuple[PointResult, ...]:
-    """Time both engines at every point, as far as the time goes.
+    """Time both engines, `SPARSE` and `DENSE`, at every point, as far as the time goes.
 
     Args:
-        runners: `SPARSE` and `DENSE`.
+        runners: the engines.
         points: in order of importance.
         nodes: initializer -> the node of the graph that multiplies with it.
         budget_s: seconds for everything; a point that has begun is finished.

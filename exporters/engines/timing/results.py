@@ -20,8 +20,7 @@ class Point:
     Attributes:
         kind: "prefill" or "decode".
         batch: sequences.
-        new: tokens of each that are computed.
-        past: tokens of each that are in the cache.
+        new, past: tokens of each that are computed, and that are in the cache.
         profile: index of the engine's profile that takes it.
         shapes: of all inputs.
     """

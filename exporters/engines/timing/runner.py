@@ -35,24 +35,16 @@ def input_values(point: Point, vocabulary: int) -> dict[str, npt.NDArray[np.int6
 
 
 class Buffers:
-    """Blocks of the device by tensor name; one grows where a point needs more, and is used by all engines.
-
-    Args:
-        gpu: the device.
-        vocabulary: how many tokens there are.
-    """
+    """Blocks of the device by tensor name; one grows where a point needs more, and is used by all engines."""
 
     def __init__(self, gpu: CudaDevice, vocabulary: int) -> None:
         self._gpu, self._vocabulary = gpu, vocabulary
         self._blocks: dict[str, tuple[int, int]] = {}
 
     def place(self, point: Point, sizes: Mapping[str, int], in_place: Mapping[str, str]) -> dict[str, int]:
-        """Addresses of all tensors, with the inputs' values uploaded.
+        """Addresses of all tensors (`sizes`: bytes of each), with the point's inputs uploaded.
 
-        Args:
-            point: gives the inputs.
-            sizes: bytes of every tensor.
-            in_place: output -> the input whose memory it shares.
+        `in_place` maps an output to the input whose memory it shares.
         """
         for name, value in input_values(point, self._vocabulary).items():
             self._gpu.upload(self._block(name, sizes[name]), value)
@@ -77,13 +69,7 @@ class Buffers:
 
 
 class EngineRunner:
-    """One engine as `timing` wants it.
-
-    Args:
-        engine: the engine.
-        gpu: the device.
-        buffers: shared by all engines of a comparison.
-    """
+    """One engine as `measure` wants it; its buffers are shared by all engines of a comparison."""
 
     def __init__(self, engine: EngineExecutor, gpu: CudaDevice, buffers: Buffers) -> None:
         self._engine, self._gpu, self._buffers = engine, gpu, buffers

@@ -26,11 +26,7 @@ log = logging.getLogger(__name__)
 class CudaDevice:
     """The first GPU; a `memory.Device` with a stream, events and graphs, too.
 
-    Attributes:
-        name: the GPU's name.
-        kind: "cuda".
-        compute_capability: such as "sm89".
-        stream: the stream's handle.
+    `compute_capability` is such as "sm89", `stream` the stream's handle.
 
     Raises:
         MachineError: no driver, or no GPU.
@@ -150,12 +146,7 @@ class CudaDevice:
         return self._call(function, *arguments)
 
     def _call(self, function: Any, *arguments: Any) -> Any:
-        """Call the driver: what it returns behind its error code.
-
-        Raises:
-            OutOfDeviceMemory: it has none left.
-            MachineError: anything else went wrong.
-        """
+        """Call the driver: what it returns behind its error code."""
         code, *values = function(*arguments)
         if code == self._cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
             raise OutOfDeviceMemory

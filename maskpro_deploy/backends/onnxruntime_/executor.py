@@ -12,12 +12,7 @@ from maskpro_deploy.backends.executor import TensorSpec
 from maskpro_deploy.backends.memory import Device
 from maskpro_deploy.backends.profiles import Profile, Shape
 
-_DTYPES = {
-    "tensor(float)": "float32",
-    "tensor(float16)": "float16",
-    "tensor(int64)": "int64",
-    "tensor(int32)": "int32",
-}
+_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(int32)": "int32"}
 
 
 class OnnxExecutor:
@@ -43,6 +38,7 @@ class OnnxExecutor:
         self.extra_outputs: Sequence[str] = ()
         self.extra_values: list[npt.NDArray[Any]] = []
         self._session, self._device = session, device
+        self._binding, self._bound = session.io_binding(), frozenset[str]()  # kept for calls that bind the same names
         self._needed_only = onnxruntime.RunOptions()  # further outputs cost time only where they are asked for
         self._needed_only.only_execute_path_to_fetches = True
         tensors: dict[str, TensorSpec] = {}
@@ -56,8 +52,10 @@ class OnnxExecutor:
     def run(self, profile: int, shapes: Mapping[str, Shape], addresses: Mapping[str, int]) -> None:
         """See `Executor.run`; outputs without an address are not computed."""
         self._device.wait()  # onnxruntime has a stream of its own
-        binding, kind = self._session.io_binding(), self._device.kind
-        for name, address in addresses.items():
+        if self.extra_outputs or self._bound != addresses.keys():
+            self._binding, self._bound = self._session.io_binding(), frozenset(() if self.extra_outputs else addresses)
+        binding, kind = self._binding, self._device.kind
+        for name, address in addresses.items():  # inputs too: onnxruntime may copy them where they are bound
             is_input, dtype = self._binds[name]
             bind = binding.bind_input if is_input else binding.bind_output
             bind(name, kind, 0, dtype, shapes[name], address)

@@ -6,16 +6,20 @@ A provider that was asked for and is not in use is an error: a silent fallback t
 from __future__ import annotations
 
 import contextlib
+import io
+import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from maskpro_deploy.backends.cuda.packages import load_for
 from maskpro_deploy.backends.onnxruntime_.linked_libraries import onnxruntime_tensorrt
 from maskpro_deploy.backends.providers import AUTO, CPU, CPU_PROVIDER, CUDA, CUDA_PROVIDER, PROVIDERS, TENSORRT_PROVIDER
 from maskpro_deploy.errors import FormatError, MachineError, first_line
+
+log = logging.getLogger(__name__)
 
 # how far onnxruntime may rewrite the graph
 REWRITE_ALL, REWRITE_BASIC, REWRITE_NOTHING = "ORT_ENABLE_ALL", "ORT_ENABLE_BASIC", "ORT_DISABLE_ALL"
@@ -49,12 +53,11 @@ def open_graph(
     """
     import onnxruntime
 
-    load_for(providers)
+    load_cuda_for(providers)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = log_level
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, rewrite)
-    entries = {"session.intra_op.allow_spinning": str(int(spin)), **(settings or {})}
-    for key, value in entries.items():
+    for key, value in {"session.intra_op.allow_spinning": str(int(spin)), **(settings or {})}.items():
         options.add_session_config_entry(key, value)
     if threads is not None:
         options.intra_op_num_threads = threads
@@ -70,6 +73,24 @@ def open_graph(
         raise FormatError(f"onnxruntime cannot load {name}: {first_line(e)}" + (f"\n{advice}" if advice else "")) from e
 
 
+def load_cuda_for(providers: Sequence[Any]) -> None:
+    """Load what `providers` (names, or pairs of a name and options) need of CUDA, before a session is made with them.
+
+    onnxruntime is linked with CUDA's libraries, and the system's linker looks for them on the system's own paths only: those that
+    came with pip have to be loaded before. One that cannot be loaded is no error here: the system may have it elsewhere, and
+    whether the provider started is checked where the session is made.
+    """
+    names = {p if isinstance(p, str) else p[0] for p in providers}
+    load = getattr(import_module("onnxruntime"), "preload_dlls", None)
+    if load is None or names.isdisjoint((CUDA_PROVIDER, TENSORRT_PROVIDER)):
+        return
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):  # it prints what it misses, and standard output belongs to the results
+        load()
+    for line in said.getvalue().splitlines():
+        log.debug("onnxruntime: %s", line)
+
+
 def resolve_provider(wanted: str, available: Sequence[str]) -> str:
     """What "auto" means here, and whether what is asked for exists at all.
 
@@ -83,11 +104,7 @@ def resolve_provider(wanted: str, available: Sequence[str]) -> str:
 
 
 def check_provider(wanted: str, present: Sequence[str]) -> None:
-    """Refuse a provider whose first onnxruntime provider is not among those present.
-
-    Raises:
-        MachineError: saying what to install.
-    """
+    """Refuse (MachineError) a provider whose first onnxruntime provider is not among those present."""
     first = PROVIDERS[wanted].onnxruntime[0]
     if first not in present:
         raise MachineError(
@@ -98,11 +115,7 @@ def check_provider(wanted: str, present: Sequence[str]) -> None:
 
 
 def check_tensorrt_started(session: Any) -> None:
-    """Refuse a session that went on without the TensorRT provider it was opened with.
-
-    Raises:
-        MachineError: saying what to install.
-    """
+    """Refuse (MachineError) a session that went on without the TensorRT provider it was opened with."""
     if TENSORRT_PROVIDER not in session.get_providers():
         linked = onnxruntime_tensorrt()
         raise MachineError(

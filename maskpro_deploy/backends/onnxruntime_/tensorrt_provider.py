@@ -52,9 +52,7 @@ def whole_profile(
 def wrong_version_reason(engine: EngineFile, linked: int | None) -> str:
     """Why onnxruntime cannot load an engine of this version of TensorRT; "" if it can, as far as is known.
 
-    Args:
-        engine: an engine of TensorRT.
-        linked: the major version of TensorRT that onnxruntime was linked with; None if that is not known.
+    `linked` is the major version that onnxruntime was linked with; None if that is not known.
     """
     if linked is None or str(linked) == engine.library_version.split(".")[0]:
         return ""
@@ -108,13 +106,8 @@ def kept_engines(manifest: Manifest, profile: Profile, gpu: str | None) -> Path:
     """The folder for engines that the provider builds of this very graph, with these shapes, here."""
     graph = manifest.graph.file
     files = {f.path: f.sha256 for f in manifest.files if f.path.startswith(graph)}
-    depends = [
-        files,
-        profile,
-        gpu,
-        _installed_version("onnxruntime-gpu"),
-        *(_installed_version(package) for package in _PACKAGES),
-    ]
+    versions = [_installed_version(package) for package in ("onnxruntime-gpu", *_PACKAGES)]
+    depends = [files, profile, gpu, *versions]
     key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
     return kept_folder() / key[:16]
 

@@ -19,8 +19,7 @@ class BoundCall:
     Args:
         context: an execution context that has taken its profile.
         inputs: names of all inputs.
-        shapes: of all inputs, at least.
-        addresses: of all inputs and outputs.
+        shapes, addresses: of all inputs at least, and of all inputs and outputs.
         device: the GPU.
         why: gives the library's last error.
         can_record: the library lets its calls be recorded.
@@ -49,11 +48,7 @@ class BoundCall:
         bind_context(context, inputs, shapes, addresses, why)
 
     def run(self) -> None:
-        """Enqueue the call.
-
-        Raises:
-            MachineError: the library refuses.
-        """
+        """Enqueue the call."""
         if self._graph is None and self._ran and self.can_record:
             self._graph = self._device.capture(self.enqueue)
             self.can_record = self._graph is not None
@@ -78,11 +73,7 @@ class BoundCall:
 def bind_context(
     context: Any, inputs: Sequence[str], shapes: Mapping[str, Shape], addresses: Mapping[str, int], why: Callable[[], str]
 ) -> None:
-    """Give a context the shapes of its inputs and the addresses of all tensors.
-
-    Raises:
-        MachineError: the engine does not take them.
-    """
+    """Give a context the shapes of its inputs and the addresses of all tensors."""
     for name in inputs:
         if not context.set_input_shape(name, shapes[name]):
             raise MachineError(f"the engine does not take the shape {shapes[name]} of {name}: {why()}")
@@ -92,10 +83,6 @@ def bind_context(
 
 
 def start_context(context: Any, device: CudaDevice, why: Callable[[], str]) -> None:
-    """Enqueue a bound context.
-
-    Raises:
-        MachineError: the library refuses.
-    """
+    """Enqueue a bound context."""
     if not context.execute_async_v3(device.stream):
         raise MachineError(f"the engine does not run: {why()}")

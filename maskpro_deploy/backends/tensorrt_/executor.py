@@ -42,8 +42,7 @@ class EngineExecutor:
 
     Attributes:
         providers: the library and its version.
-        tensors: see `Executor`.
-        profiles: see `Executor`.
+        tensors, profiles: see `Executor`.
 
     Raises:
         MachineError: the library cannot be loaded, or does not run on this GPU.
@@ -89,14 +88,10 @@ class EngineExecutor:
     def bind(
         self, profile: int, shapes: Mapping[str, Shape], addresses: Mapping[str, int], layer_times: dict[str, float] | None = None
     ) -> BoundCall:
-        """A call that will repeat, in a context of its own.
+        """A call that will repeat, in a context of its own; see `run`, of the shapes those of the inputs count.
 
-        Args:
-            profile: see `run`.
-            shapes: see `run`; those of the inputs count.
-            addresses: see `run`.
-            layer_times: takes layer name -> milliseconds whenever a call was enqueued and is done; a profiler slows it down, and
-                it cannot be recorded.
+        `layer_times` takes layer name -> milliseconds whenever a call was enqueued and is done; a profiler slows it down, and it
+        cannot be recorded.
         """
         context = self._new_context(profile)
         if layer_times is not None:
@@ -112,11 +107,9 @@ class EngineExecutor:
         """Keep the kernels that were compiled, for the next start."""
         if self._cache_file is None or not hasattr(self._config, "get_runtime_cache"):
             return
-        kernels = self._config.get_runtime_cache()
-        if kernels is None:
-            return
-        with atomic_file(self._cache_file) as temporary:
-            temporary.write_bytes(memoryview(kernels.serialize()))
+        if (kernels := self._config.get_runtime_cache()) is not None:
+            with atomic_file(self._cache_file) as temporary:
+                temporary.write_bytes(memoryview(kernels.serialize()))
 
     def _make_runtime(self) -> Any:
         try:
@@ -137,11 +130,7 @@ class EngineExecutor:
         return engine
 
     def _check_validity(self, data: mmap.mmap) -> None:
-        """Ask the library, where it has an answer, whether an engine can run here, before it is loaded.
-
-        Raises:
-            FormatError: it cannot; the message has the library's reasons.
-        """
+        """Ask the library, where it has an answer, whether an engine can run here, before it is loaded."""
         if not hasattr(self._trt, "EngineValidity"):
             return
         validity, diagnostics = self._runtime.get_engine_validity(data[: self._runtime.engine_header_size])
@@ -210,11 +199,8 @@ class EngineExecutor:
         return context
 
     def _new_context(self, profile: int) -> Any:
-        context = (
-            self._engine.create_execution_context()
-            if self._config is None
-            else self._engine.create_execution_context(self._config)
-        )
+        settings = () if self._config is None else (self._config,)
+        context = self._engine.create_execution_context(*settings)
         if context is None or not context.set_optimization_profile_async(profile, self._device.stream):
             raise MachineError(
                 f"{self._name} has no room for profile {profile} of {self._file}: {self._last_error()}\n"

@@ -22,11 +22,7 @@ _LONGEST_REASON = 300
 class LibraryLog:
     """What a library said in this process.
 
-    Attributes:
-        messages: everything, while `keep_all` is set.
-        warnings: its warnings.
-        errors: its errors.
-        keep_all: whether messages that are neither warnings nor errors are kept, too.
+    `messages` has everything that was said while `keep_all` is set.
     """
 
     def __init__(self) -> None:
@@ -86,9 +82,7 @@ def logger_of(trt: Any) -> Any:
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 kept.add(logging.ERROR, message)
-            elif severity == trt.ILogger.WARNING:
-                kept.add(logging.WARNING, message)
             else:
-                kept.add(logging.DEBUG, message)
+                kept.add(logging.WARNING if severity == trt.ILogger.WARNING else logging.DEBUG, message)
 
     return Logger()
