@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import torch
@@ -40,11 +39,7 @@ class Observer(Protocol):
 
 
 class JsonLog:
-    """A log of JSON lines.
-
-    Args:
-        path: the file; a new run replaces it, a resumed one goes on with it.
-    """
+    """A log of JSON lines in a file that a new run replaces, and that a resumed one goes on with."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -88,10 +83,7 @@ class JsonLog:
 
 
 class TensorBoardLog:
-    """The same figures as TensorBoard scalars over the step.
-
-    Args:
-        folder: where the event files go.
+    """The same figures as TensorBoard scalars over the step, in the event files of a folder.
 
     Raises:
         MissingExtraError: tensorboard is not installed.
@@ -127,35 +119,6 @@ class TensorBoardLog:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
-
-
-class Observers:
-    """Several observers as one; closed at the end of a `with` block, whatever happens in it."""
-
-    def __init__(self, observers: Sequence[Observer] = ()) -> None:
-        self._all = tuple(observers)
-
-    def start(self, facts: Mapping[str, Any], step: int) -> None:
-        """See `Observer`."""
-        for one in self._all:
-            one.start(facts, step)
-
-    def step(self, facts: Mapping[str, Any]) -> None:
-        """See `Observer`."""
-        for one in self._all:
-            one.step(facts)
-
-    def point(self, facts: Mapping[str, Any]) -> None:
-        """See `Observer`."""
-        for one in self._all:
-            one.point(facts)
-
-    def __enter__(self) -> Observers:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        for one in self._all:
-            one.close()
 
 
 def peak_memory(device: str) -> int:

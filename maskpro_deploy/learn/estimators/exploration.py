@@ -49,10 +49,6 @@ def advantages(losses: Sequence[float], argmax_loss: float) -> list[float]:
     Samples 2i and 2i + 1 are an antithetic pair and depend on each other, so neither may be the other's baseline: that would
     bias the gradient. With several pairs the baseline is the mean loss of all other pairs (leave one out); with one pair it is
     the loss of the argmax mask on the same batch. Both are independent of the pair, so the gradient stays unbiased.
-
-    Args:
-        losses: of the samples; an even number.
-        argmax_loss: of the argmax mask on the same batch.
     """
     pairs = len(losses) // 2
     if pairs == 1:

@@ -24,8 +24,7 @@ from maskpro_deploy.errors import PatternError
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.distributions.base import to_planes
 from maskpro_deploy.learn.distributions.packed import pack, unpack
-from maskpro_deploy.learn.estimators.base import Estimator
-from maskpro_deploy.learn.estimators.step_loss import StepLoss
+from maskpro_deploy.learn.estimators.base import Estimator, StepLoss
 from maskpro_deploy.learn.model.model import LearningModel, Windows
 from maskpro_deploy.learn.model.sites import Mode, Site, set_mode
 
@@ -104,17 +103,14 @@ class MaskLLMEstimator(Estimator):
         return pack(self._masks[best].t().contiguous() > 0)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Gates and moments."""
         gates = {f"gates/{name}": gates for name, gates in self._gates.items()}
         first = {f"first/{name}": moments[0] for name, moments in self._moments.items()}
         return gates | first | {f"second/{name}": moments[1] for name, moments in self._moments.items()}
 
     def numbers(self) -> dict[str, Any]:
-        """Updates made."""
         return {"updates": self._updates}
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
         self._updates = int(numbers["updates"])
         for site in self._sites:
             self._gates[site.name].copy_(tensors[f"gates/{site.name}"])

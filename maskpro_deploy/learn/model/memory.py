@@ -29,11 +29,7 @@ _LARGEST_INT = 2**31 - 1
 
 @contextmanager
 def tuned_process(device: str = "cpu") -> Iterator[None]:
-    """All settings for as long as the `with` block lasts; freed blocks stay with the process where there is glibc.
-
-    Args:
-        device: where the learning happens.
-    """
+    """All settings for as long as the `with` block lasts; freed blocks stay with the process where there is glibc."""
     _keep_freed_blocks()
     torch.set_flush_denormal(True)
     try:
