@@ -99,14 +99,9 @@ class LearnResult:
 
 
 def learn_masks(
-    model: str | Path,
-    data: str | Text,
-    config: LearnConfig,
-    *,
-    heldout: str | Text = HELD_OUT,
-    progress: Progress = SILENT,
-    observers: Sequence[Observer] = (),
-) -> MaskSet:
+    model: str | Path, data: str | Text, config: LearnConfig, *,
+    heldout: str | Text = HELD_OUT, progress: Progress = SILENT, observers: Sequence[Observer] = (),
+) -> MaskSet:  # fmt: skip
     """Learn the masks of a model and return them.
 
     Args:
@@ -133,19 +128,10 @@ def learn_masks(
 
 
 def learn_checkpoint(
-    folder: Path,
-    out: Path,
-    text: Text,
-    heldout: Text,
-    config: LearnConfig,
-    *,
-    device: str = "auto",
-    resume: bool = False,
-    force: bool = False,
-    progress: Progress = SILENT,
-    observers: Sequence[Observer] = (),
-    prior_progress: Progress = SILENT,
-) -> LearnResult:
+    folder: Path, out: Path, text: Text, heldout: Text, config: LearnConfig, *,
+    device: str = "auto", resume: bool = False, force: bool = False,
+    progress: Progress = SILENT, observers: Sequence[Observer] = (), prior_progress: Progress = SILENT,
+) -> LearnResult:  # fmt: skip
     """Learn the masks of a checkpoint and write a sparse checkpoint.
 
     Args:
@@ -225,20 +211,12 @@ def _run(trainer: Trainer, checkpoint: Checkpoint, prior_progress: Progress = SI
 
 
 def _result(trainer: Trainer, dense_sha256: str) -> LearnResult:
-    """What a finished run gave."""
     head, counters = trainer.model.head, trainer.counters
     return LearnResult(
-        masks=trainer.masks(dense_sha256),
-        prior_masks=trainer.prior_masks(dense_sha256),
-        curve=tuple(counters.curve),
-        dense_loss=trainer.dense_loss,
-        seconds=counters.seconds,
-        tokens=counters.tokens,
-        dtype=str(head.dtype).removeprefix("torch."),
-        device=head.device.type,
-        moved_by=trainer.estimator.moved_by,
-        memorised=counters.memorised,
-    )
+        masks=trainer.masks(dense_sha256), prior_masks=trainer.prior_masks(dense_sha256), curve=tuple(counters.curve),
+        dense_loss=trainer.dense_loss, seconds=counters.seconds, tokens=counters.tokens, memorised=counters.memorised,
+        dtype=str(head.dtype).removeprefix("torch."), device=head.device.type, moved_by=trainer.estimator.moved_by,
+    )  # fmt: skip
 
 
 def _given_masks(checkpoint: Checkpoint, trainer: Trainer) -> MaskSet:
@@ -262,7 +240,6 @@ def _given_masks(checkpoint: Checkpoint, trainer: Trainer) -> MaskSet:
 
 @contextmanager
 def _memory_errors(place: str) -> Iterator[None]:
-    """Say what to do when the device's memory does not suffice."""
     try:
         yield
     except torch.OutOfMemoryError as e:

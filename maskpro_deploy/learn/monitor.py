@@ -131,13 +131,8 @@ def peak_memory(device: str) -> int:
 def memorises(epochs: float, training: Sequence[float | None], heldout: Sequence[float]) -> bool:
     """Whether the learning text is being memorised.
 
-    The rule: it has been seen more than once, and from the last point but one to the last, the loss on it fell while the held-out
-    loss rose by more than 0.5 %.
-
-    Args:
-        epochs: how often the text has been seen.
-        training: mean loss of the steps before each point, None at the start.
-        heldout: held-out loss at each point.
+    The rule: it has been seen more than once (`epochs`), and from the last point but one to the last, the mean loss on it fell
+    while the held-out loss rose by more than 0.5 %; the training loss is None at the start.
     """
     if epochs <= 1 or len(heldout) < 3:
         return False

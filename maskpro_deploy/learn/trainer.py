@@ -85,16 +85,9 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        model: LearningModel,
-        text: Windows,
-        heldout: Windows,
-        config: LearnConfig,
-        store: StateStore | None = None,
-        progress: Progress = SILENT,
-        observers: Sequence[Observer] = (),
-        named: Callable[[str], str] = str,
-    ) -> None:
+        self, model: LearningModel, text: Windows, heldout: Windows, config: LearnConfig, store: StateStore | None = None,
+        progress: Progress = SILENT, observers: Sequence[Observer] = (), named: Callable[[str], str] = str,
+    ) -> None:  # fmt: skip
         self.model, self.text, self.heldout, self.config = model, text, heldout, config.on(model.head.device.type)
         self.store, self.progress, self.named, self.observers = store, progress, named, tuple(observers)
         self.layers = prunable_layers(model.model, config.pattern, config.include, config.exclude)
@@ -264,17 +257,12 @@ class Trainer:
         self._check_finite()
         set_mode(self.sites, Mode.ARGMAX)
         c = self.counters
+        sample_loss = sum(c.losses) / len(c.losses) if c.losses else None
+        epochs = round(c.step * self.config.sequences / len(self.text), 4)
         point = Point(
-            step=c.step,
-            tokens=c.tokens,
-            seconds=round(c.seconds, 3),
-            sample_loss=sum(c.losses) / len(c.losses) if c.losses else None,
-            heldout_loss=self.heldout_loss(),
-            flips=self.flips(),
-            entropy=self.entropy(),
-            epochs=round(c.step * self.config.sequences / len(self.text), 4),
-            memory=peak_memory(self.model.head.device.type),
-        )
+            step=c.step, tokens=c.tokens, seconds=round(c.seconds, 3), sample_loss=sample_loss, heldout_loss=self.heldout_loss(),
+            flips=self.flips(), entropy=self.entropy(), epochs=epochs, memory=peak_memory(self.model.head.device.type),
+        )  # fmt: skip
         c.losses.clear()
         if not c.curve or point.heldout_loss < min(p.heldout_loss for p in c.curve):
             self._best = {s.name: s.kept for s in self.sites}
@@ -286,9 +274,8 @@ class Trainer:
             c.memorised = True
             log.warning(
                 "the learning text is being memorised: it was seen %.1f times, the loss on it still falls and the held-out loss "
-                "rises. Give more text; the best mask so far is kept.",
-                point.epochs,
-            )
+                "rises. Give more text; the best mask so far is kept.", point.epochs,
+            )  # fmt: skip
 
     def flips(self) -> float:
         """Share of groups whose argmax mask differs from the prior's."""
@@ -298,8 +285,7 @@ class Trainer:
 
     def entropy(self) -> float:
         """Entropy of the masks' distribution, mean over groups; nats."""
-        total = sum(s.entropy() for s in self.sites)
-        return total / sum(s.logits.shape[1] for s in self.sites)
+        return sum(s.entropy() for s in self.sites) / sum(s.logits.shape[1] for s in self.sites)
 
     def masks(self, dense_sha256: str = "") -> MaskSet:
         """The argmax masks of the point of the curve with the lowest held-out loss: never worse there than the prior."""

@@ -73,14 +73,8 @@ def _movement(result: LearnResult) -> PlotSection:
 
 
 def _row(point: Any) -> tuple[str, ...]:
+    sample_loss = "-" if point.sample_loss is None else f"{point.sample_loss:.4f}"
     return (
-        str(point.step),
-        f"{point.tokens:,}",
-        f"{point.seconds:.0f}",
-        "-" if point.sample_loss is None else f"{point.sample_loss:.4f}",
-        f"{point.heldout_loss:.4f}",
-        f"{math.exp(point.heldout_loss):.2f}",
-        f"{100 * point.flips:.2f}",
-        f"{point.entropy:.3f}",
-        f"{point.memory / 1e9:.2f}",
-    )
+        str(point.step), f"{point.tokens:,}", f"{point.seconds:.0f}", sample_loss, f"{point.heldout_loss:.4f}",
+        f"{math.exp(point.heldout_loss):.2f}", f"{100 * point.flips:.2f}", f"{point.entropy:.3f}", f"{point.memory / 1e9:.2f}",
+    )  # fmt: skip

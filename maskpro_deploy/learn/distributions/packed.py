@@ -47,8 +47,7 @@ def _fold(planes: Tensor) -> Tensor:
 
 def unpack(packed: Tensor, count: int) -> Tensor:
     """The mask of `count` weights.  # (ceil(n / 8),) uint8 -> (n,) boolean"""
-    rows = torch.nn.functional.embedding(packed.int(), _boolean_table(packed.device))
-    return rows.view(-1)[:count].bool()
+    return torch.nn.functional.embedding(packed.int(), _boolean_table(packed.device)).view(-1)[:count].bool()
 
 
 def flips(packed: Tensor, other: Tensor, m: int, count: int) -> int:

@@ -64,7 +64,6 @@ class MaskLLMEstimator(Estimator):
             site.kept = self._argmax(site)
 
     def step(self, windows: Windows, step: int, left: float) -> Tensor:
-        """One forward pass under soft masks and one backward pass."""
         self._step, self._rate = step, self._config.rate * left
         self._tau = _TAU[0] * left + _TAU[1] * (1 - left)
         self._kappa = _KAPPA[0] * left + _KAPPA[1] * (1 - left)
@@ -82,12 +81,10 @@ class MaskLLMEstimator(Estimator):
         return torch.softmax(gumbel.add_(gates, alpha=self._kappa).div_(self._tau), dim=0)
 
     def draw_mask(self, site: Site) -> Tensor:
-        """The soft mask.  # (O, C)"""
         factors = self._masks.t() @ self._probabilities(site)  # (M, G)
         return factors.t().reshape(site.weight.shape).to(site.weight.dtype)
 
     def take_gradient(self, site: Site, grad_weight: Tensor) -> None:
-        """Move the candidates' logits.  # (O, C)"""
         y = self._probabilities(site)
         along = self._masks @ to_planes(grad_weight * site.weight, self._config.pattern.m)  # (S, G)
         grad = (along - (y * along).sum(0)).mul_(y).mul_(self._kappa / self._tau)

@@ -53,7 +53,6 @@ class PathwiseEstimator(Estimator):
         return site.sample(self._temperature, site.key(self._config.seed, self._step))
 
     def take_gradient(self, site: Site, grad_weight: Tensor) -> None:
-        """Turn the gradient of a masked weight into a step of its logits.  # (O, C)"""
         self._site_step(self._optimizer, site, grad_weight, site.key(self._config.seed, self._step))
 
     def tensors(self) -> dict[str, Tensor]:

@@ -80,15 +80,9 @@ class LogitOptimizer:
 
 
 def move(
-    logits: Tensor,
-    moments: Moments,
-    grad: Tensor,
-    dither: Tensor,
-    scale: float | Tensor,
-    *,
-    kept: int,
-    betas: tuple[float, float],
-) -> Tensor:
+    logits: Tensor, moments: Moments, grad: Tensor, dither: Tensor, scale: float | Tensor, *,
+    kept: int, betas: tuple[float, float],
+) -> Tensor:  # fmt: skip
     """One step of Adam, in place. Tensors in, tensors out, and no branch on their values: this can be compiled.
 
     Args:

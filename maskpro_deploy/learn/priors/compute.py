@@ -25,13 +25,9 @@ from maskpro_deploy.system.progress import SILENT, Progress
 
 
 def compute_prior(
-    model: LearningModel,
-    layers: Mapping[str, nn.Linear],
-    config: LearnConfig,
-    batches: Sequence[Tensor],
-    given: MaskSet | None = None,
-    progress: Progress = SILENT,
-) -> dict[str, Tensor]:
+    model: LearningModel, layers: Mapping[str, nn.Linear], config: LearnConfig, batches: Sequence[Tensor],
+    given: MaskSet | None = None, progress: Progress = SILENT,
+) -> dict[str, Tensor]:  # fmt: skip
     """The logits of every layer whose argmax is the prior's mask.
 
     With `config.prior_update` the layers' weights are replaced by SparseGPT's, in place.
