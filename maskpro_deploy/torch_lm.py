@@ -38,9 +38,8 @@ def load_causal_lm(folder: Path, dtype: torch.dtype) -> Any:
     hf_logging.disable_progress_bar()
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
-            )
+            local = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **local)
     except (ValueError, OSError, KeyError, RuntimeError, ImportError) as e:
         raise FormatError(f"{folder} could not be opened as a causal language model: {e}") from e
     model.requires_grad_(False)
@@ -48,7 +47,7 @@ def load_causal_lm(folder: Path, dtype: torch.dtype) -> Any:
 
 
 class TorchLM:
-    """Logits and greedy tokens of a transformers causal language model."""
+    """Logits and greedy tokens of a transformers causal language model, in torch."""
 
     def __init__(self, model: Any) -> None:
         self._model = model

@@ -25,11 +25,9 @@ if TYPE_CHECKING:
 @setting_options("steps", "tokens")
 @click.option("--data", default="builtin", show_default=True, help="Text: builtin, a .txt, .jsonl or .parquet file, hub:NAME.")
 @click.option(
-    "--heldout",
-    default="builtin:heldout",
-    show_default=True,
+    "--heldout", default="builtin:heldout", show_default=True,
     help="Text to measure on while learning; split:0.1 holds out a part of --data.",
-)
+)  # fmt: skip
 @setting_options("prior", "prior_update", "prior_inputs", "refine", "objective", "calibration_tokens", "heldout_tokens")
 @setting_options("include", "exclude", "window", "batch_tokens", "estimator", "reward", "distribution", "samples", "flip_rate")
 @setting_options("parts", "learning_rate", "temperature", "evaluations", "patience")
@@ -43,19 +41,9 @@ if TYPE_CHECKING:
 @force_option
 @json_option
 def command(
-    model: str,
-    out: Path,
-    data: str,
-    heldout: str,
-    device: str,
-    resume: bool,
-    force: bool,
-    as_json: bool,
-    log_file: Path | None,
-    tensorboard: Path | None,
-    report_file: Path | None,
-    **settings: Any,
-) -> None:
+    model: str, out: Path, data: str, heldout: str, device: str, resume: bool, force: bool, as_json: bool,
+    log_file: Path | None, tensorboard: Path | None, report_file: Path | None, **settings: Any,
+) -> None:  # fmt: skip
     r"""Learn a strict N:M mask and write a sparse checkpoint.
 
     \b
@@ -67,6 +55,7 @@ def command(
     require("learn", "learning a mask")
     from maskpro_deploy.data import load_texts
     from maskpro_deploy.learn import LearnConfig, learn_checkpoint
+    from maskpro_deploy.learn.monitor import JsonLog, TensorBoardLog
     from maskpro_deploy.models import resolve
     from maskpro_deploy.system.files import check_free
     from maskpro_deploy.system.progress import Meter
@@ -75,7 +64,9 @@ def command(
     check_free(out, force=force)
     if report_file is not None:
         require("report", "a learning report")
-    observers = _observers(log_file, tensorboard)
+    observers: list[Observer] = [JsonLog(log_file)] if log_file else []
+    if tensorboard:
+        observers.append(TensorBoardLog(tensorboard))
     text, held = load_texts(data, heldout)
     unit = "s" if config.budget_s is not None else "tokens"
     result = learn_checkpoint(
@@ -91,13 +82,3 @@ def command(
 
         write(build_page(result, config, rows, command_line(sys.argv)), report_file)
     emit(as_json, {"out": str(out), "sparsity": str(config.pattern), **result.summary()}, f"{table(rows)}\nwritten to {out}")
-
-
-def _observers(log_file: Path | None, tensorboard: Path | None) -> list[Observer]:
-    """Who follows the run."""
-    from maskpro_deploy.learn.monitor import JsonLog, TensorBoardLog
-
-    return [
-        *([JsonLog(log_file)] if log_file else []),
-        *([TensorBoardLog(tensorboard)] if tensorboard else []),
-    ]

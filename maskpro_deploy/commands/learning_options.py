@@ -52,11 +52,7 @@ device_option = click.option("--device", type=click.Choice(DEVICES), default=DEV
 
 
 def setting_options(*names: str) -> Callable[[F], F]:
-    """Options for some fields of `LearnConfig`, in this order.
-
-    Args:
-        names: of the fields.
-    """
+    """Options for some fields of `LearnConfig`, in this order."""
 
     def add(function: F) -> F:
         for name in reversed(names):

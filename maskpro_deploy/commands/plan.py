@@ -67,9 +67,9 @@ def _text(prediction: Plan, config: LearnConfig, facts: dict[str, str]) -> str:
     rows = [(_PARTS[name], _size(value)) for name, value in figures["memory"].items()]
     ours, theirs = prediction.state_bytes_per_weight, prediction.maskllm_bytes_per_weight
     tokens = config.sequences * config.window
+    weights = f"{prediction.prunable:,} of {prediction.parameters:,} weights get {config.pattern}"
     lines = [
-        f"{facts['model']}: {prediction.layers} layers, {prediction.prunable:,} of {prediction.parameters:,} weights get "
-        f"{config.pattern}",
+        f"{facts['model']}: {prediction.layers} layers, {weights}",
         f"{facts['device']}, {facts['dtype']}, {tokens:,} tokens a step",
         "",
         table(rows, ("memory for", "bytes")),

@@ -50,42 +50,26 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnResult:
-    """The result of a run.
-
-    Attributes:
-        masks: the learned masks.
-        prior_masks: the one-shot masks they started from.
-        curve: held-out loss and more, from the prior to the end.
-        dense_loss: held-out loss of the dense model, nats a token.
-        seconds: of learning, calibration included.
-        tokens: seen while learning.
-        dtype: of the weights while learning.
-        device: "cpu" or "cuda".
-        moved_by: by what logits were moved, see `kernels.contract.SiteStep`; None where the estimator has one way only.
-        memorised: whether the model was overfitting to the learning text, see `monitor.memorises`.
-    """
+    """The result of a run."""
 
     masks: MaskSet
-    prior_masks: MaskSet
-    curve: tuple[Point, ...]
-    dense_loss: float
-    seconds: float
-    tokens: int
-    dtype: str
-    device: str
-    moved_by: str | None = None
-    memorised: bool = False
+    prior_masks: MaskSet  # the one-shot masks they started from
+    curve: tuple[Point, ...]  # held-out loss and more, from the prior to the end
+    dense_loss: float  # held-out loss of the dense model, nats a token
+    seconds: float  # of learning, calibration included
+    tokens: int  # seen while learning
+    dtype: str  # of the weights while learning
+    device: str  # "cpu" or "cuda"
+    moved_by: str | None = None  # by what logits were moved, see `SiteStep`; None where the estimator has one way only
+    memorised: bool = False  # whether the model was overfitting to the learning text, see `monitor.memorises`
 
     def summary(self) -> dict[str, Any]:
         """The figures, as they go into `learn.json`."""
         first, last = self.curve[0], self.curve[-1]
         best = min(self.curve, key=lambda p: p.heldout_loss)  # the point whose masks are the result
+        losses = {"dense": self.dense_loss, "prior": first.heldout_loss, "learned": best.heldout_loss}
         return {
-            "heldout_perplexity": {
-                "dense": math.exp(self.dense_loss),
-                "prior": math.exp(first.heldout_loss),
-                "learned": math.exp(best.heldout_loss),
-            },
+            "heldout_perplexity": {name: math.exp(loss) for name, loss in losses.items()},
             "groups_changed": best.flips,
             "groups_changed_by_kind": self.masks.flips_by_kind(self.prior_masks),
             "memorised": self.memorised,
@@ -115,14 +99,9 @@ class LearnResult:
 
 
 def learn_masks(
-    model: str | Path,
-    data: str | Text,
-    config: LearnConfig,
-    *,
-    heldout: str | Text = HELD_OUT,
-    progress: Progress = SILENT,
-    observers: Sequence[Observer] = (),
-) -> MaskSet:
+    model: str | Path, data: str | Text, config: LearnConfig, *,
+    heldout: str | Text = HELD_OUT, progress: Progress = SILENT, observers: Sequence[Observer] = (),
+) -> MaskSet:  # fmt: skip
     """Learn the masks of a model and return them.
 
     Args:
@@ -141,26 +120,18 @@ def learn_masks(
         text, held = load_texts(data, heldout)
     else:
         text, held = (load_text(t) if isinstance(t, str) else t for t in (data, heldout))
-    trainer = _load_trainer(checkpoint, text, held, config, learning_device("auto"), progress, observers)
+    place = learning_device("auto")
+    trainer = _load_trainer(checkpoint, text, held, config, place, progress=progress, observers=observers)
     if not _run(trainer, checkpoint):
         raise Interrupted("learning was stopped before its end.")
     return trainer.masks(checkpoint.dense_sha256(_masked_names(trainer)))
 
 
 def learn_checkpoint(
-    folder: Path,
-    out: Path,
-    text: Text,
-    heldout: Text,
-    config: LearnConfig,
-    *,
-    device: str = "auto",
-    resume: bool = False,
-    force: bool = False,
-    progress: Progress = SILENT,
-    observers: Sequence[Observer] = (),
-    prior_progress: Progress = SILENT,
-) -> LearnResult:
+    folder: Path, out: Path, text: Text, heldout: Text, config: LearnConfig, *,
+    device: str = "auto", resume: bool = False, force: bool = False,
+    progress: Progress = SILENT, observers: Sequence[Observer] = (), prior_progress: Progress = SILENT,
+) -> LearnResult:  # fmt: skip
     """Learn the masks of a checkpoint and write a sparse checkpoint.
 
     Args:
@@ -187,7 +158,8 @@ def learn_checkpoint(
     _check_space(checkpoint, out)
     store = StateStore(StateStore.folder_for(out))
     store.check_free(resume=resume, force=force)
-    trainer = _load_trainer(checkpoint, text, heldout, config, learning_device(device), progress, observers)
+    place = learning_device(device)
+    trainer = _load_trainer(checkpoint, text, heldout, config, place, progress=progress, observers=observers)
     whole_sha256, dense_sha256 = checkpoint.dense_sha256s(checkpoint.names, _masked_names(trainer))
     trainer.store = store = replace(store, fingerprint=_fingerprint(trainer, whole_sha256, text))
     store.check() if resume else store.discard()
@@ -202,38 +174,21 @@ def learn_checkpoint(
     return result
 
 
-def _load_trainer(
-    checkpoint: Checkpoint,
-    text: Text,
-    heldout: Text,
-    config: LearnConfig,
-    place: str,
-    progress: Progress,
-    observers: Sequence[Observer],
-) -> Trainer:
-    """Load everything that a run needs."""
+def _load_trainer(checkpoint: Checkpoint, text: Text, heldout: Text, config: LearnConfig, place: str, **watching: Any) -> Trainer:
+    """Load everything that a run needs; `watching` has progress and observers."""
     if (shared := shared_share(text, heldout)) > _MUCH_SHARED:
         log.warning(
             "about %.0f %% of the held-out text (%s) is in the learning text too: its perplexity will look too good. "
-            "Give another --heldout, or split:0.1.",
-            100 * shared,
-            heldout.name,
-        )
+            "Give another --heldout, or split:0.1.", 100 * shared, heldout.name,
+        )  # fmt: skip
     learn_windows = _windows(checkpoint, text, config.window)
     heldout_windows = _windows(checkpoint, heldout, config.window)
     count = max(1, config.heldout_tokens // config.window)
     # windows spread over the whole text, so that every genre counts
     chosen = [i * len(heldout_windows) // count for i in range(count)] if count < len(heldout_windows) else slice(None)
     model = LearningModel(load_causal_lm(checkpoint.folder, learning_dtype(config, place)).to(place))
-    trainer = Trainer(
-        model,
-        learn_windows,
-        heldout_windows[chosen],
-        config,
-        progress=progress,
-        observers=observers,
-        named=partial(checkpoint_name, shapes=checkpoint.shapes),
-    )
+    named = partial(checkpoint_name, shapes=checkpoint.shapes)
+    trainer = Trainer(model, learn_windows, heldout_windows[chosen], config, named=named, **watching)
     if absent := [name for name in _masked_names(trainer) if name not in checkpoint.shapes]:
         raise InputError(f"{checkpoint.folder} has no tensor {absent[0]}, which is to get a mask.\nOmit it with --exclude.")
     return trainer
@@ -256,20 +211,12 @@ def _run(trainer: Trainer, checkpoint: Checkpoint, prior_progress: Progress = SI
 
 
 def _result(trainer: Trainer, dense_sha256: str) -> LearnResult:
-    """What a finished run gave."""
     head, counters = trainer.model.head, trainer.counters
     return LearnResult(
-        masks=trainer.masks(dense_sha256),
-        prior_masks=trainer.prior_masks(dense_sha256),
-        curve=tuple(counters.curve),
-        dense_loss=trainer.dense_loss,
-        seconds=counters.seconds,
-        tokens=counters.tokens,
-        dtype=str(head.dtype).removeprefix("torch."),
-        device=head.device.type,
-        moved_by=trainer.estimator.moved_by,
-        memorised=counters.memorised,
-    )
+        masks=trainer.masks(dense_sha256), prior_masks=trainer.prior_masks(dense_sha256), curve=tuple(counters.curve),
+        dense_loss=trainer.dense_loss, seconds=counters.seconds, tokens=counters.tokens, memorised=counters.memorised,
+        dtype=str(head.dtype).removeprefix("torch."), device=head.device.type, moved_by=trainer.estimator.moved_by,
+    )  # fmt: skip
 
 
 def _given_masks(checkpoint: Checkpoint, trainer: Trainer) -> MaskSet:
@@ -293,7 +240,6 @@ def _given_masks(checkpoint: Checkpoint, trainer: Trainer) -> MaskSet:
 
 @contextmanager
 def _memory_errors(place: str) -> Iterator[None]:
-    """Say what to do when the device's memory does not suffice."""
     try:
         yield
     except torch.OutOfMemoryError as e:

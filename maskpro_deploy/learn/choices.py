@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypeVar
 
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import ConfigError, check_known
 
 AUTO = "auto"
 PRIOR_INPUTS = (AUTO, "dense", "pruned")
@@ -26,19 +26,12 @@ BATCH_TOKENS = {"cpu": 512, "cuda": 2048}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """One entry.
+    """One entry."""
 
-    Attributes:
-        name: what the option takes.
-        summary: one line for the documentation.
-        hint: a few words for help texts; may be empty.
-        home: "module:name" of the code; empty where there is none of its own.
-    """
-
-    name: str
-    summary: str
-    hint: str = ""
-    home: str = ""
+    name: str  # what the option takes
+    summary: str  # one line for the documentation
+    hint: str = ""  # a few words for help texts
+    home: str = ""  # "module:name" of the code; empty where there is none of its own
 
     @property
     def value(self) -> str:
@@ -53,35 +46,20 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EstimatorChoice(Choice):
-    """An estimator; `summary` says what is learned from. Its code is a class, see `estimators.base.Estimator`.
+    """An estimator; `summary` says what is learned from. Its code is a class, see `estimators.base.Estimator`."""
 
-    Attributes:
-        reward: the value of `--reward` that it belongs to; None for any.
-        by_block: whether it is the form for objectives that go block by block.
-        learning_rate: the default.
-        objective: the default with the dense weights; with weights that a prior changed it is "ce".
-        distribution: the default.
-        score_only: whether any distribution will do; others need one with a pathwise derivative.
-        backward: whether activations are kept for a backward pass.
-        products: matrix products of every layer in a step, a forward pass being one.
-        products_per_sample: and as many for each of `--samples`.
-        copies: of the batch that go through the model side by side.
-        passes: the model's passes in a step, in words.
-        state: bytes for each weight beyond the frozen one, in words.
-    """
-
-    learning_rate: float
-    reward: str | None = None
-    by_block: bool = False
-    objective: str = "ce"
+    learning_rate: float  # the default, as are objective and distribution
+    reward: str | None = None  # the value of `--reward` that it belongs to; None for any
+    by_block: bool = False  # whether it is the form for objectives that go block by block
+    objective: str = "ce"  # with the dense weights; with weights that a prior changed it is "ce"
     distribution: str = "conditional-bernoulli"
-    score_only: bool = False
-    backward: bool = True
-    products: int = 3
-    products_per_sample: int = 0
-    copies: int = 1
-    passes: str
-    state: str = "5.4 bytes"
+    score_only: bool = False  # whether any distribution will do; others need one with a pathwise derivative
+    backward: bool = True  # whether activations are kept for a backward pass
+    products: int = 3  # matrix products of every layer in a step, a forward pass being one,
+    products_per_sample: int = 0  # and as many for each of `--samples`
+    copies: int = 1  # of the batch that go through the model side by side
+    passes: str  # the model's passes in a step, in words
+    state: str = "5.4 bytes"  # for each weight beyond the frozen one, in words
 
     @property
     def usage(self) -> str:
@@ -91,21 +69,13 @@ class EstimatorChoice(Choice):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriorChoice(Choice):
-    """A one-shot mask to start from; `summary` is the score of a weight. Its code is a function, see `priors.base.Prior`.
+    """A one-shot mask to start from; `summary` is the score of a weight. Its code is a function, see `priors.base.Prior`."""
 
-    Attributes:
-        takes: what follows the name and a colon; empty for nothing.
-        inputs: the inputs of a layer that it sees by default, "dense" or "pruned"; empty for none.
-        needs_grams: whether it needs Gram matrices of the inputs.
-        updates_weights: whether it can change the weights, too.
-        refinable: whether swaps make sense on its mask.
-    """
-
-    takes: str = ""
-    inputs: str = "dense"
-    needs_grams: bool = False
-    updates_weights: bool = False
-    refinable: bool = True
+    takes: str = ""  # what follows the name and a colon; empty for nothing
+    inputs: str = "dense"  # of a layer, that it sees by default: "dense" or "pruned"; empty for none
+    needs_grams: bool = False  # of the inputs
+    updates_weights: bool = False  # whether it can change the weights, too
+    refinable: bool = True  # whether swaps make sense on its mask
 
     @property
     def value(self) -> str:
@@ -115,15 +85,10 @@ class PriorChoice(Choice):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectiveChoice(Choice):
-    """What a step minimises.
+    """What a step minimises."""
 
-    Attributes:
-        teacher_share: of the divergence from the dense model's predictions; the rest is cross-entropy.
-        by_block: whether blocks are learned one after another, without a loss of the whole model.
-    """
-
-    teacher_share: float = 0.0
-    by_block: bool = False
+    teacher_share: float = 0.0  # of the divergence from the dense model's predictions; the rest is cross-entropy
+    by_block: bool = False  # whether blocks are learned one after another, without a loss of the whole model
 
     @property
     def needs_dense(self) -> bool:
@@ -133,117 +98,66 @@ class ObjectiveChoice(Choice):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistributionChoice(Choice):
-    """A distribution of masks; its code makes one from a pattern and a device, see `distributions.base.Distribution`.
+    """A distribution of masks; its code makes one from a pattern and a device, see `distributions.base.Distribution`."""
 
-    Attributes:
-        pathwise: whether its marginals can be differentiated.
-    """
-
-    pathwise: bool
+    pathwise: bool  # whether its marginals can be differentiated
 
 
-_ESTIMATORS, _PRIORS = "maskpro_deploy.learn.estimators", "maskpro_deploy.learn.priors"
-_DISTRIBUTIONS = "maskpro_deploy.learn.distributions"
+_ESTIMATORS, _PRIORS, _DISTRIBUTIONS = (f"maskpro_deploy.learn.{room}" for room in ("estimators", "priors", "distributions"))
 
+# fmt: off
 ESTIMATORS: tuple[EstimatorChoice, ...] = (
     EstimatorChoice(
-        name="pathwise",
-        summary="the loss, through ∂L/∂m",
-        home=f"{_ESTIMATORS}.pathwise:PathwiseEstimator",
-        learning_rate=0.04,
-        objective="ce+kl",
-        passes="forward and backward",
+        name="pathwise", home=f"{_ESTIMATORS}.pathwise:PathwiseEstimator", learning_rate=0.04, objective="ce+kl",
+        summary="the loss, through ∂L/∂m", passes="forward and backward",
     ),
     EstimatorChoice(
-        name="pathwise",
-        by_block=True,
+        name="pathwise", home=f"{_ESTIMATORS}.blockwise:BlockwiseEstimator", by_block=True, learning_rate=0.04,
         summary="with `--objective block`: the outputs of the block",
-        home=f"{_ESTIMATORS}.blockwise:BlockwiseEstimator",
-        learning_rate=0.04,
         passes="forward up to the block, dense and masked; backward through it",
     ),
     EstimatorChoice(
-        name="maskpro",
-        reward="layer",
-        summary="every output's distance from the dense layer's",
-        hint="forward passes only",
-        home=f"{_ESTIMATORS}.layerwise:LayerwiseEstimator",
-        learning_rate=0.01,
-        backward=False,
-        copies=2,
+        name="maskpro", home=f"{_ESTIMATORS}.layerwise:LayerwiseEstimator", reward="layer", learning_rate=0.01,
+        summary="every output's distance from the dense layer's", hint="forward passes only", backward=False, copies=2,
         passes="forward, dense and masked together",
     ),
     EstimatorChoice(
-        name="maskpro",
-        reward="loss",
-        summary="one loss a sample",
-        home=f"{_ESTIMATORS}.maskpro:MaskProEstimator",
+        name="maskpro", home=f"{_ESTIMATORS}.maskpro:MaskProEstimator", reward="loss",
         learning_rate=0.1,  # its steps are not divided by a second moment
-        score_only=True,
-        backward=False,
-        products=1,
-        products_per_sample=1,
-        passes="forward, `--samples` + 1 of them",
-        state="2.4 bytes",
+        summary="one loss a sample", score_only=True, backward=False, products=1, products_per_sample=1,
+        passes="forward, `--samples` + 1 of them", state="2.4 bytes",
     ),
     EstimatorChoice(
-        name="maskpro-paper",
-        summary="as published: the residual against the initial mask, a moving average",
-        hint="as published",
-        home=f"{_ESTIMATORS}.maskpro_paper:MaskProPaperEstimator",
-        learning_rate=50.0,  # MaskPro's own
-        distribution="plackett-luce",
-        score_only=True,
-        backward=False,
-        products=2,
-        passes="two forward",
-        state="2.4 bytes",
+        name="maskpro-paper", home=f"{_ESTIMATORS}.maskpro_paper:MaskProPaperEstimator", learning_rate=50.0,  # MaskPro's own
+        summary="as published: the residual against the initial mask, a moving average", hint="as published",
+        distribution="plackett-luce", score_only=True, backward=False, products=2, passes="two forward", state="2.4 bytes",
     ),
     EstimatorChoice(
-        name="maskllm",
-        summary="the loss of soft masks; C(M, N) logits a group",
-        hint="a baseline",
-        home=f"{_ESTIMATORS}.maskllm:MaskLLMEstimator",
+        name="maskllm", home=f"{_ESTIMATORS}.maskllm:MaskLLMEstimator",
         learning_rate=0.001,  # its candidates are scaled by 100 and more before the softmax
-        passes="forward and backward",
+        summary="the loss of soft masks; C(M, N) logits a group", hint="a baseline", passes="forward and backward",
         state="18 bytes for 2:4, and soft masks",
     ),
 )
 
 PRIORS: tuple[PriorChoice, ...] = (
-    PriorChoice(
-        name="wanda",
-        summary=r"\|W\| times the norm of its input (arXiv 2306.11695)",
-        home=f"{_PRIORS}.wanda:wanda",
-    ),
+    PriorChoice(name="wanda", summary=r"\|W\| times the norm of its input (arXiv 2306.11695)", home=f"{_PRIORS}.wanda:wanda"),
     PriorChoice(name="magnitude", summary=r"\|W\|", home=f"{_PRIORS}.magnitude:magnitude", inputs=""),
     PriorChoice(
-        name="sparsegpt",
+        name="sparsegpt", home=f"{_PRIORS}.sparsegpt:sparsegpt", inputs="pruned", needs_grams=True, updates_weights=True,
         summary="cost by the optimal brain surgeon, column by column (arXiv 2301.00774)",
-        home=f"{_PRIORS}.sparsegpt:sparsegpt",
-        inputs="pruned",
-        needs_grams=True,
-        updates_weights=True,
     ),
     PriorChoice(
-        name="ria",
+        name="ria", home=f"{_PRIORS}.ria:ria",
         summary="share of its column plus share of its row, times the root of the input norm (Zhang et al., ICLR 2024); "
         "without the channel permutation",
-        home=f"{_PRIORS}.ria:ria",
     ),
     PriorChoice(
-        name="file",
-        takes="PATH",
+        name="file", home=f"{_PRIORS}.from_file:from_file", takes="PATH", hint="masks or a sparse folder",
         summary="a mask file or sparse folder of the same dense weights; among its weights Wanda's order",
-        hint="masks or a sparse folder",
-        home=f"{_PRIORS}.from_file:from_file",
     ),
     PriorChoice(
-        name="none",
-        summary="a random mask by `--seed`",
-        hint="random",
-        home=f"{_PRIORS}.no_prior:no_prior",
-        inputs="",
+        name="none", home=f"{_PRIORS}.no_prior:no_prior", summary="a random mask by `--seed`", hint="random", inputs="",
         refinable=False,
     ),
 )
@@ -251,34 +165,26 @@ PRIORS: tuple[PriorChoice, ...] = (
 OBJECTIVES: tuple[ObjectiveChoice, ...] = (
     ObjectiveChoice(name="ce", summary="cross-entropy of the next token", hint="cross-entropy"),
     ObjectiveChoice(
-        name="kl",
-        summary="the divergence from the dense model's predictions",
-        hint="to the dense model",
-        teacher_share=1.0,
+        name="kl", summary="the divergence from the dense model's predictions", hint="to the dense model", teacher_share=1.0
     ),
     ObjectiveChoice(name="ce+kl", summary="the mean of both", hint="the mean of both", teacher_share=0.5),
     ObjectiveChoice(
-        name="block",
+        name="block", hint="by blocks", by_block=True,
         summary="the squared difference of each block's outputs from the dense block's, one block after the other",
-        hint="by blocks",
-        by_block=True,
     ),
 )
 
 DISTRIBUTIONS: tuple[DistributionChoice, ...] = (
     DistributionChoice(
-        name="conditional-bernoulli",
+        name="conditional-bernoulli", home=f"{_DISTRIBUTIONS}.conditional_bernoulli:conditional_bernoulli", pathwise=True,
         summary="p(m) ∝ exp⟨θ, m⟩ over the masks with exactly N of M",
-        home=f"{_DISTRIBUTIONS}.conditional_bernoulli:conditional_bernoulli",
-        pathwise=True,
     ),
     DistributionChoice(
-        name="plackett-luce",
+        name="plackett-luce", home=f"{_DISTRIBUTIONS}.plackett_luce:PlackettLuce", pathwise=False,
         summary="MaskPro's own: N draws without replacement (N ≤ 8)",
-        home=f"{_DISTRIBUTIONS}.plackett_luce:PlackettLuce",
-        pathwise=False,
     ),
 )
+# fmt: on
 
 C = TypeVar("C", bound=Choice)
 
@@ -299,16 +205,6 @@ def describe(choices: Sequence[Choice]) -> str:
     return ", ".join(f"{choice.value} ({choice.hint})" if choice.hint else choice.value for choice in first)
 
 
-def check_known(flag: str, value: str, known: Sequence[str]) -> None:
-    """Refuse a value that is not one of those known.
-
-    Raises:
-        ConfigError: it is unknown; the message has the flag and what is known.
-    """
-    if value not in known:
-        raise ConfigError(f"{flag} {value!r} is unknown; choose one of {', '.join(known)}.")
-
-
 def find(choices: Sequence[C], name: str) -> C:
     """The entry of a name that is known."""
     return next(choice for choice in choices if choice.name == name)
@@ -321,9 +217,8 @@ def find_prior(text: str) -> tuple[PriorChoice, str]:
         ConfigError: it is unknown.
     """
     name, colon, argument = text.partition(":")
-    known = [choice.value for choice in PRIORS]
     entry = next((choice for choice in PRIORS if choice.name == name and bool(colon) == bool(choice.takes)), None)
-    check_known("--prior", text if entry is None else entry.value, known)
+    check_known("--prior", text if entry is None else entry.value, (choice.value for choice in PRIORS))
     assert entry is not None  # else it was refused
     return entry, argument
 

@@ -6,11 +6,10 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.errors import ConfigError, check_known, check_range
 from maskpro_deploy.learn import choices
 from maskpro_deploy.learn.choices import AUTO, BATCH_TOKENS, DistributionChoice, EstimatorChoice, ObjectiveChoice, PriorChoice
 from maskpro_deploy.pattern import NMPattern
@@ -96,7 +95,7 @@ class LearnConfig:
         self._check_limits()
         self._check_ranges()
         for field, known in known_values().items():
-            choices.check_known(_flag(field), getattr(self, field), known)
+            check_known(_flag(field), getattr(self, field), known)
         self._check_estimator()
         self._check_prior()
         for field in ("include", "exclude"):
@@ -114,19 +113,18 @@ class LearnConfig:
 
     def _check_ranges(self) -> None:
         """Every number by itself, and against the window."""
-        rules: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
-            (_POSITIVE, lambda x: x > 0, "above 0"),
-            (_NOT_NEGATIVE, lambda x: x >= 0, "0 or more"),
-            (("window",), lambda x: x >= 2, "at least 2 tokens"),
-            (("parts",), lambda x: x >= 1, "at least 1"),
-            (("flip_rate",), lambda x: 0 < x < 1, "between 0 and 1"),
-            (("samples",), lambda x: x >= 2 and x % 2 == 0, "an even number: samples come in antithetic pairs"),
-            (_AT_LEAST_A_WINDOW, lambda x: x >= self.window, f"at least one --window ({self.window})"),
-        )
-        for fields, good, wanted in rules:
-            for field in fields:
-                if (value := getattr(self, field)) is not None and not good(value):
-                    raise ConfigError(f"{_flag(field)} {value} has to be {wanted}.")
+        for field in _POSITIVE:
+            check_range(_flag(field), getattr(self, field), above=0)
+        for field in _NOT_NEGATIVE:
+            check_range(_flag(field), getattr(self, field), least=0)
+        check_range("--window", self.window, least=2)
+        check_range("--parts", self.parts, least=1)
+        check_range("--flip-rate", self.flip_rate, above=0, below=1)
+        check_range("--samples", self.samples, least=2)
+        if self.samples % 2:
+            raise ConfigError(f"--samples {self.samples} has to be an even number: samples come in antithetic pairs.")
+        for field in _AT_LEAST_A_WINDOW:
+            check_range(_flag(field), getattr(self, field), least=self.window, note="one --window")
 
     def _check_estimator(self) -> None:
         estimator = self.estimator_choice  # refuses an objective that it does not learn by
@@ -151,23 +149,19 @@ class LearnConfig:
 
     @property
     def estimator_choice(self) -> EstimatorChoice:
-        """The entry of the estimator."""
         by_block = self.objective != AUTO and choices.find(choices.OBJECTIVES, self.objective).by_block
         return choices.find_estimator(self.estimator, self.reward, by_block=by_block)
 
     @property
     def prior_choice(self) -> PriorChoice:
-        """The entry of the prior."""
         return choices.find_prior(self.prior)[0]
 
     @property
     def objective_choice(self) -> ObjectiveChoice:
-        """The entry of the objective."""
         return choices.find(choices.OBJECTIVES, self.minimised)
 
     @property
     def distribution_choice(self) -> DistributionChoice:
-        """The entry of the distribution."""
         chosen = self.estimator_choice.distribution if self.distribution == AUTO else self.distribution
         return choices.find(choices.DISTRIBUTIONS, chosen)
 

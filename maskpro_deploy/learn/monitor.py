@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import torch
@@ -40,11 +39,7 @@ class Observer(Protocol):
 
 
 class JsonLog:
-    """A log of JSON lines.
-
-    Args:
-        path: the file; a new run replaces it, a resumed one goes on with it.
-    """
+    """A log of JSON lines in a file that a new run replaces, and that a resumed one goes on with."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -88,10 +83,7 @@ class JsonLog:
 
 
 class TensorBoardLog:
-    """The same figures as TensorBoard scalars over the step.
-
-    Args:
-        folder: where the event files go.
+    """The same figures as TensorBoard scalars over the step, in the event files of a folder.
 
     Raises:
         MissingExtraError: tensorboard is not installed.
@@ -129,35 +121,6 @@ class TensorBoardLog:
             self._writer.close()
 
 
-class Observers:
-    """Several observers as one; closed at the end of a `with` block, whatever happens in it."""
-
-    def __init__(self, observers: Sequence[Observer] = ()) -> None:
-        self._all = tuple(observers)
-
-    def start(self, facts: Mapping[str, Any], step: int) -> None:
-        """See `Observer`."""
-        for one in self._all:
-            one.start(facts, step)
-
-    def step(self, facts: Mapping[str, Any]) -> None:
-        """See `Observer`."""
-        for one in self._all:
-            one.step(facts)
-
-    def point(self, facts: Mapping[str, Any]) -> None:
-        """See `Observer`."""
-        for one in self._all:
-            one.point(facts)
-
-    def __enter__(self) -> Observers:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        for one in self._all:
-            one.close()
-
-
 def peak_memory(device: str) -> int:
     """The most memory that was in use so far: of the process on a CPU, of torch's allocator on a GPU; bytes."""
     if device.startswith("cuda"):
@@ -168,13 +131,8 @@ def peak_memory(device: str) -> int:
 def memorises(epochs: float, training: Sequence[float | None], heldout: Sequence[float]) -> bool:
     """Whether the learning text is being memorised.
 
-    The rule: it has been seen more than once, and from the last point but one to the last, the loss on it fell while the held-out
-    loss rose by more than 0.5 %.
-
-    Args:
-        epochs: how often the text has been seen.
-        training: mean loss of the steps before each point, None at the start.
-        heldout: held-out loss at each point.
+    The rule: it has been seen more than once (`epochs`), and from the last point but one to the last, the mean loss on it fell
+    while the held-out loss rose by more than 0.5 %; the training loss is None at the start.
     """
     if epochs <= 1 or len(heldout) < 3:
         return False

@@ -77,29 +77,17 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The prediction.
+    """The prediction."""
 
-    Attributes:
-        layers: how many get a mask.
-        prunable: weights in them.
-        parameters: weights in all.
-        memory: at the peak.
-        state_bytes_per_weight: of the learner beyond the weights: logits, optimiser, and what it remembers.
-        maskllm_bytes_per_weight: what a logit for each of the C(M, N) masks would take, with gradients and Adam.
-        step_s: seconds of a step at least; None where it was not measured.
-        products_s: of them in matrix products.
-        masks_s: of them in sampling, masking and moving the logits.
-    """
-
-    layers: int
-    prunable: int
-    parameters: int
-    memory: Memory
-    state_bytes_per_weight: float
-    maskllm_bytes_per_weight: float
-    step_s: float | None
-    products_s: float | None
-    masks_s: float | None
+    layers: int  # how many get a mask
+    prunable: int  # weights in them
+    parameters: int  # weights in all
+    memory: Memory  # at the peak
+    state_bytes_per_weight: float  # of the learner beyond the weights: logits, optimiser, and what it remembers
+    maskllm_bytes_per_weight: float  # what a logit for each of the C(M, N) masks would take, with gradients and Adam
+    step_s: float | None  # seconds of a step at least; None where it was not measured
+    products_s: float | None  # of them in matrix products
+    masks_s: float | None  # of them in sampling, masking and moving the logits
 
     def to_json(self) -> dict[str, Any]:
         """Every figure, the peaks too."""
@@ -140,17 +128,12 @@ def plan(checkpoint: Checkpoint, config: LearnConfig, device: str, dtype: torch.
     )
     products = _product_seconds(layers, learning, config, device, dtype) if timed else None
     masks = _mask_seconds(layers, config, device, dtype) if timed else None
+    step = None if products is None or masks is None else products + masks
+    theirs = 4 * _MASKLLM_COPIES * config.pattern.num_masks / config.pattern.m
     return Plan(
-        layers=len(layers),
-        prunable=prunable,
-        parameters=parameters,
-        memory=memory,
-        state_bytes_per_weight=round(per_weight, 3),
-        maskllm_bytes_per_weight=4 * _MASKLLM_COPIES * config.pattern.num_masks / config.pattern.m,
-        products_s=products,
-        masks_s=masks,
-        step_s=None if products is None or masks is None else products + masks,
-    )
+        layers=len(layers), prunable=prunable, parameters=parameters, memory=memory, step_s=step, products_s=products,
+        masks_s=masks, state_bytes_per_weight=round(per_weight, 3), maskllm_bytes_per_weight=theirs,
+    )  # fmt: skip
 
 
 def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
@@ -160,9 +143,8 @@ def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
         settings = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
         AttentionInterface.register(_COUNTING, _counted_attention)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                settings, dtype=dtype, attn_implementation=_COUNTING, trust_remote_code=False
-            )
+            choices = {"attn_implementation": _COUNTING, "trust_remote_code": False}
+            model = AutoModelForCausalLM.from_config(settings, dtype=dtype, **choices)
     except (ValueError, OSError, KeyError, RuntimeError, ImportError) as e:
         raise FormatError(f"{checkpoint.folder} could not be opened as a causal language model: {e}") from e
     return model.eval()
@@ -250,15 +232,7 @@ def _prior_bytes(model: LearningModel, layers: Mapping[str, nn.Linear], config: 
 
 
 def _probe(config: LearnConfig, device: str, dtype: torch.dtype, store: StateStore | None, scale: int) -> Trainer:
-    """A real learner over one small random block, after a step.
-
-    Args:
-        config: whose pattern and ways of learning count.
-        device: to learn on.
-        dtype: of the weights.
-        store: where the state goes.
-        scale: hidden size, in groups of M weights times two heads.
-    """
+    """A real learner over one small random block, after a step; `scale`: hidden size, in groups of M weights times two heads."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     hidden = 2 * config.pattern.m * scale
@@ -332,7 +306,7 @@ def _best_seconds(work: Callable[[], object], device: str) -> float:
         return time.perf_counter() - started
 
     with torch.no_grad():
-        best = timed()
+        timed()  # the first call also sets up
         until = time.perf_counter() + _PROBE_S
         best = timed()
         while time.perf_counter() < until:

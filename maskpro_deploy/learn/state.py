@@ -47,17 +47,11 @@ class StateStore:
 
     @property
     def path(self) -> Path:
-        """The state file."""
         return self.folder / "state.safetensors"
 
     def save(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
         """Replace the saved state."""
-        metadata = {
-            "format": FORMAT,
-            "version": VERSION,
-            "fingerprint": self.fingerprint,
-            "counters": json.dumps(dict(counters)),
-        }
+        metadata = {"format": FORMAT, "version": VERSION, "fingerprint": self.fingerprint, "counters": json.dumps(dict(counters))}
         with atomic_file(self.path) as temporary:
             save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
 
@@ -85,13 +79,10 @@ class StateStore:
             InputError: there is no state, or it is of a run with other settings, model or text.
             FormatError: the file is damaged or of another version.
         """
-        self._read(with_tensors=False)
+        self.load(with_tensors=False)
 
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def load(self, *, with_tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The saved tensors and counters (see `check` for what can go wrong)."""
-        return self._read(with_tensors=True)
-
-    def _read(self, *, with_tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
         self._check_exists()
         try:
             with safe_open(self.path, "pt") as file:
@@ -114,34 +105,29 @@ class StateStore:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class StopRequest:
-    """Whether the user asked to stop: a step is finished first, because half a step is not a state."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a request; the second one interrupts at once.
+def stop_requests() -> Iterator[threading.Event]:
+    """Turn the first SIGINT or SIGTERM into an event, as half a step is not a state; the second one interrupts at once.
 
-    Outside the main thread, where signals cannot be caught, the request simply never comes.
+    Outside the main thread, where signals cannot be caught, the event simply never comes.
     """
-    request = StopRequest()
+    request = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
     before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
-    def ask(signum: int, frame: FrameType | None) -> None:
-        request.asked = True
+    def restore() -> None:
         for s, handler in before.items():
             signal.signal(s, handler)
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        request.set()
+        restore()
 
     for s in before:
         signal.signal(s, ask)
     try:
         yield request
     finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
+        restore()

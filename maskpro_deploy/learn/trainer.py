@@ -11,6 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -21,11 +22,10 @@ import torch
 from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.distributions.packed import flips
-from maskpro_deploy.learn.estimators.base import Estimator, check_loss
-from maskpro_deploy.learn.estimators.step_loss import StepLoss
+from maskpro_deploy.learn.estimators.base import Estimator, StepLoss, check_loss
 from maskpro_deploy.learn.model.model import LearningModel, Windows, prunable_layers
 from maskpro_deploy.learn.model.sites import Mode, Site, set_mode
-from maskpro_deploy.learn.monitor import Observer, Observers, memorises, peak_memory
+from maskpro_deploy.learn.monitor import Observer, memorises, peak_memory
 from maskpro_deploy.learn.priors.compute import compute_prior
 from maskpro_deploy.learn.state import StateStore, stop_requests
 from maskpro_deploy.masks import MaskSet
@@ -38,26 +38,17 @@ _BEHIND = 4  # steps that a GPU may be behind: it always has work, and a loss th
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One point of the learning curve.
-
-    Attributes:
-        sample_loss: mean loss of the samples since the last point, None at the start; nats a token.
-        heldout_loss: loss of the argmax mask on held-out text; nats a token.
-        flips: share of groups whose argmax mask differs from the prior's.
-        entropy: of the masks' distribution, mean over groups; nats.
-        epochs: how often the learning text was seen.
-        memory: the most bytes in use so far, see `peak_memory`.
-    """
+    """One point of the learning curve; losses in nats a token."""
 
     step: int
     tokens: int
     seconds: float
-    sample_loss: float | None
-    heldout_loss: float
-    flips: float
-    entropy: float
-    epochs: float
-    memory: int
+    sample_loss: float | None  # mean of the samples since the last point, None at the start
+    heldout_loss: float  # of the argmax mask on held-out text
+    flips: float  # share of groups whose argmax mask differs from the prior's
+    entropy: float  # of the masks' distribution, mean over groups; nats
+    epochs: float  # how often the learning text was seen
+    memory: int  # the most bytes in use so far, see `peak_memory`
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,14 +70,13 @@ class Trainer:
         model: the frozen model; its linear layers are replaced.
         text: windows to learn from (W, T).
         heldout: windows to measure on (W, T).
-        config: the settings.
+        config: the settings; the attribute has nothing left open.
         store: where to keep the state; None for nowhere.
         progress: updated after every step.
         observers: see every step and measurement; closed when `run` ends.
         named: what a weight of the model is called in the checkpoint.
 
     Attributes:
-        config: the settings with nothing left open.
         layers: weight name in the model -> layer to prune.
         sites: what takes their places.
 
@@ -95,19 +85,11 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        model: LearningModel,
-        text: Windows,
-        heldout: Windows,
-        config: LearnConfig,
-        store: StateStore | None = None,
-        progress: Progress = SILENT,
-        observers: Sequence[Observer] = (),
-        named: Callable[[str], str] = str,
-    ) -> None:
+        self, model: LearningModel, text: Windows, heldout: Windows, config: LearnConfig, store: StateStore | None = None,
+        progress: Progress = SILENT, observers: Sequence[Observer] = (), named: Callable[[str], str] = str,
+    ) -> None:  # fmt: skip
         self.model, self.text, self.heldout, self.config = model, text, heldout, config.on(model.head.device.type)
-        self.store, self.progress, self.named = store, progress, named
-        self.observers = Observers(observers)
+        self.store, self.progress, self.named, self.observers = store, progress, named, tuple(observers)
         self.layers = prunable_layers(model.model, config.pattern, config.include, config.exclude)
         self.counters = Counters()
         self.sites: list[Site] = []
@@ -118,8 +100,6 @@ class Trainer:
         self._started = time.monotonic()
         self._unread: deque[tuple[dict[str, Any], torch.Tensor, Windows]] = deque()  # steps whose loss was not looked at yet
         self._loss = math.nan  # the last one that was
-
-    # -- setting up
 
     def prepare(self, progress: Progress = SILENT, given: MaskSet | None = None) -> None:
         """Measure the dense model, compute the prior, and put a site in the place of every layer to prune.
@@ -154,8 +134,6 @@ class Trainer:
         step = self.config.sequences
         return [self.model.tokens(self.text[chosen[i : i + step]]) for i in range(0, len(chosen), step)]
 
-    # -- one step
-
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         return np.random.default_rng((self.config.seed, epoch)).permutation(len(self.text))
 
@@ -174,14 +152,9 @@ class Trainer:
         counters.tokens += windows.size
         counters.seconds += time.monotonic() - self._started
         self._started = time.monotonic()
-        facts = {
-            "step": counters.step,
-            "tokens": counters.tokens,
-            "seconds": round(counters.seconds, 3),
-            "tokens_per_s": round(counters.tokens / counters.seconds, 1),
-            **self.estimator.metrics(),
-        }
-        self._unread.append((facts, loss, windows))
+        rate = round(counters.tokens / counters.seconds, 1)
+        facts = {"step": counters.step, "tokens": counters.tokens, "seconds": round(counters.seconds, 3), "tokens_per_s": rate}
+        self._unread.append(({**facts, **self.estimator.metrics()}, loss, windows))
         self._read_losses(0 if self.model.head.device.type == "cpu" else _BEHIND)
 
     def _read_losses(self, behind: int = 0) -> None:
@@ -194,9 +167,8 @@ class Trainer:
             facts, loss, windows = self._unread.popleft()
             self._loss = check_loss(float(loss), facts["step"] - 1, self.model, windows)
             self.counters.losses.append(self._loss)
-            self.observers.step({**facts, "loss": self._loss})
-
-    # -- the loop
+            for observer in self.observers:
+                observer.step({**facts, "loss": self._loss})
 
     def run(self) -> bool:
         """Learn until the limit is reached.
@@ -206,11 +178,13 @@ class Trainer:
         """
         config, counters = self.config, self.counters
         saved = time.monotonic()
-        with self.observers, stop_requests() as stop:
-            self.observers.start(config.to_json(), counters.step)
+        with ExitStack() as stack, stop_requests() as stop:
+            for observer in self.observers:
+                stack.callback(observer.close)
+                observer.start(config.to_json(), counters.step)
             if not counters.curve:
                 self._measure()
-            while not self._done() and not stop.asked:
+            while not self._done() and not stop.is_set():
                 self._step()
                 self._tick()
                 if self._fraction() >= len(counters.curve) / config.evaluations and not self._done():
@@ -219,7 +193,7 @@ class Trainer:
                     self.save()
                     saved = time.monotonic()
             self._read_losses()
-            if stop.asked:
+            if stop.is_set():
                 self.save()
                 return False
             if counters.curve[-1].step < counters.step:
@@ -245,11 +219,8 @@ class Trainer:
     def _fraction(self) -> float:
         """How much of the limit is used up, 0 to 1."""
         c, config = self.counters, self.config
-        limit, used = next(
-            (limit, used)
-            for limit, used in ((config.steps, c.step), (config.tokens, c.tokens), (config.budget_s, c.seconds))
-            if limit is not None
-        )
+        pairs = ((config.steps, c.step), (config.tokens, c.tokens), (config.budget_s, c.seconds))
+        limit, used = next((limit, used) for limit, used in pairs if limit is not None)
         return min(1.0, used / limit) if limit > 0 else 1.0
 
     def _done(self) -> bool:
@@ -265,17 +236,12 @@ class Trainer:
         losses = [p.heldout_loss for p in self.counters.curve]
         return self.config.patience is not None and len(losses) - 1 - losses.index(min(losses)) >= self.config.patience
 
-    # -- looking at the result
-
     def heldout_loss(self) -> float:
         """Loss on the held-out windows with the sites' current mode; nats a token."""
+        step = self.config.sequences
+        batches = [self.heldout[i : i + step] for i in range(0, len(self.heldout), step)]
         with torch.inference_mode():
-            losses = [
-                float(self.model.loss(self.heldout[i : i + self.config.sequences], differentiable=False))
-                * len(self.heldout[i : i + self.config.sequences])
-                for i in range(0, len(self.heldout), self.config.sequences)
-            ]
-        return sum(losses) / len(self.heldout)
+            return sum(float(self.model.loss(b, differentiable=False)) * len(b) for b in batches) / len(self.heldout)
 
     def _check_finite(self) -> None:
         """Refuse logits that are not numbers, before they replace a good state or go into a result."""
@@ -291,30 +257,25 @@ class Trainer:
         self._check_finite()
         set_mode(self.sites, Mode.ARGMAX)
         c = self.counters
+        sample_loss = sum(c.losses) / len(c.losses) if c.losses else None
+        epochs = round(c.step * self.config.sequences / len(self.text), 4)
         point = Point(
-            step=c.step,
-            tokens=c.tokens,
-            seconds=round(c.seconds, 3),
-            sample_loss=sum(c.losses) / len(c.losses) if c.losses else None,
-            heldout_loss=self.heldout_loss(),
-            flips=self.flips(),
-            entropy=self.entropy(),
-            epochs=round(c.step * self.config.sequences / len(self.text), 4),
-            memory=peak_memory(self.model.head.device.type),
-        )
+            step=c.step, tokens=c.tokens, seconds=round(c.seconds, 3), sample_loss=sample_loss, heldout_loss=self.heldout_loss(),
+            flips=self.flips(), entropy=self.entropy(), epochs=epochs, memory=peak_memory(self.model.head.device.type),
+        )  # fmt: skip
         c.losses.clear()
         if not c.curve or point.heldout_loss < min(p.heldout_loss for p in c.curve):
             self._best = {s.name: s.kept for s in self.sites}
         c.curve.append(point)
         log.info("%s", point)
-        self.observers.point(asdict(point))
+        for observer in self.observers:
+            observer.point(asdict(point))
         if not c.memorised and memorises(point.epochs, [p.sample_loss for p in c.curve], [p.heldout_loss for p in c.curve]):
             c.memorised = True
             log.warning(
                 "the learning text is being memorised: it was seen %.1f times, the loss on it still falls and the held-out loss "
-                "rises. Give more text; the best mask so far is kept.",
-                point.epochs,
-            )
+                "rises. Give more text; the best mask so far is kept.", point.epochs,
+            )  # fmt: skip
 
     def flips(self) -> float:
         """Share of groups whose argmax mask differs from the prior's."""
@@ -324,8 +285,7 @@ class Trainer:
 
     def entropy(self) -> float:
         """Entropy of the masks' distribution, mean over groups; nats."""
-        total = sum(s.entropy() for s in self.sites)
-        return total / sum(s.logits.shape[1] for s in self.sites)
+        return sum(s.entropy() for s in self.sites) / sum(s.logits.shape[1] for s in self.sites)
 
     def masks(self, dense_sha256: str = "") -> MaskSet:
         """The argmax masks of the point of the curve with the lowest held-out loss: never worse there than the prior."""
@@ -345,10 +305,7 @@ class Trainer:
         masks = {self.named(s.name): s.mask(bits[s.name]) for s in self.sites}
         return MaskSet.from_arrays(self.config.pattern, masks, dense_sha256)
 
-    # -- state
-
     def save(self) -> None:
-        """Save the state, if there is a store."""
         if self.store is None:
             return
         self._read_losses()

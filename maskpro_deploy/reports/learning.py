@@ -19,25 +19,22 @@ def build_page(result: LearnResult, config: LearnConfig, rows: list[tuple[str, s
     """The page: results, curves, flips per kind of layer, every measured point, settings."""
     figures = result.summary()
     perplexity = figures["heldout_perplexity"]
+    settings = [(k.replace("_", " "), str(v)) for k, v in config.to_json().items() if v is not None]
     sections: list[Section] = [TableSection(title="Results", rows=rows)]
     if result.memorised:
         sections.append(ListSection(title="Warning", points=["The learning text was being memorised."], warning=True))
     sections += [_losses(result), _movement(result)]
     if any(by_kind := figures["groups_changed_by_kind"].values()):
-        bars = [
-            Bar(name=k, value=100 * v, note=f"{100 * v:.1f} %", colour=0) for k, v in figures["groups_changed_by_kind"].items()
-        ]
-        plot = plots.draw_bars(
-            bars, x_label="groups changed (%)", description=f"Groups changed in {len(by_kind)} kinds of layers."
-        )
+        kinds = figures["groups_changed_by_kind"].items()
+        bars = [Bar(name=kind, value=100 * share, note=f"{100 * share:.1f} %", colour=0) for kind, share in kinds]
+        description = f"Groups changed in {len(by_kind)} kinds of layers."
+        plot = plots.draw_bars(bars, x_label="groups changed (%)", description=description)
         caption = "Share of groups whose mask differs from the prior's."
         sections.append(PlotSection(title="Flips against the prior, by kind of layer", plot=plot, caption=caption))
     sections += [
         PlotSection(title="Quality", plot=plots.draw_quality_bars(perplexity), caption="Perplexity on the held-out text."),
         TableSection(title="Measured points", header=_HEADER, rows=[_row(p) for p in result.curve]),
-        TableSection(
-            title="Settings", rows=[(k.replace("_", " "), str(v)) for k, v in config.to_json().items() if v is not None]
-        ),
+        TableSection(title="Settings", rows=settings),
         CodeSection(title="How to reproduce", code=command),
     ]
     return Report(
@@ -69,22 +66,15 @@ def _movement(result: LearnResult) -> PlotSection:
         Series(name="groups changed (%)", x=tokens, y=[100 * p.flips for p in result.curve], dots=True),
         Series(name="entropy (hundredths of a nat)", x=tokens, y=[100 * p.entropy for p in result.curve], dots=True),
     ]
-    plot = plots.draw_lines(
-        series, x_label="tokens seen", y_label="", description="Groups changed and entropy over the tokens seen."
-    )
+    description = "Groups changed and entropy over the tokens seen."
+    plot = plots.draw_lines(series, x_label="tokens seen", y_label="", description=description)
     caption = "Groups whose argmax mask differs from the prior's, and mean entropy of the masks' distribution."
     return PlotSection(title="Movement of the masks", plot=plot, caption=caption)
 
 
 def _row(point: Any) -> tuple[str, ...]:
+    sample_loss = "-" if point.sample_loss is None else f"{point.sample_loss:.4f}"
     return (
-        str(point.step),
-        f"{point.tokens:,}",
-        f"{point.seconds:.0f}",
-        "-" if point.sample_loss is None else f"{point.sample_loss:.4f}",
-        f"{point.heldout_loss:.4f}",
-        f"{math.exp(point.heldout_loss):.2f}",
-        f"{100 * point.flips:.2f}",
-        f"{point.entropy:.3f}",
-        f"{point.memory / 1e9:.2f}",
-    )
+        str(point.step), f"{point.tokens:,}", f"{point.seconds:.0f}", sample_loss, f"{point.heldout_loss:.4f}",
+        f"{math.exp(point.heldout_loss):.2f}", f"{100 * point.flips:.2f}", f"{point.entropy:.3f}", f"{point.memory / 1e9:.2f}",
+    )  # fmt: skip

@@ -104,7 +104,7 @@ def test_a_run_that_only_makes_it_worse_returns_the_prior(
     def uphill(logits: torch.Tensor, moments: Moments, grad: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:
         return move(logits, moments, -grad, *more, **named)
 
-    monkeypatch.setattr("maskpro_deploy.learn.kernels.operations.move", uphill)
+    monkeypatch.setattr("maskpro_deploy.learn.kernels.contract.move", uphill)
     monkeypatch.setattr("maskpro_deploy.learn.kernels.site_step.native_step", lambda pattern, otherwise: otherwise)
     result = run(dense, tmp_path / "out", text, heldout, replace(CONFIG, steps=30))
     assert min(p.heldout_loss for p in result.curve[1:]) > result.curve[0].heldout_loss

@@ -53,17 +53,11 @@ class _Common:
         return mask.to(logits.dtype) - self.marginals(logits)
 
     def mode(self, logits: Tensor) -> Tensor:
-        """The mask of the N highest logits; of equal ones those that come first.  # (M, G) -> (M, G) boolean"""
         return top(logits, self.pattern.n)
 
 
 class Enumerated(_Common):
-    """By enumeration of all masks, and in closed form for 2:4.
-
-    Args:
-        pattern: the N:M pattern.
-        device: where the logits live.
-    """
+    """By enumeration of all masks, and in closed form for 2:4; the logits live on the given device."""
 
     uniforms = 1
 
@@ -83,22 +77,18 @@ class Enumerated(_Common):
         return torch.softmax(self._log_weights(logits), dim=0)
 
     def log_prob(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """Log-probability of a mask.  # (M, G), (M, G) boolean -> (G,)"""
         log_p = torch.log_softmax(self._log_weights(logits), dim=0)
         state = (self._bits[:, None] == _number(mask)).int().argmax(0)
         return log_p.gather(0, state[None]).squeeze(0)
 
     def marginals(self, logits: Tensor) -> Tensor:
-        """μ = E[m].  # (M, G) -> (M, G)"""
         return self.masks.t().to(logits.dtype) @ self.probabilities(logits)
 
     def entropy(self, logits: Tensor) -> Tensor:
-        """Entropy of each group, in nats.  # (M, G) -> (G,)"""
         log_p = torch.log_softmax(self._log_weights(logits), dim=0)
         return -(log_p.exp() * log_p).sum(0)
 
     def stay(self, logits: Tensor) -> Tensor:
-        """Probability that a sample is the mode: 1 / Z.  # (M, G) -> (G,)"""
         return torch.logsumexp(self._log_weights(logits), dim=0).neg_().exp_()
 
     def sample(self, logits: Tensor, uniform: Tensor) -> Tensor:
@@ -116,14 +106,6 @@ class Enumerated(_Common):
         """Cov(m) h with h = ∂L/∂m.
 
         Computed as E[m (⟨m, h⟩ - E⟨m, h⟩)], with ⟨m, h⟩ relative to the mode's: nothing large cancels in groups that are certain.
-
-        Args:
-            logits: (M, G).
-            grad_mask: h, (M, G).
-            is_centred: the cut is at 0 already.
-
-        Returns:
-            (M, G).
         """
         if (self.pattern.n, self.pattern.m) == (2, 4):
             return _pathwise_2_4(logits if is_centred else centred(logits, 2), grad_mask)
@@ -171,11 +153,7 @@ def _pathwise_2_4(logits: Tensor, h: Tensor) -> Tensor:
 
 
 class Recursive(_Common):
-    """By recursion over the weights, for patterns with too many masks to enumerate.
-
-    Args:
-        pattern: the N:M pattern.
-    """
+    """By recursion over the weights, for patterns with too many masks to enumerate."""
 
     def __init__(self, pattern: NMPattern) -> None:
         self.pattern = pattern
@@ -186,33 +164,31 @@ class Recursive(_Common):
         return self.pattern.m
 
     def log_prob(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """Log-probability of a mask.  # (M, G), (M, G) boolean -> (G,)"""
         d = centred(logits, self.pattern.n)
         flipped = torch.where(mask, d.clamp_max(0), -d.clamp_min(0)).sum(0)
         return flipped - self._normaliser(logits).log()
 
     def _normaliser(self, logits: Tensor) -> Tensor:
-        return _blocks(lambda x: self._forward(x)[2][-1][self.pattern.n], logits)
+        return _blocks(self._last, logits)
+
+    def _last(self, logits: Tensor) -> Tensor:
+        """Z.  # (M, G) -> (G,)"""
+        return self._table(*self._factors(logits), range(self.pattern.m))[-1][self.pattern.n]
 
     def stay(self, logits: Tensor) -> Tensor:
-        """Probability that a sample is the mode: 1 / Z.  # (M, G) -> (G,)"""
         return self._normaliser(logits).reciprocal_()
 
     def marginals(self, logits: Tensor) -> Tensor:
-        """μ = E[m].  # (M, G) -> (M, G)"""
         return _blocks(lambda x: self._kept_and_dropped(x)[0], logits)
 
     def entropy(self, logits: Tensor) -> Tensor:
-        """Entropy of each group, in nats.  # (M, G) -> (G,)
-
-        log Z + Σ_i P(i flipped) |θ_i - t|: a sum of positive terms.
-        """
+        """Log Z + Σ_i P(i flipped) |θ_i - t|: a sum of positive terms."""
 
         def block(x: Tensor) -> Tensor:
             kept, dropped = self._kept_and_dropped(x)
             d = centred(x, self.pattern.n)
             flipped = torch.where(d >= 0, dropped, kept)
-            return self._forward(x)[2][-1][self.pattern.n].log() + (flipped * d.abs()).sum(0)
+            return self._last(x).log() + (flipped * d.abs()).sum(0)
 
         return _blocks(block, logits)
 
@@ -235,16 +211,7 @@ class Recursive(_Common):
         return _blocks(block, logits, uniform)
 
     def pathwise(self, logits: Tensor, grad_mask: Tensor, *, is_centred: bool = False) -> Tensor:
-        """Cov(m) h with h = ∂L/∂m: the derivative of E[flips] where every flip factor x_i grows by ±h_i x_i.
-
-        Args:
-            logits: (M, G).
-            grad_mask: h, (M, G).
-            is_centred: the cut is at 0 already; it makes no difference here.
-
-        Returns:
-            (M, G).
-        """
+        """Cov(m) h with h = ∂L/∂m: the derivative of E[flips] where every flip factor x_i grows by ±h_i x_i."""
 
         def block(x: Tensor, h: Tensor) -> Tensor:
             n, m = self.pattern.n, self.pattern.m
@@ -294,15 +261,11 @@ class Recursive(_Common):
             slopes.append(slope)
         return table, slopes
 
-    def _forward(self, logits: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        u, v = self._factors(logits)
-        return u, v, self._table(u, v, range(self.pattern.m))
-
     def _kept_and_dropped(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """P(m_i = 1) and P(m_i = 0), each without cancellation.  # (M, G) -> (M, G), (M, G)"""
         n, m = self.pattern.n, self.pattern.m
-        u, v, f = self._forward(logits)
-        b = self._table(u, v, range(m - 1, -1, -1))
+        u, v = self._factors(logits)
+        f, b = self._table(u, v, range(m)), self._table(u, v, range(m - 1, -1, -1))
         kept, dropped = torch.empty_like(logits), torch.empty_like(logits)
         for i in range(m):
             kept[i] = v[i] * _product(f[i], b[m - 1 - i], n - 1)
@@ -317,8 +280,7 @@ def _product(before: Tensor, after: Tensor, count: int) -> Tensor:
 
 def _convolve(before: Tensor, after: Tensor, d_before: Tensor, d_after: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """`_product` and its derivative."""
-    value = _product(before, after, count)
-    return value, _product(d_before, after, count) + _product(before, d_after, count)
+    return _product(before, after, count), _product(d_before, after, count) + _product(before, d_after, count)
 
 
 def _blocks(function: Callable[..., Tensor], *planes: Tensor) -> Tensor:

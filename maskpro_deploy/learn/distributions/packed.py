@@ -47,8 +47,7 @@ def _fold(planes: Tensor) -> Tensor:
 
 def unpack(packed: Tensor, count: int) -> Tensor:
     """The mask of `count` weights.  # (ceil(n / 8),) uint8 -> (n,) boolean"""
-    rows = torch.nn.functional.embedding(packed.int(), _boolean_table(packed.device))
-    return rows.view(-1)[:count].bool()
+    return torch.nn.functional.embedding(packed.int(), _boolean_table(packed.device)).view(-1)[:count].bool()
 
 
 def flips(packed: Tensor, other: Tensor, m: int, count: int) -> int:
@@ -68,16 +67,16 @@ def masked(weight: Tensor, packed: Tensor) -> Tensor:
     return rows.view(weight.dtype).view(weight.shape)
 
 
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)  # (256, 8)
+
+
 @functools.lru_cache(maxsize=8)
 def _table(dtype: torch.dtype, device: torch.device) -> Tensor:
     """Eight weights of all ones or all zeros for every byte.  # (256, itemsize) float64: torch gathers rows of floats fastest"""
-    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)  # (256, 8)
-    size = dtype.itemsize
-    ones = np.repeat(bits * np.uint8(255), size, axis=1)  # (256, 8 * itemsize)
+    ones = np.repeat(_BITS * np.uint8(255), dtype.itemsize, axis=1)  # (256, 8 * itemsize)
     return torch.from_numpy(ones.view(np.float64).copy()).to(device)
 
 
 @functools.lru_cache(maxsize=8)
 def _boolean_table(device: torch.device) -> Tensor:
-    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
-    return torch.from_numpy(bits.astype(np.float32)).to(device)
+    return torch.from_numpy(_BITS.astype(np.float32)).to(device)

@@ -17,6 +17,7 @@ Shapes: `M` weights in a group, `G` groups; planes are (M, G).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -32,11 +33,7 @@ _TINY = 2.0**-25  # stands for a uniform number of 0
 
 
 class PlackettLuce:
-    """The distribution for one pattern.
-
-    Args:
-        pattern: the N:M pattern.
-        device: where the logits live.
+    """The distribution for one pattern; the logits live on the given device.
 
     Raises:
         PatternError: N is above `MAX_KEPT`.
@@ -50,8 +47,7 @@ class PlackettLuce:
             )
         self.pattern = pattern
         self._masks = torch.from_numpy(pattern.all_masks()).to(device) if pattern.num_masks <= MAX_MASKS else None  # (S, M)
-        subsets = range(1 << pattern.n)
-        self._members = [[i for i in range(pattern.n) if a >> i & 1] for a in subsets]
+        self._members = [[i for i in range(pattern.n) if a >> i & 1] for a in range(1 << pattern.n)]  # of every subset
 
     @property
     def uniforms(self) -> int:
@@ -64,7 +60,6 @@ class PlackettLuce:
         return self._forward(kept, left)[-1]
 
     def score(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """Derivative of `log_prob` in θ.  # (M, G), (M, G) boolean -> (M, G)"""
         kept, places, left = self._split(logits, mask)
         forward, backward = self._forward(kept, left), self._backward(kept, left)
         strict = len(left) - 1
@@ -76,19 +71,9 @@ class PlackettLuce:
         return out.scatter_(0, places, drawn)
 
     def marginals(self, logits: Tensor) -> Tensor:
-        """μ = E[m].  # (M, G) -> (M, G)
-
-        Raises:
-            PatternError: the pattern has more than `MAX_MASKS` masks.
-        """
         return self._over_masks(logits, lambda p, mask: p * mask)
 
     def entropy(self, logits: Tensor) -> Tensor:
-        """Entropy of each group, in nats.  # (M, G) -> (G,)
-
-        Raises:
-            PatternError: the pattern has more than `MAX_MASKS` masks.
-        """
         return self._over_masks(logits, lambda p, mask: -torch.xlogy(p, p))
 
     def sample(self, logits: Tensor, uniform: Tensor) -> Tensor:
@@ -97,11 +82,9 @@ class PlackettLuce:
         return top(noise.add_(logits), self.pattern.n)
 
     def mode(self, logits: Tensor) -> Tensor:
-        """The mask of the N highest logits; of equal ones those that come first.  # (M, G) -> (M, G) boolean"""
         return top(logits, self.pattern.n)
 
     def stay(self, logits: Tensor) -> Tensor:
-        """Probability that a sample is the mode.  # (M, G) -> (G,)"""
         return self.log_prob(logits, self.mode(logits)).exp_()
 
     def _split(self, logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -118,10 +101,8 @@ class PlackettLuce:
         """The logarithm of f(A) for every subset A."""
         f = [torch.zeros_like(left[0])]
         for members, a in zip(self._members[1:], range(1, len(left)), strict=True):
-            before = [a & ~(1 << i) for i in members]
-            f.append(
-                torch.logsumexp(torch.stack([f[b] + kept[i] - left[b] for i, b in zip(members, before, strict=True)]), dim=0)
-            )
+            terms = [f[a & ~(1 << i)] + kept[i] - left[a & ~(1 << i)] for i in members]
+            f.append(torch.logsumexp(torch.stack(terms), dim=0))
         return f
 
     def _backward(self, kept: Tensor, left: list[Tensor]) -> list[Tensor]:
@@ -134,13 +115,12 @@ class PlackettLuce:
         return b
 
     def _over_masks(self, logits: Tensor, term: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Sum of a term of p(m) and m over all masks."""
+        """Sum of a term of p(m) and m over all masks.
+
+        Raises:
+            PatternError: the pattern has more than `MAX_MASKS` masks.
+        """
         if self._masks is None:
             raise PatternError(f"{self.pattern} has {self.pattern.num_masks} masks a group: too many to sum over.")
-        total: Tensor | None = None
-        for row in self._masks:
-            mask = row[:, None].expand_as(logits)
-            part = term(self.log_prob(logits, mask).exp(), mask.to(logits.dtype))
-            total = part if total is None else total + part
-        assert total is not None
-        return total
+        masks = [row[:, None].expand_as(logits) for row in self._masks]
+        return functools.reduce(torch.add, (term(self.log_prob(logits, mask).exp(), mask.to(logits.dtype)) for mask in masks))

@@ -55,15 +55,7 @@ def centred(planes: Tensor, n: int) -> Tensor:
 
 
 def top(planes: Tensor, n: int) -> Tensor:
-    """The mask of the n highest of every group; of equal ones those that come first.
-
-    Args:
-        planes: (M, G).
-        n: how many to keep.
-
-    Returns:
-        (M, G) boolean.
-    """
+    """The mask of the n highest of every group; of equal ones those that come first.  # (M, G) -> (M, G) boolean"""
     least = cut(planes, n)[0]
     return _fill(planes > least, planes == least, n)
 
@@ -71,12 +63,7 @@ def top(planes: Tensor, n: int) -> Tensor:
 def top_of_centred(planes: Tensor, n: int) -> Tensor:
     """The mask of the n highest where the cut is known to be 0, and -0.0 counts as lower than +0.0.
 
-    Args:
-        planes: (M, G) float16; at most n numbers of a group are above 0, at least n are not below.
-        n: how many to keep.
-
-    Returns:
-        (M, G) boolean.
+    At most n numbers of a group are above 0, at least n are not below.  # (M, G) float16 -> (M, G) boolean
     """
     bits = planes.view(torch.int16)  # integers compare several times faster, and show the sign of a zero
     sign = bits >> 15  # 0, or -1 below zero

@@ -1,4 +1,4 @@
-"""How the gradient of the logits is computed: what the training loop needs to know about it.
+"""How the gradient of the logits is computed, what the training loop needs to know about it, and the loss that a step minimises.
 
 The loop gives an estimator batches; the estimator is the hook of all sites, moves their logits and keeps `Site.kept`, the argmax
 mask, up to date. `choices.ESTIMATORS` lists all of them; `docs/theory.md` says what each one estimates, with which bias and
@@ -12,24 +12,49 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.estimators.step_loss import StepLoss
 from maskpro_deploy.learn.model.model import LearningModel, Windows
-from maskpro_deploy.learn.model.sites import Site, SiteHook
+from maskpro_deploy.learn.model.sites import Mode, Site, SiteHook, set_mode
+
+
+class StepLoss:
+    """The objective of a run: cross-entropy, with a share of 0 to 1 for the divergence from the dense model.
+
+    For the divergence all sites are switched off while the dense model is asked.
+    """
+
+    def __init__(self, model: LearningModel, sites: Sequence[Site], teacher_share: float) -> None:
+        self._model, self._sites, self._share = model, sites, teacher_share
+        self._asked: Windows | None = None
+        self._answer: Tensor | None = None
+
+    def __call__(self, windows: Windows, *, differentiable: bool) -> Tensor:
+        """The loss under the sites' current masks.  # (B, T) -> scalar, nats a token"""
+        if self._share == 0:
+            return self._model.loss(windows, differentiable=differentiable)
+        return self._model.loss(windows, differentiable=differentiable, teacher=self._teacher(windows), share=self._share)
+
+    def _teacher(self, windows: Windows) -> Tensor:
+        """Last hidden states of the dense model; kept for as long as the same windows are asked about.  # (B, T, D)"""
+        if self._answer is None or self._asked is not windows:
+            modes = [site.mode for site in self._sites]
+            set_mode(self._sites, Mode.DENSE)
+            try:
+                with torch.no_grad():
+                    self._answer = self._model.hidden(self._model.tokens(windows), differentiable=False)
+            finally:
+                for site, mode in zip(self._sites, modes, strict=True):
+                    site.mode = mode
+            self._asked = windows
+        return self._answer
 
 
 class Estimator(SiteHook, ABC):
-    """One way to learn the logits of the sites of a model.
-
-    Args:
-        config: the settings.
-        model: the model whose layers the sites are.
-        sites: all of them.
-        loss: the objective.
-    """
+    """One way to learn the logits of all sites of a model."""
 
     def __init__(self, config: LearnConfig, model: LearningModel, sites: Sequence[Site], loss: StepLoss) -> None:
         self._config, self._model, self._sites, self._loss = config, model, sites, loss
@@ -67,7 +92,7 @@ class Estimator(SiteHook, ABC):
         return {}
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state, as `tensors` and `numbers` gave it."""
         for site in self._sites:
             site.logits.copy_(tensors[f"logits/{site.name}"])
             site.kept = site.argmax()

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from maskpro_deploy.learn.config import LearnConfig
+from maskpro_deploy.learn.estimators.base import StepLoss
 from maskpro_deploy.learn.estimators.pathwise import PathwiseEstimator
-from maskpro_deploy.learn.estimators.step_loss import StepLoss
 from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer
 from maskpro_deploy.learn.model.calibration import BlockStream
 from maskpro_deploy.learn.model.model import LearningModel, Windows
@@ -88,5 +88,4 @@ class BlockwiseEstimator(PathwiseEstimator):
         self._place = int(numbers["block"])
 
     def metrics(self) -> dict[str, float]:
-        """Which block is at work."""
         return {"block": float(self._place)}

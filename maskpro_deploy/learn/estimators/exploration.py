@@ -49,10 +49,6 @@ def advantages(losses: Sequence[float], argmax_loss: float) -> list[float]:
     Samples 2i and 2i + 1 are an antithetic pair and depend on each other, so neither may be the other's baseline: that would
     bias the gradient. With several pairs the baseline is the mean loss of all other pairs (leave one out); with one pair it is
     the loss of the argmax mask on the same batch. Both are independent of the pair, so the gradient stays unbiased.
-
-    Args:
-        losses: of the samples; an even number.
-        argmax_loss: of the argmax mask on the same batch.
     """
     pairs = len(losses) // 2
     if pairs == 1:
@@ -82,12 +78,11 @@ def move_by_scores(
     gram = torch.zeros(len(weights), len(weights), dtype=torch.float64)
     for number, chunk in site.chunks():
         logits = site.logits[:, chunk].float()
-        groups = logits.shape[1]
         scores = (site.family.score(logits / temperature, site.planes(bits, chunk)) for bits in samples)
         grads = torch.stack([score.mul_(a).flatten() for score, a in zip(scores, weights, strict=True)])  # (K, M * g)
         gram += (grads @ grads.t()).double().cpu()
-        moved = logits.sub_(grads.sum(0).view(m, groups), alpha=rate)
-        dither = noise((m, groups), key, logits.device, number)
+        moved = logits.sub_(grads.sum(0).view(logits.shape), alpha=rate)
+        dither = noise((m, logits.shape[1]), key, logits.device, number)
         kept[site.bits_of(chunk)] = pack(store(site.logits[:, chunk], moved, n, dither))
     site.kept = kept
     return gram

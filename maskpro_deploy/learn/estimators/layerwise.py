@@ -37,8 +37,7 @@ class LayerwiseEstimator(PathwiseEstimator):
     def step(self, windows: Windows, step: int, left: float) -> Tensor:
         """Send the batch through the dense and the masked model side by side; every layer learns as it is passed.
 
-        Returns:
-            The loss of the argmax masks before the step, nats a token.
+        The loss is that of the argmax masks before the step.
         """
         self._begin(step, left)
         set_mode(self._sites, Mode.HOOK)
@@ -60,16 +59,6 @@ class LayerwiseEstimator(PathwiseEstimator):
 
 
 def own_gradient(weight: Tensor, masked: Tensor, error: Tensor, inputs: Tensor) -> Tensor:
-    """The formula's h / w: what takes the place of the masked weight's gradient.
-
-    Args:
-        weight: dense (O, C).
-        masked: under the argmax mask (O, C).
-        error: E (T, O).
-        inputs: of the masked layer (T, C).
-
-    Returns:
-        (O, C) float32.
-    """
+    """The formula's h / w, in place of the masked weight's gradient.  # (O, C), (O, C), E (T, O), X̂ (T, C) -> (O, C) float32"""
     own = (weight.float() - 2 * masked.float()).mul_(0.5 * inputs.float().square().sum(0))
     return own.add_(error.t() @ inputs)

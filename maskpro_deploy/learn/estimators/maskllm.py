@@ -24,8 +24,7 @@ from maskpro_deploy.errors import PatternError
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.distributions.base import to_planes
 from maskpro_deploy.learn.distributions.packed import pack, unpack
-from maskpro_deploy.learn.estimators.base import Estimator
-from maskpro_deploy.learn.estimators.step_loss import StepLoss
+from maskpro_deploy.learn.estimators.base import Estimator, StepLoss
 from maskpro_deploy.learn.model.model import LearningModel, Windows
 from maskpro_deploy.learn.model.sites import Mode, Site, set_mode
 
@@ -65,7 +64,6 @@ class MaskLLMEstimator(Estimator):
             site.kept = self._argmax(site)
 
     def step(self, windows: Windows, step: int, left: float) -> Tensor:
-        """One forward pass under soft masks and one backward pass."""
         self._step, self._rate = step, self._config.rate * left
         self._tau = _TAU[0] * left + _TAU[1] * (1 - left)
         self._kappa = _KAPPA[0] * left + _KAPPA[1] * (1 - left)
@@ -83,12 +81,10 @@ class MaskLLMEstimator(Estimator):
         return torch.softmax(gumbel.add_(gates, alpha=self._kappa).div_(self._tau), dim=0)
 
     def draw_mask(self, site: Site) -> Tensor:
-        """The soft mask.  # (O, C)"""
         factors = self._masks.t() @ self._probabilities(site)  # (M, G)
         return factors.t().reshape(site.weight.shape).to(site.weight.dtype)
 
     def take_gradient(self, site: Site, grad_weight: Tensor) -> None:
-        """Move the candidates' logits.  # (O, C)"""
         y = self._probabilities(site)
         along = self._masks @ to_planes(grad_weight * site.weight, self._config.pattern.m)  # (S, G)
         grad = (along - (y * along).sum(0)).mul_(y).mul_(self._kappa / self._tau)
@@ -104,17 +100,14 @@ class MaskLLMEstimator(Estimator):
         return pack(self._masks[best].t().contiguous() > 0)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Gates and moments."""
         gates = {f"gates/{name}": gates for name, gates in self._gates.items()}
         first = {f"first/{name}": moments[0] for name, moments in self._moments.items()}
         return gates | first | {f"second/{name}": moments[1] for name, moments in self._moments.items()}
 
     def numbers(self) -> dict[str, Any]:
-        """Updates made."""
         return {"updates": self._updates}
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
         self._updates = int(numbers["updates"])
         for site in self._sites:
             self._gates[site.name].copy_(tensors[f"gates/{site.name}"])

@@ -22,9 +22,8 @@ import torch
 from torch import Tensor
 
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.estimators.base import Estimator
+from maskpro_deploy.learn.estimators.base import Estimator, StepLoss
 from maskpro_deploy.learn.estimators.exploration import advantages, move_by_scores, signal_to_noise, temperature_for
-from maskpro_deploy.learn.estimators.step_loss import StepLoss
 from maskpro_deploy.learn.model.model import LearningModel, Windows
 from maskpro_deploy.learn.model.sites import Mode, Site, set_mode
 
@@ -54,11 +53,8 @@ class MaskProEstimator(Estimator):
             self._sample = sample
             losses.append(self._try_masks(windows, step))
         gram = self._move(active, advantages(losses, argmax_loss), self._config.rate * left)
-        self._metrics = {
-            "temperature": self._temperature,
-            "signal_to_noise": signal_to_noise(gram),
-            "sample_excess": sum(losses) / len(losses) - argmax_loss,
-        }
+        excess = sum(losses) / len(losses) - argmax_loss
+        self._metrics = {"temperature": self._temperature, "signal_to_noise": signal_to_noise(gram), "sample_excess": excess}
         return torch.tensor(losses, dtype=torch.float64).mean()
 
     def _active(self, step: int) -> Sequence[Site]:
@@ -72,8 +68,7 @@ class MaskProEstimator(Estimator):
 
     def _draw(self, site: Site, sample: int) -> Tensor:
         """A sample of this step; 2i and 2i + 1 are an antithetic pair."""
-        key = site.key(self._config.seed, self._step, sample // 2)
-        return site.sample(self._temperature, key, mirrored=bool(sample % 2))
+        return site.sample(self._temperature, site.key(self._config.seed, self._step, sample // 2), mirrored=bool(sample % 2))
 
     def _move(self, active: Sequence[Site], gains: Sequence[float], rate: float) -> Tensor:
         """Move the logits by the samples' advantages, relative to their usual size; inner products as of `move_by_scores`."""
@@ -89,10 +84,8 @@ class MaskProEstimator(Estimator):
         return gram
 
     def numbers(self) -> dict[str, Any]:
-        """The running mean square of the advantages."""
         return {"advantage_spread": self._spread}
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
         super().restore(tensors, numbers)
         self._spread = float(numbers["advantage_spread"])

@@ -20,9 +20,8 @@ from torch import Tensor
 
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.distributions.top_n import centred
-from maskpro_deploy.learn.estimators.base import Estimator
+from maskpro_deploy.learn.estimators.base import Estimator, StepLoss
 from maskpro_deploy.learn.estimators.exploration import move_by_scores
-from maskpro_deploy.learn.estimators.step_loss import StepLoss
 from maskpro_deploy.learn.model.model import LearningModel, Windows
 from maskpro_deploy.learn.model.sites import Mode, Site, set_mode
 
@@ -64,10 +63,8 @@ class MaskProPaperEstimator(Estimator):
         return self._masks[site.name]
 
     def numbers(self) -> dict[str, Any]:
-        """The moving average."""
         return {"tracker": self._tracker}
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
         super().restore(tensors, numbers)
         self._tracker = float(numbers["tracker"])

@@ -14,8 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.estimators.base import Estimator
-from maskpro_deploy.learn.estimators.step_loss import StepLoss
+from maskpro_deploy.learn.estimators.base import Estimator, StepLoss
 from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer
 from maskpro_deploy.learn.kernels.site_step import site_step, warn_if_moved_otherwise
 from maskpro_deploy.learn.model.model import LearningModel, Windows
@@ -32,7 +31,6 @@ class PathwiseEstimator(Estimator):
         self._step, self._temperature = 0, 0.0
 
     def step(self, windows: Windows, step: int, left: float) -> Tensor:
-        """One forward and one backward pass."""
         self._begin(step, left)
         set_mode(self._sites, self._hard_mode)
         return self._learn_backward(self._loss(windows, differentiable=True), windows, step)
@@ -49,26 +47,21 @@ class PathwiseEstimator(Estimator):
 
     @property
     def moved_by(self) -> str:
-        """See `kernels.contract.SiteStep`."""
         return self._site_step.moved_by
 
     def draw_mask(self, site: Site) -> Tensor:
         return site.sample(self._temperature, site.key(self._config.seed, self._step))
 
     def take_gradient(self, site: Site, grad_weight: Tensor) -> None:
-        """Turn the gradient of a masked weight into a step of its logits.  # (O, C)"""
         self._site_step(self._optimizer, site, grad_weight, site.key(self._config.seed, self._step))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Logits and moments."""
         return super().tensors() | self._optimizer.tensors()
 
     def numbers(self) -> dict[str, Any]:
-        """The optimiser's step, and by what logits are moved."""
         return {"optimizer_step": self._optimizer.step, "moved_by": self.moved_by}
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
         super().restore(tensors, numbers)
         warn_if_moved_otherwise(self._site_step, numbers)
         self._optimizer.step = int(numbers["optimizer_step"])

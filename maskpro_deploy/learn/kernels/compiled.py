@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from maskpro_deploy.errors import in_one_line
-from maskpro_deploy.learn.kernels.contract import Chunk, ChunkStep
-from maskpro_deploy.learn.kernels.operations import move_chunk
+from maskpro_deploy.learn.kernels.contract import Chunk, ChunkStep, move_chunk
 from maskpro_deploy.learn.kernels.optimizer import Moments
 from maskpro_deploy.pattern import NMPattern
 
@@ -26,15 +25,11 @@ log = logging.getLogger(__name__)
 
 MAX_MASKS = 8  # of a group: more would make long kernels; matrix products are better then
 _CLAMP = 80.0  # e^-80 is a normal float32
+Masks = tuple[tuple[bool, ...], ...]  # all of a group
 
 
 class CompiledStep:
-    """A `ChunkStep` through torch.compile; another one where compiling fails, which is logged once.
-
-    Args:
-        pattern: has at most `MAX_MASKS` masks a group.
-        otherwise: what to do where compiling fails.
-    """
+    """A `ChunkStep` through torch.compile for up to `MAX_MASKS` masks; another one where that fails, which is logged once."""
 
     def __init__(self, pattern: NMPattern, otherwise: ChunkStep) -> None:
         masks = tuple(tuple(bool(x) for x in mask) for mask in pattern.all_masks())
@@ -44,16 +39,13 @@ class CompiledStep:
 
     @property
     def moved_by(self) -> str:
-        """Whether compiling has not failed so far."""
         return self._otherwise.moved_by if self._compiled is None else "compiled"
 
     def __call__(self, chunk: Chunk) -> Tensor:
         if self._compiled is not None:
-            moments, scale = chunk.moments, torch.as_tensor(chunk.scale)
+            moments, scale = (chunk.moments.first, chunk.moments.second), torch.as_tensor(chunk.scale)
             try:
-                return self._compiled(
-                    chunk.grad, chunk.weight, chunk.logits, moments.first, moments.second, chunk.dither, scale, chunk.betas
-                )
+                return self._compiled(chunk.grad, chunk.weight, chunk.logits, *moments, chunk.dither, scale, chunk.betas)
             except Exception as e:  # no compiler, no Triton: torch raises many kinds, before anything has run
                 log.warning("torch.compile does not work here (%s): steps take longer.", in_one_line(e, 200))
                 self._compiled = None
@@ -61,33 +53,16 @@ class CompiledStep:
 
 
 def _move_tensors(
-    pattern: NMPattern,
-    masks: tuple[tuple[bool, ...], ...],
-    grad: Tensor,
-    weight: Tensor,
-    logits: Tensor,
-    first: Tensor,
-    second: Tensor,
-    dither: Tensor,
-    scale: Tensor,
-    betas: tuple[float, float],
-) -> Tensor:
+    pattern: NMPattern, masks: Masks, grad: Tensor, weight: Tensor, logits: Tensor, first: Tensor, second: Tensor,
+    dither: Tensor, scale: Tensor, betas: tuple[float, float],
+) -> Tensor:  # fmt: skip
     """The step as a function of plain tensors, as torch.compile wants it."""
     chunk = Chunk(grad, weight, logits, Moments(first, second), dither, scale, betas)
     return move_chunk(pattern, functools.partial(covariance, masks), chunk)
 
 
-def covariance(masks: tuple[tuple[bool, ...], ...], logits: Tensor, h: Tensor) -> Tensor:
-    """Cov(m) h, mask by mask.
-
-    Args:
-        masks: all masks of a group.
-        logits: relative to the cut (M, G).
-        h: ∂L/∂m (M, G).
-
-    Returns:
-        (M, G).
-    """
+def covariance(masks: Masks, logits: Tensor, h: Tensor) -> Tensor:
+    """Cov(m) h over all masks, for logits relative to the cut and h = ∂L/∂m.  # (M, G), (M, G) -> (M, G)"""
     # a flip out of the mode costs |θ|: all exponents are at most 0; and ⟨m, h⟩ counts from the mode, so nothing large cancels
     away = [x.abs() for x in logits]
     high = [x >= 0 for x in logits]

@@ -27,16 +27,9 @@ _LIMIT = 60000.0  # float16 ends at 65504
 
 
 def store(logits: Tensor, moved: Tensor, kept: int, noise: Tensor) -> Tensor:
-    """Round new logits and put them in their place.
+    """Round new logits, which need not be centred, and put them in their place; `kept` is N of the pattern.
 
-    Args:
-        logits: the place, (M, G) float16.
-        moved: the new logits, (M, G) float32; they need not be centred.
-        kept: N of the pattern.
-        noise: see `noise`; (M, G).
-
-    Returns:
-        The argmax mask of what is stored.  # (M, G) boolean
+    Returns the argmax mask of what is stored.  # (M, G) float16, (M, G) float32, `noise` (M, G) -> (M, G) boolean
     """
     stored = round_to_half(centred(moved, kept), noise)
     logits.copy_(stored)
@@ -44,16 +37,9 @@ def store(logits: Tensor, moved: Tensor, kept: int, noise: Tensor) -> Tensor:
 
 
 def noise(shape: tuple[int, int], key: int, device: torch.device, number: int = 0) -> Tensor:
-    """Random integers of 13 bits; the key says where in the table they start.
+    """Random integers of 13 bits; the key of seed, step and site says where in the table they start.  # (M, G) int32
 
-    Args:
-        shape: (M, G).
-        key: of seed, step and site.
-        device: where the logits are.
-        number: of the chunk of the site.
-
-    Returns:
-        (M, G) int32.
+    `number` is that of the chunk of the site.
     """
     count = shape[0] * shape[1]
     table = _table(device)
@@ -77,11 +63,7 @@ def round_to_half(planes: Tensor, noise: Tensor) -> Tensor:
     """Round to one of the two nearest float16, the nearer the likelier; the planes are overwritten.
 
     Adding random bits below the float16's last one and cutting them off does it: the sum carries with the right probability.
-    A NaN becomes infinite: the bits of a NaN could carry to those of a zero.
-
-    Args:
-        planes: float32.
-        noise: integers of 13 random bits, of the same shape.
+    A NaN becomes infinite: the bits of a NaN could carry to those of a zero.  # float32, 13 random bits each -> float16
     """
     bits = planes.clamp_(-_LIMIT, _LIMIT).nan_to_num_(nan=math.inf).view(torch.int32)
     bits.add_(noise).bitwise_and_(-(1 << HALF_BITS))

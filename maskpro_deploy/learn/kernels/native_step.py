@@ -52,27 +52,20 @@ class _Arguments(ctypes.Structure):
     """`chunk` in `native_step.c`."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("grad", "weight")),
-        ("is_float32", ctypes.c_ssize_t),
-        *((name, ctypes.c_void_p) for name in ("logits", "second")),
-        *((name, ctypes.c_ssize_t) for name in ("logits_stride", "second_stride")),
-        ("first", ctypes.c_void_p),
-        ("first_stride", ctypes.c_ssize_t),
-        ("dither", ctypes.c_void_p),
-        ("dither_stride", ctypes.c_ssize_t),
-        ("packed", ctypes.c_void_p),
-        *((name, ctypes.c_ssize_t) for name in ("groups", "begun")),
+        ("grad", ctypes.c_void_p), ("weight", ctypes.c_void_p), ("is_float32", ctypes.c_ssize_t),
+        ("logits", ctypes.c_void_p), ("second", ctypes.c_void_p),
+        ("logits_stride", ctypes.c_ssize_t), ("second_stride", ctypes.c_ssize_t),
+        ("first", ctypes.c_void_p), ("first_stride", ctypes.c_ssize_t),
+        ("dither", ctypes.c_void_p), ("dither_stride", ctypes.c_ssize_t),
+        ("packed", ctypes.c_void_p), ("groups", ctypes.c_ssize_t), ("begun", ctypes.c_ssize_t),
         *((name, ctypes.c_float) for name in ("beta2", "one_less_beta2", "carry", "one_less_beta1", "scale", "levels")),
-    )
+    )  # fmt: skip
 
 
 class NativeStep:
     """A `ChunkStep` in native code, divided among as many threads as torch has; their number changes no bit.
 
-    Args:
-        pattern: of groups of at most `MAX_GROUP` weights.
-        library: the code, see `load`.
-        otherwise: takes what the code has no way for: weights that are neither bfloat16 nor float32, strided ones.
+    Weights that are neither bfloat16 nor float32, and strided ones, go to the step `otherwise`.
     """
 
     moved_by = "native"
@@ -111,23 +104,14 @@ class NativeStep:
 
 
 def native_step(pattern: NMPattern, otherwise: ChunkStep) -> ChunkStep:
-    """The step in native code, or the given one where there can be none.
-
-    Args:
-        pattern: the N:M pattern.
-        otherwise: operation by operation.
-    """
+    """The step in native code, or the given one where there can be none."""
     library = load(pattern) if pattern.m <= MAX_GROUP else None
     return otherwise if library is None else NativeStep(pattern, library, otherwise)
 
 
 @functools.cache
 def load(pattern: NMPattern) -> ctypes.CDLL | None:
-    """The code for a pattern, built if need be; None where that fails. Decided once in a process.
-
-    Args:
-        pattern: of groups of at most `MAX_GROUP` weights.
-    """
+    """The code for a pattern of up to `MAX_GROUP` weights, built if need be; None where that fails. Decided once a process."""
     compiler = _compiler()
     if compiler is None:
         log.warning("no C compiler found (CC, cc, gcc, clang): learning steps take longer.")
@@ -156,12 +140,8 @@ def source(pattern: NMPattern) -> str:
     products = [each(mask, "keep", "drop", " * ") for mask in masks]
     sums = [each(mask, "kept", "dropped", " + ") for mask in masks]
     parts = [" + ".join(f"part[{s}]" for s, mask in enumerate(masks) if mask[i]) or "0" for i in places]
-    macros = {
-        "M": str(pattern.m),
-        "N": str(pattern.n),
-        "EACH_WEIGHT(X)": " ".join(f"X({i}, {p})" for i, p in enumerate(parts)),
-        "NETWORK(X)": " ".join(f"X({i}, {j})" for i, j in network(pattern.m)),
-    }
+    macros = {"M": str(pattern.m), "N": str(pattern.n), "EACH_WEIGHT(X)": " ".join(f"X({i}, {p})" for i, p in enumerate(parts))}
+    macros["NETWORK(X)"] = " ".join(f"X({i}, {j})" for i, j in network(pattern.m))
     if masks:
         macros["EACH_MASK(X)"] = " ".join(f"X({s}, {p}, {a})" for s, (p, a) in enumerate(zip(products, sums, strict=True)))
     text = Path(__file__).with_name("native_step.c").read_text(encoding="utf-8")
@@ -249,9 +229,8 @@ def _run(command: list[str]) -> str:
     Raises:
         OSError, subprocess.SubprocessError: it does not start, fails, or takes too long.
     """
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    pipe, none = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=none, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
         try:
             out, err = process.communicate(timeout=_TIMEOUT_S)
         except BaseException:

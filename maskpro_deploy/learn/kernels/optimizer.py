@@ -29,33 +29,20 @@ LEVELS = 127  # of the first moment, on either side of zero
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Both moments of one site's gradient.
+    """Both moments of one site's gradient."""
 
-    Attributes:
-        first: relative to the root of the second, in units of `first_bound` / 127.  # (M, G) int8
-        second: (M, G) bfloat16.
-    """
-
-    first: Tensor
-    second: Tensor
+    first: Tensor  # relative to the root of the second, in units of `first_bound` / 127 (M, G) int8
+    second: Tensor  # (M, G) bfloat16
 
 
 @dataclass(slots=True, kw_only=True)
 class LogitOptimizer:
-    """Adam over the logits of many sites.
+    """Adam over the logits of many sites."""
 
-    Attributes:
-        beta1, beta2: decay of the two moments.
-        step: steps begun, counted from 1 by `begin`.
-        rate: the learning rate of the current step.
-        moments: site name -> its moments.
-    """
-
-    beta1: float = 0.9
-    beta2: float = 0.95
-    step: int = 0
-    rate: float = 0.0
-    moments: dict[str, Moments] = field(default_factory=dict)
+    betas: tuple[float, float] = (0.9, 0.95)  # decay of the first and of the second moment
+    step: int = 0  # steps begun, counted from 1 by `begin`
+    rate: float = 0.0  # the learning rate of the current step
+    moments: dict[str, Moments] = field(default_factory=dict)  # by the site's name
 
     def begin(self, rate: float) -> None:
         """Start a step: every gradient that arrives until the next `begin` belongs to it."""
@@ -65,12 +52,8 @@ class LogitOptimizer:
     @property
     def scale(self) -> float:
         """The learning rate of the current step, with the correction of both moments' start at zero."""
-        return self.rate * math.sqrt(1 - self.beta2**self.step) / (1 - self.beta1**self.step)
-
-    @property
-    def betas(self) -> tuple[float, float]:
-        """Decay of the first and of the second moment."""
-        return self.beta1, self.beta2
+        beta1, beta2 = self.betas
+        return self.rate * math.sqrt(1 - beta2**self.step) / (1 - beta1**self.step)
 
     def part(self, name: str, logits: Tensor, chunk: slice) -> Moments:
         """Views of both moments of some groups of a site, whose logits are (M, all groups)."""
@@ -97,15 +80,9 @@ class LogitOptimizer:
 
 
 def move(
-    logits: Tensor,
-    moments: Moments,
-    grad: Tensor,
-    dither: Tensor,
-    scale: float | Tensor,
-    *,
-    kept: int,
-    betas: tuple[float, float],
-) -> Tensor:
+    logits: Tensor, moments: Moments, grad: Tensor, dither: Tensor, scale: float | Tensor, *,
+    kept: int, betas: tuple[float, float],
+) -> Tensor:  # fmt: skip
     """One step of Adam, in place. Tensors in, tensors out, and no branch on their values: this can be compiled.
 
     Args:
@@ -113,9 +90,9 @@ def move(
         moments: of the same groups.
         grad: (M, G) float32.
         dither: random integers for the roundings, see `half_logits.noise`; (M, G).
-        scale: see `LogitOptimizer.scale`; a tensor where this is compiled, as a number would become part of the code.
+        scale: see `LogitOptimizer.scale` and `contract.Chunk`.
         kept: N of the pattern.
-        betas: decay of the two moments.
+        betas: of `LogitOptimizer`.
 
     Returns:
         The new argmax mask.  # (M, G) boolean

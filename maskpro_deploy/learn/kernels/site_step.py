@@ -18,10 +18,9 @@ from torch import Tensor
 from maskpro_deploy.learn.distributions.base import Distribution
 from maskpro_deploy.learn.kernels import compiled
 from maskpro_deploy.learn.kernels.compiled import CompiledStep
-from maskpro_deploy.learn.kernels.contract import Chunk, ChunkStep, MaskedLayer, SiteStep
+from maskpro_deploy.learn.kernels.contract import ByOperations, Chunk, ChunkStep, MaskedLayer, SiteStep
 from maskpro_deploy.learn.kernels.half_logits import noise
 from maskpro_deploy.learn.kernels.native_step import native_step
-from maskpro_deploy.learn.kernels.operations import ByOperations
 from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer
 from maskpro_deploy.learn.kernels.triton_step import triton_step
 
@@ -29,23 +28,13 @@ log = logging.getLogger(__name__)
 
 
 def site_step(family: Distribution, device: torch.device) -> SiteStep:
-    """The way to move the logits of a layer on a device.
-
-    Args:
-        family: the distribution of the masks; it has `pathwise`.
-        device: where the logits are.
-    """
+    """The way to move the logits of a layer on a device, for a distribution that has `pathwise`."""
     by_chunks = ByChunks(chunk_step(family, device))
     return triton_step(family.pattern, by_chunks, ByOperations(family), device) if device.type == "cuda" else by_chunks
 
 
 def chunk_step(family: Distribution, device: torch.device) -> ChunkStep:
-    """The way to move some groups' logits on a device: compiled where that can be done, else operation by operation.
-
-    Args:
-        family: the distribution of the masks; it has `pathwise`.
-        device: where the logits are.
-    """
+    """The way to move some groups' logits on a device: compiled where that can be done, else operation by operation."""
     eager = ByOperations(family)
     if device.type == "cpu":
         return native_step(family.pattern, eager)
@@ -53,18 +42,13 @@ def chunk_step(family: Distribution, device: torch.device) -> ChunkStep:
 
 
 class ByChunks:
-    """A `SiteStep` that goes some groups at a time.
-
-    Args:
-        step: moves these.
-    """
+    """A `SiteStep` that goes some groups at a time."""
 
     def __init__(self, step: ChunkStep) -> None:
         self._step = step
 
     @property
     def moved_by(self) -> str:
-        """See `SiteStep`."""
         return self._step.moved_by
 
     def __call__(self, optimizer: LogitOptimizer, site: MaskedLayer, grad_weight: Tensor, key: int) -> None:
@@ -72,15 +56,9 @@ class ByChunks:
         kept = torch.empty_like(site.kept)
         for number, groups in site.chunks():
             part = slice(groups.start * m, groups.stop * m)
-            chunk = Chunk(
-                flat[part],
-                weight[part],
-                site.logits[:, groups],
-                optimizer.part(site.name, site.logits, groups),
-                noise((m, groups.stop - groups.start), key, weight.device, number),
-                optimizer.scale,
-                optimizer.betas,
-            )
+            logits, moments = site.logits[:, groups], optimizer.part(site.name, site.logits, groups)
+            dither = noise((m, groups.stop - groups.start), key, weight.device, number)
+            chunk = Chunk(flat[part], weight[part], logits, moments, dither, optimizer.scale, optimizer.betas)
             kept[site.bits_of(groups)] = self._step(chunk)
         site.kept = kept
 

@@ -34,12 +34,7 @@ _SCALE, _GROUPS = 0.1, 1000
 
 
 class TritonStep:
-    """A `SiteStep` that is one launch.
-
-    Args:
-        pattern: has at most `MAX_MASKS` masks a group, and its M divides 8.
-        kernels: the module `triton_kernels`.
-    """
+    """A `SiteStep` that is one launch, for patterns of at most `MAX_MASKS` masks a group whose M divides 8."""
 
     moved_by = "triton"
 
@@ -47,14 +42,9 @@ class TritonStep:
         self._kernels = kernels
         masks = pattern.all_masks().tolist()
         codes = [sum(1 << i for i, kept in enumerate(mask) if kept) for mask in masks]
-        self._constants = {
-            "M": pattern.m,
-            "N": pattern.n,
-            "CODES": sum(code << 8 * s for s, code in enumerate(codes)),
-            "MASKS": len(codes),
-            "J": 8 // pattern.m,
-            "B": _BYTES,
-        }
+        packed_codes = sum(code << 8 * s for s, code in enumerate(codes))
+        sizes = {"M": pattern.m, "N": pattern.n, "J": 8 // pattern.m, "B": _BYTES}
+        self._constants = {**sizes, "CODES": packed_codes, "MASKS": len(codes)}
 
     def __call__(self, optimizer: LogitOptimizer, site: MaskedLayer, grad_weight: Tensor, key: int) -> None:
         moments = optimizer.whole(site.name, site.logits)
@@ -62,28 +52,11 @@ class TritonStep:
         site.kept = self.move(grad, weight, site.logits, moments, key, optimizer.scale, optimizer.betas)
 
     def move(
-        self,
-        grad: Tensor,
-        weight: Tensor,
-        logits: Tensor,
-        moments: Moments,
-        key: int,
-        scale: float,
-        betas: tuple[float, float],
+        self, grad: Tensor, weight: Tensor, logits: Tensor, moments: Moments, key: int, scale: float, betas: tuple[float, float]
     ) -> Tensor:
-        """Move the logits of all groups; every tensor is contiguous.
+        """Move the logits of all groups, in place as the moments; every tensor is contiguous. Returns the new mask's bits.
 
-        Args:
-            grad: ∂L/∂W of the masked weight, n numbers, as
-            weight: of the layer.
-            logits: (M, G) float16, changed in place, as are
-            moments: (M, G).
-            key: of the roundings.
-            scale: of the optimiser.
-            betas: of the optimiser.
-
-        Returns:
-            Bits of the new argmax mask.  # (ceil(n / 8),) uint8
+        # ∂L/∂W (n,), W (n,), (M, G) float16, (M, G) -> (ceil(n / 8),) uint8
         """
         m, groups = logits.shape
         bits = torch.empty(-(-m * groups // 8), dtype=torch.uint8, device=logits.device)
@@ -96,14 +69,7 @@ class TritonStep:
 
 
 def triton_step(pattern: NMPattern, otherwise: SiteStep, reference: ChunkStep, device: torch.device) -> SiteStep:
-    """The step as one kernel, or the given one where there can be none.
-
-    Args:
-        pattern: the N:M pattern.
-        otherwise: moves sites where no kernel does.
-        reference: moves groups, operation by operation: what the kernel has to agree with.
-        device: where the logits are.
-    """
+    """The step as one kernel, or `otherwise` where there is none that agrees with `reference`, operation by operation."""
     kernels = load(device) if pattern.num_masks <= MAX_MASKS and 8 % pattern.m == 0 else None
     if kernels is None:
         return otherwise
@@ -132,11 +98,7 @@ def _masked(kernels: Any, weight: Tensor, bits: Tensor) -> Tensor:
 
 @functools.cache
 def load(device: torch.device) -> Any:
-    """The kernels, or None where they do not work on a device; found out once in a process.
-
-    Args:
-        device: a GPU.
-    """
+    """The kernels, or None where they do not work on a GPU; found out once in a process."""
     try:
         from maskpro_deploy.learn.kernels import triton_kernels
 
@@ -156,14 +118,7 @@ def load(device: torch.device) -> Any:
 
 
 def find_differences(step: TritonStep, pattern: NMPattern, reference: ChunkStep, device: torch.device) -> str:
-    """In what a step differs from operations by more than roundings; empty for nothing.
-
-    Args:
-        step: the kernel.
-        pattern: its pattern.
-        reference: the operations.
-        device: where to try both.
-    """
+    """In what a step differs from operations by more than roundings; empty for nothing."""
     shape = (pattern.m, _GROUPS)
     generator = torch.Generator().manual_seed(0)
     grad = torch.randn(pattern.m * _GROUPS, generator=generator).mul_(1e-5).to(device)

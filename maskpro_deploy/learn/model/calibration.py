@@ -24,15 +24,10 @@ from maskpro_deploy.learn.model.model import LearningModel
 
 @dataclass(slots=True)
 class Gram:
-    """Gram matrix of a layer's inputs.
+    """Gram matrix of a layer's inputs."""
 
-    Attributes:
-        matrix: Σ x xᵀ over all tokens seen.  # (C, C) float32
-        tokens: how many were seen.
-    """
-
-    matrix: Tensor
-    tokens: int = 0
+    matrix: Tensor  # Σ x xᵀ over all tokens seen (C, C) float32
+    tokens: int = 0  # how many were seen
 
     def add(self, x: Tensor) -> None:
         """Take more inputs.  # (..., C)"""
@@ -47,11 +42,7 @@ class Gram:
 
 
 class GramHooks:
-    """Hooks that form the Gram matrices of layers while their model runs.
-
-    Args:
-        layers: name -> layer.
-    """
+    """Hooks that form the Gram matrices of layers, by name, while their model runs inside a `with` block."""
 
     def __init__(self, layers: Mapping[str, nn.Linear]) -> None:
         self._leader: dict[str, str] = {}  # layer -> the layer whose matrix it shares
@@ -87,8 +78,10 @@ class GramHooks:
             grams[name] = gram
         return grams
 
-    def remove(self) -> None:
-        """Take the hooks off."""
+    def __enter__(self) -> GramHooks:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._inputs.clear()
@@ -96,23 +89,15 @@ class GramHooks:
 
 def whole_model_grams(model: LearningModel, layers: Mapping[str, nn.Linear], batches: Sequence[Tensor]) -> dict[str, Gram]:
     """Gram matrices of a few layers on the model as it is, by whole forward passes."""
-    hooks = GramHooks(layers)
-    try:
-        with torch.no_grad():
-            for tokens in batches:
-                model.hidden(tokens, differentiable=False)
-                hooks.forget_inputs()
+    with GramHooks(layers) as hooks, torch.no_grad():
+        for tokens in batches:
+            model.hidden(tokens, differentiable=False)
+            hooks.forget_inputs()
         return hooks.grams()
-    finally:
-        hooks.remove()
 
 
 def whole_model_norms(model: LearningModel, layers: Mapping[str, nn.Linear], batches: Sequence[Tensor]) -> dict[str, Tensor]:
-    """‖x_j‖₂ of every layer's inputs over all tokens, by whole forward passes of the model as it is.
-
-    Returns:
-        Layer name -> (C,) float32.
-    """
+    """‖x_j‖₂ of every layer's inputs over all tokens, by whole forward passes of the model as it is.  # (C,) float32 each"""
     squares = {name: torch.zeros(layer.in_features, device=layer.weight.device) for name, layer in layers.items()}
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -132,12 +117,7 @@ def whole_model_norms(model: LearningModel, layers: Mapping[str, nn.Linear], bat
     return {name: total.sqrt() for name, total in squares.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """What a block was called with, besides the hidden states."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+_Call = tuple[tuple[Any, ...], Mapping[str, Any]]  # what a block was called with, besides the hidden states
 
 
 class _Reached(Exception):
@@ -162,17 +142,16 @@ class BlockStream:
     def __init__(self, model: LearningModel, batches: Sequence[Tensor]) -> None:
         self.model = model
         self.blocks = decoder_blocks(model.model)
-        self.states: list[Tensor] = []
         self._calls: dict[int, list[_Call]] = {}  # batch size -> one call a block
         with torch.no_grad():
-            self.states += [self.embedded(tokens) for tokens in batches]
+            self.states = [self.embedded(tokens) for tokens in batches]
 
     def _record(self, tokens: Tensor) -> list[_Call]:
         """How the model calls each of its blocks: masks, positions and the like depend on the shape of a batch alone."""
         calls: list[_Call] = []
 
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls.append(_Call(args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}))
+            calls.append((args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}))
 
         with _pre_hooks(self.blocks.values(), note):
             self.model.hidden(tokens, differentiable=False)
@@ -199,33 +178,19 @@ class BlockStream:
 
     def run(self, name: str, state: Tensor) -> Tensor:
         """Run one block.  # (B, T, D) -> (B, T, D)"""
-        call = self._calls[len(state)][list(self.blocks).index(name)]
-        out = self.blocks[name](state, *call.args, **call.kwargs)
+        args, kwargs = self._calls[len(state)][list(self.blocks).index(name)]
+        out = self.blocks[name](state, *args, **kwargs)
         hidden: Tensor = out[0] if isinstance(out, tuple) else out
         return hidden
 
     def grams(self, name: str, layers: Mapping[str, nn.Linear]) -> tuple[dict[str, Gram], list[Tensor]]:
-        """Run a block on all states.
-
-        Returns:
-            The Gram matrices of its layers, and its outputs.
-        """
-        hooks = GramHooks(layers)
-        try:
-            with torch.no_grad():
-                outputs = []
-                for state in self.states:
-                    outputs.append(self.run(name, state))
-                    hooks.forget_inputs()
+        """Run a block on all states: the Gram matrices of its layers, and its outputs."""
+        with GramHooks(layers) as hooks, torch.no_grad():
+            outputs = []
+            for state in self.states:
+                outputs.append(self.run(name, state))
+                hooks.forget_inputs()
             return hooks.grams(), outputs
-        finally:
-            hooks.remove()
-
-    def advance(self, name: str) -> None:
-        """Replace the states by the block's outputs, with its weights as they are now."""
-        with torch.no_grad():
-            for i, state in enumerate(self.states):
-                self.states[i] = self.run(name, state)
 
 
 @contextmanager
@@ -238,10 +203,6 @@ def _pre_hooks(modules: Any, hook: Any) -> Any:
             handle.remove()
 
 
-def _is_matrix(weight: Any) -> bool:
-    return isinstance(weight, Tensor) and weight.dim() == 2
-
-
 def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """The transformer blocks: the outermost list of modules that holds the most linear layers.
 
@@ -252,7 +213,8 @@ def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
     most = 0
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList):
-            count = sum(_is_matrix(getattr(m, "weight", None)) for m in module.modules())
+            weights = (getattr(m, "weight", None) for m in module.modules())
+            count = sum(isinstance(w, Tensor) and w.dim() == 2 for w in weights)
             if count > most:
                 most, best = count, {f"{name}.{i}": child for i, child in enumerate(module)}
     if not best:

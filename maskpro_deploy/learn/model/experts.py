@@ -19,12 +19,9 @@ from torch import Tensor, nn
 _TOKENS, _CHOSEN = 6, 2  # of the comparison
 _TOLERANCE = 2e-2  # relative to the largest output: bf16 rounds differently in another order
 # module name -> name in checkpoints that have other ones (Mixtral and those after it)
-_ALIASES = (
-    (".mlp.experts.", ".block_sparse_moe.experts."),
-    (".gate_proj.", ".w1."),
-    (".up_proj.", ".w3."),
-    (".down_proj.", ".w2."),
-)
+_ALIASES = {
+    ".mlp.experts.": ".block_sparse_moe.experts.", ".gate_proj.": ".w1.", ".up_proj.": ".w3.", ".down_proj.": ".w2.",
+}  # fmt: skip
 
 
 class _Expert(nn.Module):
@@ -91,11 +88,7 @@ def _is_fused(module: nn.Module) -> bool:
     if own.keys() != {"gate_up_proj", "down_proj"} or not hasattr(module, "act_fn"):
         return False
     up, down = own["gate_up_proj"], own["down_proj"]
-    return up.dim() == down.dim() == 3 and (up.shape[0], up.shape[1], up.shape[2]) == (
-        down.shape[0],
-        2 * down.shape[2],
-        down.shape[1],
-    )
+    return up.dim() == down.dim() == 3 and tuple(up.shape) == (down.shape[0], 2 * down.shape[2], down.shape[1])
 
 
 @torch.no_grad()
@@ -119,16 +112,11 @@ def _stand_in(module: Any) -> Experts | None:
 
 
 def checkpoint_name(name: str, shapes: Mapping[str, Any]) -> str:
-    """What a weight of the model is called in its checkpoint.
+    """What a weight of the model, experts as linear layers, is called in a checkpoint that has the names `shapes`.
 
-    Args:
-        name: in the model, experts as linear layers.
-        shapes: the names in the checkpoint.
-
-    Returns:
-        The name, or one of the aliases that checkpoints of mixtures use; the name itself if none is there.
+    That is the name itself, or one of the aliases that checkpoints of mixtures use if that is there.
     """
     alias = name
-    for own, theirs in _ALIASES:
+    for own, theirs in _ALIASES.items():
         alias = alias.replace(own, theirs)
     return alias if name not in shapes and alias in shapes else name

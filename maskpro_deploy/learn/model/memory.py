@@ -29,11 +29,7 @@ _LARGEST_INT = 2**31 - 1
 
 @contextmanager
 def tuned_process(device: str = "cpu") -> Iterator[None]:
-    """All settings for as long as the `with` block lasts; freed blocks stay with the process where there is glibc.
-
-    Args:
-        device: where the learning happens.
-    """
+    """All settings for as long as the `with` block lasts; freed blocks stay with the process where there is glibc."""
     _keep_freed_blocks()
     torch.set_flush_denormal(True)
     try:
@@ -49,17 +45,15 @@ def _same_bits() -> Iterator[None]:
     import torch.utils.deterministic
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at its first product
-    before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     attention = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
-    torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cuda.enable_cudnn_sdp(False)  # cuDNN's attention stays as it is when nothing but warnings is asked for
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # every tensor made here is written before it is read
     try:
-        yield
+        with _deterministic(warn_only=True):
+            yield
     finally:
         torch.backends.cuda.enable_cudnn_sdp(attention)
-        torch.use_deterministic_algorithms(before, warn_only=warned)
         torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 
 
@@ -73,8 +67,14 @@ def deterministic_or_error() -> Iterator[None]:
     Raises:
         RuntimeError: inside, by an operation that has no deterministic form.
     """
+    with _deterministic(warn_only=False):
+        yield
+
+
+@contextmanager
+def _deterministic(*, warn_only: bool) -> Iterator[None]:
     before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=False)
+    torch.use_deterministic_algorithms(True, warn_only=warn_only)
     try:
         yield
     finally:

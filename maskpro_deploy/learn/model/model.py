@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from maskpro_deploy.errors import ConfigError, InputError
 from maskpro_deploy.learn.model.experts import fused_left, unfuse
 from maskpro_deploy.learn.model.memory import deterministic_or_error
-from maskpro_deploy.learn.model.objective import cross_entropy, distillation
+from maskpro_deploy.learn.model.objective import next_token_loss
 from maskpro_deploy.pattern import NMPattern
 
 log = logging.getLogger(__name__)
@@ -154,24 +154,15 @@ class LearningModel:
         """
         tokens = self.tokens(windows)
         hidden = self.hidden(tokens, differentiable=differentiable)[:, :-1].flatten(0, 1)
-        targets = tokens[:, 1:].flatten()
-        if teacher is None:
-            return cross_entropy(hidden, self.head, targets, self.softcap)
-        return distillation(hidden, self.head, targets, teacher[:, :-1].flatten(0, 1), share, self.softcap)
+        taught = None if teacher is None else teacher[:, :-1].flatten(0, 1)
+        return next_token_loss(hidden, self.head, tokens[:, 1:].flatten(), self.softcap, taught, share)
 
     @torch.no_grad()
     def paired_loss(self, windows: Windows) -> Tensor:
-        """Run every window twice in one batch, first halves and second halves, and take the cross-entropy of the second ones.
-
-        Args:
-            windows: (B, T).
-
-        Returns:
-            A scalar, nats a token.
-        """
+        """Run every window twice in one batch, and take the second half's cross-entropy, nats a token.  # (B, T) -> scalar"""
         tokens = self.tokens(windows)
         hidden = self.hidden(tokens.repeat(2, 1), differentiable=False)[len(tokens) :, :-1].flatten(0, 1)
-        return cross_entropy(hidden, self.head, tokens[:, 1:].flatten(), self.softcap)
+        return next_token_loss(hidden, self.head, tokens[:, 1:].flatten(), self.softcap)
 
     def check_backward(self, windows: Windows) -> None:
         """Find out on one window whether the backward pass can be made to give the same bits every time.

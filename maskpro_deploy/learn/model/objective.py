@@ -66,37 +66,22 @@ def _log_probabilities(hidden: Tensor, head: Tensor, cap: float | None) -> tuple
     return torch.log_softmax(bent.mul_(cap), dim=-1), steepness
 
 
-def cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, cap: float | None = None) -> Tensor:
-    """Mean cross-entropy of the next tokens, differentiable in `hidden` only.
-
-    Args:
-        hidden: last hidden states (T, D).
-        head: the output embedding, frozen (V, D).
-        targets: next tokens (T,).
-        cap: logits x become cap · tanh(x / cap) (Gemma 2); None for none.
-
-    Returns:
-        A scalar, in nats a token.
-    """
-    loss: Tensor = _LinearLoss.apply(hidden, head, targets, cap, hidden.detach(), 0.0)  # type: ignore[no-untyped-call]
-    return loss
-
-
-def distillation(
-    hidden: Tensor, head: Tensor, targets: Tensor, teacher: Tensor, share: float = 1.0, cap: float | None = None
+def next_token_loss(
+    hidden: Tensor, head: Tensor, targets: Tensor, cap: float | None = None, teacher: Tensor | None = None, share: float = 1.0
 ) -> Tensor:
-    """(1 - share) · cross-entropy + share · KL(teacher ‖ model), differentiable in `hidden` only.
+    """Mean cross-entropy of the next tokens, or with a teacher (1 - share) of it + share · KL(teacher ‖ model).
 
     Args:
-        hidden: last hidden states (T, D).
+        hidden: last hidden states; the loss is differentiable in them only (T, D).
         head: the output embedding of model and teacher, frozen (V, D).
         targets: next tokens (T,).
+        cap: logits x become cap · tanh(x / cap) (Gemma 2); None for none.
         teacher: last hidden states of the dense model (T, D).
         share: of the divergence, 0 to 1.
-        cap: as in `cross_entropy`.
 
     Returns:
         A scalar, in nats a token.
     """
-    loss: Tensor = _LinearLoss.apply(hidden, head, targets, cap, teacher, share)  # type: ignore[no-untyped-call]
+    taught, k = (hidden.detach(), 0.0) if teacher is None else (teacher, share)
+    loss: Tensor = _LinearLoss.apply(hidden, head, targets, cap, taught, k)  # type: ignore[no-untyped-call]
     return loss

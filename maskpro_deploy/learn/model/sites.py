@@ -60,13 +60,11 @@ class Site(nn.Module):
         name: the weight's name in the checkpoint.
         linear: the layer it stands in for; its weight is kept, frozen.
         family: the distribution of the masks.
-        logits: initial logits (M, G), float32.
+        logits: initial logits (M, G), float32; the attribute is float16, relative to the cut of their group (see `half_logits`).
 
     Attributes:
-        logits: (M, G) float16, relative to the cut of their group (see `optimizer`).
         kept: bits of the argmax mask, which whoever moves the logits keeps up to date.
-        mode: what a forward pass does.
-        hook: who moves the logits.
+        mode, hook: what a forward pass does, and who moves the logits.
     """
 
     def __init__(self, name: str, linear: nn.Linear, family: Distribution, logits: Tensor) -> None:
@@ -108,15 +106,9 @@ class Site(nn.Module):
         return torch.cat([pack(top_of_centred(self.logits[:, chunk].contiguous(), n)) for _, chunk in self.chunks()])
 
     def sample(self, temperature: float, key: int, *, mirrored: bool = False) -> Tensor:
-        """Bits of a sample from p_{θ/τ}: the same key gives the same one.
+        """Bits of a sample from p_{θ/τ}; the same key gives the same one.  # (ceil(O * C / 8),) uint8
 
-        Args:
-            temperature: τ.
-            key: of the uniform numbers.
-            mirrored: take 1 - u for every uniform number u: the other half of an antithetic pair.
-
-        Returns:
-            (ceil(O * C / 8),) uint8.
+        `mirrored` takes 1 - u for every uniform number u: the other half of an antithetic pair.
         """
         generator = torch.Generator(device=self.logits.device).manual_seed(key)
         bits = torch.empty_like(self.kept)

@@ -1,7 +1,7 @@
 """One-shot masks that learning starts from, layer by layer and, where that is needed, block by block.
 
 A prior looks at a layer and its inputs and says how important each weight is (`base`); its mask can be refined by swaps on the
-Gram matrix (`refine`), and becomes logits (`logits`). What a layer's inputs are is a choice: those of the dense model, or those
+Gram matrix (`refine`), and becomes logits. What a layer's inputs are is a choice: those of the dense model, or those
 behind the pruned blocks before it, inside a block those of the block while it is dense (as SparseGPT does it).
 
 Shapes: `O` outputs, `C` inputs, `M` weights in a group, `G` groups.
@@ -18,21 +18,16 @@ from torch import Tensor, nn
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.model.calibration import BlockStream, Gram, whole_model_grams, whole_model_norms
 from maskpro_deploy.learn.model.model import LearningModel
-from maskpro_deploy.learn.priors.base import LayerView, Prior, top_mask
-from maskpro_deploy.learn.priors.logits import logits_of_mask
+from maskpro_deploy.learn.priors.base import LayerView, Prior, logits_of_mask, top_mask
 from maskpro_deploy.learn.priors.refine import refine
 from maskpro_deploy.masks import MaskSet
 from maskpro_deploy.system.progress import SILENT, Progress
 
 
 def compute_prior(
-    model: LearningModel,
-    layers: Mapping[str, nn.Linear],
-    config: LearnConfig,
-    batches: Sequence[Tensor],
-    given: MaskSet | None = None,
-    progress: Progress = SILENT,
-) -> dict[str, Tensor]:
+    model: LearningModel, layers: Mapping[str, nn.Linear], config: LearnConfig, batches: Sequence[Tensor],
+    given: MaskSet | None = None, progress: Progress = SILENT,
+) -> dict[str, Tensor]:  # fmt: skip
     """The logits of every layer whose argmax is the prior's mask.
 
     With `config.prior_update` the layers' weights are replaced by SparseGPT's, in place.
@@ -86,11 +81,7 @@ class _OneLayer:
 
 
 def _compute_by_blocks(
-    model: LearningModel,
-    layers: Mapping[str, nn.Linear],
-    one_layer: _OneLayer,
-    batches: Sequence[Tensor],
-    progress: Progress,
+    model: LearningModel, layers: Mapping[str, nn.Linear], one_layer: _OneLayer, batches: Sequence[Tensor], progress: Progress
 ) -> dict[str, Tensor]:
     """Block by block, with one block's Gram matrices in memory."""
     stream = BlockStream(model, batches)
@@ -119,6 +110,8 @@ def _advance_pruned(stream: BlockStream, block: str, members: Mapping[str, nn.Li
     dense = {name: layer.weight.detach() for name, layer in members.items()}
     for name, layer in members.items():
         layer.weight.data = layer.weight * masks[name].to(layer.weight.dtype)
-    stream.advance(block)
+    with torch.no_grad():
+        for i, state in enumerate(stream.states):  # one by one: old and new states never stand next to each other
+            stream.states[i] = stream.run(block, state)
     for name, weight in dense.items():
         members[name].weight.data = weight

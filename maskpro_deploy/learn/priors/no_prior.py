@@ -6,8 +6,7 @@ import hashlib
 
 import torch
 
-from maskpro_deploy.learn.priors.base import LayerView, Verdict
-from maskpro_deploy.learn.priors.logits import MARGIN
+from maskpro_deploy.learn.priors.base import MARGIN, LayerView, Verdict
 
 
 def no_prior(layer: LayerView) -> Verdict:

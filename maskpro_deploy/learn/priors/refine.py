@@ -29,18 +29,7 @@ def reconstruction_error(weight: Tensor, mask: Tensor, gram: Tensor, target: Ten
 
 
 def refine(weight: Tensor, mask: Tensor, gram: Tensor, pattern: NMPattern, target: Tensor | None = None) -> Tensor:
-    """A mask with a reconstruction error that is not larger.
-
-    Args:
-        weight: (O, C) float32 or float64.
-        mask: boolean, N of every M kept (O, C).
-        gram: (C, C), of the same dtype.
-        pattern: the N:M pattern.
-        target: what the masked weight should do the work of; the weight itself by default (O, C).
-
-    Returns:
-        Boolean, N of every M kept.  # (O, C)
-    """
+    """A mask with a reconstruction error that is not larger; arguments as for `reconstruction_error`.  # (O, C) boolean"""
     mask = mask.clone()
     target = weight if target is None else target
     error = reconstruction_error(weight, mask, gram, target)
@@ -53,11 +42,7 @@ def refine(weight: Tensor, mask: Tensor, gram: Tensor, pattern: NMPattern, targe
 
 
 def _one_pass(weight: Tensor, mask: Tensor, gram: Tensor, pattern: NMPattern, target: Tensor) -> float:
-    """Offer every group of every row one swap; `mask` changes in place.
-
-    Returns:
-        By how much the error fell.
-    """
+    """Offer every group of every row one swap; `mask` changes in place. Returns by how much the error fell."""
     v = (weight * mask - target) @ gram  # (O, C)
     rows = torch.arange(len(weight), device=weight.device)
     gained = torch.zeros((), dtype=torch.float64, device=weight.device)

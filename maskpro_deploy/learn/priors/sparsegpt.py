@@ -9,8 +9,6 @@ Shapes: `O` outputs, `C` inputs, `M` weights in a group.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -24,34 +22,19 @@ _TRIES = 4  # each with ten times the damping
 _BLOCK = 128  # columns whose updates are gathered before the rest of the matrix gets them, as published
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Surgery:
-    """What SparseGPT makes of one layer.
-
-    Attributes:
-        importance: |w_j| / U_jj when the group's turn came: the mask keeps the N highest of a group.  # (O, C) float32
-        weight: the weights that make up for the pruned ones. Where the mask is 0 stands what the weight was when its turn came,
-            so `weight * mask` is SparseGPT's result, and another mask still finds a sensible weight everywhere.  # (O, C) float32
-    """
-
-    importance: Tensor
-    weight: Tensor
-
-
 def sparsegpt(layer: LayerView) -> Verdict:
     """What the surgery on a layer says of its weights, and what it makes of them."""
     assert layer.gram is not None  # its entry asks for it
-    surgery = operate(layer.weight, layer.gram, layer.config.pattern)
-    return Verdict(importance=surgery.importance, weight=surgery.weight)
+    return operate(layer.weight, layer.gram, layer.config.pattern)
 
 
-def operate(weight: Tensor, gram: Gram, pattern: NMPattern) -> Surgery:
-    """Prune one layer.
+def operate(weight: Tensor, gram: Gram, pattern: NMPattern) -> Verdict:
+    """Prune one layer; inputs that were always zero cost nothing to prune.
 
-    Args:
-        weight: (O, C).
-        gram: of the layer's inputs; inputs that were always zero cost nothing to prune.
-        pattern: the N:M pattern; M divides C.
+    Returns:
+        importance: |w_j| / U_jj when the group's turn came: the mask keeps the N highest of a group.
+        weight: the weights that make up for the pruned ones. Where the mask is 0 stands what the weight was when its turn came,
+            so `weight * mask` is SparseGPT's result, and another mask still finds a sensible weight everywhere.
 
     Raises:
         CheckFailed: the Gram matrix is not finite.
@@ -82,7 +65,7 @@ def operate(weight: Tensor, gram: Gram, pattern: NMPattern) -> Surgery:
                 part[:, j:].addr_(error, u[j, j:], alpha=-1)
                 errors[:, j] = error
         w[:, end:].addmm_(errors, factor[start:end, end:], alpha=-1)
-    return Surgery(importance=importance, weight=kept_weight)
+    return Verdict(importance=importance, weight=kept_weight)
 
 
 def _inverse_factor(gram: Gram, dead: Tensor) -> Tensor:

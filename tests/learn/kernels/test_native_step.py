@@ -21,10 +21,9 @@ from maskpro_deploy.learn.distributions.conditional_bernoulli import conditional
 from maskpro_deploy.learn.distributions.packed import pack, unpack
 from maskpro_deploy.learn.distributions.top_n import centred, top_of_centred
 from maskpro_deploy.learn.kernels import native_step as native
-from maskpro_deploy.learn.kernels.contract import Chunk, ChunkStep
+from maskpro_deploy.learn.kernels.contract import ByOperations, Chunk, ChunkStep
 from maskpro_deploy.learn.kernels.half_logits import noise
 from maskpro_deploy.learn.kernels.native_step import NativeStep
-from maskpro_deploy.learn.kernels.operations import ByOperations
 from maskpro_deploy.learn.kernels.optimizer import Moments
 from maskpro_deploy.learn.kernels.site_step import ByChunks, chunk_step, warn_if_moved_otherwise
 from maskpro_deploy.pattern import NMPattern

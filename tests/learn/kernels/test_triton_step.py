@@ -14,9 +14,8 @@ from maskpro_deploy.learn.distributions import packed
 from maskpro_deploy.learn.distributions.conditional_bernoulli import conditional_bernoulli
 from maskpro_deploy.learn.distributions.top_n import centred, top_of_centred
 from maskpro_deploy.learn.kernels import triton_step
-from maskpro_deploy.learn.kernels.contract import Chunk
+from maskpro_deploy.learn.kernels.contract import ByOperations, Chunk
 from maskpro_deploy.learn.kernels.half_logits import noise
-from maskpro_deploy.learn.kernels.operations import ByOperations
 from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer, Moments
 from maskpro_deploy.learn.kernels.site_step import ByChunks, chunk_step
 from maskpro_deploy.learn.kernels.triton_step import TritonStep, find_differences

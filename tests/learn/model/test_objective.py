@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from maskpro_deploy.learn.model.objective import cross_entropy, distillation
+from maskpro_deploy.learn.model.objective import next_token_loss
 
 
 def test_loss_and_gradient_equal_those_of_torch_over_several_blocks() -> None:
@@ -17,7 +17,7 @@ def test_loss_and_gradient_equal_those_of_torch_over_several_blocks() -> None:
     plain_hidden = hidden.detach().clone().requires_grad_()
     plain = nn.functional.cross_entropy(plain_hidden @ head.t(), targets)
     plain.backward()
-    loss = cross_entropy(hidden, head, targets)
+    loss = next_token_loss(hidden, head, targets)
     (3.0 * loss).backward()
     torch.testing.assert_close(loss, plain.detach())
     assert plain_hidden.grad is not None
@@ -28,7 +28,7 @@ def test_without_a_gradient_to_give_only_the_loss_is_computed() -> None:
     torch.manual_seed(0)
     hidden, head, targets = torch.randn(700, 16), torch.randn(50, 16), torch.randint(0, 50, (700,))
     with torch.inference_mode():
-        loss = cross_entropy(hidden, head, targets)
+        loss = next_token_loss(hidden, head, targets)
     torch.testing.assert_close(loss, nn.functional.cross_entropy(hidden @ head.t(), targets))
 
 
@@ -48,7 +48,7 @@ def test_the_mixture_with_a_teacher_equals_its_definition(share: float, cap: flo
     plain = (1 - share) * nn.functional.nll_loss(log_p(plain_hidden), targets) + share * divergence
     plain.backward()
     own_hidden = hidden.clone().requires_grad_()
-    loss = distillation(own_hidden, head, targets, teacher, share, cap)
+    loss = next_token_loss(own_hidden, head, targets, cap, teacher, share)
     loss.backward()
     torch.testing.assert_close(loss.detach(), plain.detach(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(own_hidden.grad, plain_hidden.grad, atol=1e-7, rtol=1e-4)

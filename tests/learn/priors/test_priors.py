@@ -17,9 +17,8 @@ from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.distributions.conditional_bernoulli import conditional_bernoulli
 from maskpro_deploy.learn.model.calibration import BlockStream, whole_model_grams, whole_model_norms
 from maskpro_deploy.learn.model.model import LearningModel, prunable_layers
-from maskpro_deploy.learn.priors.base import LayerView, Prior, top_mask
+from maskpro_deploy.learn.priors.base import LayerView, Prior, initial_logits, logits_of_mask, top_mask
 from maskpro_deploy.learn.priors.compute import compute_prior
-from maskpro_deploy.learn.priors.logits import initial_logits, logits_of_mask
 from maskpro_deploy.learn.priors.magnitude import magnitude
 from maskpro_deploy.learn.priors.refine import reconstruction_error
 from maskpro_deploy.learn.priors.ria import ria
