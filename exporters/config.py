@@ -19,30 +19,21 @@ _SHORTEST = 16
 class ExportConfig:
     """How a checkpoint becomes an ONNX bundle.
 
-    Attributes:
-        dtype: float type of weights and activations: "fp32" (CPU), "fp16" (GPU) or "bf16" (GPU only). Logits are always fp32.
-        max_length: longest sequence the graph can run; the model's own limit by default.
-        require_sparsity: refuse a checkpoint that does not hold this pattern.
-        forms: forms of the key/value cache (`cache_forms.CACHE_FORMS`), one graph each; the first is the bundle's own graph.
-        quantize: how projections are stored (`WEIGHT_KINDS`); None for `dtype`.
-        block_size: rows of a weight that share a scale, 0 for all; by default as the kind has it.
-        head: how the output head is stored with `quantize`, of those that go with the kind; 8 bits by default.
-        method: how weights are rounded (`METHODS`).
-        layout: which other tool's conventions the folder follows: none ("bundle"), "hub" or "genai".
-
     Raises:
         ConfigError: a setting is out of its range.
     """
 
+    # float type of weights and activations: "fp32" (CPU), "fp16" (GPU) or "bf16" (GPU only). Logits are always fp32.
     dtype: str = "fp32"
-    max_length: int | None = None
-    require_sparsity: NMPattern | None = None
+    max_length: int | None = None  # longest sequence the graph can run; the model's own limit by default
+    require_sparsity: NMPattern | None = None  # refuse a checkpoint that does not hold this pattern
+    # forms of the key/value cache (`cache_forms.CACHE_FORMS`), one graph each; the first is the bundle's own graph
     forms: tuple[str, ...] = (DEFAULT_FORM,)
-    quantize: str | None = None
-    block_size: int | None = None
-    head: str | None = None
-    method: str = DEFAULT_METHOD
-    layout: str = "bundle"
+    quantize: str | None = None  # how projections are stored (`WEIGHT_KINDS`); None for `dtype`
+    block_size: int | None = None  # rows of a weight that share a scale, 0 for all; by default as the kind has it
+    head: str | None = None  # how the output head is stored with `quantize`, of those that go with the kind; 8 bits by default
+    method: str = DEFAULT_METHOD  # how weights are rounded (`METHODS`)
+    layout: str = "bundle"  # which other tool's conventions the folder follows: none ("bundle"), "hub" or "genai"
 
     def __post_init__(self) -> None:
         check_known("--dtype", self.dtype, DTYPES)

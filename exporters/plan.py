@@ -33,23 +33,16 @@ _STATIC_LENGTH = 2048  # slots of a cache of fixed length, unless --max-length s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One export, before its first byte.
-
-    Attributes:
-        graphs: name of each form -> its graph; all name the same weights.
-        claim: the pattern to prove, and of which weights; None for a dense checkpoint.
-        shape: what the manifest says of the model.
-        origin: where the weights come from, for the manifest: names and hashes, no paths.
-    """
+    """One export, before its first byte."""
 
     source: Checkpoint
     config: ExportConfig
     template: Template
     decoder: DecoderConfig
-    graphs: dict[str, Graph]
-    claim: Claim | None
-    shape: ModelShape
-    origin: dict[str, Any]
+    graphs: dict[str, Graph]  # name of each form -> its graph; all name the same weights
+    claim: Claim | None  # the pattern to prove, and of which weights; None for a dense checkpoint
+    shape: ModelShape  # what the manifest says of the model
+    origin: dict[str, Any]  # where the weights come from, for the manifest: names and hashes, no paths
 
     @property
     def weights(self) -> dict[str, Weight]:

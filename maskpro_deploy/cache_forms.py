@@ -15,30 +15,18 @@ from maskpro_deploy.errors import FormatError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheForm:
-    """What is known of a form without its graph.
+    """What is known of a form without its graph."""
 
-    Attributes:
-        name: in `--forms`, `--form` and the manifest.
-        summary, runs_on: what the cache does, and what runs such graphs, in words.
-        opset: version of the standard operators that it needs.
-        inputs: the graph's inputs besides tokens and cache.
-        grows: the cache is longer after each call; else it has a fixed length (`manifest.Graph.length`).
-        padding: where rows of different lengths are padded between their tokens.
-        tensorrt: TensorRT builds engines of it.
-        onnxruntime_gpu: onnxruntime runs it on a GPU here.
-        genai: how onnxruntime-genai holds its cache; "" if it cannot drive the form.
-    """
-
-    name: str
-    summary: str
+    name: str  # in `--forms`, `--form` and the manifest
+    summary: str  # what the cache does, and what runs such graphs, in words
     runs_on: str
-    inputs: tuple[str, ...]
-    padding: Literal["left", "right", "none"]
-    opset: int = 23
-    grows: bool = True
-    tensorrt: bool = False
-    onnxruntime_gpu: bool = False
-    genai: Literal["growing", "shared buffer", ""] = ""
+    inputs: tuple[str, ...]  # the graph's inputs besides tokens and cache
+    padding: Literal["left", "right", "none"]  # where rows of different lengths are padded between their tokens
+    opset: int = 23  # version of the standard operators that it needs
+    grows: bool = True  # the cache is longer after each call; else it has a fixed length (`manifest.Graph.length`)
+    tensorrt: bool = False  # TensorRT builds engines of it
+    onnxruntime_gpu: bool = False  # onnxruntime runs it on a GPU here
+    genai: Literal["growing", "shared buffer", ""] = ""  # how onnxruntime-genai holds its cache; "" if it cannot drive the form
 
 
 CACHE_FORMS = {

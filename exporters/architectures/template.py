@@ -13,21 +13,12 @@ from maskpro_deploy.exporters.graph.layers import Layers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
-    """One architecture.
+    """One architecture."""
 
-    Attributes:
-        read: its `config.json` as a `DecoderConfig`.
-        build: the graph from its parts.
-        models, special: the models that have it, and what it does otherwise than LLaMA, for people.
-        prefix: the first part of its tensors' names, which some checkpoints leave out.
-        tool: the front end that stands behind it, and that has seen to it that no tensor is left out; "" for our own.
-        as_stored: weights lie in the graph as they do in the checkpoint, or transposed, so that masks fit both.
-    """
-
-    read: Callable[[Mapping[str, Any]], DecoderConfig]
-    build: Callable[[Layers], Graph]
-    models: str = ""
+    read: Callable[[Mapping[str, Any]], DecoderConfig]  # its `config.json` as a `DecoderConfig`
+    build: Callable[[Layers], Graph]  # the graph from its parts
+    models: str = ""  # the models that have it, and what it does otherwise than LLaMA, for people
     special: str = ""
-    prefix: str = "model."
-    tool: str = ""
-    as_stored: bool = True
+    prefix: str = "model."  # the first part of its tensors' names, which some checkpoints leave out
+    tool: str = ""  # the front end that stands behind it, and that has seen to it that no tensor is left out; "" for our own
+    as_stored: bool = True  # weights lie in the graph as they do in the checkpoint, or transposed, so that masks fit both

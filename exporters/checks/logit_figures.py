@@ -21,19 +21,13 @@ Logits = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tolerance:
-    """What passes.
+    """What passes."""
 
-    Attributes:
-        logits: the largest difference of any logit; None: any, as for quantised weights, which are other weights.
-        kl: the mean KL divergence in nats.
-        perplexity: of the bundle's, over the reference's; None: any.
-        preference: how far, in logits, the reference may prefer its own greedy token where the first one differs; None: twice
-            `logits`, because two logits may each be off by that before a preference turns over.
-    """
-
-    logits: float | None
-    kl: float
-    perplexity: float | None = None
+    logits: float | None  # the largest difference of any logit; None: any, as for quantised weights, which are other weights
+    kl: float  # the mean KL divergence in nats
+    perplexity: float | None = None  # of the bundle's, over the reference's; None: any
+    # how far, in logits, the reference may prefer its own greedy token where the first one differs; None: twice `logits`, because
+    # two logits may each be off by that before a preference turns over
     preference: float | None = None
 
 
@@ -54,45 +48,29 @@ QUANTISED_SIBLINGS = Tolerance(logits=None, kl=0.02, perplexity=1.02)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """Figures of one comparison.
+    """Figures of one comparison."""
 
-    Attributes:
-        passed: every difference of logits is within `tolerance`, the mean KL within `kl_tolerance`, and greedy tokens differ at
-            ties only; for quantised weights, which change logits, the mean KL and the perplexity are within bounds.
-        tolerance, kl_tolerance: the largest logit difference (None: any) and mean KL that pass.
-        tokens: positions compared.
-        max_logit_difference, mean_logit_difference: absolute, over all positions and the vocabulary.
-        max_kl, mean_kl: KL divergence of the bundle's next-token distribution from the reference's, in nats.
-        top1_agreement: share of positions with the same most likely token.
-        perplexity, reference_perplexity: of the prompts' own tokens.
-        greedy_tokens, greedy_equal: greedy tokens generated, and how many agree before the first that differs.
-        greedy_margin: the reference's preference, in logits, where the first token differs; 0 if none does.
-        step_difference: largest logit difference between a prompt fed at once and token by token.
-        padding_difference: largest logit difference to the reference in a left-padded batch of two.
-        arithmetic: what the graph computed in, in words.
-        unrounded: "fp16 not verified" and why, if a half-precision graph computed in fp32; else "".
-        ranges: the largest values of a graph that computed in half precision.
-    """
-
+    # every difference of logits is within `tolerance`, the mean KL within `kl_tolerance`, and greedy tokens differ at ties only;
+    # for quantised weights, which change logits, the mean KL and the perplexity are within bounds
     passed: bool
-    tolerance: float | None
+    tolerance: float | None  # the largest logit difference (None: any) and mean KL that pass
     kl_tolerance: float
-    tokens: int
-    max_logit_difference: float
+    tokens: int  # positions compared
+    max_logit_difference: float  # absolute, over all positions and the vocabulary
     mean_logit_difference: float
-    max_kl: float
+    max_kl: float  # KL divergence of the bundle's next-token distribution from the reference's, in nats
     mean_kl: float
-    top1_agreement: float
-    perplexity: float
+    top1_agreement: float  # share of positions with the same most likely token
+    perplexity: float  # of the prompts' own tokens
     reference_perplexity: float
-    greedy_tokens: int
+    greedy_tokens: int  # greedy tokens generated, and how many agree before the first that differs
     greedy_equal: int
-    greedy_margin: float
-    step_difference: float
-    padding_difference: float
-    arithmetic: str = "fp32"
-    unrounded: str = ""
-    ranges: Ranges | None = None
+    greedy_margin: float  # the reference's preference, in logits, where the first token differs; 0 if none does
+    step_difference: float  # largest logit difference between a prompt fed at once and token by token
+    padding_difference: float  # largest logit difference to the reference in a left-padded batch of two
+    arithmetic: str = "fp32"  # what the graph computed in, in words
+    unrounded: str = ""  # "fp16 not verified" and why, if a half-precision graph computed in fp32; else ""
+    ranges: Ranges | None = None  # the largest values of a graph that computed in half precision
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest."""

@@ -26,32 +26,22 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "
 class BuilderFlags:
     """Flags of the builder; None and False leave the library's default.
 
-    Attributes:
-        optimization_level: 0 (quick build) to 5 (longest search).
-        workspace_bytes: most scratch memory of a kernel on the GPU.
-        aux_streams: further streams that an engine may use at once.
-        version_compatible: the engine runs in later versions of the library too.
-        hardware_compatible: "ampere+": it runs on every GPU from Ampere on; "same-cc": on others of the same compute capability.
-        weight_streaming: weights may stay in the host's memory.
-        refit: its weights may be exchanged: for "identical" ones, or "all".
-        strip_weights: leave the refittable weights out of the file; whoever loads it brings them. Implies "identical".
-        tiling: how far kernels are tiled across layers.
-        strict_nans: NaN and infinity times a pruned weight stay NaN, with the sparse kernels that can.
-
     Raises:
         ConfigError: a flag is out of its range.
     """
 
-    optimization_level: int | None = None
-    workspace_bytes: int | None = None
-    aux_streams: int | None = None
-    version_compatible: bool = False
+    optimization_level: int | None = None  # 0 (quick build) to 5 (longest search)
+    workspace_bytes: int | None = None  # most scratch memory of a kernel on the GPU
+    aux_streams: int | None = None  # further streams that an engine may use at once
+    version_compatible: bool = False  # the engine runs in later versions of the library too
+    # "ampere+": it runs on every GPU from Ampere on; "same-cc": on others of the same compute capability
     hardware_compatible: str | None = None
-    weight_streaming: bool = False
-    refit: str | None = None
+    weight_streaming: bool = False  # weights may stay in the host's memory
+    refit: str | None = None  # its weights may be exchanged: for "identical" ones, or "all"
+    # leave the refittable weights out of the file; whoever loads it brings them. Implies "identical".
     strip_weights: bool = False
-    tiling: str | None = None
-    strict_nans: bool = False
+    tiling: str | None = None  # how far kernels are tiled across layers
+    strict_nans: bool = False  # NaN and infinity times a pruned weight stay NaN, with the sparse kernels that can
 
     def __post_init__(self) -> None:
         check_range("--optimization-level", self.optimization_level, least=0, most=5)

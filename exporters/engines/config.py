@@ -19,39 +19,28 @@ BACKENDS = ("auto", "tensorrt", "tensorrt-rtx")
 class EngineConfig:
     """How a bundle becomes a TensorRT engine.
 
-    Attributes:
-        sparsity: the pattern that the bundle must hold; sparse tensor cores know 2:4 only.
-        dense: build with dense kernels, whatever the bundle holds.
-        backend: "tensorrt" (needs a GPU), "tensorrt-rtx" (builds anywhere, dense kernels), or "auto": what this machine can do.
-        targets: compute capabilities to build for, such as "sm89"; the library's default if empty.
-        form: which graph of the bundle to build, by the form of its cache (`ENGINE_FORMS`); the bundle's own by default.
-        profiles: buckets such as "prefill:1x128,4x512 decode:1,8" (`profiles`); by default one for each of the two.
-        max_batch: largest batch of the default profiles; 8 if not given.
-        max_length: longest sequence; by default the model's limit, at most 2048.
-        max_prefill: most new tokens in one call of the default profiles; 512 if not given, at most `max_length`.
-        timing_cache: file of kernel times to reuse and extend, where the library keeps such.
-        flags: further flags of the builder.
-        compare_dense: build the dense engine too, from the same graph, profiles and kernel times, and time both on a GPU.
-        compare_budget_s: seconds for the timing.
-        via_onnxruntime: build through onnxruntime's TensorRT provider (`provider_builder`), with one profile for all calls.
-
     Raises:
         ConfigError: a setting is out of its range.
     """
 
-    sparsity: NMPattern = SPARSE_TENSOR_CORES
-    dense: bool = False
+    sparsity: NMPattern = SPARSE_TENSOR_CORES  # the pattern that the bundle must hold; sparse tensor cores know 2:4 only
+    dense: bool = False  # build with dense kernels, whatever the bundle holds
+    # "tensorrt" (needs a GPU), "tensorrt-rtx" (builds anywhere, dense kernels), or "auto": what this machine can do
     backend: str = "auto"
-    targets: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()  # compute capabilities to build for, such as "sm89"; the library's default if empty
+    # which graph of the bundle to build, by the form of its cache (`ENGINE_FORMS`); the bundle's own by default
     form: str | None = None
+    # buckets such as "prefill:1x128,4x512 decode:1,8" (`profiles`); by default one for each of the two
     profiles: str | None = None
-    max_batch: int | None = None
-    max_length: int | None = None
-    max_prefill: int | None = None
-    timing_cache: Path | None = None
-    flags: BuilderFlags = field(default_factory=BuilderFlags)
+    max_batch: int | None = None  # largest batch of the default profiles; 8 if not given
+    max_length: int | None = None  # longest sequence; by default the model's limit, at most 2048
+    max_prefill: int | None = None  # most new tokens in one call of the default profiles; 512 if not given, at most `max_length`
+    timing_cache: Path | None = None  # file of kernel times to reuse and extend, where the library keeps such
+    flags: BuilderFlags = field(default_factory=BuilderFlags)  # further flags of the builder
+    # build the dense engine too, from the same graph, profiles and kernel times, and time both on a GPU
     compare_dense: bool = False
-    compare_budget_s: float = 60.0
+    compare_budget_s: float = 60.0  # seconds for the timing
+    # build through onnxruntime's TensorRT provider (`provider_builder`), with one profile for all calls
     via_onnxruntime: bool = False
 
     def __post_init__(self) -> None:

@@ -39,19 +39,12 @@ class SparsityLog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """One layer of a built engine, perhaps fused of several of the graph.
+    """One layer of a built engine, perhaps fused of several of the graph."""
 
-    Attributes:
-        name: the engine's name for it.
-        tactic: name of the kernel that runs it, where known.
-        text: name and metadata, in which the graph's nodes are mentioned.
-        sparse: the kernel runs on sparse tensor cores.
-    """
-
-    name: str
-    tactic: str
-    text: str
-    sparse: bool
+    name: str  # the engine's name for it
+    tactic: str  # name of the kernel that runs it, where known
+    text: str  # name and metadata, in which the graph's nodes are mentioned
+    sparse: bool  # the kernel runs on sparse tensor cores
 
 
 def read_kernels(inspection: str) -> list[Kernel] | None:

@@ -27,41 +27,26 @@ _ALIGNED = {2: 16, 1: 32}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightFacts:
-    """One MatMul weight of the graph.
+    """One MatMul weight of the graph."""
 
-    Attributes:
-        weight: which, and where its bytes are.
-        count: its groups of 2:4 along K; None if K does not consist of whole groups.
-        reason: why sparse tensor cores cannot run it; "" if they can.
-        tensor_cores: "fits", "small" (K or N at most 256: rarely faster) or "misaligned", by shape and dtype.
-        spoiled: how the graph lost a pattern that the checkpoint had; "" if it did not.
-    """
-
-    weight: MatMulWeight
-    count: Tally | None
-    reason: str
-    tensor_cores: str
-    spoiled: str
+    weight: MatMulWeight  # which, and where its bytes are
+    count: Tally | None  # its groups of 2:4 along K; None if K does not consist of whole groups
+    reason: str  # why sparse tensor cores cannot run it; "" if they can
+    tensor_cores: str  # "fits", "small" (K or N at most 256: rarely faster) or "misaligned", by shape and dtype
+    spoiled: str  # how the graph lost a pattern that the checkpoint had; "" if it did not
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A checked bundle, the graph to build, and for what.
-
-    Attributes:
-        manifest: as it was when the hashes were checked.
-        graph, weights: what is built.
-        buckets, length: its profiles, and the longest sequence.
-        library, target: what builds, and for what.
-    """
+    """A checked bundle, the graph to build, and for what."""
 
     bundle: Path
-    manifest: Manifest
-    graph: Graph
+    manifest: Manifest  # as it was when the hashes were checked
+    graph: Graph  # what is built
     weights: tuple[WeightFacts, ...]
-    buckets: tuple[Bucket, ...]
+    buckets: tuple[Bucket, ...]  # its profiles, and the longest sequence
     length: int
-    library: str
+    library: str  # what builds, and for what
     target: str
 
     @property

@@ -23,29 +23,18 @@ NOT_COMPARED = "not measured (--compare-dense builds the dense engine too and ti
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRow:
-    """One MatMul of the graph.
+    """One MatMul of the graph."""
 
-    Attributes:
-        weight, node: the initializer, and the MatMul that uses it.
-        shape: (K, N).
-        dtype, bytes: of the stored weight.
-        tensor_cores: "fits", "small" or "misaligned" (`preflight.WeightFacts`).
-        eligible: sparse tensor cores could run it.
-        reason: why not; "" if eligible.
-        chosen: "yes", "no" or why it is not known.
-        kernel: the kernels that run it, where the engine could be asked.
-    """
-
-    weight: str
+    weight: str  # the initializer, and the MatMul that uses it
     node: str
-    shape: tuple[int, ...]
-    dtype: str
+    shape: tuple[int, ...]  # (K, N)
+    dtype: str  # of the stored weight
     bytes: int
-    tensor_cores: str
-    eligible: bool
-    reason: str
-    chosen: str
-    kernel: str = ""
+    tensor_cores: str  # "fits", "small" or "misaligned" (`preflight.WeightFacts`)
+    eligible: bool  # sparse tensor cores could run it
+    reason: str  # why not; "" if eligible
+    chosen: str  # "yes", "no" or why it is not known
+    kernel: str = ""  # the kernels that run it, where the engine could be asked
 
     @property
     def kind(self) -> str:
@@ -55,30 +44,18 @@ class LayerRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineReport:
-    """An engine, how it was built, and its layers.
+    """An engine, how it was built, and its layers."""
 
-    Attributes:
-        engine: the entry in the manifest.
-        bytes: of the engine.
-        reused: it was there already, built from the same graph with the same settings and library.
-        build_s, peak_rss_bytes: seconds of the build, and most memory of its process.
-        warnings: what the library warned of.
-        layers: every MatMul with a constant weight.
-        spoiled: pruned weights that the graph keeps from sparse tensor cores, by cause.
-        log_eligible: layers that the builder's log calls eligible; None if it has no word about sparsity.
-        comparison: the dense engine next to it, if it was asked for.
-    """
-
-    engine: EngineFile
-    bytes: int
-    reused: bool
-    build_s: float
+    engine: EngineFile  # the entry in the manifest
+    bytes: int  # of the engine
+    reused: bool  # it was there already, built from the same graph with the same settings and library
+    build_s: float  # seconds of the build, and most memory of its process
     peak_rss_bytes: int
-    warnings: tuple[str, ...]
-    layers: tuple[LayerRow, ...]
-    spoiled: dict[str, int]
-    log_eligible: int | None = None
-    comparison: Comparison | None = None
+    warnings: tuple[str, ...]  # what the library warned of
+    layers: tuple[LayerRow, ...]  # every MatMul with a constant weight
+    spoiled: dict[str, int]  # pruned weights that the graph keeps from sparse tensor cores, by cause
+    log_eligible: int | None = None  # layers that the builder's log calls eligible; None if it has no word about sparsity
+    comparison: Comparison | None = None  # the dense engine next to it, if it was asked for
 
     def to_json(self) -> dict[str, Any]:
         value = {**dataclasses.asdict(self), "gain": self.gain, "break_even": None, "layer_break_even": None}

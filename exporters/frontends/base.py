@@ -34,19 +34,12 @@ _LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "ma
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForeignWeight:
-    """One weight of a graph.
+    """One weight of a graph."""
 
-    Attributes:
-        rows: its values, read in parts.
-        sources: the checkpoint's tensors it was made from.
-        same: it is the one source as it is: not cut, not rearranged.
-        storage: equal for two weights that are one tensor.
-    """
-
-    rows: Rows
-    sources: tuple[str, ...]
-    same: bool
-    storage: tuple[object, ...]
+    rows: Rows  # its values, read in parts
+    sources: tuple[str, ...]  # the checkpoint's tensors it was made from
+    same: bool  # it is the one source as it is: not cut, not rearranged
+    storage: tuple[object, ...]  # equal for two weights that are one tensor
 
     @classmethod
     def of(cls, tensor: Any, sources: tuple[str, ...], *, same: bool) -> ForeignWeight:
@@ -56,26 +49,16 @@ class ForeignWeight:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForeignModel:
-    """A graph without weights.
+    """A graph without weights."""
 
-    Attributes:
-        nodes: in an order in which they can run.
-        constants: arrays that the front end computed, by name.
-        parameters: name -> shape of each weight.
-        caches: name -> last dimension of each input that holds past keys or values.
-        logits, vocab_size: the value that holds the logits, and their last dimension.
-        outputs: further values that are outputs, by our names.
-        kv_heads: heads of a cache; 0 where attention nodes say it.
-    """
-
-    nodes: tuple[onnx.NodeProto, ...]
-    constants: Mapping[str, npt.NDArray[Any]]
-    parameters: Mapping[str, tuple[int, ...]]
-    caches: Mapping[str, int]
-    logits: str
+    nodes: tuple[onnx.NodeProto, ...]  # in an order in which they can run
+    constants: Mapping[str, npt.NDArray[Any]]  # arrays that the front end computed, by name
+    parameters: Mapping[str, tuple[int, ...]]  # name -> shape of each weight
+    caches: Mapping[str, int]  # name -> last dimension of each input that holds past keys or values
+    logits: str  # the value that holds the logits, and their last dimension
     vocab_size: int
-    outputs: tuple[str, ...] = ()
-    kv_heads: int = 0
+    outputs: tuple[str, ...] = ()  # further values that are outputs, by our names
+    kv_heads: int = 0  # heads of a cache; 0 where attention nodes say it
 
 
 class ForeignGraph(ABC):

@@ -43,34 +43,23 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weight:
-    """One initializer that goes into the data file.
+    """One initializer that goes into the data file."""
 
-    Attributes:
-        name, shape: in the graph.
-        source: the checkpoint's tensor; "" if it was made from none, or from several.
-        transposed: the source is (N, K), the graph wants [K, N].
-        start, whole: the weight is a part of the source: outputs `start` and following of `whole` ones; 0 if it is all of it.
-        longer: the source may have more rows; the first ones are taken.
-        plus: added to every value, such as the 1 of a norm that scales by 1 + weight.
-        projection: the constant side of a MatMul inside a layer, which an N:M pattern may cover.
-        values: what it holds, if it is not read from the checkpoint under the name `source`: an array made here, such as the
-            cosines of RoPE, or a tensor that a front end has arranged.
-        quantization: how it is stored, if not in the graph's float type; its scales are a weight of their own (`scale_name`).
-        parts: weights whose outputs it holds side by side, in place of a source of its own.
-    """
-
-    name: str
+    name: str  # in the graph
     shape: tuple[int, ...]
-    source: str = ""
-    transposed: bool = False
-    start: int = 0
+    source: str = ""  # the checkpoint's tensor; "" if it was made from none, or from several
+    transposed: bool = False  # the source is (N, K), the graph wants [K, N]
+    start: int = 0  # the weight is a part of the source: outputs `start` and following of `whole` ones; 0 if it is all of it
     whole: int = 0
-    longer: bool = False
-    plus: float = 0.0
-    projection: bool = False
+    longer: bool = False  # the source may have more rows; the first ones are taken
+    plus: float = 0.0  # added to every value, such as the 1 of a norm that scales by 1 + weight
+    projection: bool = False  # the constant side of a MatMul inside a layer, which an N:M pattern may cover
+    # what it holds, if it is not read from the checkpoint under the name `source`: an array made here, such as the cosines of
+    # RoPE, or a tensor that a front end has arranged
     values: Rows | None = None
+    # how it is stored, if not in the graph's float type; its scales are a weight of their own (`scale_name`)
     quantization: Quantization | None = None
-    parts: tuple[Weight, ...] = ()
+    parts: tuple[Weight, ...] = ()  # weights whose outputs it holds side by side, in place of a source of its own
 
     @property
     def pieces(self) -> tuple[Weight, ...]:

@@ -24,16 +24,7 @@ _LAYER_TYPES = ("full_attention", "sliding_attention")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderConfig:
-    """Sizes and kinds of a decoder.
-
-    Attributes:
-        max_length: the longest sequence, in tokens.
-        attention_bias, output_bias, mlp_bias: which projections have a bias: q, k and v; o; the feed-forward ones.
-        scale: factor of the attention scores.
-        windows: how far each layer looks back, itself included; None for all the way.
-        ropes: rotary embedding of each layer; None for a layer without.
-        attention_softcap, logit_softcap: scores x become cap * tanh(x / cap); None for no cap.
-    """
+    """Sizes and kinds of a decoder."""
 
     model_type: str
     vocab_size: int
@@ -42,18 +33,18 @@ class DecoderConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    max_length: int
-    scale: float
-    windows: tuple[int | None, ...]
-    ropes: tuple[RopeConfig | None, ...]
+    max_length: int  # the longest sequence, in tokens
+    scale: float  # factor of the attention scores
+    windows: tuple[int | None, ...]  # how far each layer looks back, itself included; None for all the way
+    ropes: tuple[RopeConfig | None, ...]  # rotary embedding of each layer; None for a layer without
     intermediate_size: int = 0
     norm_eps: float = 0.0
     tied: bool = False
     activation: str = ""
-    attention_bias: bool = False
+    attention_bias: bool = False  # which projections have a bias: q, k and v; o; the feed-forward ones
     output_bias: bool = False
     mlp_bias: bool = False
-    attention_softcap: float | None = None
+    attention_softcap: float | None = None  # scores x become cap * tanh(x / cap); None for no cap
     logit_softcap: float | None = None
 
 

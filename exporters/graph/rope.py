@@ -23,32 +23,20 @@ _DEFAULT_THETA = 10000.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeConfig:
-    """Rotary position embedding: base frequency and how it is stretched.
+    """Rotary position embedding: base frequency and how it is stretched."""
 
-    Attributes:
-        kind: one of `ROPE_KINDS`.
-        theta: base of the frequencies.
-        dim: how many values of a head are turned; 0 for all.
-        factor: by how much positions are stretched.
-        original_length: the length that the model was first trained for.
-        low_freq_factor, high_freq_factor: the band of turns in which "llama3" blends.
-        beta_fast, beta_slow, truncate: the same for "yarn", and whether its bounds are whole numbers.
-        attention_factor: factor of the cosines and sines ("yarn" and "longrope").
-        short_factor, long_factor: divisors of the frequencies up to and beyond `original_length` ("longrope").
-    """
-
-    kind: str
-    theta: float
-    dim: int = 0
-    factor: float = 1.0
-    original_length: int = 0
-    low_freq_factor: float = 1.0
+    kind: str  # one of `ROPE_KINDS`
+    theta: float  # base of the frequencies
+    dim: int = 0  # how many values of a head are turned; 0 for all
+    factor: float = 1.0  # by how much positions are stretched
+    original_length: int = 0  # the length that the model was first trained for
+    low_freq_factor: float = 1.0  # the band of turns in which "llama3" blends
     high_freq_factor: float = 4.0
-    beta_fast: float = 32.0
+    beta_fast: float = 32.0  # the same for "yarn", and whether its bounds are whole numbers
     beta_slow: float = 1.0
     truncate: bool = True
-    attention_factor: float = 1.0
-    short_factor: tuple[float, ...] = ()
+    attention_factor: float = 1.0  # factor of the cosines and sines ("yarn" and "longrope")
+    short_factor: tuple[float, ...] = ()  # divisors of the frequencies up to and beyond `original_length` ("longrope")
     long_factor: tuple[float, ...] = ()
 
 

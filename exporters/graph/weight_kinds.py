@@ -21,38 +21,25 @@ DEFAULT_METHOD = next(iter(METHODS))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightKind:
-    """One kind of stored weights.
+    """One kind of stored weights."""
 
-    Attributes:
-        name: in `--quantize`.
-        bits: of a value; below 8, two values lie in one byte.
-        dtype: of the values.
-        smallest, largest: the ends of the range that is used.
-        floating: they are floats, and not integers.
-        default_block: rows that share a scale by default; 0 for a whole column.
-        blocks: whether blocks of rows can have scales of their own.
-        heads: kinds that the output head can have with it; the first is the default. It decides every token.
-        methods: how weights can be rounded, of `METHODS`.
-        shares: parts of the largest value that are tried as the end of the range.
-        kl, perplexity: mean KL divergence (nats) and ratio of perplexities that pass in the comparison with the checkpoint: they
-            tell a wrong graph from a coarse one, no more.
-        fused_on_cpu: onnxruntime has one kernel on a CPU for dequantising and multiplying.
-    """
-
-    name: str
-    bits: int
-    dtype: DType
-    smallest: int
+    name: str  # in `--quantize`
+    bits: int  # of a value; below 8, two values lie in one byte
+    dtype: DType  # of the values
+    smallest: int  # the ends of the range that is used
     largest: int
-    floating: bool = False
-    default_block: int = 0
-    blocks: bool = True
+    floating: bool = False  # they are floats, and not integers
+    default_block: int = 0  # rows that share a scale by default; 0 for a whole column
+    blocks: bool = True  # whether blocks of rows can have scales of their own
+    # kinds that the output head can have with it; the first is the default. It decides every token.
     heads: tuple[str, ...] = ("int8",)
-    methods: tuple[str, ...] = tuple(METHODS)
-    shares: tuple[float, ...] = ()
+    methods: tuple[str, ...] = tuple(METHODS)  # how weights can be rounded, of `METHODS`
+    shares: tuple[float, ...] = ()  # parts of the largest value that are tried as the end of the range
+    # mean KL divergence (nats) and ratio of perplexities that pass in the comparison with the checkpoint: they tell a wrong graph
+    # from a coarse one, no more
     kl: float = 0.1
     perplexity: float = 1.1
-    fused_on_cpu: bool = True
+    fused_on_cpu: bool = True  # onnxruntime has one kernel on a CPU for dequantising and multiplying
 
 
 WEIGHT_KINDS = {

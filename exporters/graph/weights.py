@@ -20,21 +20,14 @@ _DTYPE_OF = {element: dtype for dtype, element in ELEMENT_TYPES.items()}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatMulWeight:
-    """The constant right side [K, N] of one MatMul.
+    """The constant right side [K, N] of one MatMul."""
 
-    Attributes:
-        node, initializer: names of the MatMul and of the weight.
-        file, region: the data file, and the place in it.
-        dequantised: a DequantizeLinear stands between the stored weight and the product.
-        input_quantised: so does one before the other side: the product can run on the integers.
-    """
-
-    node: str
+    node: str  # names of the MatMul and of the weight
     initializer: str
-    file: Path
+    file: Path  # the data file, and the place in it
     region: Region
-    dequantised: bool = False
-    input_quantised: bool = False
+    dequantised: bool = False  # a DequantizeLinear stands between the stored weight and the product
+    input_quantised: bool = False  # so does one before the other side: the product can run on the integers
 
 
 def matmul_weights(graph: Path) -> list[MatMulWeight]:

@@ -25,19 +25,13 @@ _STAGE = "stage.onnx"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """The nodes `start` to `stop` of a graph.
-
-    Attributes:
-        reads: values of earlier stages and inputs of the graph that they use.
-        keeps: values made here that later stages use.
-        done: values that no later stage uses.
-    """
+    """The nodes `start` to `stop` of a graph."""
 
     start: int
     stop: int
-    reads: tuple[str, ...]
-    keeps: tuple[str, ...]
-    done: tuple[str, ...]
+    reads: tuple[str, ...]  # values of earlier stages and inputs of the graph that they use
+    keeps: tuple[str, ...]  # values made here that later stages use
+    done: tuple[str, ...]  # values that no later stage uses
 
 
 def cut_stages(model: onnx.ModelProto, cuts: Sequence[int]) -> Iterator[Stage]:

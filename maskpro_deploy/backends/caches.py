@@ -48,19 +48,13 @@ class Cache(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Sizes of a cache.
-
-    Attributes:
-        tensors, heads: N and H.
-        vector: bytes of one head of one token.
-        most_rows: rows that a buffer need not have more room than; None for no limit.
-    """
+    """Sizes of a cache."""
 
     memory: Memory
-    tensors: int
+    tensors: int  # N and H
     heads: int
-    vector: int
-    most_rows: int | None = None
+    vector: int  # bytes of one head of one token
+    most_rows: int | None = None  # rows that a buffer need not have more room than; None for no limit
 
     @property
     def token(self) -> int:

@@ -14,15 +14,10 @@ from maskpro_deploy.backends.profiles import Profile, Shape
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
-    """An input or output.
+    """An input or output."""
 
-    Attributes:
-        dtype: "int32", "int64", "float32", "float16" or "bfloat16".
-        shape: -1 where it varies.
-    """
-
-    dtype: str
-    shape: Shape
+    dtype: str  # "int32", "int64", "float32", "float16" or "bfloat16"
+    shape: Shape  # -1 where it varies
     is_input: bool
 
     @property
@@ -32,17 +27,11 @@ class TensorSpec:
 
 
 class Executor(Protocol):
-    """Runs a graph.
+    """Runs a graph."""
 
-    Attributes:
-        providers: what runs it, for messages and reports; the first takes all it can.
-        tensors: inputs and outputs by name.
-        profiles: ranges of shapes that it takes; empty if it takes all.
-    """
-
-    providers: Sequence[str]
-    tensors: Mapping[str, TensorSpec]
-    profiles: Sequence[Profile]
+    providers: Sequence[str]  # what runs it, for messages and reports; the first takes all it can
+    tensors: Mapping[str, TensorSpec]  # inputs and outputs by name
+    profiles: Sequence[Profile]  # ranges of shapes that it takes; empty if it takes all
 
     def run(self, profile: int, shapes: Mapping[str, Shape], addresses: Mapping[str, int]) -> None:
         """Enqueue one call with the shapes and addresses of all inputs and outputs; an input and an output may share an address.

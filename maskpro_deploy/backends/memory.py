@@ -24,15 +24,10 @@ class OutOfDeviceMemory(Exception):
 
 
 class Device(Protocol):
-    """Memory and a queue of work on it. What is enqueued runs in order; `download` and `wait` wait for it.
+    """Memory and a queue of work on it. What is enqueued runs in order; `download` and `wait` wait for it."""
 
-    Attributes:
-        name: for messages.
-        kind: "cpu" or "cuda".
-    """
-
-    name: str
-    kind: str
+    name: str  # for messages
+    kind: str  # "cpu" or "cuda"
 
     def allocate(self, nbytes: int) -> int:
         """The address of a new block.

@@ -77,17 +77,12 @@ def engine_form(engine: EngineFile) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileCoverage:
-    """What one profile covers, in rows and tokens.
+    """What one profile covers, in rows and tokens."""
 
-    Attributes:
-        rows, new, past: the fewest and the most of each.
-        total: most past and new tokens together.
-    """
-
-    rows: tuple[int, int]
+    rows: tuple[int, int]  # the fewest and the most of each
     new: tuple[int, int]
     past: tuple[int, int]
-    total: int
+    total: int  # most past and new tokens together
 
     @classmethod
     def of(cls, profile: Profile, slots: int | None = None) -> ProfileCoverage:

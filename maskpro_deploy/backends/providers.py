@@ -16,24 +16,16 @@ _AUTO_HELP = "a GPU where onnxruntime has one, else the CPU"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
-    """What can run a bundle.
+    """What can run a bundle."""
 
-    Attributes:
-        name: as `--provider` names it.
-        help: a few words for the command line.
-        onnxruntime: onnxruntime's providers in order of preference (later ones take what earlier ones cannot run); empty for an
-            engine in its own library.
-        extra: the extra of this package that it needs.
-        runs_engines: it runs engines of a bundle, so `--engine` may choose one.
-        needs_engine: it runs nothing else.
-    """
-
-    name: str
-    help: str
+    name: str  # as `--provider` names it
+    help: str  # a few words for the command line
+    # onnxruntime's providers in order of preference (later ones take what earlier ones cannot run); empty for an engine in its
+    # own library
     onnxruntime: tuple[str, ...] = ()
-    extra: str = "cpu"
-    runs_engines: bool = False
-    needs_engine: bool = False
+    extra: str = "cpu"  # the extra of this package that it needs
+    runs_engines: bool = False  # it runs engines of a bundle, so `--engine` may choose one
+    needs_engine: bool = False  # it runs nothing else
 
 
 PROVIDERS: dict[str, Provider] = {

@@ -32,17 +32,11 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionLimits:
-    """What a session can take at once; None for no limit.
+    """What a session can take at once; None for no limit."""
 
-    Attributes:
-        max_batch: rows in one call.
-        max_prefill_rows: rows in one call with more than one new token each.
-        max_cache_tokens: tokens that its device has memory for, over all rows.
-    """
-
-    max_batch: int | None = None
-    max_prefill_rows: int | None = None
-    max_cache_tokens: int | None = None
+    max_batch: int | None = None  # rows in one call
+    max_prefill_rows: int | None = None  # rows in one call with more than one new token each
+    max_cache_tokens: int | None = None  # tokens that its device has memory for, over all rows
 
 
 class Session(Protocol):

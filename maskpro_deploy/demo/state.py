@@ -16,23 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, kw_only=True)
 class Demo:
-    """What the steps share.
+    """What the steps share."""
 
-    Attributes:
-        out: the folder for everything.
-        budget_s: seconds to learn.
-        rows: (what, value) for the table at the end.
-        figures: the same for machines.
-        not_measured: what this run says nothing about, and why.
-    """
-
-    out: Path
-    budget_s: float
+    out: Path  # the folder for everything
+    budget_s: float  # seconds to learn
     seed: int = 0
     pattern: NMPattern = field(default_factory=lambda: NMPattern(2, 4))
-    rows: list[tuple[str, str]] = field(default_factory=list)
-    figures: dict[str, Any] = field(default_factory=dict)
-    not_measured: list[str] = field(default_factory=list)
+    rows: list[tuple[str, str]] = field(default_factory=list)  # (what, value) for the table at the end
+    figures: dict[str, Any] = field(default_factory=dict)  # the same for machines
+    not_measured: list[str] = field(default_factory=list)  # what this run says nothing about, and why
     dense: Path = Path()
     sparse: Path = field(init=False)  # the sparse checkpoint
     bundle: Path = field(init=False)  # its ONNX bundle

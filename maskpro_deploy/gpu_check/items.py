@@ -25,17 +25,11 @@ END_FACTOR = 3  # an item is ended when it takes this many budgets: loading and 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How an item runs.
+    """How an item runs."""
 
-    Attributes:
-        budget_s: seconds that it may spend on measuring, above 0.
-        scratch: a folder for models and bundles, shared by all items.
-        rehearse: run with tiny shapes on the CPU, to try the check itself; the figures say nothing about a GPU.
-    """
-
-    budget_s: float
-    scratch: Path
-    rehearse: bool = False
+    budget_s: float  # seconds that it may spend on measuring, above 0
+    scratch: Path  # a folder for models and bundles, shared by all items
+    rehearse: bool = False  # run with tiny shapes on the CPU, to try the check itself; the figures say nothing about a GPU
 
     def __post_init__(self) -> None:
         check_range("--budget", self.budget_s, above=0)
@@ -79,21 +73,14 @@ Item = Callable[[Settings, Record], str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How an item ended.
-
-    Attributes:
-        status: `MEASURED`, `NOT_RUN` or `FAILED`.
-        detail: the line for the table: result, reason or message.
-        figures: what it measured, even if it failed later.
-        trace: the traceback of a failure, "" otherwise.
-    """
+    """How an item ended."""
 
     name: str
-    status: str
-    detail: str
+    status: str  # `MEASURED`, `NOT_RUN` or `FAILED`
+    detail: str  # the line for the table: result, reason or message
     seconds: float = 0.0
-    figures: dict[str, Any] = dataclasses.field(default_factory=dict)
-    trace: str = ""
+    figures: dict[str, Any] = dataclasses.field(default_factory=dict)  # what it measured, even if it failed later
+    trace: str = ""  # the traceback of a failure, "" otherwise
 
 
 def import_torch(device: str) -> Any:

@@ -24,72 +24,49 @@ _AT_LEAST_A_WINDOW = ("batch_tokens", "calibration_tokens", "heldout_tokens")
 class LearnConfig:
     """How to learn a mask.
 
-    Attributes:
-        pattern: the N:M pattern.
-        budget_s: seconds of learning, calibration of the prior included; exactly one of the three limits is set.
-        steps: optimiser steps instead.
-        tokens: tokens to see instead.
-        prior: the one-shot mask to start from: a name of `choices.PRIORS`; "file:PATH" is a mask file or a sparse checkpoint.
-        prior_update: keep SparseGPT's weight update too; the base weights change then, and the result says so.
-        prior_inputs: of a layer while its prior is computed: "dense", those of the dense model; "pruned", those behind the blocks
-            that are pruned already; "auto", pruned for SparseGPT (as published) and dense for the others.
-        refine: improve the prior by swaps on the Gram matrix (see `refine`).
-        objective: a name of `choices.OBJECTIVES`. "auto": the estimator's own with the dense weights, else "ce".
-        prior_strength: inverse temperature of the first samples: the logits are this times log(score / mean score of the group).
-        estimator: how the gradient of the logits is computed: a name of `choices.ESTIMATORS`.
-        reward: with "maskpro": "layer", each output's distance from the dense layer's, or "loss", the model's.
-        distribution: of the masks: a name of `choices.DISTRIBUTIONS`; "auto" is the estimator's own.
-        samples: masks tried in a step of "maskpro" with the reward "loss", in antithetic pairs.
-        flip_rate: share of the groups that leave the argmax mask in such a sample, at the start; it decays linearly to 0.
-        parts: into how many parts the layers are divided there; a step samples one part and leaves the others at the argmax.
-        learning_rate: step of the logits relative to their spread; it decays linearly to 0. None: the estimator's own.
-        temperature: of the samples at the start, decaying linearly to 0; 0 runs every step with the argmax mask, which measured
-            best for short budgets (samples stray into masks that are worse, and their gradients say less about the best one).
-        window: tokens in a sequence.
-        batch_tokens: tokens in a step; None: those of `choices.BATCH_TOKENS`, at least one window.
-        calibration_tokens: tokens that the prior sees.
-        heldout_tokens: tokens on which the argmax mask is measured during learning.
-        evaluations: how often it is measured during learning.
-        patience: stop early after so many measurements in a row without a better one; None never does.
-        checkpoint_every_s: seconds between saved states; what an interruption can cost.
-        include: regular expression of layers to prune (all linear layers but the output embedding by default).
-        exclude: regular expression of layers to leave dense.
-        dtype: of the weights while learning; "auto" takes the faster of fp32 and bf16 on this machine.
-        seed: of data order and samples.
-
     Raises:
         ConfigError: a value is out of range.
     """
 
-    pattern: NMPattern
+    pattern: NMPattern  # the N:M pattern
+    # seconds of learning, calibration of the prior included; exactly one of the three limits is set
     budget_s: float | None = None
-    steps: int | None = None
-    tokens: int | None = None
+    steps: int | None = None  # optimiser steps instead
+    tokens: int | None = None  # tokens to see instead
+    # the one-shot mask to start from: a name of `choices.PRIORS`; "file:PATH" is a mask file or a sparse checkpoint
     prior: str = "wanda"
-    prior_update: bool = False
+    prior_update: bool = False  # keep SparseGPT's weight update too; the base weights change then, and the result says so
+    # of a layer while its prior is computed: "dense", those of the dense model; "pruned", those behind the blocks that are pruned
+    # already; "auto", pruned for SparseGPT (as published) and dense for the others
     prior_inputs: str = AUTO
-    refine: bool = False
-    objective: str = AUTO
+    refine: bool = False  # improve the prior by swaps on the Gram matrix (see `refine`)
+    objective: str = AUTO  # a name of `choices.OBJECTIVES`. "auto": the estimator's own with the dense weights, else "ce".
+    # inverse temperature of the first samples: the logits are this times log(score / mean score of the group)
     prior_strength: float = 6.0
-    estimator: str = "pathwise"
-    reward: str = "layer"
-    distribution: str = AUTO
-    samples: int = 4
+    estimator: str = "pathwise"  # how the gradient of the logits is computed: a name of `choices.ESTIMATORS`
+    reward: str = "layer"  # with "maskpro": "layer", each output's distance from the dense layer's, or "loss", the model's
+    distribution: str = AUTO  # of the masks: a name of `choices.DISTRIBUTIONS`; "auto" is the estimator's own
+    samples: int = 4  # masks tried in a step of "maskpro" with the reward "loss", in antithetic pairs
+    # share of the groups that leave the argmax mask in such a sample, at the start; it decays linearly to 0
     flip_rate: float = 0.02
+    # into how many parts the layers are divided there; a step samples one part and leaves the others at the argmax
     parts: int = 1
+    # step of the logits relative to their spread; it decays linearly to 0. None: the estimator's own.
     learning_rate: float | None = None
+    # of the samples at the start, decaying linearly to 0; 0 runs every step with the argmax mask, which measured best for short
+    # budgets (samples stray into masks that are worse, and their gradients say less about the best one)
     temperature: float = 0.0
-    window: int = 256
-    batch_tokens: int | None = None
-    calibration_tokens: int = 8192
-    heldout_tokens: int = 4096
-    evaluations: int = 5
-    patience: int | None = None
-    checkpoint_every_s: float = 60.0
-    include: str | None = None
-    exclude: str | None = None
-    dtype: str = AUTO
-    seed: int = 0
+    window: int = 256  # tokens in a sequence
+    batch_tokens: int | None = None  # tokens in a step; None: those of `choices.BATCH_TOKENS`, at least one window
+    calibration_tokens: int = 8192  # tokens that the prior sees
+    heldout_tokens: int = 4096  # tokens on which the argmax mask is measured during learning
+    evaluations: int = 5  # how often it is measured during learning
+    patience: int | None = None  # stop early after so many measurements in a row without a better one; None never does
+    checkpoint_every_s: float = 60.0  # seconds between saved states; what an interruption can cost
+    include: str | None = None  # regular expression of layers to prune (all linear layers but the output embedding by default)
+    exclude: str | None = None  # regular expression of layers to leave dense
+    dtype: str = AUTO  # of the weights while learning; "auto" takes the faster of fp32 and bf16 on this machine
+    seed: int = 0  # of data order and samples
 
     def __post_init__(self) -> None:
         self._check_limits()

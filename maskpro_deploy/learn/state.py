@@ -30,15 +30,10 @@ VERSION = "2"
 
 @dataclass(frozen=True, slots=True)
 class StateStore:
-    """Where a run keeps its state.
+    """Where a run keeps its state."""
 
-    Attributes:
-        folder: `OUT.learning`.
-        fingerprint: of settings, model and text; a state with another one is refused.
-    """
-
-    folder: Path
-    fingerprint: str = ""
+    folder: Path  # `OUT.learning`
+    fingerprint: str = ""  # of settings, model and text; a state with another one is refused
 
     @staticmethod
     def folder_for(out: Path) -> Path:

@@ -41,25 +41,17 @@ _NOT_YET = {"measured": False, "reason": "the run ended before that"}
 class KernelsConfig:
     """What to measure, and for how long.
 
-    Attributes:
-        tokens: values of M.
-        forms: of the weight; all are compared with the first.
-        budget_s: time for the CPU's products, and as much again for those of a GPU; None: `sessions`.
-        sessions: times that everything is opened again.
-        samples: of each form in each case, over all sessions.
-        threads: CPU threads; None: all cores.
-        least_difference: the smallest difference of interest, as a fraction; it concerns the verdicts only.
-
     Raises:
         ConfigError: a form is not known or named twice.
     """
 
-    tokens: tuple[int, ...]
-    forms: tuple[str, ...]
-    budget_s: float | None
-    sessions: int | None
-    samples: int
-    threads: int | None
+    tokens: tuple[int, ...]  # values of M
+    forms: tuple[str, ...]  # of the weight; all are compared with the first
+    budget_s: float | None  # time for the CPU's products, and as much again for those of a GPU; None: `sessions`
+    sessions: int | None  # times that everything is opened again
+    samples: int  # of each form in each case, over all sessions
+    threads: int | None  # CPU threads; None: all cores
+    # the smallest difference of interest, as a fraction; it concerns the verdicts only
     least_difference: float = stats.LEAST_DIFFERENCE
 
     def __post_init__(self) -> None:

@@ -32,22 +32,15 @@ class Result(Protocol):
 class Output:
     """Where the result of a run goes, and whether an earlier one is continued.
 
-    Attributes:
-        out: folder of the result; None to print it only.
-        force: replace what is in the folder.
-        resume: go on with the interrupted run in the folder.
-        append: add to the result in the folder.
-        as_json: print one JSON object.
-
     Raises:
         ConfigError: options that contradict each other.
     """
 
-    out: Path | None = None
-    force: bool = False
-    resume: bool = False
-    append: bool = False
-    as_json: bool = False
+    out: Path | None = None  # folder of the result; None to print it only
+    force: bool = False  # replace what is in the folder
+    resume: bool = False  # go on with the interrupted run in the folder
+    append: bool = False  # add to the result in the folder
+    as_json: bool = False  # print one JSON object
 
     def __post_init__(self) -> None:
         if self.resume + self.append + self.force > 1:

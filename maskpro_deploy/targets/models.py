@@ -37,22 +37,14 @@ DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
-    """Where models run.
+    """Where models run."""
 
-    Attributes:
-        provider: one of `backends.providers`, or "auto"; a checkpoint next to a bundle in TensorRT runs in torch, on the GPU if
-            there is one.
-        threads: CPU threads; None for all cores.
-        dtype: of a checkpoint in torch, one of DTYPES; a bundle has its own.
-        form: of a bundle's key/value cache; None takes the bundle's own graph.
-        engine: file of the engine in a bundle; None takes the best that can run here.
-    """
-
+    # one of `backends.providers`, or "auto"; a checkpoint next to a bundle in TensorRT runs in torch, on the GPU if there is one
     provider: str = AUTO
-    threads: int | None = None
-    dtype: str = "fp32"
-    form: str | None = None
-    engine: str | None = None
+    threads: int | None = None  # CPU threads; None for all cores
+    dtype: str = "fp32"  # of a checkpoint in torch, one of DTYPES; a bundle has its own
+    form: str | None = None  # of a bundle's key/value cache; None takes the bundle's own graph
+    engine: str | None = None  # file of the engine in a bundle; None takes the best that can run here
 
     def __post_init__(self) -> None:
         check_known("--dtype", self.dtype, DTYPES)

@@ -187,15 +187,10 @@ class Source:
 
 
 class Reader(Protocol):
-    """One input format.
+    """One input format."""
 
-    Attributes:
-        takes: what it reads, with its article, for the text that says what can be given.
-        suffix: of its files, in small letters, with its dot; a format of folders has its own `accepts`.
-    """
-
-    takes: str
-    suffix: str = ""
+    takes: str  # what it reads, with its article, for the text that says what can be given
+    suffix: str = ""  # of its files, in small letters, with its dot; a format of folders has its own `accepts`
 
     def accepts(self, path: Path) -> bool:
         """Whether `path` looks like this format (cheap; no promise that it is whole)."""

@@ -19,15 +19,10 @@ from maskpro_deploy.backends.session import Floats, Session
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Sequences that take their decode steps together.
+    """Sequences that take their decode steps together."""
 
-    Attributes:
-        cache: what has been read of them.
-        lengths: tokens of each row in the cache, padding not counted. `# (B,)`
-    """
-
-    cache: Cache
-    lengths: Ints
+    cache: Cache  # what has been read of them
+    lengths: Ints  # tokens of each row in the cache, padding not counted. `# (B,)`
 
     def step(self, session: Session, tokens: Ints) -> tuple[Floats, Batch]:
         """Read one more token of each row, `tokens (B,)`: the logits after it `(B, V)`, and the batch one token longer."""

@@ -32,21 +32,16 @@ _RUNNABLE_DTYPES = ("fp32", "fp16")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionConfig:
-    """Where the graph runs.
+    """Where the graph runs."""
 
-    Attributes:
-        provider: one of `backends.providers`, or "auto": cuda where onnxruntime has it, else cpu.
-        threads: CPU threads; None uses all cores.
-        spin: let threads that wait for each other spin (onnxruntime's own default): faster on an idle machine, far slower on one
-            that others use too.
-        form: form of the key/value cache, of those that the bundle has a graph for; None takes the bundle's own graph.
-        engine: file of the engine in the bundle, for providers that run engines; None takes the best that can run here.
-    """
-
-    provider: str = AUTO
-    threads: int | None = None
+    provider: str = AUTO  # one of `backends.providers`, or "auto": cuda where onnxruntime has it, else cpu
+    threads: int | None = None  # CPU threads; None uses all cores
+    # let threads that wait for each other spin (onnxruntime's own default): faster on an idle machine, far slower on one that
+    # others use too
     spin: bool = True
+    # form of the key/value cache, of those that the bundle has a graph for; None takes the bundle's own graph
     form: str | None = None
+    # file of the engine in the bundle, for providers that run engines; None takes the best that can run here
     engine: str | None = None
 
     def __post_init__(self) -> None:

@@ -28,18 +28,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderInput:
-    """What the provider is given.
+    """What the provider is given."""
 
-    Attributes:
-        model, options: the ONNX file, and the provider's options.
-        profile: what can be called.
-        rewrite: how far onnxruntime may rewrite the graph first.
-    """
-
-    model: Path
+    model: Path  # the ONNX file, and the provider's options
     options: dict[str, str]
-    profile: Profile
-    rewrite: str
+    profile: Profile  # what can be called
+    rewrite: str  # how far onnxruntime may rewrite the graph first
 
     @property
     def providers(self) -> tuple[Any, ...]:

@@ -23,20 +23,13 @@ from maskpro_deploy.manifest import Graph, Manifest, safe_path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """A graph to compare.
-
-    Attributes:
-        arithmetic: what it computes in, in words.
-        unrounded: "fp16 not verified" and why, if a half-precision graph computes in fp32; else "".
-        probes: the scalars that tell how large its values become; None in fp32 arithmetic.
-        routed: it chooses experts in half precision.
-    """
+    """A graph to compare."""
 
     model: CheckedGraph
-    arithmetic: str = "fp32"
-    unrounded: str = ""
-    probes: Probes | None = None
-    routed: bool = False
+    arithmetic: str = "fp32"  # what it computes in, in words
+    unrounded: str = ""  # "fp16 not verified" and why, if a half-precision graph computes in fp32; else ""
+    probes: Probes | None = None  # the scalars that tell how large its values become; None in fp32 arithmetic
+    routed: bool = False  # it chooses experts in half precision
 
 
 def open_to_compare(bundle: Path, manifest: Manifest, graph: Graph | None = None) -> Opened:

@@ -15,22 +15,14 @@ NO_GPU = "not measured (no GPU)"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One shape of a call.
+    """One shape of a call."""
 
-    Attributes:
-        kind: "prefill" or "decode".
-        batch: sequences.
-        new, past: tokens of each that are computed, and that are in the cache.
-        profile: index of the engine's profile that takes it.
-        shapes: of all inputs.
-    """
-
-    kind: str
-    batch: int
-    new: int
+    kind: str  # "prefill" or "decode"
+    batch: int  # sequences
+    new: int  # tokens of each that are computed, and that are in the cache
     past: int
-    profile: int
-    shapes: Mapping[str, tuple[int, ...]]
+    profile: int  # index of the engine's profile that takes it
+    shapes: Mapping[str, tuple[int, ...]]  # of all inputs
 
     @property
     def name(self) -> str:
@@ -39,52 +31,36 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PointResult:
-    """What was measured at one point.
+    """What was measured at one point."""
 
-    Attributes:
-        name: the point's.
-        sparse_ms: median of the sparse engine.
-        dense_ms: median of the dense engine.
-        speedup: dense over sparse, drift removed, with `low` and `high` of its 95 % interval; None with too few blocks.
-        verdict: "faster", "slower" or "no difference seen" (or "of interest"), for the sparse engine.
-        layers: initializer -> milliseconds of the kernels that use it, [sparse, dense]; one that fuses several counts for each.
-        layers_sum_ms: all layers under the profiler, [sparse, dense].
-    """
-
-    name: str
+    name: str  # the point's
     kind: str
     batch: int
     new: int
     past: int
-    sparse_ms: float
-    dense_ms: float
+    sparse_ms: float  # median of the sparse engine
+    dense_ms: float  # median of the dense engine
+    # dense over sparse, drift removed, with `low` and `high` of its 95 % interval; None with too few blocks
     speedup: float | None
     low: float | None
     high: float | None
-    verdict: str
+    verdict: str  # "faster", "slower" or "no difference seen" (or "of interest"), for the sparse engine
+    # initializer -> milliseconds of the kernels that use it, [sparse, dense]; one that fuses several counts for each
     layers: Mapping[str, tuple[float | None, float | None]]
-    layers_sum_ms: tuple[float, float]
+    layers_sum_ms: tuple[float, float]  # all layers under the profiler, [sparse, dense]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Both engines side by side.
+    """Both engines side by side."""
 
-    Attributes:
-        dense_file: the dense engine in the bundle.
-        sparse_bytes, dense_bytes: their sizes.
-        sparse_build_s, dense_build_s: seconds of the builds; of an engine that was there already, when it was built.
-        not_measured: why no time was measured; "" if it was.
-        points: what was measured.
-    """
-
-    dense_file: str
-    sparse_bytes: int
+    dense_file: str  # the dense engine in the bundle
+    sparse_bytes: int  # their sizes
     dense_bytes: int
-    sparse_build_s: float
+    sparse_build_s: float  # seconds of the builds; of an engine that was there already, when it was built
     dense_build_s: float
-    not_measured: str
-    points: tuple[PointResult, ...] = ()
+    not_measured: str  # why no time was measured; "" if it was
+    points: tuple[PointResult, ...] = ()  # what was measured
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Comparison:

@@ -32,13 +32,11 @@ class KVForm(ABC):
         alone: no other form reads the same data file, so weights may be stored as this form likes them best.
 
     Attributes:
-        facts: its entry in the list of forms.
-        flat: heads stay side by side, (B, S, H D), and are not split into (B, H, S, D).
         packed: q, k and v come as one value, and gate and up from one product: fewer and larger ones.
     """
 
-    facts: ClassVar[CacheForm]
-    flat: ClassVar[bool] = False
+    facts: ClassVar[CacheForm]  # its entry in the list of forms
+    flat: ClassVar[bool] = False  # heads stay side by side, (B, S, H D), and are not split into (B, H, S, D)
     packed = False
 
     def __init__(self, length: int, *, alone: bool = False) -> None:

@@ -25,11 +25,10 @@ class Distribution(Protocol):
     """A distribution over the masks of a group; it holds tables only, the logits are arguments.
 
     Attributes:
-        pattern: the N:M pattern.
         uniforms: how many uniform numbers a sample of one group takes.
     """
 
-    pattern: NMPattern
+    pattern: NMPattern  # the N:M pattern
 
     @property
     def uniforms(self) -> int: ...
