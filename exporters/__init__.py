@@ -18,12 +18,11 @@ if TYPE_CHECKING:
     from maskpro_deploy.exporters.checks.parity import Reference, verification_prompts, verify
     from maskpro_deploy.exporters.config import ExportConfig
     from maskpro_deploy.exporters.engines.build import build_engine
-    from maskpro_deploy.exporters.engines.builder_flags import BuilderFlags
-    from maskpro_deploy.exporters.engines.config import EngineConfig
+    from maskpro_deploy.exporters.engines.config import BuilderFlags, EngineConfig
     from maskpro_deploy.exporters.engines.report import EngineReport
 
 _WHERE = {
-    "BuilderFlags": "engines.builder_flags",
+    "BuilderFlags": "engines.config",
     "EngineConfig": "engines.config",
     "EngineReport": "engines.report",
     "ExportConfig": "config",

@@ -143,12 +143,7 @@ def _add_wrapper(entry: EngineFile, graph: Path) -> tuple[EngineFile, onnx.Model
 
 
 def choose_library(config: EngineConfig) -> tuple[str, str]:
-    """The library to build with, and the target it builds for.
-
-    Raises:
-        MissingExtraError: the library, or with "auto" both, is not installed.
-        MachineError: "tensorrt" was asked for, and this machine has no GPU.
-    """
+    """The library to build with, and the target it builds for; errors as in `build_engine`."""
     if config.via_onnxruntime:
         return LIBRARY, check_machine()
     gpu = compute_capability()

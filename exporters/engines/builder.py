@@ -1,4 +1,8 @@
-"""Building an engine with `tensorrt` or `tensorrt_rtx`: one adapter over both. It runs in the worker process only."""
+"""Building an engine with `tensorrt` or `tensorrt_rtx`: one adapter over both. It runs in the worker process only.
+
+A flag counts as taken only if the library has its name and gives back what was set: one of the libraries has the name of a
+setting, and drops the value.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ import onnx
 from maskpro_deploy.backends.profiles import Profile
 from maskpro_deploy.backends.tensorrt_.library import layer_information, load_library, log_of, logger_of
 from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError
-from maskpro_deploy.exporters.engines.builder_flags import apply_flags
+from maskpro_deploy.exporters.engines.config import TILING
 from maskpro_deploy.system.files import atomic_file
 
 # warnings that a part of the graph is left out, so that the engine would compute something else
@@ -22,22 +26,12 @@ _SHOWN_ERRORS = 3
 
 
 class EngineBuilder:
-    """A builder library and its log.
-
-    Args:
-        name: "tensorrt" or "tensorrt-rtx".
-
-    Attributes:
-        log: all that the library says in this process.
-
-    Raises:
-        MachineError: it cannot be imported here.
-    """
+    """A builder library ("tensorrt" or "tensorrt-rtx") and its log; MachineError if it cannot be imported here."""
 
     def __init__(self, name: str) -> None:
         self._trt: Any = load_library(name)
         self.name = name
-        self.log = log_of(self._trt)
+        self.log = log_of(self._trt)  # all that it says in this process
         self.log.keep_all = True
         self._last_error = self.log.last_error
         self._logger = logger_of(self._trt)
@@ -48,25 +42,16 @@ class EngineBuilder:
 
     def build(
         self,
-        graph: Path,
+        graph: Path,  # the ONNX file; weights are in the same folder
         profiles: Sequence[Profile],
         *,
-        sparse: bool,
-        targets: Sequence[str],
-        timing_cache: Path | None,
-        on_step: Callable[[float, str], None],
-        flags: Mapping[str, Any] | None = None,
+        sparse: bool,  # let the builder use sparse kernels
+        targets: Sequence[str],  # compute capabilities such as "sm89"; the library's default if empty
+        timing_cache: Path | None,  # measured kernel times to read and to extend, where the library keeps such
+        on_step: Callable[[float, str], None],  # takes the share that is done and the phase, where the library reports them
+        flags: Mapping[str, Any] | None = None,  # the fields of `BuilderFlags`
     ) -> memoryview:
         """Parse a graph and build an engine; its bytes.
-
-        Args:
-            graph: the ONNX file; weights are in the same folder.
-            profiles: input shapes to build for.
-            sparse: let the builder use sparse kernels.
-            targets: compute capabilities such as "sm89"; the library's default if empty.
-            timing_cache: measured kernel times to read and to extend, where the library keeps such.
-            on_step: takes the share that is done and the phase, where the library reports them.
-            flags: the fields of `BuilderFlags`.
 
         Raises:
             CheckFailed: the library refuses the graph, or would drop a part of it; the message names the node.
@@ -185,11 +170,7 @@ class EngineBuilder:
         return Monitor()
 
     def check_engine(self, engine: memoryview) -> None:
-        """Ask the library whether it takes the engine's header for one of its own, where it can be asked without a GPU.
-
-        Raises:
-            CheckFailed: the engine is damaged.
-        """
+        """Refuse (CheckFailed) an engine that the library calls malformed, where it can be asked without a GPU."""
         trt, runtime = self._trt, self._trt.Runtime(self._logger)
         if not hasattr(runtime, "get_engine_validity") or not hasattr(trt, "EngineInvalidityDiagnostics"):
             return
@@ -231,6 +212,64 @@ class _Phases:
         _, steps, done = self._open[name]
         inner = max((self._of(n) for n, (parent, _, _) in self._open.items() if parent == name), default=0.0)
         return min(1.0, (done + inner) / steps)
+
+
+def apply_flags(trt: Any, config: Any, flags: Mapping[str, Any]) -> None:
+    """Set the fields of `BuilderFlags` in a build's IBuilderConfig; ConfigError if the library does not take one."""
+    if (level := flags["optimization_level"]) is not None:
+        _check(trt, hasattr(config, "builder_optimization_level"), "--optimization-level")
+        config.builder_optimization_level = level
+        _check(trt, config.builder_optimization_level == level, f"--optimization-level {level}")
+    if (streams := flags["aux_streams"]) is not None:
+        _check(trt, hasattr(config, "max_aux_streams"), "--aux-streams")
+        config.max_aux_streams = streams
+        _check(trt, config.max_aux_streams == streams, f"--aux-streams {streams}")
+    if (size := flags["workspace_bytes"]) is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, size)
+        _check(trt, config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == size, f"--workspace {size}")
+    if (tiling := flags["tiling"]) is not None:
+        _check(trt, hasattr(config, "tiling_optimization_level"), "--tiling")
+        levels = [getattr(trt.TilingOptimizationLevel, name) for name in ("NONE", "FAST", "MODERATE", "FULL")]
+        wanted = levels[TILING.index(tiling)]
+        config.tiling_optimization_level = wanted
+        _check(trt, config.tiling_optimization_level == wanted, f"--tiling {tiling}")
+    if (hardware := flags["hardware_compatible"]) is not None:
+        _check(trt, hasattr(config, "hardware_compatibility_level"), "--hardware-compatible")
+        if hardware == "ampere+":
+            others = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        else:
+            others = getattr(trt.HardwareCompatibilityLevel, "SAME_COMPUTE_CAPABILITY", None)
+        _check(trt, others is not None, f"--hardware-compatible {hardware}")
+        config.hardware_compatibility_level = others
+        _check(trt, config.hardware_compatibility_level == others, f"--hardware-compatible {hardware}")
+    _apply_switches(trt, config, flags)
+
+
+def _apply_switches(trt: Any, config: Any, flags: Mapping[str, Any]) -> None:
+    if flags["version_compatible"]:
+        _switch(trt, config, getattr(trt.BuilderFlag, "VERSION_COMPATIBLE", None), "--version-compatible")
+    if flags["weight_streaming"]:
+        _switch(trt, config, getattr(trt.BuilderFlag, "WEIGHT_STREAMING", None), "--weight-streaming")
+    if flags["strict_nans"]:
+        _switch(trt, config, getattr(trt.BuilderFlag, "STRICT_NANS", None), "--strict-nans")
+    if flags["refit"] == "all":
+        _switch(trt, config, getattr(trt.BuilderFlag, "REFIT", None), "--refit all")
+    elif flags["refit"] == "identical" or flags["strip_weights"]:
+        _switch(trt, config, getattr(trt.BuilderFlag, "REFIT_IDENTICAL", None), "--refit identical")
+    if flags["strip_weights"]:
+        _switch(trt, config, getattr(trt.BuilderFlag, "STRIP_PLAN", None), "--strip-weights")
+
+
+def _switch(trt: Any, config: Any, flag: Any, name: str) -> None:
+    _check(trt, flag is not None, name)
+    config.set_flag(flag)
+    _check(trt, config.get_flag(flag), name)
+
+
+def _check(trt: Any, taken: bool, name: str) -> None:
+    if not taken:
+        library = f"{trt.__name__} {trt.__version__}"
+        raise ConfigError(f"{name}: {library} does not take it.\nLeave it out, or build with another library.")
 
 
 def _hint(flags: Mapping[str, Any] | None) -> str:

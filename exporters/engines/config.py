@@ -1,4 +1,8 @@
-"""Settings of an engine, checked where they are made."""
+"""Settings of an engine, checked where they are made.
+
+Sparse weights and refitting: an engine that can take any weights later may be given dense ones, which its sparse kernels would
+misread, so a sparse engine can only be refitted with identical weights.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,52 @@ from pathlib import Path
 
 from maskpro_deploy.cache_forms import DEFAULT_FORM, ENGINE_FORMS
 from maskpro_deploy.errors import ConfigError, check_known, check_range
-from maskpro_deploy.exporters.engines.builder_flags import BuilderFlags
 from maskpro_deploy.pattern import NMPattern
 
 SPARSE_TENSOR_CORES = NMPattern(2, 4)
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx")
+HARDWARE = ("ampere+", "same-cc")
+REFIT = ("identical", "all")
+TILING = ("none", "fast", "moderate", "full")
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuilderFlags:
+    """Flags of the builder; None and False leave the library's default.
+
+    Raises:
+        ConfigError: a flag is out of its range.
+    """
+
+    optimization_level: int | None = None  # 0 (quick build) to 5 (longest search)
+    workspace_bytes: int | None = None  # most scratch memory of a kernel on the GPU
+    aux_streams: int | None = None  # further streams that an engine may use at once
+    version_compatible: bool = False  # the engine runs in later versions of the library too
+    # "ampere+": it runs on every GPU from Ampere on; "same-cc": on others of the same compute capability
+    hardware_compatible: str | None = None
+    weight_streaming: bool = False  # weights may stay in the host's memory
+    refit: str | None = None  # its weights may be exchanged: for "identical" ones, or "all"
+    # leave the refittable weights out of the file; whoever loads it brings them. Implies "identical".
+    strip_weights: bool = False
+    tiling: str | None = None  # how far kernels are tiled across layers
+    strict_nans: bool = False  # NaN and infinity times a pruned weight stay NaN, with the sparse kernels that can
+
+    def __post_init__(self) -> None:
+        check_range("--optimization-level", self.optimization_level, least=0, most=5)
+        check_range("--workspace", self.workspace_bytes, least=1)
+        check_range("--aux-streams", self.aux_streams, least=0)
+        check_known("--hardware-compatible", self.hardware_compatible, HARDWARE)
+        check_known("--refit", self.refit, REFIT)
+        check_known("--tiling", self.tiling, TILING)
+
+
+def parse_bytes(text: str, flag: str) -> int:
+    """Read a size such as 512MB, 4GB or 2GiB; ConfigError, which names the flag, if it is none."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", text.strip().upper())
+    if match is None:
+        raise ConfigError(f"{flag} {text!r} is not a size.\nGive a number and a unit, for example 512MB or 4GB.")
+    return int(float(match[1]) * _UNITS[match[2] or ""])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +109,11 @@ class EngineConfig:
         if self.timing_cache is not None and self.timing_cache.is_dir():
             raise ConfigError(f"--timing-cache {self.timing_cache} is a folder.\nGive the name of a file.")
         check_range("--budget", self.compare_budget_s, above=0)
-        if not self.dense:
-            self.flags.check_sparse()
+        if not self.dense and self.flags.refit == "all":
+            raise ConfigError(
+                "--refit all: a sparse engine must not be refitted with other weights, which may be dense.\n"
+                "Give --refit identical, or build a dense engine with --dense."
+            )
         check_range("--max-batch", self.max_batch, least=1)
         check_range("--max-length", self.max_length, least=2)
         check_range("--max-prefill", self.max_prefill, least=1)

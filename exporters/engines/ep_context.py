@@ -33,11 +33,7 @@ def wrapper_file(engine: EngineFile) -> str:
 
 
 def context_model(graph: Path, engine: EngineFile) -> onnx.ModelProto:
-    """The wrapper of an engine of this graph, of which no weights are read; the wrapper belongs in the engine's folder.
-
-    Raises:
-        CheckFailed: onnxruntime here cannot load an engine of this version.
-    """
+    """The wrapper of an engine of this graph, for the engine's folder; CheckFailed if onnxruntime here cannot load the engine."""
     # the machine that builds need not be the one that serves: without a TensorRT provider here, nothing is known
     if engine.library == "tensorrt" and (reason := wrong_version_reason(engine, onnxruntime_tensorrt())):
         raise CheckFailed(f"{engine.file}: {reason}.")

@@ -110,12 +110,7 @@ def spoiled_counts(facts: Sequence[WeightFacts]) -> dict[str, int]:
 
 
 def prove(bundle: Path, manifest: Manifest, facts: Sequence[WeightFacts], config: EngineConfig) -> None:
-    """Check that the graph's own bytes hold the pattern in every weight that the manifest lists.
-
-    Raises:
-        CheckFailed: the bundle is dense, or a weight does not hold the pattern.
-        ConfigError: it holds another pattern.
-    """
+    """Check that every weight that the manifest lists holds the pattern; CheckFailed if not, ConfigError for another pattern."""
     if not manifest.sparse_weights:
         raise CheckFailed(
             f"{bundle} does not hold {config.sparsity}: it is a dense bundle.\n"

@@ -37,8 +37,7 @@ def build_in_process(
 ) -> tuple[Path, dict[str, Any]]:
     """Build one engine in `scratch`: its file and the facts; with `options` through onnxruntime's TensorRT provider.
 
-    Raises:
-        MaskProError: what the worker reports; MachineError if it died.
+    Errors are those that the worker reports; MachineError if it died.
     """
     job = {
         "task": BUILD if options is None else PROVIDER,

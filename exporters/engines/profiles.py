@@ -39,11 +39,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bucket:
-    """One profile in terms of the model: (batch, new tokens) at its minimum, optimum and maximum.
-
-    Raises:
-        ConfigError: a size is below 1, or the three are out of order.
-    """
+    """One profile in terms of the model: (batch, new tokens) at its minimum, optimum and maximum."""
 
     kind: str
     least: Size
@@ -76,11 +72,7 @@ class Bucket:
 
 
 def parse_buckets(text: str) -> tuple[Bucket, ...]:
-    """Read `prefill:1x128,4x512 decode:1,8`.
-
-    Raises:
-        ConfigError: the text cannot be read, or a bucket can never be taken because an earlier one holds all that it holds.
-    """
+    """Read `prefill:1x128,4x512 decode:1,8`; ConfigError if it cannot be read, or an earlier bucket holds all of a later one."""
     buckets: list[Bucket] = []
     for group in text.replace(";", " ").split():
         kind, colon, sizes = group.partition(":")

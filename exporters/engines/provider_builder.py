@@ -24,7 +24,7 @@ from maskpro_deploy.backends.onnxruntime_.tensorrt_provider import graph_options
 from maskpro_deploy.backends.profiles import Profile
 from maskpro_deploy.backends.providers import PROVIDERS, TENSORRT
 from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, MachineError, MissingExtraError
-from maskpro_deploy.exporters.engines.builder_flags import BuilderFlags
+from maskpro_deploy.exporters.engines.config import BuilderFlags
 from maskpro_deploy.exporters.engines.ep_context import OPERATOR
 from maskpro_deploy.exporters.engines.kernels import parse_log
 from maskpro_deploy.manifest import Graph
@@ -36,12 +36,7 @@ _SHOWN_OPERATORS = 5
 
 
 def check_machine() -> str:
-    """The GPU to build for, where onnxruntime can build.
-
-    Raises:
-        MissingExtraError: onnxruntime has no TensorRT provider.
-        MachineError: there is no GPU.
-    """
+    """The GPU to build for; MissingExtraError if onnxruntime has no TensorRT provider, MachineError without a GPU."""
     linked = onnxruntime_tensorrt()
     if linked is None:
         raise MissingExtraError(
@@ -99,9 +94,7 @@ def provider_job(
 def build(job: dict[str, Any]) -> dict[str, Any]:
     """Build an engine in this process (`worker`): its file, and the facts of the build.
 
-    Raises:
-        MachineError: the provider does not start here.
-        CheckFailed: it cannot build the graph, or leaves a part of it to others.
+    MachineError if the provider does not start here, CheckFailed if it cannot build the graph, or not as a whole.
     """
     context = Path(job["options"]["trt_ep_context_file_path"])
     context.parent.mkdir()
@@ -135,11 +128,7 @@ def _make_session(graph: Path, options: dict[str, str]) -> None:
 
 
 def find_engine(context: Path, graph: Path) -> Path:
-    """The engine that the provider's file names.
-
-    Raises:
-        CheckFailed: it names none, or TensorRT did not take the whole graph.
-    """
+    """The engine that the provider's file names; CheckFailed if it names none, or TensorRT did not take the whole graph."""
     if not context.is_file():
         raise CheckFailed(f"onnxruntime gave no part of {graph.name} to TensorRT: it wrote no engine.")
     nodes = list(onnx.load(context, load_external_data=False).graph.node)

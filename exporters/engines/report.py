@@ -66,11 +66,7 @@ class EngineReport:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> EngineReport:
-        """The report that `to_json` wrote.
-
-        Raises:
-            KeyError, TypeError: another version wrote it.
-        """
+        """The report that `to_json` wrote; KeyError or TypeError if another version did."""
         fields = {name: value[name] for name in cls.__dataclass_fields__}
         compared = fields["comparison"]
         return cls(

@@ -41,13 +41,7 @@ def reusable(bundle: Path, manifest: Manifest, name: str) -> EngineReport | None
 
 
 def install(bundle: Path, manifest: Manifest, engine: Path, report: EngineReport, wrapper: onnx.ModelProto | None = None) -> None:
-    """Move the engine, its wrapper and its report into the bundle.
-
-    The manifest learns of them last; what they replace goes after that.
-
-    Raises:
-        CheckFailed: the bundle was exported again since `manifest` was read.
-    """
+    """Move the engine, its wrapper and its report into the bundle; CheckFailed if that was exported since `manifest` was read."""
     entry = report.engine
     target = safe_path(bundle, entry.file)
     with exclusive(bundle):

@@ -92,16 +92,11 @@ class Place:
 
 
 class PackedCache:
-    """A cache of exactly its length.
-
-    Attributes:
-        block: its memory. `# (N, B, H, P, D)`
-        batch, length: B and P.
-    """
+    """A cache of exactly its length: `batch` is B, `length` P."""
 
     def __init__(self, layout: Layout, block: Block, batch: int, length: int) -> None:
         self.layout = layout
-        self.block = block
+        self.block = block  # (N, B, H, P, D)
         self.batch = batch
         self.length = length
         self._stride = layout.stride(batch, length)
@@ -147,17 +142,13 @@ def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int, int]]:
 
 
 class Buffer:
-    """Memory with room for some rows of some slots, and the caches in it.
-
-    Attributes:
-        block: `# (N, rows, H, slots, D)`
-    """
+    """Memory with room for some rows of some slots, and the caches in it."""
 
     def __init__(self, layout: Layout, rows: int, slots: int) -> None:
         self.layout = layout
         self.rows = rows
         self.slots = slots
-        self.block = layout.take(rows, slots)
+        self.block = layout.take(rows, slots)  # (N, rows, H, slots, D)
         # what no token was written to is read under a mask, and must not be NaN there
         layout.memory.device.zero(self.block.address, layout.tensors * self.stride)
         self.caches: weakref.WeakSet[SlotCache] = weakref.WeakSet()
@@ -182,18 +173,12 @@ class Buffer:
 
 
 class SlotCache:
-    """Rows of a buffer, each from slot 0 to its own length.
-
-    Attributes:
-        buffer: the memory.
-        lengths: tokens of each row. `# (B,)`
-        length: columns as the rest of the runtime counts them: tokens of the longest row, or more.
-    """
+    """Rows of a buffer, each from slot 0 to its own length."""
 
     def __init__(self, buffer: Buffer, lengths: Ints, length: int) -> None:
         self.buffer = buffer
-        self.lengths = lengths
-        self.length = length
+        self.lengths = lengths  # tokens of each row. `# (B,)`
+        self.length = length  # columns as the rest of the runtime counts them: tokens of the longest row, or more
         buffer.caches.add(self)
 
     @classmethod

@@ -30,11 +30,7 @@ class Device(Protocol):
     kind: str  # "cpu" or "cuda"
 
     def allocate(self, nbytes: int) -> int:
-        """The address of a new block.
-
-        Raises:
-            OutOfDeviceMemory: there is none of this size.
-        """
+        """The address of a new block; OutOfDeviceMemory if there is none of this size."""
 
     def free(self, address: int) -> None:
         """Give a block back, after the work that uses it."""
@@ -113,10 +109,7 @@ def _bytes_at(address: int, pitch: int, width: int, height: int) -> npt.NDArray[
 
 
 class Block:
-    """A piece of device memory, given back to its `Memory` once this object is gone.
-
-    `nbytes` is its size, at least what was asked for.
-    """
+    """A piece of device memory of at least the size asked for, given back to its `Memory` once this object is gone."""
 
     __slots__ = ("__weakref__", "address", "nbytes")
 
@@ -139,11 +132,7 @@ class Memory:
         weakref.finalize(self, _free_all, device, self._idle).atexit = False
 
     def take(self, nbytes: int) -> Block:
-        """A block of at least `nbytes`; its content is undefined.
-
-        Raises:
-            MachineError: the device has not so much memory.
-        """
+        """A block of at least `nbytes`, its content undefined; MachineError if the device does not have so much memory."""
         size = block_size(nbytes)
         if idle := self._idle.get(size):
             address = idle.pop()
@@ -153,11 +142,6 @@ class Memory:
         block = Block(address, size)
         weakref.finalize(block, self._give_back, address, size).atexit = False
         return block
-
-    @property
-    def idle_bytes(self) -> int:
-        """Memory that is kept for later."""
-        return sum(size * len(addresses) for size, addresses in self._idle.items())
 
     def _allocate(self, size: int) -> int:
         try:

@@ -51,11 +51,7 @@ def describe_profile(profile: Profile) -> dict[str, Any]:
 
 
 def read_profiles(engine: EngineFile) -> list[Profile]:
-    """The profiles of an engine as the manifest describes them, in the engine's order (see `describe_profile`).
-
-    Raises:
-        FormatError: the manifest describes them otherwise.
-    """
+    """The profiles of an engine as `describe_profile` wrote them, in the engine's order; FormatError if they cannot be read."""
     described = engine.settings.get("profiles", [])
     try:
         shapes = [p.get("shapes", p) for p in (described.values() if isinstance(described, dict) else described)]

@@ -24,7 +24,7 @@ from maskpro_deploy.backends.profiles import ProfileCoverage, Shape, choose_prof
 from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.manifest import Graph, ModelShape
 
-PACKED, STATIC, SHARED = "cat", "static", "gqa"
+PACKED, STATIC = "cat", "static"
 _CACHE_SHARE = 0.4  # of the free memory: while rows are copied there are two caches, and contexts need memory too
 
 Floats = npt.NDArray[np.float32]
@@ -60,18 +60,9 @@ class Session(Protocol):
 
 
 class GraphSession:
-    """A graph or an engine on a device. Not to be called from two threads at once.
+    """A graph or an engine on a device, in whose memory the executor works. Not to be called from two threads at once.
 
-    Args:
-        shape: the model's sizes and special tokens.
-        graph: what the executor runs; of an engine, the one that it was built from. Its form of the cache counts.
-        executor: runs it.
-        device: holds the memory that the executor works on.
-
-    Attributes:
-        shape: as given; `max_length` is what this session can run.
-        providers: what runs it; the first takes all it can.
-        limits: what it takes at once.
+    `graph` is what the executor runs; of an engine, the one that it was built from. Its form of the cache counts.
 
     Raises:
         FormatError: inputs or outputs are not those of a bundle's graph.
@@ -96,7 +87,7 @@ class GraphSession:
             vector=shape.head_dim * executor.tensors[self._past[0]].item_bytes,
         )
         self._coverages = [ProfileCoverage.of(profile, self._fixed) for profile in executor.profiles]
-        self.limits = self._find_limits()
+        self.limits = self._find_limits()  # what it takes at once
         self._layout = dataclasses.replace(self._layout, most_rows=self.limits.max_batch)
 
     def _check_names(self) -> None:
@@ -130,11 +121,7 @@ class GraphSession:
         return SessionLimits(max_batch=rows, max_prefill_rows=prefill_rows, max_cache_tokens=tokens)
 
     def forward(self, tokens: Ints, cache: Cache | None = None, attention_mask: Ints | None = None) -> tuple[Floats, Cache]:
-        """See `Session.forward`.
-
-        Raises:
-            InputError: more rows than the engine was built for.
-        """
+        """See `Session.forward`; InputError for more rows than the engine was built for."""
         batch, new = tokens.shape
         past = 0 if cache is None else cache.length
         mask: Ints = np.ones((batch, past + new), np.int64) if attention_mask is None else attention_mask

@@ -19,7 +19,7 @@ class BytesType(click.ParamType[int]):
     name = "SIZE"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        from maskpro_deploy.exporters.engines.builder_flags import parse_bytes
+        from maskpro_deploy.exporters.engines.config import parse_bytes
 
         return value if isinstance(value, int) else parse_bytes(str(value), flag_of(param))
 

@@ -10,7 +10,7 @@ from maskpro_deploy.doctor.abilities import Ability, version
 from maskpro_deploy.doctor.machine import Diagnosis
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.manifest import EngineFile, Graph, Manifest
-from maskpro_deploy.runtime.sessions.engine_choice import check_hash, why_not_runnable
+from maskpro_deploy.runtime.sessions.native import check_hash, why_not_runnable
 from maskpro_deploy.runtime.sessions.tensorrt_lane import why_not_loadable
 from maskpro_deploy.system.extras import missing
 

@@ -41,12 +41,7 @@ class Batch:
 
 
 class Prefill:
-    """Reads several prompts into a batch, a chunk of columns at a time.
-
-    Args:
-        prompts: the tokens of each row; none empty.
-        pad_token: what stands in the padding (the mask hides it).
-    """
+    """Reads several prompts, none empty, into a batch, a chunk of columns at a time; the mask hides `pad_token`."""
 
     def __init__(self, prompts: Sequence[Sequence[int]], pad_token: int = 0) -> None:
         self.lengths: Ints = np.array([len(p) for p in prompts], np.int64)  # (B,)

@@ -8,20 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from maskpro_deploy.backends.cuda.driver import compute_capability
+from maskpro_deploy.backends.onnxruntime_ import tensorrt_provider
 from maskpro_deploy.backends.onnxruntime_.linked_libraries import onnxruntime_tensorrt
 from maskpro_deploy.backends.onnxruntime_.sessions import REWRITE_ALL, REWRITE_NOTHING
-from maskpro_deploy.backends.onnxruntime_.tensorrt_provider import (
-    graph_options,
-    kept_engines,
-    kept_folder,
-    whole_profile,
-    wrong_version_reason,
-)
 from maskpro_deploy.backends.profiles import Profile, ProfileCoverage, ServingBounds, engine_form, read_profiles, serving_bounds
 from maskpro_deploy.backends.providers import NATIVE, PROVIDERS, TENSORRT
 from maskpro_deploy.errors import InputError, MachineError
 from maskpro_deploy.manifest import EngineFile, Graph, Manifest, safe_path
-from maskpro_deploy.runtime.sessions.engine_choice import check_hash, engines_named, why_not_runnable
+from maskpro_deploy.runtime.sessions.native import check_hash, engines_named, why_not_runnable
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +39,7 @@ class ProviderInput:
 def choose_input(bundle: Path, manifest: Manifest, graph: Graph, wanted: str | None = None) -> ProviderInput:
     """Choose the engine `wanted` (None for any) of the bundle, or the graph with its profile where no engine fits.
 
-    Raises:
-        InputError: there is no such engine.
-        MachineError: the engine that was asked for cannot be run by this onnxruntime; the message says what can.
-        FormatError: the engine is damaged.
+    InputError if there is no engine `wanted`, MachineError if this onnxruntime cannot run it, FormatError if one is damaged.
     """
     linked, gpu = onnxruntime_tensorrt(), compute_capability()
     engines = engines_named(manifest, wanted)
@@ -72,12 +63,14 @@ def choose_input(bundle: Path, manifest: Manifest, graph: Graph, wanted: str | N
 
 def _graph_input(bundle: Path, manifest: Manifest, graph: Graph, gpu: str | None) -> ProviderInput:
     """The graph, of which the provider builds an engine that it keeps."""
-    profile = whole_profile(manifest.model, graph)
-    kept = kept_engines(manifest, profile, gpu)
+    profile = tensorrt_provider.whole_profile(manifest.model, graph)
+    kept = tensorrt_provider.kept_engines(manifest, profile, gpu)
     kept.mkdir(parents=True, exist_ok=True)
     if not any(kept.glob("*.engine")):
         log.warning("the first start builds an engine, which takes minutes; it is kept in %s", kept)
-    options = graph_options(graph, profile, sparse=manifest.sparsity == "2:4", timing_cache=kept_folder(), kept=kept)
+    options = tensorrt_provider.graph_options(
+        graph, profile, sparse=manifest.sparsity == "2:4", timing_cache=tensorrt_provider.kept_folder(), kept=kept
+    )
     return ProviderInput(model=safe_path(bundle, graph.file), options=options, profile=profile, rewrite=REWRITE_ALL)
 
 
@@ -85,7 +78,7 @@ def why_not_loadable(engine: EngineFile, linked: int | None, gpu: str) -> str:
     """Why onnxruntime, linked with this major version of TensorRT, cannot run an engine; "" if nothing is known against it."""
     if engine.library != "tensorrt":
         return f"it is one of {engine.library}: serve it with --provider {NATIVE}"
-    if reason := wrong_version_reason(engine, linked):
+    if reason := tensorrt_provider.wrong_version_reason(engine, linked):
         return reason
     if reason := why_not_runnable(engine, {"tensorrt": engine.library_version}, gpu) if gpu else "":
         return reason

@@ -41,23 +41,14 @@ class Runner(Protocol):
 
 def measure(
     runners: Mapping[str, Runner],
-    points: Sequence[Point],
-    nodes: Mapping[str, str],
+    points: Sequence[Point],  # in order of importance
+    nodes: Mapping[str, str],  # initializer -> the node of the graph that multiplies with it
     *,
-    budget_s: float,
+    budget_s: float,  # seconds for everything; a point that has begun is finished
     clock: Callable[[], float] = time.monotonic,
-    on_point: Callable[[int, str], None] = lambda done, name: None,
+    on_point: Callable[[int, str], None] = lambda done, name: None,  # takes how many points are done, and the next one's name
 ) -> tuple[PointResult, ...]:
-    """Time both engines, `SPARSE` and `DENSE`, at every point, as far as the time goes.
-
-    Args:
-        runners: the engines.
-        points: in order of importance.
-        nodes: initializer -> the node of the graph that multiplies with it.
-        budget_s: seconds for everything; a point that has begun is finished.
-        clock: seconds, monotonic.
-        on_point: takes how many points are done, and the next one's name.
-    """
+    """Time both engines, `SPARSE` and `DENSE`, at every point, as far as the time goes."""
     ends = clock() + budget_s
     results: list[PointResult] = []
     for done, point in enumerate(points):

@@ -15,8 +15,7 @@ import numpy.typing as npt
 from maskpro_deploy.backends.cuda.device import CudaDevice
 from maskpro_deploy.backends.executor import output_shapes
 from maskpro_deploy.backends.memory import OutOfDeviceMemory
-from maskpro_deploy.backends.tensorrt_.calls import BoundCall
-from maskpro_deploy.backends.tensorrt_.executor import EngineExecutor
+from maskpro_deploy.backends.tensorrt_.executor import BoundCall, EngineExecutor
 from maskpro_deploy.errors import MachineError
 from maskpro_deploy.exporters.engines.kernels import Kernel, read_kernels
 from maskpro_deploy.exporters.engines.timing.results import Point

@@ -24,13 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class CudaDevice:
-    """The first GPU; a `memory.Device` with a stream, events and graphs, too.
-
-    `compute_capability` is such as "sm89", `stream` the stream's handle.
-
-    Raises:
-        MachineError: no driver, or no GPU.
-    """
+    """The first GPU; a `memory.Device` with a stream, events and graphs, too. MachineError without a driver or a GPU."""
 
     kind = "cuda"
 
@@ -51,7 +45,7 @@ class CudaDevice:
         attributes = self._cuda.CUdevice_attribute
         major = self._call(self._cuda.cuDeviceGetAttribute, attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device)
         minor = self._call(self._cuda.cuDeviceGetAttribute, attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device)
-        self.compute_capability = f"sm{major}{minor}"
+        self.compute_capability = f"sm{major}{minor}"  # such as "sm89"
         self._stream = self._call(self._cuda.cuStreamCreate, self._cuda.CUstream_flags.CU_STREAM_NON_BLOCKING)
         self.stream = int(self._stream)
         self._events: tuple[Any, Any] | None = None  # around what is timed

@@ -16,32 +16,20 @@ _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int
 
 
 class OnnxExecutor:
-    """Runs an onnxruntime session; done when `run` returns.
-
-    Args:
-        session: the session.
-        device: holds the memory that addresses belong to.
-        profiles: ranges of shapes that it takes; empty if it takes all.
-
-    Attributes:
-        providers: onnxruntime's, those in use.
-        tensors: see `Executor`; outputs of a type that no bundle's graph has are left out.
-        extra_outputs: names of further outputs of the graph that each run gives.
-        extra_values: these, of the last run.
-    """
+    """Runs an onnxruntime session on addresses of a device's memory; done when `run` returns. See `Executor`."""
 
     def __init__(self, session: Any, device: Device, profiles: Sequence[Profile] = ()) -> None:
         import onnxruntime
 
         self.providers: Sequence[str] = tuple(session.get_providers())
         self.profiles = profiles
-        self.extra_outputs: Sequence[str] = ()
-        self.extra_values: list[npt.NDArray[Any]] = []
+        self.extra_outputs: Sequence[str] = ()  # names of further outputs of the graph that each run gives
+        self.extra_values: list[npt.NDArray[Any]] = []  # these, of the last run
         self._session, self._device = session, device
         self._binding, self._bound = session.io_binding(), frozenset[str]()  # kept for calls that bind the same names
         self._needed_only = onnxruntime.RunOptions()  # further outputs cost time only where they are asked for
         self._needed_only.only_execute_path_to_fetches = True
-        tensors: dict[str, TensorSpec] = {}
+        tensors: dict[str, TensorSpec] = {}  # without outputs of a type that no bundle's graph has
         for values, is_input in ((session.get_inputs(), True), (session.get_outputs(), False)):
             for value in (v for v in values if v.type in _DTYPES):
                 shape = tuple(d if isinstance(d, int) else -1 for d in value.shape or ())

@@ -26,31 +26,17 @@ REWRITE_ALL, REWRITE_BASIC, REWRITE_NOTHING = "ORT_ENABLE_ALL", "ORT_ENABLE_BASI
 
 
 def open_graph(
-    model: str | Path | bytes,
+    model: str | Path | bytes,  # path or content of the ONNX file
     *,
-    providers: Sequence[Any] = (CPU_PROVIDER,),
-    threads: int | None = None,
-    spin: bool = False,
-    rewrite: str = REWRITE_ALL,
-    settings: Mapping[str, str] | None = None,
-    log_level: int = 3,
-    advice: str = "",
+    providers: Sequence[Any] = (CPU_PROVIDER,),  # names, or pairs of a name and options, in order of preference
+    threads: int | None = None,  # CPU threads; None uses all cores
+    spin: bool = False,  # let threads that wait for each other spin: faster on an idle machine, far slower on a shared one
+    rewrite: str = REWRITE_ALL,  # how far the graph may be rewritten
+    settings: Mapping[str, str] | None = None,  # further entries of the session's configuration
+    log_level: int = 3,  # 0 for everything to 4; onnxruntime's warnings are about its own rewriting
+    advice: str = "",  # what to do if the graph cannot be loaded, a line for the error
 ) -> Any:
-    """An onnxruntime session on `providers`, as far as it can use them.
-
-    Args:
-        model: path or content of the ONNX file.
-        providers: names, or pairs of a name and options, in order of preference.
-        threads: CPU threads; None uses all cores.
-        spin: let threads that wait for each other spin: faster on an idle machine, far slower on one that others use too.
-        rewrite: how far the graph may be rewritten.
-        settings: further entries of the session's configuration.
-        log_level: 0 for everything to 4; onnxruntime's warnings are about its own rewriting.
-        advice: what to do if the graph cannot be loaded, a line for the error.
-
-    Raises:
-        FormatError: onnxruntime cannot load the graph.
-    """
+    """An onnxruntime session on `providers`, as far as it can use them; FormatError if it cannot load the graph."""
     import onnxruntime
 
     load_cuda_for(providers)
@@ -92,11 +78,7 @@ def load_cuda_for(providers: Sequence[Any]) -> None:
 
 
 def resolve_provider(wanted: str, available: Sequence[str]) -> str:
-    """What "auto" means here, and whether what is asked for exists at all.
-
-    Raises:
-        MachineError: saying what to install.
-    """
+    """What "auto" means here; MachineError, saying what to install, if what is asked for does not exist."""
     if wanted == AUTO:
         return CUDA if CUDA_PROVIDER in available else CPU
     check_provider(wanted, available)

@@ -27,17 +27,9 @@ _PACKAGES = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu13-libs",
 def whole_profile(
     model: ModelShape, graph: Graph, batch: int = DEFAULT_BATCH, new: int = DEFAULT_PREFILL, length: int = DEFAULT_LENGTH
 ) -> Profile:
-    """One profile for prompts and for single tokens, over an empty or a filled cache of the `cat` form.
+    """One profile for prompts and for single tokens, over an empty or a filled cache of the `cat` form (ConfigError for others).
 
-    Args:
-        model: the model's sizes.
-        graph: what is run.
-        batch: most rows.
-        new: most new tokens in one call.
-        length: most tokens of a row; no more than the model's count.
-
-    Raises:
-        ConfigError: the graph has another form.
+    It takes up to `batch` rows, `new` tokens of each in one call, and `length` tokens of a row, no more than the model does.
     """
     if graph.form != DEFAULT_FORM:
         raise ConfigError(
@@ -65,18 +57,10 @@ def wrong_version_reason(engine: EngineFile, linked: int | None) -> str:
 def graph_options(
     graph: Graph, profile: Profile, *, sparse: bool, timing_cache: Path, kept: Path | None = None, context: Path | None = None
 ) -> dict[str, str]:
-    """Options for building an engine of a graph.
+    """Options for building an engine of a graph, with or without sparse kernels, and measured kernel times in `timing_cache`.
 
     The provider builds weakly typed networks, in which TensorRT chooses the precision: the graph's own type is what is allowed
-    next to fp32.
-
-    Args:
-        graph: what is built.
-        profile: the shapes to build for.
-        sparse: let the builder use sparse kernels.
-        timing_cache: folder of measured kernel times.
-        kept: folder of engines, to be found again by the next session.
-        context: write an EPContext file here, and the engine next to it, instead.
+    next to fp32. Engines go to the folder `kept`, where the next session finds them; or next to an EPContext file, `context`.
     """
     options = {
         "device_id": "0",

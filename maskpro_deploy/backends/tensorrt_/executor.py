@@ -10,14 +10,13 @@ import logging
 import mmap
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from maskpro_deploy.backends.cuda.device import CudaDevice
 from maskpro_deploy.backends.executor import TensorSpec
 from maskpro_deploy.backends.profiles import Profile, Shape
-from maskpro_deploy.backends.tensorrt_.calls import BoundCall, bind_context, start_context
 from maskpro_deploy.backends.tensorrt_.library import layer_information, load_library, log_of, logger_of
 from maskpro_deploy.errors import FormatError, MachineError
 from maskpro_deploy.system.files import atomic_file
@@ -30,19 +29,75 @@ _MOST_GRAPHS = 8
 Key = tuple[Any, ...]
 
 
+class BoundCall:
+    """A call whose context belongs to it alone: bound once, run, recorded as a CUDA graph the second time, launched from then on.
+
+    Recording asks for a run with the same shapes and addresses before, and changing a context makes graphs recorded from it
+    undefined; so nothing else may use the context. MachineError if the engine does not take the shapes or addresses.
+    """
+
+    def __init__(
+        self,
+        context: Any,  # it has taken its profile
+        inputs: Sequence[str],  # names of all inputs
+        shapes: Mapping[str, Shape],  # of all inputs at least
+        addresses: Mapping[str, int],  # of all inputs and outputs
+        device: CudaDevice,
+        why: Callable[[], str],  # gives the library's last error
+        can_record: bool = True,  # the library lets its calls be recorded
+    ) -> None:
+        self._context, self._device, self._why = context, device, why
+        self._ran = False
+        self._graph: Any = None
+        self.can_record = can_record  # False once the driver could not record it; it is enqueued each time then
+        bind_context(context, inputs, shapes, addresses, why)
+
+    def run(self) -> None:
+        """Enqueue the call."""
+        if self._graph is None and self._ran and self.can_record:
+            self._graph = self._device.capture(self.enqueue)
+            self.can_record = self._graph is not None
+        if self._graph is not None:
+            self._device.launch(self._graph)
+        else:
+            self.enqueue()
+            self._ran = True
+
+    def enqueue(self) -> None:
+        """Enqueue the call without a graph; see `run`."""
+        start_context(self._context, self._device, self._why)
+
+    def close(self) -> None:
+        """Give the recorded graph up, after the work that uses it and the context."""
+        self._device.wait()
+        if self._graph is not None:
+            self._device.discard(self._graph)
+            self._graph = None
+
+
+def bind_context(
+    context: Any, inputs: Sequence[str], shapes: Mapping[str, Shape], addresses: Mapping[str, int], why: Callable[[], str]
+) -> None:
+    """Give a context the shapes of its inputs and the addresses of all tensors."""
+    for name in inputs:
+        if not context.set_input_shape(name, shapes[name]):
+            raise MachineError(f"the engine does not take the shape {shapes[name]} of {name}: {why()}")
+    for name, address in addresses.items():
+        if not context.set_tensor_address(name, address):
+            raise MachineError(f"the engine does not take the address of {name}: {why()}")
+
+
+def start_context(context: Any, device: CudaDevice, why: Callable[[], str]) -> None:
+    """Enqueue a bound context."""
+    if not context.execute_async_v3(device.stream):
+        raise MachineError(f"the engine does not run: {why()}")
+
+
 class EngineExecutor:
-    """An engine, ready to run.
+    """An engine of "tensorrt" or "tensorrt-rtx", ready to run; see `Executor`.
 
-    Args:
-        library: "tensorrt" or "tensorrt-rtx".
-        file: the engine.
-        device: the GPU.
-        cache: file of kernels that were compiled before, where the library keeps such (TensorRT-RTX).
-        graphs: record repeated calls as CUDA graphs.
-
-    Attributes:
-        providers: the library and its version.
-        tensors, profiles: see `Executor`.
+    `cache` is a file of kernels that were compiled before, where the library keeps such (TensorRT-RTX); `graphs` lets repeated
+    calls be recorded as CUDA graphs.
 
     Raises:
         MachineError: the library cannot be loaded, or does not run on this GPU.

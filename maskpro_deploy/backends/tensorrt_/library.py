@@ -20,13 +20,10 @@ _LONGEST_REASON = 300
 
 
 class LibraryLog:
-    """What a library said in this process.
-
-    `messages` has everything that was said while `keep_all` is set.
-    """
+    """What a library said in this process."""
 
     def __init__(self) -> None:
-        self.messages: list[str] = []
+        self.messages: list[str] = []  # everything that was said while `keep_all` is set
         self.warnings: list[str] = []
         self.errors: list[str] = []
         self.keep_all = False
@@ -48,11 +45,7 @@ class LibraryLog:
 
 
 def load_library(name: str) -> Any:
-    """Import TensorRT or TensorRT-RTX.
-
-    Raises:
-        MachineError: it cannot be imported here.
-    """
+    """Import TensorRT or TensorRT-RTX; MachineError if it cannot be imported here."""
     try:
         return import_module(MODULES[name])
     except (ImportError, OSError) as e:

@@ -12,12 +12,12 @@ from adapter_names import follow
 from published_bindings import VERSIONS, published, rtx
 
 from maskpro_deploy.backends.cuda import device as cuda_device
-from maskpro_deploy.backends.tensorrt_ import calls, executor, library
+from maskpro_deploy.backends.tensorrt_ import executor, library
 from maskpro_deploy.system.extras import missing
 
 __all__ = ["published", "rtx"]  # fixtures
 # one text, so that values are followed from one module into the next
-SOURCE = "\n".join(Path(module.__file__).read_text(encoding="utf-8") for module in (executor, calls, library))
+SOURCE = "\n".join(Path(module.__file__).read_text(encoding="utf-8") for module in (executor, library))
 CUDA_SOURCE = Path(cuda_device.__file__).read_text(encoding="utf-8")
 
 

@@ -22,7 +22,7 @@ from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, Machine
 from maskpro_deploy.exporters import BuilderFlags, EngineConfig, ExportConfig, build_engine, export
 from maskpro_deploy.exporters.engines import build as engine_module
 from maskpro_deploy.exporters.engines.build import choose_library
-from maskpro_deploy.exporters.engines.builder_flags import parse_bytes
+from maskpro_deploy.exporters.engines.config import parse_bytes
 from maskpro_deploy.exporters.engines.process import time_in_process
 from maskpro_deploy.exporters.engines.profiles import profiles
 from maskpro_deploy.exporters.engines.report import EngineReport

@@ -13,7 +13,7 @@ from maskpro_deploy.backends.onnxruntime_.linked_libraries import onnxruntime_te
 from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError, MissingExtraError
 from maskpro_deploy.exporters import EngineConfig, build_engine
 from maskpro_deploy.exporters.engines import provider_builder
-from maskpro_deploy.exporters.engines.builder_flags import BuilderFlags
+from maskpro_deploy.exporters.engines.config import BuilderFlags
 from maskpro_deploy.exporters.engines.profiles import profiles
 from maskpro_deploy.manifest import Manifest
 

@@ -9,11 +9,11 @@ from adapter_names import follow, signatures
 from published_bindings import VERSIONS, published, rtx, run_python
 
 from maskpro_deploy.backends.tensorrt_ import library
-from maskpro_deploy.exporters.engines import builder, builder_flags
+from maskpro_deploy.exporters.engines import builder
 
 __all__ = ["published", "rtx"]  # fixtures
 # one text, so that values are followed from one module into the next
-SOURCE = "\n".join(Path(module.__file__).read_text(encoding="utf-8") for module in (builder, builder_flags, library))
+SOURCE = "\n".join(Path(module.__file__).read_text(encoding="utf-8") for module in (builder, library))
 
 
 def check(uses):

@@ -23,7 +23,7 @@ from maskpro_deploy.errors import FormatError, InputError, MachineError, Missing
 from maskpro_deploy.manifest import Manifest, file_entry
 from maskpro_deploy.runtime import RuntimeConfig, SamplingParams, SessionConfig, load, open_session
 from maskpro_deploy.runtime.sessions import native
-from maskpro_deploy.runtime.sessions.engine_choice import choose_engine, why_not_runnable
+from maskpro_deploy.runtime.sessions.native import choose_engine, why_not_runnable
 
 INSTALLED = {"tensorrt": VERSION}
 
