@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from maskpro_deploy.bench import intervals, stats
 from maskpro_deploy.bench.arms import SAMPLES_PER_BLOCK
-from maskpro_deploy.bench.statistics import intervals, stats
 from maskpro_deploy.errors import ConfigError
 
 Array = npt.NDArray[np.float64]

@@ -59,11 +59,7 @@ class _Ticks:
 
 
 def time_learning(shape: LlamaShape, settings: Settings, record: Record) -> str:
-    """Time learning steps of a random model of `shape`.
-
-    Raises:
-        MachineError: torch or memory is missing.
-    """
+    """Time learning steps of a random model of `shape`."""
     torch = import_torch(settings.device)
     from maskpro_deploy.learn.model.memory import tuned_process
 

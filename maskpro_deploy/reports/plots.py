@@ -69,16 +69,7 @@ class Bar:
 
 
 def draw_svg(paint: Callable[[Axes], None], *, description: str, height: float = _HEIGHT) -> Svg:
-    """Draw one picture.
-
-    Args:
-        paint: draws on the axes it is given.
-        description: what a reader who cannot see it should know.
-        height: inches.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
+    """Draw one picture: `paint` draws on the axes; `description` is for readers who cannot see it; `height` in inches."""
     require("report", "drawing a plot")
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -147,12 +138,7 @@ def _add_legend(axes: Axes) -> None:
 
 
 def draw_lines(
-    series: Sequence[Series],
-    *,
-    x_label: str,
-    y_label: str,
-    description: str,
-    references: Mapping[str, float] | None = None,
+    series: Sequence[Series], *, x_label: str, y_label: str, description: str, references: Mapping[str, float] | None = None
 ) -> Svg:
     """Lines over a common x axis, with dashed horizontal reference lines."""
 

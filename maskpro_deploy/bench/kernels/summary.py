@@ -9,8 +9,7 @@ from maskpro_deploy.bench.environment import describe_circumstances
 from maskpro_deploy.bench.kernels.columns import GPU, GpuRow, product_columns, total_columns
 from maskpro_deploy.bench.kernels.result import KernelResult
 from maskpro_deploy.bench.results import wording
-from maskpro_deploy.bench.results.columns import make_table
-from maskpro_deploy.bench.results.document import UNKNOWN, Document, describe_machine, headline_of
+from maskpro_deploy.bench.results.document import UNKNOWN, Document, describe_machine, headline_of, make_table
 
 
 def describe(result: KernelResult) -> Document:

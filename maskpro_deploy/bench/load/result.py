@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.load.columns import ServerFigures, figures_json
 from maskpro_deploy.bench.load.figures import Figures, Limits, Slo
 from maskpro_deploy.bench.load.point import Point, number_json
-from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, OpenLoop
+from maskpro_deploy.bench.load.schedule import ClosedLoop, OpenLoop
 from maskpro_deploy.bench.results.run import RunResult, pair_json, ratio_json
-from maskpro_deploy.bench.statistics import stats
 
 KIND = "serve"
 SAME_WORK = 0.01  # part by which the tokens of two servers' answers may differ

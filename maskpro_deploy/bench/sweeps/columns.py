@@ -9,12 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from maskpro_deploy.bench import roofline
+from maskpro_deploy.bench import roofline, stats
 from maskpro_deploy.bench.arms import Measurement
 from maskpro_deploy.bench.model import DECODE, GENERATE, PREFILL, Agreement, Case, ModelArm, list_loads
-from maskpro_deploy.bench.results.columns import Column, number_column, plain_column
-from maskpro_deploy.bench.results.document import UNKNOWN
-from maskpro_deploy.bench.statistics import stats
+from maskpro_deploy.bench.results.document import UNKNOWN, Column, number_column, plain_column
 
 METRIC = {PREFILL: "ttft", DECODE: "tpot", GENERATE: "e2el"}  # the metric that arms are compared by
 

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from simulated import CEILINGS, ManualClock, simulated_arm
 
-from maskpro_deploy.bench import environment
+from maskpro_deploy.bench import environment, stats
 from maskpro_deploy.bench.results.document import to_markdown
-from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.sweeps.compare import compare_results, describe
 from maskpro_deploy.bench.sweeps.measure import LatencyConfig, run_latency
 from maskpro_deploy.bench.sweeps.result import BenchResult, Saved, load_result
