@@ -171,7 +171,8 @@ class Sessions(Generic[K]):
                         return
                     opened[name] = session
                 for place, case in enumerate(self._cases):
-                    if not _has_session(self.run.measurements[case], index):
+                    samples = self.run.measurements[case].samples.values()
+                    if all(sample.session != index for taken in samples for sample in taken):  # else before an interruption
                         self._time_case(case, {name: opened[name] for name in order}, index)
                         self._after_case(self.run)
                     self._report_progress(index, place + 1)
@@ -253,8 +254,3 @@ class Sessions(Generic[K]):
         done = 0.0 if unplanned else index + cases_done / parts
         self._shown = max(self._shown, min(1.0, done / self._planned))
         self._progress.update(self._shown * self._planned, self._planned, f"session {index + 1}")
-
-
-def _has_session(measurement: Measurement, session: int) -> bool:
-    """Whether a case was timed in this session, before the run was interrupted."""
-    return any(sample.session == session for samples in measurement.samples.values() for sample in samples)

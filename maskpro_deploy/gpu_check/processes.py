@@ -18,7 +18,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from maskpro_deploy.errors import InputError, MachineError, MaskProError, check_known, first_line
@@ -139,14 +138,10 @@ def run_here(name: str, settings: Settings, record: Record) -> Outcome:
 def _main() -> None:
     """Run the item named on the command line."""
     name, folder = sys.argv[1], Path(sys.argv[2])
-    signal.signal(signal.SIGTERM, _interrupt)  # so that what the item started ends with it
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an interrupt, so that what the item started ends with it
     settings = Settings.from_json(read_json(folder / SETTINGS))
     outcome = run_here(name, settings, Record(folder / FIGURES, settings.budget_s))
     write_json(folder / OUTCOME, dataclasses.asdict(outcome))
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -132,11 +132,6 @@ def clean_label(label: str) -> str:
     return "".join(c if c.isprintable() else "�" for c in label)
 
 
-def _add_legend(axes: Axes) -> None:
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="best")
-
-
 def draw_lines(
     series: Sequence[Series], *, x_label: str, y_label: str, description: str, references: Mapping[str, float] | None = None
 ) -> Svg:
@@ -152,7 +147,8 @@ def draw_lines(
             axes.axhline(value, color=colour, linestyle=(0, (5, 3)), linewidth=1.2, label=clean_label(name))
         axes.set_xlabel(clean_label(x_label))
         axes.set_ylabel(clean_label(y_label))
-        _add_legend(axes)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="best")
 
     return draw_svg(paint, description=description)
 

@@ -102,10 +102,6 @@ def _of_summary(figure: Callable[[stats.Summary], float | None]) -> Callable[[Ar
     return lambda row: figure(summary) if (summary := row.summary()) is not None else None
 
 
-def _show_share(row: ArmFigures) -> str:
-    return UNKNOWN if row.share_of_ceiling is None else f"{100 * row.share_of_ceiling:.0f} %"
-
-
 _CASE: Column[ArmFigures] = plain_column("case", lambda row: row.result.case.label)
 _MODEL: Column[ArmFigures] = plain_column("model", lambda row: row.arm.name)
 _MAD = number_column("MAD ms", _of_summary(lambda s: s.mad), meaning="median absolute deviation from the median", digits=2)
@@ -116,7 +112,7 @@ _ENDS: tuple[Column[ArmFigures], ...] = (
     number_column("floor ms", lambda row: row.floor_ms, meaning=_FLOOR, key="floor_ms"),
     Column(
         header="of ceiling",
-        cell=_show_share,
+        cell=lambda row: UNKNOWN if (share := row.share_of_ceiling) is None else f"{100 * share:.0f} %",
         meaning="the floor over the median",
         key="share_of_ceiling",
         value=lambda row: row.share_of_ceiling,
