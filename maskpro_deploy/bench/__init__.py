@@ -9,7 +9,7 @@ Everything here takes callables: nothing knows onnxruntime or torch, so that any
     graph_work    bytes and products of an ONNX graph
     environment   what the figures were measured on
     simulation    runs whose true answer is known, to count wrong verdicts
-    statistics    medians, intervals, verdicts
+    stats         medians, verdicts; intervals: the interval of few values
     results       what all results share: the run as data, columns of tables, the document that describes it, reading it back
     sweeps        latency and throughput of a model alone
     kernels       a model's matrix products one by one, on a CPU

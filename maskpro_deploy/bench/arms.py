@@ -27,7 +27,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from maskpro_deploy.bench.statistics import stats
+from maskpro_deploy.bench import stats
 from maskpro_deploy.errors import ConfigError, check_range, first_line
 
 log = logging.getLogger(__name__)
@@ -176,15 +176,9 @@ def time_portion(
 ) -> None:
     """Check, warm up and time tasks that do the same amount of work, in one session of each arm; adds to `result`.
 
-    Args:
-        tasks: arm name -> its task; checked and warmed up in this order, which is that of the first block too. A caller turns it
-            round from session to session, so that no arm is always the one that ran last before the first timed call.
-        result: takes the samples, and says why they are invalid, if so.
-        config: how to warm up, and what the arms have to agree on.
-        session: its number, from 0.
-        blocks: to time.
-        cold: warm up until the times are stable; else for `config.rewarm_rounds`.
-        clock: seconds, monotonic.
+    `tasks` (by arm) are checked and warmed up in their order, which is that of the first block too. A caller turns it round from
+    session to session, so that no arm is always the one that ran last before the first timed call. With `cold`, the warm-up lasts
+    until the times are stable; else for `config.rewarm_rounds`.
     """
     if not tasks:
         raise ConfigError("nothing to measure: no arm was given.")

@@ -110,12 +110,7 @@ class Agreement:
 
 
 def check_arms(arms: Sequence[ModelArm[Any]], cases: Sequence[Case]) -> None:
-    """Refuse arms that cannot be compared, and cases that do not fit in them.
-
-    Raises:
-        InputError: two arms share a name or differ in vocabulary.
-        ConfigError: a case is longer than an arm's longest sequence.
-    """
+    """Refuse arms that cannot be compared (`InputError`), and cases that do not fit in them (`ConfigError`)."""
     if not arms or not cases:
         raise ConfigError("nothing to measure: give at least one model and one prompt or context length.")
     if len({arm.name for arm in arms}) != len(arms):

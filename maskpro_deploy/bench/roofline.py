@@ -94,11 +94,7 @@ def measure_arithmetic(
 ) -> Arithmetic:
     """Measure how many operations a second a large fp32 matrix product reaches (a fraction of a second).
 
-    Args:
-        threads: cores that work at once, for the text of the method.
-        multiply: multiplies two square matrices of `size`; None: numpy does.
-        size: rows and columns.
-        method: what `multiply` is, in words.
+    `multiply` multiplies two square matrices of `size`, and `method` says what it is; by default numpy does, on `threads` cores.
     """
     if multiply is None:
         a, b = (np.random.default_rng(i).standard_normal((size, size), dtype=np.float32) for i in range(2))

@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.arms import (
     Clock,
     ClockWatch,
@@ -29,7 +30,6 @@ from maskpro_deploy.bench.arms import (
     frozen_gc,
     time_portion,
 )
-from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.errors import ConfigError, MaskProError
 from maskpro_deploy.system.progress import SILENT, Progress
 
@@ -85,18 +85,10 @@ def _make_blank(names: Sequence[str]) -> Measurement:
 class Sessions(Generic[K]):
     """Runs sessions until there are enough.
 
-    Args:
-        openers: arm name -> opens a new session of it; what it yields makes the task of a case. The context ends the session.
-        cases: what to time, in this order.
-        config: how long.
-        run: to go on with; by default a new one.
-        self_test: whether to test the harness as well.
-        before: called in the first session with a case and the opened arms; what it returns makes the case invalid.
-        after: called after each session, such as to save the run.
-        after_case: called after each case of a session. A run that goes on from there does the rest of this session.
-        clock: seconds, monotonic.
-        wall: the wall clock, to be compared with `clock`.
-        progress: told after each case.
+    `openers` open a new session of each arm: what one yields makes the task of a case, and its context ends the session. `before`
+    is called in the first session with a case and the opened arms; what it returns makes the case invalid. `after` is called
+    after each session, such as to save the run, and `after_case` after each case: a run that goes on from there does the rest of
+    this session. `progress` is told after each case.
     """
 
     def __init__(
@@ -179,7 +171,8 @@ class Sessions(Generic[K]):
                         return
                     opened[name] = session
                 for place, case in enumerate(self._cases):
-                    if not _has_session(self.run.measurements[case], index):
+                    samples = self.run.measurements[case].samples.values()
+                    if all(sample.session != index for taken in samples for sample in taken):  # else before an interruption
                         self._time_case(case, {name: opened[name] for name in order}, index)
                         self._after_case(self.run)
                     self._report_progress(index, place + 1)
@@ -261,8 +254,3 @@ class Sessions(Generic[K]):
         done = 0.0 if unplanned else index + cases_done / parts
         self._shown = max(self._shown, min(1.0, done / self._planned))
         self._progress.update(self._shown * self._planned, self._planned, f"session {index + 1}")
-
-
-def _has_session(measurement: Measurement, session: int) -> bool:
-    """Whether a case was timed in this session, before the run was interrupted."""
-    return any(sample.session == session for samples in measurement.samples.values() for sample in samples)

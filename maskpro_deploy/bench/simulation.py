@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from maskpro_deploy.bench import intervals, stats
 from maskpro_deploy.bench.arms import SAMPLES_PER_BLOCK
-from maskpro_deploy.bench.statistics import intervals, stats
 from maskpro_deploy.errors import ConfigError
 
 Array = npt.NDArray[np.float64]
@@ -52,14 +52,10 @@ MEASURED = np.array(
 ).reshape(CASES, 24)
 
 
-def _draw_disturbed(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    return rng.normal(0.0, 1.0, shape) + (rng.random(shape) < _DISTURBED) * (_DISTURBANCE / LEVEL)
-
-
 SHAPES: dict[str, Draw | None] = {  # levels in units of LEVEL; None: pairs are drawn from MEASURED
     "normal": lambda rng, shape: rng.normal(0.0, 1.0, shape),
     "heavy-tailed": lambda rng, shape: rng.standard_t(3, shape) / np.sqrt(3.0),
-    "disturbed": _draw_disturbed,
+    "disturbed": lambda rng, shape: rng.normal(0.0, 1.0, shape) + (rng.random(shape) < _DISTURBED) * (_DISTURBANCE / LEVEL),
     "skewed": lambda rng, shape: rng.exponential(1.0, shape),
     "measured": None,
 }

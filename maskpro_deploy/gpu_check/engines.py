@@ -18,12 +18,9 @@ _WIDE_PROFILES = "prefill:1x512,1x4096,8x512 decode:1,8,64"
 
 
 def measure_library(library: str, settings: Settings, record: Record) -> str:
-    """Build engines, sparse and dense, tell for how many layers the library chose sparse kernels, and time both.
+    """Build engines, sparse and dense, report for how many layers the library chose sparse kernels, and time both.
 
     tensorrt-rtx builds ahead of time and knows dense kernels only.
-
-    Raises:
-        MachineError: the library or the GPU is missing.
     """
     _check_library(library, settings)
     line = ""
@@ -39,11 +36,7 @@ def _check_library(library: str, settings: Settings) -> None:
 
 
 def measure_engine_7b(settings: Settings, record: Record) -> str:
-    """Build and time a model with the widths of a 7B one, with tensorrt; in a rehearsal a tiny one with what is installed.
-
-    Raises:
-        MachineError: tensorrt, the GPU or space is missing.
-    """
+    """Build and time a model with the widths of a 7B one, with tensorrt; in a rehearsal a tiny one with what is installed."""
     library = "tensorrt-rtx" if settings.rehearse else "tensorrt"
     _check_library(library, settings)
     shape, profiles = (TINY, "prefill:1x32,4x32 decode:1,4") if settings.rehearse else (WIDE, _WIDE_PROFILES)

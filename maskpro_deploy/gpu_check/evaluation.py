@@ -20,12 +20,7 @@ _LARGEST_RATIO, _LEAST_AGREEMENT = 0.01, 0.97
 
 
 def compare_perplexities(settings: Settings, record: Record) -> str:
-    """Compare perplexities.
-
-    Raises:
-        MachineError: torch cannot run here.
-        CheckFailed: a way of running the model is at a distance from the reference.
-    """
+    """Compare perplexities; a `CheckFailed` where a way of running the model is at a distance from the reference."""
     from maskpro_deploy.evaluate import compare_all
     from maskpro_deploy.targets.models import OpenTarget, RunConfig, Target, open_target
 

@@ -84,11 +84,7 @@ class Outcome:
 
 
 def import_torch(device: str) -> Any:
-    """The torch module, where it can work on `device`.
-
-    Raises:
-        MachineError: torch is missing, or sees no GPU.
-    """
+    """The torch module, where it can work on `device`; a `MachineError` where it is missing or sees no GPU."""
     from maskpro_deploy.system.extras import require
 
     require("learn", "this item")

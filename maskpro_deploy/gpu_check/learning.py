@@ -59,11 +59,7 @@ class _Ticks:
 
 
 def time_learning(shape: LlamaShape, settings: Settings, record: Record) -> str:
-    """Time learning steps of a random model of `shape`.
-
-    Raises:
-        MachineError: torch or memory is missing.
-    """
+    """Time learning steps of a random model of `shape`."""
     torch = import_torch(settings.device)
     from maskpro_deploy.learn.model.memory import tuned_process
 
@@ -75,7 +71,10 @@ def _time_steps(torch: Any, shape: LlamaShape, settings: Settings, record: Recor
     """The item itself, with the process as the learner has it."""
     on_gpu = settings.device == CUDA
     if on_gpu:
-        _check_memory(torch, shape)
+        needed = shape.pruned_weights * _PRUNED_BYTES + (shape.weights + shape.pruned_weights) * _WEIGHT_BYTES + _SPARE_BYTES
+        if (free := torch.cuda.mem_get_info()[0]) < needed:
+            sizes = f"{needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free"
+            raise MachineError(f"learning on a {shape.name} model needs about {sizes}")
         torch.cuda.reset_peak_memory_stats()
     ticks = _Ticks(_STEPS_SHARE * settings.budget_s)
     trainer = _make_trainer(torch, shape, settings, ticks)
@@ -100,8 +99,7 @@ def _time_steps(torch: Any, shape: LlamaShape, settings: Settings, record: Recor
     rate = 1e3 * trainer.config.sequences * trainer.config.window / whole
     record.put(steps=len(ticks.step_ms), step_ms=whole, step_ms_all=ticks.step_ms, tokens_per_s=rate)
     peak = torch.cuda.max_memory_allocated() if on_gpu else None
-    record.put(peak_memory_bytes=peak)
-    record.put(logits_moved_by=trainer.estimator.moved_by)
+    record.put(peak_memory_bytes=peak, logits_moved_by=trainer.estimator.moved_by)
     parts = _time_parts(torch, trainer, settings.device, record)
     share = (parts["sampling"] + parts["update"]) / whole
     record.put(sampling_and_update_share=share)
@@ -110,13 +108,6 @@ def _time_steps(torch: Any, shape: LlamaShape, settings: Settings, record: Recor
         record.put(host_waits=waits, host_waits_per_step=len(waits) / _WATCHED_STEPS)
     memory = f", peak {peak / 1e9:.1f} GB" if peak is not None else ""
     return f"{shape.name}: {whole:.1f} ms a step, {rate:,.0f} tokens/s, {100 * share:.0f} % sampling and update{memory}"
-
-
-def _check_memory(torch: Any, shape: LlamaShape) -> None:
-    needed = shape.pruned_weights * _PRUNED_BYTES + (shape.weights + shape.pruned_weights) * _WEIGHT_BYTES + _SPARE_BYTES
-    free, _ = torch.cuda.mem_get_info()
-    if free < needed:
-        raise MachineError(f"learning on a {shape.name} model needs about {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free")
 
 
 def _make_trainer(torch: Any, shape: LlamaShape, settings: Settings, ticks: _Ticks) -> Trainer:

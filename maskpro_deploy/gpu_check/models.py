@@ -150,8 +150,7 @@ def _byte_tokenizer() -> Any:
 def make_bundles(shape: LlamaShape, scratch: Path) -> tuple[Path, Path]:
     """The sparse bundle of a random model and its dense twin; made by the item that first needs them.
 
-    Raises:
-        MachineError: there is not enough space.
+    A `MachineError` where there is not enough space.
     """
     from maskpro_deploy.exporters import ExportConfig, export
 

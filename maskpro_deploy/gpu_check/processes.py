@@ -18,7 +18,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from maskpro_deploy.errors import InputError, MachineError, MaskProError, check_known, first_line
@@ -33,11 +32,7 @@ _LAST_WORDS = 300
 
 
 def choose_items(only: str) -> list[str]:
-    """The items named in a list with commas, or all.
-
-    Raises:
-        ConfigError: one of them is not known.
-    """
+    """The items named in a list with commas, or all; a `ConfigError` where one is not known."""
     names = [name.strip() for name in only.split(",") if name.strip()] or list(ITEMS)
     for name in names:
         check_known("--only", name, ITEMS)
@@ -45,11 +40,7 @@ def choose_items(only: str) -> list[str]:
 
 
 def check_out(out: Path) -> None:
-    """Refuse early what would fail after minutes.
-
-    Raises:
-        InputError: no file can be written there.
-    """
+    """Refuse early, with an `InputError`, a place where no file can be written."""
     if out.is_dir():
         raise InputError(f"--out {out} is a folder.\nGive the name of a file.")
     try:
@@ -69,12 +60,7 @@ def gpu_is_here() -> bool:
 def run_check(
     names: Sequence[str], *, budget_s: float, scratch: Path | None, rehearse: bool, announce: Callable[[str], None]
 ) -> list[Outcome]:
-    """Run the items one after another; `announce` is told of each before it runs. Without `scratch`, models lie in the system's.
-
-    Raises:
-        ConfigError: the budget is out of range.
-        InputError: there is no such folder.
-    """
+    """Run the items one after another; `announce` is told of each before it runs. `scratch` is the system's folder by default."""
     if scratch is not None and not scratch.is_dir():
         raise InputError(f"--scratch {scratch} is not a folder.\nGive one that exists.")
     with (
@@ -152,14 +138,10 @@ def run_here(name: str, settings: Settings, record: Record) -> Outcome:
 def _main() -> None:
     """Run the item named on the command line."""
     name, folder = sys.argv[1], Path(sys.argv[2])
-    signal.signal(signal.SIGTERM, _interrupt)  # so that what the item started ends with it
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an interrupt, so that what the item started ends with it
     settings = Settings.from_json(read_json(folder / SETTINGS))
     outcome = run_here(name, settings, Record(folder / FIGURES, settings.budget_s))
     write_json(folder / OUTCOME, dataclasses.asdict(outcome))
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.products.measure import explain_nothing_sparse, find_break_evens, measure_cells, plan_cells
 from maskpro_deploy.bench.products.timing import EventClock
 from maskpro_deploy.bench.products.ways import find_working_ways
-from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.errors import CheckFailed, MachineError
 from maskpro_deploy.gpu_check.items import Record, Settings, import_torch
 from maskpro_deploy.gpu_check.models import ONE_B, SEVEN_B, SMOL, LlamaShape
@@ -32,12 +32,7 @@ def linear_shapes(models: Sequence[LlamaShape]) -> dict[tuple[int, int], list[st
 
 
 def measure_products(settings: Settings, record: Record) -> str:
-    """Time the products.
-
-    Raises:
-        MachineError: no GPU, or torch has no working 2:4 product here.
-        CheckFailed: a product is wrong, or one failed while it was measured.
-    """
+    """Time the products; a `CheckFailed` where one is wrong, or failed while it was measured."""
     if settings.rehearse:
         raise MachineError("torch has 2:4 products on CUDA only")
     torch = import_torch(settings.device)

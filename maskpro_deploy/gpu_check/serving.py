@@ -36,10 +36,6 @@ def measure_serving(lane: Lane, settings: Settings, record: Record) -> str:
     """Build engines sparse and dense, serve them, compare the logits and tokens with the CPU's, and time prefill and decode.
 
     A rehearsal builds no engine and runs the same comparisons on the graph.
-
-    Raises:
-        MachineError: something that the lane needs is missing.
-        CheckFailed: the engine computes something else than the graph.
     """
     from maskpro_deploy.runtime import SessionConfig
 
@@ -83,12 +79,7 @@ def _build_engine(lane: Lane, bundle: Path, *, dense: bool, settings: Settings) 
 
 
 def measure_onnxruntime(settings: Settings, record: Record) -> str:
-    """Compare onnxruntime on the GPU with the CPU, and time prefill and decode, sparse next to dense.
-
-    Raises:
-        MachineError: onnxruntime has no CUDA here.
-        CheckFailed: the GPU computes something else than the CPU.
-    """
+    """Compare onnxruntime on the GPU with the CPU, and time prefill and decode, sparse next to dense."""
     from maskpro_deploy.runtime import SessionConfig
 
     provider, shape = ("cpu", TINY) if settings.rehearse else ("cuda", SMOL)
@@ -113,10 +104,8 @@ def compare_and_time(
 ) -> str:
     """Compare logits and tokens of the sparse bundle with the CPU's, and time prefill and decode, sparse next to dense.
 
-    `key` is that of the comparison in the record; `engines` are those of both bundles, if engines run them.
-
-    Raises:
-        CheckFailed: it computes something else than the CPU.
+    `key` is that of the comparison in the record; `engines` are those of both bundles, if engines run them. A `CheckFailed` where
+    something else is computed than on the CPU.
     """
     from maskpro_deploy.exporters import verification_prompts, verify
     from maskpro_deploy.runtime import open_session

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from maskpro_deploy.bench import intervals, stats
 from maskpro_deploy.bench.environment import reproduce_note
 from maskpro_deploy.bench.kernels import summary as kernels_summary
 from maskpro_deploy.bench.kernels.result import KernelResult
 from maskpro_deploy.bench.load import summary as load_summary
 from maskpro_deploy.bench.load.point import Point
 from maskpro_deploy.bench.load.result import LoadResult
-from maskpro_deploy.bench.load.sending.schedule import OpenLoop
+from maskpro_deploy.bench.load.schedule import OpenLoop
 from maskpro_deploy.bench.results.document import (
     HOW_TO_READ,
     MARKDOWN_FILE,
@@ -26,7 +27,6 @@ from maskpro_deploy.bench.results.document import (
     format_number,
 )
 from maskpro_deploy.bench.results.run import RESULT_FILE
-from maskpro_deploy.bench.statistics import intervals, stats
 from maskpro_deploy.bench.sweeps import compare
 from maskpro_deploy.bench.sweeps import summary as sweeps_summary
 from maskpro_deploy.bench.sweeps.columns import CaseResult

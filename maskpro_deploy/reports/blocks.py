@@ -129,11 +129,7 @@ def warning_list(title: str, points: Sequence[str]) -> list[Section]:
 
 
 def render(report: Report) -> str:
-    """The page as HTML.
-
-    Raises:
-        MissingExtraError: jinja2 is not installed.
-    """
+    """The page as HTML; a `MissingExtraError` without jinja2."""
     require("report", "writing an HTML report")
     from jinja2 import Environment, StrictUndefined
 
@@ -143,12 +139,7 @@ def render(report: Report) -> str:
 
 
 def check_page(path: Path, flag: str) -> None:
-    """Refuse early what would fail after the work: a page that cannot be written.
-
-    Raises:
-        MissingExtraError: the page cannot be made here.
-        ConfigError: the path is a folder.
-    """
+    """Refuse early what would fail after the work: a page that cannot be made here, or a path that is a folder."""
     require("report", "writing an HTML report")
     if path.is_dir():
         raise ConfigError(f"{flag} {path} is a folder.\nName the file to write.")

@@ -34,7 +34,12 @@ def build_page(bundle: Path, report: EngineReport) -> Report:
     spoiled = [f"{count} pruned layers: {cause}" for cause, count in report.spoiled.items() if count]
     sections += warning_list("Kept from sparse tensor cores by the graph", spoiled)
     header = ("profile", "input", "minimum", "optimum", "maximum")
-    sections.append(TableSection(title="Profiles", header=header, rows=_profiles(report)))
+    profiles = [
+        (profile["name"], name, *("x".join(map(str, shape)) for shape in bounds))
+        for profile in engine.settings["profiles"]
+        for name, bounds in profile["shapes"].items()
+    ]
+    sections.append(TableSection(title="Profiles", header=header, rows=profiles))
     if report.comparison is not None:
         sections += _compare_engines(report.comparison)
     if rows := [_row(layer, report.comparison) for layer in report.layers]:
@@ -68,14 +73,6 @@ def _facts(report: EngineReport) -> list[tuple[str, str]]:
         ("eligible by the builder's log", "it has no word about it" if report.log_eligible is None else str(report.log_eligible)),
         ("flags", flags or "the library's defaults"),
         ("cache key", settings["key"]),
-    ]
-
-
-def _profiles(report: EngineReport) -> list[tuple[str, ...]]:
-    return [
-        (profile["name"], name, *("x".join(map(str, shape)) for shape in bounds))
-        for profile in report.engine.settings["profiles"]
-        for name, bounds in profile["shapes"].items()
     ]
 
 

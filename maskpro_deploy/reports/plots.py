@@ -69,16 +69,7 @@ class Bar:
 
 
 def draw_svg(paint: Callable[[Axes], None], *, description: str, height: float = _HEIGHT) -> Svg:
-    """Draw one picture.
-
-    Args:
-        paint: draws on the axes it is given.
-        description: what a reader who cannot see it should know.
-        height: inches.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
+    """Draw one picture: `paint` draws on the axes; `description` is for readers who cannot see it; `height` in inches."""
     require("report", "drawing a plot")
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -141,18 +132,8 @@ def clean_label(label: str) -> str:
     return "".join(c if c.isprintable() else "�" for c in label)
 
 
-def _add_legend(axes: Axes) -> None:
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="best")
-
-
 def draw_lines(
-    series: Sequence[Series],
-    *,
-    x_label: str,
-    y_label: str,
-    description: str,
-    references: Mapping[str, float] | None = None,
+    series: Sequence[Series], *, x_label: str, y_label: str, description: str, references: Mapping[str, float] | None = None
 ) -> Svg:
     """Lines over a common x axis, with dashed horizontal reference lines."""
 
@@ -166,7 +147,8 @@ def draw_lines(
             axes.axhline(value, color=colour, linestyle=(0, (5, 3)), linewidth=1.2, label=clean_label(name))
         axes.set_xlabel(clean_label(x_label))
         axes.set_ylabel(clean_label(y_label))
-        _add_legend(axes)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="best")
 
     return draw_svg(paint, description=description)
 

@@ -28,8 +28,9 @@ def build_page(report: ValidationReport) -> Report:
     sections += warning_list("What fails", [f"{t.name}: {t.why()}" for t in report.failed])
     sections += warning_list("Contradictions", report.problems)
     sections += warning_list("Unaccounted for", [f"{u.name}: {u.reason}{_users(u)}" for u in report.unchecked])
-    header = ("stored tensors", "bytes", "share")
-    sections.append(TableSection(title="Account", header=header, rows=_account(report), note=_EXEMPT))
+    account = [(name, f"{size:,}", f"{100 * share:.2f} %") for name, size, share in report.account.rows()]
+    account.append(("all", f"{report.account.total:,}", "100.00 %"))
+    sections.append(TableSection(title="Account", header=("stored tensors", "bytes", "share"), rows=account, note=_EXEMPT))
     if report.notes:
         sections.append(ListSection(title="To know", points=report.notes))
     sections += _sparsity(report)
@@ -43,11 +44,6 @@ def build_page(report: ValidationReport) -> Report:
         sections=sections,
         invalid=not report.holds,
     )
-
-
-def _account(report: ValidationReport) -> list[tuple[str, str, str]]:
-    rows = [(name, f"{size:,}", f"{100 * share:.2f} %") for name, size, share in report.account.rows()]
-    return [*rows, ("all", f"{report.account.total:,}", "100.00 %")]
 
 
 def _users(item: Unchecked) -> str:

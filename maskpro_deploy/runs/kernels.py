@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maskpro_deploy.bench import environment
+from maskpro_deploy.bench import environment, stats
 from maskpro_deploy.bench.graph_work import graph_work
 from maskpro_deploy.bench.kernels.measure import KernelCase, plan_cases, run_kernels
 from maskpro_deploy.bench.kernels.result import KernelResult, SavedKernels, check_same, load_result
@@ -20,7 +20,6 @@ from maskpro_deploy.bench.kernels.summary import describe
 from maskpro_deploy.bench.products.measure import ModelProducts, measure_model
 from maskpro_deploy.bench.roofline import measure_bandwidth
 from maskpro_deploy.bench.sessions import Run, make_empty_run
-from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.sweeps.sweep import SweepConfig
 from maskpro_deploy.errors import check_names
 from maskpro_deploy.manifest import Manifest, safe_path

@@ -12,11 +12,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from maskpro_deploy.bench.graph_work import graph_work
+from maskpro_deploy.bench.load.generator import Source, allow_many_connections, make_event_loop
 from maskpro_deploy.bench.load.openai_client import OpenAIClient
 from maskpro_deploy.bench.load.point import Point, PointKey, PointsFile
 from maskpro_deploy.bench.load.result import LoadResult
-from maskpro_deploy.bench.load.sending.generator import Source, allow_many_connections, make_event_loop
-from maskpro_deploy.bench.load.sending.schedule import cut_text_windows, draw_random_tokens, take_prompts
+from maskpro_deploy.bench.load.schedule import cut_text_windows, draw_random_tokens, take_prompts
 from maskpro_deploy.bench.load.summary import describe
 from maskpro_deploy.bench.load.sweep import Part, Server, run_sweep
 from maskpro_deploy.bench.results.document import Document, to_markdown, to_text

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskpro_deploy.bench.load.figures import Limits, Slo
+from maskpro_deploy.bench.load.generator import Amount
 from maskpro_deploy.bench.load.openai_client import ClientConfig
-from maskpro_deploy.bench.load.sending.generator import Amount
-from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, Load, OpenLoop, check_lengths
+from maskpro_deploy.bench.load.schedule import ClosedLoop, Load, OpenLoop, check_lengths
 from maskpro_deploy.bench.load.sweep import LoadConfig
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.targets.servers import is_url

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from simulated import ManualClock
 
+from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.arms import MeasureConfig, Work
 from maskpro_deploy.bench.sessions import MakeTask, Opener, Run, Sessions
-from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.errors import ConfigError, InputError
 
 QUICK = MeasureConfig(blocks=2, sessions=8, warmup_rounds=6)

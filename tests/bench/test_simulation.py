@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from maskpro_deploy.bench import simulation
-from maskpro_deploy.bench.statistics import stats
+from maskpro_deploy.bench import simulation, stats
 from maskpro_deploy.errors import ConfigError
 
 RUNS = 2000

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from maskpro_deploy.bench.graph_work import graph_work
 from maskpro_deploy.bench.roofline import measure_bandwidth
 from maskpro_deploy.bench.sessions import SelfTest
-from maskpro_deploy.bench.statistics.stats import FASTER, Ratio
+from maskpro_deploy.bench.stats import FASTER, Ratio
 from maskpro_deploy.bench.sweeps.result import BenchResult
 from maskpro_deploy.cli import cli
 from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, InputError

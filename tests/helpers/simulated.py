@@ -12,7 +12,7 @@ from maskpro_deploy.bench.arms import Work
 from maskpro_deploy.bench.model import ModelArm
 from maskpro_deploy.bench.roofline import Arithmetic, Bandwidth
 from maskpro_deploy.bench.sessions import SelfTest
-from maskpro_deploy.bench.statistics.stats import FASTER, Ratio
+from maskpro_deploy.bench.stats import FASTER, Ratio
 from maskpro_deploy.bench.sweeps.sweep import SweepOptions
 
 Ints = npt.NDArray[np.int64]

@@ -7,7 +7,7 @@ import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from maskpro_deploy.bench.load.sending.client import Answer, Client, Request
+from maskpro_deploy.bench.load.client import Answer, Client, Request
 
 T = TypeVar("T")
 

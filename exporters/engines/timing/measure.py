@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.arms import SAMPLES_PER_BLOCK, block_order
-from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.exporters.engines.kernels import Kernel, mentions
 from maskpro_deploy.exporters.engines.timing.results import DENSE, SPARSE, Point, PointResult
 

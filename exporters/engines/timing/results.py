@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.statistics.break_even import find_break_even
+from maskpro_deploy.bench import stats
+from maskpro_deploy.bench.stats import find_break_even
 
 SPARSE, DENSE = "sparse", "dense"
 NO_GPU = "not measured (no GPU)"

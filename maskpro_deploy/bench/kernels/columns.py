@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from maskpro_deploy.bench.kernels.measure import KernelCase
-from maskpro_deploy.bench.results.columns import Column, ComparedRow, comparison_columns, number_column, plain_column
-from maskpro_deploy.bench.results.document import UNKNOWN
+from maskpro_deploy.bench.results.document import UNKNOWN, Column, ComparedRow, comparison_columns, number_column, plain_column
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

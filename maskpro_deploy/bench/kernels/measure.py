@@ -69,17 +69,9 @@ def run_kernels(
     wall: Clock = time.time,
     progress: Progress = SILENT,
 ) -> Run[KernelCase]:
-    """Measure all cases in all forms.
+    """Measure all cases in all forms; cases of one shape stand in a row. `save` is called after each case of each session.
 
-    Args:
-        openers: form -> opens it; what it yields makes the task of a case, and may have `error(case)`: how far it is off.
-        cases: what to time; cases of one shape in a row.
-        config: how long.
-        run: to go on with; by default a new one.
-        save: given the run so far after each case of each session.
-        clock: as those below, of `Sessions`.
-        wall: as above.
-        progress: as above.
+    What an opener yields makes the task of a case, and may have `error(case)`: how far it is off. See `Sessions` for the rest.
     """
     sessions = Sessions(
         openers, cases, config, run=run, before=_check, after=save, after_case=save, clock=clock, wall=wall, progress=progress

@@ -14,16 +14,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.arms import Measurement
 from maskpro_deploy.bench.kernels.columns import ProductRow, TotalRow, product_columns, total_columns
 from maskpro_deploy.bench.kernels.measure import KernelCase
 from maskpro_deploy.bench.results import reading
 from maskpro_deploy.bench.results import run as data
-from maskpro_deploy.bench.results.columns import columns_json
+from maskpro_deploy.bench.results.document import columns_json
 from maskpro_deploy.bench.results.run import SessionsResult, plain
 from maskpro_deploy.bench.roofline import Arithmetic, Load, compute_floor
 from maskpro_deploy.bench.sessions import Run, make_empty_run
-from maskpro_deploy.bench.statistics import stats
 
 KIND = "kernels"
 _SAME_KERNELS = {"fp32", "2:4"}  # forms that run the same ones on a CPU

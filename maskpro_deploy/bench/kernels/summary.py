@@ -9,20 +9,20 @@ from maskpro_deploy.bench.environment import describe_circumstances
 from maskpro_deploy.bench.kernels.columns import GPU, GpuRow, product_columns, total_columns
 from maskpro_deploy.bench.kernels.result import KernelResult
 from maskpro_deploy.bench.results import wording
-from maskpro_deploy.bench.results.columns import make_table
-from maskpro_deploy.bench.results.document import UNKNOWN, Document, describe_machine, headline_of
+from maskpro_deploy.bench.results.document import UNKNOWN, Document, describe_machine, headline_of, make_table
 
 
 def describe(result: KernelResult) -> Document:
     """What is said of a run, in all forms of its report."""
-    first = result.forms[0]
+    first, whole = result.forms[0], result.gpu.get("whole_model", [])
+    gpu_rows = [GpuRow(dtype=total["dtype"], m=total["m"], arm=arm, ms=total["ms"]) for total in whole for arm in total["ms"]]
     return Document(
         title="Benchmark: kernels",
         headline=headline_of(result.invalid_reasons, _say_headline(result)),
         tables=[
             make_table("Each product", product_columns(first), result.product_rows),
             make_table("The whole model", total_columns(first), result.total_rows),
-            make_table("The whole model on the GPU", GPU, _gpu_rows(result.gpu)),
+            make_table("The whole model on the GPU", GPU, gpu_rows),
         ],
         verdicts=_list_verdicts(result),
         notes=_list_notes(result),
@@ -30,10 +30,6 @@ def describe(result: KernelResult) -> Document:
         machine=describe_machine(result.environment, f"threads: {result.config['threads'] or 'all cores'}"),
         invalid_reasons=result.invalid_reasons,
     )
-
-
-def _gpu_rows(gpu: Mapping[str, Any]) -> list[GpuRow]:
-    return [GpuRow(dtype=t["dtype"], m=t["m"], arm=arm, ms=t["ms"]) for t in gpu.get("whole_model", []) for arm in t["ms"]]
 
 
 def _list_verdicts(result: KernelResult) -> list[str]:

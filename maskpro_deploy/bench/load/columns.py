@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.load.figures import Figures, Slo
-from maskpro_deploy.bench.results.columns import Column, columns_json, number_column, plain_column
-from maskpro_deploy.bench.statistics import stats
+from maskpro_deploy.bench.results.document import Column, columns_json, number_column, plain_column
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maskpro_deploy.bench.load.sending.client import Record, Recording
+from maskpro_deploy.bench import stats
+from maskpro_deploy.bench.load.client import Record, Recording
 from maskpro_deploy.bench.results.run import vllm_json
-from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.errors import ConfigError, check_known, check_range
 
 METRICS = ("ttft", "tpot", "e2el")  # of a request

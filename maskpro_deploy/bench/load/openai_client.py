@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from maskpro_deploy.bench.arms import Clock
-from maskpro_deploy.bench.load.sending.client import Answer, Failure, Request, describe_error
-from maskpro_deploy.bench.load.sending.generator import ask
+from maskpro_deploy.bench.load.client import Answer, Failure, Request, describe_error
+from maskpro_deploy.bench.load.generator import ask
 from maskpro_deploy.bench.load.stream import Stream, read_refusal, read_whole_answer
 from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError, check_known, check_range
 from maskpro_deploy.system.extras import require
@@ -90,9 +90,7 @@ class OpenAIClient:
     async def models(self, timeout_s: float = 10.0) -> list[dict[str, Any]]:
         """What /v1/models lists; the first one's name is used from now on unless another was given.
 
-        Raises:
-            MachineError: the server cannot be reached.
-            CheckFailed: it answers, but not as an OpenAI-compatible server.
+        A `MachineError` where the server cannot be reached, a `CheckFailed` where it does not answer as an OpenAI-compatible one.
         """
         status, value = await self._json("GET", "/v1/models", None, timeout_s)
         listed = value.get("data") if isinstance(value, dict) else None

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from maskpro_deploy.bench import stats
+from maskpro_deploy.bench.load.client import Failure, Record, Recording
 from maskpro_deploy.bench.load.figures import METRICS, Figures, compute_latencies_ms
-from maskpro_deploy.bench.load.sending.client import Failure, Record, Recording
-from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, Load, OpenLoop
-from maskpro_deploy.bench.statistics import stats
+from maskpro_deploy.bench.load.schedule import ClosedLoop, Load, OpenLoop
 from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.system.files import disk_errors
 
@@ -143,9 +143,8 @@ class PointsFile:
     def begin(self, *, resume: bool, force: bool) -> dict[PointKey, Point]:
         """Start or go on; the points that are finished.
 
-        Raises:
-            InputError: there is an unfinished run and neither `resume` nor `force`, or it had other settings.
-            FormatError: the file is damaged.
+        An `InputError` for an unfinished run and neither `resume` nor `force`, or one with other settings; a `FormatError` for a
+        damaged file.
         """
         if self._path.exists() and not resume and not force:
             raise InputError(f"{self.folder} holds an unfinished run.\nGo on with it with --resume, or start again with --force.")

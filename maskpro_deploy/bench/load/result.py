@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.load.columns import ServerFigures, figures_json
-from maskpro_deploy.bench.load.figures import Figures, Limits, Slo
+from maskpro_deploy.bench.load.figures import Limits, Slo
 from maskpro_deploy.bench.load.point import Point, number_json
-from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, OpenLoop
+from maskpro_deploy.bench.load.schedule import ClosedLoop, OpenLoop
 from maskpro_deploy.bench.results.run import RunResult, pair_json, ratio_json
-from maskpro_deploy.bench.statistics import stats
 
 KIND = "serve"
 SAME_WORK = 0.01  # part by which the tokens of two servers' answers may differ
@@ -55,10 +55,11 @@ class LoadResult(RunResult):
 
     def explain_invalid(self, point: Point) -> list[str]:
         reasons = []
-        for name in point.recordings:
-            prefix = f"{name}: " if len(point.recordings) > 1 else ""
-            reasons += [prefix + reason for reason in point.figures(name).invalid_reasons(self.limits)]
-        if len(tokens := {name: _mean_tokens(point.figures(name)) for name in point.recordings}) > 1:
+        answers = {name: point.figures(name) for name in point.recordings}
+        for name, figures in answers.items():
+            prefix = f"{name}: " if len(answers) > 1 else ""
+            reasons += [prefix + reason for reason in figures.invalid_reasons(self.limits)]
+        if len(tokens := {name: f.output_tokens / max(1, len(f.answered)) for name, f in answers.items()}) > 1:
             (first, a), (second, b) = tokens.items()
             if abs(a - b) > SAME_WORK * max(a, b):
                 reasons.append(f"{first} and {second} did different amounts of work: {a:.1f} and {b:.1f} tokens an answer.")
@@ -145,7 +146,3 @@ class LoadResult(RunResult):
             ],
             "self_test": dataclasses.asdict(test) if test is not None else None,
         }
-
-
-def _mean_tokens(figures: Figures) -> float:
-    return figures.output_tokens / max(1, len(figures.answered))

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from maskpro_deploy.bench.load.sending.client import Answer, Failure
+from maskpro_deploy.bench.load.client import Answer, Failure
 
 _DONE = b"[DONE]"
 

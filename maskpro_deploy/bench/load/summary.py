@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.environment import describe_circumstances
 from maskpro_deploy.bench.load.columns import choose_columns
 from maskpro_deploy.bench.load.point import Point
 from maskpro_deploy.bench.load.result import LoadResult
-from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, OpenLoop
+from maskpro_deploy.bench.load.schedule import ClosedLoop, OpenLoop
 from maskpro_deploy.bench.results import wording
-from maskpro_deploy.bench.results.columns import make_table
-from maskpro_deploy.bench.results.document import Document, describe_machine, format_number, headline_of
-from maskpro_deploy.bench.statistics import stats
+from maskpro_deploy.bench.results.document import Document, describe_machine, format_number, headline_of, make_table
 
 METRIC_WORDS = {
     "ttft": "time to first token",

@@ -16,15 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from maskpro_deploy.bench import environment
+from maskpro_deploy.bench import environment, stats
 from maskpro_deploy.bench.arms import Clock, block_order, frozen_gc
+from maskpro_deploy.bench.load.client import Answer, Client, Recording
 from maskpro_deploy.bench.load.figures import Figures, Limits, Slo
+from maskpro_deploy.bench.load.generator import Amount, Source, ask, check_amount, run_load
 from maskpro_deploy.bench.load.point import Point, PointKey
 from maskpro_deploy.bench.load.result import LoadResult, ServerFacts
-from maskpro_deploy.bench.load.sending.client import Answer, Client, Recording
-from maskpro_deploy.bench.load.sending.generator import Amount, Source, ask, check_amount, run_load
-from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, Load
-from maskpro_deploy.bench.statistics import stats
+from maskpro_deploy.bench.load.schedule import ClosedLoop, Load
 from maskpro_deploy.errors import CheckFailed, ConfigError, check_range
 from maskpro_deploy.system.progress import SILENT, Progress
 
@@ -96,23 +95,11 @@ async def run_sweep(
     wall: Clock = time.time,
     progress: Progress = SILENT,
 ) -> LoadResult:
-    """Put all loads on one or two servers.
+    """Put all loads on one or two servers, of which the first is compared with the second.
 
-    Args:
-        servers: the first is compared with the second, if there is one.
-        source: makes the request of a seed.
-        config: what to measure.
-        settings: what the result repeats besides, as it does `notes`.
-        notes: see `settings`.
-        session: how many times the servers have been started again before; `LoadResult.merge` puts sessions together.
-        finished: points of an earlier run of the same settings; they are not measured again.
-        on_point: told each new point as soon as it is finished.
-        clock: monotonic; the clients have to use the same one.
-        wall: the wall clock.
-        progress: told after each request.
-
-    Raises:
-        CheckFailed: the servers answer nothing, or answers that may not be compared.
+    The result repeats `settings` and `notes`. `session` counts how often the servers have been started again before, and
+    `LoadResult.merge` puts sessions together. Points in `finished` are not measured again; `on_point` is told each new one. The
+    clients have to use the same `clock`. A `CheckFailed` where the servers answer nothing, or nothing that may be compared.
     """
     if not 1 <= len(servers) <= 2:
         raise ConfigError(f"a load is put on one server, or on two to compare them; not on {len(servers)}.")

@@ -21,7 +21,7 @@ from maskpro_deploy.bench.products.timing import (
     synchronize,
 )
 from maskpro_deploy.bench.products.ways import DTYPES, Product, Way, Ways, describe_error, draw_operands, find_working_ways
-from maskpro_deploy.bench.statistics.break_even import find_break_even
+from maskpro_deploy.bench.stats import find_break_even
 from maskpro_deploy.errors import InputError
 from maskpro_deploy.system.progress import SILENT, Progress
 
@@ -162,11 +162,8 @@ class ModelProducts:
 def measure_model(torch: Any, model: ModelProducts) -> dict[str, Any]:
     """The products of one model on this machine's GPU, dense next to 2:4, or the reason why they were not measured.
 
-    Returns:
-        "measured"; with "reason" if not, else "device", "refused" and what `ModelProducts.measure` gives.
-
-    Raises:
-        InputError: the earlier cells were measured on another GPU.
+    "measured"; with "reason" if not, else "device", "refused" and what `ModelProducts.measure` gives. An `InputError` where the
+    earlier cells were measured on another GPU.
     """
     if not torch.cuda.is_available():
         return {"measured": False, "reason": "torch sees no CUDA device"}

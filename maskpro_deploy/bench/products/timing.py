@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.arms import SAMPLES_PER_BLOCK, block_order
-from maskpro_deploy.bench.statistics import stats
 
 CUDA, CPU = "cuda", "cpu"
 DENSE = "dense"

@@ -141,8 +141,7 @@ def _multiply_padded(torch: Any, x: Any, rows: int, prepare: Prepare) -> Callabl
 def find_working_ways(torch: Any, device: str) -> tuple[dict[str, dict[str, Way]], dict[str, str]]:
     """What multiplies here, and why the rest does not.
 
-    Returns:
-        dtype -> arm -> way, each dtype with its dense arm first; and reasons by "backend" or "int8 backend".
+    dtype -> arm -> way, each dtype with its dense arm first; and reasons by "backend" or "int8 backend".
     """
     ways: dict[str, dict[str, Way]] = {}
     refused: dict[str, str] = {}

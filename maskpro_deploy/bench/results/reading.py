@@ -62,9 +62,7 @@ class SavedResult:
 def read_result(path: Path, kinds: Sequence[str], schema: type[RunResult], decode: Callable[[Path, dict[str, Any]], T]) -> T:
     """Read the result at `path`, or in that folder: one of these kinds, which `schema` writes and `decode` makes out.
 
-    Raises:
-        InputError: there is none.
-        FormatError: it is damaged, or no result that this version reads.
+    An `InputError` where there is none; a `FormatError` where it is damaged, or no result that this version reads.
     """
     file = path / RESULT_FILE if path.is_dir() else path
     value = read_json(file)

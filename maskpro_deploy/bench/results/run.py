@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from maskpro_deploy.bench import roofline
+from maskpro_deploy.bench import roofline, stats
 from maskpro_deploy.bench.arms import Measurement, Sample
 from maskpro_deploy.bench.results import wording
 from maskpro_deploy.bench.sessions import SelfTest
-from maskpro_deploy.bench.statistics import stats
 
 SCHEMA, VERSION = "maskpro-deploy/benchmark", 2
 RESULT_FILE = "result.json"

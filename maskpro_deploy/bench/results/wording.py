@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from maskpro_deploy.bench.statistics import stats
+from maskpro_deploy.bench import stats
 
 SAME_KERNELS = "same kernels: no difference expected"
 

@@ -9,12 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from maskpro_deploy.bench import roofline
+from maskpro_deploy.bench import roofline, stats
 from maskpro_deploy.bench.arms import Measurement
 from maskpro_deploy.bench.model import DECODE, GENERATE, PREFILL, Agreement, Case, ModelArm, list_loads
-from maskpro_deploy.bench.results.columns import Column, number_column, plain_column
-from maskpro_deploy.bench.results.document import UNKNOWN
-from maskpro_deploy.bench.statistics import stats
+from maskpro_deploy.bench.results.document import UNKNOWN, Column, number_column, plain_column
 
 METRIC = {PREFILL: "ttft", DECODE: "tpot", GENERATE: "e2el"}  # the metric that arms are compared by
 
@@ -104,10 +102,6 @@ def _of_summary(figure: Callable[[stats.Summary], float | None]) -> Callable[[Ar
     return lambda row: figure(summary) if (summary := row.summary()) is not None else None
 
 
-def _show_share(row: ArmFigures) -> str:
-    return UNKNOWN if row.share_of_ceiling is None else f"{100 * row.share_of_ceiling:.0f} %"
-
-
 _CASE: Column[ArmFigures] = plain_column("case", lambda row: row.result.case.label)
 _MODEL: Column[ArmFigures] = plain_column("model", lambda row: row.arm.name)
 _MAD = number_column("MAD ms", _of_summary(lambda s: s.mad), meaning="median absolute deviation from the median", digits=2)
@@ -118,7 +112,7 @@ _ENDS: tuple[Column[ArmFigures], ...] = (
     number_column("floor ms", lambda row: row.floor_ms, meaning=_FLOOR, key="floor_ms"),
     Column(
         header="of ceiling",
-        cell=_show_share,
+        cell=lambda row: UNKNOWN if (share := row.share_of_ceiling) is None else f"{100 * share:.0f} %",
         meaning="the floor over the median",
         key="share_of_ceiling",
         value=lambda row: row.share_of_ceiling,

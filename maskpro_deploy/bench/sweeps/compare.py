@@ -11,20 +11,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.model import Case
 from maskpro_deploy.bench.results import wording
-from maskpro_deploy.bench.results.columns import (
+from maskpro_deploy.bench.results.document import (
     Column,
     ComparedRow,
+    Document,
+    Table,
     columns_json,
     comparison_columns,
     make_table,
     number_column,
     plain_column,
 )
-from maskpro_deploy.bench.results.document import Document, Table
 from maskpro_deploy.bench.results.run import ratio_json
-from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.sweeps.result import Saved
 from maskpro_deploy.errors import InputError
 
@@ -92,9 +93,7 @@ def compare_results(
 ) -> Comparison:
     """Match cases and models of two results, of which `a` may be the one from before a change.
 
-    Raises:
-        ConfigError: the least difference is out of range.
-        InputError: a run is invalid or not finished, or they have nothing in common.
+    An `InputError` where a run is invalid or not finished, or they have nothing in common.
     """
     stats.check_least_difference(least_difference)
     for saved in (a, b):

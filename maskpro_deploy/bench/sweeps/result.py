@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.arms import Measurement, Sample
 from maskpro_deploy.bench.model import DECODE, PREFILL, Agreement, Case, ModelArm, same_kernels
 from maskpro_deploy.bench.results import reading
 from maskpro_deploy.bench.results import run as data
-from maskpro_deploy.bench.results.columns import columns_json
+from maskpro_deploy.bench.results.document import columns_json
 from maskpro_deploy.bench.results.run import SessionsResult, plain
 from maskpro_deploy.bench.sessions import SelfTest
-from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.sweeps.columns import METRIC, ArmFigures, CaseResult, choose_columns
 
 _SEEN = "two sessions of one model looked different twice in a row; something else on this machine disturbs the timing."

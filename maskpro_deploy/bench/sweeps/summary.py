@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.environment import describe_circumstances
 from maskpro_deploy.bench.model import DECODE, GENERATE, PREFILL
 from maskpro_deploy.bench.results import wording
-from maskpro_deploy.bench.results.columns import make_table
-from maskpro_deploy.bench.results.document import Document, describe_machine, format_number, headline_of
-from maskpro_deploy.bench.statistics import stats
+from maskpro_deploy.bench.results.document import Document, describe_machine, format_number, headline_of, make_table
 from maskpro_deploy.bench.sweeps.columns import choose_columns
 from maskpro_deploy.bench.sweeps.result import BenchResult
 

@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack, cast
 
-from maskpro_deploy.bench import environment
+from maskpro_deploy.bench import environment, stats
 from maskpro_deploy.bench.arms import SAMPLES_PER_BLOCK, Clock, MeasureConfig, Task, describe_failure
 from maskpro_deploy.bench.model import Agreement, Case, Floats, Forward, Ints, ModelArm, check_arms, compare_logits, make_task
 from maskpro_deploy.bench.roofline import Arithmetic, Bandwidth, measure_arithmetic, measure_bandwidth
 from maskpro_deploy.bench.sessions import MakeTask, Opener, Sessions, make_empty_run
-from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.sweeps.columns import CaseResult
 from maskpro_deploy.bench.sweeps.result import BenchResult, Saved, check_same
 from maskpro_deploy.errors import check_range
@@ -87,13 +86,9 @@ def run_sweep(
     settings: Mapping[str, Any],
     **options: Unpack[SweepOptions],
 ) -> BenchResult:
-    """Measure all cases on all arms, of which the first is compared with each of the others.
+    """Measure all cases on all arms, of which the first is compared with each of the others; the result repeats the settings.
 
-    The result repeats the settings. See `SweepOptions` for the rest.
-
-    Raises:
-        InputError: the arms cannot be compared, or `earlier` is not of this run.
-        ConfigError: a case does not fit in an arm.
+    An `InputError` where the arms cannot be compared or `earlier` is not of this run, a `ConfigError` where a case does not fit.
     """
     check_arms(arms, cases)
     return _Sweep(kind, arms, cases, config, {**settings, **dataclasses.asdict(config)}, options).run()

@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 from simulated import BANDWIDTH, ManualClock
 
-from maskpro_deploy.bench import environment
+from maskpro_deploy.bench import environment, stats
 from maskpro_deploy.bench.arms import MeasureConfig, PreparedTask, Task, Work
 from maskpro_deploy.bench.kernels.measure import KernelCase, plan_cases, run_kernels
 from maskpro_deploy.bench.kernels.result import KernelResult, load_result
 from maskpro_deploy.bench.kernels.summary import describe
 from maskpro_deploy.bench.results.document import to_markdown
 from maskpro_deploy.bench.roofline import Arithmetic
-from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.reports.benchmarks import build_kernels_page
 from maskpro_deploy.reports.blocks import render

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from maskpro_deploy.bench.load.client import Failure, Record, Recording
 from maskpro_deploy.bench.load.columns import ServerFigures, figures_json
 from maskpro_deploy.bench.load.figures import Figures, Limits, Slo
-from maskpro_deploy.bench.load.sending.client import Failure, Record, Recording
 from maskpro_deploy.errors import ConfigError
 
 # the fields of vLLM's `bench serve --save-detailed` that say how a server did

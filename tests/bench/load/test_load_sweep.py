@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from virtual import VirtualLoop, run, steady
 
+from maskpro_deploy.bench.load.client import Answer, Client, Failure, Request
 from maskpro_deploy.bench.load.figures import Slo
+from maskpro_deploy.bench.load.generator import Amount
 from maskpro_deploy.bench.load.point import Point, PointsFile
 from maskpro_deploy.bench.load.result import LoadResult
-from maskpro_deploy.bench.load.sending.client import Answer, Client, Failure, Request
-from maskpro_deploy.bench.load.sending.generator import Amount
-from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, OpenLoop, draw_random_tokens
+from maskpro_deploy.bench.load.schedule import ClosedLoop, OpenLoop, draw_random_tokens
 from maskpro_deploy.bench.load.summary import describe
 from maskpro_deploy.bench.load.sweep import LoadConfig, Server, run_sweep
 from maskpro_deploy.bench.results.document import to_markdown
-from maskpro_deploy.bench.statistics.stats import SLOWER
+from maskpro_deploy.bench.stats import SLOWER
 from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, InputError
 from maskpro_deploy.reports.benchmarks import build_load_page
 from maskpro_deploy.reports.blocks import render

@@ -9,8 +9,8 @@ from fake_server import Answerer, events, fake_server, streamed
 from hypothesis import given
 from hypothesis import strategies as st
 
+from maskpro_deploy.bench.load.client import Answer, Request
 from maskpro_deploy.bench.load.openai_client import ClientConfig, OpenAIClient
-from maskpro_deploy.bench.load.sending.client import Answer, Request
 from maskpro_deploy.bench.load.stream import Stream
 from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError
 

@@ -7,6 +7,7 @@ from gpu_torch import GpuTorch, Packed, Refusing, Same, WallClock, Wrong, make_i
 from hypothesis import given
 from hypothesis import strategies as st
 
+from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.products import measure
 from maskpro_deploy.bench.products.measure import (
     ModelProducts,
@@ -19,8 +20,7 @@ from maskpro_deploy.bench.products.measure import (
 )
 from maskpro_deploy.bench.products.timing import judge_samples, race_arms
 from maskpro_deploy.bench.products.ways import BACKENDS, DTYPES, cusparselt, draw_operands, find_working_ways, linear
-from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.statistics.break_even import find_break_even
+from maskpro_deploy.bench.stats import find_break_even
 from maskpro_deploy.system.extras import missing
 
 with_torch = pytest.mark.skipif(bool(missing("learn")), reason="torch is not installed")

@@ -9,8 +9,7 @@ import pytest
 
 from maskpro_deploy.bench.kernels import columns as kernels
 from maskpro_deploy.bench.load import columns as load
-from maskpro_deploy.bench.results.columns import Column, number_column
-from maskpro_deploy.bench.results.document import to_markdown, to_text
+from maskpro_deploy.bench.results.document import Column, number_column, to_markdown, to_text
 from maskpro_deploy.bench.sweeps import columns as sweeps
 from maskpro_deploy.bench.sweeps import compare
 from maskpro_deploy.bench.sweeps.columns import ArmFigures

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 from simulated import LIKE
 
+from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.results import wording
-from maskpro_deploy.bench.statistics import stats
 
 NONE = dataclasses.replace(LIKE, speedup=1.004, low=0.99, high=1.018, verdict=stats.NO_INTEREST)
 UNSEEN = dataclasses.replace(LIKE, speedup=1.02, low=0.95, high=1.09, verdict=stats.NO_DIFFERENCE)

@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 from simulated import CEILINGS, ManualClock, simulated_arm
 
-from maskpro_deploy.bench import environment
+from maskpro_deploy.bench import environment, stats
 from maskpro_deploy.bench.results.document import to_markdown
-from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.sweeps.compare import compare_results, describe
 from maskpro_deploy.bench.sweeps.measure import LatencyConfig, run_latency
 from maskpro_deploy.bench.sweeps.result import BenchResult, Saved, load_result
 from maskpro_deploy.bench.sweeps.sweep import SweepConfig
 from maskpro_deploy.errors import ConfigError, InputError
-from maskpro_deploy.reports import comparison
+from maskpro_deploy.reports.benchmarks import build_comparison_page
 from maskpro_deploy.reports.blocks import render
 
 SWEEP = SweepConfig(samples=20, sessions=10, threads=1)
@@ -70,7 +69,7 @@ def test_a_run_that_got_slower_is_seen_and_the_unchanged_bundle_is_told_apart(tm
 def test_every_form_of_the_report_says_that_drift_counts(tmp_path: Path) -> None:
     a, b = on_disk(measured(), tmp_path / "a"), on_disk(measured(1.1, seed=1), tmp_path / "b")
     found = compare_results(a, b, environment.capture())
-    page = render(comparison.build_page(found))
+    page = render(build_comparison_page(found))
     assert "Two runs, not interleaved: drift counts." in page
     assert page.index("What differs between the runs") < page.index("Compared")
     assert "Two runs, not interleaved: drift counts." in to_markdown(describe(found))
@@ -105,7 +104,7 @@ def test_too_few_sessions_give_no_verdict(tmp_path: Path) -> None:
     found = compare_results(on_disk(measured(), tmp_path / "a"), on_disk(short, tmp_path / "b"), environment.capture())
     assert all(p.ratio is None for p in found.pairs)
     assert describe(found).headline == "Too few sessions to compare the runs (8 of each are needed)."
-    assert "too few sessions" in render(comparison.build_page(found))
+    assert "too few sessions" in render(build_comparison_page(found))
 
 
 @pytest.mark.parametrize(

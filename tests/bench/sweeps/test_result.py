@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from simulated import BROKEN_SELF_TEST
 
+from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.results.run import SCHEMA, VERSION
 from maskpro_deploy.bench.roofline import ARITHMETIC, MEMORY, Arithmetic, Floor
 from maskpro_deploy.bench.sessions import SelfTest
-from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.sweeps.result import BenchResult
 
 

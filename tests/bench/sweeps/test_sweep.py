@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pytest
 from simulated import CEILINGS, ManualClock, simulated_arm
 
+from maskpro_deploy.bench import stats
 from maskpro_deploy.bench.model import DECODE, PREFILL, Case, Forward, ModelArm, check_arms, draw_tokens
-from maskpro_deploy.bench.statistics import stats
 from maskpro_deploy.bench.sweeps.measure import LatencyConfig, ThroughputConfig, run_latency, run_throughput
 from maskpro_deploy.bench.sweeps.result import BenchResult
 from maskpro_deploy.bench.sweeps.sweep import SweepConfig

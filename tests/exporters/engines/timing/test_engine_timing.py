@@ -9,11 +9,13 @@ import random
 
 import numpy as np
 import pytest
+from maskpro_deploy.backends.tensorrt_.calls import BoundCall
+from maskpro_deploy.bench.statistics.break_even import find_break_even
 
 from maskpro_deploy.backends.executor import TensorSpec
 from maskpro_deploy.backends.memory import OutOfDeviceMemory
 from maskpro_deploy.backends.tensorrt_.executor import BoundCall
-from maskpro_deploy.bench.statistics.break_even import find_break_even
+from maskpro_deploy.bench.stats import find_break_even
 from maskpro_deploy.errors import MachineError
 from maskpro_deploy.exporters.engines.kernels import Kernel
 from maskpro_deploy.exporters.engines.timing.measure import measure

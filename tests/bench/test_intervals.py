@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskpro_deploy.bench.statistics import intervals
+from maskpro_deploy.bench import intervals
 from maskpro_deploy.errors import ConfigError
 
 values = st.lists(st.floats(-10, 10), min_size=2, max_size=40).map(np.asarray)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from maskpro_deploy.bench.load.sending.client import Request
+from maskpro_deploy.bench.load.client import Request
 from maskpro_deploy.errors import ConfigError, check_range
 
 Seed = tuple[int, ...]

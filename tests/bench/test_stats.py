@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskpro_deploy.bench.statistics import stats
-from maskpro_deploy.bench.statistics.intervals import half_width
+from maskpro_deploy.bench import stats
+from maskpro_deploy.bench.intervals import half_width
 from maskpro_deploy.errors import ConfigError
 
 Array = npt.NDArray[np.float64]

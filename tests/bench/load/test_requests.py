@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from maskpro_deploy.bench.load.sending.schedule import cut_text_windows, draw_random_tokens, take_prompts
+from maskpro_deploy.bench.load.schedule import cut_text_windows, draw_random_tokens, take_prompts
 from maskpro_deploy.errors import ConfigError
 
 

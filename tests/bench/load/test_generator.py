@@ -6,10 +6,10 @@ import math
 import pytest
 from virtual import VirtualLoop, run, steady
 
+from maskpro_deploy.bench.load.client import Answer, Client, Failure, Recording, Request
 from maskpro_deploy.bench.load.figures import Figures, Limits, compute_latencies_ms
-from maskpro_deploy.bench.load.sending.client import Answer, Client, Failure, Recording, Request
-from maskpro_deploy.bench.load.sending.generator import Amount, make_event_loop, run_load
-from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, Load, OpenLoop, draw_arrivals, draw_random_tokens
+from maskpro_deploy.bench.load.generator import Amount, make_event_loop, run_load
+from maskpro_deploy.bench.load.schedule import ClosedLoop, Load, OpenLoop, draw_arrivals, draw_random_tokens
 from maskpro_deploy.errors import ConfigError
 
 SOURCE = draw_random_tokens(range(100), input_len=8, output_len=5)

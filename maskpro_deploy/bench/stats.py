@@ -21,13 +21,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from maskpro_deploy.bench.statistics import intervals
+from maskpro_deploy.bench import intervals
 from maskpro_deploy.errors import ConfigError, check_range
 
 Array = npt.NDArray[np.float64]
@@ -247,3 +247,13 @@ def _make_ratio(estimate: intervals.Estimate, candidate: Sequence[Array], baseli
 def finite(value: float | None) -> float | None:
     """The value for JSON: None instead of NaN and infinity."""
     return value if value is not None and math.isfinite(value) else None
+
+
+def find_break_even(verdicts: Mapping[int, str]) -> int | None:
+    """The smallest measured size from which on every measured size is faster by its verdict; None if the largest is not."""
+    smallest = None
+    for size in sorted(verdicts, reverse=True):
+        if verdicts[size] != FASTER:
+            break
+        smallest = size
+    return smallest

@@ -58,7 +58,7 @@ def trimmed_mean(values: Array) -> Estimate:
     count = values.shape[-1]
     if count < 2:
         raise ConfigError(f"an interval needs at least two values; found {count}.")
-    cut = _trimmed_at_each_end(count)
+    cut = max(int(count >= _LEAST_TRIMMED), int(_TRIMMED * count + 1e-9))
     kept = count - 2 * cut
     ordered = np.sort(values, axis=-1)
     winsorised = np.clip(ordered, ordered[..., cut, None], ordered[..., count - 1 - cut, None])
@@ -67,10 +67,6 @@ def trimmed_mean(values: Array) -> Estimate:
     return Estimate(
         centre=centre, error=np.sqrt(squares / (kept * (kept - 1))), degrees=np.full_like(squares, kept - 1, dtype=np.float64)
     )
-
-
-def _trimmed_at_each_end(count: int) -> int:
-    return max(int(count >= _LEAST_TRIMMED), int(_TRIMMED * count + 1e-9))
 
 
 def difference(a: Array, b: Array) -> Estimate:

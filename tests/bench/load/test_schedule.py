@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, OpenLoop, draw_arrivals
+from maskpro_deploy.bench.load.schedule import ClosedLoop, OpenLoop, draw_arrivals
 from maskpro_deploy.errors import ConfigError
 
 

@@ -22,8 +22,8 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 
 from maskpro_deploy.bench.arms import Clock, ClockWatch, frozen_gc
-from maskpro_deploy.bench.load.sending.client import Answer, Client, Failure, Record, Recording, Request, describe_error
-from maskpro_deploy.bench.load.sending.schedule import ClosedLoop, Load, OpenLoop, Seed, draw_arrivals
+from maskpro_deploy.bench.load.client import Answer, Client, Failure, Record, Recording, Request, describe_error
+from maskpro_deploy.bench.load.schedule import ClosedLoop, Load, OpenLoop, Seed, draw_arrivals
 from maskpro_deploy.errors import ConfigError, check_range
 from maskpro_deploy.system.progress import SILENT, Progress
 
