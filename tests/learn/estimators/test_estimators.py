@@ -17,7 +17,7 @@ from maskpro_deploy.data import Text
 from maskpro_deploy.errors import ConfigError, Interrupted, PatternError
 from maskpro_deploy.learn import LearnConfig
 from maskpro_deploy.learn.choices import ESTIMATORS
-from maskpro_deploy.learn.estimators.exploration import flip_share, signal_to_noise, temperature_for
+from maskpro_deploy.learn.estimators.maskpro import flip_share, signal_to_noise, temperature_for
 from maskpro_deploy.learn.model.model import LearningModel
 from maskpro_deploy.learn.trainer import Trainer
 from maskpro_deploy.pattern import NMPattern
