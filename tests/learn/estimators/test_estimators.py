@@ -138,12 +138,12 @@ def test_the_ratio_of_signal_to_noise_is_found_in_synthetic_gradients() -> None:
 
 def test_what_does_not_go_together_is_refused(dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path) -> None:
     for settings, flag in (
-        ({"estimator": "guess"}, "--estimator 'guess'"),
-        ({"reward": "none"}, "--reward 'none'"),
-        ({"distribution": "normal"}, "--distribution 'normal'"),
+        ({"estimator": "guess"}, "--estimator guess is not known"),
+        ({"reward": "none"}, "--reward none is not known"),
+        ({"distribution": "normal"}, "--distribution normal is not known"),
         ({"distribution": "plackett-luce"}, "--distribution plackett-luce"),
         ({"samples": 3}, "--samples 3"),
-        ({"flip_rate": 1.0}, "--flip-rate 1.0"),
+        ({"flip_rate": 1.0}, "--flip-rate 1 is out of range"),
         ({"parts": 0}, "--parts 0"),
         ({"estimator": "maskllm", "objective": "block"}, "--objective block"),
     ):
