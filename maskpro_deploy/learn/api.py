@@ -220,11 +220,7 @@ def _result(trainer: Trainer, dense_sha256: str) -> LearnResult:
 
 
 def _given_masks(checkpoint: Checkpoint, trainer: Trainer) -> MaskSet:
-    """The masks that `--prior file:PATH` names, checked against the model, under the names that weights have in the model.
-
-    Raises:
-        InputError: they are of another model, pattern or choice of layers.
-    """
+    """The masks that `--prior file:PATH` names, checked against the model, under the names that weights have in the model."""
     config, names = trainer.config, {name: trainer.named(name) for name in trainer.layers}
     path = Path(str(config.prior_file))
     masks = MaskSet.load(path / MASKS_FILE if path.is_dir() else path)
@@ -256,11 +252,7 @@ def learning_dtype(config: LearnConfig, place: str) -> torch.dtype:
 
 
 def learning_device(name: str) -> str:
-    """The device of a name: "auto" takes a GPU if there is one.
-
-    Raises:
-        MachineError: there is none.
-    """
+    """The device of a name: "auto" takes a GPU if there is one."""
     if name == "cuda" and not torch.cuda.is_available():
         raise MachineError("--device cuda: torch finds no GPU here.\nUse --device cpu, or a torch built for this GPU's driver.")
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

@@ -211,11 +211,7 @@ def find(choices: Sequence[C], name: str) -> C:
 
 
 def find_prior(text: str) -> tuple[PriorChoice, str]:
-    """The prior that `--prior` names, and what it takes (empty for nothing).
-
-    Raises:
-        ConfigError: it is unknown.
-    """
+    """The prior that `--prior` names, and what it takes (empty for nothing)."""
     name, colon, argument = text.partition(":")
     entry = next((choice for choice in PRIORS if choice.name == name and bool(colon) == bool(choice.takes)), None)
     check_known("--prior", text if entry is None else entry.value, (choice.value for choice in PRIORS))
@@ -224,11 +220,7 @@ def find_prior(text: str) -> tuple[PriorChoice, str]:
 
 
 def find_estimator(name: str, reward: str, *, by_block: bool) -> EstimatorChoice:
-    """The entry for an estimator that is known, a reward, and a kind of objective.
-
-    Raises:
-        ConfigError: the estimator does not learn block by block.
-    """
+    """The entry for an estimator that is known, a reward, and a kind of objective."""
     for choice in ESTIMATORS:
         if choice.name == name and choice.reward in (None, reward) and choice.by_block == by_block:
             return choice

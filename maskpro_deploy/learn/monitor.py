@@ -83,11 +83,7 @@ class JsonLog:
 
 
 class TensorBoardLog:
-    """The same figures as TensorBoard scalars over the step, in the event files of a folder.
-
-    Raises:
-        MissingExtraError: tensorboard is not installed.
-    """
+    """The same figures as TensorBoard scalars over the step, in the event files of a folder."""
 
     def __init__(self, folder: Path) -> None:
         require("tensorboard", "--tensorboard")

@@ -35,7 +35,7 @@ from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.model.calibration import decoder_blocks
-from maskpro_deploy.learn.model.model import LearningModel, prunable_layers
+from maskpro_deploy.learn.model.model import LearningModel, hooked, prunable_layers
 from maskpro_deploy.learn.model.objective import BLOCK_TOKENS
 from maskpro_deploy.learn.monitor import peak_memory
 from maskpro_deploy.learn.state import StateStore
@@ -96,19 +96,7 @@ class Plan:
 
 
 def plan(checkpoint: Checkpoint, config: LearnConfig, device: str, dtype: torch.dtype, *, timed: bool = True) -> Plan:
-    """Predict what `learn` takes.
-
-    Args:
-        checkpoint: of it only the configuration and the headers are read.
-        config: the settings of the run.
-        device: "cpu" or "cuda".
-        dtype: of the weights while learning.
-        timed: measure products and mask work on this machine.
-
-    Raises:
-        FormatError: transformers cannot build the model.
-        ConfigError, PatternError: see `prunable_layers`.
-    """
+    """Predict what `learn` takes, from a checkpoint's configuration and headers; `timed` measures work on this machine."""
     learning = LearningModel(_empty_model(checkpoint, dtype))
     layers = prunable_layers(learning.model, config.pattern, config.include, config.exclude)
     prunable = sum(layer.weight.numel() for layer in layers.values())
@@ -201,16 +189,13 @@ def _kept_bytes(model: LearningModel, layers: Mapping[str, nn.Linear], config: L
         return x
 
     # a masked layer keeps its input, which a frozen one does not
-    handles = [layer.register_forward_pre_hook(lambda _, args: (keep(args[0]), None)[1]) for layer in layers.values()]
+    handles = (layer.register_forward_pre_hook(lambda _, args: (keep(args[0]), None)[1]) for layer in layers.values())
     tokens = torch.zeros(config.sequences, config.window, dtype=torch.long, device="meta")
     try:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        with hooked(handles), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
             hidden = model.hidden(tokens, differentiable=True)  # held, with its graph, until all is counted
     except (RuntimeError, NotImplementedError):  # the choice of experts hangs on values
         return None
-    finally:
-        for handle in handles:
-            handle.remove()
     size = sum(size for _, size in kept.values())
     del hidden
     return size

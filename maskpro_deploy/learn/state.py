@@ -51,11 +51,7 @@ class StateStore:
             save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
 
     def check_free(self, *, resume: bool, force: bool) -> None:
-        """Check that there is a state if it is to be resumed, and else none, or one that may be discarded.
-
-        Raises:
-            InputError: it is otherwise.
-        """
+        """Check that there is a state if it is to be resumed, and else none, or one that may be discarded."""
         if resume:
             self._check_exists()
         elif self.path.exists() and not force:
@@ -68,12 +64,7 @@ class StateStore:
             raise InputError(f"there is nothing to resume: {self.path} does not exist.\nStart without --resume.")
 
     def check(self) -> None:
-        """Check that there is a state, and that it belongs to this run.
-
-        Raises:
-            InputError: there is no state, or it is of a run with other settings, model or text.
-            FormatError: the file is damaged or of another version.
-        """
+        """Check that there is a whole state, and that it belongs to this run."""
         self.load(with_tensors=False)
 
     def load(self, *, with_tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:

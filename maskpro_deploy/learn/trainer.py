@@ -21,7 +21,7 @@ import torch
 
 from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.distributions.packed import flips
+from maskpro_deploy.learn.distributions.planes import flips
 from maskpro_deploy.learn.estimators.base import Estimator, StepLoss, check_loss
 from maskpro_deploy.learn.model.model import LearningModel, Windows, prunable_layers
 from maskpro_deploy.learn.model.sites import Mode, Site, set_mode
@@ -64,24 +64,12 @@ class Counters:
 
 
 class Trainer:
-    """One learning run on one model.
+    """One learning run on one model, whose linear layers are replaced; text and held-out text are windows (W, T).
 
     Args:
-        model: the frozen model; its linear layers are replaced.
-        text: windows to learn from (W, T).
-        heldout: windows to measure on (W, T).
-        config: the settings; the attribute has nothing left open.
         store: where to keep the state; None for nowhere.
-        progress: updated after every step.
         observers: see every step and measurement; closed when `run` ends.
         named: what a weight of the model is called in the checkpoint.
-
-    Attributes:
-        layers: weight name in the model -> layer to prune.
-        sites: what takes their places.
-
-    Raises:
-        ConfigError, PatternError: see `prunable_layers`.
     """
 
     def __init__(
@@ -90,6 +78,7 @@ class Trainer:
     ) -> None:  # fmt: skip
         self.model, self.text, self.heldout, self.config = model, text, heldout, config.on(model.head.device.type)
         self.store, self.progress, self.named, self.observers = store, progress, named, tuple(observers)
+        # by weight name in the model; `sites` take their places
         self.layers = prunable_layers(model.model, config.pattern, config.include, config.exclude)
         self.counters = Counters()
         self.sites: list[Site] = []
@@ -102,15 +91,7 @@ class Trainer:
         self._loss = math.nan  # the last one that was
 
     def prepare(self, progress: Progress = SILENT, given: MaskSet | None = None) -> None:
-        """Measure the dense model, compute the prior, and put a site in the place of every layer to prune.
-
-        Args:
-            progress: updated after every block of a prior that goes block by block.
-            given: the masks to start from, where `config.prior` names a file.
-
-        Raises:
-            PatternError: the distribution or the estimator does not cover the pattern.
-        """
+        """Measure the dense model, compute the prior (with `given` masks for a file), and put sites in the layers' places."""
         config = self.config
         family = config.distribution_choice.load()(config.pattern, self.model.head.device)
         self.model.check_head(self.text)
@@ -158,11 +139,7 @@ class Trainer:
         self._read_losses(0 if self.model.head.device.type == "cpu" else _BEHIND)
 
     def _read_losses(self, behind: int = 0) -> None:
-        """Look at the losses of all steps but the last few, and let the observers know.
-
-        Raises:
-            CheckFailed: a loss is not a number.
-        """
+        """Look at the losses of all steps but the last few, and let the observers know."""
         while len(self._unread) > behind:
             facts, loss, windows = self._unread.popleft()
             self._loss = check_loss(float(loss), facts["step"] - 1, self.model, windows)
@@ -171,11 +148,7 @@ class Trainer:
                 observer.step({**facts, "loss": self._loss})
 
     def run(self) -> bool:
-        """Learn until the limit is reached.
-
-        Returns:
-            True if it was; False if the user asked to stop (the state is saved then).
-        """
+        """Learn until the limit is reached; False if the user asked to stop (the state is saved then)."""
         config, counters = self.config, self.counters
         saved = time.monotonic()
         with ExitStack() as stack, stop_requests() as stop:
@@ -315,11 +288,7 @@ class Trainer:
         self.store.save(tensors, counters)
 
     def restore(self) -> None:
-        """Go on from the saved state (after `prepare`).
-
-        Raises:
-            InputError, FormatError: see `StateStore.load`.
-        """
+        """Go on from the saved state (after `prepare`)."""
         assert self.store is not None
         tensors, counters = self.store.load()
         self._best = {s.name: tensors[f"best/{s.name}"].to(s.kept.device) for s in self.sites}

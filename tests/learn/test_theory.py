@@ -15,8 +15,8 @@ from torch import Tensor
 
 from maskpro_deploy.learn.distributions.conditional_bernoulli import Enumerated
 from maskpro_deploy.learn.distributions.plackett_luce import PlackettLuce
-from maskpro_deploy.learn.estimators.exploration import advantages
 from maskpro_deploy.learn.estimators.layerwise import own_gradient
+from maskpro_deploy.learn.estimators.maskpro import advantages
 from maskpro_deploy.pattern import NMPattern
 
 PATTERN = NMPattern(2, 4)

@@ -22,16 +22,10 @@ from maskpro_deploy.pattern import NMPattern
 
 
 class Distribution(Protocol):
-    """A distribution over the masks of a group; it holds tables only, the logits are arguments.
+    """A distribution over the masks of a group; it holds tables only, the logits are arguments."""
 
-    Attributes:
-        uniforms: how many uniform numbers a sample of one group takes.
-    """
-
-    pattern: NMPattern  # the N:M pattern
-
-    @property
-    def uniforms(self) -> int: ...
+    pattern: NMPattern
+    uniforms: int  # how many uniform numbers a sample of one group takes
 
     def log_prob(self, logits: Tensor, mask: Tensor) -> Tensor:
         """Log-probability of a mask.  # (M, G), (M, G) boolean -> (G,)"""

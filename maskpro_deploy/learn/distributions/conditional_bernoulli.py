@@ -24,7 +24,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from maskpro_deploy.learn.distributions.top_n import centred, top
+from maskpro_deploy.learn.distributions.planes import centred, top
 from maskpro_deploy.pattern import NMPattern
 
 MAX_MASKS = 70  # 4:8; beyond that the recursion is cheaper than enumeration
@@ -156,27 +156,19 @@ class Recursive(_Common):
     """By recursion over the weights, for patterns with too many masks to enumerate."""
 
     def __init__(self, pattern: NMPattern) -> None:
-        self.pattern = pattern
-
-    @property
-    def uniforms(self) -> int:
-        """One for every weight: keep it or not."""
-        return self.pattern.m
+        self.pattern, self.uniforms = pattern, pattern.m  # for every weight one: keep it or not
 
     def log_prob(self, logits: Tensor, mask: Tensor) -> Tensor:
         d = centred(logits, self.pattern.n)
         flipped = torch.where(mask, d.clamp_max(0), -d.clamp_min(0)).sum(0)
-        return flipped - self._normaliser(logits).log()
-
-    def _normaliser(self, logits: Tensor) -> Tensor:
-        return _blocks(self._last, logits)
+        return flipped - _blocks(self._last, logits).log()
 
     def _last(self, logits: Tensor) -> Tensor:
         """Z.  # (M, G) -> (G,)"""
         return self._table(*self._factors(logits), range(self.pattern.m))[-1][self.pattern.n]
 
     def stay(self, logits: Tensor) -> Tensor:
-        return self._normaliser(logits).reciprocal_()
+        return _blocks(self._last, logits).reciprocal_()
 
     def marginals(self, logits: Tensor) -> Tensor:
         return _blocks(lambda x: self._kept_and_dropped(x)[0], logits)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from maskpro_deploy.errors import PatternError
-from maskpro_deploy.learn.distributions.top_n import top
+from maskpro_deploy.learn.distributions.planes import top
 from maskpro_deploy.pattern import NMPattern
 
 MAX_KEPT = 8
@@ -33,11 +33,7 @@ _TINY = 2.0**-25  # stands for a uniform number of 0
 
 
 class PlackettLuce:
-    """The distribution for one pattern; the logits live on the given device.
-
-    Raises:
-        PatternError: N is above `MAX_KEPT`.
-    """
+    """The distribution for one pattern; the logits live on the given device."""
 
     def __init__(self, pattern: NMPattern, device: torch.device | str = "cpu") -> None:
         if pattern.n > MAX_KEPT:
@@ -45,14 +41,9 @@ class PlackettLuce:
                 f"--sparsity {pattern}: draws without replacement are learned for up to {MAX_KEPT} kept weights a group.\n"
                 f"Use --distribution conditional-bernoulli, which has no such limit."
             )
-        self.pattern = pattern
+        self.pattern, self.uniforms = pattern, pattern.m
         self._masks = torch.from_numpy(pattern.all_masks()).to(device) if pattern.num_masks <= MAX_MASKS else None  # (S, M)
         self._members = [[i for i in range(pattern.n) if a >> i & 1] for a in range(1 << pattern.n)]  # of every subset
-
-    @property
-    def uniforms(self) -> int:
-        """One for every weight."""
-        return self.pattern.m
 
     def log_prob(self, logits: Tensor, mask: Tensor) -> Tensor:
         """Log-probability of a mask, in whatever order it was drawn.  # (M, G), (M, G) boolean -> (G,)"""
@@ -115,11 +106,7 @@ class PlackettLuce:
         return b
 
     def _over_masks(self, logits: Tensor, term: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Sum of a term of p(m) and m over all masks.
-
-        Raises:
-            PatternError: the pattern has more than `MAX_MASKS` masks.
-        """
+        """Sum of a term of p(m) and m over all masks."""
         if self._masks is None:
             raise PatternError(f"{self.pattern} has {self.pattern.num_masks} masks a group: too many to sum over.")
         masks = [row[:, None].expand_as(logits) for row in self._masks]

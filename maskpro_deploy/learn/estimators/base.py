@@ -113,11 +113,7 @@ class Estimator(SiteHook, ABC):
 
 
 def check_loss(value: float, step: int, model: LearningModel, windows: Windows) -> float:
-    """The loss itself.
-
-    Raises:
-        CheckFailed: it is not a number.
-    """
+    """The loss itself; one that is not a number ends the run."""
     if not math.isfinite(value):
         where = model.first_bad_module(windows) or "the output head"
         raise CheckFailed(
@@ -131,9 +127,6 @@ def check_early(loss: Tensor, step: int, model: LearningModel, windows: Windows)
     """The loss, without its graph; on a CPU checked before any logit moves.
 
     Asking a GPU for a number would make it run dry, so there the loop checks the loss some steps later.
-
-    Raises:
-        CheckFailed: it is not a number.
     """
     if loss.device.type == "cpu":
         check_loss(float(loss.detach()), step, model, windows)

@@ -31,11 +31,7 @@ from maskpro_deploy.learn.model.sites import Mode, Site, set_mode
 
 
 class BlockwiseEstimator(PathwiseEstimator):
-    """See the module; the loss of the whole model is not used.
-
-    Raises:
-        InputError: the model is not built of one list of blocks.
-    """
+    """See the module; the loss of the whole model is not used."""
 
     def __init__(self, config: LearnConfig, model: LearningModel, sites: Sequence[Site], loss: StepLoss) -> None:
         super().__init__(config, model, sites, loss)
@@ -79,11 +75,9 @@ class BlockwiseEstimator(PathwiseEstimator):
         return state
 
     def numbers(self) -> dict[str, Any]:
-        """Those of the pathwise estimator, and which block is at work."""
         return {**super().numbers(), "block": self._place}
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Go on from a saved state; it has the moments of the block at work only."""
         super().restore(tensors, numbers)
         self._place = int(numbers["block"])
 

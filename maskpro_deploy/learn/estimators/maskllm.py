@@ -23,7 +23,7 @@ from torch import Tensor
 from maskpro_deploy.errors import PatternError
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.distributions.base import to_planes
-from maskpro_deploy.learn.distributions.packed import pack, unpack
+from maskpro_deploy.learn.distributions.planes import pack, unpack
 from maskpro_deploy.learn.estimators.base import Estimator, StepLoss
 from maskpro_deploy.learn.model.model import LearningModel, Windows
 from maskpro_deploy.learn.model.sites import Mode, Site, set_mode
@@ -35,11 +35,7 @@ _BETA1, _BETA2, _EPSILON = 0.9, 0.95, 1e-12
 
 
 class MaskLLMEstimator(Estimator):
-    """See the module.
-
-    Raises:
-        PatternError: the pattern has more than `MAX_MASKS` masks a group.
-    """
+    """See the module."""
 
     def __init__(self, config: LearnConfig, model: LearningModel, sites: Sequence[Site], loss: StepLoss) -> None:
         if config.pattern.num_masks > MAX_MASKS:

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.distributions.top_n import centred
+from maskpro_deploy.learn.distributions.planes import centred
 from maskpro_deploy.learn.estimators.base import Estimator, StepLoss
-from maskpro_deploy.learn.estimators.exploration import move_by_scores
+from maskpro_deploy.learn.estimators.maskpro import move_by_scores
 from maskpro_deploy.learn.model.model import LearningModel, Windows
 from maskpro_deploy.learn.model.sites import Mode, Site, set_mode
 

@@ -16,7 +16,7 @@ from typing import Protocol
 from torch import Tensor
 
 from maskpro_deploy.learn.distributions.base import Distribution, Pathwise, to_planes
-from maskpro_deploy.learn.distributions.packed import pack
+from maskpro_deploy.learn.distributions.planes import pack
 from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer, Moments, move
 from maskpro_deploy.pattern import NMPattern
 

@@ -64,7 +64,7 @@ static inline float from_half(uint16_t x) {
     return float_of((magnitude >= (31u << 23) ? magnitude | 0x7f800000 : result) | sign);
 }
 
-/* What `half_logits.round_to_half` does: the random bits below the last one decide, and carry with the right probability. */
+/* What `optimizer.round_to_half` does: the random bits below the last one decide, and carry with the right probability. */
 static inline uint16_t to_half(float x, int32_t dither) {
     x = 60000.0f < x ? 60000.0f : x; /* a NaN passes */
     x = -60000.0f > x ? -60000.0f : x;
@@ -196,7 +196,7 @@ static void adam(const float *restrict slope, float *restrict theta, int8_t *res
     }
 }
 
-/* `half_logits.store`: what is stored is relative to the cut between the N-th and the (N+1)-th highest */
+/* `optimizer.store`: what is stored is relative to the cut between the N-th and the (N+1)-th highest */
 static void centre(const float (*restrict theta)[BLOCK], float *restrict cut, int groups) {
     for (int g = 0; g < groups; g++) {
         float x[M];
@@ -220,7 +220,7 @@ static void store(const float *restrict theta, const float *restrict cut, const 
     }
 }
 
-/* `top_n.top_of_centred`: above the cut, then on it, +0 before -0 and first ones first */
+/* `planes.top_of_centred`: above the cut, then on it, +0 before -0 and first ones first */
 static void choose(const int16_t (*restrict stored)[BLOCK], uint8_t (*restrict kept)[BLOCK], int groups) {
     for (int g = 0; g < groups; g++) {
         int16_t count = 0, taken[M];

@@ -31,10 +31,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskpro_deploy.learn.distributions.top_n import network
+from maskpro_deploy.learn.distributions.planes import network
 from maskpro_deploy.learn.kernels.contract import Chunk, ChunkStep
-from maskpro_deploy.learn.kernels.half_logits import HALF_BITS
-from maskpro_deploy.learn.kernels.optimizer import LEVELS, first_bound
+from maskpro_deploy.learn.kernels.optimizer import HALF_BITS, LEVELS, first_bound
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.system.files import cache_folder
 
@@ -185,12 +184,7 @@ def _compiler() -> list[str] | None:
 
 
 def _cached(pattern: NMPattern, compiler: list[str], code: str) -> ctypes.CDLL:
-    """From the cache folder, built there if need be.
-
-    Raises:
-        OSError: there is no place for it there that is private to the user, or what is there cannot be loaded.
-        subprocess.SubprocessError: it cannot be compiled.
-    """
+    """From the cache folder, built there if need be."""
     folder = cache_folder() / "native"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()
@@ -224,11 +218,7 @@ def _build(compiler: list[str], code: str, folder: Path) -> Path:
 
 
 def _run(command: list[str]) -> str:
-    """Run a command that may hang; its output.
-
-    Raises:
-        OSError, subprocess.SubprocessError: it does not start, fails, or takes too long.
-    """
+    """Run a command that may hang; its output."""
     pipe, none = subprocess.PIPE, subprocess.DEVNULL
     with subprocess.Popen(command, stdin=none, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
         try:

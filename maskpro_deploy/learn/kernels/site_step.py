@@ -19,9 +19,8 @@ from maskpro_deploy.learn.distributions.base import Distribution
 from maskpro_deploy.learn.kernels import compiled
 from maskpro_deploy.learn.kernels.compiled import CompiledStep
 from maskpro_deploy.learn.kernels.contract import ByOperations, Chunk, ChunkStep, MaskedLayer, SiteStep
-from maskpro_deploy.learn.kernels.half_logits import noise
 from maskpro_deploy.learn.kernels.native_step import native_step
-from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer
+from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer, noise
 from maskpro_deploy.learn.kernels.triton_step import triton_step
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@ r"""The GPU's kernels: the whole step of a layer's logits as one, and the frozen
 
 A GPU that learns a small model waits for launches, and one that learns a large model for memory. Each kernel is one launch, reads
 what it needs once and writes what has changed once. The arithmetic is that of `compiled.covariance`, `optimizer.move` and
-`half_logits.store`, without the table of random numbers: the noise of the roundings is a hash of the key of seed, step and layer,
+`optimizer.store`, without the table of random numbers: the noise of the roundings is a hash of the key of seed, step and layer,
 and of the place in the layer (twice the finaliser of MurmurHash3, each with half of the key).
 
 This module imports Triton; `triton_step` decides whether there is one that works.
@@ -98,7 +98,7 @@ def move(
     level = ((relative * (127 / bound * 8192)).to(tl.int32) + noise) >> 13
     tl.store(first + plane, tl.minimum(tl.maximum(level, -127), 127).to(tl.int8), mask=there)
 
-    # relative to the cut, rounded stochastically, see `half_logits.store`
+    # relative to the cut, rounded stochastically, see `optimizer.store`
     moved = theta - relative * scale
     place = _places(moved, M)
     middle = tl.sum(tl.where((place == N - 1) | (place == N), moved, 0.0), axis=2) * 0.5
@@ -109,7 +109,7 @@ def move(
     rounded = tl.where(lost, float("inf"), bits.to(tl.float32, bitcast=True)).to(tl.float16)
     tl.store(logits + plane, rounded, mask=there)
 
-    # the N highest, -0.0 below +0.0, see `top_n.top_of_centred`
+    # the N highest, -0.0 below +0.0, see `planes.top_of_centred`
     half = rounded.to(tl.int16, bitcast=True).to(tl.int32)
     kept = (_places(tl.where(half < 0, -1 - (half & 32767), half), M) < N) & there
     shift = 7 - (in_byte[None, :, None] * M + at[None, None, :])

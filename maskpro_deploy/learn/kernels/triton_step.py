@@ -17,11 +17,9 @@ import torch
 from torch import Tensor
 
 from maskpro_deploy.errors import in_one_line
-from maskpro_deploy.learn.distributions import packed
-from maskpro_deploy.learn.distributions.top_n import centred, top_of_centred
+from maskpro_deploy.learn.distributions.planes import centred, masked, pack, top_of_centred
 from maskpro_deploy.learn.kernels.contract import Chunk, ChunkStep, MaskedLayer, SiteStep
-from maskpro_deploy.learn.kernels.half_logits import noise
-from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer, Moments, first_bound
+from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer, Moments, first_bound, noise
 from maskpro_deploy.pattern import NMPattern
 
 log = logging.getLogger(__name__)
@@ -87,7 +85,7 @@ def triton_step(pattern: NMPattern, otherwise: SiteStep, reference: ChunkStep, d
 def masked_weight(weight: Tensor, bits: Tensor) -> Tensor:
     """The weight where its mask has a one, +0.0 elsewhere.  # (O, C), (ceil(n / 8),) uint8 -> (O, C)"""
     kernels = load(weight.device) if weight.device.type == "cuda" else None  # shapes are tried out on other devices
-    return packed.masked(weight, bits) if kernels is None else _masked(kernels, weight, bits)
+    return masked(weight, bits) if kernels is None else _masked(kernels, weight, bits)
 
 
 def _masked(kernels: Any, weight: Tensor, bits: Tensor) -> Tensor:
@@ -104,7 +102,7 @@ def load(device: torch.device) -> Any:
 
         weight = torch.arange(-60.0, 60.0, device=device).view(8, 15).to(torch.bfloat16)
         bits = torch.arange(100, 115, dtype=torch.uint8, device=device)
-        works = torch.equal(_masked(triton_kernels, weight, bits), packed.masked(weight, bits))
+        works = torch.equal(_masked(triton_kernels, weight, bits), masked(weight, bits))
         fault = "" if works else "a wrong result"
     except ImportError:
         log.info("no Triton here")
@@ -131,7 +129,7 @@ def find_differences(step: TritonStep, pattern: NMPattern, reference: ChunkStep,
     bits = step.move(grad, weight, logits, Moments(first, second), 1 << 40, _SCALE, _BETAS)
     close = functools.partial(torch.allclose, atol=1e-5)
     checks = {
-        "masks": torch.equal(bits, packed.pack(top_of_centred(logits, pattern.n))),
+        "masks": torch.equal(bits, pack(top_of_centred(logits, pattern.n))),
         "logits": close(logits.float(), expected.float(), rtol=2**-9),  # rounded up by one, down by the other
         "first moments": int((first.int() - moments.first.int()).abs().max()) <= 1,
         "second moments": close(second.float() * 1e9, moments.second.float() * 1e9, rtol=2**-7),

@@ -11,7 +11,7 @@ Shapes: `B` sequences, `T` tokens in a sequence, `D` hidden size, `C` inputs of 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from maskpro_deploy.errors import InputError
-from maskpro_deploy.learn.model.model import LearningModel
+from maskpro_deploy.learn.model.model import LearningModel, hooked
 
 
 @dataclass(slots=True)
@@ -42,14 +42,14 @@ class Gram:
 
 
 class GramHooks:
-    """Hooks that form the Gram matrices of layers, by name, while their model runs inside a `with` block."""
+    """Hooks that form the Gram matrices of layers, by name, while their model runs (see `hooked`)."""
 
     def __init__(self, layers: Mapping[str, nn.Linear]) -> None:
         self._leader: dict[str, str] = {}  # layer -> the layer whose matrix it shares
         self._grams: dict[str, Gram] = {}
         self._inputs: dict[int, tuple[Tensor, str]] = {}  # id of a tensor -> itself (so that the id stays its own), first reader
         self._layers = layers
-        self._handles = [layer.register_forward_pre_hook(self._hook(name)) for name, layer in layers.items()]
+        self.handles = [layer.register_forward_pre_hook(self._hook(name)) for name, layer in layers.items()]
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -78,22 +78,15 @@ class GramHooks:
             grams[name] = gram
         return grams
 
-    def __enter__(self) -> GramHooks:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._inputs.clear()
-
 
 def whole_model_grams(model: LearningModel, layers: Mapping[str, nn.Linear], batches: Sequence[Tensor]) -> dict[str, Gram]:
     """Gram matrices of a few layers on the model as it is, by whole forward passes."""
-    with GramHooks(layers) as hooks, torch.no_grad():
+    hooks = GramHooks(layers)
+    with hooked(hooks.handles), torch.no_grad():
         for tokens in batches:
             model.hidden(tokens, differentiable=False)
             hooks.forget_inputs()
-        return hooks.grams()
+    return hooks.grams()
 
 
 def whole_model_norms(model: LearningModel, layers: Mapping[str, nn.Linear], batches: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -106,14 +99,9 @@ def whole_model_norms(model: LearningModel, layers: Mapping[str, nn.Linear], bat
 
         return add
 
-    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
-    try:
-        with torch.inference_mode():
-            for tokens in batches:
-                model.hidden(tokens, differentiable=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()), torch.inference_mode():
+        for tokens in batches:
+            model.hidden(tokens, differentiable=False)
     return {name: total.sqrt() for name, total in squares.items()}
 
 
@@ -125,15 +113,7 @@ class _Reached(Exception):
 
 
 class BlockStream:
-    """The hidden states of some windows on their way through the model.
-
-    Args:
-        model: its blocks are called as its own forward pass calls them.
-        batches: tokens (B, T), all of one length.
-
-    Attributes:
-        blocks: the transformer blocks in order, by module name.
-        states: what goes into the next block, a tensor a batch.  # (B, T, D)
+    """The hidden states of batches of tokens (B, T), all of one length, while they go through the model block by block.
 
     Raises:
         InputError: the model is not built of one list of blocks that take hidden states first.
@@ -141,10 +121,10 @@ class BlockStream:
 
     def __init__(self, model: LearningModel, batches: Sequence[Tensor]) -> None:
         self.model = model
-        self.blocks = decoder_blocks(model.model)
+        self.blocks = decoder_blocks(model.model)  # in order, by module name
         self._calls: dict[int, list[_Call]] = {}  # batch size -> one call a block
         with torch.no_grad():
-            self.states = [self.embedded(tokens) for tokens in batches]
+            self.states = [self.embedded(tokens) for tokens in batches]  # what goes into the next block (B, T, D)
 
     def _record(self, tokens: Tensor) -> list[_Call]:
         """How the model calls each of its blocks: masks, positions and the like depend on the shape of a batch alone."""
@@ -153,7 +133,7 @@ class BlockStream:
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             calls.append((args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}))
 
-        with _pre_hooks(self.blocks.values(), note):
+        with hooked(block.register_forward_pre_hook(note, with_kwargs=True) for block in self.blocks.values()):
             self.model.hidden(tokens, differentiable=False)
         if len(calls) != len(self.blocks):
             raise InputError(
@@ -172,7 +152,8 @@ class BlockStream:
             reached.append(args[0] if args else kwargs["hidden_states"])
             raise _Reached
 
-        with _pre_hooks([next(iter(self.blocks.values()))], take), suppress(_Reached):
+        first = next(iter(self.blocks.values()))
+        with hooked([first.register_forward_pre_hook(take, with_kwargs=True)]), suppress(_Reached):
             self.model.hidden(tokens, differentiable=False)
         return reached[0]
 
@@ -185,30 +166,16 @@ class BlockStream:
 
     def grams(self, name: str, layers: Mapping[str, nn.Linear]) -> tuple[dict[str, Gram], list[Tensor]]:
         """Run a block on all states: the Gram matrices of its layers, and its outputs."""
-        with GramHooks(layers) as hooks, torch.no_grad():
-            outputs = []
+        hooks, outputs = GramHooks(layers), []
+        with hooked(hooks.handles), torch.no_grad():
             for state in self.states:
                 outputs.append(self.run(name, state))
                 hooks.forget_inputs()
-            return hooks.grams(), outputs
-
-
-@contextmanager
-def _pre_hooks(modules: Any, hook: Any) -> Any:
-    handles = [m.register_forward_pre_hook(hook, with_kwargs=True) for m in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        return hooks.grams(), outputs
 
 
 def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """The transformer blocks: the outermost list of modules that holds the most linear layers.
-
-    Raises:
-        InputError: there is no list of modules with linear layers.
-    """
+    """The transformer blocks: the outermost list of modules that holds the most linear layers."""
     best: dict[str, nn.Module] = {}
     most = 0
     for name, module in model.named_modules():

@@ -46,13 +46,7 @@ def _linear(weight: Tensor) -> nn.Linear:
 
 
 class Experts(nn.ModuleList):
-    """The experts of one block; child `e` is expert e.
-
-    Args:
-        gate_up: (E, 2I, D).
-        down: (E, D, I).
-        act: the activation function.
-    """
+    """The experts of one block; child `e` is expert e.  # gate_up (E, 2I, D), down (E, D, I)"""
 
     def __init__(self, gate_up: Tensor, down: Tensor, act: Any) -> None:
         super().__init__(_Expert(g, d, act) for g, d in zip(gate_up, down, strict=True))

@@ -63,9 +63,6 @@ def deterministic_or_error() -> Iterator[None]:
 
     Attention's backward pass takes its deterministic form in this mode alone. It is not the mode of a whole run: what runs
     outside of the backward pass needs no order, and a warning is enough for what some model might bring.
-
-    Raises:
-        RuntimeError: inside, by an operation that has no deterministic form.
     """
     with _deterministic(warn_only=False):
         yield

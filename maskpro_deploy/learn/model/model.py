@@ -9,13 +9,15 @@ import inspect
 import logging
 import re
 import time
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from maskpro_deploy.errors import ConfigError, InputError
 from maskpro_deploy.learn.model.experts import fused_left, unfuse
@@ -51,10 +53,7 @@ def _multiply_seconds(dtype: torch.dtype) -> float:
 
 
 def prunable_layers(model: Any, pattern: NMPattern, include: str | None, exclude: str | None) -> dict[str, nn.Linear]:
-    """The linear layers that get a mask: all but the output embedding, or those that `include` names, less `exclude`.
-
-    Returns:
-        Weight name in the checkpoint (`model.layers.0.mlp.up_proj.weight`) -> layer.
+    """The linear layers that get a mask, by weight name: all but the output embedding, or what `include` names, less `exclude`.
 
     Raises:
         ConfigError: nothing is left, or a layer keeps its weights in a form that cannot be masked.
@@ -80,6 +79,17 @@ def prunable_layers(model: Any, pattern: NMPattern, include: str | None, exclude
     return layers
 
 
+@contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Take hooks of modules away when the `with` block ends."""
+    handles = list(handles)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def without_waiting(base_model: Any) -> dict[str, Any]:
     """Arguments that keep a GPU from having to wait in every forward pass: a cache that keeps nothing.
 
@@ -97,14 +107,7 @@ def without_waiting(base_model: Any) -> dict[str, Any]:
 
 
 class LearningModel:
-    """A frozen transformers model whose linear layers can be exchanged.
-
-    Args:
-        model: a causal language model with input and output embeddings and a base model of its own.
-
-    Raises:
-        InputError: the model is built otherwise.
-    """
+    """A frozen causal language model of transformers whose linear layers can be exchanged."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -141,17 +144,7 @@ class LearningModel:
         return tokens.pin_memory().to(self.head.device, non_blocking=True)  # from other memory it would wait for all work
 
     def loss(self, windows: Windows, *, differentiable: bool, teacher: Tensor | None = None, share: float = 0.0) -> Tensor:
-        """Mean loss over every window's tokens but its first: cross-entropy, or mixed with a divergence.
-
-        Args:
-            windows: (B, T).
-            differentiable: whether `backward` is going to be called.
-            teacher: last hidden states of the dense model on the same windows (B, T, D).
-            share: of the divergence from the teacher.
-
-        Returns:
-            A scalar, in nats a token.
-        """
+        """Mean loss over every window's tokens but its first, see `next_token_loss`.  # (B, T), (B, T, D) -> scalar"""
         tokens = self.tokens(windows)
         hidden = self.hidden(tokens, differentiable=differentiable)[:, :-1].flatten(0, 1)
         taught = None if teacher is None else teacher[:, :-1].flatten(0, 1)
@@ -188,11 +181,7 @@ class LearningModel:
 
     @torch.no_grad()
     def check_head(self, windows: Windows) -> None:
-        """Check on a few tokens that the loss formed from hidden states is that of the model's own logits.
-
-        Raises:
-            InputError: the model does more to its logits than multiply with the head and cap them.
-        """
+        """Refuse a model that does more to its logits than multiply with the head and cap them, by its loss on a few tokens."""
         few = np.ascontiguousarray(windows[:1, :_FEW_TOKENS])
         tokens = self.tokens(few)
         logits = self.model(tokens, use_cache=False).logits[0, :-1].float()
@@ -215,11 +204,7 @@ class LearningModel:
 
             return hook
 
-        handles = [m.register_forward_hook(look(n)) for n, m in self.model.named_modules() if not list(m.children())]
-        try:
-            with torch.no_grad():
-                self.hidden(self.tokens(windows), differentiable=False)
-        finally:
-            for handle in handles:
-                handle.remove()
+        handles = (m.register_forward_hook(look(n)) for n, m in self.model.named_modules() if not list(m.children()))
+        with hooked(handles), torch.no_grad():
+            self.hidden(self.tokens(windows), differentiable=False)
         return bad[0] if bad else None

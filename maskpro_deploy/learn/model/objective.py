@@ -69,18 +69,10 @@ def _log_probabilities(hidden: Tensor, head: Tensor, cap: float | None) -> tuple
 def next_token_loss(
     hidden: Tensor, head: Tensor, targets: Tensor, cap: float | None = None, teacher: Tensor | None = None, share: float = 1.0
 ) -> Tensor:
-    """Mean cross-entropy of the next tokens, or with a teacher (1 - share) of it + share · KL(teacher ‖ model).
+    """Mean cross-entropy of the next tokens, or with a teacher (1 - share) of it + share · KL(teacher ‖ model); nats a token.
 
-    Args:
-        hidden: last hidden states; the loss is differentiable in them only (T, D).
-        head: the output embedding of model and teacher, frozen (V, D).
-        targets: next tokens (T,).
-        cap: logits x become cap · tanh(x / cap) (Gemma 2); None for none.
-        teacher: last hidden states of the dense model (T, D).
-        share: of the divergence, 0 to 1.
-
-    Returns:
-        A scalar, in nats a token.
+    With a cap, logits x become cap · tanh(x / cap) (Gemma 2). `hidden` and `teacher` are last hidden states; the loss is
+    differentiable in `hidden` alone.  # hidden, teacher (T, D), head (V, D), targets (T,) -> scalar
     """
     taught, k = (hidden.detach(), 0.0) if teacher is None else (teacher, share)
     loss: Tensor = _LinearLoss.apply(hidden, head, targets, cap, taught, k)  # type: ignore[no-untyped-call]

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from maskpro_deploy.learn.distributions.base import Distribution
-from maskpro_deploy.learn.distributions.packed import pack, unpack
-from maskpro_deploy.learn.distributions.top_n import centred, top, top_of_centred
+from maskpro_deploy.learn.distributions.planes import centred, pack, top, top_of_centred, unpack
 from maskpro_deploy.learn.kernels.triton_step import masked_weight
 
 # worked on in one go: large enough that launching an operation costs little, small enough for a CPU's cache
@@ -54,26 +53,16 @@ class SiteHook:
 
 
 class Site(nn.Module):
-    """One masked linear layer.
-
-    Args:
-        name: the weight's name in the checkpoint.
-        linear: the layer it stands in for; its weight is kept, frozen.
-        family: the distribution of the masks.
-        logits: initial logits (M, G), float32; the attribute is float16, relative to the cut of their group (see `half_logits`).
-
-    Attributes:
-        kept: bits of the argmax mask, which whoever moves the logits keeps up to date.
-        mode, hook: what a forward pass does, and who moves the logits.
-    """
+    """One masked linear layer, in the place of the one whose weight `name` is; initial logits are (M, G) float32."""
 
     def __init__(self, name: str, linear: nn.Linear, family: Distribution, logits: Tensor) -> None:
         super().__init__()
         self.name = name
         self.weight, self.bias = linear.weight.detach().contiguous(), linear.bias
         self.family = family
+        # float16, relative to the cut of their group, see `optimizer`
         self.logits = centred(logits, family.pattern.n).clamp_(-_LARGEST_LOGIT, _LARGEST_LOGIT).half()
-        self.kept = self.argmax()
+        self.kept = self.argmax()  # bits, which whoever moves the logits keeps up to date
         self.mode = Mode.ARGMAX
         self.hook = SiteHook()
 

@@ -30,21 +30,8 @@ def compute_prior(
 ) -> dict[str, Tensor]:  # fmt: skip
     """The logits of every layer whose argmax is the prior's mask.
 
-    With `config.prior_update` the layers' weights are replaced by SparseGPT's, in place.
-
-    Args:
-        model: the dense model.
-        layers: weight name -> layer to prune.
-        config: says which prior, and how.
-        batches: calibration tokens (B, T), all of one length.
-        given: the masks of `file:PATH`.
-        progress: updated after every block.
-
-    Returns:
-        Weight name -> (M, G) float32.
-
-    Raises:
-        InputError: the model cannot be run block by block, where that is needed.
+    With `config.prior_update` the layers' weights are replaced by SparseGPT's, in place. Batches hold calibration tokens of one
+    length (B, T), `given` the masks of `file:PATH`.  # by weight name: (M, G) float32
     """
     one_layer = _OneLayer(config, config.prior_choice.load(), given)
     if config.needs_grams:

@@ -35,9 +35,6 @@ def operate(weight: Tensor, gram: Gram, pattern: NMPattern) -> Verdict:
         importance: |w_j| / U_jj when the group's turn came: the mask keeps the N highest of a group.
         weight: the weights that make up for the pruned ones. Where the mask is 0 stands what the weight was when its turn came,
             so `weight * mask` is SparseGPT's result, and another mask still finds a sensible weight everywhere.
-
-    Raises:
-        CheckFailed: the Gram matrix is not finite.
     """
     w = weight.float().clone()
     dead = gram.matrix.diagonal() == 0

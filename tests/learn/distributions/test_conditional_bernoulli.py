@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskpro_deploy.learn.distributions.conditional_bernoulli import Enumerated, Recursive, conditional_bernoulli
-from maskpro_deploy.learn.distributions.top_n import centred, top, top_of_centred
+from maskpro_deploy.learn.distributions.planes import centred, top, top_of_centred
 from maskpro_deploy.pattern import NMPattern
 
 ALL = [NMPattern(n, m) for m in range(2, 9) for n in range(1, m) if math.comb(m, n) <= 70]

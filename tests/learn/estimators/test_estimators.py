@@ -17,7 +17,7 @@ from maskpro_deploy.data import Text
 from maskpro_deploy.errors import ConfigError, Interrupted, PatternError
 from maskpro_deploy.learn import LearnConfig
 from maskpro_deploy.learn.choices import ESTIMATORS
-from maskpro_deploy.learn.estimators.exploration import flip_share, signal_to_noise, temperature_for
+from maskpro_deploy.learn.estimators.maskpro import flip_share, signal_to_noise, temperature_for
 from maskpro_deploy.learn.model.model import LearningModel
 from maskpro_deploy.learn.trainer import Trainer
 from maskpro_deploy.pattern import NMPattern
@@ -138,12 +138,12 @@ def test_the_ratio_of_signal_to_noise_is_found_in_synthetic_gradients() -> None:
 
 def test_what_does_not_go_together_is_refused(dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path) -> None:
     for settings, flag in (
-        ({"estimator": "guess"}, "--estimator 'guess'"),
-        ({"reward": "none"}, "--reward 'none'"),
-        ({"distribution": "normal"}, "--distribution 'normal'"),
+        ({"estimator": "guess"}, "--estimator guess is not known"),
+        ({"reward": "none"}, "--reward none is not known"),
+        ({"distribution": "normal"}, "--distribution normal is not known"),
         ({"distribution": "plackett-luce"}, "--distribution plackett-luce"),
         ({"samples": 3}, "--samples 3"),
-        ({"flip_rate": 1.0}, "--flip-rate 1.0"),
+        ({"flip_rate": 1.0}, "--flip-rate 1 is out of range"),
         ({"parts": 0}, "--parts 0"),
         ({"estimator": "maskllm", "objective": "block"}, "--objective block"),
     ):

@@ -6,12 +6,10 @@ import pytest
 import torch
 
 from maskpro_deploy.learn.distributions.conditional_bernoulli import conditional_bernoulli
-from maskpro_deploy.learn.distributions.packed import unpack
-from maskpro_deploy.learn.distributions.top_n import centred
+from maskpro_deploy.learn.distributions.planes import centred, unpack
 from maskpro_deploy.learn.kernels.compiled import CompiledStep, covariance
 from maskpro_deploy.learn.kernels.contract import ByOperations, Chunk, ChunkStep
-from maskpro_deploy.learn.kernels.half_logits import noise
-from maskpro_deploy.learn.kernels.optimizer import Moments
+from maskpro_deploy.learn.kernels.optimizer import Moments, noise
 from maskpro_deploy.pattern import NMPattern
 
 CPU = torch.device("cpu")

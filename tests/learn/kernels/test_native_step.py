@@ -18,13 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskpro_deploy.learn.distributions.conditional_bernoulli import conditional_bernoulli
-from maskpro_deploy.learn.distributions.packed import pack, unpack
-from maskpro_deploy.learn.distributions.top_n import centred, top_of_centred
+from maskpro_deploy.learn.distributions.planes import centred, pack, top_of_centred, unpack
 from maskpro_deploy.learn.kernels import native_step as native
 from maskpro_deploy.learn.kernels.contract import ByOperations, Chunk, ChunkStep
-from maskpro_deploy.learn.kernels.half_logits import noise
 from maskpro_deploy.learn.kernels.native_step import NativeStep
-from maskpro_deploy.learn.kernels.optimizer import Moments
+from maskpro_deploy.learn.kernels.optimizer import Moments, noise
 from maskpro_deploy.learn.kernels.site_step import ByChunks, chunk_step, warn_if_moved_otherwise
 from maskpro_deploy.pattern import NMPattern
 

@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from maskpro_deploy.learn.kernels.half_logits import NOISE, noise, round_to_half
-from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer, move
+from maskpro_deploy.learn.kernels.optimizer import NOISE, LogitOptimizer, move, noise, round_to_half
 
 
 def update(optimizer: LogitOptimizer, logits: torch.Tensor, grad: torch.Tensor, key: int) -> None:

@@ -10,13 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskpro_deploy.learn.distributions import packed
 from maskpro_deploy.learn.distributions.conditional_bernoulli import conditional_bernoulli
-from maskpro_deploy.learn.distributions.top_n import centred, top_of_centred
+from maskpro_deploy.learn.distributions.planes import centred, masked, pack, top_of_centred, unpack
 from maskpro_deploy.learn.kernels import triton_step
 from maskpro_deploy.learn.kernels.contract import ByOperations, Chunk
-from maskpro_deploy.learn.kernels.half_logits import noise
-from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer, Moments
+from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer, Moments, noise
 from maskpro_deploy.learn.kernels.site_step import ByChunks, chunk_step
 from maskpro_deploy.learn.kernels.triton_step import TritonStep, find_differences
 from maskpro_deploy.learn.model.sites import Site
@@ -85,8 +83,8 @@ def test_masks_are_exact_and_those_of_the_logits(text: str, groups: int, spread:
     state, other = State(pattern, groups, seed, spread), State(pattern, groups, seed, spread)
     bits = state.after()
     other.after_operations()
-    assert torch.equal(bits, packed.pack(top_of_centred(state.logits, pattern.n)))
-    assert (packed.unpack(bits, pattern.m * groups).view(groups, pattern.m).sum(1) == pattern.n).all()
+    assert torch.equal(bits, pack(top_of_centred(state.logits, pattern.n)))
+    assert (unpack(bits, pattern.m * groups).view(groups, pattern.m).sum(1) == pattern.n).all()
     assert torch.allclose(state.logits.float(), other.logits.float(), rtol=2**-9, atol=1e-5)
 
 
@@ -129,7 +127,7 @@ def test_a_masked_weight(dtype: torch.dtype, shape: tuple[int, int]) -> None:
     weight = torch.randn(shape).to(DEVICE, dtype)
     bits = torch.randint(0, 256, (-(-weight.numel() // 8),), dtype=torch.uint8).to(DEVICE)
     found = triton_step._masked(kernels, weight, bits)
-    assert torch.equal(found, packed.masked(weight, bits))
+    assert torch.equal(found, masked(weight, bits))
     assert not torch.signbit(found[found == 0]).any()
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskpro_deploy.learn.distributions.packed import flips, masked, pack, unpack
+from maskpro_deploy.learn.distributions.planes import flips, masked, pack, unpack
 
 
 @given(m=st.sampled_from([1, 2, 3, 4, 6, 8, 10, 16, 32]), groups=st.integers(1, 40), seed=st.integers(0, 99))
