@@ -63,7 +63,7 @@ def plan_export(checkpoint: Checkpoint, config: ExportConfig, progress: Progress
     decoder = _limit_length(template.read(checkpoint.config), config.max_length)
     graphs = build_graphs(template, decoder, config, checkpoint)
     weights = graphs[config.forms[0]].weights
-    check_weights(weights.values(), checkpoint, _unused_tensors(checkpoint, decoder, template))
+    check_weights(weights.values(), checkpoint, _list_unused_tensors(checkpoint, decoder, template))
     return Plan(
         source=checkpoint,
         config=config,
@@ -110,7 +110,7 @@ def _limit_length(decoder: DecoderConfig, length: int | None) -> DecoderConfig:
     return dataclasses.replace(decoder, max_length=length)
 
 
-def _unused_tensors(source: Checkpoint, decoder: DecoderConfig, template: Template) -> set[str]:
+def _list_unused_tensors(source: Checkpoint, decoder: DecoderConfig, template: Template) -> set[str]:
     """Tensors without meaning for the graph: frequencies and masks that it computes itself, a copy of a tied head."""
     if template.tool:  # it has its own names for them, and has looked
         return set(source.names)

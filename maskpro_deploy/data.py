@@ -131,7 +131,7 @@ def split_text(text: Text, share: float) -> tuple[Text, Text]:
     )
 
 
-def shared_share(text: Text, heldout: Text) -> float:
+def measure_shared_share(text: Text, heldout: Text) -> float:
     """Share of the held-out text that the learning text holds too, judged by excerpts spread over it.
 
     Short excerpts do not count: a sentence that is in both says little.

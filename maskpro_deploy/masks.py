@@ -124,7 +124,7 @@ class MaskSet:
                     f"{shapes.get(name, 'none')} in the checkpoint."
                 )
 
-    def broken(self) -> Iterator[str]:
+    def find_broken(self) -> Iterator[str]:
         """Names of the masks that do not hold the pattern."""
         return (name for name in self if not self.pattern.holds(self.mask(name)))
 
@@ -134,7 +134,7 @@ class MaskSet:
         Raises:
             PatternError: naming the first one that does not.
         """
-        for name in self.broken():
+        for name in self.find_broken():
             raise PatternError(f"{masks}: the mask of {name} does not keep exactly {self.pattern.n} of every {self.pattern.m}.")
 
     def check_hash(self, dense_sha256: str, masks: str, model: str) -> None:
@@ -149,7 +149,7 @@ class MaskSet:
                 f"Give a mask file of this very model."
             )
 
-    def renamed(self, names: Mapping[str, str]) -> MaskSet:
+    def rename(self, names: Mapping[str, str]) -> MaskSet:
         """The same masks under other names; without those that `names` does not have."""
         return MaskSet(
             pattern=self.pattern,
@@ -160,7 +160,7 @@ class MaskSet:
 
     def only(self, names: Collection[str]) -> MaskSet:
         """The masks of some weights alone."""
-        return self.renamed({name: name for name in names})
+        return self.rename({name: name for name in names})
 
     def save(self, path: Path) -> None:
         metadata = {

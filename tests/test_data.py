@@ -18,7 +18,7 @@ from maskpro_deploy.data import (
     load_text,
     load_texts,
     load_tokenizer,
-    shared_share,
+    measure_shared_share,
     split_text,
     token_stream,
     windows,
@@ -184,20 +184,20 @@ class TestSharedShare:
 
     def test_the_same_text_and_a_part_of_it(self) -> None:
         text = Text(name="t", documents=(self.numbers(0, 3000), self.numbers(3000, 6000)))
-        assert shared_share(text, text) == 1
+        assert measure_shared_share(text, text) == 1
         part = Text(name="p", documents=(self.numbers(1000, 2000),))
-        assert shared_share(text, part) == 1
-        assert shared_share(part, text) < 0.5
+        assert measure_shared_share(text, part) == 1
+        assert measure_shared_share(part, text) < 0.5
 
     def test_half_of_it(self) -> None:
         text = Text(name="t", documents=(self.numbers(0, 3000),))
         half = Text(name="h", documents=(self.numbers(1000, 2000), self.numbers(900_000, 900_600)))
-        assert 0.3 < shared_share(text, half) < 0.7
+        assert 0.3 < measure_shared_share(text, half) < 0.7
 
     def test_the_built_in_texts_and_parts_of_one_text_share_nothing(self) -> None:
-        assert shared_share(*load_texts("builtin", "builtin:heldout")) == 0
-        assert shared_share(*load_texts("builtin", "split:0.1")) == 0
+        assert measure_shared_share(*load_texts("builtin", "builtin:heldout")) == 0
+        assert measure_shared_share(*load_texts("builtin", "split:0.1")) == 0
 
     def test_short_documents_say_nothing(self) -> None:
         text = Text(name="t", documents=("Yes.", "No."))
-        assert shared_share(text, text) == 0
+        assert measure_shared_share(text, text) == 0

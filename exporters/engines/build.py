@@ -24,7 +24,7 @@ from maskpro_deploy.errors import CheckFailed, ConfigError, MachineError, Missin
 from maskpro_deploy.exporters.engines.compare import compare_with_dense
 from maskpro_deploy.exporters.engines.config import EngineConfig
 from maskpro_deploy.exporters.engines.ep_context import context_model, wrapper_file
-from maskpro_deploy.exporters.engines.preflight import Source, inspect_weights, prove, spoiled_counts
+from maskpro_deploy.exporters.engines.preflight import Source, count_spoiled, inspect_weights, prove
 from maskpro_deploy.exporters.engines.process import build_in_process
 from maskpro_deploy.exporters.engines.profiles import buckets_for, describe_profiles, profiles
 from maskpro_deploy.exporters.engines.provider_builder import LIBRARY, check_machine, provider_job
@@ -126,7 +126,7 @@ def _build_one(source: Source, config: EngineConfig, scratch: Path, progress: Pr
         peak_rss_bytes=facts["peak_rss_bytes"],
         warnings=tuple(dict.fromkeys([*facts["warnings"], *why_not])),
         layers=rows,
-        spoiled=spoiled_counts(source.weights),
+        spoiled=count_spoiled(source.weights),
         log_eligible=len(facts["eligible"]) if facts["spoke"] else None,
     )
     install(bundle, manifest, engine, report, wrapper)
@@ -180,11 +180,11 @@ def _settings(source: Source, config: EngineConfig, profiles: Sequence[Any]) -> 
         "profiles": profiles,
     }
     if config.via_onnxruntime:
-        settings["via_onnxruntime"] = _installed_version("onnxruntime-gpu")
+        settings["via_onnxruntime"] = _read_installed_version("onnxruntime-gpu")
     files = {path: hashes[path] for path in (source.graph.file, *_data_files(source))}
     library = source.library
     gpu = (compute_capability() or "") if library == "tensorrt" else ""  # it builds for the very GPU that it finds
-    depends = [__version__, settings, files, library, _installed_version(library), source.target, gpu]
+    depends = [__version__, settings, files, library, _read_installed_version(library), source.target, gpu]
     settings = json.loads(json.dumps(settings))  # as the manifest gives it back
     settings["key"] = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
     return settings
@@ -197,7 +197,7 @@ def _data_files(source: Source) -> list[str]:
     return sorted((PurePosixPath(source.graph.file).parent / place).as_posix() for place in places)
 
 
-def _installed_version(library: str) -> str:
+def _read_installed_version(library: str) -> str:
     """Version of the installed package, without loading it."""
     for package in (library, library.replace("-", "_")):
         with suppress(PackageNotFoundError):

@@ -70,7 +70,7 @@ def _facts(weight: MatMulWeight, dtype: str, pruned: tuple[int, ...] | None) -> 
         count=count,
         reason=_reason(weight, dtype, count),
         tensor_cores=tensor_core_class(k, n, _width(weight)),
-        spoiled="" if pruned is None else _spoiled(weight, count, pruned),
+        spoiled="" if pruned is None else _explain_spoiled(weight, count, pruned),
     )
 
 
@@ -96,7 +96,7 @@ def _reason(weight: MatMulWeight, dtype: str, count: Tally | None) -> str:
     return ""
 
 
-def _spoiled(weight: MatMulWeight, count: Tally | None, pruned: tuple[int, ...]) -> str:
+def _explain_spoiled(weight: MatMulWeight, count: Tally | None, pruned: tuple[int, ...]) -> str:
     if weight.region.shape != pruned:
         return PADDING
     if count is None or count.over:
@@ -104,7 +104,7 @@ def _spoiled(weight: MatMulWeight, count: Tally | None, pruned: tuple[int, ...])
     return BEHIND_QDQ if weight.dequantised and not weight.input_quantised else ""
 
 
-def spoiled_counts(facts: Sequence[WeightFacts]) -> dict[str, int]:
+def count_spoiled(facts: Sequence[WeightFacts]) -> dict[str, int]:
     """How many pruned weights the graph spoils, by cause."""
     return {cause: sum(f.spoiled == cause for f in facts) for cause in (WRONG_AXIS, PADDING, BEHIND_QDQ)}
 

@@ -20,7 +20,7 @@ from onnx import helper
 from maskpro_deploy.backends.cuda.driver import compute_capability
 from maskpro_deploy.backends.onnxruntime_.linked_libraries import onnxruntime_tensorrt
 from maskpro_deploy.backends.onnxruntime_.sessions import check_tensorrt_started, open_graph
-from maskpro_deploy.backends.onnxruntime_.tensorrt_provider import graph_options, kept_folder
+from maskpro_deploy.backends.onnxruntime_.tensorrt_provider import graph_options, locate_kept_folder
 from maskpro_deploy.backends.profiles import Profile
 from maskpro_deploy.backends.providers import PROVIDERS, TENSORRT
 from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, MachineError, MissingExtraError
@@ -84,7 +84,7 @@ def provider_job(
             f"--via-onnxruntime takes one profile, not {len(profiles)}: onnxruntime uses the first only.\n"
             f"Give --profiles mixed:8x512."
         )
-    caches = kept_folder()
+    caches = locate_kept_folder()
     caches.mkdir(parents=True, exist_ok=True)
     context = scratch.resolve() / "provider" / _CONTEXT
     options = graph_options(graph, profiles[0], sparse=sparse, timing_cache=caches, context=context)
@@ -105,7 +105,7 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
         _make_session(Path(job["graph"]), job["options"])
     seconds = time.monotonic() - started
     find_engine(context, Path(job["graph"])).replace(job["engine"])
-    return build_facts(_linked_version(), seconds, log.read_text(encoding="utf-8", errors="replace").splitlines())
+    return build_facts(_read_linked_version(), seconds, log.read_text(encoding="utf-8", errors="replace").splitlines())
 
 
 def build_facts(
@@ -143,7 +143,7 @@ def find_engine(context: Path, graph: Path) -> Path:
     return context.parent / str(attributes["ep_cache_context"].decode())
 
 
-def _linked_version() -> str:
+def _read_linked_version() -> str:
     """The version of the TensorRT that this process has loaded, such as "10.16.1"."""
     number = ctypes.CDLL(f"libnvinfer.so.{onnxruntime_tensorrt()}").getInferLibVersion()
     return f"{number // 10000}.{number // 100 % 100}.{number % 100}"

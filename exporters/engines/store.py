@@ -69,12 +69,12 @@ def update_report(bundle: Path, manifest: Manifest, report: EngineReport) -> Non
 def _same_bundle(bundle: Path, manifest: Manifest) -> Manifest:
     """The manifest as it is now; its engines may be others, its graphs and weights may not."""
     now = Manifest.load(bundle, engines=False)
-    if _exported(now) != _exported(manifest):
+    if _list_exported_files(now) != _list_exported_files(manifest):
         raise CheckFailed(f"{bundle} was exported again while an engine was built from it.\nBuild the engine again.")
     return now
 
 
-def _exported(manifest: Manifest) -> set[FileEntry]:
+def _list_exported_files(manifest: Manifest) -> set[FileEntry]:
     return {entry for entry in manifest.files if not entry.path.startswith(f"{ENGINES}/")}
 
 

@@ -201,7 +201,7 @@ class SlotCache:
         wanted = fixed or max(slots_for(slots), self.buffer.slots if slots <= self.buffer.slots else self.buffer.slots * 3 // 2)
         return self._copy(range(self.batch), max(rows, self.batch), wanted, self.length)
 
-    def grown(self, lengths: Ints, length: int) -> SlotCache:
+    def grow(self, lengths: Ints, length: int) -> SlotCache:
         """The cache after tokens were written behind this one's.  # lengths: (B,)"""
         return SlotCache(self.buffer, lengths, length)
 

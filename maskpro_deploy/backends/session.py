@@ -195,7 +195,7 @@ class GraphSession:
         profile, new = self._choose_profile(batch, int(before.max(initial=0)), wanted)
         counts: Ints = mask[:, past : past + new].sum(axis=1)  # (B,)
         cache = cache.make_writable(int(before.max(initial=0)) + new, cache.buffer.rows, self._fixed)
-        made = cache.grown(before + counts, past + new)
+        made = cache.grow(before + counts, past + new)
         logits: Floats | None = None
         for first, rows, width in self._plan_calls(before, counts, new):
             inside = slice(first, first + rows)

@@ -41,7 +41,7 @@ def graph_work(model: Path) -> GraphWork:
     """Read an `.onnx` file, without its external data; a `FormatError` if it is none."""
     loaded = read_model(model)
     graph = loaded.graph
-    read_whole = {name for node in graph.node for i, name in enumerate(node.input) if i not in _looked_up(node)}
+    read_whole = {name for node in graph.node for i, name in enumerate(node.input) if i not in _list_lookup_inputs(node)}
     read_whole |= {output.name for output in graph.output}
     constants = ConstantFinder(graph)
     shapes = [shape for node in graph.node if (shape := _product_shape(node, constants)) is not None]
@@ -78,7 +78,7 @@ def _is_setting(tensor: TensorProto) -> bool:
     return integer and len(tensor.dims) <= 1 and sum(tensor.dims) <= 64
 
 
-def _looked_up(node: NodeProto) -> tuple[int, ...]:
+def _list_lookup_inputs(node: NodeProto) -> tuple[int, ...]:
     """The inputs of which a node reads a few rows, however large they are."""
     if node.op_type == "RotaryEmbedding" and len(node.input) < 4:  # without positions it reads its tables whole
         return ()

@@ -10,7 +10,7 @@ import click
 
 from maskpro_deploy.commands.options import PATTERN
 from maskpro_deploy.learn.choices import BATCH_TOKENS, DEVICES, DISTRIBUTIONS, ESTIMATORS, OBJECTIVES, PRIORS, describe
-from maskpro_deploy.learn.config import LearnConfig, known_values
+from maskpro_deploy.learn.config import LearnConfig, list_known_values
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -66,7 +66,7 @@ def _option(name: str) -> Callable[[F], F]:
     flag, default = f"--{name.replace('_', '-')}", _DEFAULTS[name]
     if default is False:
         return click.option(flag, is_flag=True, help=_HELP[name])
-    known = known_values().get(name)
+    known = list_known_values().get(name)
     kind = click.Choice(known) if known else _TYPES.get(name, int) if default is None else type(default)
     metavar = "REGEX" if name in ("include", "exclude") else None
     return click.option(flag, type=kind, default=default, show_default=default is not None, metavar=metavar, help=_HELP[name])

@@ -25,8 +25,8 @@ from maskpro_deploy.data import (
     load_text,
     load_texts,
     load_tokenizer,
+    measure_shared_share,
     separator_token,
-    shared_share,
     token_stream,
     windows,
 )
@@ -124,7 +124,7 @@ def learn_masks(
     trainer = _load_trainer(checkpoint, text, held, config, place, progress=progress, observers=observers)
     if not _run(trainer, checkpoint):
         raise Interrupted("learning was stopped before its end.")
-    return trainer.masks(checkpoint.dense_sha256(_masked_names(trainer)))
+    return trainer.masks(checkpoint.dense_sha256(_list_masked_names(trainer)))
 
 
 def learn_checkpoint(
@@ -160,7 +160,7 @@ def learn_checkpoint(
     store.check_free(resume=resume, force=force)
     place = learning_device(device)
     trainer = _load_trainer(checkpoint, text, heldout, config, place, progress=progress, observers=observers)
-    whole_sha256, dense_sha256 = checkpoint.dense_sha256s(checkpoint.names, _masked_names(trainer))
+    whole_sha256, dense_sha256 = checkpoint.dense_sha256s(checkpoint.names, _list_masked_names(trainer))
     trainer.store = store = replace(store, fingerprint=_fingerprint(trainer, whole_sha256, text))
     store.check() if resume else store.discard()
     if not _run(trainer, checkpoint, prior_progress, resume=resume):
@@ -169,14 +169,14 @@ def learn_checkpoint(
         )
     result = _result(trainer, dense_sha256)
     record = _provenance(checkpoint, text, heldout, trainer.config, result)
-    save_sparse(checkpoint, result.masks, out, record, force=force, weights=trainer.changed_weights())
+    save_sparse(checkpoint, result.masks, out, record, force=force, weights=trainer.collect_changed_weights())
     store.discard()
     return result
 
 
 def _load_trainer(checkpoint: Checkpoint, text: Text, heldout: Text, config: LearnConfig, place: str, **watching: Any) -> Trainer:
     """Load everything that a run needs; `watching` has progress and observers."""
-    if (shared := shared_share(text, heldout)) > _MUCH_SHARED:
+    if (shared := measure_shared_share(text, heldout)) > _MUCH_SHARED:
         log.warning(
             "about %.0f %% of the held-out text (%s) is in the learning text too: its perplexity will look too good. "
             "Give another --heldout, or split:0.1.", 100 * shared, heldout.name,
@@ -189,19 +189,19 @@ def _load_trainer(checkpoint: Checkpoint, text: Text, heldout: Text, config: Lea
     model = LearningModel(load_causal_lm(checkpoint.folder, learning_dtype(config, place)).to(place))
     named = partial(checkpoint_name, shapes=checkpoint.shapes)
     trainer = Trainer(model, learn_windows, heldout_windows[chosen], config, named=named, **watching)
-    if absent := [name for name in _masked_names(trainer) if name not in checkpoint.shapes]:
+    if absent := [name for name in _list_masked_names(trainer) if name not in checkpoint.shapes]:
         raise InputError(f"{checkpoint.folder} has no tensor {absent[0]}, which is to get a mask.\nOmit it with --exclude.")
     return trainer
 
 
-def _masked_names(trainer: Trainer) -> list[str]:
+def _list_masked_names(trainer: Trainer) -> list[str]:
     """Names in the checkpoint of all weights that get a mask."""
     return [trainer.named(name) for name in trainer.layers]
 
 
 def _run(trainer: Trainer, checkpoint: Checkpoint, prior_progress: Progress = SILENT, *, resume: bool = False) -> bool:
     """Prepare and learn; False if the user stopped it."""
-    given = _given_masks(checkpoint, trainer) if trainer.config.prior_file is not None else None
+    given = _read_given_masks(checkpoint, trainer) if trainer.config.prior_file is not None else None
     place = trainer.model.head.device.type
     with tuned_process(place), _memory_errors(place):
         trainer.prepare(prior_progress, given)
@@ -219,7 +219,7 @@ def _result(trainer: Trainer, dense_sha256: str) -> LearnResult:
     )  # fmt: skip
 
 
-def _given_masks(checkpoint: Checkpoint, trainer: Trainer) -> MaskSet:
+def _read_given_masks(checkpoint: Checkpoint, trainer: Trainer) -> MaskSet:
     """The masks that `--prior file:PATH` names, checked against the model, under the names that weights have in the model."""
     config, names = trainer.config, {name: trainer.named(name) for name in trainer.layers}
     path = Path(str(config.prior_file))
@@ -231,7 +231,7 @@ def _given_masks(checkpoint: Checkpoint, trainer: Trainer) -> MaskSet:
     masks.check_fits(checkpoint.shapes, f"the masks of --prior file:{path}", str(checkpoint.folder))
     masks.check_strict(f"--prior file:{path}")
     masks.check_hash(checkpoint.dense_sha256(masks), f"--prior file:{path}", str(checkpoint.folder))
-    return masks.renamed({theirs: own for own, theirs in names.items()})
+    return masks.rename({theirs: own for own, theirs in names.items()})
 
 
 @contextmanager

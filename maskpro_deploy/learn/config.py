@@ -71,7 +71,7 @@ class LearnConfig:
     def __post_init__(self) -> None:
         self._check_limits()
         self._check_ranges()
-        for field, known in known_values().items():
+        for field, known in list_known_values().items():
             check_known(_flag(field), getattr(self, field), known)
         self._check_estimator()
         self._check_prior()
@@ -197,7 +197,7 @@ class LearnConfig:
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
-def known_values() -> dict[str, tuple[str, ...]]:
+def list_known_values() -> dict[str, tuple[str, ...]]:
     """The values that a field can have, of those fields that have few; `prior` can have more, see `choices.find_prior`."""
     return {
         "prior_inputs": choices.PRIOR_INPUTS,

@@ -129,7 +129,7 @@ def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
 
     try:
         settings = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
-        AttentionInterface.register(_COUNTING, _counted_attention)
+        AttentionInterface.register(_COUNTING, _count_attention)
         with torch.device("meta"):
             choices = {"attn_implementation": _COUNTING, "trust_remote_code": False}
             model = AutoModelForCausalLM.from_config(settings, dtype=dtype, **choices)
@@ -152,7 +152,7 @@ class _Attention(torch.autograd.Function):
         return output
 
 
-def _counted_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+def _count_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
     """In transformers' interface.  # (B, H, T, D) each -> (B, T, H, D)"""
     output: Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
     return output.transpose(1, 2).contiguous(), None
@@ -162,7 +162,7 @@ def _activation_bytes(model: LearningModel, layers: Mapping[str, nn.Linear], con
     """Bytes of activations and of their gradients at the peak of a step."""
     estimator, element = config.estimator_choice, model.head.element_size()
     tokens = config.sequences * config.window
-    kept = _kept_bytes(model, layers, config) if estimator.backward else 0
+    kept = _predict_kept_bytes(model, layers, config) if estimator.backward else 0
     if kept is None:
         return tokens * sum(layer.in_features + layer.out_features for layer in layers.values()) * element
     if estimator.by_block:
@@ -173,7 +173,7 @@ def _activation_bytes(model: LearningModel, layers: Mapping[str, nn.Linear], con
     return kept + passing
 
 
-def _kept_bytes(model: LearningModel, layers: Mapping[str, nn.Linear], config: LearnConfig) -> int | None:
+def _predict_kept_bytes(model: LearningModel, layers: Mapping[str, nn.Linear], config: LearnConfig) -> int | None:
     """Bytes that autograd keeps for the backward pass of one step, weights left out.
 
     None where the model cannot run without values, as mixtures of experts cannot. Then every layer is taken to see every token

@@ -268,7 +268,7 @@ class Trainer:
         """The one-shot masks that learning started from."""
         return self._masks_of(self._prior, dense_sha256)
 
-    def changed_weights(self) -> dict[str, npt.NDArray[np.float32]]:
+    def collect_changed_weights(self) -> dict[str, npt.NDArray[np.float32]]:
         """The base weights that are not the checkpoint's: all of them after a prior's update, else none.  # (O, C) each"""
         if not self.config.prior_update:
             return {}

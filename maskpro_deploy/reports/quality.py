@@ -26,8 +26,10 @@ def build_page(result: PerplexityResult | TaskResult) -> Report:
         TableSection(title="Measured", header=result.header, rows=result.rows()),
         ListSection(title="How to read this", points=result.statements()),
         *pictures,
-        blocks.facts_table("Protocol", _known(facts)),
-        TableSection(title="Models", rows=[(name, blocks.show_value(_known(value))) for name, value in result.models.items()]),
+        blocks.facts_table("Protocol", _select_known(facts)),
+        TableSection(
+            title="Models", rows=[(name, blocks.show_value(_select_known(value))) for name, value in result.models.items()]
+        ),
         *blocks.environment_sections(environment, _NOTE),
     ]
     subtitle = f"{facts.get('name') or facts.get('harness')}, {environment.get('date', '')}"
@@ -76,6 +78,6 @@ def _task_plots(result: TaskResult) -> list[Section]:
     return [PlotSection(title="Scores", plot=picture, caption="With two of the harness's standard errors on each side.")]
 
 
-def _known(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _select_known(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The facts without those that are not known or empty."""
     return {key: value for key, value in facts.items() if value not in (None, {}, [])}

@@ -43,7 +43,7 @@ def describe_masks(path: Path) -> dict[str, Any]:
         "bits_per_weight": 8 * size / max(1, masks.num_weights),
         "masks_sha256": masks.sha256(),
         "dense_sha256": masks.dense_sha256 or None,
-        "not_strict": list(masks.broken()),
+        "not_strict": list(masks.find_broken()),
         "kinds": dict(sorted(kinds.items())),
     }
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from maskpro_deploy.errors import DiskFullError, FormatError, InputError
-from maskpro_deploy.system.working_folder import abandoned, is_still, remove_abandoned, working_folder
+from maskpro_deploy.system.working_folder import find_abandoned, is_still, remove_abandoned, working_folder
 
 LOCK_FILE = ".lock"
 _NEW, _REPLACED = "new", "replaced"  # in a working folder: a folder to be, and what was in its place
@@ -158,7 +158,7 @@ def _swap_in(temporary: Path, path: Path, aside: Path) -> None:
 
 def _put_back(path: Path) -> None:
     """Remove what killed runs left of `path`; the old state comes back if one was killed between the two renames."""
-    for folder in abandoned(path.parent, path.name):
+    for folder in find_abandoned(path.parent, path.name):
         if (old := folder / _REPLACED).exists() and not path.exists():
             old.rename(path)
 

@@ -47,7 +47,7 @@ def _make(parent: Path, name: str) -> tuple[Path, int]:
             os.close(lock)
 
 
-def abandoned(parent: Path, name: str | None = None) -> Iterator[Path]:
+def find_abandoned(parent: Path, name: str | None = None) -> Iterator[Path]:
     """Yield each working folder in `parent` (of one name, if given) whose process is gone, locked; it is removed after that."""
     import fcntl
 
@@ -65,7 +65,7 @@ def abandoned(parent: Path, name: str | None = None) -> Iterator[Path]:
 
 def remove_abandoned(parent: Path, name: str | None = None) -> None:
     """Remove working folders whose process is gone (`abandoned`)."""
-    for _ in abandoned(parent, name):
+    for _ in find_abandoned(parent, name):
         pass
 
 

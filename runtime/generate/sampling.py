@@ -62,7 +62,7 @@ class Sampler:
         """Choose the next token from the model's logits; a NumericError if one is NaN.  # (V,)"""
         if np.isnan(logits).any():
             raise NumericError("the model gave NaN logits: its weights or its float type are at fault.")
-        scores = self._penalised(logits)
+        scores = self._penalise(logits)
         params = self._params
         if params.temperature < GREEDY_BELOW:
             token = int(np.argmax(scores))
@@ -73,7 +73,7 @@ class Sampler:
         self._drawn += 1
         return score(logits, token, params.logprobs)
 
-    def _penalised(self, logits: Floats) -> Floats:
+    def _penalise(self, logits: Floats) -> Floats:
         params = self._params
         scores = logits.astype(np.float32, copy=True)
         if len(self._bias):

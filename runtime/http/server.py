@@ -58,13 +58,13 @@ class Gate:
                 MutableHeaders(scope=message)[REQUEST_ID] = request_id
             await send(message)
 
-        if self._allowed(scope, headers):
+        if self._is_allowed(scope, headers):
             await self._app(scope, receive, send_with_id)
             return
         error = ApiError(401, "the API key is missing or wrong.", "authentication_error", "invalid_api_key")
         await error.response()(scope, receive, send_with_id)
 
-    def _allowed(self, scope: Scope, headers: Headers) -> bool:
+    def _is_allowed(self, scope: Scope, headers: Headers) -> bool:
         if self._key is None or not scope["path"].startswith(_GUARDED) or scope["method"] == "OPTIONS":
             return True
         scheme, _, token = headers.get("Authorization", "").partition(" ")

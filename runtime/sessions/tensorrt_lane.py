@@ -64,12 +64,12 @@ def choose_input(bundle: Path, manifest: Manifest, graph: Graph, wanted: str | N
 def _graph_input(bundle: Path, manifest: Manifest, graph: Graph, gpu: str | None) -> ProviderInput:
     """The graph, of which the provider builds an engine that it keeps."""
     profile = tensorrt_provider.whole_profile(manifest.model, graph)
-    kept = tensorrt_provider.kept_engines(manifest, profile, gpu)
+    kept = tensorrt_provider.locate_kept_engines(manifest, profile, gpu)
     kept.mkdir(parents=True, exist_ok=True)
     if not any(kept.glob("*.engine")):
         log.warning("the first start builds an engine, which takes minutes; it is kept in %s", kept)
     options = tensorrt_provider.graph_options(
-        graph, profile, sparse=manifest.sparsity == "2:4", timing_cache=tensorrt_provider.kept_folder(), kept=kept
+        graph, profile, sparse=manifest.sparsity == "2:4", timing_cache=tensorrt_provider.locate_kept_folder(), kept=kept
     )
     return ProviderInput(model=safe_path(bundle, graph.file), options=options, profile=profile, rewrite=REWRITE_ALL)
 

@@ -11,7 +11,7 @@ import pytest
 
 from maskpro_deploy.errors import InputError
 from maskpro_deploy.system.files import atomic_file, new_folder
-from maskpro_deploy.system.working_folder import abandoned, remove_abandoned, working_folder
+from maskpro_deploy.system.working_folder import find_abandoned, remove_abandoned, working_folder
 
 _MAKE = (
     "import os, sys, time\nfrom pathlib import Path\n"
@@ -147,7 +147,7 @@ def test_a_kill_between_the_two_renames_brings_the_old_folder_back(tmp_path):
 
 def test_what_is_yielded_is_locked(tmp_path):
     (tmp_path / ".x.abcdefgh.tmp").mkdir()
-    for folder in abandoned(tmp_path):
+    for folder in find_abandoned(tmp_path):
         remove_abandoned(tmp_path)
         assert folder.is_dir()
     assert names(tmp_path) == []

@@ -18,19 +18,19 @@ _DT_NULL, _DT_NEEDED, _DT_STRTAB = 0, 1, 5
 _PROVIDER = "capi/libonnxruntime_providers_tensorrt.so"
 
 
-def needed_libraries(path: Path) -> tuple[str, ...]:
+def read_needed_libraries(path: Path) -> tuple[str, ...]:
     """Names of the libraries that a 64-bit little-endian ELF file was linked with; empty for any other file."""
     with path.open("rb") as f:
         if f.read(len(_MAGIC)) != _MAGIC:
             return ()
         with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
-                return _needed(data)
+                return _read_needed(data)
             except (struct.error, StopIteration, ValueError):  # truncated, or not what its header says
                 return ()
 
 
-def _needed(data: mmap.mmap) -> tuple[str, ...]:
+def _read_needed(data: mmap.mmap) -> tuple[str, ...]:
     (table,) = struct.unpack_from("<Q", data, 32)
     size, count = struct.unpack_from("<HH", data, 54)
     segments = []  # (type, offset in the file, address, bytes in the file)
@@ -67,5 +67,5 @@ def onnxruntime_tensorrt() -> int | None:
     provider = Path(spec.origin).parent / _PROVIDER
     if not provider.is_file():
         return None
-    matches = (re.fullmatch(r"libnvinfer\.so\.(\d+)", name) for name in needed_libraries(provider))
+    matches = (re.fullmatch(r"libnvinfer\.so\.(\d+)", name) for name in read_needed_libraries(provider))
     return next((int(match[1]) for match in matches if match), None)

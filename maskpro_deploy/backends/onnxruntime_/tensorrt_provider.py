@@ -86,22 +86,22 @@ def graph_options(
     return options | {"trt_engine_cache_path": str(kept)} if kept is not None else options
 
 
-def kept_engines(manifest: Manifest, profile: Profile, gpu: str | None) -> Path:
+def locate_kept_engines(manifest: Manifest, profile: Profile, gpu: str | None) -> Path:
     """The folder for engines that the provider builds of this very graph, with these shapes, here."""
     graph = manifest.graph.file
     files = {f.path: f.sha256 for f in manifest.files if f.path.startswith(graph)}
-    versions = [_installed_version(package) for package in ("onnxruntime-gpu", *_PACKAGES)]
+    versions = [_read_installed_version(package) for package in ("onnxruntime-gpu", *_PACKAGES)]
     depends = [files, profile, gpu, *versions]
     key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
-    return kept_folder() / key[:16]
+    return locate_kept_folder() / key[:16]
 
 
-def kept_folder() -> Path:
+def locate_kept_folder() -> Path:
     """Where kernel times are kept, and engines below it."""
     return cache_folder() / "onnxruntime-tensorrt"
 
 
-def _installed_version(package: str) -> str | None:
+def _read_installed_version(package: str) -> str | None:
     with suppress(PackageNotFoundError):
         return version(package)
     return None

@@ -24,7 +24,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from maskpro_deploy.learn.distributions.planes import centred, top
+from maskpro_deploy.learn.distributions.planes import centre, top
 from maskpro_deploy.pattern import NMPattern
 
 MAX_MASKS = 70  # 4:8; beyond that the recursion is cheaper than enumeration
@@ -68,7 +68,7 @@ class Enumerated(_Common):
 
     def _log_weights(self, logits: Tensor) -> Tensor:
         """Log of Π x_i over the flips of every mask: at most 0.  # (M, G) -> (S, G)"""
-        d = centred(logits, self.pattern.n)
+        d = centre(logits, self.pattern.n)
         kept = self.masks.to(d.dtype)
         return torch.addmm(kept @ d.clamp_max(0), 1 - kept, d.clamp_min(0), alpha=-1)
 
@@ -108,7 +108,7 @@ class Enumerated(_Common):
         Computed as E[m (⟨m, h⟩ - E⟨m, h⟩)], with ⟨m, h⟩ relative to the mode's: nothing large cancels in groups that are certain.
         """
         if (self.pattern.n, self.pattern.m) == (2, 4):
-            return _pathwise_2_4(logits if is_centred else centred(logits, 2), grad_mask)
+            return _pathwise_2_4(logits if is_centred else centre(logits, 2), grad_mask)
         p = self.probabilities(logits)
         kept = self.masks.to(logits.dtype)
         along = kept @ grad_mask  # (S, G): <m, h>
@@ -159,7 +159,7 @@ class Recursive(_Common):
         self.pattern, self.uniforms = pattern, pattern.m  # for every weight one: keep it or not
 
     def log_prob(self, logits: Tensor, mask: Tensor) -> Tensor:
-        d = centred(logits, self.pattern.n)
+        d = centre(logits, self.pattern.n)
         flipped = torch.where(mask, d.clamp_max(0), -d.clamp_min(0)).sum(0)
         return flipped - _blocks(self._last, logits).log()
 
@@ -171,14 +171,14 @@ class Recursive(_Common):
         return _blocks(self._last, logits).reciprocal_()
 
     def marginals(self, logits: Tensor) -> Tensor:
-        return _blocks(lambda x: self._kept_and_dropped(x)[0], logits)
+        return _blocks(lambda x: self._split_kept_and_dropped(x)[0], logits)
 
     def entropy(self, logits: Tensor) -> Tensor:
         """Log Z + Σ_i P(i flipped) |θ_i - t|: a sum of positive terms."""
 
         def block(x: Tensor) -> Tensor:
-            kept, dropped = self._kept_and_dropped(x)
-            d = centred(x, self.pattern.n)
+            kept, dropped = self._split_kept_and_dropped(x)
+            d = centre(x, self.pattern.n)
             flipped = torch.where(d >= 0, dropped, kept)
             return self._last(x).log() + (flipped * d.abs()).sum(0)
 
@@ -228,7 +228,7 @@ class Recursive(_Common):
 
     def _factors(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Factors of dropping and of keeping each weight, at most 1.  # (M, G) -> (M, G), (M, G)"""
-        d = centred(logits, self.pattern.n)
+        d = centre(logits, self.pattern.n)
         return d.clamp_min(0).neg_().exp_(), d.clamp_max(0).exp_()
 
     def _table(self, u: Tensor, v: Tensor, order: range) -> list[Tensor]:
@@ -253,7 +253,7 @@ class Recursive(_Common):
             slopes.append(slope)
         return table, slopes
 
-    def _kept_and_dropped(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def _split_kept_and_dropped(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """P(m_i = 1) and P(m_i = 0), each without cancellation.  # (M, G) -> (M, G), (M, G)"""
         n, m = self.pattern.n, self.pattern.m
         u, v = self._factors(logits)

@@ -45,7 +45,7 @@ def cut(planes: Tensor, n: int) -> tuple[Tensor, Tensor]:
     return wires[n - 1], wires[n]
 
 
-def centred(planes: Tensor, n: int) -> Tensor:
+def centre(planes: Tensor, n: int) -> Tensor:
     """Numbers relative to the cut, half-way between the n-th and the (n + 1)-th highest.  # (M, G) -> (M, G)"""
     if planes.shape[0] == 4 and n == 2:
         high, low = torch.maximum(planes[:2], planes[2:]), torch.minimum(planes[:2], planes[2:])  # (2, G)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.distributions.planes import centred
+from maskpro_deploy.learn.distributions.planes import centre
 from maskpro_deploy.learn.estimators.base import Estimator, StepLoss
 from maskpro_deploy.learn.estimators.maskpro import move_by_scores
 from maskpro_deploy.learn.model.model import LearningModel, Windows
@@ -40,7 +40,7 @@ class MaskProPaperEstimator(Estimator):
         for site in sites:
             for _, chunk in site.chunks():
                 mask = site.planes(site.kept, chunk)
-                site.logits[:, chunk] = centred(mask.float().mul_(_STRENGTH), site.family.pattern.n).half()
+                site.logits[:, chunk] = centre(mask.float().mul_(_STRENGTH), site.family.pattern.n).half()
 
     @torch.no_grad()
     def step(self, windows: Windows, step: int, left: float) -> Tensor:

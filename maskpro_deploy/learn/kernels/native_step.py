@@ -118,7 +118,7 @@ def load(pattern: NMPattern) -> ctypes.CDLL | None:
     code = source(pattern)
     try:
         try:
-            return _cached(pattern, compiler, code)
+            return _load_cached(pattern, compiler, code)
         except OSError as e:  # no such folder can be made or written, or code there may not run
             log.info("native code is not kept: %s", e)
             with tempfile.TemporaryDirectory() as folder:
@@ -183,7 +183,7 @@ def _compiler() -> list[str] | None:
     return None
 
 
-def _cached(pattern: NMPattern, compiler: list[str], code: str) -> ctypes.CDLL:
+def _load_cached(pattern: NMPattern, compiler: list[str], code: str) -> ctypes.CDLL:
     """From the cache folder, built there if need be."""
     folder = cache_folder() / "native"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskpro_deploy.learn.distributions.planes import centred, top_of_centred
+from maskpro_deploy.learn.distributions.planes import centre, top_of_centred
 
 _EPSILON = 1e-24  # of a squared gradient; gradients of a mask are small (1e-6 and less): Adam's usual 1e-8 would damp them
 LEVELS = 127  # of the first moment, on either side of zero
@@ -125,7 +125,7 @@ def store(logits: Tensor, moved: Tensor, kept: int, noise: Tensor) -> Tensor:
 
     Returns the argmax mask of what is stored.  # (M, G) float16, (M, G) float32, `noise` (M, G) -> (M, G) boolean
     """
-    stored = round_to_half(centred(moved, kept), noise)
+    stored = round_to_half(centre(moved, kept), noise)
     logits.copy_(stored)
     return top_of_centred(stored, kept)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from maskpro_deploy.errors import in_one_line
-from maskpro_deploy.learn.distributions.planes import centred, masked, pack, top_of_centred
+from maskpro_deploy.learn.distributions.planes import centre, masked, pack, top_of_centred
 from maskpro_deploy.learn.kernels.contract import Chunk, ChunkStep, MaskedLayer, SiteStep
 from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer, Moments, first_bound, noise
 from maskpro_deploy.pattern import NMPattern
@@ -121,7 +121,7 @@ def find_differences(step: TritonStep, pattern: NMPattern, reference: ChunkStep,
     generator = torch.Generator().manual_seed(0)
     grad = torch.randn(pattern.m * _GROUPS, generator=generator).mul_(1e-5).to(device)
     weight = torch.randn(pattern.m * _GROUPS, generator=generator).to(device)
-    logits = centred(torch.randn(shape, generator=generator) * 6, pattern.n).half().to(device)
+    logits = centre(torch.randn(shape, generator=generator) * 6, pattern.n).half().to(device)
     first = torch.randint(-127, 128, shape, dtype=torch.int8, generator=generator).to(device)
     second = (torch.rand(shape, generator=generator) * 1e-9).bfloat16().to(device)
     expected, moments = logits.clone(), Moments(first.clone(), second.clone())

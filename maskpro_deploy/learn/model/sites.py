@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from maskpro_deploy.learn.distributions.base import Distribution
-from maskpro_deploy.learn.distributions.planes import centred, pack, top, top_of_centred, unpack
+from maskpro_deploy.learn.distributions.planes import centre, pack, top, top_of_centred, unpack
 from maskpro_deploy.learn.kernels.triton_step import masked_weight
 
 # worked on in one go: large enough that launching an operation costs little, small enough for a CPU's cache
@@ -61,7 +61,7 @@ class Site(nn.Module):
         self.weight, self.bias = linear.weight.detach().contiguous(), linear.bias
         self.family = family
         # float16, relative to the cut of their group, see `optimizer`
-        self.logits = centred(logits, family.pattern.n).clamp_(-_LARGEST_LOGIT, _LARGEST_LOGIT).half()
+        self.logits = centre(logits, family.pattern.n).clamp_(-_LARGEST_LOGIT, _LARGEST_LOGIT).half()
         self.kept = self.argmax()  # bits, which whoever moves the logits keeps up to date
         self.mode = Mode.ARGMAX
         self.hook = SiteHook()

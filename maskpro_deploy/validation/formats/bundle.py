@@ -14,7 +14,7 @@ from maskpro_deploy.system.files import sha256_file
 from maskpro_deploy.system.input_file import InputFile
 from maskpro_deploy.system.progress import Progress
 from maskpro_deploy.validation.arrays import FileArray, FlatArray, NibbleArray, SideBySideArray
-from maskpro_deploy.validation.formats.masks import mask_array, mask_inputs, transposed_mask
+from maskpro_deploy.validation.formats.masks import mask_array, mask_inputs, transpose_mask
 from maskpro_deploy.validation.formats.onnx_graph import read_graph
 from maskpro_deploy.validation.source import Reader, Source, Stored, Weight
 
@@ -157,11 +157,11 @@ def _find_mask(weight: Weight, masks: MaskSet, sources: Sequence[str]) -> FlatAr
         outputs = tuple(rows for rows, _ in shapes)
         if weight.axis != 0 or {k for _, k in shapes} != {weight.shape[0]} or sum(outputs) != weight.shape[1]:
             return None
-        return SideBySideArray(parts=tuple(transposed_mask(masks, source) for source in sources), widths=outputs)
+        return SideBySideArray(parts=tuple(transpose_mask(masks, source) for source in sources), widths=outputs)
     (source,) = sources
     shape = masks.shapes[source]
     if weight.shape == shape and weight.axis == 1:
         return mask_array(masks, source)
     if weight.shape == shape[::-1] and weight.axis == 0:
-        return transposed_mask(masks, source)
+        return transpose_mask(masks, source)
     return None

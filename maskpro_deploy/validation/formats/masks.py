@@ -17,13 +17,13 @@ from maskpro_deploy.validation.source import Reader, Source, Weight
 def mask_array(masks: MaskSet, name: str) -> BitArray:
     """One mask as booleans in row-major order."""
     rows, columns = masks.shapes[name]
-    return BitArray(base=_packed_array(masks, name), size=rows * columns, columns=rows * columns)
+    return BitArray(base=_make_packed_array(masks, name), size=rows * columns, columns=rows * columns)
 
 
-def transposed_mask(masks: MaskSet, name: str) -> TransposedArray:
+def transpose_mask(masks: MaskSet, name: str) -> TransposedArray:
     """One mask as booleans of shape (in, out); its bits are in memory while it is read."""
     rows, columns = masks.shapes[name]
-    packed = _packed_array(masks, name)
+    packed = _make_packed_array(masks, name)
     whole = LoadedArray(lambda: packed.read(0, packed.size), packed.size)
     return TransposedArray(base=whole, rows=rows, columns=columns)
 
@@ -33,7 +33,7 @@ def mask_inputs(masks: MaskSet | None) -> tuple[InputFile, ...]:
     return (masks.packed.file,) if masks is not None and isinstance(masks.packed, StoredBits) else ()
 
 
-def _packed_array(masks: MaskSet, name: str) -> FlatArray:
+def _make_packed_array(masks: MaskSet, name: str) -> FlatArray:
     bits = masks.packed
     if not isinstance(bits, StoredBits):
         return MemoryArray(bits[name])

@@ -23,18 +23,18 @@ def test_the_answer_is_readelfs():
     listing = subprocess.run(["readelf", "-d", str(EXTENSION)], capture_output=True, text=True, check=True).stdout
     expected = re.findall(r"\(NEEDED\).*\[(.+)\]", listing)
     assert expected
-    assert list(elf.needed_libraries(EXTENSION)) == expected
+    assert list(elf.read_needed_libraries(EXTENSION)) == expected
 
 
 @pytest.mark.parametrize("keep", [0, 3, 6, 60, 200, 4096])
 def test_a_truncated_file_has_none(keep, tmp_path):
     (tmp_path / "cut.so").write_bytes(EXTENSION.read_bytes()[:keep])
-    assert elf.needed_libraries(tmp_path / "cut.so") == ()
+    assert elf.read_needed_libraries(tmp_path / "cut.so") == ()
 
 
 def test_another_file_has_none(tmp_path):
     (tmp_path / "text").write_text("libnvinfer.so.10")
-    assert elf.needed_libraries(tmp_path / "text") == ()
+    assert elf.read_needed_libraries(tmp_path / "text") == ()
 
 
 def linked(folder, *names):

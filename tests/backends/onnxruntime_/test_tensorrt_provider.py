@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from manifests import small_shape
 
-from maskpro_deploy.backends.onnxruntime_.tensorrt_provider import graph_options, kept_engines, whole_profile
+from maskpro_deploy.backends.onnxruntime_.tensorrt_provider import graph_options, locate_kept_engines, whole_profile
 from maskpro_deploy.backends.profiles import ProfileCoverage, serving_bounds
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.exporters import ExportConfig, export
@@ -111,7 +111,7 @@ def test_other_weights_shapes_or_gpus_have_other_folders(tmp_path, tiny_sparse, 
     a, b = Manifest.load(tmp_path / "a"), Manifest.load(tmp_path / "b")
     short, long = (whole_profile(a.model, a.graph, new=8, length=n) for n in (16, 32))
     cases = [(a, short, "sm89"), (b, short, "sm89"), (a, long, "sm89"), (a, short, "sm90")]
-    folders = [kept_engines(*case) for case in cases]
+    folders = [locate_kept_engines(*case) for case in cases]
     assert len(set(folders)) == 4
-    assert kept_engines(a, short, "sm89") == folders[0]
+    assert locate_kept_engines(a, short, "sm89") == folders[0]
     assert all(f.is_relative_to(tmp_path / "cache") for f in folders)

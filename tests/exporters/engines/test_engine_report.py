@@ -11,7 +11,7 @@ from engine_files import engine_file
 
 from maskpro_deploy.exporters import ExportConfig, export
 from maskpro_deploy.exporters.engines.builder import _Phases
-from maskpro_deploy.exporters.engines.preflight import BEHIND_QDQ, PADDING, WRONG_AXIS, inspect_weights, spoiled_counts
+from maskpro_deploy.exporters.engines.preflight import BEHIND_QDQ, PADDING, WRONG_AXIS, count_spoiled, inspect_weights
 from maskpro_deploy.exporters.engines.report import UNKNOWN, EngineReport, LayerRow, layer_rows, read_kernels, sentence
 from maskpro_deploy.exporters.graph.data_file import Region
 from maskpro_deploy.exporters.graph.weights import MatMulWeight, matmul_weights
@@ -72,7 +72,7 @@ def test_eligibility_names_the_reason(tmp_path, values, dtype, reason):
 def test_pruned_layers_that_the_graph_spoils_are_counted_by_cause(tmp_path, listed, values, flags, cause):
     weight = dataclasses.replace(weight_file(tmp_path, values), **flags)
     found = inspect_weights(manifest("fp16", listed), [weight])
-    assert spoiled_counts(found) == {c: int(c == cause) for c in (WRONG_AXIS, PADDING, BEHIND_QDQ)}
+    assert count_spoiled(found) == {c: int(c == cause) for c in (WRONG_AXIS, PADDING, BEHIND_QDQ)}
     assert bool(found[0].reason) == (cause in (WRONG_AXIS, BEHIND_QDQ))
 
 
@@ -80,7 +80,7 @@ def test_pruned_layers_that_the_graph_spoils_are_counted_by_cause(tmp_path, list
 def test_an_exported_graph_spoils_no_layer_unless_it_is_quantised(tiny_sparse, tmp_path, quantize, spoiled):
     made = export(tiny_sparse, tmp_path / "b", ExportConfig(dtype="fp16", quantize=quantize), compare=False)
     found = inspect_weights(made, matmul_weights(tmp_path / "b" / "model.onnx"))
-    assert spoiled_counts(found) == {WRONG_AXIS: 0, PADDING: 0, BEHIND_QDQ: spoiled}
+    assert count_spoiled(found) == {WRONG_AXIS: 0, PADDING: 0, BEHIND_QDQ: spoiled}
     assert sum(not f.reason for f in found if f.weight.initializer.endswith("proj.weight")) == 14 - spoiled
 
 

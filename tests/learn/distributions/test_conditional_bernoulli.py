@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskpro_deploy.learn.distributions.conditional_bernoulli import Enumerated, Recursive, conditional_bernoulli
-from maskpro_deploy.learn.distributions.planes import centred, top, top_of_centred
+from maskpro_deploy.learn.distributions.planes import centre, top, top_of_centred
 from maskpro_deploy.pattern import NMPattern
 
 ALL = [NMPattern(n, m) for m in range(2, 9) for n in range(1, m) if math.comb(m, n) <= 70]
@@ -142,7 +142,7 @@ def test_entropy_is_highest_for_equal_logits() -> None:
 def test_the_mode_of_centred_logits_is_read_from_their_signs(seed: int, pattern: NMPattern, coarse: bool) -> None:
     logits = logits_of(pattern, seed, 1.0, groups=20)
     logits = logits.round() + 0.0 if coarse else logits  # rounded ones have ties, at the cut too; no -0.0
-    stored = centred(logits, pattern.n).half()
+    stored = centre(logits, pattern.n).half()
     kept = top_of_centred(stored, pattern.n)
     assert (kept.sum(0) == pattern.n).all()
     assert torch.equal(kept, top(logits, pattern.n))

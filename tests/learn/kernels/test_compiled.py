@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from maskpro_deploy.learn.distributions.conditional_bernoulli import conditional_bernoulli
-from maskpro_deploy.learn.distributions.planes import centred, unpack
+from maskpro_deploy.learn.distributions.planes import centre, unpack
 from maskpro_deploy.learn.kernels.compiled import CompiledStep, covariance
 from maskpro_deploy.learn.kernels.contract import ByOperations, Chunk, ChunkStep
 from maskpro_deploy.learn.kernels.optimizer import Moments, noise
@@ -25,7 +25,7 @@ def masks(pattern: NMPattern) -> tuple[tuple[bool, ...], ...]:
 def test_the_sum_over_masks_is_the_covariance(text: str, spread: float) -> None:
     torch.manual_seed(0)
     pattern = NMPattern.parse(text)
-    logits = centred(torch.randn(pattern.m, 500, dtype=torch.float64) * spread, pattern.n)
+    logits = centre(torch.randn(pattern.m, 500, dtype=torch.float64) * spread, pattern.n)
     h = torch.randn(pattern.m, 500, dtype=torch.float64)
     kept = torch.from_numpy(pattern.all_masks()).double()  # (S, M)
     p = torch.softmax(kept @ logits, dim=0)  # (S, G)
@@ -43,7 +43,7 @@ class State:
         shape = (pattern.m, rows * columns // pattern.m)
         self.grad = torch.randn(rows * columns).mul_(1e-5).bfloat16()
         self.weight = torch.randn(rows * columns).bfloat16()
-        self.logits = centred(torch.randn(shape) * 6, pattern.n).half()
+        self.logits = centre(torch.randn(shape) * 6, pattern.n).half()
         self.moments = Moments(torch.randint(-127, 128, shape, dtype=torch.int8), (torch.rand(shape) * 1e-9).bfloat16())
         self.dither = noise(shape, rows, CPU)
 

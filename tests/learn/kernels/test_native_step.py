@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskpro_deploy.learn.distributions.conditional_bernoulli import conditional_bernoulli
-from maskpro_deploy.learn.distributions.planes import centred, pack, top_of_centred, unpack
+from maskpro_deploy.learn.distributions.planes import centre, pack, top_of_centred, unpack
 from maskpro_deploy.learn.kernels import native_step as native
 from maskpro_deploy.learn.kernels.contract import ByOperations, Chunk, ChunkStep
 from maskpro_deploy.learn.kernels.native_step import NativeStep
@@ -49,7 +49,7 @@ class State:
         shape = (m, before + groups + after)
         self.grad = torch.randn(m * groups, generator=generator).mul_(1e-5).to(dtype)
         self.weight = torch.randn(m * groups, generator=generator).to(dtype)
-        logits = centred(torch.randn(shape, generator=generator) * spread, pattern.n)
+        logits = centre(torch.randn(shape, generator=generator) * spread, pattern.n)
         self.all_logits = logits.clamp_(-60000, 60000).half()
         first = torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8)
         second = torch.rand(shape, generator=generator).mul_(1e-9).bfloat16()
@@ -138,7 +138,7 @@ def test_ties_at_the_cut_are_resolved_as_torch_does() -> None:
         state = State(text, 999, torch.float32)
         values = torch.tensor([0.0, -0.0, 2.0**-24, -(2.0**-24), 2.0**-15, 1.0, -1.0])
         chosen = values[torch.randint(0, len(values), state.logits.shape, generator=torch.Generator().manual_seed(1))]
-        state.logits.copy_(centred(chosen, state.pattern.n).half())
+        state.logits.copy_(centre(chosen, state.pattern.n).half())
         state.grad.zero_()
         state.moments.first.zero_()
         bits = state.after(native_step(text))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskpro_deploy.learn.distributions.conditional_bernoulli import conditional_bernoulli
-from maskpro_deploy.learn.distributions.planes import centred, masked, pack, top_of_centred, unpack
+from maskpro_deploy.learn.distributions.planes import centre, masked, pack, top_of_centred, unpack
 from maskpro_deploy.learn.kernels import triton_step
 from maskpro_deploy.learn.kernels.contract import ByOperations, Chunk
 from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer, Moments, noise
@@ -41,7 +41,7 @@ class State:
         self.pattern = pattern
         self.grad = torch.randn(pattern.m * groups).mul_(1e-5).to(DEVICE)
         self.weight = torch.randn(pattern.m * groups).to(DEVICE)
-        self.logits = centred(torch.randn(shape) * spread, pattern.n).clamp_(-60000, 60000).half().to(DEVICE)
+        self.logits = centre(torch.randn(shape) * spread, pattern.n).clamp_(-60000, 60000).half().to(DEVICE)
         first = torch.randint(-127, 128, shape, dtype=torch.int8)
         self.moments = Moments(first.to(DEVICE), (torch.rand(shape) * 1e-9).bfloat16().to(DEVICE))
 

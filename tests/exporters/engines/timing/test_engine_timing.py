@@ -9,8 +9,6 @@ import random
 
 import numpy as np
 import pytest
-from maskpro_deploy.backends.tensorrt_.calls import BoundCall
-from maskpro_deploy.bench.statistics.break_even import find_break_even
 
 from maskpro_deploy.backends.executor import TensorSpec
 from maskpro_deploy.backends.memory import OutOfDeviceMemory
