@@ -183,5 +183,9 @@ def test_a_runtime_that_drops_the_roundings_is_found_and_fp16_is_then_not_verifi
 
 def test_probe_outputs_cost_nothing_where_they_are_not_asked_for(half_bundle):
     opened = open_to_compare(half_bundle, Manifest.load(half_bundle))
-    assert len(opened.model._session.get_outputs()) > 100
-    assert set(opened.model._outputs) == {"logits", *(f"present.{i}.{kind}" for i in range(2) for kind in ("key", "value"))}
+    executor = opened.model._onnx
+    assert len(executor._session.get_outputs()) > 100
+    opened.model.logits(np.array([[3, 4, 5]]))
+    asked_for = {name for name in executor._bound if not executor.tensors[name].is_input}
+    assert asked_for == {"logits", *(f"present.{i}.{kind}" for i in range(2) for kind in ("key", "value"))}
+    assert executor._needed_only.only_execute_path_to_fetches
