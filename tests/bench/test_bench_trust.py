@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "bench_trust"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_trust"
 
 
 def trust(bundle: Path, out: Path, *arguments: object) -> tuple[dict[str, Any], str]:
