@@ -123,5 +123,5 @@ def describe_first_difference(differences: Sequence[LayerDifference], dtype: str
                 f"by {layer.largest:.2g}, where values reach {layer.scale:.2g}."
             )
     if not differences:
-        return "Its layers cannot be told apart in the graph."
+        return "Its layers cannot be distinguished in the graph."
     return f"No single layer of {len(differences)} is off by more than {same:g} of its largest value."

@@ -147,7 +147,7 @@ def is_causal(
     """Whether a mask hides what comes later, padding, perhaps what lies far back, and nothing else.
 
     Every architecture's mask is replaced by that of the cache form. That is only right if both say the same, so the nodes that
-    make it are run on small inputs. With `causal`, Attention hides what comes later by itself.
+    make it are run on small inputs. With `causal`, Attention masks later tokens on its own.
     """
     made = find_ancestors(nodes, {mask})
     free = {name for node in made for name in node.input if name} - {o for node in made for o in node.output}

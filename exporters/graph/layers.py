@@ -137,7 +137,7 @@ class Layers:
         config, path = self.config, _path(module)
         rope = config.ropes[layer]
         tables = self._tables[rope] if rope is not None else None
-        inside = tables is not None and self.form.applies_rope(config, rope, tables[2])  # the form turns q and k by itself
+        inside = tables is not None and self.form.applies_rope(config, rope, tables[2])  # the form rotates q and k itself
         if self.form.packed and not head_norm and (tables is None or inside):
             q, k, v = self._project_packed(module, x, names, parts), "", ""
         else:

@@ -15,7 +15,7 @@ Floats = npt.NDArray[np.float32]
 DType = np.dtype[np.generic]
 
 # name of a way to round in `--method` -> what it does; the first is the default
-METHODS = {"nearest": "each by itself", "calibrated": "with the errors that matter on built-in text"}
+METHODS = {"nearest": "each on its own", "calibrated": "with the errors that matter on built-in text"}
 DEFAULT_METHOD = next(iter(METHODS))
 
 

@@ -44,7 +44,7 @@ class Session(Protocol):
 
     @property
     def shape(self) -> ModelShape:
-        """Sizes and special tokens; `max_length` is what this session can run."""
+        """Sizes and special tokens; `max_length` is what a session of it can run."""
 
     def forward(self, tokens: Ints, cache: Cache | None = None, attention_mask: Ints | None = None) -> tuple[Floats, Cache]:
         """Read tokens on top of a cache.

@@ -104,7 +104,7 @@ def _load(arm: ModelArm[Any], rows: int, new: int, past: int) -> Load:
 class Agreement:
     """How near the logits of one model are to those of another over the same tokens."""
 
-    max_logit_difference: float  # the largest absolute difference of a logit; infinite where one of them is no number
+    max_logit_difference: float  # the largest absolute difference of a logit; infinite where one of them is NaN
     same_top_token: float  # part of the positions at which both have the same likeliest token
     positions: int  # that were compared
 

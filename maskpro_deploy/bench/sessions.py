@@ -88,7 +88,7 @@ class Sessions(Generic[K]):
     `openers` open a new session of each arm: what one yields makes the task of a case, and its context ends the session. `before`
     is called in the first session with a case and the opened arms; what it returns makes the case invalid. `after` is called
     after each session, such as to save the run, and `after_case` after each case: a run that goes on from there does the rest of
-    this session. `progress` is told after each case.
+    this session. `progress` is updated after each case.
     """
 
     def __init__(

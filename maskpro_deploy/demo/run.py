@@ -31,7 +31,7 @@ STEPS: list[tuple[str, Callable[[Demo], None]]] = [
     ("export to ONNX and compare with torch", export_bundles),
     ("build a TensorRT-RTX engine", build),
     ("evaluate dense, one-shot and learned on held-out text", evaluate),
-    ("measure latency, sparse beside dense in one run", measure),
+    ("measure latency, sparse next to dense in one run", measure),
     ("serve, and ask one question over HTTP", ask),
 ]
 

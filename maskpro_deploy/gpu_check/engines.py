@@ -1,4 +1,4 @@
-"""Items: engines with sparse kernels beside dense ones, whole and layer by layer, on random sparse models in fp16.
+"""Items: engines with sparse kernels next to dense ones, whole and layer by layer, on random sparse models in fp16.
 
 `engine-7b` has the widths of a 7B model in a few layers and next to no vocabulary, so that its products are those of the whole
 model; prefill is timed at batch x length 4096.

@@ -60,7 +60,7 @@ def gpu_is_here() -> bool:
 def run_check(
     names: Sequence[str], *, budget_s: float, scratch: Path | None, rehearse: bool, announce: Callable[[str], None]
 ) -> list[Outcome]:
-    """Run the items one after another; `announce` is told of each before it runs. `scratch` is the system's folder by default."""
+    """Run the items one after another; `announce` is called before each. `scratch` is the system's folder by default."""
     if scratch is not None and not scratch.is_dir():
         raise InputError(f"--scratch {scratch} is not a folder.\nGive one that exists.")
     with (

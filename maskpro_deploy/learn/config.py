@@ -89,7 +89,7 @@ class LearnConfig:
             object.__setattr__(self, "budget_s", DEFAULT_BUDGET_S)
 
     def _check_ranges(self) -> None:
-        """Every number by itself, and against the window."""
+        """Each number on its own, and against the window."""
         for field in _POSITIVE:
             check_range(_flag(field), getattr(self, field), above=0)
         for field in _NOT_NEGATIVE:

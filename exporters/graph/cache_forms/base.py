@@ -53,7 +53,7 @@ class KVForm(ABC):
         """Make the values that attention reads in all layers, such as masks."""
 
     def applies_rope(self, config: DecoderConfig, rope: RopeConfig | None, rows: str) -> bool:
-        """Whether attention applies this rotary embedding by itself; `rows` are those of its tables for the new tokens."""
+        """Whether attention applies this rotary embedding itself; `rows` are those of its tables for the new tokens."""
         return False
 
     @abstractmethod
@@ -61,7 +61,7 @@ class KVForm(ABC):
         """Attention of the new queries over past and new keys.  # (B, H, S, D) each -> (B, H, S, D)
 
         Nodes go into `graph` under the path `name`. Where the form is packed, `q` may hold keys and values too; `k` and `v` are
-        then empty. `rope` holds cosines and sines, where the form turns q and k by itself.
+        then empty. `rope` holds cosines and sines, where the form rotates q and k itself.
         """
 
     def finish(self, graph: Graph) -> None:  # noqa: B027 (most forms have nothing left to do)

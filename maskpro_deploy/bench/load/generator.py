@@ -129,7 +129,7 @@ async def run_load(
     """Put a load on a client and record it.
 
     `source` makes each request of `seed` and its index; `seed` makes the timetable too. The recording repeats `session`, `block`
-    and `position`. The client has to use the same `clock`; `progress` is told after each request.
+    and `position`. The client has to use the same `clock`; `progress` is updated after each request.
     """
     await _warm_up(client, [source((*seed, 1, i)) for i in range(amount.warmup)], load, amount.timeout_s)
     times = _make_timetable(load, amount, seed)
