@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from maskpro_deploy.commands.learning_options import device_option, model_option, setting_options, sparsity_option
-from maskpro_deploy.commands.options import PATH, DurationType, force_option, json_option, seed_option
+from maskpro_deploy.commands.options import (
+    PATH,
+    DurationType,
+    device_option,
+    force_option,
+    json_option,
+    model_option,
+    seed_option,
+    setting_options,
+    sparsity_option,
+)
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.output import emit, table
 

@@ -111,7 +111,7 @@ class PerplexityResult(_ModelResult):
         if not compared:
             return "; ".join(f"{name}: perplexity {value.perplexity:.2f}" for name, value in perplexities.items()) + "."
         parts = [f"{name} has {c.ratio:.3f}x the perplexity ({c.model.perplexity:.2f})" for name, c in compared.items()]
-        return f"Beside {self.reference} ({perplexities[str(self.reference)].perplexity:.2f}): {'; '.join(parts)}."
+        return f"Against {self.reference} ({perplexities[str(self.reference)].perplexity:.2f}): {'; '.join(parts)}."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,7 @@ from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.model.calibration import decoder_blocks
-from maskpro_deploy.learn.model.model import LearningModel, hooked, prunable_layers
+from maskpro_deploy.learn.model.model import LearningModel, keep_hooks, prunable_layers
 from maskpro_deploy.learn.model.objective import BLOCK_TOKENS
 from maskpro_deploy.learn.monitor import peak_memory
 from maskpro_deploy.learn.state import StateStore
@@ -192,8 +192,8 @@ def _predict_kept_bytes(model: LearningModel, layers: Mapping[str, nn.Linear], c
     handles = (layer.register_forward_pre_hook(lambda _, args: (keep(args[0]), None)[1]) for layer in layers.values())
     tokens = torch.zeros(config.sequences, config.window, dtype=torch.long, device="meta")
     try:
-        with hooked(handles), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            hidden = model.hidden(tokens, differentiable=True)  # held, with its graph, until all is counted
+        with keep_hooks(handles), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            hidden = model.compute_hidden(tokens, differentiable=True)  # held, with its graph, until all is counted
     except (RuntimeError, NotImplementedError):  # the choice of experts hangs on values
         return None
     size = sum(size for _, size in kept.values())
@@ -283,7 +283,7 @@ def _mask_seconds(layers: Mapping[str, nn.Linear], config: LearnConfig, device: 
 def _best_seconds(work: Callable[[], object], device: str) -> float:
     """The least time of one call, over some tenths of a second."""
 
-    def timed() -> float:
+    def time_once() -> float:
         started = time.perf_counter()
         work()
         if device != "cpu":
@@ -291,9 +291,9 @@ def _best_seconds(work: Callable[[], object], device: str) -> float:
         return time.perf_counter() - started
 
     with torch.no_grad():
-        timed()  # the first call also sets up
+        time_once()  # the first call also sets up
         until = time.perf_counter() + _PROBE_S
-        best = timed()
+        best = time_once()
         while time.perf_counter() < until:
-            best = min(best, timed())
+            best = min(best, time_once())
     return best

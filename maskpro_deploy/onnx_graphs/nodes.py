@@ -50,7 +50,7 @@ def constant_of(node: NodeProto) -> TensorProto | None:
     return None
 
 
-def ordered(nodes: Sequence[NodeProto], known: Container[str]) -> list[tuple[int, NodeProto]]:
+def sort_nodes(nodes: Sequence[NodeProto], known: Container[str]) -> list[tuple[int, NodeProto]]:
     """Nodes with their numbers, each after those that make what it uses; nodes of a cycle come last, as they stand.
 
     `known` are names of values that are there before any node runs.

@@ -81,7 +81,7 @@ def _compare_engines(comparison: Comparison) -> list[Section]:
         ("size", f"{comparison.sparse_bytes / 1e6:.1f} MB", f"{comparison.dense_bytes / 1e6:.1f} MB"),
         ("build", f"{comparison.sparse_build_s:.1f} s", f"{comparison.dense_build_s:.1f} s"),
     ]
-    sections: list[Section] = [TableSection(title="Beside the dense engine", header=("", "sparse", "dense"), rows=rows)]
+    sections: list[Section] = [TableSection(title="Against the dense engine", header=("", "sparse", "dense"), rows=rows)]
     if comparison.not_measured:
         sections.append(ListSection(title="Time", points=[comparison.not_measured]))
     return [*sections, *_show_calls(comparison)] if comparison.points else sections

@@ -65,7 +65,7 @@ class Slo:
             bounds[name] = bound
         return cls(bounds_ms=bounds)
 
-    def kept(self, latencies_ms: Mapping[str, float | None]) -> bool:
+    def holds_for(self, latencies_ms: Mapping[str, float | None]) -> bool:
         """Whether one request kept all bounds; an answer of one token has no time per output token and keeps that bound."""
         values = ((latencies_ms.get(name), bound) for name, bound in self.bounds_ms.items())
         return all(value is None or value <= bound for value, bound in values)
@@ -178,7 +178,7 @@ class Figures:
 
     def goodput(self, slo: Slo | None) -> float | None:
         """Requests a second that kept all bounds."""
-        return self.per_s(sum(slo.kept(compute_latencies_ms(r)) for r in self.answered)) if slo is not None else None
+        return self.per_s(sum(slo.holds_for(compute_latencies_ms(r)) for r in self.answered)) if slo is not None else None
 
     def invalid_reasons(self, limits: Limits) -> list[str]:
         """Why the figures prove nothing; empty if they may be believed."""

@@ -218,8 +218,8 @@ class _Loaded:
 
 def _make_opener(arm: ModelArm[Any], seed: int, clock: Clock) -> Opener[Case]:
     @contextmanager
-    def opened() -> Iterator[MakeTask[Case]]:
+    def open_arm() -> Iterator[MakeTask[Case]]:
         with arm.open() as forward:
             yield _Loaded(arm, forward, seed, clock)
 
-    return opened
+    return open_arm

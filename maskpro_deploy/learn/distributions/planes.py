@@ -139,7 +139,7 @@ def flips(packed: Tensor, other: Tensor, m: int, count: int) -> int:
     return int(unpack(differs, count).view(-1, m).any(1).sum())
 
 
-def masked(weight: Tensor, packed: Tensor) -> Tensor:
+def apply_mask(weight: Tensor, packed: Tensor) -> Tensor:
     """The weight where its mask has a one, +0.0 elsewhere.  # (O, C), (ceil(n / 8),) uint8 -> (O, C)"""
     if weight.numel() % 8:
         return torch.where(unpack(packed, weight.numel()).view(weight.shape), weight, torch.zeros((), dtype=weight.dtype))

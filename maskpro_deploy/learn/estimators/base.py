@@ -45,7 +45,7 @@ class StepLoss:
             set_mode(self._sites, Mode.DENSE)
             try:
                 with torch.no_grad():
-                    self._answer = self._model.hidden(self._model.tokens(windows), differentiable=False)
+                    self._answer = self._model.compute_hidden(self._model.tokens(windows), differentiable=False)
             finally:
                 for site, mode in zip(self._sites, modes, strict=True):
                     site.mode = mode

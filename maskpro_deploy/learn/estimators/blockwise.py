@@ -56,7 +56,7 @@ class BlockwiseEstimator(PathwiseEstimator):
         """The relative error of a block under its masks.  # (B, T) -> scalar"""
         with torch.no_grad():
             set_mode(self._sites, Mode.ARGMAX)
-            start = self._stream.embedded(self._model.tokens(windows))
+            start = self._stream.embed(self._model.tokens(windows))
             masked = self._run_to(block, start)
             set_mode(self._sites, Mode.DENSE)
             dense = self._run_to(block, start)

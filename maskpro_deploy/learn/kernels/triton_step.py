@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from maskpro_deploy.errors import in_one_line
-from maskpro_deploy.learn.distributions.planes import centre, masked, pack, top_of_centred
+from maskpro_deploy.learn.distributions.planes import apply_mask, centre, pack, top_of_centred
 from maskpro_deploy.learn.kernels.contract import Chunk, ChunkStep, MaskedLayer, SiteStep
 from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer, Moments, first_bound, noise
 from maskpro_deploy.pattern import NMPattern
@@ -85,10 +85,10 @@ def triton_step(pattern: NMPattern, otherwise: SiteStep, reference: ChunkStep, d
 def masked_weight(weight: Tensor, bits: Tensor) -> Tensor:
     """The weight where its mask has a one, +0.0 elsewhere.  # (O, C), (ceil(n / 8),) uint8 -> (O, C)"""
     kernels = load(weight.device) if weight.device.type == "cuda" else None  # shapes are tried out on other devices
-    return masked(weight, bits) if kernels is None else _masked(kernels, weight, bits)
+    return apply_mask(weight, bits) if kernels is None else _apply_mask(kernels, weight, bits)
 
 
-def _masked(kernels: Any, weight: Tensor, bits: Tensor) -> Tensor:
+def _apply_mask(kernels: Any, weight: Tensor, bits: Tensor) -> Tensor:
     out, block = torch.empty_like(weight), 8 * _BYTES
     kernels.masked[(-(-weight.numel() // block),)](weight, bits, out, weight.numel(), BLOCK=block)
     return out
@@ -102,7 +102,7 @@ def load(device: torch.device) -> Any:
 
         weight = torch.arange(-60.0, 60.0, device=device).view(8, 15).to(torch.bfloat16)
         bits = torch.arange(100, 115, dtype=torch.uint8, device=device)
-        works = torch.equal(_masked(triton_kernels, weight, bits), masked(weight, bits))
+        works = torch.equal(_apply_mask(triton_kernels, weight, bits), apply_mask(weight, bits))
         fault = "" if works else "a wrong result"
     except ImportError:
         log.info("no Triton here")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from maskpro_deploy.errors import InputError
-from maskpro_deploy.learn.model.model import LearningModel, hooked
+from maskpro_deploy.learn.model.model import LearningModel, keep_hooks
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class Gram:
 
 
 class GramHooks:
-    """Hooks that form the Gram matrices of layers, by name, while their model runs (see `hooked`)."""
+    """Hooks that form the Gram matrices of layers, by name, while their model runs (see `keep_hooks`)."""
 
     def __init__(self, layers: Mapping[str, nn.Linear]) -> None:
         self._leader: dict[str, str] = {}  # layer -> the layer whose matrix it shares
@@ -82,9 +82,9 @@ class GramHooks:
 def whole_model_grams(model: LearningModel, layers: Mapping[str, nn.Linear], batches: Sequence[Tensor]) -> dict[str, Gram]:
     """Gram matrices of a few layers on the model as it is, by whole forward passes."""
     hooks = GramHooks(layers)
-    with hooked(hooks.handles), torch.no_grad():
+    with keep_hooks(hooks.handles), torch.no_grad():
         for tokens in batches:
-            model.hidden(tokens, differentiable=False)
+            model.compute_hidden(tokens, differentiable=False)
             hooks.forget_inputs()
     return hooks.grams()
 
@@ -99,9 +99,9 @@ def whole_model_norms(model: LearningModel, layers: Mapping[str, nn.Linear], bat
 
         return add
 
-    with hooked(layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()), torch.inference_mode():
+    with keep_hooks(layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()), torch.inference_mode():
         for tokens in batches:
-            model.hidden(tokens, differentiable=False)
+            model.compute_hidden(tokens, differentiable=False)
     return {name: total.sqrt() for name, total in squares.items()}
 
 
@@ -124,7 +124,7 @@ class BlockStream:
         self.blocks = decoder_blocks(model.model)  # in order, by module name
         self._calls: dict[int, list[_Call]] = {}  # batch size -> one call a block
         with torch.no_grad():
-            self.states = [self.embedded(tokens) for tokens in batches]  # what goes into the next block (B, T, D)
+            self.states = [self.embed(tokens) for tokens in batches]  # what goes into the next block (B, T, D)
 
     def _record(self, tokens: Tensor) -> list[_Call]:
         """How the model calls each of its blocks: masks, positions and the like depend on the shape of a batch alone."""
@@ -133,8 +133,8 @@ class BlockStream:
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             calls.append((args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}))
 
-        with hooked(block.register_forward_pre_hook(note, with_kwargs=True) for block in self.blocks.values()):
-            self.model.hidden(tokens, differentiable=False)
+        with keep_hooks(block.register_forward_pre_hook(note, with_kwargs=True) for block in self.blocks.values()):
+            self.model.compute_hidden(tokens, differentiable=False)
         if len(calls) != len(self.blocks):
             raise InputError(
                 f"{type(self.model.model).__name__} cannot be pruned block by block: it calls its {len(self.blocks)} blocks "
@@ -142,7 +142,7 @@ class BlockStream:
             )
         return calls
 
-    def embedded(self, tokens: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor) -> Tensor:
         """What goes into the first block.  # (B, T) -> (B, T, D)"""
         if len(tokens) not in self._calls:
             self._calls[len(tokens)] = self._record(tokens)
@@ -153,8 +153,8 @@ class BlockStream:
             raise _Reached
 
         first = next(iter(self.blocks.values()))
-        with hooked([first.register_forward_pre_hook(take, with_kwargs=True)]), suppress(_Reached):
-            self.model.hidden(tokens, differentiable=False)
+        with keep_hooks([first.register_forward_pre_hook(take, with_kwargs=True)]), suppress(_Reached):
+            self.model.compute_hidden(tokens, differentiable=False)
         return reached[0]
 
     def run(self, name: str, state: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ class BlockStream:
     def grams(self, name: str, layers: Mapping[str, nn.Linear]) -> tuple[dict[str, Gram], list[Tensor]]:
         """Run a block on all states: the Gram matrices of its layers, and its outputs."""
         hooks, outputs = GramHooks(layers), []
-        with hooked(hooks.handles), torch.no_grad():
+        with keep_hooks(hooks.handles), torch.no_grad():
             for state in self.states:
                 outputs.append(self.run(name, state))
                 hooks.forget_inputs()

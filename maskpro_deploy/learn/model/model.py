@@ -80,7 +80,7 @@ def prunable_layers(model: Any, pattern: NMPattern, include: str | None, exclude
 
 
 @contextmanager
-def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+def keep_hooks(handles: Iterable[RemovableHandle]) -> Iterator[None]:
     """Take hooks of modules away when the `with` block ends."""
     handles = list(handles)
     try:
@@ -126,7 +126,7 @@ class LearningModel:
         *path, leaf = weight_name.removesuffix(".weight").split(".")
         setattr(self.model.get_submodule(".".join(path)), leaf, module)
 
-    def hidden(self, tokens: Tensor, *, differentiable: bool) -> Tensor:
+    def compute_hidden(self, tokens: Tensor, *, differentiable: bool) -> Tensor:
         """Last hidden states.  # (B, T) -> (B, T, D)"""
         embedded = self.model.get_input_embeddings()(tokens)
         if differentiable:  # else autograd would never reach the first layers: nothing below them needs a gradient
@@ -146,7 +146,7 @@ class LearningModel:
     def loss(self, windows: Windows, *, differentiable: bool, teacher: Tensor | None = None, share: float = 0.0) -> Tensor:
         """Mean loss over every window's tokens but its first, see `next_token_loss`.  # (B, T), (B, T, D) -> scalar"""
         tokens = self.tokens(windows)
-        hidden = self.hidden(tokens, differentiable=differentiable)[:, :-1].flatten(0, 1)
+        hidden = self.compute_hidden(tokens, differentiable=differentiable)[:, :-1].flatten(0, 1)
         taught = None if teacher is None else teacher[:, :-1].flatten(0, 1)
         return next_token_loss(hidden, self.head, tokens[:, 1:].flatten(), self.softcap, taught, share)
 
@@ -154,7 +154,7 @@ class LearningModel:
     def paired_loss(self, windows: Windows) -> Tensor:
         """Run every window twice in one batch, and take the second half's cross-entropy, nats a token.  # (B, T) -> scalar"""
         tokens = self.tokens(windows)
-        hidden = self.hidden(tokens.repeat(2, 1), differentiable=False)[len(tokens) :, :-1].flatten(0, 1)
+        hidden = self.compute_hidden(tokens.repeat(2, 1), differentiable=False)[len(tokens) :, :-1].flatten(0, 1)
         return next_token_loss(hidden, self.head, tokens[:, 1:].flatten(), self.softcap)
 
     def check_backward(self, windows: Windows) -> None:
@@ -205,6 +205,6 @@ class LearningModel:
             return hook
 
         handles = (m.register_forward_hook(look(n)) for n, m in self.model.named_modules() if not list(m.children()))
-        with hooked(handles), torch.no_grad():
-            self.hidden(self.tokens(windows), differentiable=False)
+        with keep_hooks(handles), torch.no_grad():
+            self.compute_hidden(self.tokens(windows), differentiable=False)
         return bad[0] if bad else None

@@ -55,18 +55,18 @@ def read_weight(prefix: str, entries: Entries, listed: Container[str]) -> Weight
     bit_file, bits = entries[prefix + _BITS]
     shape = _read_shape(entries.get(prefix + _SHAPE))
 
-    def unchecked(reason: str) -> Unchecked:
+    def leave_unchecked(reason: str) -> Unchecked:
         return Unchecked(name=prefix + VALUES, shape=shape or values.shape, reason=reason, bytes=values.bytes)
 
     if shape is None:
-        return unchecked("its compressed form has no valid shape")
+        return leave_unchecked("its compressed form has no valid shape")
     rows, columns = shape
     if values.dtype not in DTYPES:
-        return unchecked(f"dtype {values.dtype} packs or encodes its weights")
+        return leave_unchecked(f"dtype {values.dtype} packs or encodes its weights")
     if bits.dtype != "U8" or bits.shape != (rows, -(-columns // 8)):
-        return unchecked(f"its bitmask has shape {list(bits.shape)} for a weight of {list(shape)}")
+        return leave_unchecked(f"its bitmask has shape {list(bits.shape)} for a weight of {list(shape)}")
     if 2 * math.prod(values.shape) != rows * columns:
-        return unchecked(f"it has {math.prod(values.shape)} values for a weight of {list(shape)}")
+        return leave_unchecked(f"it has {math.prod(values.shape)} values for a weight of {list(shape)}")
     packed = FileArray(file=bit_file, offset=bits.offset, dtype=np.dtype(np.uint8), size=math.prod(bits.shape))
     mask = BitArray(base=packed, size=rows * columns, columns=columns, order="little")
     kept = FileArray(file=value_file, offset=values.offset, dtype=DTYPES[values.dtype], size=math.prod(values.shape))

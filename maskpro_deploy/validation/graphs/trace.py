@@ -15,7 +15,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.onnx_graphs.constants import QUANTISING, external_entries, tensor_bytes
-from maskpro_deploy.onnx_graphs.nodes import STANDARD, constant_of, graphs_of, ordered, title
+from maskpro_deploy.onnx_graphs.nodes import STANDARD, constant_of, graphs_of, sort_nodes, title
 from maskpro_deploy.validation.graphs import operators as ops
 from maskpro_deploy.validation.graphs.branches import Branches, bind, large_attributes
 from maskpro_deploy.validation.graphs.flow import Flow
@@ -71,7 +71,7 @@ class Tracer:
             size = tensor_bytes(sparse.values) + tensor_bytes(sparse.indices)
             key = self.ledger.enter_bytes(sparse.values.name, tuple(sparse.dims), size, scope)
             values[sparse.values.name] = Opaque(frozenset({key}), Kind.CONSTANT, "it is stored as a sparse tensor")
-        self._trace_nodes(((node, (*scope, i)) for i, node in ordered(graph.node, values)), values)
+        self._trace_nodes(((node, (*scope, i)) for i, node in sort_nodes(graph.node, values)), values)
         return [values.get(output.name, Runtime.ACTIVE) for output in graph.output]
 
     def _enter_tensor(self, tensor: TensorProto, name: str, scope: Scope) -> Value:

@@ -9,10 +9,10 @@ from maskpro_deploy.errors import ConfigError
 def test_bounds_are_read_and_kept() -> None:
     slo = Slo.parse("ttft:500,tpot:50,e2el:2000")
     assert dict(slo.bounds_ms) == {"ttft": 500.0, "tpot": 50.0, "e2el": 2000.0}
-    assert slo.kept({"ttft": 500.0, "tpot": 50.0, "e2el": 2000.0})
-    assert slo.kept({"ttft": 1.0, "tpot": None, "e2el": 1.0})
+    assert slo.holds_for({"ttft": 500.0, "tpot": 50.0, "e2el": 2000.0})
+    assert slo.holds_for({"ttft": 1.0, "tpot": None, "e2el": 1.0})
     for metric in ("ttft", "tpot", "e2el"):
-        assert not slo.kept({"ttft": 1.0, "tpot": 1.0, "e2el": 1.0, metric: 2000.1})
+        assert not slo.holds_for({"ttft": 1.0, "tpot": 1.0, "e2el": 1.0, metric: 2000.1})
     assert Slo.parse("ttft:500 tpot:50") == Slo.parse("ttft:500,tpot:50")  # as vLLM's --goodput has it
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskpro_deploy.learn.distributions.planes import flips, masked, pack, unpack
+from maskpro_deploy.learn.distributions.planes import apply_mask, flips, pack, unpack
 
 
 @given(m=st.sampled_from([1, 2, 3, 4, 6, 8, 10, 16, 32]), groups=st.integers(1, 40), seed=st.integers(0, 99))
@@ -27,7 +27,7 @@ def test_a_masked_weight_is_the_product_without_negative_zeros(dtype: torch.dtyp
     weight = torch.randn(shape, generator=generator).to(dtype)
     kept = torch.rand(shape, generator=generator) < 0.5
     packed = pack(kept.view(-1, 4).t().contiguous())
-    result = masked(weight, packed)
+    result = apply_mask(weight, packed)
     assert torch.equal(result, weight * kept)
     assert not torch.signbit(result[result == 0]).any()
 

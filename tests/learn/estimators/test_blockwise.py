@@ -41,7 +41,7 @@ def block_errors(trainer: Trainer) -> list[float]:
         handles = [layers[0].register_forward_pre_hook(lambda _, args, found=found: found.append(args[0].clone()))]
         handles += [y.register_forward_hook(lambda _, args, out, found=found: found.append(out.clone())) for y in layers]
         with torch.no_grad():
-            trainer.model.hidden(trainer.model.tokens(WINDOWS[:4]), differentiable=False)
+            trainer.model.compute_hidden(trainer.model.tokens(WINDOWS[:4]), differentiable=False)
         for handle in handles:
             handle.remove()
     dense, masked = states[Mode.DENSE], states[Mode.ARGMAX]

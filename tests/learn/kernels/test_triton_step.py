@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskpro_deploy.learn.distributions.conditional_bernoulli import conditional_bernoulli
-from maskpro_deploy.learn.distributions.planes import centre, masked, pack, top_of_centred, unpack
+from maskpro_deploy.learn.distributions.planes import apply_mask, centre, pack, top_of_centred, unpack
 from maskpro_deploy.learn.kernels import triton_step
 from maskpro_deploy.learn.kernels.contract import ByOperations, Chunk
 from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer, Moments, noise
@@ -126,8 +126,8 @@ def test_a_masked_weight(dtype: torch.dtype, shape: tuple[int, int]) -> None:
     torch.manual_seed(1)
     weight = torch.randn(shape).to(DEVICE, dtype)
     bits = torch.randint(0, 256, (-(-weight.numel() // 8),), dtype=torch.uint8).to(DEVICE)
-    found = triton_step._masked(kernels, weight, bits)
-    assert torch.equal(found, masked(weight, bits))
+    found = triton_step._apply_mask(kernels, weight, bits)
+    assert torch.equal(found, apply_mask(weight, bits))
     assert not torch.signbit(found[found == 0]).any()
 
 

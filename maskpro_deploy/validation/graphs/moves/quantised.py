@@ -98,10 +98,10 @@ def _index_scales(shape: tuple[int, ...], by: Scales) -> Place | None:
     if scale_shape != (*shape[:axis], blocks, *shape[axis + 1 :]):
         return None
 
-    def blocked(flat: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def find_block(flat: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return (flat // (inner * length) * blocks + flat // inner % length // block) * inner + flat % inner
 
-    return blocked
+    return find_block
 
 
 def quantise(

@@ -137,12 +137,12 @@ def _reshape_to(value: Constant, wanted: list[int]) -> Constant | None:
         if size > EAGER_LIMIT:
             return None
 
-        def ordered() -> Array:
+        def transpose() -> Array:
             whole = np.ascontiguousarray(value.data.read(0, size).reshape(shape).transpose(perm))
             value.data.release()
             return whole
 
-        data = LoadedArray(ordered, size)
+        data = LoadedArray(transpose, size)
     return replace(value, shape=tuple(wanted), data=data, perm=tuple(range(len(wanted))))
 
 
