@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from maskpro_deploy.bench.sweeps.summary import Verdict
     from maskpro_deploy.learn import LearnResult
 
-_EVAL_WINDOW, _EVAL_WINDOWS = 512, 32
+_EVAL_WINDOW, _EVAL_WINDOWS = 512, 16
 QUESTION = "What is the capital of France?"
 _LATENCY_S = 60.0
 _ANSWER_TOKENS = 48
