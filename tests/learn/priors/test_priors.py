@@ -38,7 +38,7 @@ def test_input_norms_are_those_of_all_inputs_seen() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(8, 3)
     inputs = [torch.randn(2, 5, 8), torch.randn(4, 8)]
-    model: Any = SimpleNamespace(hidden=lambda x, differentiable: layer(x))
+    model: Any = SimpleNamespace(compute_hidden=lambda x, differentiable: layer(x))
     norms = whole_model_norms(model, {"a": layer}, inputs)
     expected = torch.cat([x.reshape(-1, 8) for x in inputs]).norm(dim=0)
     torch.testing.assert_close(norms["a"], expected)
