@@ -10,7 +10,7 @@ import pytest
 from bench_results import latency_result as latency_result
 from bench_results import throughput_result as throughput_result
 from hypothesis import HealthCheck, settings
-from serial_files import SERIAL
+from serial_files import FIRST, SERIAL
 from tiny_model import magnitude_masks, write_tiny
 
 from maskpro_deploy.checkpoint import Checkpoint, save_sparse
@@ -28,12 +28,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what `--serial` leaves out."""
+    """Leave out what `--serial` leaves out, and put first what takes long."""
     choice = config.getoption("serial")
     if choice != "with":
         kept = [item for item in items if (item.path.name in SERIAL) == (choice == "only")]
         config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
-        items[:] = kept
+        items[:] = sorted(kept, key=lambda item: item.path.name not in FIRST)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ def test_the_whole_path_on_the_real_demo_model(tmp_path: Path) -> None:
 
     openai = pytest.importorskip("openai")
     out = tmp_path / "demo"
-    process = start_demo(out, None, "--budget", "60s", "--json")
+    process = start_demo(out, None, "--budget", "45s", "--json")
     stdout, stderr = process.communicate(timeout=1500)
     assert process.returncode == 0, stderr
     figures = json.loads(stdout)

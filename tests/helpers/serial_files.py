@@ -1,4 +1,7 @@
-"""Which tests `scripts/test` runs alone, after all others: they measure time or keep to it, or use all cores themselves."""
+"""Which tests `scripts/test` runs alone, after all others: they measure time or keep to it, or use all cores themselves.
+
+And with which of the others it begins.
+"""
 
 from __future__ import annotations
 
@@ -22,3 +25,14 @@ SERIAL = {
     "test_serve_command.py": "signals to a server, and its deadlines",
     "test_trt_bindings.py": "downloads into the cache folder",
 }
+
+# few tests that take long: begun first, so that no core has to wait for them at the end
+FIRST = (
+    "test_readme.py",
+    "test_trt_graphs.py",
+    "test_demo_command.py",
+    "test_half_faults.py",
+    "test_transformers_front_end.py",
+    "test_export_commands.py",
+    "test_compiled.py",
+)
