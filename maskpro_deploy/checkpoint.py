@@ -118,14 +118,14 @@ class Checkpoint:
         digests = [(hashlib.sha256(), frozenset(names)) for names in choices]
         for name in sorted(frozenset().union(*(names for _, names in digests))):
             chosen = [digest for digest, names in digests if name in names]
-            for i, block in enumerate(self._read_blocks(name)):
+            for i, block in enumerate(self.read_blocks(name)):
                 for digest in chosen:
                     if i == 0:
                         digest.update(f"\0{name}\0{block.dtype.name}\0{self.shapes[name]}\0".encode())
                     digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
         return [digest.hexdigest() for digest, _ in digests]
 
-    def _read_blocks(self, name: str) -> Iterator[npt.NDArray[Any]]:
+    def read_blocks(self, name: str) -> Iterator[npt.NDArray[Any]]:
         """One tensor as runs of rows of some megabytes, so that a large one is never whole in memory."""
         parts = self.slices(name)
         rows, *others = self.shapes[name] or (0,)
