@@ -125,15 +125,20 @@ class Checkpoint:
                     digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
         return [digest.hexdigest() for digest, _ in digests]
 
+    def read_rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
+        """Some rows of a tensor, in its own dtype; errors as of `tensor`."""
+        shard = self._shard_holding(name)
+        with open_tensors(shard) as file:
+            return _read_tensor(file, name, shard, slice(start, stop))
+
     def read_blocks(self, name: str) -> Iterator[npt.NDArray[Any]]:
         """One tensor as runs of rows of some megabytes, so that a large one is never whole in memory."""
-        parts = self.slices(name)
         rows, *others = self.shapes[name] or (0,)
         if not rows:
             yield self.tensor(name)
         step = max(1, _BLOCK_VALUES // max(1, math.prod(others)))
         for start in range(0, rows, step):
-            yield parts[start : min(start + step, rows)]
+            yield self.read_rows(name, start, min(start + step, rows))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -193,10 +198,10 @@ def _find_shards(folder: Path) -> dict[str, Path]:
     return shard_of
 
 
-def _read_tensor(file: Any, name: str, path: Path) -> npt.NDArray[Any]:
-    """A tensor of an opened file, in its own dtype."""
+def _read_tensor(file: Any, name: str, path: Path, rows: slice | None = None) -> npt.NDArray[Any]:
+    """A tensor of an opened file, or some rows of it, in its own dtype."""
     try:
-        tensor: npt.NDArray[Any] = file.get_tensor(name)
+        tensor: npt.NDArray[Any] = file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
     except (AttributeError, TypeError) as e:  # the library has no numpy dtype for it
         raise FormatError(f"{path}: {name} has a dtype that is not read here (fp8 or packed): {e}") from e
     return tensor

@@ -1,9 +1,9 @@
 """Masks of weights that hold N:M already, whatever tool pruned them.
 
-A weight (out, in) holds N:M if no group of M along `in` has more than N nonzeros; -0.0 is a zero. A group with fewer is *short*: its
-mask keeps the nonzeros and, to keep exactly N, the earliest zeros. A pattern that was not asked for has to show in the weight: most
-of its groups have exactly N (a weight of zeros alone holds nothing). Of the usual patterns the one that most weights hold is taken,
-and of several the finest.
+A weight (out, in) holds N:M if no group of M along `in` has more than N nonzeros; -0.0 is a zero. A group with fewer is *short*:
+its mask keeps the nonzeros and, to keep exactly N, the earliest zeros. A pattern that was not asked for has to show: most groups
+of the weight have exactly N (a weight of zeros alone holds nothing). Of the usual patterns the one that most weights hold is
+taken, and of several the finest.
 
 Such masks do not know the dense weights that they were made for, so their hash is empty. `check_origin` compares what the sparse
 weights kept with the dense ones instead.
@@ -61,9 +61,11 @@ def infer_masks(checkpoint: Checkpoint, names: Iterable[str], pattern: NMPattern
     chosen = max(patterns, key=lambda p: votes[p])  # of equals the first, which is the finest
     short = {name: weight.short[chosen] for name, weight in found.items() if chosen in weight.short}
     shapes = {name: (checkpoint.shapes[name][0], checkpoint.shapes[name][1]) for name in short}
-    packed = {name: _fill_short(found[name].bits, shapes[name], chosen) if few else found[name].bits for name, few in short.items()}
+    for name, few in short.items():
+        if few:
+            found[name] = found[name]._replace(bits=_fill_short(found[name].bits, shapes[name], chosen))
     return Inferred(
-        masks=MaskSet(pattern=chosen, packed=packed, shapes=shapes),
+        masks=MaskSet(pattern=chosen, packed={name: found[name].bits for name in short}, shapes=shapes),
         short={name: few for name, few in short.items() if few},
         others=tuple(name for name in names if name not in short),
     )
@@ -73,7 +75,7 @@ def _look_at(checkpoint: Checkpoint, name: str, patterns: Sequence[NMPattern], *
     """Find the patterns that a weight holds; `any_count` does without most groups having exactly N."""
     rows, columns = checkpoint.shapes[name]
     alive = [p for p in patterns if columns % p.m == 0]
-    first = _find_nonzeros(checkpoint.slices(name)[0:1])
+    first = _find_nonzeros(checkpoint.read_rows(name, 0, 1))
     alive = [p for p in alive if (p.counts(first) <= p.n).all()]
     if not alive or not rows:
         return _Found(np.empty(0, np.uint8), {})
@@ -86,8 +88,9 @@ def _look_at(checkpoint: Checkpoint, name: str, patterns: Sequence[NMPattern], *
 def _find_nonzeros(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Where values are not zero; 16-bit floats by their bits without the sign, which numpy compares fast."""
     if values.dtype.itemsize == 2 and values.dtype.kind not in "iu":
-        return (np.ascontiguousarray(values).view(np.uint16) << 1) != 0
-    return np.asarray(values != 0, dtype=np.bool_)
+        values = np.ascontiguousarray(values).view(np.uint16) << 1
+    nonzeros: npt.NDArray[np.bool_] = values != 0
+    return nonzeros
 
 
 def _fill_short(bits: npt.NDArray[np.uint8], shape: tuple[int, int], pattern: NMPattern) -> npt.NDArray[np.uint8]:
@@ -150,11 +153,13 @@ def check_origin(given: GivenMasks, dense: Checkpoint, source: str, *, other_wei
     elif changed := [name for name in masks if not _agree(given.weights, dense, name)]:
         raise InputError(
             f"{source} has other weights than {dense.folder}: {len(changed)} of {len(masks)} layers differ where they are "
-            f"not zero, such as {changed[0]}.\nGive the dense model it was made from, or add --other-weights to use its masks alone."
+            f"not zero, such as {changed[0]}.\n"
+            f"Give the dense model it was made from, or add --other-weights to use its masks alone."
         )
 
 
 def _agree(sparse: Checkpoint, dense: Checkpoint, name: str) -> bool:
     """Whether two weights are equal wherever the first is not zero, in the first one's dtype."""
     pairs = zip(sparse.read_blocks(name), dense.read_blocks(name), strict=True)
-    return all(bool(((ours == 0) | (ours == theirs.astype(ours.dtype))).all()) for ours, theirs in pairs)
+    with np.errstate(over="ignore", invalid="ignore"):  # what the narrower type cannot hold is not equal
+        return all(bool(((ours == 0) | (ours == theirs.astype(ours.dtype))).all()) for ours, theirs in pairs)

@@ -21,7 +21,7 @@ from sparse_cases import FLOATS, PATTERNS, STORED, damaged, holds_by_hand, lawfu
 from maskpro_deploy.errors import MaskProError
 from maskpro_deploy.manifest import FileEntry, Graph, Manifest, ModelShape, SparseWeight, file_entry
 from maskpro_deploy.masks import MASKS_FILE, MaskSet
-from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.pattern import USUAL_PATTERNS, NMPattern
 from maskpro_deploy.validation import validate
 
 T = TypeVar("T")
