@@ -74,10 +74,11 @@ def infer_masks(checkpoint: Checkpoint, names: Iterable[str], pattern: NMPattern
 def _look_at(checkpoint: Checkpoint, name: str, patterns: Sequence[NMPattern], *, any_count: bool) -> _Found:
     """Find the patterns that a weight holds; `any_count` does without most groups having exactly N."""
     rows, columns = checkpoint.shapes[name]
-    alive = [p for p in patterns if columns % p.m == 0]
-    first = _find_nonzeros(checkpoint.read_rows(name, 0, 1))
-    alive = [p for p in alive if (p.counts(first) <= p.n).all()]
-    if not alive or not rows:
+    alive = [p for p in patterns if columns % p.m == 0 and rows]
+    if alive:
+        first = _find_nonzeros(checkpoint.read_rows(name, 0, 1))
+        alive = [p for p in alive if (p.counts(first) <= p.n).all()]
+    if not alive:
         return _Found(np.empty(0, np.uint8), {})
     kept = np.concatenate([_find_nonzeros(block) for block in checkpoint.read_blocks(name)])
     counted = {p: p.counts(kept) for p in alive}

@@ -56,12 +56,15 @@ def list_prunable(weights: Mapping[str, Weight]) -> list[str]:
 
 
 def find_masks(checkpoint: Checkpoint, weights: Mapping[str, Weight], required: NMPattern | None) -> MaskSet | None:
-    """The masks of a checkpoint: its own or, without a mask file, those that most of the weights in its projections hold."""
+    """The masks of a checkpoint: its own, or those that its projections hold: most of their weights, all if it is required."""
     if checkpoint.masks is not None:
         return checkpoint.masks
-    shapes = {name: checkpoint.shapes[name] for name in list_prunable(weights) if len(checkpoint.shapes.get(name, ())) == 2}
-    inferred = infer_masks(checkpoint, (n for n in shapes if reduction_axis(n, checkpoint.config) == 1), required)
-    if inferred is None or 2 * inferred.masks.num_weights <= sum(math.prod(shape) for shape in shapes.values()):
+    shapes = {name: checkpoint.shapes.get(name, ()) for name in list_prunable(weights)}
+    matrices = [n for n, shape in shapes.items() if len(shape) == 2 and reduction_axis(n, checkpoint.config) == 1]
+    inferred = infer_masks(checkpoint, matrices, required)
+    if inferred is None or (required is not None and len(inferred.masks) < len(shapes)):
+        return None
+    if 2 * inferred.masks.num_weights <= sum(math.prod(shape) for shape in shapes.values()):
         return None
     masks, short = inferred.masks, sum(inferred.short.values())
     filled = f" (groups with fewer nonzeros: {short:,})" if short else ""
@@ -119,7 +122,7 @@ def _check_counts(name: str, tally: Tally, checkpoint: Checkpoint) -> None:
     hint = (
         "Its weights and its masks disagree: learn or apply the masks again."
         if checkpoint.masks is not None
-        else "Make it sparse first with `maskpro-deploy learn`, or export it without --require-sparsity."
+        else "Make it sparse with `maskpro-deploy learn`, or export it without --require-sparsity: layers that hold it are found."
     )
     raise CheckFailed(
         f"{checkpoint.folder} does not hold {tally.pattern}: {name} has {tally.over} of {tally.groups} "
