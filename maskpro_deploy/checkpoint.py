@@ -125,20 +125,25 @@ class Checkpoint:
                     digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
         return [digest.hexdigest() for digest, _ in digests]
 
-    def read_rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
-        """Some rows of a tensor, in its own dtype; errors as of `tensor`."""
-        shard = self._shard_holding(name)
-        with open_tensors(shard) as file:
-            return _read_tensor(file, name, shard, slice(start, stop))
+    def read_first_rows(self, names: Iterable[str]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """The first row of each of the named matrices, shard by shard: cheap, as a file is opened once; errors as of `tensor`."""
+        by_shard: dict[Path, list[str]] = {}
+        for name in names:
+            by_shard.setdefault(self._shard_holding(name), []).append(name)
+        for shard, held in by_shard.items():
+            with open_tensors(shard) as file:
+                yield from ((name, _read_tensor(file, name, shard, slice(0, 1))) for name in held)
 
     def read_blocks(self, name: str) -> Iterator[npt.NDArray[Any]]:
         """One tensor as runs of rows of some megabytes, so that a large one is never whole in memory."""
+        shard = self._shard_holding(name)
         rows, *others = self.shapes[name] or (0,)
         if not rows:
             yield self.tensor(name)
         step = max(1, _BLOCK_VALUES // max(1, math.prod(others)))
-        for start in range(0, rows, step):
-            yield self.read_rows(name, start, min(start + step, rows))
+        with open_tensors(shard) as file:
+            for start in range(0, rows, step):
+                yield _read_tensor(file, name, shard, slice(start, min(start + step, rows)))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

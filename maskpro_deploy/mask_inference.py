@@ -54,7 +54,10 @@ def infer_masks(checkpoint: Checkpoint, names: Iterable[str], pattern: NMPattern
         None if no weight holds a pattern.
     """
     names, patterns = list(names), (pattern,) if pattern is not None else USUAL_PATTERNS
-    found = {name: _look_at(checkpoint, name, patterns, any_count=pattern is not None) for name in names}
+    found = {}
+    for name, row in checkpoint.read_first_rows(name for name in names if checkpoint.shapes[name][0]):
+        if alive := [p for p in patterns if _holds_at_most(p, _find_nonzeros(row))]:
+            found[name] = _look_at(checkpoint, name, alive, any_count=pattern is not None)
     votes = Counter(held for weight in found.values() for held in weight.short)
     if not votes:
         return None
@@ -73,17 +76,14 @@ def infer_masks(checkpoint: Checkpoint, names: Iterable[str], pattern: NMPattern
 
 def _look_at(checkpoint: Checkpoint, name: str, patterns: Sequence[NMPattern], *, any_count: bool) -> _Found:
     """Find the patterns that a weight holds; `any_count` does without most groups having exactly N."""
-    rows, columns = checkpoint.shapes[name]
-    alive = [p for p in patterns if columns % p.m == 0 and rows]
-    if alive:
-        first = _find_nonzeros(checkpoint.read_rows(name, 0, 1))
-        alive = [p for p in alive if (p.counts(first) <= p.n).all()]
-    if not alive:
-        return _Found(np.empty(0, np.uint8), {})
     kept = np.concatenate([_find_nonzeros(block) for block in checkpoint.read_blocks(name)])
-    counted = {p: p.counts(kept) for p in alive}
-    short = {p: int((counts < p.n).sum()) for p, counts in counted.items() if (counts <= p.n).all()}
-    return _Found(np.packbits(kept), {p: few for p, few in short.items() if any_count or 2 * few < counted[p].size})
+    short = {p: int((p.counts(kept) < p.n).sum()) for p in patterns if _holds_at_most(p, kept)}
+    return _Found(np.packbits(kept), {p: few for p, few in short.items() if any_count or 2 * few < kept.size // p.m})
+
+
+def _holds_at_most(pattern: NMPattern, kept: npt.NDArray[np.bool_]) -> bool:
+    """Whether no group along the last axis keeps more than N."""
+    return kept.shape[-1] % pattern.m == 0 and bool((pattern.counts(kept) <= pattern.n).all())
 
 
 def _find_nonzeros(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
