@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -126,24 +127,26 @@ class Checkpoint:
         return [digest.hexdigest() for digest, _ in digests]
 
     def read_first_rows(self, names: Iterable[str]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-        """The first row of each of the named matrices, shard by shard: cheap, as a file is opened once; errors as of `tensor`."""
+        """The first row of each of the named matrices, shard by shard: a file is opened once. Errors as of `tensor`."""
         by_shard: dict[Path, list[str]] = {}
         for name in names:
             by_shard.setdefault(self._shard_holding(name), []).append(name)
         for shard, held in by_shard.items():
             with open_tensors(shard) as file:
-                yield from ((name, _read_tensor(file, name, shard, slice(0, 1))) for name in held)
+                stored = frozenset(file.keys())
+                for name in held:
+                    parts = file.get_slice(name) if name in stored else self.slices(name)
+                    yield name, _read_rows(parts, 0, 1, name, shard)
 
     def read_blocks(self, name: str) -> Iterator[npt.NDArray[Any]]:
         """One tensor as runs of rows of some megabytes, so that a large one is never whole in memory."""
-        shard = self._shard_holding(name)
+        parts, shard = self.slices(name), self._shard_holding(name)
         rows, *others = self.shapes[name] or (0,)
         if not rows:
             yield self.tensor(name)
         step = max(1, _BLOCK_VALUES // max(1, math.prod(others)))
-        with open_tensors(shard) as file:
-            for start in range(0, rows, step):
-                yield _read_tensor(file, name, shard, slice(start, min(start + step, rows)))
+        for start in range(0, rows, step):
+            yield _read_rows(parts, start, min(start + step, rows), name, shard)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -203,13 +206,27 @@ def _find_shards(folder: Path) -> dict[str, Path]:
     return shard_of
 
 
-def _read_tensor(file: Any, name: str, path: Path, rows: slice | None = None) -> npt.NDArray[Any]:
-    """A tensor of an opened file, or some rows of it, in its own dtype."""
-    try:
-        tensor: npt.NDArray[Any] = file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
-    except (AttributeError, TypeError) as e:  # the library has no numpy dtype for it
-        raise FormatError(f"{path}: {name} has a dtype that is not read here (fp8 or packed): {e}") from e
+def _read_tensor(file: Any, name: str, path: Path) -> npt.NDArray[Any]:
+    """A tensor of an opened file, in its own dtype."""
+    with _known_dtype(name, path):
+        tensor: npt.NDArray[Any] = file.get_tensor(name)
     return tensor
+
+
+def _read_rows(parts: Any, start: int, stop: int, name: str, path: Path) -> npt.NDArray[Any]:
+    """Rows [start, stop) of a tensor that is read in parts, in its own dtype."""
+    with _known_dtype(name, path):
+        rows: npt.NDArray[Any] = parts[start:stop]
+    return rows
+
+
+@contextmanager
+def _known_dtype(name: str, path: Path) -> Iterator[None]:
+    """Say so where the library has no numpy dtype for a tensor (FormatError)."""
+    try:
+        yield
+    except (AttributeError, TypeError) as e:
+        raise FormatError(f"{path}: {name} has a dtype that is not read here (fp8 or packed): {e}") from e
 
 
 def apply_mask(weight: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
