@@ -25,6 +25,7 @@ from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import InputError
 from maskpro_deploy.masks import MASKS_FILE, MaskSet
 from maskpro_deploy.pattern import USUAL_PATTERNS, NMPattern
+from maskpro_deploy.system.progress import SILENT, Progress
 
 log = logging.getLogger(__name__)
 
@@ -45,17 +46,21 @@ class _Found(NamedTuple):
     short: dict[NMPattern, int]
 
 
-def infer_masks(checkpoint: Checkpoint, names: Iterable[str], pattern: NMPattern | None = None) -> Inferred | None:
+def infer_masks(
+    checkpoint: Checkpoint, names: Iterable[str], pattern: NMPattern | None = None, progress: Progress = SILENT
+) -> Inferred | None:
     """The masks of the named weights (out, in) that hold `pattern`, or the usual pattern that fits them best.
 
-    A weight that holds none is left at its first row that says so: a dense model costs next to nothing.
+    A weight whose first row holds none is not read any further: a dense model costs next to nothing. `progress` receives weights.
 
     Returns:
         None if no weight holds a pattern.
     """
     names, patterns = list(names), (pattern,) if pattern is not None else USUAL_PATTERNS
     found = {}
-    for name, row in checkpoint.read_first_rows(name for name in names if checkpoint.shapes[name][0]):
+    first_rows = checkpoint.read_first_rows(name for name in names if checkpoint.shapes[name][0])
+    for done, (name, row) in enumerate(first_rows, start=1):
+        progress.update(done, len(names))
         if alive := [p for p in patterns if _holds_at_most(p, _find_nonzeros(row))]:
             found[name] = _look_at(checkpoint, name, alive, any_count=pattern is not None)
     votes = Counter(held for weight in found.values() for held in weight.short)

@@ -104,8 +104,10 @@ def infer(folder: str, out: Path, pattern: NMPattern | None, force: bool, as_jso
       maskpro-deploy masks infer pruned-elsewhere --out masks.safetensors
     """
     from maskpro_deploy.runs.mask_repair import infer_mask_file, render_inferred
+    from maskpro_deploy.system.progress import Meter
 
-    facts = infer_mask_file(folder, out, pattern, force=force)
+    with closing(Meter("inferring", "layers")) as meter:
+        facts = infer_mask_file(folder, out, pattern, force=force, progress=meter)
     emit(as_json, facts, render_inferred(facts))
 
 

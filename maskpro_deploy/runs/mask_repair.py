@@ -31,8 +31,10 @@ def list_prunable(checkpoint: Checkpoint) -> list[str]:
     return [w.name for w in weights if w.linear and w.axis == 1 and w.name in checkpoint.shapes]
 
 
-def infer_mask_file(model: str, out: Path, pattern: NMPattern | None, *, force: bool = False) -> dict[str, Any]:
-    """Write a mask file of the weights that hold `pattern`, or the one that is found.
+def infer_mask_file(
+    model: str, out: Path, pattern: NMPattern | None, *, force: bool = False, progress: Progress = SILENT
+) -> dict[str, Any]:
+    """Write a mask file of the weights that hold `pattern`, or the one that is found; `progress` receives layers.
 
     Raises:
         InputError: `out` exists or is a folder, or the model cannot be read.
@@ -43,7 +45,7 @@ def infer_mask_file(model: str, out: Path, pattern: NMPattern | None, *, force: 
         raise InputError(f"--out {out} is a folder.\nName the mask file to write, such as {out / MASKS_FILE}.")
     checkpoint = Checkpoint.open(resolve(model))
     names = list_prunable(checkpoint)
-    if (inferred := infer_masks(checkpoint, names, pattern)) is None:
+    if (inferred := infer_masks(checkpoint, names, pattern, progress)) is None:
         wanted = pattern or "an N:M pattern"
         raise CheckFailed(f"{model}: none of its {len(names)} linear layers holds {wanted}; nothing was written.")
     masks = inferred.masks
