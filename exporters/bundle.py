@@ -170,8 +170,11 @@ def _write_graph(path: Path, graph: OnnxGraph, blob: Blob, entries: dict[str, st
 def _add_files(plan: Plan, folder: Path, entries: Sequence[Graph]) -> None:
     """Tokenizer, masks, and what the layout asks for."""
     copy_side_files(plan.source.folder, folder)
-    if plan.source.masks is not None and plan.template.as_stored:  # tells a kept weight that is itself zero from a violation
-        copy_file(plan.source.folder / MASKS_FILE, folder / MASKS_FILE)
+    if plan.masks is not None and plan.template.as_stored:  # tells a kept weight that is itself zero from a violation
+        if plan.source.masks is not None:
+            copy_file(plan.source.folder / MASKS_FILE, folder / MASKS_FILE)
+        else:
+            plan.masks.save(folder / MASKS_FILE)
     if plan.config.layout == "genai":
         write_genai(folder, plan.shape, entries[0])
 

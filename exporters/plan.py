@@ -16,7 +16,7 @@ from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import load_tokenizer
 from maskpro_deploy.errors import ConfigError, FormatError
 from maskpro_deploy.exporters.architectures.template import Template
-from maskpro_deploy.exporters.checks.proof import Claim, list_prunable, read_claim
+from maskpro_deploy.exporters.checks.proof import Claim, find_masks, list_prunable, read_claim
 from maskpro_deploy.exporters.config import ExportConfig
 from maskpro_deploy.exporters.frontends.templates import choose_template
 from maskpro_deploy.exporters.graph.builder import Graph, Weight
@@ -25,6 +25,7 @@ from maskpro_deploy.exporters.graph.data_file import check_weights
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig
 from maskpro_deploy.exporters.graph.layers import Layers
 from maskpro_deploy.manifest import ModelShape
+from maskpro_deploy.masks import MaskSet
 from maskpro_deploy.system.files import read_json
 from maskpro_deploy.system.progress import Progress
 
@@ -40,6 +41,7 @@ class Plan:
     template: Template
     decoder: DecoderConfig
     graphs: dict[str, Graph]  # name of each form -> its graph; all name the same weights
+    masks: MaskSet | None  # the checkpoint's own, or those that its weights hold; None for a dense checkpoint
     claim: Claim | None  # the pattern to prove, and of which weights; None for a dense checkpoint
     shape: ModelShape  # what the manifest says of the model
     origin: dict[str, Any]  # where the weights come from, for the manifest: names and hashes, no paths
@@ -64,15 +66,17 @@ def plan_export(checkpoint: Checkpoint, config: ExportConfig, progress: Progress
     graphs = build_graphs(template, decoder, config, checkpoint)
     weights = graphs[config.forms[0]].weights
     check_weights(weights.values(), checkpoint, _list_unused_tensors(checkpoint, decoder, template))
+    masks = find_masks(checkpoint, weights, config.require_sparsity)
     return Plan(
         source=checkpoint,
         config=config,
         template=template,
         decoder=decoder,
         graphs=graphs,
-        claim=read_claim(checkpoint, weights, config.require_sparsity),
+        masks=masks,
+        claim=read_claim(checkpoint, masks, weights, config.require_sparsity),
         shape=_describe_model(checkpoint, decoder),
-        origin=_describe_origin(checkpoint, weights, template),
+        origin=_describe_origin(checkpoint, masks, weights, template),
     )
 
 
@@ -152,14 +156,16 @@ def _return_memory() -> None:
         trim(0)
 
 
-def _describe_origin(source: Checkpoint, weights: dict[str, Weight], template: Template) -> dict[str, Any]:
-    masks = source.masks
+def _describe_origin(source: Checkpoint, masks: MaskSet | None, weights: dict[str, Weight], template: Template) -> dict[str, Any]:
+    """Names and hashes; where masks do not know the dense weights, `dense_sha256` is that of the checkpoint's own."""
+    known = masks.dense_sha256 if masks is not None else ""
     origin = {
         "checkpoint": source.folder.resolve().name,
-        "dense_sha256": masks.dense_sha256 if masks is not None else source.dense_sha256(list_prunable(weights)),
+        "dense_sha256": known or source.dense_sha256(list_prunable(weights)),
         "masks_sha256": masks.sha256() if masks is not None else None,
     }
-    return origin | ({"front_end": template.tool} if template.tool else {})
+    inferred = {"masks_inferred": True} if masks is not None and source.masks is None else {}
+    return origin | inferred | ({"front_end": template.tool} if template.tool else {})
 
 
 def _find_end_tokens(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -118,22 +119,34 @@ class Checkpoint:
         digests = [(hashlib.sha256(), frozenset(names)) for names in choices]
         for name in sorted(frozenset().union(*(names for _, names in digests))):
             chosen = [digest for digest, names in digests if name in names]
-            for i, block in enumerate(self._read_blocks(name)):
+            for i, block in enumerate(self.read_blocks(name)):
                 for digest in chosen:
                     if i == 0:
                         digest.update(f"\0{name}\0{block.dtype.name}\0{self.shapes[name]}\0".encode())
                     digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
         return [digest.hexdigest() for digest, _ in digests]
 
-    def _read_blocks(self, name: str) -> Iterator[npt.NDArray[Any]]:
+    def read_first_rows(self, names: Iterable[str]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """The first row of each of the named matrices, shard by shard: a file is opened once. Errors as of `tensor`."""
+        by_shard: dict[Path, list[str]] = {}
+        for name in names:
+            by_shard.setdefault(self._shard_holding(name), []).append(name)
+        for shard, held in by_shard.items():
+            with open_tensors(shard) as file:
+                stored = frozenset(file.keys())
+                for name in held:
+                    parts = file.get_slice(name) if name in stored else self.slices(name)
+                    yield name, _read_rows(parts, 0, 1, name, shard)
+
+    def read_blocks(self, name: str) -> Iterator[npt.NDArray[Any]]:
         """One tensor as runs of rows of some megabytes, so that a large one is never whole in memory."""
-        parts = self.slices(name)
+        parts, shard = self.slices(name), self._shard_holding(name)
         rows, *others = self.shapes[name] or (0,)
         if not rows:
             yield self.tensor(name)
         step = max(1, _BLOCK_VALUES // max(1, math.prod(others)))
         for start in range(0, rows, step):
-            yield parts[start : min(start + step, rows)]
+            yield _read_rows(parts, start, min(start + step, rows), name, shard)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -195,11 +208,25 @@ def _find_shards(folder: Path) -> dict[str, Path]:
 
 def _read_tensor(file: Any, name: str, path: Path) -> npt.NDArray[Any]:
     """A tensor of an opened file, in its own dtype."""
-    try:
+    with _known_dtype(name, path):
         tensor: npt.NDArray[Any] = file.get_tensor(name)
-    except (AttributeError, TypeError) as e:  # the library has no numpy dtype for it
-        raise FormatError(f"{path}: {name} has a dtype that is not read here (fp8 or packed): {e}") from e
     return tensor
+
+
+def _read_rows(parts: Any, start: int, stop: int, name: str, path: Path) -> npt.NDArray[Any]:
+    """Rows [start, stop) of a tensor that is read in parts, in its own dtype."""
+    with _known_dtype(name, path):
+        rows: npt.NDArray[Any] = parts[start:stop]
+    return rows
+
+
+@contextmanager
+def _known_dtype(name: str, path: Path) -> Iterator[None]:
+    """Say so where the library has no numpy dtype for a tensor (FormatError)."""
+    try:
+        yield
+    except (AttributeError, TypeError) as e:
+        raise FormatError(f"{path}: {name} has a dtype that is not read here (fp8 or packed): {e}") from e
 
 
 def apply_mask(weight: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:

@@ -146,7 +146,7 @@ class MaskSet:
         if self.dense_sha256 and self.dense_sha256 != dense_sha256:
             raise InputError(
                 f"{masks} was made for other weights than those of {model}: the hashes differ.\n"
-                f"Give a mask file of this very model."
+                f"Give a mask file of this very model, or add --other-weights to use these masks all the same."
             )
 
     def rename(self, names: Mapping[str, str]) -> MaskSet:

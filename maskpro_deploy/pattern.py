@@ -107,6 +107,10 @@ class NMPattern:
         return kept.shape[-1] % self.m == 0 and bool((self.counts(kept) == self.n).all())
 
 
+# what to look for where nobody says, finest first: what holds 2:4 holds 4:8 as well, and 2:4 is the better answer
+USUAL_PATTERNS = (NMPattern(1, 4), NMPattern(1, 2), NMPattern(2, 4), NMPattern(4, 8), NMPattern(8, 16))
+
+
 def count_in_groups(flags: npt.NDArray[np.bool_], sizes: Iterable[int], inner: int) -> dict[int, Counts]:
     """Count the flags that are set in each group, for every group size M: (outer * M * inner,) to M -> (outer * inner,).
 

@@ -255,3 +255,15 @@ def test_apply_mask_keeps_values_bit_for_bit():
     kept = apply_mask(weight, np.array([[True, True, True, False]]))
     assert kept[0, :3].tobytes() == weight[0, :3].tobytes()
     assert kept[0, 3].tobytes() == bytes(4)
+
+
+def test_a_tensor_of_a_type_that_numpy_lacks_is_one_plain_error(tmp_path):
+    values = np.zeros((4, 8), ml_dtypes.float8_e4m3fn)
+    header = {"w": {"dtype": "F8_E4M3", "shape": [4, 8], "data_offsets": [0, 32]}}
+    text = json.dumps(header).encode().ljust(64)
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + values.tobytes())
+    (tmp_path / "config.json").write_text("{}")
+    checkpoint = Checkpoint.open(tmp_path)
+    for read in (checkpoint.tensor, checkpoint.read_blocks, lambda name: checkpoint.read_first_rows([name])):
+        with pytest.raises(FormatError, match=r"model.safetensors: w has a dtype that is not read here"):
+            list(read("w"))

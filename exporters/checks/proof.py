@@ -7,6 +7,7 @@ become zero in a cast: such groups are counted, they are no fault.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,9 +20,14 @@ from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.exporters.graph.builder import Weight
 from maskpro_deploy.exporters.graph.data_file import INT4, Blob, Region
 from maskpro_deploy.manifest import SparseWeight
+from maskpro_deploy.mask_inference import infer_masks
+from maskpro_deploy.masks import MaskSet
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.validation.arrays import FlatArray, MemoryArray, NibbleArray
+from maskpro_deploy.validation.formats.names import reduction_axis
 from maskpro_deploy.validation.law import Tally, scan
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +55,30 @@ def list_prunable(weights: Mapping[str, Weight]) -> list[str]:
     return list(dict.fromkeys(p.source for w in weights.values() if w.projection for p in w.pieces if p.source))
 
 
-def read_claim(checkpoint: Checkpoint, weights: Mapping[str, Weight], required: NMPattern | None) -> Claim | None:
+def find_masks(checkpoint: Checkpoint, weights: Mapping[str, Weight], required: NMPattern | None) -> MaskSet | None:
+    """The masks of a checkpoint: its own, or those that its projections hold: most of their weights, all if it is required."""
+    if checkpoint.masks is not None:
+        return checkpoint.masks
+    shapes = {name: checkpoint.shapes.get(name, ()) for name in list_prunable(weights)}
+    matrices = [n for n, shape in shapes.items() if len(shape) == 2 and reduction_axis(n, checkpoint.config) == 1]
+    inferred = infer_masks(checkpoint, matrices, required)
+    if inferred is None or (required is not None and len(inferred.masks) < len(shapes)):
+        return None
+    if 2 * inferred.masks.num_weights <= sum(math.prod(shape) for shape in shapes.values()):
+        return None
+    masks, short = inferred.masks, sum(inferred.short.values())
+    filled = f" (groups with fewer nonzeros: {short:,})" if short else ""
+    log.warning(
+        "%s has no mask file, but %s holds in %d of %d projections%s: it is exported as sparse",
+        checkpoint.folder, masks.pattern, len(masks), len(shapes), filled,
+    )  # fmt: skip
+    return masks
+
+
+def read_claim(
+    checkpoint: Checkpoint, masks: MaskSet | None, weights: Mapping[str, Weight], required: NMPattern | None
+) -> Claim | None:
     """What masks promise, or the caller requires without any; None for a dense checkpoint (CheckFailed: they do not fit)."""
-    masks = checkpoint.masks
     if masks is None:
         return Claim(pattern=required, names=tuple(list_prunable(weights))) if required is not None else None
     if required is not None and masks.pattern != required:
@@ -95,7 +122,7 @@ def _check_counts(name: str, tally: Tally, checkpoint: Checkpoint) -> None:
     hint = (
         "Its weights and its masks disagree: learn or apply the masks again."
         if checkpoint.masks is not None
-        else "Make it sparse first with `maskpro-deploy learn`, or export it without --require-sparsity."
+        else "Make it sparse with `maskpro-deploy learn`, or export it without --require-sparsity: layers that hold it are found."
     )
     raise CheckFailed(
         f"{checkpoint.folder} does not hold {tally.pattern}: {name} has {tally.over} of {tally.groups} "

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     "--heldout", default="builtin:heldout", show_default=True,
     help="Text to measure on while learning; split:0.1 holds out a part of --data.",
 )  # fmt: skip
-@setting_options("prior", "prior_update", "prior_inputs", "refine", "objective", "calibration_tokens", "heldout_tokens")
-@setting_options("include", "exclude", "window", "batch_tokens", "estimator", "reward", "distribution", "samples", "flip_rate")
-@setting_options("parts", "learning_rate", "temperature", "evaluations", "patience")
+@setting_options("prior", "other_weights", "prior_update", "prior_inputs", "refine", "objective", "calibration_tokens")
+@setting_options("heldout_tokens", "include", "exclude", "window", "batch_tokens", "estimator", "reward", "distribution")
+@setting_options("samples", "flip_rate", "parts", "learning_rate", "temperature", "evaluations", "patience")
 @click.option("--log", "log_file", type=PATH, help="Write a log of JSON lines: every step, every measurement.")
 @click.option("--tensorboard", "tensorboard", type=PATH, help="Write TensorBoard events into a folder.")
 @click.option("--report", "report_file", type=PATH, help="Write a page with curves: FILE.html.")

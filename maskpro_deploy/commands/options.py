@@ -116,6 +116,7 @@ _LEARN_HELP = {
     "steps": "Optimiser steps instead of a time; 0 writes the prior itself.",
     "tokens": "Tokens to see instead of a time.",
     "prior": f"One-shot mask to start from: {describe(PRIORS)}.",
+    "other_weights": "Take the masks of --prior file:PATH though they were made for other weights.",
     "prior_update": "Keep SparseGPT's weight update too: the weights saved are not the dense ones.",
     "prior_inputs": "Inputs a prior sees: of the dense or of the pruned model.",
     "refine": "Improve the prior by swaps that lower each layer's reconstruction error.",

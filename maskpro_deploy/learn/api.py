@@ -38,7 +38,8 @@ from maskpro_deploy.learn.model.model import LearningModel, Windows, faster_dtyp
 from maskpro_deploy.learn.monitor import Observer
 from maskpro_deploy.learn.state import StateStore
 from maskpro_deploy.learn.trainer import Point, Trainer
-from maskpro_deploy.masks import MASKS_FILE, MaskSet
+from maskpro_deploy.mask_inference import check_origin, open_masks
+from maskpro_deploy.masks import MaskSet
 from maskpro_deploy.models import resolve
 from maskpro_deploy.system.files import check_free
 from maskpro_deploy.system.progress import SILENT, Progress
@@ -222,15 +223,17 @@ def _result(trainer: Trainer, dense_sha256: str) -> LearnResult:
 def _read_given_masks(checkpoint: Checkpoint, trainer: Trainer) -> MaskSet:
     """The masks that `--prior file:PATH` names, checked against the model, under the names that weights have in the model."""
     config, names = trainer.config, {name: trainer.named(name) for name in trainer.layers}
-    path = Path(str(config.prior_file))
-    masks = MaskSet.load(path / MASKS_FILE if path.is_dir() else path)
+    source = f"--prior file:{config.prior_file}"
+    given = open_masks(
+        Path(str(config.prior_file)), source, lambda sparse: sorted(set(names.values()) & sparse.shapes.keys()), config.pattern
+    )
+    masks = given.masks
     if masks.pattern != config.pattern:
-        raise InputError(f"--prior file:{path} holds {masks.pattern} masks, --sparsity is {config.pattern}.")
+        raise InputError(f"{source} holds {masks.pattern} masks, --sparsity is {config.pattern}.")
     if absent := sorted(set(names.values()) - set(masks)):
-        raise InputError(f"--prior file:{path} has no mask for {absent[0]}.\nOmit the layer with --exclude.")
-    masks.check_fits(checkpoint.shapes, f"the masks of --prior file:{path}", str(checkpoint.folder))
-    masks.check_strict(f"--prior file:{path}")
-    masks.check_hash(checkpoint.dense_sha256(masks), f"--prior file:{path}", str(checkpoint.folder))
+        why = f"does not hold {config.pattern} in" if given.weights is not None else "has no mask for"
+        raise InputError(f"{source} {why} {absent[0]}.\nOmit the layer with --exclude.")
+    check_origin(given, checkpoint, source, other_weights=config.other_weights)
     return masks.rename({theirs: own for own, theirs in names.items()})
 
 

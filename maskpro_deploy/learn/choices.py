@@ -153,8 +153,8 @@ PRIORS: tuple[PriorChoice, ...] = (
         "without the channel permutation",
     ),
     PriorChoice(
-        name="file", home=f"{_PRIORS}.from_file:from_file", takes="PATH", hint="masks or a sparse folder",
-        summary="a mask file or sparse folder of the same dense weights; among its weights Wanda's order",
+        name="file", home=f"{_PRIORS}.from_file:from_file", takes="PATH", hint="masks or a pruned folder",
+        summary="a mask file or a pruned folder, of the same dense weights; among its weights Wanda's order",
     ),
     PriorChoice(
         name="none", home=f"{_PRIORS}.no_prior:no_prior", summary="a random mask by `--seed`", hint="random", inputs="",

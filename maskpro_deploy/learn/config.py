@@ -35,6 +35,7 @@ class LearnConfig:
     tokens: int | None = None  # tokens to see instead
     # the one-shot mask to start from: a name of `choices.PRIORS`; "file:PATH" is a mask file or a sparse checkpoint
     prior: str = "wanda"
+    other_weights: bool = False  # take the masks of "file:PATH" though they were made for other weights of the same shapes
     prior_update: bool = False  # keep SparseGPT's weight update too; the base weights change then, and the result says so
     # of a layer while its prior is computed: "dense", those of the dense model; "pruned", those behind the blocks that are pruned
     # already; "auto", pruned for SparseGPT (as published) and dense for the others
@@ -121,6 +122,8 @@ class LearnConfig:
                 f"--objective {self.minimised} compares with the dense model, whose weights --prior-update changes.\n"
                 f"Use --objective ce, or omit --prior-update."
             )
+        if self.other_weights and not prior.takes:
+            raise ConfigError(f"--other-weights belongs to --prior file:PATH; --prior {self.prior} reads no masks.")
         if self.refine and not prior.refinable:
             raise ConfigError(f"--refine needs a mask to refine; --prior {self.prior} has none worth it.")
 
@@ -192,7 +195,7 @@ class LearnConfig:
 
     def fingerprint(self) -> str:
         """Hash of all settings that change the result; the limits are left out, so that a run can be extended."""
-        free = {"budget_s", "steps", "tokens", "checkpoint_every_s", "evaluations", "patience"}
+        free = {"budget_s", "steps", "tokens", "checkpoint_every_s", "evaluations", "patience", "other_weights"}
         fixed = {k: v for k, v in self.to_json().items() if k not in free}
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 

@@ -58,6 +58,7 @@ def render_text(bundle: Path, manifest: Manifest) -> str:
     size = sum(entry.bytes for entry in manifest.files)
     graph = manifest.graph
     sparsity = f"{manifest.sparsity} proven on {len(manifest.sparse_weights)} weights" if manifest.sparsity else "dense"
+    sparsity += ", masks inferred from them" if manifest.source.get("masks_inferred") else ""
     kind = f"{graph.dtype}, {graph.quantization}" if graph.quantization else graph.dtype
     lines = [
         f"{bundle}: {manifest.model.name}, {kind}, opset {graph.opset}, {len(manifest.files)} files, {size / 1e6:.1f} MB",

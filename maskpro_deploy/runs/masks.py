@@ -1,10 +1,11 @@
 """The work of `masks info`, `diff` and `apply`, and their text: facts about masks, a sparse checkpoint from masks and weights.
 
-Wherever a mask file is asked for, a folder that holds one will do.
+Wherever a mask file is asked for, a folder that holds one will do; to `apply`, one whose weights hold N:M too.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 from maskpro_deploy._version import __version__
 from maskpro_deploy.checkpoint import Checkpoint, save_sparse
 from maskpro_deploy.errors import InputError
+from maskpro_deploy.mask_inference import check_origin, open_masks
 from maskpro_deploy.masks import MASKS_FILE, MaskSet, layer_kind
 from maskpro_deploy.models import resolve
+from maskpro_deploy.runs.mask_repair import list_prunable
 from maskpro_deploy.system.files import check_free
 from maskpro_deploy.system.output import table
 from maskpro_deploy.system.progress import SILENT, Progress
@@ -74,27 +77,29 @@ def compare_masks(first: Path, second: Path) -> dict[str, Any]:
     }
 
 
-def apply_masks(path: Path, model: str, out: Path, *, force: bool = False, progress: Progress = SILENT) -> dict[str, Any]:
+def apply_masks(
+    path: Path, model: str, out: Path, *, other_weights: bool = False, force: bool = False, progress: Progress = SILENT
+) -> dict[str, Any]:
     """Put masks on the dense model they were made for, and write a sparse checkpoint; `progress` receives its shards.
+
+    With `other_weights` the model may be another one of the same names and shapes. The result has the hash of its weights.
 
     Raises:
         InputError: the model is sparse, or the masks were made for other weights.
         PatternError: a mask is not strict.
     """
     check_free(out, force=force)
-    file = _locate_masks(path)
-    masks = MaskSet.load(file)
+    given = open_masks(path, str(path), list_prunable)
     dense = Checkpoint.open(resolve(model))
     if dense.masks is not None:
         raise InputError(f"{model} is a sparse checkpoint already.\nGive the dense model.")
-    masks.check_fits(dense.shapes, f"the masks of {file}", model)
-    masks.check_strict(str(file))
-    masks.check_hash(dense.dense_sha256(masks), str(file), model)
+    check_origin(given, dense, str(path), other_weights=other_weights)
+    masks = dataclasses.replace(given.masks, dense_sha256=dense.dense_sha256(given.masks))
     record = {
         "tool": f"maskpro-deploy {__version__}",
         "method": "masks apply",
         "model": dense.folder.name,
-        "dense_sha256": masks.dense_sha256 or None,
+        "dense_sha256": masks.dense_sha256,
         "masks_sha256": masks.sha256(),
     }
     save_sparse(dense, masks, out, record, force=force, progress=progress)

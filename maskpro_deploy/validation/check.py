@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.pattern import USUAL_PATTERNS, NMPattern
 from maskpro_deploy.system.progress import SILENT, Progress
 from maskpro_deploy.validation.formats.bitmask24 import ExpandedArray
 from maskpro_deploy.validation.formats.readers import open_source
@@ -25,8 +25,6 @@ from maskpro_deploy.validation.report import TensorReport, ValidationReport, ali
 from maskpro_deploy.validation.source import Account, Source, Stored, Unchecked, Weight, settle
 
 Require = Literal["listed", "all"]
-# finest first: what holds 2:4 holds 4:8 as well, and 2:4 is the better answer
-DETECTED = (NMPattern(1, 4), NMPattern(1, 2), NMPattern(2, 4), NMPattern(4, 8), NMPattern(8, 16))
 
 _MOST_THREADS = 8
 _WORTH_THREADS = 1 << 22  # weights
@@ -65,7 +63,7 @@ def validate(
     by_list = source.has_list and require == "listed"
     required = [w.listed or (w.linear and not by_list) for w in source.weights]
     given = pattern or source.pattern
-    patterns = (given,) if given else DETECTED
+    patterns = (given,) if given else USUAL_PATTERNS
     scans = _scan_all(source, patterns, at_most, threads or _count_cores(), progress)
     for file in source.inputs:
         file.check_unchanged()
@@ -157,7 +155,7 @@ class _Stopped(Exception):
 def _find_common_pattern(scans: list[Scan]) -> NMPattern | None:
     """The pattern that most tensors hold; of several, the finest."""
     votes = Counter(t.pattern for s in scans for t in s.tallies if t.lawful)
-    return max(DETECTED, key=lambda p: votes[p]) if votes else None
+    return max(USUAL_PATTERNS, key=lambda p: votes[p]) if votes else None
 
 
 def _report_tensor(weight: Weight, counts: Scan, pattern: NMPattern | None, at_most: bool, required: bool) -> TensorReport:

@@ -21,9 +21,8 @@ from sparse_cases import FLOATS, PATTERNS, STORED, damaged, holds_by_hand, lawfu
 from maskpro_deploy.errors import MaskProError
 from maskpro_deploy.manifest import FileEntry, Graph, Manifest, ModelShape, SparseWeight, file_entry
 from maskpro_deploy.masks import MASKS_FILE, MaskSet
-from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.pattern import USUAL_PATTERNS, NMPattern
 from maskpro_deploy.validation import validate
-from maskpro_deploy.validation.check import DETECTED
 
 T = TypeVar("T")
 Array = npt.NDArray[Any]
@@ -71,7 +70,7 @@ def cut(rng: np.random.Generator, path: Path) -> None:
 
 def asked(rng: np.random.Generator, pattern: NMPattern) -> NMPattern | None:
     """The pattern to ask for: sometimes none, where it is one that is looked for."""
-    return None if pattern in DETECTED and rng.random() < 0.3 else pattern
+    return None if pattern in USUAL_PATTERNS and rng.random() < 0.3 else pattern
 
 
 def weight(
@@ -156,7 +155,7 @@ def mask_file(rng: np.random.Generator, folder: Path) -> Case:
 
 
 def npz_file(rng: np.random.Generator, folder: Path) -> Case:
-    pattern = pick(rng, [p for p in PATTERNS if p in DETECTED])
+    pattern = pick(rng, [p for p in PATTERNS if p in USUAL_PATTERNS])
     shape = (8 * int(rng.integers(1, 4)), pattern.m * int(rng.integers(1, 5)))
     name, mask = "model.layers.0.mlp.up_proj.weight", pattern.top(rng.random(shape))
     kind = pick(rng, ("none", "flipped", "cut", "byte", "type", "pickle"))

@@ -1,8 +1,9 @@
-"""`masks info|diff|apply` on real files, and one plain error for each wrong one."""
+"""`masks info|diff|apply|infer|enforce` on real files, and one plain error for each wrong one."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 from tiny_model import write_tiny
 
+from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.cli import cli
 from maskpro_deploy.errors import InputError, PatternError
 from maskpro_deploy.masks import MaskSet
@@ -99,13 +101,49 @@ def test_apply_gives_the_checkpoint_that_the_masks_came_from(
 
 def test_apply_refuses_other_weights_and_leaves_nothing(tiny_checkpoint: Path, tiny_sparse: Path, tmp_path: Path) -> None:
     other = write_tiny(tmp_path / "other", seed=1)
-    with pytest.raises(InputError, match="the hashes differ"):
+    with pytest.raises(InputError, match=r"the hashes differ\.\n.*--other-weights"):
         failing("apply", tiny_sparse, "--model", other, "--out", tmp_path / "out")
     with pytest.raises(InputError, match="sparse checkpoint already"):
         failing("apply", tiny_sparse, "--model", tiny_sparse, "--out", tmp_path / "out")
     with pytest.raises(InputError, match="--force"):
         failing("apply", tiny_sparse, "--model", tiny_checkpoint, "--out", other)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["other"]
+
+
+def test_apply_to_other_weights_records_their_hash(tiny_sparse: Path, masks: MaskSet, tmp_path: Path) -> None:
+    other = write_tiny(tmp_path / "other", seed=1)
+    run("apply", tiny_sparse, "--model", other, "--out", tmp_path / "out", "--other-weights")
+    written, dense = MaskSet.load(tmp_path / "out" / "masks.safetensors"), Checkpoint.open(other)
+    assert written.sha256() == masks.sha256()
+    assert written.dense_sha256 == dense.dense_sha256(masks) != masks.dense_sha256
+    assert json.loads((tmp_path / "out" / "learn.json").read_text())["dense_sha256"] == written.dense_sha256
+
+
+def test_apply_takes_a_pruned_folder_without_masks(
+    tiny_checkpoint: Path, tiny_sparse: Path, masks: MaskSet, tmp_path: Path
+) -> None:
+    foreign = shutil.copytree(tiny_sparse, tmp_path / "foreign", ignore=shutil.ignore_patterns("masks.safetensors"))
+    run("apply", foreign, "--model", tiny_checkpoint, "--out", tmp_path / "out")
+    written = MaskSet.load(tmp_path / "out" / "masks.safetensors")
+    assert (written.sha256(), written.dense_sha256) == (masks.sha256(), masks.dense_sha256)
+    with pytest.raises(InputError, match=r"14 of 14 layers differ where they are not zero.*\n.*--other-weights"):
+        failing("apply", foreign, "--model", write_tiny(tmp_path / "other", seed=1), "--out", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_infer_and_enforce_print_what_they_did(tiny_checkpoint: Path, tiny_sparse: Path, masks: MaskSet, tmp_path: Path) -> None:
+    file, out = tmp_path / "m.safetensors", tmp_path / "out"
+    assert run("infer", tiny_sparse, "--out", file)["masks_sha256"] == masks.sha256()
+    with pytest.raises(InputError, match="--force"):
+        failing("infer", tiny_sparse, "--out", file)
+    assert run("infer", tiny_sparse, "--out", file, "--sparsity", "4:8", "--force")["sparsity"] == "4:8"
+    found = run("enforce", tiny_checkpoint, "--masks", tiny_sparse, "--out", out)
+    assert found["weights_dropped"] == masks.num_weights // 2
+    assert (out / "model.safetensors").read_bytes() == (tiny_sparse / "model.safetensors").read_bytes()
+    done = CliRunner().invoke(cli, ["masks", "infer", str(tiny_sparse), "--out", str(tmp_path / "again")])
+    assert "layers that hold 2:4: 14" in done.output
+    done = CliRunner().invoke(cli, ["masks", "enforce", str(tiny_checkpoint), "--masks", str(file), "--out", str(tmp_path / "o")])
+    assert "all 14 layers" in done.output
 
 
 def test_apply_refuses_masks_of_another_shape_or_pattern(

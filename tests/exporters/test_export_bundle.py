@@ -16,6 +16,7 @@ from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, InputEr
 from maskpro_deploy.exporters import ExportConfig, export, verify
 from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.validation import validate
 
 PROMPTS = [list(range(3, 40)), list(range(100, 120))]
 Q0 = "model.layers.0.self_attn.q_proj.weight"
@@ -242,6 +243,52 @@ def test_required_sparsity_accepts_zeros_of_another_tool_and_mends_negative_zero
     manifest = export(checkpoint, tmp_path / "out", ExportConfig(require_sparsity=NMPattern(2, 4)))
     assert {w.source for w in manifest.sparse_weights} == set(masks)
     assert not np.signbit(stored(tmp_path / "out", Q0)[~masks.mask(Q0).T]).any()
+
+
+@pytest.mark.parametrize("quantize", [None, "int4"])
+def test_a_pruned_folder_without_masks_is_exported_as_sparse(variant, tiny_sparse, tmp_path, caplog, quantize):
+    masks = Checkpoint.open(tiny_sparse).masks
+
+    def change(config, weights):
+        for name in masks:
+            weights[name] = np.where(masks.mask(name), weights[name], np.float32(-0.0))
+
+    manifest = export(variant(change), tmp_path / "out", ExportConfig(quantize=quantize, block_size=16 if quantize else None))
+    assert (manifest.sparsity, manifest.source["masks_inferred"]) == ("2:4", True)
+    assert manifest.source["masks_sha256"] == masks.sha256()
+    assert {w.source for w in manifest.sparse_weights} == set(masks)
+    assert "holds in 14 of 14 projections: it is exported as sparse" in caplog.text
+    assert validate(tmp_path / "out").holds
+
+
+def test_only_projections_that_hold_a_pattern_are_claimed_and_short_groups_are_lawful(variant, tiny_sparse, tmp_path):
+    column = int(np.flatnonzero(Checkpoint.open(tiny_sparse).masks.mask(Q0)[0])[0])
+
+    def change(config, weights):
+        weights[Q0][0, column] = 0
+        weights[Q0.replace("q_proj", "o_proj")][:] = 1
+
+    checkpoint = variant(change, tiny_sparse)
+    (checkpoint / "masks.safetensors").unlink()
+    manifest = export(checkpoint, tmp_path / "out")
+    assert (len(manifest.sparse_weights), manifest.source["groups_below_n"]) == (13, 1)
+    report = validate(tmp_path / "out")
+    assert report.holds
+    assert report.to_json()["short_groups"] == 1
+    with pytest.raises(CheckFailed, match=r"does not hold 2:4: .*o_proj"):  # without a list, all are meant
+        export(checkpoint, tmp_path / "none", ExportConfig(require_sparsity=NMPattern(2, 4)))
+
+
+def test_a_few_sparse_projections_do_not_make_a_model_sparse(variant, tiny_sparse, tmp_path):
+    pruned = Checkpoint.open(tiny_sparse)
+
+    def change(config, weights):
+        weights |= {name: pruned.tensor(name) for name in pruned.masks if "q_proj" in name}
+        weights[Q0.replace("q_proj", "o_proj")][:] = 0
+
+    manifest = export(variant(change), tmp_path / "out")
+    assert manifest.sparsity is None
+    assert "masks_inferred" not in manifest.source
 
 
 def test_a_kept_weight_that_becomes_zero_in_the_cast_is_counted_not_refused(variant, tiny_sparse, tmp_path):

@@ -26,6 +26,7 @@ P = NMPattern(2, 4)
         ({"batch_tokens": 10}, "--batch-tokens 10"),
         ({"prior": "guess"}, "--prior guess"),
         ({"prior_update": True}, "--prior-update belongs to --prior sparsegpt"),
+        ({"other_weights": True}, "--other-weights belongs to --prior file:PATH; --prior wanda reads no masks"),
         ({"prior": "sparsegpt", "prior_update": True, "objective": "kl"}, "--objective kl compares with the dense model"),
         ({"prior": "none", "refine": True}, "--refine needs a mask"),
         ({"prior_inputs": "own"}, "--prior-inputs own"),

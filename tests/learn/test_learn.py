@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig
 
 from maskpro_deploy import learn_masks
@@ -309,6 +310,26 @@ def test_a_mask_file_is_a_prior(dense: Checkpoint, tiny_sparse: Path, text: Text
     given = MaskSet.load(tiny_sparse / "masks.safetensors")
     result = run(dense, tmp_path / "out", text, heldout, replace(CONFIG, steps=1, prior=f"file:{tiny_sparse}"))
     assert result.prior_masks.flips(given) == 0
+
+
+def test_a_pruned_folder_without_masks_is_a_prior(
+    dense: Checkpoint, tiny_sparse: Path, text: Text, heldout: Text, tmp_path: Path
+) -> None:
+    given = MaskSet.load(tiny_sparse / "masks.safetensors")
+    foreign = shutil.copytree(tiny_sparse, tmp_path / "foreign", ignore=shutil.ignore_patterns("masks.safetensors"))
+    config = replace(CONFIG, steps=1, prior=f"file:{foreign}")
+    assert run(dense, tmp_path / "out", text, heldout, config).prior_masks.flips(given) == 0
+    weights = load_file(foreign / "model.safetensors")
+    first = next(iter(given))
+    save_file({**weights, first: weights[first] * np.float32(1.01)}, foreign / "model.safetensors")
+    with pytest.raises(InputError, match=rf"1 of 14 layers differ where they are not zero, such as {first}.\n.*--other-weights"):
+        run(dense, tmp_path / "updated", text, heldout, config)
+    updated = run(dense, tmp_path / "updated", text, heldout, replace(config, other_weights=True))
+    assert updated.prior_masks.flips(given) == 0
+    assert updated.masks.dense_sha256 == dense.dense_sha256(given)
+    save_file({**weights, first: dense.tensor(first)}, foreign / "model.safetensors")
+    with pytest.raises(InputError, match=f"does not hold 2:4 in {first}"):
+        run(dense, tmp_path / "partly", text, heldout, config)
 
 
 def test_a_mask_file_that_does_not_fit_is_one_plain_error(
