@@ -219,9 +219,12 @@ def _read_given_masks(checkpoint: Checkpoint, trainer: Trainer) -> MaskSet:
     """The masks that `--prior file:PATH` names, checked against the model, under the names that weights have in the model."""
     config, names = trainer.config, {name: trainer.names[name] for name in trainer.layers}
     source = f"--prior file:{config.prior_file}"
-    given = open_masks(
-        Path(str(config.prior_file)), source, lambda sparse: sorted(set(names.values()) & sparse.shapes.keys()), config.pattern
-    )
+    axes = {theirs: int(own not in trainer.model.transposed) for own, theirs in names.items()}
+
+    def list_axes(sparse: Checkpoint) -> dict[str, int]:
+        return {name: axis for name, axis in axes.items() if name in sparse.shapes}
+
+    given = open_masks(Path(str(config.prior_file)), source, list_axes, config.pattern)
     masks = given.masks
     if masks.pattern != config.pattern:
         raise InputError(f"{source} holds {masks.pattern} masks, --sparsity is {config.pattern}.")
