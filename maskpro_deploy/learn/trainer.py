@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from maskpro_deploy.errors import CheckFailed, ConfigError
+from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.distributions.planes import flips
 from maskpro_deploy.learn.estimators.base import Estimator, StepLoss, check_loss
@@ -78,14 +78,10 @@ class Trainer:
     ) -> None:  # fmt: skip
         self.model, self.text, self.heldout, self.config = model, text, heldout, config.on(model.head.device.type)
         self.store, self.progress, self.observers = store, progress, tuple(observers)
-        layers = prunable_layers(model.model, config.pattern, config.include, config.exclude)
-        self.names = {name: name for name in layers} if names is None else names
         # by weight name in the model; `sites` take their places
-        self.layers = {name: layer for name, layer in layers.items() if name in self.names}
-        if left := [name for name in layers if name not in self.names]:
-            log.warning("%d layers stay dense, which are not tensors of their own in the checkpoint: %s ...", len(left), left[0])
-        if not self.layers:
-            raise ConfigError("no linear layer is left to prune: none is a tensor of its own in the checkpoint.")
+        self.layers = prunable_layers(model.model, config.pattern, config.include, config.exclude, names)
+        self.names = {name: name for name in self.layers} if names is None else names
+        config.estimator_choice.load().check_model(model.model, self.layers)
         self.counters = Counters()
         self.sites: list[Site] = []
         self.estimator: Estimator

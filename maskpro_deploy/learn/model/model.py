@@ -9,7 +9,7 @@ import inspect
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -24,7 +24,7 @@ from maskpro_deploy.learn.model.experts import list_fused, unfuse
 from maskpro_deploy.learn.model.memory import deterministic_or_error
 from maskpro_deploy.learn.model.objective import Head, LinearHead, ModelHead, next_token_loss
 from maskpro_deploy.learn.model.transposed import turn_layers
-from maskpro_deploy.linear_layers import read_expert_counts, stays_dense
+from maskpro_deploy.linear_layers import read_route_counts, stays_dense
 from maskpro_deploy.pattern import NMPattern
 
 log = logging.getLogger(__name__)
@@ -54,35 +54,44 @@ def _multiply_seconds(dtype: torch.dtype) -> float:
     return best
 
 
-def prunable_layers(model: Any, pattern: NMPattern, include: str | None, exclude: str | None) -> dict[str, nn.Linear]:
+def prunable_layers(
+    model: Any, pattern: NMPattern, include: str | None, exclude: str | None, tensors: Container[str] | None = None
+) -> dict[str, nn.Linear]:
     """The linear layers that get a mask, by weight name: all that do not stay dense, or what `include` names, less `exclude`.
 
     The output embedding stays dense, and whatever `linear_layers` says. A layer whose weight is that of another one is left out:
-    it gets the mask of that one.
+    it gets the mask of that one. `tensors` are the weights that are tensors of the checkpoint, None if all are; the others stay
+    dense with a warning, as do modules with several matrices in one tensor.
 
     Raises:
         ConfigError: nothing is left.
         PatternError: a layer's input dimension is not a multiple of M.
     """
-    head, counts = model.get_output_embeddings(), read_expert_counts(model.config.to_dict())
+    head, counts = model.get_output_embeddings(), read_route_counts(model.config.to_dict())
+    fused = set(list_fused(model))
     layers: dict[str, nn.Linear] = {}
+    left: list[str] = []  # what could have had a mask
     weights: set[int] = set()  # ids of those that are in
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or module is head or stays_dense(f"{name}.weight", module.out_features, counts):
-            continue
         if (include and not re.search(include, name)) or (exclude and re.search(exclude, name)):
+            continue
+        if name in fused:
+            left.append(name)
+        if not isinstance(module, nn.Linear) or module is head or stays_dense(f"{name}.weight", module.weight.shape, counts):
             continue
         if id(module.weight) in weights:
             continue
+        weights.add(id(module.weight))
+        if tensors is not None and f"{name}.weight" not in tensors:
+            left.append(name)
+            continue
         pattern.check_divides(module.in_features, f"layer {name}")
         layers[f"{name}.weight"] = module
-        weights.add(id(module.weight))
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        log.warning("left dense, because the checkpoint has no tensor for each of its matrices: %s%s", left[0], more)
     if not layers:
         raise ConfigError("no linear layer is left to prune.\nCheck --include and --exclude against the model's layer names.")
-    fused = [n for n in list_fused(model) if (not include or re.search(include, n)) and not (exclude and re.search(exclude, n))]
-    if fused:
-        kind = type(model.get_submodule(fused[0])).__name__
-        log.warning("%d modules stay dense, each with several matrices in one tensor: %s (%s) ...", len(fused), fused[0], kind)
     return layers
 
 
@@ -136,6 +145,7 @@ class LearningModel:
             if isinstance(module, nn.Linear):
                 self._places.setdefault(id(module.weight), []).append(name)
         self._exact_backward = False
+        self._waits: bool | None = None  # whether `without_waiting` fails for this model; None until it ran
 
     def replace(self, weight_name: str, module: nn.Module) -> None:
         """Put `module` where the layer of `weight_name` is, and where any other layer of the same weight is."""
@@ -166,8 +176,15 @@ class LearningModel:
         if differentiable:  # else autograd would never reach the first layers: nothing below them needs a gradient
             embedded = embedded.detach().requires_grad_()
         base = self.model.base_model
-        more = {} if tokens.device.type == "cpu" else without_waiting(base)
-        states: Tensor = base(inputs_embeds=embedded, use_cache=False, **more).last_hidden_state
+        more = {} if tokens.device.type == "cpu" or self._waits else without_waiting(base)
+        try:
+            states: Tensor = base(inputs_embeds=embedded, use_cache=False, **more).last_hidden_state
+        except (AttributeError, IndexError, TypeError, ValueError):
+            if not more or self._waits is not None:
+                raise
+            self._waits = True  # it keeps other states than keys and values
+            return self.compute_hidden(tokens, differentiable=differentiable)
+        self._waits = self._waits or False
         return states.to(self.head.dtype)  # some keep their residual stream in float32
 
     def tokens(self, windows: Windows) -> Tensor:

@@ -67,7 +67,7 @@ def _name_expert(stack: str, tensor: str, pattern: str, rule: Any) -> str:
 def _holds_weight(checkpoint: Checkpoint, tensor: str, weight: Tensor, own: str) -> bool:
     if checkpoint.shapes[tensor] != tuple(weight.shape):
         return False
-    if own == tensor or not weight.numel():
+    if own == tensor or weight.is_meta or not weight.numel():
         return True
     row = torch.from_numpy(checkpoint.slices(tensor)[:1].astype(np.float32))
     return bool((row.to(weight) == weight[:1]).all())

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskpro_deploy.linear_layers import is_router, read_expert_counts
+from maskpro_deploy.linear_layers import is_router, read_route_counts
 from maskpro_deploy.validation.formats.bitmask24 import DTYPES, Entries
 from maskpro_deploy.validation.source import Finding, Rule, Unchecked, Weight
 
@@ -141,7 +141,7 @@ class Neighbours:
 
     def __init__(self, entries: Entries, listed: Collection[str] | None, config: Mapping[str, Any]) -> None:
         self._entries, self._listed = entries, listed
-        self._experts = read_expert_counts(config)
+        self._routes = read_route_counts(config)
         self._modules = {path: name for name in listed or () for path in _list_tails(name.rpartition(".")[0])}
         self._members: dict[str, list[str]] = {}
         self._largest: dict[str, int] = {}
@@ -165,7 +165,7 @@ class Neighbours:
         entry = self._entries[name][1]
         if isinstance(finding, Weight) and (reason := self._judge_quantisation(name)):
             return Unchecked(name=name, shape=finding.shape, reason=reason, bytes=entry.bytes)
-        if isinstance(finding, Weight) and not finding.listed and is_router(name, entry.shape[0], self._experts):
+        if isinstance(finding, Weight) and not finding.listed and is_router(name, entry.shape, self._routes):
             return Rule.ROUTER
         if self._listed is None or (isinstance(finding, Weight) and finding.listed):
             return finding

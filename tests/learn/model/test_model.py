@@ -16,7 +16,7 @@ from torch import nn
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import Text
-from maskpro_deploy.errors import InputError
+from maskpro_deploy.errors import ConfigError, InputError
 from maskpro_deploy.learn.model.model import LearningModel, prunable_layers
 from maskpro_deploy.masks import MASKS_FILE, MaskSet
 from maskpro_deploy.torch_lm import load_causal_lm
@@ -133,4 +133,14 @@ def test_what_can_be_masked_is_and_the_rest_stays_dense(
     assert {name.split(".")[-2] for name in result.masks} == kinds
     assert validate(tmp_path / "out").holds
     assert validate(tmp_path / "out", require="all").holds == (family != "granitemoe")
-    assert ("layers stay dense" in caplog.text) == (family == "granitemoe")
+    assert ("no tensor for each of its matrices" in caplog.text) == (family == "granitemoe")
+
+
+def test_a_reward_for_every_layer_is_refused_for_experts(text: Text, heldout: Text, tmp_path: Path) -> None:
+    dense = Checkpoint.open(write_family("mixtral", tmp_path / "m"))
+    config = replace(FEW, estimator="maskpro", prior="magnitude")
+    with pytest.raises(ConfigError, match=r"model\.layers\.0\.mlp\.experts sends them to other experts"):
+        run(dense, tmp_path / "out", text, heldout, config)
+    result = run(dense, tmp_path / "out", text, heldout, replace(config, exclude="experts"))
+    assert validate(tmp_path / "out").holds
+    assert len(result.masks) == 8
