@@ -13,7 +13,6 @@ import numpy as np
 from maskpro_deploy._version import __version__
 from maskpro_deploy.checkpoint import Checkpoint, save_sparse
 from maskpro_deploy.errors import CheckFailed, FormatError, InputError
-from maskpro_deploy.linear_layers import read_expert_counts, stays_dense
 from maskpro_deploy.mask_inference import infer_masks, open_masks
 from maskpro_deploy.masks import MASKS_FILE, MaskSet
 from maskpro_deploy.models import resolve
@@ -27,10 +26,9 @@ _SHOWN = 5  # names, or rows of a table; --json has all
 
 
 def list_prunable(checkpoint: Checkpoint) -> dict[str, int]:
-    """The linear layers of a checkpoint as `validate` finds them, but those that stay dense, with the axis of their inputs."""
-    counts = read_expert_counts(checkpoint.config)
-    weights = (w for w in open_source(checkpoint.folder, SILENT).weights if w.linear and w.name in checkpoint.shapes)
-    return {w.name: w.axis for w in weights if not stays_dense(w.name, w.shape[1 - w.axis], counts)}
+    """The linear layers of a checkpoint as `validate` finds them, with the axis of their inputs."""
+    weights = open_source(checkpoint.folder, SILENT).weights
+    return {w.name: w.axis for w in weights if w.linear and w.name in checkpoint.shapes}
 
 
 def infer_mask_file(
