@@ -222,15 +222,15 @@ def _read_given_masks(checkpoint: Checkpoint, trainer: Trainer) -> MaskSet:
     axes = {theirs: int(own not in trainer.model.transposed) for own, theirs in names.items()}
 
     def list_axes(sparse: Checkpoint) -> dict[str, int]:
-        return {name: axis for name, axis in axes.items() if name in sparse.shapes}
+        return {name: axis for name, axis in axes.items() if len(sparse.shapes.get(name, ())) == 2}
 
     given = open_masks(Path(str(config.prior_file)), source, list_axes, config.pattern)
     masks = given.masks
     if masks.pattern != config.pattern:
         raise InputError(f"{source} holds {masks.pattern} masks, --sparsity is {config.pattern}.")
     if absent := sorted(set(names.values()) - set(masks)):
-        why = f"does not hold {config.pattern} in" if given.weights is not None else "has no mask for"
-        raise InputError(f"{source} {why} {absent[0]}.\nOmit the layer with --exclude.")
+        holder = f"no weight {absent[0]} that holds {config.pattern}" if given.weights is not None else f"no mask for {absent[0]}"
+        raise InputError(f"{source} has {holder}.\nOmit the layer with --exclude.")
     check_origin(given, checkpoint, source, other_weights=config.other_weights)
     return masks.rename({theirs: own for own, theirs in names.items()})
 
