@@ -231,7 +231,7 @@ def _known_dtype(name: str, path: Path) -> Iterator[None]:
 
 def apply_mask(weight: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
     """The weight with +0.0 wherever the mask does not keep it (never -0.0: some sparse kernels take it for a value)."""
-    return np.where(mask, weight, np.zeros((), dtype=weight.dtype))
+    return np.ascontiguousarray(np.where(mask, weight, np.zeros((), dtype=weight.dtype)))  # safetensors writes memory as it is
 
 
 def save_sparse(
@@ -262,7 +262,7 @@ def save_sparse(
             for name in tensors.keys() & (weights or {}).keys():
                 tensors[name] = (weights or {})[name].astype(tensors[name].dtype)
             for name in tensors.keys() & masks.packed.keys():
-                tensors[name] = apply_mask(tensors[name], masks.mask(name))
+                tensors[name] = apply_mask(tensors[name], masks.stored_mask(name))
             save_file(tensors, folder / shard.name, metadata=metadata)
             progress.update(done, len(dense.shards))
         if (dense.folder / INDEX_FILE).is_file():

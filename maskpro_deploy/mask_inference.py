@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,41 +47,52 @@ class _Found(NamedTuple):
 
 
 def infer_masks(
-    checkpoint: Checkpoint, names: Iterable[str], pattern: NMPattern | None = None, progress: Progress = SILENT
+    checkpoint: Checkpoint, axes: Mapping[str, int], pattern: NMPattern | None = None, progress: Progress = SILENT
 ) -> Inferred | None:
-    """The masks of the named weights (out, in) that hold `pattern`, or the usual pattern that fits them best.
+    """The masks of the weights that hold `pattern`, or the usual pattern that fits them best.
 
-    A weight whose first row holds none is not read any further: a dense model costs next to nothing. `progress` receives weights.
+    `axes` names the weights to look at, with the axis of their inputs: 1, stored (out, in), or 0, stored (in, out). A weight
+    whose first output holds none is not read any further: a dense model costs next to nothing. `progress` receives weights.
 
     Returns:
         None if no weight holds a pattern.
     """
-    names, patterns = list(names), (pattern,) if pattern is not None else USUAL_PATTERNS
+    patterns = (pattern,) if pattern is not None else USUAL_PATTERNS
     found = {}
-    first_rows = checkpoint.read_first_rows(name for name in names if checkpoint.shapes[name][0])
-    for done, (name, row) in enumerate(first_rows, start=1):
-        progress.update(done, len(names))
+    for done, (name, row) in enumerate(_read_first_outputs(checkpoint, axes), start=1):
+        progress.update(done, len(axes))
         if alive := [p for p in patterns if _holds_at_most(p, _find_nonzeros(row))]:
-            found[name] = _look_at(checkpoint, name, alive, any_count=pattern is not None)
+            found[name] = _look_at(checkpoint, name, axes[name], alive, any_count=pattern is not None)
     votes = Counter(held for weight in found.values() for held in weight.short)
     if not votes:
         return None
     chosen = max(patterns, key=lambda p: votes[p])  # of equals the first, which is the finest
     short = {name: weight.short[chosen] for name, weight in found.items() if chosen in weight.short}
-    shapes = {name: (checkpoint.shapes[name][0], checkpoint.shapes[name][1]) for name in short}
+    shapes = {name: (checkpoint.shapes[name][1 - axes[name]], checkpoint.shapes[name][axes[name]]) for name in short}
     for name, few in short.items():
         if few:
             found[name] = found[name]._replace(bits=_fill_short(found[name].bits, shapes[name], chosen))
+    packed, turned = {name: found[name].bits for name in short}, frozenset(name for name in short if axes[name] == 0)
     return Inferred(
-        masks=MaskSet(pattern=chosen, packed={name: found[name].bits for name in short}, shapes=shapes),
+        masks=MaskSet(pattern=chosen, packed=packed, shapes=shapes, transposed=turned),
         short={name: few for name, few in short.items() if few},
-        others=tuple(name for name in names if name not in short),
+        others=tuple(name for name in axes if name not in short),
     )
 
 
-def _look_at(checkpoint: Checkpoint, name: str, patterns: Sequence[NMPattern], *, any_count: bool) -> _Found:
+def _read_first_outputs(checkpoint: Checkpoint, axes: Mapping[str, int]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """What the first output of each weight multiplies its inputs with.  # (1, in) each"""
+    names = [name for name in axes if min(checkpoint.shapes[name])]
+    yield from checkpoint.read_first_rows(name for name in names if axes[name] == 1)
+    for name in names:
+        if axes[name] == 0:
+            yield name, np.concatenate([block[:, :1] for block in checkpoint.read_blocks(name)]).T
+
+
+def _look_at(checkpoint: Checkpoint, name: str, axis: int, patterns: Sequence[NMPattern], *, any_count: bool) -> _Found:
     """Find the patterns that a weight holds; `any_count` does without most groups having exactly N."""
-    kept = np.concatenate([_find_nonzeros(block) for block in checkpoint.read_blocks(name)])
+    kept = np.concatenate([_find_nonzeros(block) for block in checkpoint.read_blocks(name)])  # as it is stored
+    kept = np.ascontiguousarray(kept if axis == 1 else kept.T)  # (out, in)
     short = {p: int((p.counts(kept) < p.n).sum()) for p in patterns if _holds_at_most(p, kept)}
     return _Found(np.packbits(kept), {p: few for p, few in short.items() if any_count or 2 * few < kept.size // p.m})
 
@@ -115,11 +126,11 @@ class GivenMasks(NamedTuple):
 
 
 def open_masks(
-    path: Path, source: str, list_names: Callable[[Checkpoint], Iterable[str]], pattern: NMPattern | None = None
+    path: Path, source: str, list_axes: Callable[[Checkpoint], Mapping[str, int]], pattern: NMPattern | None = None
 ) -> GivenMasks:
     """The masks of a mask file, of a folder with one, or of a folder whose weights hold N:M; a message calls it `source`.
 
-    `list_names` gives the weights of the folder to infer masks of, if there is no mask file; `pattern` is what they must hold.
+    `list_axes` gives what `infer_masks` takes, if there is no mask file; `pattern` is what the weights must hold.
 
     Raises:
         InputError: there is neither a mask file nor a weight that holds a pattern.
@@ -129,7 +140,7 @@ def open_masks(
     file = path / MASKS_FILE if path.is_dir() else path
     if path.is_dir() and not file.is_file() and (path / "config.json").is_file():
         sparse = Checkpoint.open(path)
-        if (inferred := infer_masks(sparse, list_names(sparse), pattern)) is None:
+        if (inferred := infer_masks(sparse, list_axes(sparse), pattern)) is None:
             raise InputError(
                 f"{source} has no {MASKS_FILE}, and none of its weights holds {pattern or 'an N:M pattern'}.\n"
                 f"Give a mask file, or a folder whose weights were pruned."

@@ -4,10 +4,12 @@
 eight to a byte, first weight in the highest bit (`numpy.packbits`). Its metadata:
 
     format        "maskpro-deploy/masks"
-    version       "1"
+    version       "1", or "2" where a weight is stored (in, out)
     n, m          the pattern
     axis          the reduction axis of every weight, here always "1": groups lie along the input dimension
     shapes        JSON: weight name -> [out, in]
+    transposed    JSON: names of the weights that the checkpoint stores as [in, out] (version 2: GPT-2); their masks are
+                  [out, in] like all others
     dense_sha256  hash of the dense weights the masks were made for (see `checkpoint.dense_sha256`)
     tool          "maskpro-deploy 0.1.0"
 """
@@ -31,7 +33,7 @@ from maskpro_deploy.system.files import atomic_file
 from maskpro_deploy.system.input_file import Entry, Header, InputFile, read_header
 
 FORMAT = "maskpro-deploy/masks"
-VERSION = "1"
+VERSIONS = ("1", "2")
 MASKS_FILE = "masks.safetensors"
 
 
@@ -44,9 +46,13 @@ class MaskSet:
     packed: Mapping[str, npt.NDArray[np.uint8]]
     shapes: Mapping[str, tuple[int, int]]  # weight name -> (out, in)
     dense_sha256: str = ""  # hash of the dense weights, "" if unknown
+    transposed: frozenset[str] = frozenset()  # names of the weights that the checkpoint stores as (in, out)
 
     @classmethod
-    def from_arrays(cls, pattern: NMPattern, masks: Mapping[str, npt.NDArray[np.bool_]], dense_sha256: str = "") -> MaskSet:
+    def from_arrays(
+        cls, pattern: NMPattern, masks: Mapping[str, npt.NDArray[np.bool_]], dense_sha256: str = "",
+        *, transposed: frozenset[str] = frozenset(),
+    ) -> MaskSet:  # fmt: skip
         """Pack boolean masks of shape (out, in).
 
         Raises:
@@ -61,6 +67,7 @@ class MaskSet:
             packed={name: np.packbits(mask) for name, mask in masks.items()},
             shapes={name: (int(mask.shape[0]), int(mask.shape[1])) for name, mask in masks.items()},
             dense_sha256=dense_sha256,
+            transposed=transposed,
         )
 
     def __len__(self) -> int:
@@ -77,6 +84,15 @@ class MaskSet:
         shape = self.shapes[name]
         return np.unpackbits(self.packed[name], count=shape[0] * shape[1]).reshape(shape).astype(np.bool_)
 
+    def stored_mask(self, name: str) -> npt.NDArray[np.bool_]:
+        """The mask of one weight in the order in which the checkpoint stores it.  # (out, in), or (in, out) if `transposed`"""
+        return self.mask(name).T if name in self.transposed else self.mask(name)
+
+    def stored_shape(self, name: str) -> tuple[int, int]:
+        """The shape of one weight in the checkpoint."""
+        rows, columns = self.shapes[name]
+        return (columns, rows) if name in self.transposed else (rows, columns)
+
     @property
     def num_weights(self) -> int:
         """Weights covered, kept or not."""
@@ -86,7 +102,8 @@ class MaskSet:
         """Hash of pattern, names, shapes and bits: equal for equal masks, whatever file they came from."""
         digest = hashlib.sha256(str(self.pattern).encode())
         for name in self:
-            digest.update(f"\0{name}\0{self.shapes[name]}\0".encode())
+            turned = "transposed" if name in self.transposed else ""
+            digest.update(f"\0{name}\0{self.shapes[name]}{turned}\0".encode())
             digest.update(np.ascontiguousarray(self.packed[name]).tobytes())
         return digest.hexdigest()
 
@@ -118,9 +135,9 @@ class MaskSet:
             InputError: naming the first weight that does not fit.
         """
         for name in self:
-            if shapes.get(name) != self.shapes[name]:
+            if shapes.get(name) != self.stored_shape(name):
                 raise InputError(
-                    f"{masks} do not belong to {model}: {name} has shape {self.shapes[name]} in the masks, "
+                    f"{masks} do not belong to {model}: {name} has shape {self.stored_shape(name)} in the masks, "
                     f"{shapes.get(name, 'none')} in the checkpoint."
                 )
 
@@ -156,6 +173,7 @@ class MaskSet:
             packed={names[name]: bits for name, bits in self.packed.items() if name in names},
             shapes={names[name]: shape for name, shape in self.shapes.items() if name in names},
             dense_sha256=self.dense_sha256,
+            transposed=frozenset(names[name] for name in self.transposed if name in names),
         )
 
     def only(self, names: Collection[str]) -> MaskSet:
@@ -165,7 +183,7 @@ class MaskSet:
     def save(self, path: Path) -> None:
         metadata = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": VERSIONS[bool(self.transposed)],
             "n": str(self.pattern.n),
             "m": str(self.pattern.m),
             "axis": "1",
@@ -173,6 +191,8 @@ class MaskSet:
             "dense_sha256": self.dense_sha256,
             "tool": f"maskpro-deploy {__version__}",
         }
+        if self.transposed:
+            metadata["transposed"] = json.dumps(sorted(self.transposed))
         with atomic_file(path) as temporary:
             save_file({name: np.ascontiguousarray(self.packed[name]) for name in self}, temporary, metadata=metadata)
 
@@ -190,9 +210,9 @@ class MaskSet:
             raise InputError(f"{path} is a folder.\nName the mask file in it.")
         file = InputFile(path)
         header = read_header(file)
-        pattern, shapes = _read_layout(path, header)
-        bits = StoredBits(file, header.entries)
-        return cls(pattern=pattern, packed=bits, shapes=shapes, dense_sha256=header.metadata.get("dense_sha256", ""))
+        pattern, shapes, transposed = _read_layout(path, header)
+        bits, digest = StoredBits(file, header.entries), header.metadata.get("dense_sha256", "")
+        return cls(pattern=pattern, packed=bits, shapes=shapes, dense_sha256=digest, transposed=transposed)
 
 
 class StoredBits(Mapping[str, "npt.NDArray[np.uint8]"]):
@@ -217,24 +237,27 @@ def layer_kind(name: str) -> str:
     return name.removesuffix(".weight").rsplit(".", 1)[-1]
 
 
-def _read_layout(path: Path, header: Header) -> tuple[NMPattern, dict[str, tuple[int, int]]]:
-    """The pattern of a mask file, and the shape of every weight that it masks."""
+def _read_layout(path: Path, header: Header) -> tuple[NMPattern, dict[str, tuple[int, int]], frozenset[str]]:
+    """The pattern of a mask file, the shape of every weight that it masks, and which of them are stored (in, out)."""
     entries, metadata = header
     if metadata.get("format") != FORMAT:
         raise FormatError(f"{path} is not a mask file: its metadata has no format {FORMAT!r}.")
-    if metadata.get("version") != VERSION:
-        raise FormatError(f"{path} has mask version {metadata.get('version')!r}; this tool reads {VERSION!r}.")
+    if metadata.get("version") not in VERSIONS:
+        raise FormatError(f"{path} has mask version {metadata.get('version')!r}; this tool reads {' and '.join(VERSIONS)}.")
     try:
         pattern = NMPattern(int(metadata["n"]), int(metadata["m"]))
         shapes = {str(k): (int(v[0]), int(v[1])) for k, v in json.loads(metadata["shapes"]).items()}
+        transposed = frozenset(map(str, json.loads(metadata.get("transposed", "[]"))))
     except (KeyError, ValueError, IndexError, TypeError, AttributeError, OverflowError, RecursionError, PatternError) as e:
         raise FormatError(f"{path} is a mask file with damaged metadata: {e}") from e
     if metadata.get("axis") != "1":
         raise FormatError(f"{path} has masks along axis {metadata.get('axis')!r}; this tool reads those along '1'.")
-    if shapes.keys() != entries.keys():
+    if bool(transposed) != (metadata["version"] == VERSIONS[1]):
+        raise FormatError(f"{path} is a damaged mask file: version {VERSIONS[1]} and a list `transposed` go together.")
+    if shapes.keys() != entries.keys() or not transposed <= shapes.keys():
         raise FormatError(f"{path} is a damaged mask file: its shapes and its tensors name different weights.")
     for name, entry in entries.items():
         rows, columns = shapes[name]
         if min(rows, columns) < 1 or entry.dtype != "U8" or entry.shape != (-(-rows * columns // 8),):
             raise FormatError(f"{path} is a damaged mask file: {name} has the wrong size for shape {shapes[name]}.")
-    return pattern, shapes
+    return pattern, shapes, transposed

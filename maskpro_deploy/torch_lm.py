@@ -62,7 +62,7 @@ class TorchLM:
         """Multiply the weights with their masks, in place."""
         for name in masks:
             weight = self._model.get_parameter(name)
-            weight.mul_(torch.from_numpy(masks.mask(name)).to(weight.device))
+            weight.mul_(torch.from_numpy(masks.stored_mask(name)).to(weight.device))
 
     @property
     def vocab_size(self) -> int:

@@ -37,7 +37,7 @@ def draw(seed: int, dtype: type = np.float32, shape: tuple[int, int] = (6, 64)) 
 
 
 def infer(folder: Path, pattern: NMPattern | None = None, **weights: np.ndarray) -> Inferred | None:
-    return infer_masks(write(folder, **weights), weights, pattern)
+    return infer_masks(write(folder, **weights), dict.fromkeys(weights, 1), pattern)
 
 
 @given(
@@ -106,7 +106,17 @@ def test_zeros_alone_hold_a_pattern_only_if_it_is_asked_for(tmp_path):
 def test_a_dense_weight_is_left_at_its_first_row(tmp_path, monkeypatch):
     checkpoint = write(tmp_path, w=draw(0, shape=(512, 64)))
     monkeypatch.setattr(Checkpoint, "read_blocks", lambda *_: pytest.fail("the whole weight was read"))
-    assert infer_masks(checkpoint, ["w"]) is None
+    assert infer_masks(checkpoint, {"w": 1}) is None
+
+
+def test_a_weight_that_is_stored_with_its_inputs_first_has_its_mask_the_other_way(tmp_path):
+    kept = TWO_FOUR.top(draw(1))
+    checkpoint = write(tmp_path, turned=apply_mask(draw(0), kept).T, dense=draw(2).T)
+    found = infer_masks(checkpoint, {"turned": 0, "dense": 0})
+    assert found is not None
+    assert (list(found.masks), found.masks.transposed, found.others) == (["turned"], {"turned"}, ("dense",))
+    np.testing.assert_array_equal(found.masks.mask("turned"), kept)
+    found.masks.check_fits(checkpoint.shapes, "the masks", "the checkpoint")
 
 
 def test_a_dimension_that_no_group_divides_holds_nothing(tmp_path):
@@ -118,7 +128,7 @@ def test_a_dimension_that_no_group_divides_holds_nothing(tmp_path):
 
 
 def opened(folder: Path) -> GivenMasks:
-    return open_masks(folder, "SPARSE", lambda checkpoint: checkpoint.names)
+    return open_masks(folder, "SPARSE", lambda checkpoint: dict.fromkeys(checkpoint.names, 1))
 
 
 @pytest.mark.parametrize(("dense_dtype", "sparse_dtype"), [(np.float32, np.float16), (ml_dtypes.bfloat16, np.float32)])

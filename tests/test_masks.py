@@ -45,6 +45,21 @@ def test_round_trip_through_a_file(seed, pattern):
         assert (read.mask(name) == mask).all()
 
 
+def test_a_weight_that_is_stored_the_other_way_round_says_so(tmp_path):
+    masks = {"a": TWO_FOUR.top(np.random.default_rng(0).random((8, 8))), "b": TWO_FOUR.top(np.ones((2, 4)))}
+    plain, turned = (MaskSet.from_arrays(TWO_FOUR, masks, transposed=names) for names in (frozenset(), frozenset({"a"})))
+    turned.save(tmp_path / "m.safetensors")
+    read = MaskSet.load(tmp_path / "m.safetensors")
+    assert read.transposed == {"a"}
+    assert read.sha256() == turned.sha256() != plain.sha256()
+    assert (read.stored_mask("a") == masks["a"].T).all()
+    assert read.only({"b"}).transposed == frozenset()
+    assert read.rename({"a": "c"}).transposed == {"c"}
+    turned.check_fits({"a": (8, 8), "b": (2, 4)}, "m", "d")
+    with pytest.raises(InputError, match=r"b has shape \(4, 2\) in the masks"):
+        MaskSet.from_arrays(TWO_FOUR, masks, transposed=frozenset(masks)).check_fits({"a": (8, 8), "b": (2, 4)}, "m", "d")
+
+
 def test_a_mask_takes_one_bit_a_weight(tmp_path):
     mask = TWO_FOUR.top(np.random.default_rng(0).random((256, 1024)))
     MaskSet.from_arrays(TWO_FOUR, {"w": mask}).save(tmp_path / "m.safetensors")
@@ -118,6 +133,10 @@ class TestDamagedFiles:
             {"format": None},
             {"format": "other"},
             {"version": "2"},
+            {"version": "3"},
+            {"transposed": '["layer.0.weight"]'},
+            {"version": "2", "transposed": '["layer.9.weight"]'},
+            {"version": "2", "transposed": "3"},
             {"n": "4"},
             {"n": "x"},
             {"m": None},

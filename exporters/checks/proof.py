@@ -60,8 +60,9 @@ def find_masks(checkpoint: Checkpoint, weights: Mapping[str, Weight], required: 
     if checkpoint.masks is not None:
         return checkpoint.masks
     shapes = {name: checkpoint.shapes.get(name, ()) for name in list_prunable(weights)}
-    matrices = [n for n, shape in shapes.items() if len(shape) == 2 and reduction_axis(n, checkpoint.config) == 1]
-    inferred = infer_masks(checkpoint, matrices, required)
+    matrices = (name for name, shape in shapes.items() if len(shape) == 2)
+    axes = {name: axis for name in matrices if (axis := reduction_axis(name, checkpoint.config)) is not None}
+    inferred = infer_masks(checkpoint, axes, required)
     if inferred is None or (required is not None and len(inferred.masks) < len(shapes)):
         return None
     if 2 * inferred.masks.num_weights <= sum(math.prod(shape) for shape in shapes.values()):

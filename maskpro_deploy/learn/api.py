@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +31,9 @@ from maskpro_deploy.data import (
 )
 from maskpro_deploy.errors import ConfigError, InputError, Interrupted, MachineError
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.model.experts import checkpoint_name
 from maskpro_deploy.learn.model.memory import tuned_process
 from maskpro_deploy.learn.model.model import LearningModel, Windows, faster_dtype
+from maskpro_deploy.learn.model.tensor_names import find_tensors
 from maskpro_deploy.learn.monitor import Observer
 from maskpro_deploy.learn.state import StateStore
 from maskpro_deploy.learn.trainer import Point, Trainer
@@ -188,16 +187,12 @@ def _load_trainer(checkpoint: Checkpoint, text: Text, heldout: Text, config: Lea
     # windows spread over the whole text, so that every genre counts
     chosen = [i * len(heldout_windows) // count for i in range(count)] if count < len(heldout_windows) else slice(None)
     model = LearningModel(load_causal_lm(checkpoint.folder, learning_dtype(config, place)).to(place))
-    named = partial(checkpoint_name, shapes=checkpoint.shapes)
-    trainer = Trainer(model, learn_windows, heldout_windows[chosen], config, named=named, **watching)
-    if absent := [name for name in _list_masked_names(trainer) if name not in checkpoint.shapes]:
-        raise InputError(f"{checkpoint.folder} has no tensor {absent[0]}, which is to get a mask.\nOmit it with --exclude.")
-    return trainer
+    return Trainer(model, learn_windows, heldout_windows[chosen], config, names=find_tensors(model, checkpoint), **watching)
 
 
 def _list_masked_names(trainer: Trainer) -> list[str]:
     """Names in the checkpoint of all weights that get a mask."""
-    return [trainer.named(name) for name in trainer.layers]
+    return [trainer.names[name] for name in trainer.layers]
 
 
 def _run(trainer: Trainer, checkpoint: Checkpoint, prior_progress: Progress = SILENT, *, resume: bool = False) -> bool:
@@ -222,17 +217,20 @@ def _result(trainer: Trainer, dense_sha256: str) -> LearnResult:
 
 def _read_given_masks(checkpoint: Checkpoint, trainer: Trainer) -> MaskSet:
     """The masks that `--prior file:PATH` names, checked against the model, under the names that weights have in the model."""
-    config, names = trainer.config, {name: trainer.named(name) for name in trainer.layers}
+    config, names = trainer.config, {name: trainer.names[name] for name in trainer.layers}
     source = f"--prior file:{config.prior_file}"
-    given = open_masks(
-        Path(str(config.prior_file)), source, lambda sparse: sorted(set(names.values()) & sparse.shapes.keys()), config.pattern
-    )
+    axes = {theirs: int(own not in trainer.model.transposed) for own, theirs in names.items()}
+
+    def list_axes(sparse: Checkpoint) -> dict[str, int]:
+        return {name: axis for name, axis in axes.items() if len(sparse.shapes.get(name, ())) == 2}
+
+    given = open_masks(Path(str(config.prior_file)), source, list_axes, config.pattern)
     masks = given.masks
     if masks.pattern != config.pattern:
         raise InputError(f"{source} holds {masks.pattern} masks, --sparsity is {config.pattern}.")
     if absent := sorted(set(names.values()) - set(masks)):
-        why = f"does not hold {config.pattern} in" if given.weights is not None else "has no mask for"
-        raise InputError(f"{source} {why} {absent[0]}.\nOmit the layer with --exclude.")
+        holder = f"no weight {absent[0]} that holds {config.pattern}" if given.weights is not None else f"no mask for {absent[0]}"
+        raise InputError(f"{source} has {holder}.\nOmit the layer with --exclude.")
     check_origin(given, checkpoint, source, other_weights=config.other_weights)
     return masks.rename({theirs: own for own, theirs in names.items()})
 

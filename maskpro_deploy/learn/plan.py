@@ -37,6 +37,7 @@ from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.model.calibration import decoder_blocks
 from maskpro_deploy.learn.model.model import LearningModel, keep_hooks, prunable_layers
 from maskpro_deploy.learn.model.objective import BLOCK_TOKENS
+from maskpro_deploy.learn.model.tensor_names import find_tensors
 from maskpro_deploy.learn.monitor import peak_memory
 from maskpro_deploy.learn.state import StateStore
 from maskpro_deploy.learn.trainer import Trainer
@@ -98,7 +99,9 @@ class Plan:
 def plan(checkpoint: Checkpoint, config: LearnConfig, device: str, dtype: torch.dtype, *, timed: bool = True) -> Plan:
     """Predict what `learn` takes, from a checkpoint's configuration and headers; `timed` measures work on this machine."""
     learning = LearningModel(_empty_model(checkpoint, dtype))
-    layers = prunable_layers(learning.model, config.pattern, config.include, config.exclude)
+    tensors = find_tensors(learning, checkpoint)
+    layers = prunable_layers(learning.model, config.pattern, config.include, config.exclude, tensors)
+    config.estimator_choice.load().check_model(learning.model, layers)
     prunable = sum(layer.weight.numel() for layer in layers.values())
     parameters = sum(p.numel() for p in learning.model.parameters())
     per_weight = state_bytes(config)
@@ -131,8 +134,11 @@ def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
         settings = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
         AttentionInterface.register(_COUNTING, _count_attention)
         with torch.device("meta"):
-            choices = {"attn_implementation": _COUNTING, "trust_remote_code": False}
-            model = AutoModelForCausalLM.from_config(settings, dtype=dtype, **choices)
+            choices = {"dtype": dtype, "trust_remote_code": False}
+            try:
+                model = AutoModelForCausalLM.from_config(settings, attn_implementation=_COUNTING, **choices)
+            except (ValueError, KeyError):  # its attention cannot be exchanged: an upper bound is counted
+                model = AutoModelForCausalLM.from_config(settings, attn_implementation="eager", **choices)
     except (ValueError, OSError, KeyError, RuntimeError, ImportError) as e:
         raise FormatError(f"{checkpoint.folder} could not be opened as a causal language model: {e}") from e
     return model.eval()
@@ -176,8 +182,8 @@ def _activation_bytes(model: LearningModel, layers: Mapping[str, nn.Linear], con
 def _predict_kept_bytes(model: LearningModel, layers: Mapping[str, nn.Linear], config: LearnConfig) -> int | None:
     """Bytes that autograd keeps for the backward pass of one step, weights left out.
 
-    None where the model cannot run without values, as mixtures of experts cannot. Then every layer is taken to see every token
-    and to keep inputs and outputs: an upper bound.
+    None where the model cannot run without values, as mixtures of experts and many state space models cannot. Then every layer is
+    taken to see every token and to keep inputs and outputs: an upper bound.
     """
     kept: dict[int, tuple[Any, int]] = {}  # by storage; the storage is held, so that its address stays its own
     weights = {p.untyped_storage()._cdata for p in model.model.parameters()}
@@ -192,9 +198,10 @@ def _predict_kept_bytes(model: LearningModel, layers: Mapping[str, nn.Linear], c
     handles = (layer.register_forward_pre_hook(lambda _, args: (keep(args[0]), None)[1]) for layer in layers.values())
     tokens = torch.zeros(config.sequences, config.window, dtype=torch.long, device="meta")
     try:
+        model.compute_hidden(tokens, differentiable=False)  # settles how the model is called
         with keep_hooks(handles), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
             hidden = model.compute_hidden(tokens, differentiable=True)  # held, with its graph, until all is counted
-    except (RuntimeError, NotImplementedError):  # the choice of experts hangs on values
+    except Exception:  # models say in many ways that they need values, the choice of experts among them
         return None
     size = sum(size for _, size in kept.values())
     del hidden

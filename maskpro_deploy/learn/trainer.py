@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -69,17 +69,19 @@ class Trainer:
     Args:
         store: where to keep the state; None for nowhere.
         observers: see every step and measurement; closed when `run` ends.
-        named: what a weight of the model is called in the checkpoint.
+        names: what weights of the model are called in the checkpoint; those that it lacks stay dense. None: as in the model.
     """
 
     def __init__(
         self, model: LearningModel, text: Windows, heldout: Windows, config: LearnConfig, store: StateStore | None = None,
-        progress: Progress = SILENT, observers: Sequence[Observer] = (), named: Callable[[str], str] = str,
+        progress: Progress = SILENT, observers: Sequence[Observer] = (), names: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.model, self.text, self.heldout, self.config = model, text, heldout, config.on(model.head.device.type)
-        self.store, self.progress, self.named, self.observers = store, progress, named, tuple(observers)
+        self.store, self.progress, self.observers = store, progress, tuple(observers)
         # by weight name in the model; `sites` take their places
-        self.layers = prunable_layers(model.model, config.pattern, config.include, config.exclude)
+        self.layers = prunable_layers(model.model, config.pattern, config.include, config.exclude, names)
+        self.names = {name: name for name in self.layers} if names is None else names
+        config.estimator_choice.load().check_model(model.model, self.layers)
         self.counters = Counters()
         self.sites: list[Site] = []
         self.estimator: Estimator
@@ -269,14 +271,17 @@ class Trainer:
         return self._masks_of(self._prior, dense_sha256)
 
     def collect_changed_weights(self) -> dict[str, npt.NDArray[np.float32]]:
-        """The base weights that are not the checkpoint's: all of them after a prior's update, else none.  # (O, C) each"""
+        """The base weights that are not the checkpoint's, as it stores them: all of them after a prior's update, else none."""
         if not self.config.prior_update:
             return {}
-        return {self.named(s.name): s.weight.float().cpu().numpy() for s in self.sites}
+        transposed = self.model.transposed
+        weights = ((s.name, s.weight.t() if s.name in transposed else s.weight) for s in self.sites)
+        return {self.names[name]: weight.float().cpu().numpy() for name, weight in weights}
 
     def _masks_of(self, bits: dict[str, torch.Tensor], dense_sha256: str) -> MaskSet:
-        masks = {self.named(s.name): s.mask(bits[s.name]) for s in self.sites}
-        return MaskSet.from_arrays(self.config.pattern, masks, dense_sha256)
+        masks = {self.names[s.name]: s.mask(bits[s.name]) for s in self.sites}
+        transposed = frozenset(self.names[s.name] for s in self.sites if s.name in self.model.transposed)
+        return MaskSet.from_arrays(self.config.pattern, masks, dense_sha256, transposed=transposed)
 
     def save(self) -> None:
         if self.store is None:

@@ -25,10 +25,10 @@ from maskpro_deploy.validation.formats.readers import open_source
 _SHOWN = 5  # names, or rows of a table; --json has all
 
 
-def list_prunable(checkpoint: Checkpoint) -> list[str]:
-    """The linear layers of a checkpoint as `validate` finds them, but those that are stored (in, out)."""
+def list_prunable(checkpoint: Checkpoint) -> dict[str, int]:
+    """The linear layers of a checkpoint as `validate` finds them, with the axis of their inputs."""
     weights = open_source(checkpoint.folder, SILENT).weights
-    return [w.name for w in weights if w.linear and w.axis == 1 and w.name in checkpoint.shapes]
+    return {w.name: w.axis for w in weights if w.linear and w.name in checkpoint.shapes}
 
 
 def infer_mask_file(
@@ -44,10 +44,10 @@ def infer_mask_file(
     if out.is_dir():
         raise InputError(f"--out {out} is a folder.\nName the mask file to write, such as {out / MASKS_FILE}.")
     checkpoint = Checkpoint.open(resolve(model))
-    names = list_prunable(checkpoint)
-    if (inferred := infer_masks(checkpoint, names, pattern, progress)) is None:
+    axes = list_prunable(checkpoint)
+    if (inferred := infer_masks(checkpoint, axes, pattern, progress)) is None:
         wanted = pattern or "an N:M pattern"
-        raise CheckFailed(f"{model}: none of its {len(names)} linear layers holds {wanted}; nothing was written.")
+        raise CheckFailed(f"{model}: none of its {len(axes)} linear layers holds {wanted}; nothing was written.")
     masks = inferred.masks
     masks.save(out)
     return {
@@ -129,7 +129,7 @@ class _Layer(NamedTuple):
 
 
 def _measure_dropped(filled: Checkpoint, masks: MaskSet, name: str) -> _Layer:
-    kept, row = masks.mask(name), 0
+    kept, row = masks.stored_mask(name), 0
     dropped, square_dropped, square = 0, 0.0, 0.0
     for block in filled.read_blocks(name):
         values = block.astype(np.float64)

@@ -48,7 +48,7 @@ RULES: dict[Rule, str] = {
     Rule.INDEX: "integers that serve as shapes, axes or indices",
     Rule.BOOLEAN: "true and false: a mask, no weights",
     Rule.BIAS: "biases of a stack of experts, by name",
-    Rule.ROUTER: "so named, with a row for each expert that config.json gives: it chooses experts",
+    Rule.ROUTER: "so named, with a row or column for each expert or stream that config.json gives: it chooses or mixes them",
     Rule.NARROW: "a convolution whose reduction dimension is 1: nothing is summed over channels",
     Rule.UNUSED: "nothing in the graph uses it",
     Rule.UNLISTED: "masks or manifest do not list it: it is declared dense",

@@ -15,7 +15,7 @@ from maskpro_deploy.errors import CheckFailed, FormatError, InputError
 from maskpro_deploy.masks import MASKS_FILE, MaskSet
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.runs.mask_repair import enforce_masks, infer_mask_file, render_enforced, render_inferred
-from maskpro_deploy.runs.masks import apply_masks
+from maskpro_deploy.runs.masks import apply_masks, compare_masks
 from maskpro_deploy.validation import validate
 
 Q0, V1 = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.self_attn.v_proj.weight"
@@ -141,3 +141,18 @@ def test_what_cannot_be_enforced_leaves_nothing(merged: Path, tiny_sparse: Path,
     with pytest.raises(FormatError, match="NaN or infinite"):
         enforce_masks(str(broken), tiny_sparse, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "broken"])
+
+
+def test_weights_that_are_stored_with_their_inputs_first_get_their_zeros_back(tmp_path: Path) -> None:
+    name, rng = "h.0.mlp.c_fc.weight", np.random.default_rng(0)
+    weight, mask = rng.standard_normal((16, 24)).astype(np.float32), NMPattern(2, 4).top(rng.random((24, 16)))
+    for folder, values in (("pruned", np.where(mask.T, weight, np.float32(0))), ("merged", weight)):
+        (tmp_path / folder).mkdir()
+        save_file({name: values}, tmp_path / folder / "model.safetensors")
+        (tmp_path / folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    infer_mask_file(str(tmp_path / "pruned"), tmp_path / "m.safetensors", None)
+    assert compare_masks(tmp_path / "m.safetensors", tmp_path / "m.safetensors")["groups_changed"] == 0
+    facts = enforce_masks(str(tmp_path / "merged"), tmp_path / "m.safetensors", tmp_path / "out")
+    np.testing.assert_array_equal(load_file(tmp_path / "out/model.safetensors")[name], np.where(mask.T, weight, 0))
+    assert facts["norm_dropped"] == pytest.approx(np.linalg.norm(weight[~mask.T]) / np.linalg.norm(weight), rel=1e-6)
+    assert validate(tmp_path / "out").holds

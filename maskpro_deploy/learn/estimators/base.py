@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.learn.config import LearnConfig
@@ -61,6 +61,10 @@ class Estimator(SiteHook, ABC):
         self._metrics: dict[str, float] = {}
         for site in sites:
             site.hook = self
+
+    @classmethod
+    def check_model(cls, model: nn.Module, layers: Container[str]) -> None:
+        """Refuse a model whose `layers` this estimator cannot learn on, before any work; a ConfigError says why."""
 
     @property
     def moved_by(self) -> str | None:

@@ -21,17 +21,30 @@ Shapes: `B` sequences, `T` tokens of them all, `O` outputs, `C` inputs.
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import torch
 from torch import Tensor, nn
 
+from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.learn.estimators.base import check_early
 from maskpro_deploy.learn.estimators.pathwise import PathwiseEstimator
+from maskpro_deploy.learn.model.experts import Experts
 from maskpro_deploy.learn.model.model import Windows
 from maskpro_deploy.learn.model.sites import Mode, Site, set_mode
 
 
 class LayerwiseEstimator(PathwiseEstimator):
     """See the module; logits, optimiser and state are those of the pathwise estimator, the layers' rewards replace its loss."""
+
+    @classmethod
+    def check_model(cls, model: nn.Module, layers: Container[str]) -> None:
+        for name, module in model.named_modules():
+            if isinstance(module, Experts) and f"{name}.0.down_proj.weight" in layers:
+                raise ConfigError(
+                    f"--estimator maskpro compares dense and masked layers on the same tokens, and {name} sends them to other "
+                    f"experts.\nUse --reward loss, --estimator pathwise, or --exclude experts."
+                )
 
     @torch.no_grad()
     def step(self, windows: Windows, step: int, left: float) -> Tensor:

@@ -9,7 +9,7 @@ import inspect
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from maskpro_deploy.errors import ConfigError, InputError
-from maskpro_deploy.learn.model.experts import fused_left, unfuse
+from maskpro_deploy.learn.model.experts import list_fused, unfuse
 from maskpro_deploy.learn.model.memory import deterministic_or_error
-from maskpro_deploy.learn.model.objective import next_token_loss
+from maskpro_deploy.learn.model.objective import Head, LinearHead, ModelHead, next_token_loss
+from maskpro_deploy.learn.model.transposed import turn_layers
+from maskpro_deploy.linear_layers import read_route_counts, stays_dense
 from maskpro_deploy.pattern import NMPattern
 
 log = logging.getLogger(__name__)
@@ -30,7 +32,7 @@ log = logging.getLogger(__name__)
 Windows = npt.NDArray[np.int32]  # (W, T)
 
 _FEW_TOKENS = 16
-_SAME_LOSS = 0.05  # relative: bf16 rounds differently in the two ways
+_SAME_LOGITS = 0.02  # of the largest distance from their mean: bf16 rounds differently in the two ways
 _PROBE = 512  # side of the matrices that are multiplied to compare dtypes
 
 
@@ -52,28 +54,42 @@ def _multiply_seconds(dtype: torch.dtype) -> float:
     return best
 
 
-def prunable_layers(model: Any, pattern: NMPattern, include: str | None, exclude: str | None) -> dict[str, nn.Linear]:
-    """The linear layers that get a mask, by weight name: all but the output embedding, or what `include` names, less `exclude`.
+def prunable_layers(
+    model: Any, pattern: NMPattern, include: str | None, exclude: str | None, tensors: Container[str] | None = None
+) -> dict[str, nn.Linear]:
+    """The linear layers that get a mask, by weight name: all that do not stay dense, or what `include` names, less `exclude`.
+
+    The output embedding stays dense, and whatever `linear_layers` says. A layer whose weight is that of another one is left out:
+    it gets the mask of that one. `tensors` are the weights that are tensors of the checkpoint, None if all are; the others stay
+    dense with a warning, as do modules with several matrices in one tensor.
 
     Raises:
-        ConfigError: nothing is left, or a layer keeps its weights in a form that cannot be masked.
+        ConfigError: nothing is left.
         PatternError: a layer's input dimension is not a multiple of M.
     """
-    head = model.get_output_embeddings()
+    head, counts = model.get_output_embeddings(), read_route_counts(model.config.to_dict())
+    fused = set(list_fused(model))
     layers: dict[str, nn.Linear] = {}
+    left: list[str] = []  # what could have had a mask
+    weights: set[int] = set()  # ids of those that are in
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or module is head:
-            continue
         if (include and not re.search(include, name)) or (exclude and re.search(exclude, name)):
+            continue
+        if name in fused:
+            left.append(name)
+        if not isinstance(module, nn.Linear) or module is head or stays_dense(f"{name}.weight", module.weight.shape, counts):
+            continue
+        if id(module.weight) in weights:
+            continue
+        weights.add(id(module.weight))
+        if tensors is not None and f"{name}.weight" not in tensors:
+            left.append(name)
             continue
         pattern.check_divides(module.in_features, f"layer {name}")
         layers[f"{name}.weight"] = module
-    for name in (*fused_left(model), *(n for n, m in model.named_modules() if type(m).__name__ == "Conv1D")):
-        if (not include or re.search(include, name)) and not (exclude and re.search(exclude, name)):
-            raise ConfigError(
-                f"{name} ({type(model.get_submodule(name)).__name__}) cannot carry a mask: its weights are stored in "
-                f"another order.\nKeep it dense with --exclude."
-            )
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        log.warning("left dense, because the checkpoint has no tensor for each of its matrices: %s%s", left[0], more)
     if not layers:
         raise ConfigError("no linear layer is left to prune.\nCheck --include and --exclude against the model's layer names.")
     return layers
@@ -107,24 +123,52 @@ def without_waiting(base_model: Any) -> dict[str, Any]:
 
 
 class LearningModel:
-    """A frozen causal language model of transformers whose linear layers can be exchanged."""
+    """A frozen causal language model of transformers whose linear layers can be exchanged.
+
+    Experts and layers that are stored (in, out) become linear layers first (`experts`, `transposed`).
+    """
 
     def __init__(self, model: Any) -> None:
         self.model = model
         model.requires_grad_(False)
+        self.parameter_names = frozenset(name for name, _ in model.named_parameters())  # before any layer is exchanged
         unfuse(model)
+        self.transposed = turn_layers(model)  # names of the weights that the checkpoint stores (in, out)
         head = model.get_output_embeddings()
-        biased = getattr(head, "bias", None) is not None
-        if not isinstance(head, nn.Linear) or biased or not hasattr(model, "base_model"):
-            raise InputError(f"{type(model).__name__} cannot be learned on: it has no plain linear output embedding.")
+        if not isinstance(head, nn.Linear) or not hasattr(model, "base_model"):
+            raise InputError(f"{type(model).__name__} cannot be learned on: it has no linear output embedding.")
         self.head: Tensor = head.weight
-        self.softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        cap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        self._head: Head = LinearHead(self.head, cap) if head.bias is None else ModelHead(self._compute_own_logits)
+        self._places: dict[int, list[str]] = {}  # id of a weight -> the layers that have it
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear):
+                self._places.setdefault(id(module.weight), []).append(name)
         self._exact_backward = False
+        self._waits: bool | None = None  # whether `without_waiting` fails for this model; None until it ran
 
     def replace(self, weight_name: str, module: nn.Module) -> None:
-        """Put `module` where the layer of `weight_name` is."""
-        *path, leaf = weight_name.removesuffix(".weight").split(".")
-        setattr(self.model.get_submodule(".".join(path)), leaf, module)
+        """Put `module` where the layer of `weight_name` is, and where any other layer of the same weight is."""
+        layer = self.model.get_submodule(weight_name.removesuffix(".weight"))
+        for place in self._places[id(layer.weight)]:
+            path, _, leaf = place.rpartition(".")
+            setattr(self.model.get_submodule(path), leaf, module)
+
+    def _compute_own_logits(self, hidden: Tensor) -> Tensor:
+        """What the model makes of last hidden states: its forward pass, with them in place of what its base gives.
+
+        # (t, D) -> (t, V)
+        """
+        from transformers.modeling_outputs import BaseModelOutputWithPast
+
+        base = self.model.base_model
+        base.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=hidden[None])
+        try:
+            tokens = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+            logits: Tensor = self.model(tokens, use_cache=False).logits[0]
+        finally:
+            del base.forward
+        return logits
 
     def compute_hidden(self, tokens: Tensor, *, differentiable: bool) -> Tensor:
         """Last hidden states.  # (B, T) -> (B, T, D)"""
@@ -132,9 +176,16 @@ class LearningModel:
         if differentiable:  # else autograd would never reach the first layers: nothing below them needs a gradient
             embedded = embedded.detach().requires_grad_()
         base = self.model.base_model
-        more = {} if tokens.device.type == "cpu" else without_waiting(base)
-        states: Tensor = base(inputs_embeds=embedded, use_cache=False, **more).last_hidden_state
-        return states
+        more = {} if tokens.device.type == "cpu" or self._waits else without_waiting(base)
+        try:
+            states: Tensor = base(inputs_embeds=embedded, use_cache=False, **more).last_hidden_state
+        except (AttributeError, IndexError, TypeError, ValueError):
+            if not more or self._waits is not None:
+                raise
+            self._waits = True  # it keeps other states than keys and values
+            return self.compute_hidden(tokens, differentiable=differentiable)
+        self._waits = self._waits or False
+        return states.to(self.head.dtype)  # some keep their residual stream in float32
 
     def tokens(self, windows: Windows) -> Tensor:
         """Windows as the model takes them.  # (B, T)"""
@@ -148,14 +199,14 @@ class LearningModel:
         tokens = self.tokens(windows)
         hidden = self.compute_hidden(tokens, differentiable=differentiable)[:, :-1].flatten(0, 1)
         taught = None if teacher is None else teacher[:, :-1].flatten(0, 1)
-        return next_token_loss(hidden, self.head, tokens[:, 1:].flatten(), self.softcap, taught, share)
+        return next_token_loss(hidden, self._head, tokens[:, 1:].flatten(), taught, share)
 
     @torch.no_grad()
     def paired_loss(self, windows: Windows) -> Tensor:
         """Run every window twice in one batch, and take the second half's cross-entropy, nats a token.  # (B, T) -> scalar"""
         tokens = self.tokens(windows)
         hidden = self.compute_hidden(tokens.repeat(2, 1), differentiable=False)[len(tokens) :, :-1].flatten(0, 1)
-        return next_token_loss(hidden, self.head, tokens[:, 1:].flatten(), self.softcap)
+        return next_token_loss(hidden, self._head, tokens[:, 1:].flatten())
 
     def check_backward(self, windows: Windows) -> None:
         """Find out on one window whether the backward pass can be made to give the same bits every time.
@@ -181,16 +232,22 @@ class LearningModel:
 
     @torch.no_grad()
     def check_head(self, windows: Windows) -> None:
-        """Refuse a model that does more to its logits than multiply with the head and cap them, by its loss on a few tokens."""
-        few = np.ascontiguousarray(windows[:1, :_FEW_TOKENS])
-        tokens = self.tokens(few)
-        logits = self.model(tokens, use_cache=False).logits[0, :-1].float()
-        own = float(torch.nn.functional.cross_entropy(logits, tokens[0, 1:]))
-        ours = float(self.loss(few, differentiable=False))
-        if abs(own - ours) > _SAME_LOSS * max(1.0, abs(own)):
-            raise InputError(
-                f"{type(self.model).__name__} cannot be learned on: it scales its logits in a way that is not supported here."
-            )
+        """Compare logits from hidden states with the model's own on a few tokens, and take its own way where they differ.
+
+        Raises:
+            InputError: its own way from hidden states does not give its logits either.
+        """
+        tokens = self.tokens(np.ascontiguousarray(windows[:1, :_FEW_TOKENS]))
+        own = torch.log_softmax(self.model(tokens, use_cache=False).logits[0].float(), dim=-1)
+        hidden = self.compute_hidden(tokens, differentiable=False)[0]
+        for head in (self._head, ModelHead(self._compute_own_logits)):
+            self._head = head
+            difference = (head.log_probabilities(hidden, differentiable=False)[0] - own).abs().max()
+            if not bool(difference > _SAME_LOGITS * (own - own.mean(-1, keepdim=True)).abs().max()):
+                return  # where they are not finite, too: the loss says so
+        raise InputError(
+            f"{type(self.model).__name__} cannot be learned on: its logits do not follow from its last hidden states alone."
+        )
 
     def first_bad_module(self, windows: Windows) -> str | None:
         """Name of the first module in a forward pass whose output is not finite; None if all are."""

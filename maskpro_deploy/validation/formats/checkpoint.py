@@ -11,7 +11,7 @@ from maskpro_deploy.masks import MASKS_FILE, MaskSet
 from maskpro_deploy.system.input_file import Entry, InputFile, read_header
 from maskpro_deploy.system.progress import Progress
 from maskpro_deploy.validation.formats.bitmask24 import Entries
-from maskpro_deploy.validation.formats.masks import mask_array, mask_inputs
+from maskpro_deploy.validation.formats.masks import mask_array, mask_inputs, transpose_mask
 from maskpro_deploy.validation.formats.safetensors_file import read_contents
 from maskpro_deploy.validation.source import Reader, Source, Weight
 
@@ -84,15 +84,21 @@ def _refuse_pipes(folder: Path) -> None:
 
 
 def _add_mask(weight: Weight, masks: MaskSet) -> Weight:
-    fits = weight.listed and masks.shapes[weight.name] == weight.shape
-    return dataclasses.replace(weight, mask=mask_array(masks, weight.name)) if fits else weight
+    if not weight.listed or masks.stored_shape(weight.name) != weight.shape:
+        return weight
+    turned = weight.name in masks.transposed
+    return dataclasses.replace(weight, mask=(transpose_mask if turned else mask_array)(masks, weight.name))
 
 
 def _check_masks(masks: MaskSet, entries: Entries, contents: Source) -> list[str]:
     shapes = {name: entry.shape for name, (_, entry) in entries.items()} | {w.name: w.shape for w in contents.weights}
     problems = [f"{MASKS_FILE} names {name}, which the checkpoint lacks" for name in sorted(masks.shapes) if name not in shapes]
     for name in sorted(masks.shapes):
-        if name in shapes and shapes[name] != masks.shapes[name]:
-            own, other = list(masks.shapes[name]), list(shapes[name])
+        if name in shapes and shapes[name] != masks.stored_shape(name):
+            own, other = list(masks.stored_shape(name)), list(shapes[name])
             problems.append(f"{MASKS_FILE} has shape {own} for {name}, the checkpoint {other}")
+    orders = ("(in, out)", "(out, in)")  # by the reduction axis
+    for weight in contents.weights:
+        if weight.listed and weight.axis != (axis := int(weight.name not in masks.transposed)):
+            problems.append(f"{MASKS_FILE} takes {weight.name} to be stored {orders[axis]}, it is {orders[weight.axis]}")
     return problems

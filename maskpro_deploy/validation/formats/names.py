@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from maskpro_deploy.linear_layers import is_router, read_route_counts
 from maskpro_deploy.validation.formats.bitmask24 import DTYPES, Entries
 from maskpro_deploy.validation.source import Finding, Rule, Unchecked, Weight
 
@@ -132,8 +133,6 @@ def _judge_vector(last: str, dtype: str, size: int, longest: int) -> Rule | Doub
 _ADAPTER = ("lora_", "lokr_", "loha_", "vera_")
 _ZERO_POINT = re.compile(r"zero|zp|offset")
 _SCALE = re.compile(r"^(weight_scale(_inv)?|scales?|SCB|absmax|_scale)$")
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_ROUTER = re.compile(r"(^|\.)(gate|router|router\.layer|wg)\.weight$")
 _SMALL = 1 << 24  # bytes of scales and zero points that are looked at
 
 
@@ -142,8 +141,7 @@ class Neighbours:
 
     def __init__(self, entries: Entries, listed: Collection[str] | None, config: Mapping[str, Any]) -> None:
         self._entries, self._listed = entries, listed
-        inner = [value for value in config.values() if isinstance(value, Mapping)]
-        self._experts = {v for key in _EXPERTS for c in (config, *inner) if isinstance(v := c.get(key), int)}
+        self._routes = read_route_counts(config)
         self._modules = {path: name for name in listed or () for path in _list_tails(name.rpartition(".")[0])}
         self._members: dict[str, list[str]] = {}
         self._largest: dict[str, int] = {}
@@ -167,7 +165,7 @@ class Neighbours:
         entry = self._entries[name][1]
         if isinstance(finding, Weight) and (reason := self._judge_quantisation(name)):
             return Unchecked(name=name, shape=finding.shape, reason=reason, bytes=entry.bytes)
-        if isinstance(finding, Weight) and not finding.listed and entry.shape[0] in self._experts and _ROUTER.search(name):
+        if isinstance(finding, Weight) and not finding.listed and is_router(name, entry.shape, self._routes):
             return Rule.ROUTER
         if self._listed is None or (isinstance(finding, Weight) and finding.listed):
             return finding

@@ -17,6 +17,7 @@ from maskpro_deploy.exporters.checks.ort_model import open_model
 from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.system.extras import missing
+from maskpro_deploy.validation import validate
 
 pytestmark = pytest.mark.skipif(bool(missing("learn")), reason="the learn extra is not installed")
 
@@ -155,6 +156,16 @@ def test_parts_of_a_fused_weight_are_proven_one_by_one(made, tmp_path):
     parts = Counter(w.source.split(".")[-2] for w in manifest.sparse_weights)
     assert parts == {"qkv_proj": 3 * 3, "o_proj": 3, "gate_up_proj": 3 * 2, "down_proj": 3}
     assert all(w.axis == 0 for w in manifest.sparse_weights)
+
+
+def test_layers_stored_with_their_inputs_first_are_recognised_as_sparse(made, tmp_path):
+    def prune(config, weights):
+        for name in [n for n in weights if ".c_" in n and n.endswith(".weight")]:
+            weights[name].reshape(-1, 4, weights[name].shape[1])[:, 2:] = 0  # (in, out): groups lie down the columns
+
+    manifest = export(made("gpt2", prune), tmp_path / "out")
+    assert (manifest.sparsity, len(manifest.sparse_weights)) == ("2:4", 3 * 6)
+    assert validate(tmp_path / "out").holds
 
 
 BAD = {
