@@ -21,7 +21,6 @@ from maskpro_deploy.exporters.frontends.base import (
     ForeignModel,
     ForeignWeight,
     check_all_used,
-    map_tensors,
     one_line,
     place_of,
     quiet,
@@ -97,7 +96,7 @@ def read_graph(model: Any) -> ForeignModel:
 
 def map_weights(checkpoint: Checkpoint, module: Any, wanted: Container[str]) -> dict[str, ForeignWeight]:
     """What mobius makes of the checkpoint's tensors, by the graph's names; it must use all of them."""
-    tensors = map_tensors(checkpoint)
+    tensors = checkpoint.map_torch()
     sources_of, track = _track_sources(tensors)
     try:
         with quiet(), track:
