@@ -41,6 +41,14 @@ LEARN_FILE = "learn.json"
 INDEX_FILE = "model.safetensors.index.json"
 _BLOCK_VALUES = 1 << 21
 _MOST_SHARDS = 10_000
+_PICKLE = "is a pickle, which can run code when it is opened. Save the model with save_pretrained, which writes safetensors."
+_OTHERS = {
+    "*.bin": _PICKLE,
+    "*.pt": _PICKLE,
+    "*.pth": _PICKLE,
+    "*.onnx": "is an ONNX graph: `validate` reads the file, other commands want the checkpoint that it was exported from.",
+    "*.gguf": "is a GGUF file: name the file itself.",
+}
 # what goes along with the weights into every folder made from a checkpoint
 SIDE_FILES = (
     "config.json",
@@ -64,7 +72,7 @@ class Checkpoint:
     folder: Path  # where it is
     config: dict[str, Any]  # the content of `config.json`, without what it says of quantisation
     shard_of: Mapping[str, Path]  # tensor name -> file that holds it
-    bitmasks: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)  # weight behind a bitmask -> its parts and their files
+    bitmasks: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)  # weight behind a bitmask -> file of each part
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
@@ -227,11 +235,19 @@ def weight_files(folder: Path) -> list[Path]:
     index = read_index(folder)
     files = {p.name for p in folder.glob("*.safetensors") if p.name != MASKS_FILE}
     if not files and not index:
-        raise InputError(f"{folder} has no *.safetensors file: weights in other formats are not read.")
+        raise InputError(f"{folder} has no *.safetensors file: weights in other formats are not read.{_name_others(folder)}")
     expected = files.union(index.values() if index else (name for file in files for name in _name_series(file)))
     if absent := [name for name in sorted(expected) if not (folder / name).is_file()]:
         raise FormatError(f"{folder / absent[0]} is missing: the checkpoint is incomplete.")
     return [folder / name for name in sorted(expected)]
+
+
+def _name_others(folder: Path) -> str:
+    """What to do about the weights that a folder holds in other formats, as a further line; "" if it holds none that is known."""
+    for pattern, remedy in _OTHERS.items():
+        if found := sorted(path.name for path in folder.glob(pattern)):
+            return f"\n{found[0]} {remedy}"
+    return ""
 
 
 def _name_series(file: str) -> list[str]:

@@ -54,7 +54,7 @@ def load_causal_lm(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def read_transformers_config(folder: Path) -> Any:
-    """transformers' configuration of a checkpoint, without what it says of quantisation: weights that are read are plain."""
+    """The configuration of a checkpoint in transformers, without its quantisation: weights that are read are plain."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
