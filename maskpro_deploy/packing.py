@@ -20,7 +20,7 @@ FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _WHOLE = "Give the checkpoint that it was quantised from."
 _BY_TRANSFORMERS = (
     "Unpack it with transformers 5: AutoModelForCausalLM.from_pretrained(FOLDER, quantization_config={}(dequantize=True))"
-    ".save_pretrained(OUT)."
+    ".save_pretrained(OUT). Then copy the tokenizer files to OUT."
 )
 # what the tensors of a packed weight are called, and by which tool if nothing else says it; the first that fits names it
 _SIGNS = tuple(
@@ -33,14 +33,15 @@ _SIGNS = tuple(
         (r"_qdata$", "torchao"),
         (r"\._data$", "quanto"),
         (r"\.W_q$", "HQQ"),
-        (r"\.weight_scale_inv$", "fp8"),
+        (r"\.weight_scale_inv$", "block FP8"),
         (r"_blocks$", "MXFP4"),
         (r"\.(weight_quantizer\.\w+|weights_scaling_factor\w*|weight_scale_2)$", "ModelOpt"),
         (r"\.weight_scale$", "compressed-tensors"),
     )
 )
-_METHODS = {"modelopt": "ModelOpt", "gptq": "GPTQ", "awq": "AWQ", "hqq": "HQQ", "mxfp4": "MXFP4", "fp8": "fp8"}
-_CONFIGS = {"fp8": "FineGrainedFP8Config", "MXFP4": "Mxfp4Config", "compressed-tensors": "CompressedTensorsConfig"}
+_METHODS = {"modelopt": "ModelOpt", "gptq": "GPTQ", "awq": "AWQ", "hqq": "HQQ", "mxfp4": "MXFP4", "fp8": "block FP8"}
+# those of which it was tried
+_CONFIGS = {"block FP8": "FineGrainedFP8Config", "compressed-tensors": "CompressedTensorsConfig"}
 
 
 class Packing(NamedTuple):
@@ -83,7 +84,7 @@ def _find_signs(types: Mapping[str, str]) -> Iterator[str]:
         if behind and kind not in FLOATS:
             yield "compressed-tensors"
         if name.endswith(".weight") and kind not in FLOATS and not kind.startswith(("F8_E4", "F8_E5", "BOOL")):
-            yield f"a tool that it does not name, as {kind}"
+            yield "a tool that it does not name"
 
 
 def _read_statement(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -106,7 +107,7 @@ def _describe(said: Mapping[str, Any], types: Mapping[str, str]) -> Iterator[str
     for part in (sparsity, said, *groups):
         if isinstance(part, Mapping) and (named := part.get("format")) not in ("dense", "mixed-precision"):
             yield str(named or "")
-    yield str(said.get("quant_algo") or "")
+    yield str(said.get("quant_algo") or said.get("fmt") or "")
     for group in groups:
         weights = group.get("weights")
         if isinstance(weights, Mapping) and weights.get("num_bits"):
@@ -117,5 +118,4 @@ def _describe(said: Mapping[str, Any], types: Mapping[str, str]) -> Iterator[str
     bits = said.get("bits") or (4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else None)
     yield f"{bits} bits" if isinstance(bits, int) else ""
     if not said:
-        last = {name.rpartition(".")[2] for name, kind in types.items() if kind not in FLOATS and kind not in ("I64", "BOOL")}
-        yield " and ".join(sorted(last)[:2])
+        yield " and ".join(sorted({kind for kind in types.values() if kind not in FLOATS and kind not in ("I64", "BOOL")})[:2])
