@@ -19,7 +19,7 @@ _MODELOPT_FILE = "hf_quant_config.json"
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _WHOLE = "Give the checkpoint that it was quantised from."
 _BY_TRANSFORMERS = (
-    "Unpack it with transformers 5: AutoModelForCausalLM.from_pretrained(FOLDER, quantization_config={}(dequantize=True))"
+    "Unpack it with transformers 5.24: AutoModelForCausalLM.from_pretrained(FOLDER, quantization_config={}(dequantize=True))"
     ".save_pretrained(OUT). Then copy the tokenizer files to OUT."
 )
 # what the tensors of a packed weight are called, and by which tool if nothing else says it; the first that fits names it
@@ -69,8 +69,8 @@ def find_packing(folder: Path, config: Mapping[str, Any], types: Mapping[str, st
     method = str(said.get("quant_method") or "").removesuffix("_moe")
     tool = _METHODS.get(method, method) or sign
     form = ", ".join(dict.fromkeys(part for part in _describe(said, types) if part))
-    sparse = any(name.endswith(VALUES) for name in types)
-    remedy = f"{_BY_TRANSFORMERS.format(_CONFIGS[tool])}" if tool in _CONFIGS and not sparse else _WHOLE
+    behind_bitmask = any(name.endswith(VALUES) for name in types)
+    remedy = _BY_TRANSFORMERS.format(_CONFIGS[tool]) if tool in _CONFIGS and not behind_bitmask else _WHOLE
     return Packing(tool=tool, form=form, remedy=remedy)
 
 
@@ -118,4 +118,5 @@ def _describe(said: Mapping[str, Any], types: Mapping[str, str]) -> Iterator[str
     bits = said.get("bits") or (4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else None)
     yield f"{bits} bits" if isinstance(bits, int) else ""
     if not said:
-        yield " and ".join(sorted({kind for kind in types.values() if kind not in FLOATS and kind not in ("I64", "BOOL")})[:2])
+        kinds = {kind for kind in types.values() if kind not in FLOATS and kind not in ("I64", "BOOL")}
+        yield " and ".join(sorted(kinds)[:2]) or "plain weights with the scales of a quantiser"

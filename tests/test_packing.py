@@ -24,7 +24,7 @@ def test_a_packed_folder_is_refused_by_the_name_of_its_tool_and_form(label: str,
         Checkpoint.open(folder)
     first, remedy = str(refused.value).splitlines()
     assert first == f"{folder} is packed by {name}: its weights cannot be read as they are."
-    assert remedy.startswith(("Give the checkpoint", "Unpack it with transformers 5"))
+    assert remedy.startswith(("Give the checkpoint", "Unpack it with transformers 5.24: "))
 
 
 @pytest.mark.parametrize("label", PACKED)
@@ -69,6 +69,11 @@ def test_modelopt_says_it_in_a_file_of_its_own(tmp_path: Path) -> None:
     assert str(find_packing(tmp_path, {}, types)) == "packed by ModelOpt (FP8)"
     (tmp_path / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": null}}')
     assert find_packing(tmp_path, {}, {"a.weight": "BF16"}) is None
+
+
+def test_scales_that_were_left_next_to_plain_weights_are_named(tmp_path: Path) -> None:
+    packing = find_packing(tmp_path, {}, {"a.weight": "F32", "a.weight_scale": "F32"})
+    assert str(packing) == "packed by compressed-tensors (plain weights with the scales of a quantiser)"
 
 
 @pytest.mark.parametrize("value", [None, [], "x", 3, {"config_groups": [1], "sparsity_config": 2, "quant_type": 5, "bits": "x"}])

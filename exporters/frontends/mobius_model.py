@@ -10,7 +10,9 @@ mobius needs torch; it is loaded for such an architecture only.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Container, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -25,6 +27,7 @@ from maskpro_deploy.exporters.frontends.base import (
     place_of,
     quiet,
 )
+from maskpro_deploy.system.files import write_json
 
 # the caller has made sure that mobius, and with it torch, is installed
 _TASK = "text-generation"
@@ -59,14 +62,17 @@ def build_graph(checkpoint: Checkpoint, dtype: str) -> tuple[Any, Any]:
                 made.append(self)
 
         try:
-            package = mobius.build(
-                str(checkpoint.folder),
-                task=_TASK,
-                module_class=Kept,
-                dtype=_DTYPES[dtype],
-                load_weights=False,
-                execution_provider=_PROVIDER,
-            )
+            # from a config.json without what it says of quantisation, which mobius would build into the graph
+            with tempfile.TemporaryDirectory() as folder:
+                write_json(Path(folder) / "config.json", checkpoint.config)
+                package = mobius.build(
+                    folder,
+                    task=_TASK,
+                    module_class=Kept,
+                    dtype=_DTYPES[dtype],
+                    load_weights=False,
+                    execution_provider=_PROVIDER,
+                )
         except Exception as e:  # whatever a foreign builder stumbles over: the config does not fit it
             raise FormatError(f"{checkpoint.folder}: mobius-onnx cannot build this model: {one_line(e)}.") from e
     return package["model"], made[-1]
