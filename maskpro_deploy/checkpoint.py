@@ -2,36 +2,54 @@
 
 A checkpoint is `config.json`, one or more `*.safetensors`, and tokenizer files. A *sparse* checkpoint is the same folder with
 zeros in its pruned weights, plus `masks.safetensors` and `learn.json`. Tensors are mapped, never loaded as a whole model.
+
+Weights behind a bitmask of compressed-tensors (`bitmask`) are unpacked as they are read, one at a time. Weights that another tool
+packed (`packing`) are refused when the folder is opened. What config.json says of quantisation then no longer holds for what is
+read, and is left out of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes  # noqa: F401 (teaches numpy the names bfloat16 and float8_*)
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save_file
+from safetensors import safe_open
+from safetensors.numpy import save, save_file
 
+from maskpro_deploy.bitmask import BITS, SHAPE, VALUES, Expanded, expand, list_parts, list_prefixes, name_weight
 from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.masks import MASKS_FILE, MaskSet
+from maskpro_deploy.packing import QUANTISATION_KEYS, find_packing
 from maskpro_deploy.system.files import copy_file, new_folder, read_json, write_json
 from maskpro_deploy.system.input_file import open_tensors
 from maskpro_deploy.system.progress import SILENT, Progress
+
+log = logging.getLogger(__name__)
 
 LEARN_FILE = "learn.json"
 INDEX_FILE = "model.safetensors.index.json"
 _BLOCK_VALUES = 1 << 21
 _MOST_SHARDS = 10_000
+_PICKLE = "is a pickle, which can run code when it is opened. Save the model with save_pretrained, which writes safetensors."
+_OTHERS = {
+    "*.bin": _PICKLE,
+    "*.pt": _PICKLE,
+    "*.pth": _PICKLE,
+    "*.onnx": "is an ONNX graph: `validate` reads the file, other commands want the checkpoint that it was exported from.",
+    "*.gguf": "is a GGUF file: name the file itself.",
+}
 # what goes along with the weights into every folder made from a checkpoint
 SIDE_FILES = (
     "config.json",
@@ -53,8 +71,9 @@ class Checkpoint:
     """An opened checkpoint folder."""
 
     folder: Path  # where it is
-    config: dict[str, Any]  # the content of `config.json`
+    config: dict[str, Any]  # the content of `config.json`, without what it says of quantisation
     shard_of: Mapping[str, Path]  # tensor name -> file that holds it
+    bitmasks: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)  # weight behind a bitmask -> file of each part
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
@@ -62,11 +81,18 @@ class Checkpoint:
 
         Raises:
             InputError: the folder does not exist or is not a checkpoint.
-            FormatError: a file is truncated or damaged.
+            FormatError: a file is truncated or damaged, or its weights are packed in a form that is not read.
         """
         if not folder.is_dir():
             raise InputError(f"{folder} does not exist or is not a folder.\nGive a Hugging Face checkpoint folder.")
-        return cls(folder=folder, config=read_config(folder), shard_of=_find_shards(folder))
+        config, (stored, types) = read_config(folder), _find_shards(folder)
+        if packing := find_packing(folder, config, types):
+            raise FormatError(f"{folder} is {packing}: its weights cannot be read as they are.\n{packing.remedy}")
+        bitmasks, shard_of = {}, dict(stored)
+        for prefix in list_prefixes(stored):
+            parts = {part: shard_of.pop(part) for part in list_parts(prefix) if part in stored}
+            bitmasks[name_weight(prefix)], shard_of[name_weight(prefix)] = parts, parts[prefix + VALUES]
+        return cls(folder=folder, config=_omit_quantisation(config), shard_of=shard_of, bitmasks=bitmasks)
 
     @property
     def shards(self) -> list[Path]:
@@ -81,23 +107,66 @@ class Checkpoint:
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Tensor name -> shape, from the headers alone."""
-        shapes: dict[str, tuple[int, ...]] = {}
+        shapes: dict[str, tuple[int, ...]] = {name: tuple(self.slices(name).get_shape()) for name in self.bitmasks}
         for shard in self.shards:
             with open_tensors(shard) as file:
                 for name in file.keys():  # noqa: SIM118 (no mapping)
-                    shapes[name] = tuple(file.get_slice(name).get_shape())
+                    if name in self.shard_of:
+                        shapes[name] = tuple(file.get_slice(name).get_shape())
         return shapes
 
     def tensor(self, name: str) -> npt.NDArray[Any]:
         """One tensor, in its own dtype (bf16 as `ml_dtypes.bfloat16`); a FormatError if there is none of that name."""
+        if name in self.bitmasks:
+            return self._expand(name)[:]
         shard = self._shard_holding(name)
         with open_tensors(shard) as file:
             return _read_tensor(file, name, shard)
 
     def slices(self, name: str) -> Any:
-        """One tensor to read in parts: `slices(name)[a:b, c:d]` reads only these, whatever its size. Errors as of `tensor`."""
+        """One tensor to read in parts: `slices(name)[a:b, c:d]` reads only these, whatever its size. Errors as of `tensor`.
+
+        One behind a bitmask is unpacked as a whole when its first part is read.
+        """
+        if name in self.bitmasks:
+            return self._expand(name)
         with open_tensors(self._shard_holding(name)) as file:
             return file.get_slice(name)
+
+    def map_torch(self) -> dict[str, Any]:
+        """All tensors as torch has them, by name; plain ones are read from disk when they are used."""
+        from safetensors.torch import load
+
+        tensors: dict[str, Any] = {}
+        for shard in self.shards:
+            with safe_open(shard, "pt") as file:
+                names = [name for name in file.keys() if name in self.shard_of]  # noqa: SIM118 (no mapping)
+                tensors |= {name: file.get_tensor(name) for name in names}
+        for name in self.bitmasks:
+            tensors |= load(save({name: self.tensor(name)}))
+        return tensors
+
+    def _expand(self, name: str) -> Expanded:
+        """A weight behind a bitmask (FormatError: its parts do not fit together)."""
+        parts = {"." + part.rpartition(".")[2]: (file, part) for part, file in self.bitmasks[name].items()}
+
+        def read(kind: str) -> npt.NDArray[Any]:
+            path, part = parts[kind]
+            with open_tensors(path) as file:
+                return _read_tensor(file, part, path)
+
+        def unpack() -> npt.NDArray[Any]:
+            try:
+                return expand(read(VALUES), read(BITS), (rows, columns))
+            except ValueError as e:
+                raise FormatError(f"{self.folder}: {name} cannot be unpacked: {e}.") from e
+
+        shape = read(SHAPE).reshape(-1).tolist() if SHAPE in parts else []
+        if len(shape) != 2 or not all(isinstance(d, int) and d > 0 for d in shape):
+            raise FormatError(f"{self.folder}: {name} cannot be unpacked: its compressed form has no valid shape.")
+        rows, columns = shape
+        with open_tensors(parts[VALUES][0]) as file:
+            return Expanded((rows, columns), file.get_slice(parts[VALUES][1]).get_dtype(), unpack)
 
     def _shard_holding(self, name: str) -> Path:
         if name not in self.shard_of:
@@ -179,11 +248,19 @@ def weight_files(folder: Path) -> list[Path]:
     index = read_index(folder)
     files = {p.name for p in folder.glob("*.safetensors") if p.name != MASKS_FILE}
     if not files and not index:
-        raise InputError(f"{folder} has no *.safetensors file: weights in other formats are not read.")
+        raise InputError(f"{folder} has no *.safetensors file: weights in other formats are not read.{_name_others(folder)}")
     expected = files.union(index.values() if index else (name for file in files for name in _name_series(file)))
     if absent := [name for name in sorted(expected) if not (folder / name).is_file()]:
         raise FormatError(f"{folder / absent[0]} is missing: the checkpoint is incomplete.")
     return [folder / name for name in sorted(expected)]
+
+
+def _name_others(folder: Path) -> str:
+    """What to do about the weights that a folder holds in other formats, as a further line; "" if it holds none that is known."""
+    for pattern, remedy in _OTHERS.items():
+        if found := sorted(path.name for path in folder.glob(pattern)):
+            return f"\n{found[0]} {remedy}"
+    return ""
 
 
 def _name_series(file: str) -> list[str]:
@@ -194,16 +271,38 @@ def _name_series(file: str) -> list[str]:
     return [f"{match[1]}{i:0{len(match[2])}d}{match[3]}{match[4]}{match[5]}" for i in range(1, int(match[4]) + 1)]
 
 
-def _find_shards(folder: Path) -> dict[str, Path]:
+def _find_shards(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """The file and the type of every stored tensor, by name."""
     index = read_index(folder)
     every = {path.name for path in weight_files(folder)}
+    if extra := sorted(every - set(index.values())) if index else []:
+        _warn_once(f"{folder}: {describe_extra(extra)} not in {INDEX_FILE}: ignored.")
     shard_of: dict[str, Path] = {}
+    types: dict[str, str] = {}
     for name in sorted(set(index.values()) or every):
         with open_tensors(folder / name) as file:
-            shard_of.update(dict.fromkeys(file.keys(), folder / name))
+            for tensor in file.keys():  # noqa: SIM118 (no mapping)
+                shard_of[tensor], types[tensor] = folder / name, file.get_slice(tensor).get_dtype()
     if absent := sorted(index.keys() - shard_of.keys()):
         raise FormatError(f"{folder / INDEX_FILE} names {absent[0]}, which is in none of its files.")
-    return shard_of
+    return shard_of, types
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """A checkpoint is opened several times by one command."""
+    log.warning(message)
+
+
+def describe_extra(files: Sequence[str]) -> str:
+    """Some files as the subject of a sentence, with its verb: the first by name, the others by number."""
+    return f"{files[0]} is" if len(files) == 1 else f"{files[0]} and {len(files) - 1} more files are"
+
+
+def _omit_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json of plain weights: without what it says of quantisation, also of the text model inside."""
+    kept = {name: value for name, value in config.items() if name not in QUANTISATION_KEYS}
+    return {n: _omit_quantisation(v) if n == "text_config" and isinstance(v, Mapping) else v for n, v in kept.items()}
 
 
 def _read_tensor(file: Any, name: str, path: Path) -> npt.NDArray[Any]:
@@ -258,21 +357,28 @@ def save_sparse(
         for done, shard in enumerate(dense.shards, start=1):
             with open_tensors(shard) as file:
                 metadata = file.metadata() or {"format": "pt"}
-                tensors = {name: _read_tensor(file, name, shard) for name in file.keys()}  # noqa: SIM118 (no mapping)
+                names = [name for name in file.keys() if name in dense.shard_of]  # noqa: SIM118 (no mapping)
+                tensors = {name: _read_tensor(file, name, shard) for name in names}
+            tensors |= {name: dense.tensor(name) for name in dense.bitmasks if dense.shard_of[name] == shard}
             for name in tensors.keys() & (weights or {}).keys():
                 tensors[name] = (weights or {})[name].astype(tensors[name].dtype)
             for name in tensors.keys() & masks.packed.keys():
                 tensors[name] = apply_mask(tensors[name], masks.stored_mask(name))
             save_file(tensors, folder / shard.name, metadata=metadata)
             progress.update(done, len(dense.shards))
-        if (dense.folder / INDEX_FILE).is_file():
+        if dense.bitmasks and (dense.folder / INDEX_FILE).is_file():
+            write_json(folder / INDEX_FILE, {"metadata": {}, "weight_map": {n: dense.shard_of[n].name for n in dense.names}})
+        elif (dense.folder / INDEX_FILE).is_file():
             copy_file(dense.folder / INDEX_FILE, folder / INDEX_FILE)
         masks.save(folder / MASKS_FILE)
         write_json(folder / LEARN_FILE, json.loads(json.dumps(learn)))
 
 
 def copy_side_files(source: Path, target: Path) -> None:
-    """Copy config, tokenizer and licence files, as far as they exist."""
+    """Copy config, tokenizer and licence files, as far as they exist; config.json without what it says of quantisation."""
     for name in SIDE_FILES:
         if (source / name).is_file():
             copy_file(source / name, target / name)
+    config = read_config(source)
+    if (plain := _omit_quantisation(config)) != config:
+        write_json(target / "config.json", plain)

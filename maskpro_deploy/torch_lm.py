@@ -19,6 +19,7 @@ import torch
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.masks import MaskSet
+from maskpro_deploy.packing import QUANTISATION_KEYS
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -31,19 +32,37 @@ def load_causal_lm(folder: Path, dtype: torch.dtype) -> Any:
         InputError: the folder is not a checkpoint.
         FormatError: transformers cannot build the model from it.
     """
-    Checkpoint.open(folder)  # plain errors for missing, foreign and truncated files come from here
+    checkpoint = Checkpoint.open(folder)  # plain errors for missing, foreign and truncated files come from here
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
+    local = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            local = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **local)
+            config = read_transformers_config(folder)
+            if checkpoint.bitmasks:
+                with torch.device("meta"):
+                    kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+                model = kind.from_pretrained(None, config=config, state_dict=checkpoint.map_torch(), dtype=dtype)
+            else:
+                model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, **local)
     except (ValueError, OSError, KeyError, RuntimeError, ImportError) as e:
         raise FormatError(f"{folder} could not be opened as a causal language model: {e}") from e
     model.requires_grad_(False)
     return model.eval()
+
+
+def read_transformers_config(folder: Path) -> Any:
+    """The configuration of a checkpoint in transformers, without its quantisation: weights that are read are plain."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    for part in (config, config.get_text_config()):
+        for key in QUANTISATION_KEYS:
+            if hasattr(part, key):
+                delattr(part, key)
+    return config
 
 
 class TorchLM:

@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+import venv
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,16 @@ def run_command(command: Sequence[str], *, accept: Collection[int] = (0,), env: 
     if done.returncode not in accept:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}")
     return done.stdout
+
+
+def make_environments(folder: Path, packages: Mapping[str, Sequence[str]]) -> Iterator[Path]:
+    """The Python of each environment in a folder, by name; one that is missing is made with its packages."""
+    for name, requirements in packages.items():
+        python = folder / name / "bin" / "python"
+        if not python.exists():
+            venv.create(folder / name, with_pip=True)
+            subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True, stdout=sys.stderr)
+        yield python
 
 
 @contextmanager

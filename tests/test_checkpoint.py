@@ -118,6 +118,20 @@ class TestOpen:
         with pytest.raises(FormatError, match="index"):
             Checkpoint.open(sharded)
 
+    def test_a_shard_outside_the_index_is_ignored_with_a_warning(self, sharded, caplog):
+        save_file({"extra.weight": np.ones((2, 4), np.float32)}, sharded / "model-4-of-4.safetensors")
+        assert "extra.weight" not in Checkpoint.open(sharded).names
+        assert caplog.messages == [f"{sharded}: model-4-of-4.safetensors is not in {INDEX}: ignored."]
+
+    @pytest.mark.parametrize(
+        ("file", "remedy"),
+        [("model.pt", "is a pickle"), ("model.onnx", "is an ONNX graph"), ("m.gguf", "name the file"), ("x.txt", "not read.$")],
+    )
+    def test_weights_of_another_format_are_named(self, copy, file, remedy):
+        (copy / "model.safetensors").rename(copy / file)
+        with pytest.raises(InputError, match=remedy):
+            Checkpoint.open(copy)
+
     @pytest.mark.parametrize("weight_map", [None, {}, [], 5])
     def test_an_index_without_a_weight_map_is_refused(self, sharded, weight_map):
         (sharded / INDEX).write_text(json.dumps({"weight_map": weight_map}))

@@ -10,7 +10,9 @@ mobius needs torch; it is loaded for such an architecture only.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Container, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -21,11 +23,11 @@ from maskpro_deploy.exporters.frontends.base import (
     ForeignModel,
     ForeignWeight,
     check_all_used,
-    map_tensors,
     one_line,
     place_of,
     quiet,
 )
+from maskpro_deploy.system.files import write_json
 
 # the caller has made sure that mobius, and with it torch, is installed
 _TASK = "text-generation"
@@ -60,14 +62,17 @@ def build_graph(checkpoint: Checkpoint, dtype: str) -> tuple[Any, Any]:
                 made.append(self)
 
         try:
-            package = mobius.build(
-                str(checkpoint.folder),
-                task=_TASK,
-                module_class=Kept,
-                dtype=_DTYPES[dtype],
-                load_weights=False,
-                execution_provider=_PROVIDER,
-            )
+            # from a config.json without what it says of quantisation, which mobius would build into the graph
+            with tempfile.TemporaryDirectory() as folder:
+                write_json(Path(folder) / "config.json", checkpoint.config)
+                package = mobius.build(
+                    folder,
+                    task=_TASK,
+                    module_class=Kept,
+                    dtype=_DTYPES[dtype],
+                    load_weights=False,
+                    execution_provider=_PROVIDER,
+                )
         except Exception as e:  # whatever a foreign builder stumbles over: the config does not fit it
             raise FormatError(f"{checkpoint.folder}: mobius-onnx cannot build this model: {one_line(e)}.") from e
     return package["model"], made[-1]
@@ -97,7 +102,7 @@ def read_graph(model: Any) -> ForeignModel:
 
 def map_weights(checkpoint: Checkpoint, module: Any, wanted: Container[str]) -> dict[str, ForeignWeight]:
     """What mobius makes of the checkpoint's tensors, by the graph's names; it must use all of them."""
-    tensors = map_tensors(checkpoint)
+    tensors = checkpoint.map_torch()
     sources_of, track = _track_sources(tensors)
     try:
         with quiet(), track:

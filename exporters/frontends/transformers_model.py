@@ -29,7 +29,6 @@ from maskpro_deploy.exporters.frontends.base import (
     ForeignWeight,
     check_all_used,
     describe_sizes,
-    map_tensors,
     one_line,
     place_of,
     quiet,
@@ -125,7 +124,7 @@ def read_sizes(model: Any, kind: str) -> tuple[int, int]:
 
 def map_weights(checkpoint: Checkpoint, model: Any) -> dict[str, ForeignWeight]:
     """The checkpoint's tensor of each parameter; those that are tied have one, under whichever of their names is stored."""
-    tensors = map_tensors(checkpoint)
+    tensors = checkpoint.map_torch()
     prefix = f"{model.base_model_prefix}."  # which some checkpoints leave out
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names: dict[tuple[object, ...], list[str]] = {}

@@ -18,7 +18,7 @@ import numpy as np
 
 from maskpro_deploy.pattern import USUAL_PATTERNS, NMPattern
 from maskpro_deploy.system.progress import SILENT, Progress
-from maskpro_deploy.validation.formats.bitmask24 import ExpandedArray
+from maskpro_deploy.validation.formats.bitmask_parts import ExpandedArray
 from maskpro_deploy.validation.formats.readers import open_source
 from maskpro_deploy.validation.law import Scan, Tally, scan
 from maskpro_deploy.validation.report import TensorReport, ValidationReport, alignment, tensor_core_class

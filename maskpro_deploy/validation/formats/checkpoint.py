@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from maskpro_deploy.checkpoint import INDEX_FILE, read_config, read_index, weight_files
+from maskpro_deploy.checkpoint import INDEX_FILE, describe_extra, read_config, read_index, weight_files
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.masks import MASKS_FILE, MaskSet
 from maskpro_deploy.system.input_file import Entry, InputFile, read_header
 from maskpro_deploy.system.progress import Progress
-from maskpro_deploy.validation.formats.bitmask24 import Entries
+from maskpro_deploy.validation.formats.bitmask_parts import Entries
 from maskpro_deploy.validation.formats.masks import mask_array, mask_inputs, transpose_mask
-from maskpro_deploy.validation.formats.safetensors_file import read_contents
+from maskpro_deploy.validation.formats.safetensors_file import note_packing, read_contents
 from maskpro_deploy.validation.source import Reader, Source, Weight
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -55,13 +56,16 @@ class CheckpointReader(Reader):
             pattern=masks.pattern if masks is not None else contents.pattern,
             has_list=masks is not None,
             inputs=(*files, *mask_inputs(masks)),
-            notes=_write_notes(path),
+            notes=(*note_packing(path, config, entries, contents), *_write_notes(path, shards)),
         )
 
 
-def _write_notes(folder: Path) -> tuple[str, ...]:
-    inner = sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/*.safetensors"))
-    return (f"weights in folders inside are not read: {inner[0]}" + (" and others" if len(inner) > 1 else ""),) if inner else ()
+def _write_notes(folder: Path, shards: Sequence[Path]) -> Iterator[str]:
+    if inner := sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/*.safetensors")):
+        yield f"weights in folders inside are not read: {inner[0]}" + (" and others" if len(inner) > 1 else "")
+    listed = set(read_index(folder).values())
+    if extra := [shard.name for shard in shards if shard.name not in listed] if listed else []:
+        yield f"{describe_extra(extra)} not in {INDEX_FILE}: checked here, ignored by whatever loads the model"
 
 
 def _check_index(folder: Path, entries: Entries) -> list[str]:

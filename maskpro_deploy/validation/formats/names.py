@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from maskpro_deploy.bitmask import list_parts
 from maskpro_deploy.linear_layers import is_router, read_route_counts
-from maskpro_deploy.validation.formats.bitmask24 import DTYPES, Entries
+from maskpro_deploy.validation.formats.bitmask_parts import DTYPES, Entries
 from maskpro_deploy.validation.source import Finding, Rule, Unchecked, Weight
 
 _TABLES = re.compile(
@@ -207,7 +208,8 @@ class Neighbours:
         module, dtype = name.rpartition(".")[0], self._entries[name][1].dtype
         if dtype != "I8" and not dtype.startswith("F8"):
             return ""
-        members = [n for m in (module, f"{module}.weight_quantizer") for n in self._members.get(m, ()) if n != name]
+        members = [n for m in (module, f"{module}.weight_quantizer") for n in self._members.get(m, ())]
+        members = [member for member in members if member not in (name, *list_parts(module))]
         for member in members:
             file, entry = self._entries[member]
             last = member.rpartition(".")[2]

@@ -1,7 +1,7 @@
 """One safetensors file: all matrices named `*.weight` count that are not a table or an output head (`names`).
 
 Their axis is 1, `(out, in)`, as `torch.nn.Linear` stores them; models of the GPT-2 family, known by the `config.json` next to the
-file, store `(in, out)`. Weights in the form `sparse-24-bitmask` are unpacked; other packed forms are unaccounted for.
+file, store `(in, out)`. Weights behind a bitmask are unpacked; other packed forms are unaccounted for.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from maskpro_deploy.bitmask import VALUES, list_parts, list_prefixes
+from maskpro_deploy.packing import find_packing
 from maskpro_deploy.system.files import read_json
 from maskpro_deploy.system.input_file import Entry, InputFile, read_header
 from maskpro_deploy.system.progress import Progress
 from maskpro_deploy.validation.arrays import FileArray, FlatArray, fp4_array
-from maskpro_deploy.validation.formats import bitmask24
-from maskpro_deploy.validation.formats.bitmask24 import DTYPES, Entries
+from maskpro_deploy.validation.formats.bitmask_parts import DTYPES, Entries, find_claim, read_weight
 from maskpro_deploy.validation.formats.names import Doubt, Matrix, Neighbours, reduction_axis
 from maskpro_deploy.validation.source import Finding, Reader, Rule, Source, Stored, Unchecked, Weight
 
@@ -62,7 +63,7 @@ def read_contents(entries: Entries, config: Mapping[str, Any], listed: Collectio
     `listed` are the weights that masks list, None if nothing lists them; `config` is that of the model, or empty. For
     multiply-adds every matrix counts once, each expert too, and the output head, also where it is the tied embedding.
     """
-    compressed = bitmask24.prefixes(entries)
+    compressed = list_prefixes(entries)
     names = Neighbours(entries, listed, config)
     weights: list[Weight] = []
     unchecked: list[Unchecked] = []
@@ -71,9 +72,9 @@ def read_contents(entries: Entries, config: Mapping[str, Any], listed: Collectio
     for name in sorted(entries):
         file, entry = entries[name]
         finding: Finding | None
-        is_part = (prefix := name.rpartition(".")[0]) in compressed and name in bitmask24.parts(prefix)
+        is_part = (prefix := name.rpartition(".")[0]) in compressed and name in list_parts(prefix)
         if is_part:
-            finding = bitmask24.read_weight(prefix, entries, listed or ()) if name.endswith(bitmask24.VALUES) else None
+            finding = read_weight(prefix, entries, listed or ()) if name.endswith(VALUES) else None
         else:
             axis, role = reduction_axis(name, config), names.role(name)
             finding = _judge_tensor(file, name, entry, axis, role, listed=names.is_listed(name))
@@ -96,13 +97,21 @@ def read_contents(entries: Entries, config: Mapping[str, Any], listed: Collectio
         stored=tuple(stored),
         num_parameters=sum(s.elements for s in stored),
         multiply_adds=adds,
-        pattern=bitmask24.PATTERN if compressed else None,
+        pattern=find_claim(compressed, entries),
     )
 
 
 def _multiplies(finding: Finding | None, name: str, config: Mapping[str, Any]) -> bool:
     tied = bool(config.get("tie_word_embeddings")) and re.search(r"(embed_tokens|wte|embed_in)\.weight$", name) is not None
     return isinstance(finding, (Weight, Unchecked)) or finding is Rule.HEAD or tied
+
+
+def note_packing(folder: Path, config: Mapping[str, Any], entries: Entries, contents: Source) -> tuple[str, ...]:
+    """Which tool packed the weights that cannot be checked, if one did."""
+    packing = find_packing(folder, config, {name: entry.dtype for name, (_, entry) in entries.items()})
+    if packing is None or not contents.unchecked:
+        return ()
+    return (f"it is {packing}: weights in this form are not checked. {packing.remedy}",)
 
 
 class SafetensorsReader(Reader):
@@ -115,4 +124,5 @@ class SafetensorsReader(Reader):
         entries = {name: (file, entry) for name, entry in read_header(file).entries.items()}
         beside = path.parent / "config.json"
         config = read_json(beside) if beside.is_file() else {}
-        return dataclasses.replace(read_contents(entries, config, None), inputs=(file,))
+        contents = read_contents(entries, config, None)
+        return dataclasses.replace(contents, inputs=(file,), notes=note_packing(path.parent, config, entries, contents))

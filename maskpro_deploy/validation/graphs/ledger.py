@@ -181,5 +181,5 @@ def _choose_rule(entry: _Entry) -> Rule | None:
     if Rule.HEAD in entry.rules:
         return Rule.HEAD
     if not entry.table or entry.default is Rule.BOOLEAN:
-        return entry.default
+        return entry.default if entry.consumer or entry.rules else Rule.UNUSED
     return next((rule for rule in _ORDER if rule in entry.rules), Rule.UNUSED)

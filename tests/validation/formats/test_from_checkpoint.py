@@ -129,6 +129,17 @@ def test_shards_are_all_read(copy):
     assert [t.name for t in validate(copy).failed] == [UP]
 
 
+def test_a_shard_outside_the_index_is_checked_and_named(copy):
+    tensors = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").rename(copy / "model-1.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "model-1.safetensors")}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file({"model.layers.2.mlp.up_proj.weight": np.ones((4, 8), np.float32)}, copy / "extra.safetensors")
+    report = validate(copy, require="all")
+    assert [t.name for t in report.failed] == ["model.layers.2.mlp.up_proj.weight"]
+    assert report.notes[0].startswith("extra.safetensors is not in model.safetensors.index.json")
+
+
 def test_a_truncated_shard_is_an_error(copy):
     file = copy / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])

@@ -161,11 +161,10 @@ class TestRules:
         report = validate(language_model(tmp_path, extra=extra, constants={"tokens": tokens}, outputs=("y", "z")))
         assert [t.name for t in report.failed] == ["tokens"]
 
-    def test_what_nothing_uses_is_exempt_and_counts_in_no_share(self, tmp_path):
+    @pytest.mark.parametrize("dead", [np.ones((9, 9), F32), np.ones(9, F32), np.arange(9), np.ones((9, 9), np.bool_)])
+    def test_what_nothing_uses_is_exempt_and_counts_in_no_share(self, tmp_path, dead):
         weight = lawful(np.random.default_rng(0), (K, K), 0, TWO_FOUR, F32)
-        report = validate(
-            save_model(tmp_path, [node("MatMul", ["x", "w"], ["y"])], {"w": weight, "dead": np.ones((9, 9), np.float32)})
-        )
+        report = validate(save_model(tmp_path, [node("MatMul", ["x", "w"], ["y"])], {"w": weight, "dead": dead}))
         assert report.holds
         assert rules(report) == {"dead": Rule.UNUSED}
         assert report.share == 1.0

@@ -1,10 +1,11 @@
-"""`sparse-24-bitmask`: the bitmask is the mask; what does not fit together is never passed."""
+"""`sparse-24-bitmask` and `sparse-bitmask`: the bitmask is the mask; what does not fit together is never passed."""
 
 from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
 import pytest
+from packed_folders import compress
 from safetensors.numpy import save_file
 from sparse_cases import lawful
 
@@ -17,12 +18,7 @@ LAYER = "model.layers.0.mlp.up_proj"
 
 def compressed(array, prefix=LAYER):
     """The three tensors of a weight, as compressed-tensors writes them."""
-    mask = array.astype(np.float64) != 0
-    return {
-        f"{prefix}.shape": np.array(array.shape, np.int64).reshape(-1, 1),
-        f"{prefix}.compressed": array[mask].reshape(array.shape[0], -1),
-        f"{prefix}.bitmask": np.packbits(mask, axis=1, bitorder="little"),
-    }
+    return {prefix + name: value for name, value in compress(array).items()}
 
 
 def weight(shape=(8, 12), dtype=np.float16):
@@ -46,6 +42,17 @@ def test_a_compressed_weight_holds_in_its_full_shape(tmp_path, dtype):
     found = report.tensors[0]
     assert (found.name, found.shape, found.axis, found.density) == (f"{LAYER}.weight", (8, 12), 1, 0.5)
     assert (report.num_parameters, report.multiply_adds) == (8 * 12 + 5, 8 * 12)
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_a_bitmask_of_any_number_of_values_claims_nothing_and_is_judged(tmp_path, kept):
+    pattern = NMPattern(kept, 4)
+    parts = compress(lawful(np.random.default_rng(0), (8, 12), 1, pattern, np.dtype(np.float16)), free=True)
+    save_file({LAYER + name: value for name, value in parts.items()}, tmp_path / "model.safetensors")
+    report = validate(tmp_path / "model.safetensors")
+    assert (report.holds, report.pattern) == ((True, pattern) if kept < 3 else (False, None))
+    assert not report.unchecked
+    assert validate(tmp_path / "model.safetensors", TWO_FOUR, at_most=True).holds == (kept < 3)
 
 
 def test_in_a_folder_too(tmp_path):

@@ -1,8 +1,7 @@
-"""Weights in the form `sparse-24-bitmask` of the compressed-tensors library, which holds 2:4 by its layout or not at all.
+"""Weights behind a bitmask of compressed-tensors (`maskpro_deploy.bitmask` has the layout).
 
-A weight (rows, columns) is three tensors: `<layer>.shape`, `<layer>.bitmask` (one bit a weight, rows padded to whole bytes, the
-first weight in the lowest bit) and `<layer>.compressed` (rows, columns / 2), the kept values in row-major order. The bitmask is
-the mask that the law is about; a stored value that is zero makes its group short.
+The bitmask is the mask that the law is about; a stored value that is zero makes its group short. `sparse-24-bitmask` stores half
+of the values and so claims 2:4; `sparse-bitmask` stores any number and claims nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from maskpro_deploy.bitmask import BITS, OFFSETS, SHAPE, VALUES, list_parts, name_weight
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.system.input_file import Entry, InputFile
 from maskpro_deploy.validation.arrays import Array, BitArray, FileArray
@@ -30,30 +30,22 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
     "I8": np.dtype(np.int8),
 }
-PATTERN = NMPattern(2, 4)
-VALUES, _BITS, _SHAPE = ".compressed", ".bitmask", ".shape"
 
 
 Entries = Mapping[str, tuple[InputFile, Entry]]
 
 
-def prefixes(entries: Iterable[str]) -> set[str]:
-    """The layers that are stored in this form."""
-    names = set(entries)
-    return {n.removesuffix(VALUES) for n in names if n.endswith(VALUES) and n.removesuffix(VALUES) + _BITS in names}
-
-
-def parts(prefix: str) -> tuple[str, ...]:
-    """Names of the tensors that one weight is stored in."""
-    return (prefix + VALUES, prefix + _BITS, prefix + _SHAPE)
+def find_claim(prefixes: Iterable[str], entries: Container[str]) -> NMPattern | None:
+    """The pattern that the layers of these prefixes claim by their format."""
+    return NMPattern(2, 4) if any(prefix + OFFSETS not in entries for prefix in prefixes) else None
 
 
 def read_weight(prefix: str, entries: Entries, listed: Container[str]) -> Weight | Unchecked:
     """One compressed weight, its bitmask as its mask."""
-    name = prefix if prefix.endswith(".weight") else f"{prefix}.weight"  # as it is called when it is not compressed
+    name = name_weight(prefix)
     value_file, values = entries[prefix + VALUES]
-    bit_file, bits = entries[prefix + _BITS]
-    shape = _read_shape(entries.get(prefix + _SHAPE))
+    bit_file, bits = entries[prefix + BITS]
+    shape = _read_shape(entries.get(prefix + SHAPE))
 
     def leave_unchecked(reason: str) -> Unchecked:
         return Unchecked(name=prefix + VALUES, shape=shape or values.shape, reason=reason, bytes=values.bytes)
@@ -65,7 +57,7 @@ def read_weight(prefix: str, entries: Entries, listed: Container[str]) -> Weight
         return leave_unchecked(f"dtype {values.dtype} packs or encodes its weights")
     if bits.dtype != "U8" or bits.shape != (rows, -(-columns // 8)):
         return leave_unchecked(f"its bitmask has shape {list(bits.shape)} for a weight of {list(shape)}")
-    if 2 * math.prod(values.shape) != rows * columns:
+    if prefix + OFFSETS not in entries and 2 * math.prod(values.shape) != rows * columns:
         return leave_unchecked(f"it has {math.prod(values.shape)} values for a weight of {list(shape)}")
     packed = FileArray(file=bit_file, offset=bits.offset, dtype=np.dtype(np.uint8), size=math.prod(bits.shape))
     mask = BitArray(base=packed, size=rows * columns, columns=columns, order="little")
@@ -78,7 +70,7 @@ def read_weight(prefix: str, entries: Entries, listed: Container[str]) -> Weight
         data=ExpandedArray(mask, kept),
         mask=mask,
         listed=name in listed,
-        constants=tuple(p for p in parts(prefix) if p in entries),
+        constants=tuple(p for p in list_parts(prefix) if p in entries),
     )
 
 
