@@ -20,7 +20,7 @@ from maskpro_deploy.cache_forms import CACHE_FORMS, DEFAULT_FORM
 from maskpro_deploy.checkpoint import Checkpoint, copy_side_files
 from maskpro_deploy.errors import CheckFailed, FormatError, InputError, first_line
 from maskpro_deploy.exporters.architectures.template import Template
-from maskpro_deploy.exporters.checks.explanation import add_underflow, describe_unverified, explain_difference
+from maskpro_deploy.exporters.checks.explanation import add_underflow, describe_checkpoint, describe_unverified, explain_difference
 from maskpro_deploy.exporters.checks.half_precision.rounding import NotRounded
 from maskpro_deploy.exporters.checks.parity import OutOfRange, Reference, verification_prompts, verify, verify_siblings
 from maskpro_deploy.exporters.checks.proof import Proof, prove
@@ -99,7 +99,8 @@ def export(
             manifest.save(folder)
         return manifest
 
-    return use_template(source, export_with, progress("describing", "s"))
+    compared = reference is not None and settings.dtype == "fp32" and settings.quantize is None
+    return use_template(source, export_with, progress("describing", "s"), compared=compared)
 
 
 def _write_data(plan: Plan, folder: Path, progress: Stages) -> Blob:
@@ -212,7 +213,8 @@ def _check_parity(
     try:
         result = verify(folder, reference, prompts, greedy, progress, manifest)
     except OutOfRange as e:
-        raise CheckFailed(f"the exported graph does not work in {dtype}; nothing was kept.\n{e}") from e
+        fault = describe_checkpoint(reference, prompts[0]) or e
+        raise CheckFailed(f"the exported graph does not work in {dtype}; nothing was kept.\n{fault}") from e
     except NotRounded as e:
         return describe_unverified(dtype, str(e))
     if not result.passed:

@@ -33,7 +33,7 @@ LENGTHS = (
     "max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx", "context_length",
 )  # fmt: skip
 # errors that are raised to say something; others, such as an IndexError, are accidents of a foreign builder
-_SPOKEN = (ValueError, NotImplementedError, RuntimeError, OSError, ImportError)
+_SPOKEN = (ValueError, NotImplementedError, OSError, ImportError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

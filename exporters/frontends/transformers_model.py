@@ -130,9 +130,9 @@ def check_stateless(checkpoint: Checkpoint) -> None:
         with quiet():
             config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
             layers = DynamicCache(config=config.get_text_config()).layers
-            kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config))
-    except Exception:  # what the front ends are going to say is better
+    except Exception:  # a kind or a config that transformers does not take: what the front ends say of it is better
         return
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     mixed = bool(getattr(config.get_text_config(), "layer_types", None))  # a mixture may have attention in all of its layers
     if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers) or (
         getattr(kind, "_is_stateful", False) and not mixed

@@ -5,6 +5,7 @@ Shapes: `B` batch, `S` new tokens, `P` past tokens, `H` key/value heads, `D` hea
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 from collections.abc import Collection, Iterator, Set
@@ -34,7 +35,7 @@ def trace_graph(model: Any) -> ForeignModel:
     """
     use_every_expert(model)
     inputs = _sample_inputs(model)
-    with quiet():
+    with quiet(), _equal_heads():
         from onnxscript.optimizer import optimize_ir
         from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
@@ -50,6 +51,23 @@ def trace_graph(model: Any) -> ForeignModel:
         except Exception as e:  # a foreign tracer: what it cannot follow shows in any exception
             raise FormatError(f"its ONNX exporter cannot trace this model{say_why(e)}") from e
     return _read_graph(program.graph, parameters)
+
+
+@contextlib.contextmanager
+def _equal_heads() -> Iterator[None]:
+    """One key head for all queries is repeated: torch's attention does so itself, but its translation to ONNX does not."""
+    plain = torch.nn.functional.scaled_dot_product_attention
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if key.shape[1] == 1 != query.shape[1]:
+            key, value = (x.expand(-1, query.shape[1], -1, -1) for x in (key, value))
+        return plain(query, key, value, *args, **kwargs)
+
+    torch.nn.functional.scaled_dot_product_attention = attend
+    try:
+        yield
+    finally:
+        torch.nn.functional.scaled_dot_product_attention = plain
 
 
 def _sample_inputs(model: Any) -> dict[str, Any]:

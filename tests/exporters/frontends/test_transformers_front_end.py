@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from maskpro_deploy.checkpoint import Checkpoint, save_sparse
 from maskpro_deploy.errors import FormatError, InputError
-from maskpro_deploy.exporters import ExportConfig, export, plan, verify
-from maskpro_deploy.exporters.frontends.templates import choose_template
+from maskpro_deploy.exporters import ExportConfig, bundle, export, verify
+from maskpro_deploy.exporters.frontends.templates import use_template
 from maskpro_deploy.exporters.graph.cache_forms.base import make_form
 from maskpro_deploy.exporters.graph.layers import Layers
 from maskpro_deploy.masks import MaskSet
@@ -55,7 +55,7 @@ def test_a_sparse_checkpoint_agrees_with_transformers_and_keeps_its_pattern(kind
     from maskpro_deploy.torch_lm import TorchLM
 
     made_by = []  # a trace takes long, so its template serves twice
-    monkeypatch.setattr(plan, "choose_template", lambda source, _: made_by.append(choose_template(source)) or made_by[-1])
+    monkeypatch.setattr(bundle, "use_template", lambda source, use, _: use_template(source, lambda t: use(made_by.append(t) or t)))
     checkpoint = sparse(made(kind), tmp_path / "sparse")
     manifest = export(checkpoint, tmp_path / "out", ExportConfig(require_sparsity=NMPattern(2, 4)))
     result = verify(tmp_path / "out", TorchLM.open(checkpoint), PROMPTS, greedy_tokens=256)
@@ -101,7 +101,7 @@ def test_half_precision_and_integers_have_logits_in_fp32(made, tmp_path):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("turned", [0, 1])
 def test_a_gemm_is_a_product_and_a_sum(turned, bias):
-    from maskpro_deploy.exporters.frontends.transformers_model import split_gemm
+    from maskpro_deploy.exporters.frontends.transformers_trace import split_gemm
 
     rng = np.random.default_rng(0)
     x, w, c = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 3), (4, 3) if turned else (3, 4), (4,)))
@@ -119,7 +119,7 @@ def test_a_gemm_is_a_product_and_a_sum(turned, bias):
 
 
 def test_a_gemm_of_two_values_stays():
-    from maskpro_deploy.exporters.frontends.transformers_model import split_gemm
+    from maskpro_deploy.exporters.frontends.transformers_trace import split_gemm
 
     gemm = helper.make_node("Gemm", ["x", "y"], ["z"], name="gemm")
     assert split_gemm(gemm, {"w"}) == [gemm]
