@@ -20,7 +20,12 @@ from maskpro_deploy.cache_forms import CACHE_FORMS, DEFAULT_FORM
 from maskpro_deploy.checkpoint import Checkpoint, copy_side_files
 from maskpro_deploy.errors import CheckFailed, FormatError, InputError, first_line
 from maskpro_deploy.exporters.architectures.template import Template
-from maskpro_deploy.exporters.checks.explanation import add_underflow, describe_checkpoint, describe_unverified, explain_difference
+from maskpro_deploy.exporters.checks.explanation import (
+    add_underflow,
+    describe_checkpoint,
+    describe_unverified,
+    explain_difference,
+)
 from maskpro_deploy.exporters.checks.half_precision.rounding import NotRounded
 from maskpro_deploy.exporters.checks.parity import OutOfRange, Reference, verification_prompts, verify, verify_siblings
 from maskpro_deploy.exporters.checks.proof import Proof, prove

@@ -22,7 +22,7 @@ from safetensors import safe_open
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import first_line
-from maskpro_deploy.exporters.graph.builder import Graph, Rows
+from maskpro_deploy.exporters.graph.builder import Graph
 from maskpro_deploy.exporters.graph.data_file import check_unused
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, read_positive
 from maskpro_deploy.exporters.graph.layers import Layers
@@ -40,7 +40,7 @@ _SPOKEN = (ValueError, NotImplementedError, OSError, ImportError)
 class ForeignWeight:
     """One weight of a graph."""
 
-    rows: Rows  # its values, read in parts
+    rows: TorchRows  # its values, read in parts
     sources: tuple[str, ...]  # the checkpoint's tensors it was made from
     same: bool  # it is the one source as it is: not cut, not rearranged
     storage: tuple[object, ...]  # equal for two weights that are one tensor
@@ -50,6 +50,10 @@ class ForeignWeight:
     def of(cls, tensor: Any, sources: tuple[str, ...], *, same: bool) -> ForeignWeight:
         """What a torch tensor holds."""
         return cls(rows=TorchRows([tensor]), sources=sources, same=same, storage=place_of(tensor))
+
+    def row(self, i: int) -> ForeignWeight:
+        """One fixed row of it, such as what an expert has of a parameter for all."""
+        return self.of(self.rows.tensors[0][i], self.sources, same=False)
 
     @classmethod
     def join(cls, tensors: Sequence[Any], sources: tuple[str, ...]) -> ForeignWeight:
@@ -120,16 +124,16 @@ class TorchRows:
     """Torch tensors, one below the other, to read in parts as numpy arrays; bf16 and others come as fp32."""
 
     def __init__(self, tensors: Sequence[Any]) -> None:
-        self._tensors = tensors
+        self.tensors = tensors
         first, *others = (tuple(int(d) for d in tensor.shape) for tensor in tensors)
         self.shape: tuple[int, ...] = (first[0] + sum(shape[0] for shape in others), *first[1:]) if others else first
 
     def __getitem__(self, key: Any) -> npt.NDArray[np.float32]:
-        if len(self._tensors) > 1:
+        if len(self.tensors) > 1:
             import torch
 
-            return TorchRows([torch.cat(list(self._tensors))])[key]
-        part: npt.NDArray[np.float32] = self._tensors[0][key].float().numpy()
+            return TorchRows([torch.cat(list(self.tensors))])[key]
+        part: npt.NDArray[np.float32] = self.tensors[0][key].float().numpy()
         return part
 
 

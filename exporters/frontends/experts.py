@@ -56,6 +56,12 @@ def name_slice(parameter: str, i: int) -> str:
     return f"{parameter}.{i}"
 
 
+def split_slice(name: str) -> tuple[str, int]:
+    """The parameter and the number of a name of `name_slice`; -1 for another name."""
+    parameter, _, number = name.rpartition(".")
+    return parameter, int(number) if number.isdigit() else -1
+
+
 def take_apart(
     nodes: Sequence[onnx.NodeProto], constants: Mapping[str, npt.NDArray[Any]], parameters: dict[str, tuple[int, ...]]
 ) -> list[onnx.NodeProto]:

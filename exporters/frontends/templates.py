@@ -22,11 +22,11 @@ from maskpro_deploy.system.progress import SILENT, Progress, waiting
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 _SHOWN_LINES = 2  # of what a front end said
-# kinds of models that mobius-onnx (0.1.0) builds as transformers does, whatever their config says, as scripts/check_families shows;
-# others can come out wrong: heads turned in pairs, norms, windows
+# kinds of models that mobius-onnx (0.1.0) builds as transformers does, as scripts/check_families shows; of others heads turned
+# in pairs, norms and windows can come out wrong
 MOBIUS_AGREES = frozenset({
-    "apertus", "arcee", "gpt_bigcode", "gpt_neox", "granite", "granitemoe", "hunyuan_v1_dense", "ministral", "mixtral", "nemotron",
-    "olmo", "olmo2", "olmo3", "olmoe", "phi", "qwen3_moe", "stablelm", "starcoder2",
+    "apertus", "arcee", "gpt_bigcode", "gpt_neox", "granite", "granitemoe", "hunyuan_v1_dense", "ministral", "mixtral",
+    "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "phi", "qwen2_moe", "qwen3_moe", "stablelm", "starcoder2",
 })  # fmt: skip
 
 

@@ -20,7 +20,16 @@ from onnx import TensorProto
 from maskpro_deploy.cache_forms import DEFAULT_FORM
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import FormatError, InputError
-from maskpro_deploy.exporters.frontends.base import LENGTHS, ForeignGraph, ForeignModel, describe_sizes, quiet, say_why
+from maskpro_deploy.exporters.frontends.base import (
+    LENGTHS,
+    ForeignGraph,
+    ForeignModel,
+    ForeignWeight,
+    describe_sizes,
+    quiet,
+    say_why,
+)
+from maskpro_deploy.exporters.frontends.experts import split_slice
 from maskpro_deploy.exporters.frontends.transformers_trace import trace_graph
 from maskpro_deploy.exporters.frontends.transformers_weights import map_weights
 from maskpro_deploy.exporters.frontends.translation import Translation
@@ -43,8 +52,12 @@ class TransformersGraph(ForeignGraph):
         described = model.config.get_text_config()
         common = {name: getattr(described, name, None) for name in ("hidden_size", "num_attention_heads", *LENGTHS)}
         self._config = {name: value for name, value in common.items() if isinstance(value, int)}
-        self.weights = map_weights(checkpoint, model)
-        self._models["fp32"] = trace_graph(model)
+        self.weights: dict[str, ForeignWeight] = map_weights(checkpoint, model)
+        self._models["fp32"] = traced = trace_graph(model)
+        for name in traced.parameters.keys() - self.weights.keys():
+            parameter, i = split_slice(name)
+            if parameter in self.weights:
+                self.weights[name] = self.weights[parameter].row(i)
 
     def _describe(self, dtype: str) -> ForeignModel:
         return trace_graph(open_model(self._checkpoint, dtype))
@@ -132,12 +145,12 @@ def check_stateless(checkpoint: Checkpoint) -> None:
             layers = DynamicCache(config=config.get_text_config()).layers
     except Exception:  # a kind or a config that transformers does not take: what the front ends say of it is better
         return
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    model, kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None), checkpoint.config["model_type"]
     mixed = bool(getattr(config.get_text_config(), "layer_types", None))  # a mixture may have attention in all of its layers
     if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers) or (
-        getattr(kind, "_is_stateful", False) and not mixed
+        getattr(model, "_is_stateful", False) and not mixed
     ):
         raise InputError(
-            f"{checkpoint.folder} cannot be exported: model_type {checkpoint.config['model_type']!r} keeps a recurrent state, "
-            f"which no form of the cache holds.\nIt can be learned, validated and evaluated."
+            f"{checkpoint.folder} cannot be exported: model_type {kind!r} keeps a state (of a recurrence "
+            f"or a convolution), which no form of the cache holds.\nIt can be learned, validated and evaluated."
         )

@@ -72,12 +72,8 @@ def _join(
 ) -> dict[str, ForeignWeight]:
     """The weights that one parameter stands for: itself, or its experts'."""
     if not operations:
-        (source,) = groups[0][-1:]
-        whole = ForeignWeight.of(tensors[source], (source,), same=True)
-        if tensors[source].dim() != 3:
-            return {name: whole}
-        parts = {name_slice(name, i): ForeignWeight.of(t, (source,), same=False) for i, t in enumerate(tensors[source])}
-        return {name: whole, **parts}
+        source = groups[0][-1]
+        return {name: ForeignWeight.of(tensors[source], (source,), same=True)}
     if operations not in (("MergeModulelist 0",), ("MergeModulelist 0", "Concatenate 1")):
         raise InputError(f"transformers makes {name!r} of {groups[0][0]!r} and others by {' and '.join(operations)}.")
     return {

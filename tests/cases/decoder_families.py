@@ -165,12 +165,13 @@ FAMILIES: dict[str, Family] = {
     "xglm": Family.named_otherwise("xglm", d_model=64, num_layers=2, attention_heads=4, ffn_dim=128, max_position_embeddings=512),
     # mixtures of experts
     "dbrx": Family.named_otherwise(
-        "dbrx", d_model=64, n_heads=4, n_layers=2, max_seq_len=512, attn_config={"kv_n_heads": 2, "clip_qkv": 8},
+        "dbrx", d_model=64, n_heads=4, n_layers=2, max_seq_len=512,
+        attn_config={"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0},
         ffn_config={"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
     ),
     "deepseek_v2": Family.of("deepseek_v2", _LATENT, _ROUTED_EXPERTS, q_lora_rank=None),
     "deepseek_v3": Family.of("deepseek_v3", _LATENT, _ROUTED_EXPERTS, q_lora_rank=32),
-    "dots1": Family.of("dots1", _ROUTED_EXPERTS, num_key_value_heads=4),
+    "dots1": Family.of("dots1", _ROUTED_EXPERTS, num_key_value_heads=4, n_shared_experts=1),
     "ernie4_5_moe": Family.of(
         "ernie4_5_moe", moe_num_experts=4, moe_k=2, moe_intermediate_size=64, moe_layer_start_index=1, moe_layer_end_index=1
     ),
