@@ -129,11 +129,12 @@ class TorchRows:
         self.shape: tuple[int, ...] = (first[0] + sum(shape[0] for shape in others), *first[1:]) if others else first
 
     def __getitem__(self, key: Any) -> npt.NDArray[np.float32]:
-        if len(self.tensors) > 1:
-            import torch
-
-            return TorchRows([torch.cat(list(self.tensors))])[key]
-        part: npt.NDArray[np.float32] = self.tensors[0][key].float().numpy()
+        first, *others = self.tensors
+        part: npt.NDArray[np.float32]
+        if others:
+            part = np.concatenate([tensor.float().numpy() for tensor in self.tensors])[key]
+        else:
+            part = first[key].float().numpy()
         return part
 
 

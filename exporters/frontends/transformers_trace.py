@@ -49,7 +49,8 @@ def trace_graph(model: Any) -> ForeignModel:
             program = OnnxExporter().export(model, inputs, config=config).program
             optimize_ir(program, should_fold=lambda node: False if any(v and v.name in parameters for v in node.inputs) else None)
         except Exception as e:  # a foreign tracer: what it cannot follow shows in any exception
-            raise FormatError(f"its ONNX exporter cannot trace this model{say_why(e)}") from e
+            why = ": which of its parts run depends on the tokens." if "data-dependent" in str(e) else say_why(e)
+            raise FormatError(f"its ONNX exporter cannot trace this model{why}") from e
     return _read_graph(program.graph, parameters)
 
 
