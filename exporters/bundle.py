@@ -18,12 +18,19 @@ from maskpro_deploy._version import __version__
 from maskpro_deploy.backends.onnxruntime_.sessions import REWRITE_NOTHING, open_graph
 from maskpro_deploy.cache_forms import CACHE_FORMS, DEFAULT_FORM
 from maskpro_deploy.checkpoint import Checkpoint, copy_side_files
-from maskpro_deploy.errors import CheckFailed, InputError
-from maskpro_deploy.exporters.checks.explanation import add_underflow, describe_unverified, explain_difference
+from maskpro_deploy.errors import CheckFailed, FormatError, InputError, first_line
+from maskpro_deploy.exporters.architectures.template import Template
+from maskpro_deploy.exporters.checks.explanation import (
+    add_underflow,
+    describe_checkpoint,
+    describe_unverified,
+    explain_difference,
+)
 from maskpro_deploy.exporters.checks.half_precision.rounding import NotRounded
 from maskpro_deploy.exporters.checks.parity import OutOfRange, Reference, verification_prompts, verify, verify_siblings
 from maskpro_deploy.exporters.checks.proof import Proof, prove
 from maskpro_deploy.exporters.config import ExportConfig
+from maskpro_deploy.exporters.frontends.templates import blame_graph, use_template
 from maskpro_deploy.exporters.graph.builder import Graph as OnnxGraph
 from maskpro_deploy.exporters.graph.data_file import Blob, write_weights
 from maskpro_deploy.exporters.graph.weight_tiles import Underflow
@@ -76,22 +83,29 @@ def export(
     source = Checkpoint.open(checkpoint)
     if source.folder.resolve().is_relative_to(out.resolve()):
         raise InputError(f"--out {out} would replace the checkpoint {checkpoint} itself.\nChoose another --out.")
-    plan = plan_export(source, config if config is not None else ExportConfig(), progress("describing", "s"))
-    with new_folder(out, force=force) as folder:
-        blob = _write_data(plan, folder, progress)
-        proof = prove(blob, plan.claim, source, plan.weights)
-        entries = _write_graphs(plan, folder, blob, proof)
-        _add_files(plan, folder, entries)
-        manifest = _describe(plan, folder, blob, proof, entries)
-        figures = describe_unverified(manifest.graph.dtype, unverified)
-        if reference is not None:
-            figures = _check_parity(folder, manifest, reference(), blob.underflow, progress("verifying", "steps"))
-        figures = add_underflow(figures, blob.underflow)
-        if compare and manifest.siblings:
-            figures["forms"] = _check_siblings(folder, manifest)
-        manifest = dataclasses.replace(manifest, verification=figures)
-        manifest.save(folder)
-    return manifest
+    settings = config if config is not None else ExportConfig()
+
+    def export_with(template: Template) -> Manifest:
+        plan = plan_export(source, settings, template)
+        with new_folder(out, force=force) as folder:
+            blob = _write_data(plan, folder, progress)
+            proof = prove(blob, plan.claim, source, plan.weights)
+            entries = _write_graphs(plan, folder, blob, proof)
+            _add_files(plan, folder, entries)
+            manifest = _describe(plan, folder, blob, proof, entries)
+            figures = describe_unverified(manifest.graph.dtype, unverified)
+            with blame_graph():
+                if reference is not None:
+                    figures = _check_parity(folder, manifest, reference(), blob.underflow, progress("verifying", "steps"))
+                figures = add_underflow(figures, blob.underflow)
+                if compare and manifest.siblings:
+                    figures["forms"] = _check_siblings(folder, manifest)
+            manifest = dataclasses.replace(manifest, verification=figures)
+            manifest.save(folder)
+        return manifest
+
+    compared = reference is not None and settings.dtype == "fp32" and settings.quantize is None
+    return use_template(source, export_with, progress("describing", "s"), compared=compared)
 
 
 def _write_data(plan: Plan, folder: Path, progress: Stages) -> Blob:
@@ -122,7 +136,8 @@ def _write_graphs(plan: Plan, folder: Path, blob: Blob, proof: Proof | None) -> 
         )
         pattern, proven = (proof.pattern, proof.weights) if proof is not None else (None, ())
         facts = _describe_graph(entry, blob, plan.origin, pattern, proven)
-        _write_graph(folder / entry.file, graph, blob, facts)
+        with blame_graph():
+            _write_graph(folder / entry.file, graph, blob, facts)
         entries.append(entry)
     return entries
 
@@ -157,7 +172,10 @@ def _describe_graph(
 def _write_graph(path: Path, graph: OnnxGraph, blob: Blob, entries: dict[str, str]) -> None:
     """Write and check a graph: the checker's full check, then a session, because a checked graph need not load."""
     path.write_bytes(graph.model(blob.tensors(), entries).SerializeToString(deterministic=True))
-    onnx.checker.check_model(str(path), full_check=True)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
+        raise FormatError(f"onnx does not accept the graph: {first_line(e)}") from e
     if graph.dtype == "bf16":
         log.info("onnxruntime's CPU kernels have no bf16: the graph was checked, but not opened")
     elif missing("cpu"):
@@ -203,7 +221,8 @@ def _check_parity(
     try:
         result = verify(folder, reference, prompts, greedy, progress, manifest)
     except OutOfRange as e:
-        raise CheckFailed(f"the exported graph does not work in {dtype}; nothing was kept.\n{e}") from e
+        fault = describe_checkpoint(reference, prompts[0]) or e
+        raise CheckFailed(f"the exported graph does not work in {dtype}; nothing was kept.\n{fault}") from e
     except NotRounded as e:
         return describe_unverified(dtype, str(e))
     if not result.passed:

@@ -18,7 +18,7 @@ from maskpro_deploy.errors import ConfigError, FormatError
 from maskpro_deploy.exporters.architectures.template import Template
 from maskpro_deploy.exporters.checks.proof import Claim, find_masks, list_prunable, read_claim
 from maskpro_deploy.exporters.config import ExportConfig
-from maskpro_deploy.exporters.frontends.templates import choose_template
+from maskpro_deploy.exporters.frontends.templates import blame_graph
 from maskpro_deploy.exporters.graph.builder import Graph, Weight
 from maskpro_deploy.exporters.graph.cache_forms.base import make_form
 from maskpro_deploy.exporters.graph.data_file import check_weights
@@ -27,8 +27,8 @@ from maskpro_deploy.exporters.graph.layers import Layers
 from maskpro_deploy.manifest import ModelShape
 from maskpro_deploy.masks import MaskSet
 from maskpro_deploy.system.files import read_json
-from maskpro_deploy.system.progress import Progress
 
+_UNLIMITED_LENGTH = 2048  # of a model that sets no limit of its own, unless --max-length says
 _STATIC_LENGTH = 2048  # slots of a cache of fixed length, unless --max-length says; attention runs over all of them
 
 
@@ -52,21 +52,22 @@ class Plan:
         return self.graphs[self.config.forms[0]].weights
 
 
-def plan_export(checkpoint: Checkpoint, config: ExportConfig, progress: Progress) -> Plan:
+def plan_export(checkpoint: Checkpoint, config: ExportConfig, template: Template) -> Plan:
     """Read the checkpoint's description and build its graphs.
 
     Raises:
-        InputError: the checkpoint is of a kind that no template and no front end builds.
+        Unfit: weights and config do not fit the template, or it does not build what is asked for.
         ConfigError: a setting does not fit the model.
-        FormatError: weights, tokenizer and config do not fit each other.
+        FormatError: the tokenizer and config do not fit each other.
         CheckFailed: the checkpoint's masks are not what is required.
     """
-    template = choose_template(checkpoint, progress)
-    decoder = _limit_length(template.read(checkpoint.config), config.max_length)
-    graphs = build_graphs(template, decoder, config, checkpoint)
-    weights = graphs[config.forms[0]].weights
-    check_weights(weights.values(), checkpoint, _list_unused_tensors(checkpoint, decoder, template))
-    masks = find_masks(checkpoint, weights, config.require_sparsity)
+    with blame_graph():
+        decoder = _limit_length(template.read(checkpoint.config), config.max_length)
+        graphs = build_graphs(template, decoder, config, checkpoint)
+        weights = graphs[config.forms[0]].weights
+        check_weights(weights.values(), checkpoint, _list_unused_tensors(checkpoint, decoder, template))
+        masks = find_masks(checkpoint, weights, config.require_sparsity)
+        claim = read_claim(checkpoint, masks, weights, config.require_sparsity)
     return Plan(
         source=checkpoint,
         config=config,
@@ -74,7 +75,7 @@ def plan_export(checkpoint: Checkpoint, config: ExportConfig, progress: Progress
         decoder=decoder,
         graphs=graphs,
         masks=masks,
-        claim=read_claim(checkpoint, masks, weights, config.require_sparsity),
+        claim=claim,
         shape=_describe_model(checkpoint, decoder),
         origin=_describe_origin(checkpoint, masks, weights, template),
     )
@@ -108,8 +109,8 @@ def _name_as_stored(weight: Weight, source: Checkpoint, prefix: str) -> Weight:
 
 def _limit_length(decoder: DecoderConfig, length: int | None) -> DecoderConfig:
     if length is None:
-        return decoder
-    if length > decoder.max_length:
+        return decoder if decoder.max_length else dataclasses.replace(decoder, max_length=_UNLIMITED_LENGTH)
+    if 0 < decoder.max_length < length:
         raise ConfigError(f"--max-length {length} is more than the model was made for: {decoder.max_length}.")
     return dataclasses.replace(decoder, max_length=length)
 

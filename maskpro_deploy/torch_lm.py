@@ -48,7 +48,9 @@ def load_causal_lm(folder: Path, dtype: torch.dtype) -> Any:
             else:
                 model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, **local)
     except (ValueError, OSError, KeyError, RuntimeError, ImportError) as e:
-        raise FormatError(f"{folder} could not be opened as a causal language model: {e}") from e
+        # transformers' own words for it are about an argument of its call
+        said = "weights and config.json have other shapes." if "ignore_mismatched_sizes" in str(e) else str(e)
+        raise FormatError(f"{folder} could not be opened as a causal language model: {said}") from e
     model.requires_grad_(False)
     return model.eval()
 

@@ -48,6 +48,8 @@ def explain_difference(
 ) -> str:
     """Why a comparison failed, as far as it can be told: half precision, or the first layer that differs."""
     dtype = manifest.graph.dtype
+    if fault := describe_checkpoint(reference, prompt):
+        return fault
     if lost := underflow.warning():
         return f"{lost}. Export it with {WIDER[dtype]}."
     if dtype in HALVES and _agrees_unrounded(bundle, manifest, reference, prompt):
@@ -58,6 +60,15 @@ def explain_difference(
     if dtype in HALVES:
         reason += f" If --dtype fp32 passes, {dtype} is too coarse for this model: export it with {WIDER[dtype]}."
     return reason.strip()
+
+
+def describe_checkpoint(reference: Reference, prompt: Sequence[int]) -> str:
+    """In one sentence, if the checkpoint itself has no numbers to compare with; else ""."""
+    logits = reference.logits(np.asarray([list(prompt)], dtype=np.int64))
+    if np.isfinite(logits).all():
+        return ""
+    kind = "NaN" if np.isnan(logits).any() else "infinite"
+    return f"The checkpoint itself gives logits that are {kind}, in fp32: no --dtype changes that."
 
 
 def _agrees_unrounded(bundle: Path, manifest: Manifest, reference: Reference, prompt: Sequence[int]) -> bool:

@@ -11,7 +11,7 @@ import io
 import logging
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,29 +21,49 @@ import onnx
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import first_line
-from maskpro_deploy.exporters.graph.builder import Graph, Rows
+from maskpro_deploy.exporters.graph.builder import Graph
 from maskpro_deploy.exporters.graph.data_file import check_unused
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig, read_positive
 from maskpro_deploy.exporters.graph.layers import Layers
 from maskpro_deploy.system.progress import Progress, waiting
 
 # fields of `config.json` that hold the longest sequence
-_LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
+LENGTHS = (
+    "max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx", "context_length",
+)  # fmt: skip
+# errors that are raised to say something; others, such as an IndexError, are accidents of a foreign builder
+_SPOKEN = (ValueError, NotImplementedError, OSError, ImportError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForeignWeight:
     """One weight of a graph."""
 
-    rows: Rows  # its values, read in parts
+    rows: TorchRows  # its values, read in parts
     sources: tuple[str, ...]  # the checkpoint's tensors it was made from
     same: bool  # it is the one source as it is: not cut, not rearranged
     storage: tuple[object, ...]  # equal for two weights that are one tensor
+    parts: tuple[ForeignWeight, ...] = ()  # the weights, a source each, whose rows it holds one below the other
 
     @classmethod
     def of(cls, tensor: Any, sources: tuple[str, ...], *, same: bool) -> ForeignWeight:
         """What a torch tensor holds."""
-        return cls(rows=TorchRows(tensor), sources=sources, same=same, storage=place_of(tensor))
+        return cls(rows=TorchRows([tensor]), sources=sources, same=same, storage=place_of(tensor))
+
+    def row(self, i: int) -> ForeignWeight:
+        """One fixed row of it, such as what an expert has of a parameter for all."""
+        return self.of(self.rows.tensors[0][i], self.sources, same=False)
+
+    @classmethod
+    def join(cls, tensors: Sequence[Any], sources: tuple[str, ...]) -> ForeignWeight:
+        """Tensors one below the other, each as one source has it."""
+        parts = tuple(cls.of(tensor, (source,), same=True) for tensor, source in zip(tensors, sources, strict=True))
+        storage = tuple(part.storage for part in parts)
+        return (
+            parts[0]
+            if len(parts) == 1
+            else cls(rows=TorchRows(tensors), sources=sources, same=False, storage=storage, parts=parts)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +73,10 @@ class ForeignModel:
     nodes: tuple[onnx.NodeProto, ...]  # in an order in which they can run
     constants: Mapping[str, npt.NDArray[Any]]  # arrays that the front end computed, by name
     parameters: Mapping[str, tuple[int, ...]]  # name -> shape of each weight
-    caches: Mapping[str, int]  # name -> last dimension of each input that holds past keys or values
+    caches: Mapping[str, tuple[int, int]]  # name -> heads (0: attention nodes say it) and head size of past keys or values
     logits: str  # the value that holds the logits, and their last dimension
     vocab_size: int
     outputs: tuple[str, ...] = ()  # further values that are outputs, by our names
-    kv_heads: int = 0  # heads of a cache; 0 where attention nodes say it
 
 
 class ForeignGraph(ABC):
@@ -74,6 +93,11 @@ class ForeignGraph(ABC):
         self.tool = tool
         self._checkpoint, self._progress = checkpoint, progress
         self._models: dict[str, ForeignModel] = {}
+
+    @property
+    def rearranged(self) -> bool:
+        """Whether some weight is not its sources as they are, so that the checkpoint's masks do not fit the graph's weights."""
+        return not all(weight.same or weight.parts for weight in self.weights.values())
 
     def model(self, dtype: str) -> ForeignModel:
         """The front end's graph in a float type, described once."""
@@ -96,26 +120,29 @@ class ForeignGraph(ABC):
 
 
 class TorchRows:
-    """A torch tensor to read in parts as numpy arrays; bf16 and others come as fp32."""
+    """Torch tensors, one below the other, to read in parts as numpy arrays; bf16 and others come as fp32."""
 
-    def __init__(self, tensor: Any) -> None:
-        self._tensor = tensor
-        self.shape = tuple(int(d) for d in tensor.shape)
+    def __init__(self, tensors: Sequence[Any]) -> None:
+        self.tensors = tensors
+        first, *others = (tuple(int(d) for d in tensor.shape) for tensor in tensors)
+        self.shape: tuple[int, ...] = (first[0] + sum(shape[0] for shape in others), *first[1:]) if others else first
 
     def __getitem__(self, key: Any) -> npt.NDArray[np.float32]:
-        part: npt.NDArray[np.float32] = self._tensor[key].float().numpy()
+        first, *others = self.tensors
+        part: npt.NDArray[np.float32] = np.concatenate([tensor.float().numpy() for tensor in self.tensors])[key] if others else first[key].float().numpy()
         return part
 
 
 def read_length(config: Mapping[str, Any]) -> int:
-    """The longest sequence, in tokens (FormatError: the config does not name it)."""
-    return read_positive(config, next((field for field in _LENGTHS if config.get(field)), _LENGTHS[0]))
+    """The longest sequence, in tokens; 0 if the model sets no limit (FormatError: it is not a length)."""
+    field = next((field for field in LENGTHS if config.get(field)), "")
+    return read_positive(config, field) if field else 0
 
 
 def describe_sizes(
     config: Mapping[str, Any], model: ForeignModel, *, hidden: int, layers: int, heads: int, kv_heads: int, head_dim: int
 ) -> DecoderConfig:
-    """The sizes of a graph, for caches and the manifest; refuses as `read_length`. What its nodes compute stays their affair."""
+    """The sizes of a graph, for caches and the manifest; refuses as `read_length`. What its nodes compute is not described."""
     return DecoderConfig(
         model_type=str(config["model_type"]),
         vocab_size=model.vocab_size,
@@ -144,10 +171,12 @@ def read_settings(node: onnx.NodeProto) -> dict[str, Any]:
     return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
-def one_line(error: Exception) -> str:
-    """Kind and first line of a foreign error."""
-    kind, line = type(error).__name__, first_line(error)
-    return kind if line == kind else f"{kind}: {line.rstrip('.')}"
+def say_why(error: BaseException) -> str:
+    """What a foreign error says, as the end of a sentence of ours; "." if it was not raised to say something."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    said = first_line(error).rstrip(".:")
+    return f": {said}." if isinstance(error, _SPOKEN) and said != type(error).__name__ else "."
 
 
 def place_of(tensor: Any) -> tuple[object, ...]:

@@ -46,11 +46,6 @@ class MobiusGraph(ForeignGraph):
         self._models["fp32"] = read_graph(built)
         self.weights = map_weights(checkpoint, module, self._models["fp32"].parameters)
 
-    @property
-    def rearranged(self) -> bool:
-        """Whether some weight is not its source as it is, so that the checkpoint's masks do not fit the graph's weights."""
-        return not all(weight.same for weight in self.weights.values())
-
     def _describe(self, dtype: str) -> ForeignModel:
         return read_graph(build_graph(self._checkpoint, dtype)[0])
 
@@ -61,19 +56,16 @@ class MobiusGraph(ForeignGraph):
         kinds = {_describe_attention(node) for node in nodes}
         if not nodes or len(kinds) > 1:
             what = "layers with attention of different kinds" if kinds else "no attention with a cache of keys and values"
-            raise InputError(f"model_type {config['model_type']!r} is not supported: it has {what}.")
+            raise InputError(f"its graph has {what}.")
         for node in {node.input[3]: node for node in nodes}.values():
             causal = bool(read_settings(node).get("is_causal", 0))
             if node.input[3] and not is_causal(model.nodes, model.constants, node.input[3], causal=causal, opset=_OPSET):
-                raise InputError(
-                    f"model_type {config['model_type']!r} is not supported: its attention adds a bias to scores, "
-                    f"or hides other tokens than later ones."
-                )
+                raise InputError("its attention adds a bias to scores, or hides other tokens than later ones.")
         ((heads, groups, scale, softcap),) = kinds
         layers = len(nodes)
-        (head_dim, *others) = {model.caches[name] for node in nodes for name in node.input[4:6]}
+        (head_dim, *others) = {model.caches[name][1] for node in nodes for name in node.input[4:6]}
         if others or not groups:
-            raise InputError(f"model_type {config['model_type']!r} is not supported: its keys and values differ in size.")
+            raise InputError("its keys and values differ in size.")
         hidden = read_positive({**config, "hidden_size": config.get("hidden_size", config.get("n_embd"))}, "hidden_size")
         decoder = describe_sizes(config, model, hidden=hidden, layers=layers, heads=heads, kv_heads=groups, head_dim=head_dim)
         return dataclasses.replace(

@@ -23,9 +23,9 @@ from maskpro_deploy.exporters.frontends.base import (
     ForeignModel,
     ForeignWeight,
     check_all_used,
-    one_line,
     place_of,
     quiet,
+    say_why,
 )
 from maskpro_deploy.system.files import write_json
 
@@ -74,7 +74,7 @@ def build_graph(checkpoint: Checkpoint, dtype: str) -> tuple[Any, Any]:
                     execution_provider=_PROVIDER,
                 )
         except Exception as e:  # whatever a foreign builder stumbles over: the config does not fit it
-            raise FormatError(f"{checkpoint.folder}: mobius-onnx cannot build this model: {one_line(e)}.") from e
+            raise FormatError(f"it cannot build this model{say_why(e)}") from e
     return package["model"], made[-1]
 
 
@@ -94,7 +94,7 @@ def read_graph(model: Any) -> ForeignModel:
         nodes=tuple(onnx_ir.to_proto(node) for node in model.graph),
         constants=constants,
         parameters=parameters,
-        caches={i.name: int(i.shape[-1]) for i in model.graph.inputs if i.name.startswith("past_key_values.")},
+        caches={i.name: (0, int(i.shape[-1])) for i in model.graph.inputs if i.name.startswith("past_key_values.")},
         logits=logits.name,
         vocab_size=int(logits.shape[-1]),
     )
@@ -108,7 +108,7 @@ def map_weights(checkpoint: Checkpoint, module: Any, wanted: Container[str]) -> 
         with quiet(), track:
             made = module.preprocess_weights(dict(tensors))
     except Exception as e:
-        raise FormatError(f"{checkpoint.folder}: mobius-onnx cannot take its tensors: {one_line(e)}.") from e
+        raise FormatError(f"it cannot take the checkpoint's tensors{say_why(e)}") from e
     weights = {}
     for name, tensor in ((n, t) for n, t in made.items() if n in wanted):
         sources = sources_of(tensor)

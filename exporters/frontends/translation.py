@@ -9,6 +9,8 @@ So everything behind the graph, from the streamed data file to the proofs, is th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,11 @@ class Translation:
         }
         self._first_with: dict[tuple[object, ...], str] = {}  # storage -> the initializer that holds it
         self._names = {model.logits: "logits" if graph.dtype == "fp32" else "logits_stored"}
+        self._taken: set[str] = set()  # names of nodes: a weight may be multiplied twice, and runtimes want each name once
+
+    def rename(self, value: str, name: str) -> None:
+        """Let a value of the front end's graph have this name in ours."""
+        self._names[value] = name
 
     def _list_reads(self, node: onnx.NodeProto) -> Sequence[str]:
         """What a node, or that which takes its place, reads."""
@@ -102,7 +109,8 @@ class Translation:
 
     def _multiply(self, node: onnx.NodeProto, name: str, turned: bool, *, is_head: bool) -> None:
         graph, x, output = self._graph, self._input_name(node.input[0]), self._names.get(node.output[0], node.output[0])
-        path = "/lm_head" if is_head else f"/{name.removesuffix('.weight').replace('.', '/').replace('/layers/', '/layers.')}"
+        place = f"/{name.removesuffix('.weight').replace('.', '/').replace('/layers/', '/layers.')}"
+        path = self._take_name("/lm_head" if is_head else place)
         quantization = graph.quantization
         if is_head and quantization is not None:
             quantization = quantization.of_head()
@@ -113,6 +121,12 @@ class Translation:
             shape = self._model.parameters[name]
             constant = graph.matrix(self._describe(name, shape[::-1] if turned else shape, turned, not is_head), quantization)
         graph.op("MatMul", x, constant, name=path, output=output)
+
+    def _take_name(self, name: str) -> str:
+        """A name for a node, with a number behind it if the name itself is taken."""
+        free = next(f"{name}_{i}" if i else name for i in count() if (f"{name}_{i}" if i else name) not in self._taken)
+        self._taken.add(free)
+        return free
 
     def _add_weight(self, name: str) -> str:
         """A weight as it is, stored once however many names it has."""
@@ -126,7 +140,7 @@ class Translation:
                 f"{self._folder}: {name} has shape {weight.rows.shape}, its config.json calls for {stored}.\n"
                 f"Weights and config.json belong to different models."
             )
-        return Weight(
+        whole = Weight(
             name=name,
             shape=shape,
             source=weight.sources[0] if len(weight.sources) == 1 else "",
@@ -134,10 +148,16 @@ class Translation:
             projection=projection,
             values=weight.rows,
         )
+        if not (turned and weight.parts):
+            return whole
+        parts = (
+            replace(whole, name=p.sources[0], shape=p.rows.shape[::-1], source=p.sources[0], values=p.rows) for p in weight.parts
+        )
+        return Weight(name=name, shape=shape, projection=projection, parts=tuple(parts))
 
     def _weight_of(self, name: str) -> ForeignWeight:
         if name not in self._weights:
-            raise FormatError(f"{self._folder} has no tensor for {name!r}, which its config.json calls for.")
+            raise FormatError(f"{self._folder} has no tensor for {name!r}, which this front end calls for.")
         return self._weights[name]
 
     def _add_constant(self, name: str) -> str:
@@ -154,7 +174,7 @@ class Translation:
         ours = onnx.NodeProto()
         ours.CopyFrom(node)
         del ours.metadata_props[:]
-        ours.name = f"/{node.name}"
+        ours.name = self._take_name(f"/{node.name}")
         ours.input[:] = [self._input_name(value) for value in node.input]
         ours.output[:] = [self._names.get(value, value) for value in node.output]
         self._graph.nodes.append(ours)

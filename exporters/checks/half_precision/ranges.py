@@ -128,6 +128,8 @@ class Probes:
             where = f"{self._layers[i]}, {self._places[i].node}"
             if nan[i]:
                 return f"{where} is not a number (NaN) in {self._dtype}"
+            if np.isinf(largest[i]):
+                return f"{where} is infinite in {self._dtype}"
             if vanished[i]:
                 return f"{where} reaches {largest[i]:.3g}, and all of its values vanish to zero in {self._dtype}"
             return f"{where} reaches {largest[i]:.6g}, and the largest {self._dtype} number is {self._limit:.6g}"

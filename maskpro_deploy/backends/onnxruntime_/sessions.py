@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ from maskpro_deploy.errors import FormatError, MachineError, first_line
 
 log = logging.getLogger(__name__)
 
+# what onnxruntime's messages begin with: its codes, and the path once more
+_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .* failed:)?(This is an invalid model\. Error: )?")
 # how far onnxruntime may rewrite the graph
 REWRITE_ALL, REWRITE_BASIC, REWRITE_NOTHING = "ORT_ENABLE_ALL", "ORT_ENABLE_BASIC", "ORT_DISABLE_ALL"
 
@@ -56,7 +59,8 @@ def open_graph(
             return onnxruntime.InferenceSession(content, options, providers=list(providers))
     except Exception as e:  # onnxruntime raises many types of its own; the first line says what failed
         name = "the graph" if isinstance(model, bytes) else model
-        raise FormatError(f"onnxruntime cannot load {name}: {first_line(e)}" + (f"\n{advice}" if advice else "")) from e
+        said = _PREFIX.sub("", first_line(e))
+        raise FormatError(f"onnxruntime cannot load {name}: {said}" + (f"\n{advice}" if advice else "")) from e
 
 
 def load_cuda_for(providers: Sequence[Any]) -> None:

@@ -11,11 +11,16 @@ import pytest
 from architectures import DECODERS, make
 from safetensors.numpy import load_file, save_file
 
+from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import CheckFailed, FormatError, InputError
 from maskpro_deploy.exporters import ExportConfig, export, verify
+from maskpro_deploy.exporters.architectures.registry import TEMPLATES
 from maskpro_deploy.exporters.checks.ort_model import open_model
+from maskpro_deploy.exporters.frontends import templates
+from maskpro_deploy.exporters.frontends.templates import use_template
 from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.system import extras
 from maskpro_deploy.system.extras import missing
 from maskpro_deploy.validation import validate
 
@@ -170,9 +175,6 @@ def test_layers_stored_with_their_inputs_first_are_recognised_as_sparse(made, tm
 
 BAD = {
     "a field is missing": ("gpt2", lambda c, w: c.pop("n_embd"), FormatError, "n_embd"),
-    "norms after": ("opt", lambda c, w: c.update(do_layer_norm_before=False), InputError, "do_layer_norm_before False"),
-    "projected embeddings": ("opt", lambda c, w: c.update(word_embed_proj_dim=16), InputError, "word_embed_proj_dim 16"),
-    "unscaled attention": ("gpt2", lambda c, w: c.update(scale_attn_weights=False), InputError, "scale_attn_weights False"),
     "kind of layer": ("gemma2", lambda c, w: c.update(layer_types=["chunked_attention"] * 3), InputError, "chunked_attention"),
     "too few kinds": ("gemma2", lambda c, w: c.update(layer_types=["full_attention"]), FormatError, "3 layers"),
     "rope lists": ("phi4 with longrope", lambda c, w: c["rope_parameters"].update(long_factor=[1.0]), FormatError, "long_factor"),
@@ -193,8 +195,31 @@ def test_bad_configs_give_one_plain_error_and_no_bundle(made, tmp_path, case):
     checkpoint = made(name, change)
     with pytest.raises(error, match=message) as caught:
         export(checkpoint, tmp_path / "out")
-    assert len(str(caught.value).splitlines()) <= 3
+    assert len(str(caught.value).splitlines()) <= 4  # a line for each that was asked
     assert not (tmp_path / "out").exists()
+
+
+VARIANTS = {
+    "norms after": ("opt", {"do_layer_norm_before": False}),
+    "projected embeddings": ("opt", {"word_embed_proj_dim": 16}),
+    "unscaled attention": ("gpt2", {"scale_attn_weights": False}),
+}
+
+
+@pytest.mark.parametrize("case", VARIANTS)
+def test_a_variant_that_a_template_does_not_know_is_left_to_the_front_ends(made, monkeypatch, case):
+    name, fields = VARIANTS[case]
+    checkpoint = Checkpoint.open(made(name, **fields))
+    field = next(iter(fields))
+    with pytest.raises(InputError, match=f"{field} {fields[field]}"):
+        TEMPLATES[name].read(checkpoint.config)
+    asked = []
+    monkeypatch.setattr(templates, "_trace_transformers", lambda source, *_: asked.append(source))
+    use_template(checkpoint, lambda template: template)
+    assert asked == [checkpoint]
+    monkeypatch.setitem(extras.EXTRAS, "architectures", ("no_such_module",))
+    with pytest.raises(InputError, match=f"{field} {fields[field]}"):
+        use_template(checkpoint, lambda template: template)
 
 
 def test_heads_that_gqa_cannot_take_are_refused(made, tmp_path):

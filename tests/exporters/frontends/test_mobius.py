@@ -12,10 +12,11 @@ from onnx import TensorProto, helper
 from safetensors.numpy import load_file, save_file
 
 from maskpro_deploy.checkpoint import Checkpoint, save_sparse
-from maskpro_deploy.errors import CheckFailed, FormatError, InputError, MissingExtraError
+from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, InputError, MissingExtraError
 from maskpro_deploy.exporters import ExportConfig, export, verify
 from maskpro_deploy.exporters.frontends import templates
 from maskpro_deploy.exporters.frontends.mobius_graph import MobiusGraph, is_causal
+from maskpro_deploy.exporters.frontends.templates import blame_graph, use_template
 from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.masks import MaskSet
 from maskpro_deploy.pattern import NMPattern
@@ -113,7 +114,7 @@ def test_half_precision_has_logits_in_fp32(made, tmp_path):
 
 
 def test_a_norm_whose_scale_is_computed_stays_behind_its_sum(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(templates, "MOBIUS_DIFFERS", frozenset())
+    monkeypatch.setattr(templates, "MOBIUS_AGREES", {"gemma"})
     manifest = export(made("gemma"), tmp_path / "out", ExportConfig(forms=("cat", "gqa")))  # it scales by 1 + weight
     assert manifest.verification["forms"]["gqa"]["status"] == "passed"
 
@@ -145,14 +146,19 @@ BAD = {
         "granite",
         lambda c, w: c.update(model_type="no_such_model"),
         InputError,
-        "(?s)no_such_model.*llama.*mobius.* not.*transformers does not",
+        "(?s)no_such_model.*mobius-onnx: it .* only a comparison.*transformers: it does not know",
     ),
     "no type": ("granite", lambda c, w: c.pop("model_type"), InputError, "names no model_type"),
-    "an encoder": ("granite", lambda c, w: c.update(model_type="bert"), InputError, "does not know it as a text generator"),
+    "an encoder": ("granite", lambda c, w: c.update(model_type="vit"), InputError, "does not know this model_type as a causal"),
     "a tensor is missing": ("granite", drop, FormatError, "no tensor for 'model.layers.1.mlp.up_proj.weight'"),
     "a tensor is too short": ("granite", cut, FormatError, r"has shape \(32, 32\), its config.json calls for \(64, 32\)"),
     "a tensor too many": ("granite", add, InputError, "adapter.weight"),
-    "no sizes": ("granite", lambda c, w: c.update(hidden_size=0), FormatError, "mobius-onnx cannot build this model"),
+    "no sizes": (
+        "granite",
+        lambda c, w: c.update(hidden_size=0),
+        FormatError,
+        "(?s)mobius-onnx: it cannot build.*other shapes",
+    ),
 }
 
 
@@ -171,14 +177,49 @@ def test_biased_attention_is_refused(made):
         MobiusGraph(checkpoint).read(checkpoint.config)
 
 
-def test_a_graph_that_computes_something_else_is_not_kept(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(templates, "MOBIUS_DIFFERS", frozenset())
+def test_a_graph_that_computes_something_else_gives_way_to_the_next(made, tmp_path):
     from maskpro_deploy.torch_lm import TorchLM
 
-    checkpoint = made("cohere")  # mobius 0.1.0 turns its heads the other way
-    with pytest.raises(CheckFailed, match="does not agree with the checkpoint"):
-        export(checkpoint, tmp_path / "out", reference=lambda: TorchLM.open(checkpoint))
-    assert not (tmp_path / "out").exists()
+    checkpoint = made("cohere", num_hidden_layers=1)  # mobius 0.1.0 turns its heads the other way
+    config = ExportConfig(max_length=64)
+    manifest = export(checkpoint, tmp_path / "out", config, reference=lambda: TorchLM.open(checkpoint))
+    assert manifest.source["front_end"].startswith("transformers ")
+    assert manifest.verification["status"] == "passed"
+    # the last front end has no other form: the error has what both said, and nothing is kept
+    config = ExportConfig(forms=("gqa",))
+    with pytest.raises(InputError, match=r"(?s)\nmobius-onnx: .*does not agree.*\ntransformers: the form 'gqa'") as caught:
+        export(checkpoint, tmp_path / "gqa", config, reference=lambda: TorchLM.open(checkpoint))
+    assert len(str(caught.value).splitlines()) == 3
+    assert not (tmp_path / "gqa").exists()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        ((CheckFailed, CheckFailed), CheckFailed),
+        ((FormatError, FormatError), FormatError),
+        ((CheckFailed, FormatError), InputError),
+    ],
+)
+def test_all_refusals_are_one_error(kinds, expected, made, monkeypatch):
+    source = Checkpoint.open(made("granite"))
+    monkeypatch.setattr(templates, "_translate_mobius", lambda *_: "mobius-onnx")
+    monkeypatch.setattr(templates, "_trace_transformers", lambda *_: "transformers")
+    errors = dict(zip(("mobius-onnx", "transformers"), kinds, strict=True))
+
+    def use(template):
+        with blame_graph():
+            raise errors[template](f"{source.folder}: what {template} says.\nand more.\nand what is too much.")
+
+    with pytest.raises(expected) as caught:
+        use_template(source, use)
+    assert type(caught.value) is expected
+    assert str(caught.value).splitlines() == [
+        f"{source.folder} (model_type 'granite') cannot be exported.",
+        *(f"{name}: what {name} says. and more." for name in errors),
+    ]
+    with pytest.raises(ConfigError, match="a setting"), blame_graph():  # the user's, whoever builds the graph
+        raise ConfigError("a setting")
 
 
 def test_without_the_front_end_the_error_names_the_extra(made, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.exporters import ExportConfig
-from maskpro_deploy.exporters.frontends.templates import choose_template
+from maskpro_deploy.exporters.frontends.templates import use_template
 from maskpro_deploy.exporters.graph.data_file import write_weights
 from maskpro_deploy.exporters.plan import build_graphs
 from maskpro_deploy.exporters.quantize.stages import Stream, cut_stages
@@ -21,7 +21,7 @@ from maskpro_deploy.exporters.quantize.stages import Stream, cut_stages
 def model(tiny_sparse, tmp_path):
     """A decoder with its weights in a file, and two texts."""
     source = Checkpoint.open(tiny_sparse)
-    template = choose_template(source)
+    template = use_template(source, lambda template: template)
     graph = build_graphs(template, template.read(source.config), ExportConfig(), source)["cat"]
     blob = write_weights(graph.weights.values(), source, tmp_path / "model.onnx.data", "fp32")
     model = graph.model(blob.tensors(), {})
