@@ -19,7 +19,7 @@ import torch
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.masks import MaskSet
-from maskpro_deploy.packing import QUANTISATION_KEYS
+from maskpro_deploy.storage.packing import QUANTISATION_KEYS
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]

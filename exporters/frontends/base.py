@@ -128,9 +128,12 @@ class TorchRows:
         self.shape: tuple[int, ...] = (first[0] + sum(shape[0] for shape in others), *first[1:]) if others else first
 
     def __getitem__(self, key: Any) -> npt.NDArray[np.float32]:
-        first, *others = self.tensors
-        part: npt.NDArray[np.float32] = np.concatenate([tensor.float().numpy() for tensor in self.tensors])[key] if others else first[key].float().numpy()
+        one = len(self.tensors) == 1
+        part: npt.NDArray[np.float32] = self.tensors[0][key].float().numpy() if one else self._join()[key]
         return part
+
+    def _join(self) -> npt.NDArray[np.float32]:
+        return np.concatenate([tensor.float().numpy() for tensor in self.tensors])
 
 
 def read_length(config: Mapping[str, Any]) -> int:

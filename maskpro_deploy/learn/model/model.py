@@ -24,8 +24,8 @@ from maskpro_deploy.learn.model.experts import list_fused, unfuse
 from maskpro_deploy.learn.model.memory import deterministic_or_error
 from maskpro_deploy.learn.model.objective import Head, LinearHead, ModelHead, next_token_loss
 from maskpro_deploy.learn.model.transposed import turn_layers
-from maskpro_deploy.linear_layers import read_route_counts, stays_dense
 from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.storage.linear_layers import read_route_counts, stays_dense
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Weights behind a bitmask of compressed-tensors (`maskpro_deploy.bitmask` has the layout).
+"""Weights behind a bitmask of compressed-tensors (`maskpro_deploy.storage.bitmask` has the layout).
 
 The bitmask is the mask that the law is about; a stored value that is zero makes its group short. `sparse-24-bitmask` stores half
 of the values and so claims 2:4; `sparse-bitmask` stores any number and claims nothing.
@@ -13,8 +13,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from maskpro_deploy.bitmask import BITS, OFFSETS, SHAPE, VALUES, list_parts, name_weight
 from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.storage.bitmask import BITS, OFFSETS, SHAPE, VALUES, list_parts, name_weight
 from maskpro_deploy.system.input_file import Entry, InputFile
 from maskpro_deploy.validation.arrays import Array, BitArray, FileArray
 from maskpro_deploy.validation.source import Unchecked, Weight

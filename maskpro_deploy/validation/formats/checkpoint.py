@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from maskpro_deploy.checkpoint import INDEX_FILE, describe_extra, read_config, read_index, weight_files
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.masks import MASKS_FILE, MaskSet
+from maskpro_deploy.storage.shards import INDEX_FILE, describe_extra, read_config, read_index, weight_files
 from maskpro_deploy.system.input_file import Entry, InputFile, read_header
 from maskpro_deploy.system.progress import Progress
 from maskpro_deploy.validation.formats.bitmask_parts import Entries

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskpro_deploy.bitmask import list_parts
-from maskpro_deploy.linear_layers import is_router, read_route_counts
+from maskpro_deploy.storage.bitmask import list_parts
+from maskpro_deploy.storage.linear_layers import is_router, read_route_counts
 from maskpro_deploy.validation.formats.bitmask_parts import DTYPES, Entries
 from maskpro_deploy.validation.source import Finding, Rule, Unchecked, Weight
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from maskpro_deploy.bitmask import VALUES, list_parts, list_prefixes
-from maskpro_deploy.packing import find_packing
+from maskpro_deploy.storage.bitmask import VALUES, list_parts, list_prefixes
+from maskpro_deploy.storage.packing import find_packing
 from maskpro_deploy.system.files import read_json
 from maskpro_deploy.system.input_file import Entry, InputFile, read_header
 from maskpro_deploy.system.progress import Progress

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from maskpro_deploy.bitmask import BITS, VALUES
+from maskpro_deploy.storage.bitmask import BITS, VALUES
 from maskpro_deploy.system.files import read_json
 
 QUANTISATION_KEYS = ("quantization_config", "compression_config")  # of config.json

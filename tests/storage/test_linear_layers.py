@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from maskpro_deploy.linear_layers import read_route_counts, stays_dense
+from maskpro_deploy.storage.linear_layers import read_route_counts, stays_dense
 
 NESTED = {"hidden_size": 64, "ffn_config": {"moe_num_experts": 8}, "altup_num_inputs": 4}
 

@@ -12,7 +12,7 @@ from packed_folders import PACKED, VESTIGIAL, repack, say
 
 from maskpro_deploy.checkpoint import Checkpoint, copy_side_files
 from maskpro_deploy.errors import FormatError
-from maskpro_deploy.packing import find_packing
+from maskpro_deploy.storage.packing import find_packing
 from maskpro_deploy.validation import validate
 
 

@@ -11,12 +11,12 @@ import pytest
 from packed_folders import INDEX, compress, repack
 from safetensors.numpy import load_file, save_file
 
-from maskpro_deploy.bitmask import expand
 from maskpro_deploy.checkpoint import Checkpoint, save_sparse
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.exporters import export
 from maskpro_deploy.masks import MaskSet
 from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.storage.bitmask import expand
 from maskpro_deploy.validation import validate
 
 STATEMENT = {"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask"}}
