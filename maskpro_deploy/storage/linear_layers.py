@@ -25,6 +25,8 @@ def read_route_counts(config: Mapping[str, Any]) -> frozenset[int]:
 
 def is_router(name: str, shape: Sequence[int], route_counts: frozenset[int]) -> bool:
     """Whether a weight (O, C) of this name chooses experts or mixes streams."""
+    if len(shape) != 2:
+        return False
     outputs, inputs = shape
     return bool((outputs in route_counts and _ROUTER.search(name)) or (inputs in route_counts and _MIXER.search(name)))
 
