@@ -192,7 +192,7 @@ def unpacked(label: str, config: str) -> Maker:
 
 def list_makers() -> Iterator[tuple[str, str, Maker]]:
     """Label, kind and maker, of the tools that are here."""
-    if find_spec("compressed_tensors") and version("compressed-tensors") < "0.13":
+    if find_spec("compressed_tensors") and release("compressed-tensors") < (0, 13):
         yield "compressed-tensors sparse-24-bitmask", "plain", bitmask("sparse-24-bitmask")
         yield "compressed-tensors sparse-bitmask", "plain", bitmask("sparse-bitmask")
         yield "compressed-tensors dense with sparsity_config", "plain", bitmask("dense")
@@ -210,11 +210,6 @@ def list_makers() -> Iterator[tuple[str, str, Maker]]:
             ("nvfp4", "packed", {"scheme": "NVFP4A16"}),
         ):
             yield f"llm-compressor SparseGPT and {label}", kind, one_shot(sparsegpt, quantised(**settings))
-            yield (
-                f"the same {label}, unpacked",
-                "plain",
-                unpacked(f"llm-compressor SparseGPT and {label}", "CompressedTensorsConfig"),
-            )
     if find_spec("modelopt"):
         yield "ModelOpt sparse_magnitude", "plain", modelopt_sparse
         yield "ModelOpt fp8", "eight bits", modelopt_quantised("FP8_DEFAULT_CFG")
@@ -228,10 +223,15 @@ def list_makers() -> Iterator[tuple[str, str, Maker]]:
         yield "quanto int4", "packed", quanto("qint4")
     if find_spec("peft"):
         yield "peft LoRA, merged", "merged", merged_adapter
-    if version("transformers") >= "5.24":
+    if release("transformers") >= (5, 24):
         for label in ("fp8", "int8", "int4", "nvfp4"):
             made = f"llm-compressor SparseGPT and {label}"
             yield f"transformers, from {made}", "rounded", unpacked(made, "CompressedTensorsConfig")
+
+
+def release(package: str) -> tuple[int, ...]:
+    """The first two numbers of an installed version."""
+    return tuple(int(number) for number in version(package).split(".")[:2])
 
 
 def slug(label: str) -> str:

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from architectures import make
 from onnx import TensorProto, helper
+from packed_folders import VESTIGIAL, compress, repack, say
 from safetensors.numpy import load_file, save_file
 
 from maskpro_deploy.checkpoint import Checkpoint, save_sparse
@@ -99,6 +100,17 @@ def test_the_pattern_is_proven_on_what_was_cut_renamed_and_quantised(kind, quant
         assert sources.count("gpt_neox.layers.0.attention.query_key_value.weight") == 3
     report = validate(tmp_path / "out")
     assert report.holds, report.verdict
+
+
+def test_what_config_json_says_of_quantisation_is_not_built_into_the_graph_of_plain_weights(made, tmp_path):
+    from maskpro_deploy.torch_lm import TorchLM
+
+    checkpoint = say(made("stablelm"), VESTIGIAL["dense with a sparsity_config"])
+    behind_bitmask = repack(sparse(checkpoint, tmp_path / "sparse"), tmp_path / "bitmask", compress, {"quant_method": "x"})
+    for number, folder in enumerate((checkpoint, behind_bitmask)):
+        manifest = export(folder, tmp_path / str(number), reference=lambda folder=folder: TorchLM.open(folder))
+        assert manifest.source["front_end"].startswith("mobius-onnx ")
+        assert manifest.verification["status"] == "passed"
 
 
 def test_half_precision_has_logits_in_fp32(made, tmp_path):
