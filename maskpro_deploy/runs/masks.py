@@ -61,7 +61,7 @@ def compare_masks(first: Path, second: Path) -> dict[str, Any]:
     if not (both := set(a) & set(b)):
         raise InputError(f"{first} and {second} have no layer in common: they are of different models.")
     a, b = a.only(both), b.only(both)
-    b.check_fits(a.shapes, f"the masks of {second}", str(first))
+    b.check_fits({name: a.stored_shape(name) for name in a}, f"the masks of {second}", str(first))
     return {
         "sparsity": str(a.pattern),
         "layers": len(a),
