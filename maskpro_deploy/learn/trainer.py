@@ -23,6 +23,7 @@ from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.distributions.planes import flips
 from maskpro_deploy.learn.estimators.base import Estimator, StepLoss, check_loss
+from maskpro_deploy.learn.model.calibration import BlockStream
 from maskpro_deploy.learn.model.model import LearningModel, Windows, prunable_layers
 from maskpro_deploy.learn.model.sites import Mode, Site, set_mode
 from maskpro_deploy.learn.monitor import Observer, memorises, peak_memory
@@ -97,6 +98,8 @@ class Trainer:
         config = self.config
         family = config.distribution_choice.load()(config.pattern, self.model.head.device)
         self.model.check_head(self.text)
+        if config.needs_grams or config.estimator_choice.by_block:
+            BlockStream(self.model, [self.model.tokens(self.text[:1])])  # refuses a model that does not run block by block
         self.model.check_backward(self.text)
         self.dense_loss = self.heldout_loss()
         batches = self._calibration() if config.prior_sees_text else []

@@ -11,14 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from decoder_families import write_family
 from test_learn import CONFIG
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.cli import cli
 from maskpro_deploy.errors import FormatError, PatternError
 from maskpro_deploy.learn.config import LearnConfig
+from maskpro_deploy.learn.model.model import LearningModel, prunable_layers
+from maskpro_deploy.learn.model.tensor_names import find_tensors
 from maskpro_deploy.learn.plan import ERROR, plan
 from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.torch_lm import load_causal_lm
 
 LARGE = LearnConfig(
     pattern=NMPattern(2, 4), steps=1, window=256, batch_tokens=2048, calibration_tokens=256, heldout_tokens=256, dtype="float32"
@@ -120,3 +124,13 @@ def test_the_command_prints_a_table_or_one_object(dense: Checkpoint) -> None:
     assert "MaskLLM" in text
     found = json.loads(CliRunner().invoke(cli, [*words, "--json"], catch_exceptions=False).stdout)
     assert found["peak_bytes"] > found["memory"]["program"]
+
+
+@pytest.mark.parametrize("family", ["falcon", "mpt", "gpt2", "lfm2", "minimax", "granitemoe"])
+def test_every_family_is_planned_with_the_layers_that_learning_masks(family: str, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(write_family(family, tmp_path / "m"))
+    planned = plan(checkpoint, CONFIG, "cpu", torch.float32, timed=False)
+    model = LearningModel(load_causal_lm(checkpoint.folder, torch.float32))
+    layers = prunable_layers(model.model, CONFIG.pattern, None, None, find_tensors(model, checkpoint))
+    assert (planned.layers, planned.prunable) == (len(layers), sum(layer.weight.numel() for layer in layers.values()))
+    assert planned.memory.activations > 0

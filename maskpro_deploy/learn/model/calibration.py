@@ -127,7 +127,21 @@ class BlockStream:
             self.states = [self.embed(tokens) for tokens in batches]  # what goes into the next block (B, T, D)
 
     def _record(self, tokens: Tensor) -> list[_Call]:
-        """How the model calls each of its blocks: masks, positions and the like depend on the shape of a batch alone."""
+        """How the model calls each of its blocks: masks, positions and the like have to depend on the shape of a batch alone."""
+        calls, others = self._note_calls(tokens), self._note_calls(tokens.flip(-1))
+        kind = type(self.model.model).__name__
+        if len(calls) != len(self.blocks):
+            reason = f"it calls its {len(self.blocks)} blocks {len(calls)} times"
+        elif any(not _agree(call, other) for call, other in zip(calls, others, strict=True)):
+            reason = "its blocks take more than hidden states from the tokens"
+        else:
+            return calls
+        raise InputError(
+            f"{kind} cannot be pruned block by block: {reason}.\n"
+            f"Use --prior wanda or magnitude with --prior-inputs dense, without --refine and --objective block."
+        )
+
+    def _note_calls(self, tokens: Tensor) -> list[_Call]:
         calls: list[_Call] = []
 
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -135,11 +149,6 @@ class BlockStream:
 
         with keep_hooks(block.register_forward_pre_hook(note, with_kwargs=True) for block in self.blocks.values()):
             self.model.compute_hidden(tokens, differentiable=False)
-        if len(calls) != len(self.blocks):
-            raise InputError(
-                f"{type(self.model.model).__name__} cannot be pruned block by block: it calls its {len(self.blocks)} blocks "
-                f"{len(calls)} times.\nUse --prior wanda or magnitude, with --prior-inputs dense."
-            )
         return calls
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -172,6 +181,15 @@ class BlockStream:
                 outputs.append(self.run(name, state))
                 hooks.forget_inputs()
         return hooks.grams(), outputs
+
+
+def _agree(one: Any, other: Any) -> bool:
+    """Whether all tensors in two nests of tuples and dicts are equal."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, Mapping):
+        return all(_agree(value, other[key]) for key, value in one.items())
+    return not isinstance(one, tuple) or all(map(_agree, one, other))
 
 
 def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:

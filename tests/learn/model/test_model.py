@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from decoder_families import write_family
+from decoder_families import FAMILIES, write_family
 from safetensors.numpy import load_file
 from test_learn import CONFIG, PATTERN, run
 from torch import nn
@@ -17,8 +17,11 @@ from torch import nn
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import Text
 from maskpro_deploy.errors import ConfigError, InputError
-from maskpro_deploy.learn.model.model import LearningModel, prunable_layers
+from maskpro_deploy.learn.api import _windows as make_windows
+from maskpro_deploy.learn.model.model import LearningModel, Windows, prunable_layers
+from maskpro_deploy.learn.trainer import Trainer
 from maskpro_deploy.masks import MASKS_FILE, MaskSet
+from maskpro_deploy.runs.masks import compare_masks
 from maskpro_deploy.torch_lm import load_causal_lm
 from maskpro_deploy.validation.check import validate
 
@@ -104,15 +107,46 @@ def test_a_mask_file_that_takes_a_weight_the_wrong_way_round_is_refused(text: Te
     assert any("to be stored (out, in), it is (in, out)" in problem for problem in report.problems)
 
 
-def test_layers_of_one_weight_get_one_mask(text: Text, heldout: Text, tmp_path: Path) -> None:
-    model = open_model("llama", tmp_path / "m")
-    first, second = (layer.mlp for layer in model.model.layers)
-    second.up_proj.weight = first.up_proj.weight
-    learning = LearningModel(model)
-    assert "model.layers.1.mlp.up_proj.weight" not in prunable_layers(model, PATTERN, None, None)
-    other = nn.Identity()
-    learning.replace("model.layers.0.mlp.up_proj.weight", other)
-    assert first.up_proj is second.up_proj is other
+@pytest.mark.parametrize("family", ["zamba2, shared", "gpt2", "gptj", "nemotron_h", "mamba2", "qwen3_next"])
+def test_what_was_learned_is_what_transformers_reads_back(
+    family: str, text: Text, heldout: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = {"layers_block_type": ["mamba", "hybrid"] * 2, "num_hidden_layers": 4}  # two blocks of the same weights
+    shared = replace(FAMILIES["zamba2"], fields={**FAMILIES["zamba2"].fields, **blocks})
+    monkeypatch.setitem(FAMILIES, "zamba2, shared", shared)
+    dense = Checkpoint.open(write_family(family, tmp_path / "m"))
+    result = run(dense, tmp_path / "out", text, heldout, replace(FEW, prior="wanda", learning_rate=1.0))
+    windows = held_out_windows(dense, heldout)
+    sparse = LearningModel(load_causal_lm(tmp_path / "out", torch.float32))
+    sparse.check_head(windows)
+    with torch.no_grad():
+        loss = float(sparse.loss(windows, differentiable=False))
+    assert loss == pytest.approx(min(point.heldout_loss for point in result.curve), abs=1e-4)
+    assert abs(loss - result.dense_loss) > 1e-3
+
+
+def held_out_windows(checkpoint: Checkpoint, heldout: Text) -> Windows:
+    """Those that `learn` measures on."""
+    every, count = make_windows(checkpoint, heldout, FEW.window), FEW.heldout_tokens // FEW.window
+    return every[[i * len(every) // count for i in range(count)]]
+
+
+@pytest.mark.parametrize("settings", [{"prior": "sparsegpt"}, {"prior": "magnitude", "objective": "block"}])
+def test_blocks_that_take_more_than_hidden_states_are_refused_before_any_work(
+    settings: dict[str, str], text: Text, heldout: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = Checkpoint.open(write_family("gemma4_text", tmp_path / "m"))
+    monkeypatch.setattr(Trainer, "heldout_loss", lambda self: pytest.fail("the dense model was measured"))
+    with pytest.raises(InputError, match="its blocks take more than hidden states from the tokens"):
+        run(dense, tmp_path / "out", text, heldout, replace(FEW, **settings))
+
+
+def test_masks_of_layers_stored_the_other_way_round_serve_as_a_prior(text: Text, heldout: Text, tmp_path: Path) -> None:
+    dense = Checkpoint.open(write_family("gpt2", tmp_path / "m"))
+    first = run(dense, tmp_path / "out", text, heldout, FEW)
+    again = run(dense, tmp_path / "again", text, heldout, replace(FEW, prior=f"file:{tmp_path / 'out'}", steps=0))
+    assert again.masks.sha256() == first.masks.sha256()
+    assert compare_masks(tmp_path / "out", tmp_path / "again")["groups_changed"] == 0
 
 
 @pytest.mark.parametrize(
