@@ -78,6 +78,7 @@ class ForeignModel:
     logits: str  # the value that holds the logits, and their last dimension
     vocab_size: int
     outputs: tuple[str, ...] = ()  # further values that are outputs, by our names
+    wide: frozenset[str] = frozenset()  # parameters that are fp32 in a half-precision graph; stored they are not
 
 
 class ForeignGraph(ABC):
