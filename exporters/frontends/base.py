@@ -131,11 +131,8 @@ class TorchRows:
 
     def __getitem__(self, key: Any) -> npt.NDArray[np.float32]:
         first, *others = self.tensors
-        part: npt.NDArray[np.float32]
-        if others:
-            part = np.concatenate([tensor.float().numpy() for tensor in self.tensors])[key]
-        else:
-            part = first[key].float().numpy()
+        whole = np.concatenate([tensor.float().numpy() for tensor in self.tensors]) if others else None
+        part: npt.NDArray[np.float32] = first[key].float().numpy() if whole is None else whole[key]
         return part
 
 
