@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+from safetensors import safe_open
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import first_line
@@ -77,6 +78,7 @@ class ForeignModel:
     logits: str  # the value that holds the logits, and their last dimension
     vocab_size: int
     outputs: tuple[str, ...] = ()  # further values that are outputs, by our names
+    wide: frozenset[str] = frozenset()  # parameters that are fp32 in a half-precision graph; stored they are not
 
 
 class ForeignGraph(ABC):
@@ -128,12 +130,10 @@ class TorchRows:
         self.shape: tuple[int, ...] = (first[0] + sum(shape[0] for shape in others), *first[1:]) if others else first
 
     def __getitem__(self, key: Any) -> npt.NDArray[np.float32]:
-        one = len(self.tensors) == 1
-        part: npt.NDArray[np.float32] = self.tensors[0][key].float().numpy() if one else self._join()[key]
+        first, *others = self.tensors
+        whole = np.concatenate([tensor.float().numpy() for tensor in self.tensors]) if others else None
+        part: npt.NDArray[np.float32] = first[key].float().numpy() if whole is None else whole[key]
         return part
-
-    def _join(self) -> npt.NDArray[np.float32]:
-        return np.concatenate([tensor.float().numpy() for tensor in self.tensors])
 
 
 def read_length(config: Mapping[str, Any]) -> int:
@@ -159,6 +159,15 @@ def describe_sizes(
         windows=(None,) * layers,
         ropes=(None,) * layers,
     )
+
+
+def map_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
+    """All tensors of a checkpoint, as torch has them; they are read from disk when they are used."""
+    tensors: dict[str, Any] = {}
+    for shard in checkpoint.shards:
+        with safe_open(shard, "pt") as file:
+            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    return tensors
 
 
 def check_all_used(checkpoint: Checkpoint, used: Collection[str], tool: str) -> None:

@@ -78,12 +78,12 @@ def use_template(source: Checkpoint, use: Callable[[Template], T], progress: Pro
     for name, front_end in (("mobius-onnx", _translate_mobius), ("transformers", _trace_transformers)):
         try:
             if name == "mobius-onnx" and not compared and model_type not in MOBIUS_AGREES:
-                raise Unfit(InputError("it may build this kind of model otherwise, and only a comparison in fp32 would tell."))
+                raise Unfit(InputError("it is not known to build this model_type rightly; only a comparison in fp32 would tell."))
             with blame_graph(), waiting(progress, name):
                 template = front_end(source, model_type, progress)
             return use(template)
         except Unfit as e:
-            refusals[name] = e.error
+            refusals[name] = e.error.with_traceback(None)  # whose frames hold the graph and the model that it was compared with
             log.info("%s: %s", name, e.error)
     raise _sum_up(source.folder, model_type, refusals) from list(refusals.values())[-1]
 

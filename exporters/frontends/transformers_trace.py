@@ -51,7 +51,7 @@ def trace_graph(model: Any) -> ForeignModel:
         except Exception as e:  # a foreign tracer: what it cannot follow shows in any exception
             why = ": which of its parts run depends on the tokens." if "data-dependent" in str(e) else say_why(e)
             raise FormatError(f"its ONNX exporter cannot trace this model{why}") from e
-    return _read_graph(program.graph, parameters)
+    return _read_graph(program.graph, parameters, model.dtype)
 
 
 @contextlib.contextmanager
@@ -95,22 +95,22 @@ def _sample_inputs(model: Any) -> dict[str, Any]:
     return inputs
 
 
-def _read_graph(graph: Any, parameters: set[str]) -> ForeignModel:
+def _read_graph(graph: Any, parameters: set[str], dtype: torch.dtype) -> ForeignModel:
     """The traced graph (onnx-ir), its cache by our names (InputError: it has inputs of another kind, branches or loops)."""
     import onnx_ir
 
     caches = _name_cache(graph)
     logits = next(value for value in graph.outputs if value.name == "logits")
     logits.name = "/logits"
-    narrow = {v.name for n in graph for v in (*n.inputs, *n.outputs) if v is not None and v.dtype == onnx_ir.DataType.BFLOAT16}
-    if logits.dtype == onnx_ir.DataType.BFLOAT16:  # the graph's own type
-        narrow = set()
+    values = [] if dtype == torch.bfloat16 else [v for n in graph for v in (*n.inputs, *n.outputs) if v is not None]
+    narrow = {v.name for v in values if v.dtype == onnx_ir.DataType.BFLOAT16}
     protos = [wide for node in graph for wide in widen(onnx_ir.to_proto(node), narrow)]
     if inner := next((n.op_type for n in protos for a in n.attribute if a.HasField("g")), None):
         raise InputError(f"the graph branches or loops ({inner}).")
     initializers = graph.initializers
     constants = {n: v.const_value.numpy() for n, v in initializers.items() if n not in parameters}
     shapes = {n: tuple(int(d) for d in v.shape) for n, v in initializers.items() if n in parameters}
+    wide = frozenset(n for n in shapes if dtype != torch.float32 and initializers[n].dtype == onnx_ir.DataType.FLOAT)
     protos = take_apart(protos, constants, shapes)
     return ForeignModel(
         nodes=tuple(split for node in protos for split in split_gemm(node, shapes)),
@@ -120,6 +120,7 @@ def _read_graph(graph: Any, parameters: set[str]) -> ForeignModel:
         logits=logits.name,
         vocab_size=int(logits.shape[-1]),
         outputs=tuple(name.replace("past_key_values", "present") for name in caches),
+        wide=wide,
     )
 
 

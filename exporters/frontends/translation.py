@@ -102,7 +102,7 @@ class Translation:
     def _input_name(self, value: str) -> str:
         """Our name of a value; declares the weight or constant that it names."""
         if value in self._model.parameters:
-            return self._add_weight(value)
+            return self._widen(value, self._add_weight(value))
         if value in self._model.constants:
             return self._add_constant(value)
         return self._names.get(value, value)
@@ -120,7 +120,7 @@ class Translation:
         else:
             shape = self._model.parameters[name]
             constant = graph.matrix(self._describe(name, shape[::-1] if turned else shape, turned, not is_head), quantization)
-        graph.op("MatMul", x, constant, name=path, output=output)
+        graph.op("MatMul", x, self._widen(name, constant), name=path, output=output)
 
     def _take_name(self, name: str) -> str:
         """A name for a node, with a number behind it if the name itself is taken."""
@@ -132,6 +132,12 @@ class Translation:
         """A weight as it is, stored once however many names it has."""
         held = self._first_with.setdefault(self._weight_of(name).storage, name)
         return self._graph.weight(self._describe(held, self._model.parameters[held], False, False))
+
+    def _widen(self, name: str, constant: str) -> str:
+        """A stored weight in the type that the front end's graph has it in."""
+        if name not in self._model.wide:
+            return constant
+        return self._graph.op("Cast", constant, name=self._take_name(f"/{constant}/wide"), to=TensorProto.FLOAT)
 
     def _describe(self, name: str, shape: tuple[int, ...], turned: bool, projection: bool) -> Weight:
         weight, stored = self._weight_of(name), shape[::-1] if turned else shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,28 @@ from maskpro_deploy.exporters import ExportConfig
 from maskpro_deploy.exporters.architectures.registry import TEMPLATES
 from maskpro_deploy.exporters.checks.logit_figures import TOLERANCES
 from maskpro_deploy.exporters.engines.config import EngineConfig
+from maskpro_deploy.exporters.frontends.templates import MOBIUS_AGREES
 from maskpro_deploy.exporters.graph.cache_forms.base import make_form
 from maskpro_deploy.exporters.graph.data_file import ELEMENT_TYPES
 from maskpro_deploy.exporters.graph.quantization import Quantization
 from maskpro_deploy.exporters.graph.weight_kinds import METHODS, WEIGHT_KINDS
 from maskpro_deploy.exporters.layouts import graph_path
 
-DOCS = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+FAMILIES = Path(__file__).parents[2] / "docs" / "families.md"
+DOCS = (FAMILIES.parent / "export.md").read_text()
 
 
 def row(*cells):
     return f"| {' | '.join(map(str, cells))} |".replace("|  |", "| |")
+
+
+@pytest.mark.skipif(not FAMILIES.exists(), reason="scripts/check_families has not written it yet")
+def test_what_mobius_is_trusted_with_is_what_the_table_of_families_shows():
+    makers: dict[str, set[str]] = {}
+    for line in FAMILIES.read_text().splitlines():
+        if row := re.fullmatch(r"\| ([^|]+) \| (template|mobius-onnx|transformers) \|", line):
+            makers.setdefault(row[1].partition(",")[0], set()).add(row[2])
+    assert {kind for kind, names in makers.items() if names == {"mobius-onnx"}} == MOBIUS_AGREES & makers.keys()
 
 
 def rows_below(header):

@@ -82,6 +82,14 @@ def test_export_keeps_nothing_when_the_comparison_fails(tiny_sparse, tiny_checkp
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_a_checkpoint_without_numbers_is_not_sent_to_another_dtype(tiny_sparse, tmp_path, dtype):
+    broken = Changed(tiny_sparse, lambda x: np.full_like(x, np.nan))
+    with pytest.raises(CheckFailed, match=r"The checkpoint itself gives logits that are NaN, in fp32: no --dtype") as caught:
+        export(tiny_sparse, tmp_path / "out", ExportConfig(dtype=dtype), reference=lambda: broken)
+    assert "Export it with" not in str(caught.value)
+
+
 def test_export_writes_the_figures_into_the_manifest(tiny_sparse, tmp_path):
     export(tiny_sparse, tmp_path / "out", ExportConfig(max_length=32), reference=lambda: NumpyLlama(tiny_sparse))
     verification = Manifest.load(tmp_path / "out").verification

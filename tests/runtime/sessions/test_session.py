@@ -118,7 +118,7 @@ def test_a_form_that_the_bundle_lacks_is_named_with_the_way_to_get_it(sparse_bun
 
 
 def test_a_damaged_graph_is_named(sparse_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="onnxruntime cannot load"):
+    with pytest.raises(FormatError, match=r"onnxruntime cannot load \S+: (?!\[ONNXRuntimeError\])\w"):
         open_session(changed(sparse_bundle, tmp_path / "b", file="tokenizer.json"), SessionConfig(provider="cpu"))
 
 

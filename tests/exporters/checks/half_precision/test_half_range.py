@@ -63,6 +63,7 @@ def test_the_largest_magnitude_over_all_prompts():
         (51.2, "layer 3, /model/layers.3/square reaches 65536, and the largest fp16 number is 65504"),
         (1e-5, r"layer 3, /model/layers.3/square reaches 2.5e-09, and all of its values vanish to zero in fp16"),
         (float("nan"), r"layer 3, /model/layers.3/square is not a number"),
+        (1e20, r"layer 3, /model/layers.3/square is infinite in fp16"),
     ],
 )
 def test_what_fp16_cannot_hold_is_named(factor, words):
