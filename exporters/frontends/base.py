@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from safetensors import safe_open
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import first_line
@@ -159,15 +158,6 @@ def describe_sizes(
         windows=(None,) * layers,
         ropes=(None,) * layers,
     )
-
-
-def map_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
-    """All tensors of a checkpoint, as torch has them; they are read from disk when they are used."""
-    tensors: dict[str, Any] = {}
-    for shard in checkpoint.shards:
-        with safe_open(shard, "pt") as file:
-            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    return tensors
 
 
 def check_all_used(checkpoint: Checkpoint, used: Collection[str], tool: str) -> None:
