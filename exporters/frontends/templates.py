@@ -111,6 +111,8 @@ def _use_own(template: Template, use: Callable[[Template], T], refusal: InputErr
 def _sum_up(folder: Path, model_type: str, refusals: Mapping[str, MaskProError]) -> MaskProError:
     """One error of what was said, a line for each that said it."""
     said = {name: " ".join(str(e).splitlines()[:_SHOWN_LINES]) for name, e in refusals.items()}
+    if len(set(said.values())) == 1:  # a fault that is there whoever builds the graph
+        return next(iter(refusals.values()))
     kinds = {type(e) for e in refusals.values()}
     kind: type[MaskProError] = InputError
     for narrow in (CheckFailed, FormatError):

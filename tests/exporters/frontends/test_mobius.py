@@ -223,6 +223,10 @@ def test_all_refusals_are_one_error(kinds, expected, made, monkeypatch):
         with blame_graph():
             raise errors[template](f"{source.folder}: what {template} says.\nand more.\nand what is too much.")
 
+    def refuse(template):
+        with blame_graph():
+            raise kinds[0]("the same of both")
+
     with pytest.raises(expected) as caught:
         use_template(source, use)
     assert type(caught.value) is expected
@@ -230,6 +234,8 @@ def test_all_refusals_are_one_error(kinds, expected, made, monkeypatch):
         f"{source.folder} (model_type 'granite') cannot be exported.",
         *(f"{name}: what {name} says. and more." for name in errors),
     ]
+    with pytest.raises(kinds[0], match=r"^the same of both$"):
+        use_template(source, refuse)
     with pytest.raises(ConfigError, match="a setting"), blame_graph():  # the user's, whoever builds the graph
         raise ConfigError("a setting")
 
