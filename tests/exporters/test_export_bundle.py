@@ -367,7 +367,7 @@ BAD = {
     "smaller vocabulary": (smaller_vocabulary, FormatError, "320 tokens, the model knows 300"),
     "nan": (nan, FormatError, r"q_proj.weight has NaN values.\nThe checkpoint is damaged"),
     "infinite": (infinite, FormatError, r"q_proj.weight has infinite values.\nThe checkpoint is damaged"),
-    "quantised": (quantised, FormatError, "of type I8"),
+    "quantised": (quantised, FormatError, "packed by a tool that it does not name .I8."),
 }
 
 
