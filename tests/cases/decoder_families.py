@@ -1,7 +1,7 @@
 """Tiny random checkpoints of the decoder families that transformers builds: what `scripts/check_families` runs.
 
 A family is a `model_type` and the fields of its `config.json` that make it small. Its weights are random and three times as large
-as transformers initialises them, so that a layer which is built wrongly shows in the logits.
+as transformers initialises them, and its norms and biases are moved, so that what is built wrongly shows in the logits.
 """
 
 from __future__ import annotations
@@ -231,6 +231,8 @@ def write_family(name: str, folder: Path) -> Path:
         for parameter in model.parameters():
             if parameter.dim() >= 2:
                 parameter.mul_(3)
+            else:  # a norm or a bias that is built wrongly shows, too
+                parameter.add_(torch.randn(parameter.shape) * 0.2)
     model.eval().save_pretrained(folder)
     _write_tokenizer(folder)
     return folder
