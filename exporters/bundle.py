@@ -28,7 +28,7 @@ from maskpro_deploy.exporters.checks.explanation import (
 )
 from maskpro_deploy.exporters.checks.half_precision.rounding import NotRounded
 from maskpro_deploy.exporters.checks.parity import OutOfRange, Reference, verification_prompts, verify, verify_siblings
-from maskpro_deploy.exporters.checks.proof import Proof, prove
+from maskpro_deploy.exporters.checks.proof import Proof, check_required, prove
 from maskpro_deploy.exporters.config import ExportConfig
 from maskpro_deploy.exporters.frontends.templates import blame_graph, use_template
 from maskpro_deploy.exporters.graph.builder import Graph as OnnxGraph
@@ -84,6 +84,7 @@ def export(
     if source.folder.resolve().is_relative_to(out.resolve()):
         raise InputError(f"--out {out} would replace the checkpoint {checkpoint} itself.\nChoose another --out.")
     settings = config if config is not None else ExportConfig()
+    check_required(source, settings.require_sparsity)
 
     def export_with(template: Template) -> Manifest:
         plan = plan_export(source, settings, template)

@@ -76,16 +76,20 @@ def find_masks(checkpoint: Checkpoint, weights: Mapping[str, Weight], required: 
     return masks
 
 
+def check_required(checkpoint: Checkpoint, required: NMPattern | None) -> None:
+    """Check that the masks of a checkpoint, if it has some, are of the pattern that is required (CheckFailed)."""
+    if required is not None and checkpoint.masks is not None and checkpoint.masks.pattern != required:
+        raise CheckFailed(
+            f"{checkpoint.folder} has masks of the pattern {checkpoint.masks.pattern}; --require-sparsity asks for {required}."
+        )
+
+
 def read_claim(
     checkpoint: Checkpoint, masks: MaskSet | None, weights: Mapping[str, Weight], required: NMPattern | None
 ) -> Claim | None:
     """What masks promise, or the caller requires without any; None for a dense checkpoint (CheckFailed: they do not fit)."""
     if masks is None:
         return Claim(pattern=required, names=tuple(list_prunable(weights))) if required is not None else None
-    if required is not None and masks.pattern != required:
-        raise CheckFailed(
-            f"{checkpoint.folder} has masks of the pattern {masks.pattern}; --require-sparsity asks for {required}."
-        )
     projections = set(list_prunable(weights))
     if strange := [name for name in masks if name not in projections]:
         raise CheckFailed(f"{checkpoint.folder}: its masks cover {strange[0]!r}, which is no projection of this model.")
