@@ -5,6 +5,7 @@ Everything happens in a temporary folder that takes its final name last: a bundl
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -28,7 +29,7 @@ from maskpro_deploy.exporters.checks.explanation import (
 )
 from maskpro_deploy.exporters.checks.half_precision.rounding import NotRounded
 from maskpro_deploy.exporters.checks.parity import OutOfRange, Reference, verification_prompts, verify, verify_siblings
-from maskpro_deploy.exporters.checks.proof import Proof, check_required, prove
+from maskpro_deploy.exporters.checks.proof import Proof, check_bundle, check_claim, prove
 from maskpro_deploy.exporters.config import ExportConfig
 from maskpro_deploy.exporters.frontends.templates import blame_graph, use_template
 from maskpro_deploy.exporters.graph.builder import Graph as OnnxGraph
@@ -84,7 +85,9 @@ def export(
     if source.folder.resolve().is_relative_to(out.resolve()):
         raise InputError(f"--out {out} would replace the checkpoint {checkpoint} itself.\nChoose another --out.")
     settings = config if config is not None else ExportConfig()
-    check_required(source, settings.require_sparsity)
+    check_claim(source, settings.require_sparsity)
+
+    compared = reference is not None and settings.dtype == "fp32" and settings.quantize is None
 
     def export_with(template: Template) -> Manifest:
         plan = plan_export(source, settings, template)
@@ -95,7 +98,8 @@ def export(
             _add_files(plan, folder, entries)
             manifest = _describe(plan, folder, blob, proof, entries)
             figures = describe_unverified(manifest.graph.dtype, unverified)
-            with blame_graph():
+            # half precision and quantised weights fail for the model's sake: another graph of it would fail as well
+            with blame_graph() if compared else contextlib.nullcontext():
                 if reference is not None:
                     figures = _check_parity(folder, manifest, reference(), blob.underflow, progress("verifying", "steps"))
                 figures = add_underflow(figures, blob.underflow)
@@ -103,9 +107,11 @@ def export(
                     figures["forms"] = _check_siblings(folder, manifest)
             manifest = dataclasses.replace(manifest, verification=figures)
             manifest.save(folder)
+            if template.tool:
+                with blame_graph():
+                    check_bundle(folder, plan.claim, progress("validating", "weights"))
         return manifest
 
-    compared = reference is not None and settings.dtype == "fp32" and settings.quantize is None
     return use_template(source, export_with, progress("describing", "s"), compared=compared)
 
 

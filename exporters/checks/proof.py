@@ -16,13 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from maskpro_deploy.checkpoint import Checkpoint
-from maskpro_deploy.errors import CheckFailed
+from maskpro_deploy.errors import CheckFailed, InputError
 from maskpro_deploy.exporters.graph.builder import Weight
 from maskpro_deploy.exporters.graph.data_file import INT4, Blob, Region
 from maskpro_deploy.manifest import SparseWeight
 from maskpro_deploy.mask_inference import infer_masks
 from maskpro_deploy.masks import MaskSet
 from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.system.progress import SILENT, Progress
+from maskpro_deploy.validation import validate
 from maskpro_deploy.validation.arrays import FlatArray, MemoryArray, NibbleArray
 from maskpro_deploy.validation.formats.names import reduction_axis
 from maskpro_deploy.validation.law import Tally, scan
@@ -76,12 +78,33 @@ def find_masks(checkpoint: Checkpoint, weights: Mapping[str, Weight], required: 
     return masks
 
 
-def check_required(checkpoint: Checkpoint, required: NMPattern | None) -> None:
-    """Check that the masks of a checkpoint, if it has some, are of the pattern that is required (CheckFailed)."""
-    if required is not None and checkpoint.masks is not None and checkpoint.masks.pattern != required:
+def check_claim(checkpoint: Checkpoint, required: NMPattern | None) -> None:
+    """Refuse, before anything is built, what can never be proven.
+
+    Raises:
+        CheckFailed: the masks are of another pattern than the one that is required.
+        InputError: the checkpoint is sparse, and its kind of model does to its embedded tokens what a proof cannot follow.
+    """
+    masks = checkpoint.masks
+    if required is not None and masks is not None and masks.pattern != required:
         raise CheckFailed(
-            f"{checkpoint.folder} has masks of the pattern {checkpoint.masks.pattern}; --require-sparsity asks for {required}."
+            f"{checkpoint.folder} has masks of the pattern {masks.pattern}; --require-sparsity asks for {required}."
         )
+    if (required is not None or masks is not None) and checkpoint.config.get("altup_num_inputs", 1) != 1:
+        raise InputError(
+            f"{checkpoint.folder} cannot be exported as sparse: model_type {checkpoint.config.get('model_type')!r} mixes its "
+            f"embedded tokens by products of activations, which no proof of a graph follows.\n"
+            f"It can be learned, validated and evaluated."
+        )
+
+
+def check_bundle(folder: Path, claimed: Claim | None, progress: Progress = SILENT) -> None:
+    """Let `validate` judge a bundle whose graph a front end made: it has to account for every weight (CheckFailed)."""
+    if claimed is None:
+        return
+    report = validate(folder, claimed.pattern, progress=progress)
+    if not report.holds:
+        raise CheckFailed(f"the weights of the exported graph cannot be accounted for; nothing was kept. {report.verdict}.")
 
 
 def read_claim(

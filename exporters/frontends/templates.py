@@ -25,7 +25,7 @@ _SHOWN_LINES = 2  # of what a front end said
 # kinds of models that mobius-onnx (0.1.0) builds as transformers does, as scripts/check_families shows; of others heads turned
 # in pairs, norms and windows can come out wrong
 MOBIUS_AGREES = frozenset({
-    "apertus", "arcee", "gpt_bigcode", "gpt_neox", "granite", "granitemoe", "ministral", "mixtral",
+    "apertus", "arcee", "flex_olmo", "gpt_bigcode", "gpt_neox", "granite", "granitemoe", "ministral", "mixtral",
     "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "phi", "qwen2_moe", "qwen3_moe", "stablelm", "starcoder2",
 })  # fmt: skip
 

@@ -163,7 +163,17 @@ FAMILIES: dict[str, Family] = {
     "starcoder2": Family.of("starcoder2"),
     "vaultgemma": Family.of("vaultgemma", _HEADS_16, _WINDOW_AND_FULL, query_pre_attn_scalar=16),
     "xglm": Family.named_otherwise("xglm", d_model=64, num_layers=2, attention_heads=4, ffn_dim=128, max_position_embeddings=512),
+    "cwm": Family.of("cwm", _HEADS_16, _WINDOW_AND_FULL),
+    "diffllama": Family.of("diffllama"),
+    "doge": Family.of("doge"),
+    "gpt_neox_japanese": Family.of("gpt_neox_japanese"),
+    "youtu": Family.of("youtu", _LATENT, q_lora_rank=32),
     # mixtures of experts
+    "solar_open": Family.of("solar_open", _HEADS_16, _ROUTED_EXPERTS),
+    "flex_olmo": Family.of("flex_olmo", num_experts=4, num_experts_per_tok=2),
+    "minimax_m2": Family.of("minimax_m2", _HEADS_16, _LOCAL_EXPERTS),
+    "hunyuan_v1_moe": Family.of("hunyuan_v1_moe", _HEADS_16, num_experts=4, moe_topk=2),
+    "jetmoe": Family.of("jetmoe", num_local_experts=4, num_experts_per_tok=2, kv_channels=16),
     "dbrx": Family.named_otherwise(
         "dbrx", d_model=64, n_heads=4, n_layers=2, max_seq_len=512,
         attn_config={"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0},

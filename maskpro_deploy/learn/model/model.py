@@ -106,6 +106,11 @@ def keep_hooks(handles: Iterable[RemovableHandle]) -> Iterator[None]:
             handle.remove()
 
 
+def _start_gradient(module: nn.Module, args: Any, embedded: Tensor) -> Tensor:
+    """Embedded tokens as a leaf that wants a gradient."""
+    return embedded.detach().requires_grad_()
+
+
 def without_waiting(base_model: Any) -> dict[str, Any]:
     """Arguments that keep a GPU from having to wait in every forward pass: a cache that keeps nothing.
 
@@ -172,13 +177,13 @@ class LearningModel:
 
     def compute_hidden(self, tokens: Tensor, *, differentiable: bool) -> Tensor:
         """Last hidden states.  # (B, T) -> (B, T, D)"""
-        embedded = self.model.get_input_embeddings()(tokens)
-        if differentiable:  # else autograd would never reach the first layers: nothing below them needs a gradient
-            embedded = embedded.detach().requires_grad_()
-        base = self.model.base_model
+        base, embeddings = self.model.base_model, self.model.get_input_embeddings()
         more = {} if tokens.device.type == "cpu" or self._waits else without_waiting(base)
+        # else autograd would never reach the first layers: nothing below them needs a gradient
+        starts = [embeddings.register_forward_hook(_start_gradient)] if differentiable else []
         try:
-            states: Tensor = base(inputs_embeds=embedded, use_cache=False, **more).last_hidden_state
+            with keep_hooks(starts):
+                states: Tensor = base(input_ids=tokens, use_cache=False, **more).last_hidden_state
         except (AttributeError, IndexError, TypeError, ValueError):
             if not more or self._waits is not None:
                 raise

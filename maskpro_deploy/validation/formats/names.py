@@ -201,7 +201,7 @@ class Neighbours:
             return rank <= 2 and weight is not None and weight[1].dtype not in ("F64", "F32", "F16", "BF16")
         if finding is Rule.BOOLEAN:
             return True
-        return finding is Rule.VECTOR and (last == "bias" or "scale" in last)
+        return finding is Rule.VECTOR and (last.endswith("bias") or "scale" in last)
 
     def _judge_quantisation(self, name: str) -> str:
         """Why the stored integers of a weight are not zero where its weights are; "" if they are."""

@@ -107,7 +107,7 @@ def test_a_mask_file_that_takes_a_weight_the_wrong_way_round_is_refused(text: Te
     assert any("to be stored (out, in), it is (in, out)" in problem for problem in report.problems)
 
 
-@pytest.mark.parametrize("family", ["zamba2, shared", "gpt2", "gptj", "nemotron_h", "mamba2", "qwen3_next"])
+@pytest.mark.parametrize("family", ["zamba2, shared", "gpt2", "gptj", "nemotron_h", "mamba2", "qwen3_next", "gemma3n_text"])
 def test_what_was_learned_is_what_transformers_reads_back(
     family: str, text: Text, heldout: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
