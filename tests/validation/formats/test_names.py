@@ -286,3 +286,11 @@ class TestShards:
         again = load_file(unlisted / second) | {parts[first][0]: load_file(unlisted / first)[parts[first][0]]}
         save_file(again, unlisted / second)
         assert any("two files" in p for p in validate(unlisted).problems)
+
+
+@pytest.mark.parametrize(("last", "holds"), [("bias", True), ("up_proj_bias", True), ("up_proj_gain", False)])
+def test_a_vector_of_a_listed_layer_is_harmless_if_it_is_a_bias(listed, last, holds):
+    module = UP.removesuffix(".weight")
+    name = f"{module}.bias" if last == "bias" else f"{module.rpartition('.')[0]}.{last}"
+    add(listed, **{name: np.ones(64, np.float32)})
+    assert validate(listed).holds is holds
