@@ -129,10 +129,15 @@ class TorchRows:
         self.shape: tuple[int, ...] = (first[0] + sum(shape[0] for shape in others), *first[1:]) if others else first
 
     def __getitem__(self, key: Any) -> npt.NDArray[np.float32]:
-        first, *others = self.tensors
-        whole = np.concatenate([tensor.float().numpy() for tensor in self.tensors]) if others else None
-        part: npt.NDArray[np.float32] = first[key].float().numpy() if whole is None else whole[key]
-        return part
+        rows, *columns = key if isinstance(key, tuple) else (key,)
+        start, stop, _ = rows.indices(self.shape[0])
+        parts, above = [], 0  # only what is asked for: a large tensor is never whole in memory
+        for tensor in self.tensors:
+            own = slice(max(0, start - above), max(0, min(stop - above, len(tensor))))
+            parts.append(tensor[(own, *columns)].float().numpy())
+            above += len(tensor)
+        joined: npt.NDArray[np.float32] = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        return joined
 
 
 def read_length(config: Mapping[str, Any]) -> int:

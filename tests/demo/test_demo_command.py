@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from demo_runs import check_demo, start_demo
+from demo_runs import finish_demo, start_demo
 from tiny_model import tiny_config, write_tiny
 
 from maskpro_deploy.models import _DEMO_FOLDER
@@ -29,10 +29,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_whole_path_on_a_tiny_model(cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     process = start_demo(out, cache, "--budget", "4s", "--json")
-    stdout, stderr = process.communicate(timeout=300)
-    assert process.returncode == 0, stderr
-    figures = json.loads(stdout)
-    check_demo(figures, out, layers=14)
+    figures, stderr = finish_demo(process, out, layers=14)
     assert [line for line in stderr.splitlines() if line.startswith("[8/8]")]
     assert figures["quality"]["perplexity"]["learned"] < figures["quality"]["perplexity"]["one-shot"]
 
@@ -52,9 +49,7 @@ def test_an_interrupted_demo_goes_on_learning_where_it_was(cache: Path, tmp_path
     assert "Traceback" not in stderr
     assert [p.name for p in out.iterdir()] == ["sparse.learning"]
     process = start_demo(out, cache, "--budget", "4s", "--json")
-    stdout, stderr = process.communicate(timeout=300)
-    assert process.returncode == 0, stderr
-    check_demo(json.loads(stdout), out, layers=14)
+    finish_demo(process, out, layers=14)
     assert not (out / "sparse.learning").exists()
 
 

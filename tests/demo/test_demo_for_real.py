@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-from demo_runs import check_demo, start_demo
+from demo_runs import finish_demo, start_demo
 
 for needed in ("torch", "onnxruntime", "starlette", "matplotlib"):
     pytest.importorskip(needed)
@@ -19,10 +18,7 @@ def test_the_whole_path_on_the_real_demo_model(tmp_path: Path) -> None:
     openai = pytest.importorskip("openai")
     out = tmp_path / "demo"
     process = start_demo(out, None, "--budget", "45s", "--json")
-    stdout, stderr = process.communicate(timeout=1500)
-    assert process.returncode == 0, stderr
-    figures = json.loads(stdout)
-    check_demo(figures, out, layers=210)
+    figures, _ = finish_demo(process, out, layers=210, timeout=1500)
     perplexity = figures["quality"]["perplexity"]
     assert perplexity["dense"] < perplexity["learned"] <= 1.02 * perplexity["one-shot"]
     if figures["learn"]["steps"] >= 6:  # on a machine that is very busy the time is over before that

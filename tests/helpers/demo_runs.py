@@ -20,6 +20,15 @@ def start_demo(out: Path, cache: Path | None, *options: str) -> subprocess.Popen
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def finish_demo(process: subprocess.Popen[str], out: Path, layers: int, timeout: int = 300) -> tuple[dict[str, Any], str]:
+    """The figures of a demo with `--json` that ends well, checked, and what it wrote to stderr."""
+    stdout, stderr = process.communicate(timeout=timeout)
+    assert process.returncode == 0, stderr
+    figures: dict[str, Any] = json.loads(stdout)
+    check_demo(figures, out, layers)
+    return figures, stderr
+
+
 def check_demo(figures: dict[str, Any], out: Path, layers: int) -> None:
     """What must hold of every demo, whatever the model."""
     text = json.dumps(figures)

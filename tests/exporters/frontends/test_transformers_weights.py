@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import FormatError, InputError
+from maskpro_deploy.exporters.frontends.base import TorchRows
 from maskpro_deploy.system.extras import missing
 
 pytestmark = pytest.mark.skipif(bool(missing("learn")), reason="the learn extra is not installed")
@@ -50,7 +51,7 @@ def test_every_parameter_has_its_values_under_the_names_of_the_checkpoint(kind, 
         assert weights["model.layers.0.mlp.experts.gate_up_proj.2"].sources == (f"{experts}.w1.weight", f"{experts}.w3.weight")
     if kind == "granitemoe":
         whole = weights["model.layers.0.block_sparse_moe.experts.down_proj"]
-        np.testing.assert_array_equal(whole.row(3).rows[:], whole.rows[3])
+        np.testing.assert_array_equal(whole.row(3).rows[:], whole.rows[3:4][0])
 
 
 def test_names_without_the_first_part_are_found(opened):
@@ -78,3 +79,15 @@ def test_a_way_of_joining_that_is_not_known_is_named():
 
     with pytest.raises(InputError, match=r"makes 'p' of 'a' and others by Interleave 1"):
         _join("p", ("Interleave 1",), [["a", "b"]], {})
+
+
+@pytest.mark.parametrize("rows", [slice(0, 9), slice(2, 3), slice(1, 7), slice(5, 5), slice(4, 9), slice(None)])
+def test_rows_of_joined_tensors_are_those_of_the_whole(rows):
+    import torch
+
+    tensors = [torch.randn(4, 6), torch.randn(5, 6).bfloat16()]
+    whole = np.concatenate([tensor.float().numpy() for tensor in tensors])
+    joined = TorchRows(tensors)
+    assert joined.shape == whole.shape
+    assert np.array_equal(joined[rows], whole[rows])
+    assert np.array_equal(joined[rows, 1:4], whole[rows, 1:4])
