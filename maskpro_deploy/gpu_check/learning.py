@@ -140,7 +140,7 @@ def _make_trainer(torch: Any, shape: LlamaShape, settings: Settings, ticks: _Tic
 
 def _time_parts(torch: Any, trainer: Trainer, device: str, record: Record) -> dict[str, float]:
     """Median milliseconds of the parts of a step, for all layers together: sampling, update, and a step without either."""
-    from maskpro_deploy.learn.model.sites import Mode, SiteHook, set_mode
+    from maskpro_deploy.learn.model.masked_linear import Mode, SiteHook, set_mode
 
     sites = trainer.sites
     grads = {s.weight.shape: torch.randn(s.weight.shape, device=device, dtype=s.weight.dtype) * 1e-4 for s in sites}

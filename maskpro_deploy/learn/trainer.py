@@ -24,8 +24,9 @@ from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.distributions.planes import flips
 from maskpro_deploy.learn.estimators.base import Estimator, StepLoss, check_loss
 from maskpro_deploy.learn.model.calibration import BlockStream
+from maskpro_deploy.learn.model.masked_linear import Mode, set_mode
 from maskpro_deploy.learn.model.model import LearningModel, Windows, prunable_layers
-from maskpro_deploy.learn.model.sites import Mode, Site, set_mode
+from maskpro_deploy.learn.model.sites import Site
 from maskpro_deploy.learn.monitor import Observer, memorises, peak_memory
 from maskpro_deploy.learn.priors.compute import compute_prior
 from maskpro_deploy.learn.state import StateStore, stop_requests

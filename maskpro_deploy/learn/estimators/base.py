@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.learn.config import LearnConfig
+from maskpro_deploy.learn.model.masked_linear import Mode, SiteHook, set_mode
 from maskpro_deploy.learn.model.model import LearningModel, Windows
-from maskpro_deploy.learn.model.sites import Mode, Site, SiteHook, set_mode
+from maskpro_deploy.learn.model.sites import Site
 
 
 class StepLoss:
@@ -53,7 +54,7 @@ class StepLoss:
         return self._answer
 
 
-class Estimator(SiteHook, ABC):
+class Estimator(SiteHook[Site], ABC):
     """One way to learn the logits of all sites of a model."""
 
     def __init__(self, config: LearnConfig, model: LearningModel, sites: Sequence[Site], loss: StepLoss) -> None:

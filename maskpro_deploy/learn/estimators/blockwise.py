@@ -26,8 +26,9 @@ from maskpro_deploy.learn.estimators.base import StepLoss
 from maskpro_deploy.learn.estimators.pathwise import PathwiseEstimator
 from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer
 from maskpro_deploy.learn.model.calibration import BlockStream
+from maskpro_deploy.learn.model.masked_linear import Mode, set_mode
 from maskpro_deploy.learn.model.model import LearningModel, Windows
-from maskpro_deploy.learn.model.sites import Mode, Site, set_mode
+from maskpro_deploy.learn.model.sites import Site
 
 
 class BlockwiseEstimator(PathwiseEstimator):

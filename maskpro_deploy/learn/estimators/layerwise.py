@@ -30,8 +30,9 @@ from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.learn.estimators.base import check_early
 from maskpro_deploy.learn.estimators.pathwise import PathwiseEstimator
 from maskpro_deploy.learn.model.experts import Experts
+from maskpro_deploy.learn.model.masked_linear import Mode, set_mode
 from maskpro_deploy.learn.model.model import Windows
-from maskpro_deploy.learn.model.sites import Mode, Site, set_mode
+from maskpro_deploy.learn.model.sites import Site
 
 
 class LayerwiseEstimator(PathwiseEstimator):

@@ -25,8 +25,9 @@ from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.distributions.base import to_planes
 from maskpro_deploy.learn.distributions.planes import pack, unpack
 from maskpro_deploy.learn.estimators.base import Estimator, StepLoss
+from maskpro_deploy.learn.model.masked_linear import Mode, set_mode
 from maskpro_deploy.learn.model.model import LearningModel, Windows
-from maskpro_deploy.learn.model.sites import Mode, Site, set_mode
+from maskpro_deploy.learn.model.sites import Site
 
 MAX_MASKS = 70  # 4:8: 105 bytes of state a weight
 _STANDARD, _PRIOR = 0.01, 3.0

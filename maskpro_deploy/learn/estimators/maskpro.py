@@ -26,8 +26,9 @@ from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.distributions.planes import pack
 from maskpro_deploy.learn.estimators.base import Estimator, StepLoss
 from maskpro_deploy.learn.kernels.optimizer import noise, store
+from maskpro_deploy.learn.model.masked_linear import Mode, set_mode
 from maskpro_deploy.learn.model.model import LearningModel, Windows
-from maskpro_deploy.learn.model.sites import Mode, Site, set_mode
+from maskpro_deploy.learn.model.sites import Site
 
 _SPREAD_DECAY = 0.9  # of the running mean square of the advantages
 _GROUPS = 4096  # of a site that the share is measured on

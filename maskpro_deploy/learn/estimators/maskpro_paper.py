@@ -22,8 +22,9 @@ from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.distributions.planes import centre
 from maskpro_deploy.learn.estimators.base import Estimator, StepLoss
 from maskpro_deploy.learn.estimators.maskpro import move_by_scores
+from maskpro_deploy.learn.model.masked_linear import Mode, set_mode
 from maskpro_deploy.learn.model.model import LearningModel, Windows
-from maskpro_deploy.learn.model.sites import Mode, Site, set_mode
+from maskpro_deploy.learn.model.sites import Site
 
 _STRENGTH = 10.0  # of the initial logits
 _TRACKED = 0.99  # what a step leaves of the moving average

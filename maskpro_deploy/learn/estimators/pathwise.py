@@ -17,8 +17,9 @@ from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.estimators.base import Estimator, StepLoss
 from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer
 from maskpro_deploy.learn.kernels.site_step import site_step, warn_if_moved_otherwise
+from maskpro_deploy.learn.model.masked_linear import Mode, set_mode
 from maskpro_deploy.learn.model.model import LearningModel, Windows
-from maskpro_deploy.learn.model.sites import Mode, Site, set_mode
+from maskpro_deploy.learn.model.sites import Site
 
 
 class PathwiseEstimator(Estimator):

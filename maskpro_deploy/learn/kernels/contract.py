@@ -45,7 +45,7 @@ class ChunkStep(Protocol):
         """Move them; returns the bits of the new argmax mask.  # (ceil(M * G / 8),) uint8"""
 
 
-class MaskedLayer(Protocol):
+class LogitLayer(Protocol):
     """A layer whose logits are moved: what a step needs of `model.sites.Site`."""
 
     name: str
@@ -68,7 +68,7 @@ class SiteStep(Protocol):
     def moved_by(self) -> str:
         """By what: "triton", or what `ChunkStep.moved_by` says."""
 
-    def __call__(self, optimizer: LogitOptimizer, site: MaskedLayer, grad_weight: Tensor, key: int) -> None:
+    def __call__(self, optimizer: LogitOptimizer, site: LogitLayer, grad_weight: Tensor, key: int) -> None:
         """Move a layer's logits, given ∂L/∂W of the masked weight; `key` is that of the roundings.  # (O, C)"""
 
 

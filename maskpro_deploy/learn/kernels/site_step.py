@@ -18,7 +18,7 @@ from torch import Tensor
 from maskpro_deploy.learn.distributions.base import Distribution
 from maskpro_deploy.learn.kernels import compiled
 from maskpro_deploy.learn.kernels.compiled import CompiledStep
-from maskpro_deploy.learn.kernels.contract import ByOperations, Chunk, ChunkStep, MaskedLayer, SiteStep
+from maskpro_deploy.learn.kernels.contract import ByOperations, Chunk, ChunkStep, LogitLayer, SiteStep
 from maskpro_deploy.learn.kernels.native_step import native_step
 from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer, noise
 from maskpro_deploy.learn.kernels.triton_step import triton_step
@@ -50,7 +50,7 @@ class ByChunks:
     def moved_by(self) -> str:
         return self._step.moved_by
 
-    def __call__(self, optimizer: LogitOptimizer, site: MaskedLayer, grad_weight: Tensor, key: int) -> None:
+    def __call__(self, optimizer: LogitOptimizer, site: LogitLayer, grad_weight: Tensor, key: int) -> None:
         flat, weight, m = grad_weight.reshape(-1), site.weight.view(-1), site.family.pattern.m
         kept = torch.empty_like(site.kept)
         for number, groups in site.chunks():

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from maskpro_deploy.errors import in_one_line
 from maskpro_deploy.learn.distributions.planes import apply_mask, centre, pack, top_of_centred
-from maskpro_deploy.learn.kernels.contract import Chunk, ChunkStep, MaskedLayer, SiteStep
+from maskpro_deploy.learn.kernels.contract import Chunk, ChunkStep, LogitLayer, SiteStep
 from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer, Moments, first_bound, noise
 from maskpro_deploy.pattern import NMPattern
 
@@ -44,7 +44,7 @@ class TritonStep:
         sizes = {"M": pattern.m, "N": pattern.n, "J": 8 // pattern.m, "B": _BYTES}
         self._constants = {**sizes, "CODES": packed_codes, "MASKS": len(codes)}
 
-    def __call__(self, optimizer: LogitOptimizer, site: MaskedLayer, grad_weight: Tensor, key: int) -> None:
+    def __call__(self, optimizer: LogitOptimizer, site: LogitLayer, grad_weight: Tensor, key: int) -> None:
         moments = optimizer.whole(site.name, site.logits)
         grad, weight = grad_weight.contiguous(), site.weight
         site.kept = self.move(grad, weight, site.logits, moments, key, optimizer.scale, optimizer.betas)

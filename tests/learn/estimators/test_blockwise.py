@@ -14,8 +14,8 @@ from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import Text
 from maskpro_deploy.errors import Interrupted
 from maskpro_deploy.learn.estimators.blockwise import BlockwiseEstimator
+from maskpro_deploy.learn.model.masked_linear import Mode
 from maskpro_deploy.learn.model.model import LearningModel
-from maskpro_deploy.learn.model.sites import Mode
 from maskpro_deploy.learn.trainer import Trainer
 from maskpro_deploy.torch_lm import load_causal_lm
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from maskpro_deploy.learn.distributions.base import to_planes
 from maskpro_deploy.learn.distributions.conditional_bernoulli import conditional_bernoulli
-from maskpro_deploy.learn.model.sites import Mode, Site, SiteHook
+from maskpro_deploy.learn.model.masked_linear import Mode, SiteHook
+from maskpro_deploy.learn.model.sites import Site
 from maskpro_deploy.pattern import NMPattern
 
 PATTERN = NMPattern(2, 4)
@@ -108,7 +109,7 @@ def test_the_gradient_of_the_input_belongs_to_the_mask_of_the_forward_pass(site:
 
 def test_work_in_chunks_gives_what_work_at_once_gives(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = site.argmax()
-    monkeypatch.setattr("maskpro_deploy.learn.model.sites._CHUNK_WEIGHTS", 64)
+    monkeypatch.setattr("maskpro_deploy.learn.model.masked_linear._CHUNK_WEIGHTS", 64)
     assert len(list(site.chunks())) == 2
     assert site.argmax().equal(whole)
 
