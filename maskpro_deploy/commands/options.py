@@ -14,7 +14,7 @@ from maskpro_deploy.backends.providers import AUTO, ENGINE_PROVIDERS, PROVIDER_H
 from maskpro_deploy.cache_forms import CACHE_FORMS
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.learn.choices import BATCH_TOKENS, DEVICES, DISTRIBUTIONS, ESTIMATORS, OBJECTIVES, PRIORS, describe
-from maskpro_deploy.learn.config import LearnConfig, list_known_values
+from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.pattern import NMPattern
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -191,7 +191,7 @@ def _option(name: str) -> Callable[[F], F]:
     flag, default = f"--{name.replace('_', '-')}", _LEARN_DEFAULTS[name]
     if default is False:
         return click.option(flag, is_flag=True, help=_LEARN_HELP[name])
-    known = list_known_values().get(name)
+    known = LearnConfig.known_values().get(name)
     kind = click.Choice(known) if known else _LEARN_TYPES.get(name, int) if default is None else type(default)
     metavar = "REGEX" if name in ("include", "exclude") else None
     return click.option(

@@ -22,6 +22,8 @@ DTYPES = (AUTO, "float32", "bfloat16")
 DEVICES = (AUTO, "cpu", "cuda")
 # tokens in a step: many small steps learn more in the same time, but a GPU is not filled by few tokens
 BATCH_TOKENS = {"cpu": 512, "cuda": 2048}
+DEFAULT_OBJECTIVE = "ce+kl"
+WEIGHT_RATE = 5e-4  # of Adam on kept weights, at the start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,7 @@ class EstimatorChoice(Choice):
     by_block: bool = False  # whether it is the form for objectives that go block by block
     objective: str = "ce"  # with the dense weights; with weights that a prior changed it is "ce"
     distribution: str = "conditional-bernoulli"
+    moves_weights: bool = False  # whether the kept weights can move in its backward pass
     score_only: bool = False  # whether any distribution will do; others need one with a pathwise derivative
     backward: bool = True  # whether activations are kept for a backward pass
     products: int = 3  # matrix products of every layer in a step, a forward pass being one,
@@ -109,6 +112,7 @@ _ESTIMATORS, _PRIORS, _DISTRIBUTIONS = (f"maskpro_deploy.learn.{room}" for room 
 ESTIMATORS: tuple[EstimatorChoice, ...] = (
     EstimatorChoice(
         name="pathwise", home=f"{_ESTIMATORS}.pathwise:PathwiseEstimator", learning_rate=0.04, objective="ce+kl",
+        moves_weights=True,
         summary="the loss, through ∂L/∂m", passes="forward and backward",
     ),
     EstimatorChoice(
