@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from maskpro_deploy.learn.api import learn_checkpoint as learn_checkpoint
     from maskpro_deploy.learn.api import learn_masks as learn_masks
     from maskpro_deploy.learn.config import LearnConfig as LearnConfig
-    from maskpro_deploy.learn.trainer import Point as Point
+    from maskpro_deploy.learn.loop import Point as Point
 
-_WHERE = {"LearnConfig": "config", "LearnResult": "api", "Point": "trainer", "learn_checkpoint": "api", "learn_masks": "api"}
+_WHERE = {"LearnConfig": "config", "LearnResult": "api", "Point": "loop", "learn_checkpoint": "api", "learn_masks": "api"}
 __all__ = ["LearnConfig", "LearnResult", "Point", "learn_checkpoint", "learn_masks"]
 
 

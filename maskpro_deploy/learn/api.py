@@ -31,12 +31,13 @@ from maskpro_deploy.data import (
 )
 from maskpro_deploy.errors import ConfigError, InputError, Interrupted, MachineError
 from maskpro_deploy.learn.config import LearnConfig
+from maskpro_deploy.learn.loop import Point
 from maskpro_deploy.learn.model.memory import tuned_process
 from maskpro_deploy.learn.model.model import LearningModel, Windows, faster_dtype
 from maskpro_deploy.learn.model.tensor_names import find_tensors
 from maskpro_deploy.learn.monitor import Observer
 from maskpro_deploy.learn.state import StateStore
-from maskpro_deploy.learn.trainer import Point, Trainer
+from maskpro_deploy.learn.trainer import Trainer
 from maskpro_deploy.mask_inference import check_origin, open_masks
 from maskpro_deploy.masks import MaskSet
 from maskpro_deploy.models import resolve

@@ -81,6 +81,8 @@ class LearnConfig(RunConfig):
             able = ", ".join(f"--estimator {choice.usage}" for choice in choices.ESTIMATORS if choice.moves_weights)
             by_block = " with --objective block" if self.estimator_choice.by_block else ""
             raise ConfigError(f"--weights train goes with {able}, not with {self.estimator}{by_block}.")
+        elif self.temperature > 0:
+            raise ConfigError("--weights train needs --temperature 0: the weights move under the argmax mask.")
         elif self.weight_rate is None:
             object.__setattr__(self, "weight_rate", choices.WEIGHT_RATE)
 

@@ -1,8 +1,8 @@
-"""How the gradient of the logits is computed, what the training loop needs to know about it, and the loss that a step minimises.
+"""What learns, what the training loop needs to know about it, and the loss that a step minimises.
 
-The loop gives an estimator batches; the estimator is the hook of all sites, moves their logits and keeps `Site.kept`, the argmax
-mask, up to date. `choices.ESTIMATORS` lists all of them; `docs/theory.md` says what each one estimates, with which bias and
-variance.
+The loop gives a `Learner` batches. An `Estimator` is one that learns masks: it is the hook of all sites, moves their logits and
+keeps `kept`, the argmax mask, up to date. `choices.ESTIMATORS` lists all of them; `docs/theory.md` says what each one estimates,
+with which bias and variance.
 """
 
 from __future__ import annotations
@@ -10,66 +10,48 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Container, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic
 
-import torch
 from torch import Tensor, nn
 
 from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.model.masked_linear import Mode, SiteHook, set_mode
+from maskpro_deploy.learn.model.masked_linear import L, SiteHook
 from maskpro_deploy.learn.model.model import LearningModel, Windows
+from maskpro_deploy.learn.model.objective import Taught
 from maskpro_deploy.learn.model.sites import Site
+from maskpro_deploy.learn.model.teacher import Teacher
 
 
 class StepLoss:
-    """The objective of a run: cross-entropy, with a share of 0 to 1 for the divergence from the dense model.
+    """The objective of a run: cross-entropy, with a share of 0 to 1 for the divergence from the dense model."""
 
-    For the divergence all sites are switched off while the dense model is asked.
-    """
-
-    def __init__(self, model: LearningModel, sites: Sequence[Site], teacher_share: float) -> None:
-        self._model, self._sites, self._share = model, sites, teacher_share
+    def __init__(self, model: LearningModel, teacher: Teacher, teacher_share: float) -> None:
+        self._model, self._teacher, self._share = model, teacher, teacher_share
         self._asked: Windows | None = None
-        self._answer: Tensor | None = None
+        self._answer: Taught | None = None
 
     def __call__(self, windows: Windows, *, differentiable: bool) -> Tensor:
-        """The loss under the sites' current masks.  # (B, T) -> scalar, nats a token"""
+        """The loss under the layers' current masks.  # (B, T) -> scalar, nats a token"""
         if self._share == 0:
             return self._model.loss(windows, differentiable=differentiable)
-        return self._model.loss(windows, differentiable=differentiable, teacher=self._teacher(windows), share=self._share)
-
-    def _teacher(self, windows: Windows) -> Tensor:
-        """Last hidden states of the dense model; kept for as long as the same windows are asked about.  # (B, T, D)"""
-        if self._answer is None or self._asked is not windows:
-            modes = [site.mode for site in self._sites]
-            set_mode(self._sites, Mode.DENSE)
-            try:
-                with torch.no_grad():
-                    self._answer = self._model.compute_hidden(self._model.tokens(windows), differentiable=False)
-            finally:
-                for site, mode in zip(self._sites, modes, strict=True):
-                    site.mode = mode
-            self._asked = windows
-        return self._answer
+        if self._answer is None or self._asked is not windows:  # kept for as long as the same windows are asked about
+            self._asked, self._answer = windows, self._teacher(windows)
+        return self._model.loss(windows, differentiable=differentiable, teacher=self._answer, share=self._share)
 
 
-class Estimator(SiteHook[Site], ABC):
-    """One way to learn the logits of all sites of a model."""
+class Learner(SiteHook[L], ABC, Generic[L]):
+    """What learns on the masked layers of a model: the loop gives it batches."""
 
-    def __init__(self, config: LearnConfig, model: LearningModel, sites: Sequence[Site], loss: StepLoss) -> None:
-        self._config, self._model, self._sites, self._loss = config, model, sites, loss
+    def __init__(self, model: LearningModel, layers: Sequence[L], loss: StepLoss) -> None:
+        self._model, self._sites, self._loss = model, layers, loss
         self._metrics: dict[str, float] = {}
-        for site in sites:
-            site.hook = self
-
-    @classmethod
-    def check_model(cls, model: nn.Module, layers: Container[str]) -> None:
-        """Refuse a model whose `layers` this estimator cannot learn on, before any work; a ConfigError says why."""
+        for layer in layers:
+            layer.hook = self
 
     @property
     def moved_by(self) -> str | None:
-        """By what logits are moved, see `kernels.contract.SiteStep`; None where there is one way only."""
+        """By what logits or weights are moved, see `kernels.contract`; None where there is one way only."""
         return None
 
     @abstractmethod
@@ -82,35 +64,53 @@ class Estimator(SiteHook[Site], ABC):
             left: share of the run that is left, 1 to 0: what schedules follow.
 
         Returns:
-            The loss of the masks that were tried: a scalar that a GPU may still be at work on, nats a token.
+            The loss of what was tried: a scalar that a GPU may still be at work on, nats a token.
 
         Raises:
-            CheckFailed: the loss is not a number, where it was looked at (see `check_early`); no logit has moved.
+            CheckFailed: the loss is not a number, where it was looked at (see `check_early`); nothing has moved.
         """
 
+    @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """The whole state, for saving; keys are `kind/site name`."""
-        return {f"logits/{s.name}": s.logits for s in self._sites}
+        """The whole state, for saving; keys are `kind/layer name`."""
 
     def numbers(self) -> dict[str, Any]:
         """The rest of the state: what JSON holds."""
         return {}
 
+    @abstractmethod
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Go on from a saved state, as `tensors` and `numbers` gave it."""
-        for site in self._sites:
-            site.logits.copy_(tensors[f"logits/{site.name}"])
-            site.kept = site.argmax()
 
     def metrics(self) -> dict[str, float]:
         """What the last step has to say about itself, for the log."""
         return self._metrics
 
     def _learn_backward(self, loss: Tensor, windows: Windows, step: int) -> Tensor:
-        """Let the backward pass of a loss move the logits; returns its value."""
+        """Let the backward pass of a loss move what is learned; returns its value."""
         value = check_early(loss, step, self._model, windows)
         self._model.backward(loss)
         return value
+
+
+class Estimator(Learner[Site]):
+    """One way to learn the logits of all sites of a model."""
+
+    def __init__(self, config: LearnConfig, model: LearningModel, sites: Sequence[Site], loss: StepLoss) -> None:
+        super().__init__(model, sites, loss)
+        self._config = config
+
+    @classmethod
+    def check_model(cls, model: nn.Module, layers: Container[str]) -> None:
+        """Refuse a model whose `layers` this estimator cannot learn on, before any work; a ConfigError says why."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {f"logits/{s.name}": s.logits for s in self._sites}
+
+    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        for site in self._sites:
+            site.logits.copy_(tensors[f"logits/{site.name}"])
+            site.kept = site.argmax()
 
     def _try_masks(self, windows: Windows, step: int) -> float:
         """The loss under the sites' current masks, checked; nats a token."""

@@ -1,7 +1,8 @@
 """The pathwise estimator: a forward pass under one hard mask, a backward pass, and ∂L/∂θ = Cov(m) ∂L/∂m.
 
 The hard mask is a sample m ~ p_{θ/τ} whose temperature τ decays to 0; at τ = 0, the default, it is the argmax mask, and the
-estimator a straight-through one. Each layer's gradient moves its logits as soon as the backward pass has it.
+estimator a straight-through one. Each layer's gradient moves its logits as soon as the backward pass has it, and with `--weights
+train` its kept weights, too: those under the mask that the gradient was taken with.
 
 Shapes: `O` outputs, `C` inputs, `M` weights in a group, `G` groups.
 """
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.estimators.base import Estimator, StepLoss
+from maskpro_deploy.learn.kernels.kept_weights import WeightOptimizer, weight_schedule
 from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer
 from maskpro_deploy.learn.kernels.site_step import site_step, warn_if_moved_otherwise
+from maskpro_deploy.learn.kernels.weight_step import move_weights
 from maskpro_deploy.learn.model.masked_linear import Mode, set_mode
 from maskpro_deploy.learn.model.model import LearningModel, Windows
 from maskpro_deploy.learn.model.sites import Site
@@ -28,6 +31,7 @@ class PathwiseEstimator(Estimator):
     def __init__(self, config: LearnConfig, model: LearningModel, sites: Sequence[Site], loss: StepLoss) -> None:
         super().__init__(config, model, sites, loss)
         self._optimizer = LogitOptimizer()
+        self._weights = WeightOptimizer(decay=config.weight_decay) if config.trains_weights else None
         self._site_step = site_step(sites[0].family, model.head.device)
         self._step, self._temperature = 0, 0.0
 
@@ -39,6 +43,8 @@ class PathwiseEstimator(Estimator):
     def _begin(self, step: int, left: float) -> None:
         """Set what the gradients of a step are going to need; `left` is the share of the schedules that is left."""
         self._optimizer.begin(self._config.rate * left)
+        if self._weights is not None:
+            self._weights.begin((self._config.weight_rate or 0.0) * weight_schedule(left))
         self._step, self._temperature = step, self._config.temperature * left
 
     @property
@@ -54,13 +60,18 @@ class PathwiseEstimator(Estimator):
         return site.sample(self._temperature, site.key(self._config.seed, self._step))
 
     def take_gradient(self, site: Site, grad_weight: Tensor) -> None:
-        self._site_step(self._optimizer, site, grad_weight, site.key(self._config.seed, self._step))
+        under, key = site.kept, site.key(self._config.seed, self._step)
+        self._site_step(self._optimizer, site, grad_weight, key)  # goes by the weights that the gradient was taken at
+        if self._weights is not None:
+            move_weights(self._weights, site, grad_weight, under, key)
 
     def tensors(self) -> dict[str, Tensor]:
-        return super().tensors() | self._optimizer.tensors()
+        moved = {} if self._weights is None else self._weights.tensors() | {f"trained/{s.name}": s.weight for s in self._sites}
+        return super().tensors() | self._optimizer.tensors() | moved
 
     def numbers(self) -> dict[str, Any]:
-        return {"optimizer_step": self._optimizer.step, "moved_by": self.moved_by}
+        trained = {} if self._weights is None else {"weights_step": self._weights.step}
+        return {"optimizer_step": self._optimizer.step, "moved_by": self.moved_by, **trained}
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         super().restore(tensors, numbers)
@@ -68,3 +79,8 @@ class PathwiseEstimator(Estimator):
         self._optimizer.step = int(numbers["optimizer_step"])
         for site in self._sites:
             self._optimizer.restore(site.name, tensors, site.logits.device)
+            if self._weights is not None:
+                site.weight.copy_(tensors[f"trained/{site.name}"])
+                self._weights.restore(site.name, tensors, site.weight.device)
+        if self._weights is not None:
+            self._weights.step = int(numbers["weights_step"])

@@ -98,6 +98,14 @@ def move(
 
     Tensors in, tensors out, no branch on their values: this can be compiled.  # all (M, G); `logits` float16, `grad` float32
     """
+    relative = advance(moments, grad, dither, betas)
+    moved = logits.float()
+    moved = moved.sub_(relative * scale) if isinstance(scale, Tensor) else moved.add_(relative, alpha=-scale)
+    return store(logits, moved, kept, dither)
+
+
+def advance(moments: Moments, grad: Tensor, dither: Tensor, betas: tuple[float, float]) -> Tensor:
+    """Take a gradient into both moments, in place; returns the step for a rate of 1, first / sqrt(second).  # all of one shape"""
     beta1, beta2 = betas
     bound = first_bound(beta1, beta2)
     old = moments.second.float()
@@ -106,13 +114,10 @@ def move(
     carried = old.sqrt_().mul_(inverse).mul_(beta1 * bound / LEVELS)
     relative = moments.first.float().mul_(carried)
     relative.addcmul_(grad, inverse, value=1 - beta1)
-    moved = logits.float()
-    moved = moved.sub_(relative * scale) if isinstance(scale, Tensor) else moved.add_(relative, alpha=-scale)
-    mask = store(logits, moved, kept, dither)
     moments.second.copy_(new)
-    levels = relative.mul_(LEVELS / bound * (1 << HALF_BITS)).int()
+    levels = (relative * (LEVELS / bound * (1 << HALF_BITS))).int()
     moments.first.copy_(levels.add_(dither).bitwise_right_shift_(HALF_BITS).clamp_(-LEVELS, LEVELS))
-    return mask
+    return relative
 
 
 def first_bound(beta1: float, beta2: float) -> float:

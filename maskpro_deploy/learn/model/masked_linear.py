@@ -65,9 +65,12 @@ class MaskedLinear(nn.Module):
         self.mode = Mode.ARGMAX
         self.hook: SiteHook[Any] = SiteHook()
 
-    def train_weight(self) -> None:
-        """Keep the dense weight apart from here on: the weight is going to move."""
-        self.weight = self.dense.clone()
+    def train_weight(self, dense: Tensor | None = None) -> None:
+        """Keep the dense weight apart from here on, as the weight is going to move; `dense` is it, where it is not the weight."""
+        if dense is None:
+            self.weight = self.dense.clone()
+        else:
+            self.dense = dense
 
     def key(self, *numbers: int) -> int:
         """A number of 63 bits for this layer and numbers such as (run seed, step): what randomness is keyed by."""

@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from maskpro_deploy.errors import ConfigError, InputError
 from maskpro_deploy.learn.model.experts import list_fused, unfuse
 from maskpro_deploy.learn.model.memory import deterministic_or_error
-from maskpro_deploy.learn.model.objective import Head, LinearHead, ModelHead, next_token_loss
+from maskpro_deploy.learn.model.objective import Head, LinearHead, ModelHead, Taught, next_token_loss
 from maskpro_deploy.learn.model.transposed import turn_layers
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.storage.linear_layers import read_route_counts, stays_dense
@@ -199,11 +199,16 @@ class LearningModel:
             return tokens
         return tokens.pin_memory().to(self.head.device, non_blocking=True)  # from other memory it would wait for all work
 
-    def loss(self, windows: Windows, *, differentiable: bool, teacher: Tensor | None = None, share: float = 0.0) -> Tensor:
-        """Mean loss over every window's tokens but its first, see `next_token_loss`.  # (B, T), (B, T, D) -> scalar"""
+    @property
+    def output_head(self) -> Head:
+        """From last hidden states to logits."""
+        return self._head
+
+    def loss(self, windows: Windows, *, differentiable: bool, teacher: Taught | None = None, share: float = 0.0) -> Tensor:
+        """Mean loss over every window's tokens but its first, see `next_token_loss`; `teacher` (B, T, D).  # (B, T) -> scalar"""
         tokens = self.tokens(windows)
         hidden = self.compute_hidden(tokens, differentiable=differentiable)[:, :-1].flatten(0, 1)
-        taught = None if teacher is None else teacher[:, :-1].flatten(0, 1)
+        taught = None if teacher is None else Taught(teacher.hidden[:, :-1].flatten(0, 1), teacher.head)
         return next_token_loss(hidden, self._head, tokens[:, 1:].flatten(), taught, share)
 
     @torch.no_grad()

@@ -3,8 +3,8 @@
 How hidden states become logits is the `Head`'s business: for nearly all models it is one product with a matrix, perhaps capped;
 any other model is asked itself.
 
-Cross-entropy to the next tokens, the divergence from a teacher's predictions, or a mean of both. The teacher is the dense model
-itself, the same frozen weights without masks, so it costs a forward pass and no memory beyond its hidden states.
+Cross-entropy to the next tokens, the divergence from a teacher's predictions, or a mean of both. For frozen weights the teacher
+is the model itself without masks, so it costs a forward pass and no memory beyond its hidden states.
 
 The logits of a batch are the largest tensor of a small model (tokens times vocabulary), so they are never held as a whole: the
 loss and its gradient are formed block of tokens by block in one pass, and only the gradient of the hidden states is kept.
@@ -15,7 +15,7 @@ Shapes: `T` tokens, `D` hidden size, `V` vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +31,13 @@ class Head(Protocol):
 
     def pull_back(self, slope: Tensor, kept: Any) -> Tensor:
         """The gradient of the hidden states from that of the logits.  # (t, V) -> (t, D)"""
+
+
+class Taught(NamedTuple):
+    """What a teacher says of tokens: its last hidden states (..., D), and what makes logits of them."""
+
+    hidden: Tensor
+    head: Head
 
 
 class LinearHead:
@@ -80,7 +87,7 @@ class _BlockLoss(torch.autograd.Function):
     """(1 - k) · CE + k · KL(teacher ‖ model), a mean over tokens."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Head, targets: Tensor, teacher: Tensor, k: float) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, head: Head, targets: Tensor, teacher: Taught | None, k: float) -> Tensor:
         wanted = ctx.needs_input_grad[0]
         grad = torch.empty_like(hidden) if wanted else hidden.new_empty(0)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
@@ -91,8 +98,8 @@ class _BlockLoss(torch.autograd.Function):
             if k < 1:
                 total -= (1 - k) * log_p.gather(1, picked).sum(dtype=torch.float64)
             taught = None
-            if k > 0:
-                log_q, _ = head.log_probabilities(teacher[block], differentiable=False)
+            if teacher is not None:
+                log_q, _ = teacher.head.log_probabilities(teacher.hidden[block], differentiable=False)
                 taught = log_q.exp()
                 total += k * (taught * log_q.sub_(log_p)).sum(dtype=torch.float64)
             if not wanted:
@@ -111,12 +118,11 @@ class _BlockLoss(torch.autograd.Function):
         return grad * grads[0], None, None, None, None
 
 
-def next_token_loss(hidden: Tensor, head: Head, targets: Tensor, teacher: Tensor | None = None, share: float = 1.0) -> Tensor:
+def next_token_loss(hidden: Tensor, head: Head, targets: Tensor, teacher: Taught | None = None, share: float = 1.0) -> Tensor:
     """Mean cross-entropy of the next tokens, or with a teacher (1 - share) of it + share · KL(teacher ‖ model); nats a token.
 
-    `hidden` and `teacher` are last hidden states; the loss is differentiable in `hidden` alone.
-    # hidden, teacher (T, D), targets (T,) -> scalar
+    The loss is differentiable in the last hidden states `hidden` alone.  # (T, D), targets (T,), teacher (T, D) -> scalar
     """
-    taught, k = (hidden.detach(), 0.0) if teacher is None else (teacher, share)
-    loss: Tensor = _BlockLoss.apply(hidden, head, targets, taught, k)  # type: ignore[no-untyped-call]
+    k = 0.0 if teacher is None else share
+    loss: Tensor = _BlockLoss.apply(hidden, head, targets, teacher, k)  # type: ignore[no-untyped-call]
     return loss

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from maskpro_deploy.learn.model.objective import Head, LinearHead, ModelHead, next_token_loss
+from maskpro_deploy.learn.model.objective import Head, LinearHead, ModelHead, Taught, next_token_loss
 
 
 def test_loss_and_gradient_equal_those_of_torch_over_several_blocks() -> None:
@@ -57,7 +57,8 @@ def test_the_mixture_with_a_teacher_equals_its_definition(
     plain = (1 - share) * nn.functional.nll_loss(log_p(plain_hidden), targets) + share * divergence
     plain.backward()
     own_hidden = hidden.clone().requires_grad_()
-    loss = next_token_loss(own_hidden, make_head(head, cap), targets, teacher, share)
+    own_head = make_head(head, cap)
+    loss = next_token_loss(own_hidden, own_head, targets, Taught(teacher, own_head), share)
     loss.backward()
     torch.testing.assert_close(loss.detach(), plain.detach(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(own_hidden.grad, plain_hidden.grad, atol=1e-7, rtol=1e-4)

@@ -1,0 +1,281 @@
+"""The loop of a run: steps until the limit is reached, measurements in between, the best state, and the state on disk.
+
+What is learned is the subclass's business: `trainer.Trainer` has masks (and perhaps weights), `recovery.RecoveryTrainer` the
+weights under masks that stay. The loop gives batches to a `Learner` and asks it for nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from maskpro_deploy.learn.estimators.base import Learner, check_loss
+from maskpro_deploy.learn.model.masked_linear import MaskedLinear, Mode, set_mode
+from maskpro_deploy.learn.model.model import LearningModel, Windows
+from maskpro_deploy.learn.monitor import Observer, memorises, peak_memory
+from maskpro_deploy.learn.run_config import RunConfig
+from maskpro_deploy.learn.state import StateStore, stop_requests
+from maskpro_deploy.system.progress import SILENT, Progress
+
+log = logging.getLogger(__name__)
+
+_BEHIND = 4  # steps that a GPU may be behind: it always has work, and a loss that is not a number is seen soon
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One point of the curve; losses in nats a token."""
+
+    step: int
+    tokens: int
+    seconds: float
+    sample_loss: float | None  # mean of the steps since the last point, None at the start
+    heldout_loss: float  # on held-out text; under the argmax masks, where masks are learned
+    flips: float = 0.0  # share of groups whose mask differs from the one at the start
+    entropy: float = 0.0  # of the masks' distribution, mean over groups; nats
+    moved: float = 0.0  # length of what was added to the kept weights, relative to theirs at the start
+    epochs: float  # how often the text was seen
+    memory: int  # the most bytes in use so far, see `peak_memory`
+
+
+@dataclass(slots=True, kw_only=True)
+class Counters:
+    """Where a run is."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0  # of them all
+    preparing_s: float = 0.0  # of them before the first step and its measurement: the prior above all
+    measuring_s: float = 0.0  # of them on held-out text
+    curve: list[Point] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    memorised: bool = False
+
+
+class TrainingLoop(ABC):
+    """One run on one model, whose linear layers are replaced; text and held-out text are windows (W, T).
+
+    Args:
+        store: where to keep the state; None for nowhere.
+        observers: see every step and measurement; closed when `run` ends.
+    """
+
+    learner: Learner[Any]  # made by `prepare`
+    masked: Sequence[MaskedLinear]  # the layers that were put into the model, too
+
+    def __init__(
+        self, model: LearningModel, text: Windows, heldout: Windows, config: RunConfig, store: StateStore | None = None,
+        progress: Progress = SILENT, observers: Sequence[Observer] = (),
+    ) -> None:  # fmt: skip
+        self.model, self.text, self.heldout = model, text, heldout
+        self.run_config = config.on(model.head.device.type)
+        self.store, self.progress, self.observers = store, progress, tuple(observers)
+        self.counters = Counters()
+        self.dense_loss = math.nan
+        self._started = time.monotonic()
+        self._unread: deque[tuple[dict[str, Any], Tensor, Windows]] = deque()  # steps whose loss was not looked at yet
+        self._loss = math.nan  # the last one that was
+
+    @abstractmethod
+    def keep_best(self) -> None:
+        """Remember what is learned as it is now: the best so far."""
+
+    @abstractmethod
+    def best_tensors(self) -> dict[str, Tensor]:
+        """What `keep_best` remembers, for saving."""
+
+    @abstractmethod
+    def restore_best(self, tensors: Mapping[str, Tensor]) -> None:
+        """Remember what `best_tensors` gave."""
+
+    @abstractmethod
+    def measure_movement(self) -> dict[str, float]:
+        """Fields of a `Point` that say how far what is learned has moved."""
+
+    @abstractmethod
+    def check_finite(self) -> None:
+        """Refuse what is not a number (CheckFailed), before it replaces a good state or goes into a result."""
+
+    @abstractmethod
+    def note_movement(self, point: Point) -> str:
+        """The same figures for the progress line."""
+
+    def order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """The windows of the text in the order of an epoch."""
+        return np.random.default_rng((self.run_config.seed, epoch)).permutation(len(self.text))
+
+    def calibration(self) -> list[Tensor]:
+        """Batches of the windows that a prior or a reconstruction sees.  # (B, T) each"""
+        count = max(1, self.run_config.calibration_tokens // self.run_config.window)
+        chosen = self.order(epoch=0)[-count:]  # the end of the first epoch: learning begins with other windows
+        step = self.run_config.sequences
+        return [self.model.tokens(self.text[chosen[i : i + step]]) for i in range(0, len(chosen), step)]
+
+    def _batch(self, step: int) -> Windows:
+        """The windows of a step: every epoch shuffles again, and the step alone says where it is."""
+        places = np.arange(step * self.run_config.sequences, (step + 1) * self.run_config.sequences)
+        epochs, within = np.divmod(places, len(self.text))
+        orders = {int(e): self.order(int(e)) for e in np.unique(epochs)}
+        return self.text[[orders[int(e)][w] for e, w in zip(epochs, within, strict=True)]]
+
+    @contextmanager
+    def timing(self, counter: str) -> Iterator[None]:
+        """Add the time of the `with` block to a counter of seconds, and to that of them all."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            setattr(self.counters, counter, getattr(self.counters, counter) + time.monotonic() - started)
+            self._count_seconds()
+
+    def _count_seconds(self) -> None:
+        self.counters.seconds += time.monotonic() - self._started
+        self._started = time.monotonic()
+
+    def _step(self) -> None:
+        counters = self.counters
+        windows = self._batch(counters.step)
+        loss = self.learner.step(windows, counters.step, 1.0 - self._fraction())
+        counters.step += 1
+        counters.tokens += windows.size
+        self._count_seconds()
+        rate = round(counters.tokens / counters.seconds, 1)
+        facts = {"step": counters.step, "tokens": counters.tokens, "seconds": round(counters.seconds, 3), "tokens_per_s": rate}
+        self._unread.append(({**facts, **self.learner.metrics()}, loss, windows))
+        self._read_losses(0 if self.model.head.device.type == "cpu" else _BEHIND)
+
+    def _read_losses(self, behind: int = 0) -> None:
+        """Look at the losses of all steps but the last few, and let the observers know."""
+        while len(self._unread) > behind:
+            facts, loss, windows = self._unread.popleft()
+            self._loss = check_loss(float(loss), facts["step"] - 1, self.model, windows)
+            self.counters.losses.append(self._loss)
+            for observer in self.observers:
+                observer.step({**facts, "loss": self._loss})
+
+    def run(self) -> bool:
+        """Learn until the limit is reached; False if the user asked to stop (the state is saved then)."""
+        config, counters = self.run_config, self.counters
+        saved = time.monotonic()
+        with ExitStack() as stack, stop_requests() as stop:
+            for observer in self.observers:
+                stack.callback(observer.close)
+                observer.start(config.to_json(), counters.step)
+            if not counters.curve:
+                self._measure()
+            while not self._done() and not stop.is_set():
+                self._step()
+                self._tick()
+                if self._fraction() >= len(counters.curve) / config.evaluations and not self._done():
+                    self._measure()
+                if time.monotonic() - saved >= config.checkpoint_every_s:
+                    self.save()
+                    saved = time.monotonic()
+            self._read_losses()
+            if stop.is_set():
+                self.save()
+                return False
+            if counters.curve[-1].step < counters.step:
+                self._measure()
+        self.progress.close()
+        return True
+
+    def _tick(self) -> None:
+        counters, config = self.counters, self.run_config
+        point = counters.curve[-1]
+        losses = f"loss {self._loss:.3f}  held out {point.heldout_loss:.3f}"
+        note = f"{losses}  {self.note_movement(point)}  {point.memory / 1e9:.1f} GB"
+        if config.budget_s is not None:
+            rate = counters.tokens / counters.seconds
+            note = f"step {counters.step}  {rate:.0f} tokens/s  {note}"
+            self.progress.update(min(counters.seconds, config.budget_s), config.budget_s, note)
+        else:
+            total = config.tokens or (config.steps or 0) * config.sequences * config.window
+            self.progress.update(counters.tokens, total, note)
+
+    def _fraction(self) -> float:
+        """How much of the limit is used up, 0 to 1."""
+        c, config = self.counters, self.run_config
+        pairs = ((config.steps, c.step), (config.tokens, c.tokens), (config.budget_s, c.seconds))
+        limit, used = next((limit, used) for limit, used in pairs if limit is not None)
+        return min(1.0, used / limit) if limit > 0 else 1.0
+
+    def _done(self) -> bool:
+        c, config = self.counters, self.run_config
+        if self._out_of_patience():
+            return True
+        if config.budget_s is None or c.step == 0:
+            return self._fraction() >= 1.0
+        return c.seconds + 0.5 * c.seconds / c.step >= config.budget_s  # stop where the end is nearest to the budget
+
+    def _out_of_patience(self) -> bool:
+        """Whether the last measurements brought nothing better."""
+        losses = [p.heldout_loss for p in self.counters.curve]
+        return self.run_config.patience is not None and len(losses) - 1 - losses.index(min(losses)) >= self.run_config.patience
+
+    def heldout_loss(self) -> float:
+        """Loss on the held-out windows with the layers' current mode; nats a token."""
+        step = self.run_config.sequences
+        batches = [self.heldout[i : i + step] for i in range(0, len(self.heldout), step)]
+        with torch.inference_mode():
+            return sum(float(self.model.loss(b, differentiable=False)) * len(b) for b in batches) / len(self.heldout)
+
+    def _measure(self) -> None:
+        self._read_losses()
+        self.check_finite()
+        with self.timing("measuring_s"):
+            set_mode(self.masked, Mode.ARGMAX)
+            loss = self.heldout_loss()
+        c = self.counters
+        sample_loss = sum(c.losses) / len(c.losses) if c.losses else None
+        epochs = round(c.step * self.run_config.sequences / len(self.text), 4)
+        point = Point(
+            step=c.step, tokens=c.tokens, seconds=round(c.seconds, 3), sample_loss=sample_loss, heldout_loss=loss, epochs=epochs,
+            memory=peak_memory(self.model.head.device.type), **self.measure_movement(),
+        )  # fmt: skip
+        c.losses.clear()
+        if not c.curve or point.heldout_loss < min(p.heldout_loss for p in c.curve):
+            self.keep_best()
+        c.curve.append(point)
+        log.info("%s", point)
+        for observer in self.observers:
+            observer.point(asdict(point))
+        if not c.memorised and memorises(point.epochs, [p.sample_loss for p in c.curve], [p.heldout_loss for p in c.curve]):
+            c.memorised = True
+            log.warning(
+                "the learning text is being memorised: it was seen %.1f times, the loss on it still falls and the held-out loss "
+                "rises. Give more text; the best state so far is kept.", point.epochs,
+            )  # fmt: skip
+
+    def save(self) -> None:
+        """Replace the saved state, where there is a store."""
+        if self.store is None:
+            return
+        self._read_losses()
+        self.check_finite()
+        tensors = self.learner.tensors() | {f"best/{k}": v for k, v in self.best_tensors().items()}
+        counters: dict[str, Any] = {**asdict(self.counters), **self.learner.numbers(), "dense_loss": self.dense_loss}
+        self.store.save(tensors, counters)
+
+    def restore(self) -> None:
+        """Go on from the saved state (after `prepare`)."""
+        assert self.store is not None
+        tensors, counters = self.store.load()
+        device = self.model.head.device
+        self.restore_best({k.removeprefix("best/"): v.to(device) for k, v in tensors.items() if k.startswith("best/")})
+        self.learner.restore(tensors, counters)
+        known = {f.name: counters[f.name] for f in fields(Counters)}
+        self.counters = Counters(**{**known, "curve": [Point(**p) for p in counters["curve"]]})
+        self._started = time.monotonic()
