@@ -47,7 +47,7 @@ def command(model: str, device: str, no_time: bool, as_json: bool, **settings: A
     require("learn", "planning")
     from maskpro_deploy.checkpoint import Checkpoint
     from maskpro_deploy.learn import LearnConfig
-    from maskpro_deploy.learn.api import learning_device, learning_dtype
+    from maskpro_deploy.learn.loading import learning_device, learning_dtype
     from maskpro_deploy.learn.plan import plan
     from maskpro_deploy.models import resolve
 

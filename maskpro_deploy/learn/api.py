@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import platform
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,17 +20,13 @@ from maskpro_deploy.data import (
     Text,
     load_text,
     load_texts,
-    load_tokenizer,
-    measure_shared_share,
-    separator_token,
-    token_stream,
-    windows,
 )
-from maskpro_deploy.errors import ConfigError, InputError, Interrupted, MachineError
+from maskpro_deploy.errors import InputError, Interrupted
 from maskpro_deploy.learn.config import LearnConfig
+from maskpro_deploy.learn.loading import check_space, learning_device, learning_dtype, load_windows, memory_errors
 from maskpro_deploy.learn.loop import Point
 from maskpro_deploy.learn.model.memory import tuned_process
-from maskpro_deploy.learn.model.model import LearningModel, Windows, faster_dtype
+from maskpro_deploy.learn.model.model import LearningModel
 from maskpro_deploy.learn.model.tensor_names import find_tensors
 from maskpro_deploy.learn.monitor import Observer
 from maskpro_deploy.learn.state import StateStore
@@ -44,9 +37,6 @@ from maskpro_deploy.models import resolve
 from maskpro_deploy.system.files import check_free
 from maskpro_deploy.system.progress import SILENT, Progress
 from maskpro_deploy.torch_lm import load_causal_lm
-
-_MUCH_SHARED = 0.1  # of the held-out text in the learning text: one excerpt of 16 may be a licence or a letterhead
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +146,7 @@ def learn_checkpoint(
     checkpoint = Checkpoint.open(folder)
     if checkpoint.masks is not None:
         raise InputError(f"{folder} is a sparse checkpoint already.\nLearn from the dense one.")
-    _check_space(checkpoint, out)
+    check_space(checkpoint, out)
     store = StateStore(StateStore.folder_for(out))
     store.check_free(resume=resume, force=force)
     place = learning_device(device)
@@ -177,18 +167,9 @@ def learn_checkpoint(
 
 def _load_trainer(checkpoint: Checkpoint, text: Text, heldout: Text, config: LearnConfig, place: str, **watching: Any) -> Trainer:
     """Load everything that a run needs; `watching` has progress and observers."""
-    if (shared := measure_shared_share(text, heldout)) > _MUCH_SHARED:
-        log.warning(
-            "about %.0f %% of the held-out text (%s) is in the learning text too: its perplexity will look too good. "
-            "Give another --heldout, or split:0.1.", 100 * shared, heldout.name,
-        )  # fmt: skip
-    learn_windows = _windows(checkpoint, text, config.window)
-    heldout_windows = _windows(checkpoint, heldout, config.window)
-    count = max(1, config.heldout_tokens // config.window)
-    # windows spread over the whole text, so that every genre counts
-    chosen = [i * len(heldout_windows) // count for i in range(count)] if count < len(heldout_windows) else slice(None)
+    learn_windows, heldout_windows = load_windows(checkpoint, text, heldout, config)
     model = LearningModel(load_causal_lm(checkpoint.folder, learning_dtype(config, place)).to(place))
-    return Trainer(model, learn_windows, heldout_windows[chosen], config, names=find_tensors(model, checkpoint), **watching)
+    return Trainer(model, learn_windows, heldout_windows, config, names=find_tensors(model, checkpoint), **watching)
 
 
 def _list_masked_names(trainer: Trainer) -> list[str]:
@@ -200,7 +181,7 @@ def _run(trainer: Trainer, checkpoint: Checkpoint, prior_progress: Progress = SI
     """Prepare and learn; False if the user stopped it."""
     given = _read_given_masks(checkpoint, trainer) if trainer.config.prior_file is not None else None
     place = trainer.model.head.device.type
-    with tuned_process(place), _memory_errors(place):
+    with tuned_process(place), memory_errors(place):
         trainer.prepare(prior_progress, given)
         if resume:
             trainer.restore()
@@ -236,53 +217,6 @@ def _read_given_masks(checkpoint: Checkpoint, trainer: Trainer) -> MaskSet:
     return masks.rename({theirs: own for own, theirs in names.items()})
 
 
-@contextmanager
-def _memory_errors(place: str) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as e:
-        raise MachineError(
-            f"the memory of {place} does not suffice for this model and batch.\n"
-            f"Try a smaller --batch-tokens or --window, or --device cpu."
-        ) from e
-
-
-def learning_dtype(config: LearnConfig, place: str) -> torch.dtype:
-    """The dtype of the weights while learning: the one that is set, or the faster one."""
-    chosen: torch.dtype = faster_dtype(place) if config.dtype == "auto" else getattr(torch, config.dtype)
-    return chosen
-
-
-def learning_device(name: str) -> str:
-    """The device of a name: "auto" takes a GPU if there is one."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise MachineError("--device cuda: torch finds no GPU here.\nUse --device cpu, or a torch built for this GPU's driver.")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
-def _windows(checkpoint: Checkpoint, text: Text, length: int) -> Windows:
-    tokenizer = load_tokenizer(checkpoint.folder)
-    vocabulary = checkpoint.config.get("vocab_size")
-    stream = token_stream(text.documents, tokenizer, separator_token(checkpoint.folder, tokenizer))
-    if isinstance(vocabulary, int) and len(stream) and int(stream.max()) >= vocabulary:
-        raise ConfigError(
-            f"the tokenizer of {checkpoint.folder} gives token {int(stream.max())}, the model has {vocabulary}.\n"
-            f"The tokenizer belongs to another model."
-        )
-    return windows(stream, length, text.name)
-
-
-def _check_space(checkpoint: Checkpoint, out: Path) -> None:
-    """Refuse at once what would fail after hours: the result is as large as the dense checkpoint."""
-    needed = sum(s.stat().st_size for s in checkpoint.shards)
-    existing = next(p for p in (out, *out.resolve().parents) if p.exists())
-    if (free := shutil.disk_usage(existing).free) < needed:
-        raise MachineError(
-            f"{out} needs {needed / 1e9:.2f} GB, {existing} has {free / 1e9:.2f} GB free.\n"
-            f"Free some space, or choose another --out."
-        )
-
-
 def _fingerprint(trainer: Trainer, weights_sha256: str, text: Text) -> str:
     """Hash of all that decides on the result of a run."""
     head = trainer.model.head
@@ -298,7 +232,7 @@ def _provenance(checkpoint: Checkpoint, text: Text, heldout: Text, config: Learn
         "dense_sha256": result.masks.dense_sha256,
         "masks_sha256": result.masks.sha256(),
         "estimator": config.estimator,
-        "weights_changed": config.prior_update,
+        "weights_changed": config.prior_update or config.trains_weights,
         "settings": config.to_json(),
         "dtype": result.dtype,
         "device": result.device,

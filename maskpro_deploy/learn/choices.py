@@ -106,7 +106,19 @@ class DistributionChoice(Choice):
     pathwise: bool  # whether its marginals can be differentiated
 
 
-_ESTIMATORS, _PRIORS, _DISTRIBUTIONS = (f"maskpro_deploy.learn.{room}" for room in ("estimators", "priors", "distributions"))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodChoice(Choice):
+    """A way to train weights under masks that stay; its code is a class, see `recovery.method.Method`."""
+
+    learning_rate: float  # the default
+    by_block: bool = False  # whether blocks are trained one after another against the dense ones
+    trains_vectors: bool = False  # whether it can train the scales of norms and biases, too
+    state: str  # for each kept weight beyond the weights, in words
+
+
+_ESTIMATORS, _PRIORS, _DISTRIBUTIONS, _METHODS = (
+    f"maskpro_deploy.learn.{room}" for room in ("estimators", "priors", "distributions", "recovery")
+)
 
 # fmt: off
 ESTIMATORS: tuple[EstimatorChoice, ...] = (
@@ -186,6 +198,13 @@ DISTRIBUTIONS: tuple[DistributionChoice, ...] = (
     DistributionChoice(
         name="plackett-luce", home=f"{_DISTRIBUTIONS}.plackett_luce:PlackettLuce", pathwise=False,
         summary="MaskPro's own: N draws without replacement (N ≤ 8)",
+    ),
+)
+
+METHODS: tuple[MethodChoice, ...] = (
+    MethodChoice(
+        name="full", home=f"{_METHODS}.full:FullRecovery", learning_rate=WEIGHT_RATE, trains_vectors=True, state="4 bytes",
+        summary="every kept weight, by the loss of the whole model", hint="every kept weight",
     ),
 )
 # fmt: on

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from maskpro_deploy.errors import ConfigError, check_range
 from maskpro_deploy.learn import choices
 from maskpro_deploy.learn.choices import AUTO, DistributionChoice, EstimatorChoice, PriorChoice
 from maskpro_deploy.learn.run_config import DEFAULT_BUDGET_S as DEFAULT_BUDGET_S
 from maskpro_deploy.learn.run_config import RunConfig, name_flag
+from maskpro_deploy.pattern import NMPattern
 
 FROZEN, TRAIN = "frozen", "train"  # what `weights` can be
 
@@ -22,6 +25,7 @@ class LearnConfig(RunConfig):
         ConfigError: a value is out of range.
     """
 
+    pattern: NMPattern  # the N:M pattern
     # the one-shot mask to start from: a name of `choices.PRIORS`; "file:PATH" is a mask file or a sparse checkpoint
     prior: str = "wanda"
     other_weights: bool = False  # take the masks of "file:PATH" though they were made for other weights of the same shapes
@@ -156,6 +160,10 @@ class LearnConfig(RunConfig):
         if self.objective != AUTO:
             return self.objective
         return "ce" if self.prior_update and not self.trains_weights else self.estimator_choice.objective
+
+    def to_json(self) -> dict[str, Any]:
+        """Every setting, with the pattern as text."""
+        return {**dataclasses.asdict(self), "pattern": str(self.pattern)}
 
     @property
     def trains_weights(self) -> bool:

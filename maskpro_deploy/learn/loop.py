@@ -225,12 +225,12 @@ class TrainingLoop(ABC):
         losses = [p.heldout_loss for p in self.counters.curve]
         return self.run_config.patience is not None and len(losses) - 1 - losses.index(min(losses)) >= self.run_config.patience
 
-    def heldout_loss(self) -> float:
-        """Loss on the held-out windows with the layers' current mode; nats a token."""
-        step = self.run_config.sequences
+    def heldout_loss(self, model: LearningModel | None = None) -> float:
+        """Loss of the model, or of another one, on the held-out windows with the layers' current mode; nats a token."""
+        measured, step = model or self.model, self.run_config.sequences
         batches = [self.heldout[i : i + step] for i in range(0, len(self.heldout), step)]
         with torch.inference_mode():
-            return sum(float(self.model.loss(b, differentiable=False)) * len(b) for b in batches) / len(self.heldout)
+            return sum(float(measured.loss(b, differentiable=False)) * len(b) for b in batches) / len(self.heldout)
 
     def _measure(self) -> None:
         self._read_losses()

@@ -11,7 +11,6 @@ from typing import Any, Self
 from maskpro_deploy.errors import ConfigError, check_known, check_range
 from maskpro_deploy.learn import choices
 from maskpro_deploy.learn.choices import AUTO, BATCH_TOKENS, ObjectiveChoice
-from maskpro_deploy.pattern import NMPattern
 
 DEFAULT_BUDGET_S = 300.0
 _POSITIVE = ("checkpoint_every_s", "evaluations", "patience")
@@ -29,7 +28,6 @@ class RunConfig:
         ConfigError: a value is out of range.
     """
 
-    pattern: NMPattern  # the N:M pattern
     # seconds of learning, everything before the first step included; exactly one of the three limits is set
     budget_s: float | None = None
     steps: int | None = None  # optimiser steps instead
@@ -90,8 +88,8 @@ class RunConfig:
         return dataclasses.replace(self, batch_tokens=tokens, objective=self.minimised)
 
     def to_json(self) -> dict[str, Any]:
-        """Every setting, with the pattern as text."""
-        return {**dataclasses.asdict(self), "pattern": str(self.pattern)}
+        """Every setting."""
+        return dataclasses.asdict(self)
 
     def fingerprint(self) -> str:
         """Hash of all settings that change the result; the limits are left out, so that a run can be extended."""

@@ -1,0 +1,84 @@
+"""What every run loads before it starts: windows of text, the device, the dtype; and what it refuses then."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from maskpro_deploy.checkpoint import Checkpoint
+from maskpro_deploy.data import Text, load_tokenizer, measure_shared_share, separator_token, token_stream, windows
+from maskpro_deploy.errors import ConfigError, MachineError
+from maskpro_deploy.learn.model.model import Windows, faster_dtype
+from maskpro_deploy.learn.run_config import RunConfig
+
+_MUCH_SHARED = 0.1  # of the held-out text in the learning text: one excerpt of 16 may be a licence or a letterhead
+log = logging.getLogger(__name__)
+
+
+def load_windows(checkpoint: Checkpoint, text: Text, heldout: Text, config: RunConfig) -> tuple[Windows, Windows]:
+    """The windows to learn from and those to measure on; a warning where the texts overlap.  # (W, T) each"""
+    if (shared := measure_shared_share(text, heldout)) > _MUCH_SHARED:
+        log.warning(
+            "about %.0f %% of the held-out text (%s) is in the learning text too: its perplexity will look too good. "
+            "Give another --heldout, or split:0.1.", 100 * shared, heldout.name,
+        )  # fmt: skip
+    learn_windows = make_windows(checkpoint, text, config.window)
+    heldout_windows = make_windows(checkpoint, heldout, config.window)
+    count = max(1, config.heldout_tokens // config.window)
+    # windows spread over the whole text, so that every genre counts
+    chosen = [i * len(heldout_windows) // count for i in range(count)] if count < len(heldout_windows) else slice(None)
+    return learn_windows, heldout_windows[chosen]
+
+
+@contextmanager
+def memory_errors(place: str) -> Iterator[None]:
+    """Say in one line that a device's memory does not suffice (MachineError)."""
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        raise MachineError(
+            f"the memory of {place} does not suffice for this model and batch.\n"
+            f"Try a smaller --batch-tokens or --window, or --device cpu."
+        ) from e
+
+
+def learning_dtype(config: RunConfig, place: str) -> torch.dtype:
+    """The dtype of the weights while learning: the one that is set, or the faster one."""
+    chosen: torch.dtype = faster_dtype(place) if config.dtype == "auto" else getattr(torch, config.dtype)
+    return chosen
+
+
+def learning_device(name: str) -> str:
+    """The device of a name: "auto" takes a GPU if there is one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise MachineError("--device cuda: torch finds no GPU here.\nUse --device cpu, or a torch built for this GPU's driver.")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def make_windows(checkpoint: Checkpoint, text: Text, length: int) -> Windows:
+    """A text as windows of tokens (W, T); a ConfigError where the tokenizer is not the model's."""
+    tokenizer = load_tokenizer(checkpoint.folder)
+    vocabulary = checkpoint.config.get("vocab_size")
+    stream = token_stream(text.documents, tokenizer, separator_token(checkpoint.folder, tokenizer))
+    if isinstance(vocabulary, int) and len(stream) and int(stream.max()) >= vocabulary:
+        raise ConfigError(
+            f"the tokenizer of {checkpoint.folder} gives token {int(stream.max())}, the model has {vocabulary}.\n"
+            f"The tokenizer belongs to another model."
+        )
+    return windows(stream, length, text.name)
+
+
+def check_space(checkpoint: Checkpoint, out: Path) -> None:
+    """Refuse at once what would fail after hours: the result is as large as the dense checkpoint."""
+    needed = sum(s.stat().st_size for s in checkpoint.shards)
+    existing = next(p for p in (out, *out.resolve().parents) if p.exists())
+    if (free := shutil.disk_usage(existing).free) < needed:
+        raise MachineError(
+            f"{out} needs {needed / 1e9:.2f} GB, {existing} has {free / 1e9:.2f} GB free.\n"
+            f"Free some space, or choose another --out."
+        )

@@ -1,0 +1,133 @@
+"""Recovery of every kept weight: its gradient is used as soon as the backward pass has it, layer by layer, and forgotten.
+
+Kept weights move by Adam with a state of 4 bytes each (`kernels.kept_weights`). With `--train all` or `norms` the model's vectors
+move, too: scales of norms and biases. They are few, so torch's AdamW in float32 moves them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskpro_deploy.learn.estimators.base import StepLoss
+from maskpro_deploy.learn.kernels.kept_weights import WeightOptimizer, gather_kept, scatter_kept, weight_schedule
+from maskpro_deploy.learn.kernels.weight_step import move_weights
+from maskpro_deploy.learn.model.masked_linear import MaskedLinear, Mode, set_mode
+from maskpro_deploy.learn.model.model import LearningModel, Windows
+from maskpro_deploy.learn.recovery.config import ALL, NORMS, WEIGHTS, RecoverConfig
+from maskpro_deploy.learn.recovery.method import Method
+
+
+class FullRecovery(Method):
+    """See the module."""
+
+    def __init__(self, config: RecoverConfig, model: LearningModel, layers: Sequence[MaskedLinear], loss: StepLoss) -> None:
+        super().__init__(config, model, layers, loss)
+        self._weights = WeightOptimizer(decay=config.weight_decay) if config.train in (WEIGHTS, ALL) else None
+        self._vectors = Vectors(model.model) if config.train in (NORMS, ALL) else None
+        self._step = 0
+
+    def step(self, windows: Windows, step: int, left: float) -> Tensor:
+        rate, self._step = self._config.rate * weight_schedule(left), step
+        set_mode(self._sites, Mode.ARGMAX)
+        if self._weights is not None:
+            self._weights.begin(rate)
+        loss = self._learn_backward(self._loss(windows, differentiable=True), windows, step)
+        if self._vectors is not None:
+            self._vectors.move(rate)
+        return loss
+
+    def take_gradient(self, site: MaskedLinear, grad_weight: Tensor) -> None:
+        if self._weights is not None:
+            move_weights(self._weights, site, grad_weight, site.kept, site.key(self._config.seed, self._step))
+
+    def values(self) -> dict[str, Tensor]:
+        kept = {} if self._weights is None else {f"kept/{s.name}": gather_kept(s.weight, s.kept) for s in self._sites}
+        return kept | ({} if self._vectors is None else self._vectors.values())
+
+    def weights_of(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        own = {s.name: s for s in self._sites}
+        weights = {}
+        for key, value in values.items():
+            kind, _, name = key.partition("/")
+            site = own.get(name) if kind == "kept" else None
+            weights[name] = value if site is None else scatter_kept(torch.zeros_like(site.weight), site.kept, value)
+        return weights
+
+    def restore_values(self, values: Mapping[str, Tensor]) -> None:
+        for site in self._sites:
+            if (kept := values.get(f"kept/{site.name}")) is not None:
+                site.weight.copy_(scatter_kept(site.weight, site.kept, kept.to(site.weight.device)))
+        if self._vectors is not None:
+            self._vectors.restore_values(values)
+
+    def tensors(self) -> dict[str, Tensor]:
+        moved = {} if self._weights is None else self._weights.tensors()
+        return {f"now/{key}": x for key, x in self.values().items()} | moved | self._vector_tensors()
+
+    def _vector_tensors(self) -> dict[str, Tensor]:
+        return {} if self._vectors is None else self._vectors.tensors()
+
+    def numbers(self) -> dict[str, Any]:
+        return {"weights_step": 0 if self._weights is None else self._weights.step}
+
+    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        self.restore_values({k.removeprefix("now/"): x for k, x in tensors.items() if k.startswith("now/")})
+        if self._weights is not None:
+            self._weights.step = int(numbers["weights_step"])
+            for site in self._sites:
+                self._weights.restore(site.name, tensors, site.weight.device)
+        if self._vectors is not None:
+            self._vectors.restore(tensors)
+
+
+class Vectors:
+    """The model's parameters of one dimension, which torch's AdamW moves in float32."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._own = {name: p for name, p in model.named_parameters() if p.dim() == 1}
+        self._exact = {name: p.detach().float().clone().requires_grad_() for name, p in self._own.items()}
+        for parameter in self._own.values():
+            parameter.requires_grad_(True)
+        self._optimizer = torch.optim.AdamW(self._exact.values(), betas=(0.9, 0.95), weight_decay=0.0)
+
+    def move(self, rate: float) -> None:
+        """Take the gradients that the backward pass left, and forget them."""
+        for name, exact in self._exact.items():
+            grad, self._own[name].grad = self._own[name].grad, None
+            exact.grad = None if grad is None else grad.float()
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self._write()
+
+    def _write(self) -> None:
+        with torch.no_grad():
+            for name, exact in self._exact.items():
+                self._own[name].copy_(exact)
+
+    def values(self) -> dict[str, Tensor]:
+        """A copy of them, in float32."""
+        return {f"vector/{name}": exact.detach().clone() for name, exact in self._exact.items()}
+
+    def restore_values(self, values: Mapping[str, Tensor]) -> None:
+        """Put values back."""
+        with torch.no_grad():
+            for name, exact in self._exact.items():
+                exact.copy_(values[f"vector/{name}"])
+        self._write()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The optimiser's state, by name."""
+        states = self._optimizer.state
+        return {f"vector_{kind}/{n}": x for n, exact in self._exact.items() for kind, x in states.get(exact, {}).items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take a saved state."""
+        for name, exact in self._exact.items():
+            kinds = {k: tensors.get(f"vector_{k}/{name}") for k in ("step", "exp_avg", "exp_avg_sq")}
+            if all(x is not None for x in kinds.values()):
+                self._optimizer.state[exact] = {k: x.clone() for k, x in kinds.items() if x is not None}

@@ -1,0 +1,36 @@
+"""What a method of recovery is to the training loop: a learner whose values can be kept, and put into a checkpoint.
+
+Shapes: `O` outputs, `C` inputs.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from maskpro_deploy.learn.estimators.base import Learner, StepLoss
+from maskpro_deploy.learn.model.masked_linear import MaskedLinear
+from maskpro_deploy.learn.model.model import LearningModel
+from maskpro_deploy.learn.recovery.config import RecoverConfig
+
+
+class Method(Learner[MaskedLinear]):
+    """One way to train weights under masks; each layer's `kept` stays, and what it drops is +0.0 in `weight`."""
+
+    def __init__(self, config: RecoverConfig, model: LearningModel, layers: Sequence[MaskedLinear], loss: StepLoss) -> None:
+        super().__init__(model, layers, loss)
+        self._config = config
+
+    @abstractmethod
+    def values(self) -> dict[str, Tensor]:
+        """A copy of everything that is trained, as it is now; keys are `kind/name in the model`."""
+
+    @abstractmethod
+    def weights_of(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The model's tensors under some values, by name in the model; masked layers' (O, C), zeros where they are dropped."""
+
+    def restore_values(self, values: Mapping[str, Tensor]) -> None:
+        """Put values, as `values` gave them, back into the model."""
+        raise NotImplementedError
