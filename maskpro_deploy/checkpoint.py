@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401 (teaches numpy the names bfloat16 and float8_*)
+import ml_dtypes  # teaches numpy the names bfloat16 and float8_*, too
 import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
@@ -239,6 +239,15 @@ def apply_mask(weight: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> npt.NDA
     return np.ascontiguousarray(np.where(mask, weight, np.zeros((), dtype=weight.dtype)))  # safetensors writes memory as it is
 
 
+def cast_weight(weight: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """A weight in another dtype; what is not zero stays so, and what is finite, too: masks count nonzeros."""
+    limits = ml_dtypes.finfo(dtype)
+    size = np.abs(weight)
+    nearest = np.clip(size, float(limits.smallest_subnormal), float(limits.max))
+    cast: npt.NDArray[Any] = np.copysign(np.where((size > 0) & np.isfinite(size), nearest, size), weight).astype(dtype)
+    return cast
+
+
 def save_sparse(
     dense: Checkpoint,
     masks: MaskSet,
@@ -267,7 +276,7 @@ def save_sparse(
                 tensors = {name: _read_tensor(file, name, shard) for name in names}
             tensors |= {name: dense.tensor(name) for name in dense.bitmasks if dense.shard_of[name] == shard}
             for name in tensors.keys() & (weights or {}).keys():
-                tensors[name] = (weights or {})[name].astype(tensors[name].dtype)
+                tensors[name] = cast_weight((weights or {})[name], tensors[name].dtype)
             for name in tensors.keys() & masks.packed.keys():
                 tensors[name] = apply_mask(tensors[name], masks.stored_mask(name))
             save_file(tensors, folder / shard.name, metadata=metadata)
