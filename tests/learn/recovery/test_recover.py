@@ -78,11 +78,13 @@ def same_bits(a: Path, b: Path) -> bool:
 
 def test_masks_stay_and_what_they_drop_is_plus_zero(sparse: Path, recovered: Path) -> None:
     before, after = Checkpoint.open(sparse), Checkpoint.open(recovered)
-    assert before.masks is not None and after.masks is not None
+    assert before.masks is not None
+    assert after.masks is not None
     assert after.masks.sha256() == before.masks.sha256()
     for name in after.masks:
         weight, kept = after.tensor(name), after.masks.stored_mask(name)
-        assert (weight[kept] != 0).all() and not weight[~kept].view(np.uint32).any()
+        assert (weight[kept] != 0).all()
+        assert not weight[~kept].view(np.uint32).any()
         assert (weight != before.tensor(name)).any()
     assert validate(recovered, PATTERN).holds
 
@@ -105,7 +107,8 @@ def test_the_record_says_what_is_true(sparse: Path, recovered: Path, dense_folde
     before, after = (json.loads((f / "learn.json").read_text()) for f in (sparse, recovered))
     dense, masks = Checkpoint.open(dense_folder), Checkpoint.open(recovered).masks
     assert masks is not None
-    assert before["weights_changed"] is False and after["weights_changed"] is True
+    assert before["weights_changed"] is False
+    assert after["weights_changed"] is True
     assert after["dense_sha256"] == before["dense_sha256"] == dense.dense_sha256(masks) == masks.dense_sha256
     assert after["dense"] == str(dense_folder.resolve())
     assert after["curve"] == before["curve"]  # how the masks came about is still there
@@ -119,9 +122,7 @@ def test_a_recovered_model_can_be_recovered_again(recovered: Path, text: Text, h
 
 
 @pytest.mark.parametrize(("dtype", "train"), [("bfloat16", "weights"), ("float32", "all"), ("float32", "norms")])
-def test_resume_comes_to_the_same_bits(
-    dtype: str, train: str, sparse: Path, text: Text, heldout: Text, tmp_path: Path
-) -> None:
+def test_resume_comes_to_the_same_bits(dtype: str, train: str, sparse: Path, text: Text, heldout: Text, tmp_path: Path) -> None:
     config = replace(CONFIG, steps=6, dtype=dtype, train=train, weight_decay=0.1)
     recover_checkpoint(sparse, tmp_path / "whole", text, heldout, config, device="cpu")
     with pytest.raises(Interrupted, match="after step 3"):
@@ -135,10 +136,13 @@ def test_norms_alone_leave_every_matrix_as_it_is(sparse: Path, text: Text, heldo
     recover_checkpoint(sparse, tmp_path / "out", text, heldout, replace(CONFIG, train="norms"), device="cpu")
     before, after = tensors(sparse), tensors(tmp_path / "out")
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
-    assert changed and all("norm" in name for name in changed)
+    assert changed
+    assert all("norm" in name for name in changed)
 
 
-def test_weights_of_another_tool_are_recovered(sparse: Path, dense_folder: Path, text: Text, heldout: Text, tmp_path: Path) -> None:
+def test_weights_of_another_tool_are_recovered(
+    sparse: Path, dense_folder: Path, text: Text, heldout: Text, tmp_path: Path
+) -> None:
     """A folder without a mask file, whose kept weights another tool changed, as SparseGPT does."""
     foreign = tmp_path / "foreign"
     shutil.copytree(sparse, foreign)
@@ -150,11 +154,14 @@ def test_weights_of_another_tool_are_recovered(sparse: Path, dense_folder: Path,
         recover_checkpoint(foreign, tmp_path / "out", text, heldout, CONFIG, device="cpu")
     recover_checkpoint(foreign, tmp_path / "out", text, heldout, CONFIG, teacher=str(dense_folder), device="cpu")
     masks = Checkpoint.open(tmp_path / "out").masks
-    assert masks is not None and masks.dense_sha256 == Checkpoint.open(dense_folder).dense_sha256(masks)
+    assert masks is not None
+    assert masks.dense_sha256 == Checkpoint.open(dense_folder).dense_sha256(masks)
     assert validate(tmp_path / "out", PATTERN).holds
 
 
-def test_the_library_call_does_what_the_command_does(sparse: Path, recovered: Path, text: Text, heldout: Text, tmp_path: Path) -> None:
+def test_the_library_call_does_what_the_command_does(
+    sparse: Path, recovered: Path, text: Text, heldout: Text, tmp_path: Path
+) -> None:
     for name, given in (("text", text), ("heldout", heldout)):
         (tmp_path / f"{name}.txt").write_text("\n%%\n".join(given.documents), encoding="utf-8")
     settings: dict[str, Any] = {"steps": 2, "learning_rate": 1e-3, "objective": "ce", **SMALL, "calibration_tokens": 128}
@@ -172,7 +179,9 @@ def test_a_rate_at_which_it_diverges_names_the_step_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_dense_model_is_found_or_asked_for(sparse: Path, dense_folder: Path, text: Text, heldout: Text, tmp_path: Path) -> None:
+def test_the_dense_model_is_found_or_asked_for(
+    sparse: Path, dense_folder: Path, text: Text, heldout: Text, tmp_path: Path
+) -> None:
     moved = dense_folder.with_name("elsewhere")
     dense_folder.rename(moved)
     try:
@@ -238,6 +247,8 @@ def test_pruned_weights_feel_nothing(sparse: Path) -> None:
     masks = Checkpoint.open(sparse).masks
     assert masks is not None
     name = next(iter(masks))
-    assert not torch.from_numpy(apply_mask(Checkpoint.open(sparse).tensor(name), masks.stored_mask(name))).signbit()[
-        torch.from_numpy(~masks.stored_mask(name))
-    ].any()
+    assert (
+        not torch.from_numpy(apply_mask(Checkpoint.open(sparse).tensor(name), masks.stored_mask(name)))
+        .signbit()[torch.from_numpy(~masks.stored_mask(name))]
+        .any()
+    )
