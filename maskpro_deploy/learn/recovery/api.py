@@ -27,7 +27,7 @@ from maskpro_deploy.learn.model.model import LearningModel
 from maskpro_deploy.learn.model.tensor_names import find_tensors
 from maskpro_deploy.learn.monitor import Observer
 from maskpro_deploy.learn.recovery.config import RecoverConfig
-from maskpro_deploy.learn.recovery.dense_model import find_dense, read_record
+from maskpro_deploy.learn.recovery.dense_model import find_dense
 from maskpro_deploy.learn.recovery.trainer import RecoveryTrainer
 from maskpro_deploy.learn.state import StateStore
 from maskpro_deploy.mask_inference import open_masks
@@ -207,7 +207,7 @@ class _Run:
 
     def provenance(self, text: Text, heldout: Text, result: RecoverResult) -> dict[str, Any]:
         """learn.json: what it said of the masks, and one more entry under `recovered`."""
-        before = read_record(self.sparse)
+        before = self.sparse.record
         own = {
             "tool": f"maskpro-deploy {__version__}",
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
