@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -94,46 +95,99 @@ def weight_schedule(left: float) -> float:
     return min(left, (1 - left) / _WARM_UP + _LEAST)
 
 
-def places_of(mask: Tensor, kept: int) -> Tensor:
-    """Where in its group each kept weight is.  # (M, G) boolean with N ones a group -> (N, G) int64"""
-    return torch.sort(mask.byte(), dim=0, descending=True, stable=True).indices[:kept]
+@dataclass(frozen=True, slots=True)
+class KeptChunk:
+    """Some groups of a layer whose kept weights take a step; weight and state are changed in place."""
+
+    grad: Tensor  # ∂L/∂W (G, M), in the weight's dtype or float32
+    weight: Tensor  # (G, M) bfloat16 or float32
+    under: Tensor  # bits of the mask that the gradient was taken under (ceil(G * M / 8),) uint8
+    after: Tensor | None  # those of the mask that holds from now on; None where it stays
+    state: KeptState  # (N, G)
+    dither: Tensor  # noise of the roundings (N, G)
+    scale: float | Tensor  # of the optimiser; tensors where the step is compiled: numbers would become part of the code
+    shrink: float | Tensor  # the share of themselves that weights lose: rate times decay
+    betas: tuple[float, float]
 
 
-def move_kept(
-    weight: Tensor, grad: Tensor, places: Tensor, state: KeptState, dither: Tensor, scale: float | Tensor, shrink: float | Tensor,
-    betas: tuple[float, float],
-) -> None:  # fmt: skip
-    """One step of Adam for the kept weights of some groups, in place.
+class KeptStep(Protocol):
+    """Moves the kept weights of some groups."""
 
-    Tensors in, no branch on their values: this can be compiled. `shrink` is rate times decay.
-    # weight, grad (G, M) bfloat16 or float32; places, dither (N, G)
+    @property
+    def moved_by(self) -> str:
+        """By what: "native", "compiled", or "torch" operation by operation."""
+
+    def __call__(self, chunk: KeptChunk) -> None:
+        """Move them, and let their state follow to the next mask."""
+
+
+class KeptByOperations:
+    """A `KeptStep` of torch's operations."""
+
+    moved_by = "torch"
+
+    def __call__(self, chunk: KeptChunk) -> None:
+        move_and_remap(chunk)
+
+
+def move_and_remap(chunk: KeptChunk) -> None:
+    """Move the kept weights of some groups, and let their state follow to the next mask.
+
+    Tensors in, no branch on their values: this can be compiled. Nothing is scattered, which no order of work can change.
     """
-    where = places.t()  # (G, N)
-    relative = advance(state.moments, grad.gather(1, where).t().float(), dither, betas)
-    kept = weight.gather(1, where).t()
+    under = _planes(chunk.under, chunk.weight)
+    move_kept(chunk, under)
+    if chunk.after is not None:
+        remap(chunk.state, under, _planes(chunk.after, chunk.weight))
+
+
+def _planes(bits: Tensor, weight: Tensor) -> Tensor:
+    """The mask of some groups.  # (ceil(G * M / 8),) uint8, (G, M) -> (M, G) boolean"""
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
+    all_bits = (bits[:, None] >> shifts).bitwise_and_(1).view(-1)
+    return all_bits[: weight.numel()].view(weight.shape).t().bool()
+
+
+def move_kept(chunk: KeptChunk, under: Tensor) -> None:
+    """One step of Adam, in place.  # `under` is the chunk's as (M, G) boolean, N ones a group"""
+    slots, where, state = slots_of(under), places_of(under, len(chunk.dither)), chunk.state  # (M, G), (N, G)
+    relative = advance(state.moments, chunk.grad.t().gather(0, where).float(), chunk.dither, chunk.betas)
+    old = chunk.weight.t().gather(0, where)
     if state.low is None:
-        moved = kept * (1 - shrink) - relative * scale
-        weight.scatter_(1, where, moved.t())
-        return
-    fine = (kept.contiguous().view(torch.int16).int() << 16) + (state.low.int() << 8)
-    moved = fine.view(torch.float32) * (1 - shrink) - relative * scale
-    bits = (moved.view(torch.int32) + (dither >> _NOISE_SHIFT)) & ~0xFF
-    high = (bits + 0x8000) >> 16
-    state.low.copy_((bits - (high << 16)) >> 8)
-    weight.scatter_(1, where, high.to(torch.int16).view(torch.bfloat16).t())
+        moved = old * (1 - chunk.shrink) - relative * chunk.scale
+    else:
+        fine = (old.view(torch.int16).int() << 16) + (state.low.int() << 8)
+        exact = fine.view(torch.float32) * (1 - chunk.shrink) - relative * chunk.scale
+        # the bits of a NaN could carry to those of a zero
+        whole = exact.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf).view(torch.int32)
+        bits = (whole + (chunk.dither >> _NOISE_SHIFT)) & ~0xFF
+        high = (bits + 0x8000) >> 16
+        state.low.copy_((bits - (high << 16)) >> 8)
+        moved = high.to(torch.int16).view(torch.bfloat16)
+    chunk.weight.copy_(torch.where(under, moved.gather(0, slots), chunk.weight.t()).t())
 
 
-def remap(state: KeptState, old: Tensor, new: Tensor, kept: int) -> None:
+def remap(state: KeptState, old: Tensor, new: Tensor) -> None:
     """Move the state along with a mask that changed: weights that stay keep theirs, those that enter start at zero.
 
     # old, new (M, G) boolean, N ones a group each
     """
-    before, after = places_of(old, kept), places_of(new, kept)
-    stays = old.gather(0, after)  # (N, G)
+    after = places_of(new, len(state.moments.first))  # (N, G)
+    stays, before = old.gather(0, after), slots_of(old).gather(0, after)
     for x in (state.moments.first, state.moments.second, state.low):
         if x is not None:
-            planes = torch.zeros(old.shape, dtype=x.dtype, device=x.device).scatter_(0, before, x)  # (M, G)
-            x.copy_(planes.gather(0, after) * stays)
+            x.copy_(x.gather(0, before).masked_fill(~stays, 0))
+
+
+def slots_of(mask: Tensor) -> Tensor:
+    """Which of its group's kept weights each one is; of a dropped one, that of some kept one.  # (M, G) boolean -> (M, G) int64"""
+    return mask.cumsum(0).sub_(1).clamp_min_(0)
+
+
+def places_of(mask: Tensor, kept: int) -> Tensor:
+    """Where in its group each kept weight is.  # (M, G) boolean with N ones a group -> (N, G) int64"""
+    counts = mask.cumsum(0)
+    return torch.stack([(counts <= k).sum(0) for k in range(kept)])
 
 
 def gather_kept(weight: Tensor, bits: Tensor) -> Tensor:
