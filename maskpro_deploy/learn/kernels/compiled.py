@@ -81,9 +81,10 @@ class CompiledKeptStep:
         return "compiled" if self._step.works else self._otherwise.moved_by
 
     def __call__(self, chunk: KeptChunk) -> None:
-        state, rates = chunk.state, (torch.as_tensor(chunk.scale), torch.as_tensor(chunk.shrink))
-        tensors = (chunk.grad, chunk.weight, chunk.under, chunk.after, state.moments.first, state.moments.second, state.low, chunk.dither, *rates)
-        self._step(*tensors, chunk.betas, otherwise=lambda: self._otherwise(chunk))
+        moments, rates = chunk.state.moments, (torch.as_tensor(chunk.scale), torch.as_tensor(chunk.shrink))
+        state = (moments.first, moments.second, chunk.state.low, chunk.dither)
+        arguments = (chunk.grad, chunk.weight, chunk.under, chunk.after, *state, *rates, chunk.betas)
+        self._step(*arguments, otherwise=lambda: self._otherwise(chunk))
 
 
 def _move_tensors(

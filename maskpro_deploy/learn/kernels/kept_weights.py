@@ -133,61 +133,93 @@ class KeptByOperations:
 def move_and_remap(chunk: KeptChunk) -> None:
     """Move the kept weights of some groups, and let their state follow to the next mask.
 
-    Tensors in, no branch on their values: this can be compiled. Nothing is scattered, which no order of work can change.
+    Tensors in, no branch on their values: this can be compiled.
     """
-    under = _planes(chunk.under, chunk.weight)
+    under = slots_of(_planes(chunk.under, chunk.weight), len(chunk.dither))
     move_kept(chunk, under)
     if chunk.after is not None:
-        remap(chunk.state, under, _planes(chunk.after, chunk.weight))
+        remap(chunk.state, under, slots_of(_planes(chunk.after, chunk.weight), len(chunk.dither)))
 
 
 def _planes(bits: Tensor, weight: Tensor) -> Tensor:
-    """The mask of some groups.  # (ceil(G * M / 8),) uint8, (G, M) -> (M, G) boolean"""
+    """The mask of some groups.  # (ceil(G * M / 8),) uint8, (G, M) -> (M, G) int8"""
     shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
     all_bits = (bits[:, None] >> shifts).bitwise_and_(1).view(-1)
-    return all_bits[: weight.numel()].view(weight.shape).t().bool()
+    return all_bits[: weight.numel()].view(weight.shape).t().contiguous().view(torch.int8)
 
 
-def move_kept(chunk: KeptChunk, under: Tensor) -> None:
-    """One step of Adam, in place.  # `under` is the chunk's as (M, G) boolean, N ones a group"""
-    slots, where, state = slots_of(under), places_of(under, len(chunk.dither)), chunk.state  # (M, G), (N, G)
-    relative = advance(state.moments, chunk.grad.t().gather(0, where).float(), chunk.dither, chunk.betas)
-    old = chunk.weight.t().gather(0, where)
-    if state.low is None:
-        moved = old * (1 - chunk.shrink) - relative * chunk.scale
-    else:
-        fine = (old.view(torch.int16).int() << 16) + (state.low.int() << 8)
-        exact = fine.view(torch.float32) * (1 - chunk.shrink) - relative * chunk.scale
+def move_kept(chunk: KeptChunk, slots: Tensor) -> None:
+    """One step of Adam, in place.  # `slots_of` the mask of the gradient"""
+    state, planes = chunk.state, _to_bits(chunk.weight).t().contiguous()  # (M, G)
+    grad, old = pick(_to_bits(chunk.grad).t(), slots).view(torch.float32), pick(planes, slots)  # (N, G)
+    relative = advance(state.moments, grad, chunk.dither, chunk.betas)
+    if state.low is not None:
+        old += state.low.int() << 8
+    moved = old.view(torch.float32) * (1 - chunk.shrink) - relative * chunk.scale
+    if state.low is not None:
         # the bits of a NaN could carry to those of a zero
-        whole = exact.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf).view(torch.int32)
-        bits = (whole + (chunk.dither >> _NOISE_SHIFT)) & ~0xFF
-        high = (bits + 0x8000) >> 16
-        state.low.copy_((bits - (high << 16)) >> 8)
-        moved = high.to(torch.int16).view(torch.bfloat16)
-    chunk.weight.copy_(torch.where(under, moved.gather(0, slots), chunk.weight.t()).t())
+        bits = moved.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf).view(torch.int32)
+        bits = (bits + (chunk.dither >> _NOISE_SHIFT)) & ~0xFF
+        high = (bits + 0x8000) & ~0xFFFF
+        state.low.copy_((bits - high) >> 8)
+        moved = high.view(torch.float32)
+    chunk.weight.copy_(put(moved.view(torch.int32), slots, planes).view(torch.float32).t())
 
 
 def remap(state: KeptState, old: Tensor, new: Tensor) -> None:
     """Move the state along with a mask that changed: weights that stay keep theirs, those that enter start at zero.
 
-    # old, new (M, G) boolean, N ones a group each
+    # old, new: `slots_of` both masks
     """
-    after = places_of(new, len(state.moments.first))  # (N, G)
-    stays, before = old.gather(0, after), slots_of(old).gather(0, after)
-    for x in (state.moments.first, state.moments.second, state.low):
-        if x is not None:
-            x.copy_(x.gather(0, before).masked_fill(~stays, 0))
+    first, second, low = state.moments.first, state.moments.second, state.low
+    joint = (second.view(torch.int16).int() << 16) + (first.int() & 0xFF) * 256
+    if low is not None:
+        joint += low.int() & 0xFF
+    kept, wide, groups = old.shape
+    joint = pick(put(joint, old, joint.new_zeros(kept + wide - 1, groups)), new)
+    second.copy_((joint >> 16).to(torch.int16).view(torch.bfloat16))
+    first.copy_(joint << 16 >> 24)
+    if low is not None:
+        low.copy_(joint << 24 >> 24)
 
 
-def slots_of(mask: Tensor) -> Tensor:
-    """Which of its group's kept weights each one is; of a dropped one, that of some kept one.  # (M, G) boolean -> (M, G) int64"""
-    return mask.cumsum(0).sub_(1).clamp_min_(0)
+def _to_bits(x: Tensor) -> Tensor:
+    """The bits of each number as float32.  # -> int32"""
+    return x.float().view(torch.int32)
 
 
-def places_of(mask: Tensor, kept: int) -> Tensor:
-    """Where in its group each kept weight is.  # (M, G) boolean with N ones a group -> (N, G) int64"""
-    counts = mask.cumsum(0)
-    return torch.stack([(counts <= k).sum(0) for k in range(kept)])
+def slots_of(mask: Tensor, kept: int) -> Tensor:
+    """All ones at [k, j] where weight k + j is the k-th kept one of its group, else zeros.
+
+    # (M, G) int8 with N ones a group -> (N, M - N + 1, G) int32
+    """
+    wide, count = len(mask) - kept + 1, torch.zeros_like(mask[0])
+    slots: list[list[Tensor]] = [[] for _ in range(kept)]
+    for i, plane in enumerate(mask):
+        count = count + plane
+        chosen = count * plane  # k + 1 for the k-th kept one
+        for k in range(max(0, i - wide + 1), min(i + 1, kept)):
+            slots[k].append(-(chosen == k + 1).int())
+    return torch.stack([torch.stack(planes) for planes in slots])
+
+
+def pick(planes: Tensor, slots: Tensor) -> Tensor:
+    """What the kept weights have.  # (M, G) int32, `slots_of` -> (N, G)"""
+    kept, wide, _ = slots.shape
+    picked = planes[:kept] & slots[:, 0]
+    for j in range(1, wide):
+        picked |= planes[j : j + kept] & slots[:, j]
+    return picked
+
+
+def put(picked: Tensor, slots: Tensor, planes: Tensor) -> Tensor:
+    """Planes with what the kept weights have in its places.  # (N, G) int32, `slots_of`, (M, G) -> (M, G)"""
+    kept, wide, _ = slots.shape
+    out = planes.clone()
+    for j in range(wide):
+        part, chosen = out[j : j + kept], slots[:, j]
+        part ^= (part ^ picked) & chosen
+    return out
 
 
 def gather_kept(weight: Tensor, bits: Tensor) -> Tensor:

@@ -42,24 +42,27 @@ class NativeKeptStep:
         self._code, self._otherwise = code, otherwise
 
     def __call__(self, chunk: KeptChunk) -> None:
-        grad, weight, under, after, dither, low = chunk.grad, chunk.weight, chunk.under, chunk.after, chunk.dither, chunk.state.low
-        first, second = chunk.state.moments.first, chunk.state.moments.second
+        grad, weight, under, after, dither = chunk.grad, chunk.weight, chunk.under, chunk.after, chunk.dither
+        first, second, low = chunk.state.moments.first, chunk.state.moments.second, chunk.state.low
         whole = [x for x in (grad, weight, under, after) if x is not None]
         rows = [x for x in (first, second, low, dither) if x is not None]
         known = grad.dtype in _KNOWN and weight.dtype in _KNOWN and (low is None) == (weight.dtype == torch.float32)
         if not (known and all(x.is_contiguous() for x in whole) and all(x.stride(1) == 1 for x in rows)):
-            return self._otherwise(chunk)
+            self._otherwise(chunk)
+            return
         arguments = _Arguments(
-            grad=grad.data_ptr(), weight=weight.data_ptr(),
-            grad_is_float32=grad.dtype == torch.float32, weight_is_float32=weight.dtype == torch.float32,
-            first=first.data_ptr(), second=second.data_ptr(), dither=dither.data_ptr(), low=None if low is None else low.data_ptr(),
-            first_stride=first.stride(0), second_stride=second.stride(0), dither_stride=dither.stride(0),
-            low_stride=0 if low is None else low.stride(0),
-            under=under.data_ptr(), after=None if after is None else after.data_ptr(), groups=len(weight),
+            grad=grad.data_ptr(), grad_is_float32=grad.dtype == torch.float32,
+            weight=weight.data_ptr(), weight_is_float32=weight.dtype == torch.float32,
+            first=first.data_ptr(), first_stride=first.stride(0), second=second.data_ptr(), second_stride=second.stride(0),
+            dither=dither.data_ptr(), dither_stride=dither.stride(0),
+            under=under.data_ptr(), groups=len(weight),
             adam=AdamConstants.of(chunk.betas), scale=float(chunk.scale), remains=1 - float(chunk.shrink),
         )  # fmt: skip
+        if low is not None:
+            arguments.low, arguments.low_stride = low.data_ptr(), low.stride(0)
+        if after is not None:
+            arguments.after = after.data_ptr()
         self._code.run(arguments, weight.numel())
-        return None
 
 
 def native_kept_step(pattern: NMPattern, otherwise: KeptStep) -> KeptStep:

@@ -1,6 +1,7 @@
 """How the kept weights of a layer take a gradient, given the mask that it was taken under and the one that holds from now on.
 
-On a CPU a step is one pass of native code where there is a C compiler (`native_weights`), on a GPU few kernels of torch.compile's.
+On a CPU a step is one pass of native code where there is a C compiler (`native_weights`), on a GPU a few kernels of torch.compile
+(`compiled`).
 
 Shapes: `O` outputs, `C` inputs, `M` weights in a group, `G` groups.
 """
@@ -54,8 +55,8 @@ def move_weights(
     step = step or kept_step(layer.pattern, layer.weight.device)
     state = optimizer.whole(layer.name, layer.weight, n, m)
     weight, grad = layer.weight.view(-1, m), grad_weight.reshape(-1, m)
-    scale, shrink = optimizer.scale, optimizer.rate * optimizer.decay
+    rates = optimizer.scale, optimizer.rate * optimizer.decay, optimizer.betas
     for number, groups in layer.chunks():
         bits, dither = layer.bits_of(groups), noise((n, groups.stop - groups.start), key, weight.device, number)
         after = None if layer.kept is under else layer.kept[bits]
-        step(KeptChunk(grad[groups], weight[groups], under[bits], after, state.part(groups), dither, scale, shrink, optimizer.betas))
+        step(KeptChunk(grad[groups], weight[groups], under[bits], after, state.part(groups), dither, *rates))
