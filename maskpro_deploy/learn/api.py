@@ -51,6 +51,7 @@ class LearnResult:
     tokens: int  # seen while learning
     dtype: str  # of the weights while learning
     device: str  # "cpu" or "cuda"
+    weights_moved_by: str | None = None  # by what kept weights were moved, see `KeptStep`; None where they are frozen
     moved_by: str | None = None  # by what logits were moved, see `SiteStep`; None where the estimator has one way only
     memorised: bool = False  # whether the model was overfitting to the learning text, see `monitor.memorises`
 
@@ -194,6 +195,7 @@ def _result(trainer: Trainer, dense_sha256: str) -> LearnResult:
         masks=trainer.masks(dense_sha256), prior_masks=trainer.prior_masks(dense_sha256), curve=tuple(counters.curve),
         dense_loss=trainer.dense_loss, seconds=counters.seconds, tokens=counters.tokens, memorised=counters.memorised,
         dtype=str(head.dtype).removeprefix("torch."), device=head.device.type, moved_by=trainer.estimator.moved_by,
+        weights_moved_by=trainer.estimator.weights_moved_by,
     )  # fmt: skip
 
 
@@ -238,6 +240,7 @@ def _provenance(checkpoint: Checkpoint, text: Text, heldout: Text, config: Learn
         "dtype": result.dtype,
         "device": result.device,
         "logits_moved_by": result.moved_by,
+        "weights_moved_by": result.weights_moved_by,
         "text": {"name": Path(text.name).name, "sha256": text.sha256, "documents": len(text.documents)},
         "heldout": {"name": Path(heldout.name).name, "sha256": heldout.sha256, "documents": len(heldout.documents)},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
