@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from maskpro_deploy.errors import FormatError, InputError
@@ -25,7 +26,7 @@ from maskpro_deploy.learn.model.low_rank import LowRank
 from maskpro_deploy.learn.model.masked_linear import MaskedLinear
 from maskpro_deploy.learn.model.model import LearningModel
 from maskpro_deploy.learn.recovery.adapter_config import CONFIG_FILE, AdapterConfig, describe_deltas
-from maskpro_deploy.system.files import new_folder, write_json
+from maskpro_deploy.system.files import new_folder, sha256_file, write_json
 from maskpro_deploy.system.input_file import open_tensors
 
 ADAPTER_FOLDER = "adapter"  # in the folder of a result
@@ -60,6 +61,11 @@ def read_adapter(folder: Path) -> Adapter:
         raise InputError(f"{folder} {found}.\nSave it as safetensors, as PEFT's save_pretrained does.")
     factors = _read_factors(folder / WEIGHTS_FILE)
     return Adapter(folder, {module: _make_delta(folder, module, sides, config) for module, sides in factors.items()})
+
+
+def hash_adapter(folder: Path) -> str:
+    """SHA-256 of both files of an adapter folder, in hex, one after the other."""
+    return "".join(sha256_file(folder / name) for name in (CONFIG_FILE, WEIGHTS_FILE))
 
 
 def _read_factors(path: Path) -> dict[str, dict[str, Tensor]]:
@@ -145,7 +151,7 @@ def save_adapter(deltas: Mapping[str, LowRank], folder: Path, base: str, model: 
     config = describe_deltas(deltas, [name for name, _ in model.model.named_modules()]) | {"base_model_name_or_path": base}
     config["fan_in_fan_out"] = any(f"{module}.weight" in model.transposed for module in deltas)
     tensors = {
-        f"{_PREFIX}{module}.lora_{side}.weight": x.cpu().contiguous()
+        f"{_PREFIX}{module}.lora_{side}.weight": x.contiguous().numpy(force=True)  # modules that share a weight share memory, too
         for module, delta in deltas.items()
         for side, x in (("A", delta.a), ("B", delta.b))
     }
