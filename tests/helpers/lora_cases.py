@@ -56,7 +56,7 @@ def write_adapter(folder: Path, factors: Mapping[str, tuple[Floats, Floats]], *,
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "base", "bias": "none", "r": 4, "lora_alpha": 8,
         "lora_dropout": 0.05, "target_modules": sorted({m.rpartition(".")[2] for m in factors}), "use_dora": False,
         "use_rslora": False, "fan_in_fan_out": False, "init_lora_weights": True, "modules_to_save": None, "rank_pattern": {},
-        "alpha_pattern": {}, "inference_mode": True, "megatron_core": "megatron.core", "qalora_group_size": 16, "loftq_config": {},
+        "alpha_pattern": {}, "inference_mode": True, "megatron_core": "megatron.core", "qalora_group_size": 16,
     }  # fmt: skip
     content = {key: value for key, value in {**usual, **config}.items() if value is not None}
     (folder / "adapter_config.json").write_text(json.dumps(content))
