@@ -206,6 +206,11 @@ METHODS: tuple[MethodChoice, ...] = (
         name="full", home=f"{_METHODS}.full:FullRecovery", learning_rate=WEIGHT_RATE, trains_vectors=True, state="4 bytes",
         summary="every kept weight, by the loss of the whole model", hint="every kept weight",
     ),
+    MethodChoice(
+        name="lora", home=f"{_METHODS}.lora:LoraRecovery", learning_rate=1e-3, state="16 bytes for each number in A and B",
+        summary="low-rank deltas of the kept weights, W + M ∘ (s B A), by the loss of the whole model",
+        hint="low-rank deltas, merged under the mask",
+    ),
 )
 # fmt: on
 
