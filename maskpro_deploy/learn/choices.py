@@ -112,6 +112,7 @@ class MethodChoice(Choice):
 
     learning_rate: float  # the default
     by_block: bool = False  # whether blocks are trained one after another against the dense ones
+    products: int = 3  # matrix products of every layer in a step, without those of a teacher
     trains_vectors: bool = False  # whether it can train the scales of norms and biases, too
     state: str  # for each kept weight beyond the weights, in words
 

@@ -101,6 +101,10 @@ class TrainingLoop(ABC):
         """Remember what `best_tensors` gave."""
 
     @abstractmethod
+    def start_tensors(self) -> dict[str, Tensor]:
+        """What the run started from, which it remembers without saving it."""
+
+    @abstractmethod
     def measure_movement(self) -> dict[str, float]:
         """Fields of a `Point` that say how far what is learned has moved."""
 

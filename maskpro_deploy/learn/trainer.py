@@ -114,6 +114,9 @@ class Trainer(TrainingLoop):
         self._best = {s.name: tensors[s.name] for s in self.masked}
         self._best_weights = {s.name: tensors[f"weights/{s.name}"] for s in self.masked if f"weights/{s.name}" in tensors}
 
+    def start_tensors(self) -> dict[str, Tensor]:
+        return self._prior
+
     def measure_movement(self) -> dict[str, float]:
         moved = self.moved() if self.config.trains_weights else 0.0
         return {"flips": self.flips(), "entropy": self.entropy(), "moved": moved}
@@ -130,8 +133,11 @@ class Trainer(TrainingLoop):
 
     def moved(self) -> float:
         """Length of what was added to the kept weights, relative to theirs in the dense model."""
-        pairs = [(gather_kept(s.weight, s.kept).float(), gather_kept(s.dense, s.kept).float()) for s in self.masked]
-        return math.sqrt(sum(float((w - d).square().sum()) for w, d in pairs) / sum(float(d.square().sum()) for _, d in pairs))
+        added = length = 0.0
+        for s in self.masked:  # one layer at a time: all of them would take as much memory as the weights
+            now, before = (gather_kept(x, s.kept).float() for x in (s.weight, s.dense))
+            added, length = added + float((now - before).square().sum()), length + float(before.square().sum())
+        return math.sqrt(added / length)
 
     def entropy(self) -> float:
         """Entropy of the masks' distribution, mean over groups; nats."""
