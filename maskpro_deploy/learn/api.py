@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,11 @@ class LearnResult:
     dtype: str  # of the weights while learning
     device: str  # "cpu" or "cuda"
     weights_moved_by: str | None = None  # by what kept weights were moved, see `KeptStep`; None where they are frozen
+    objective: str = "ce"  # what a step minimised, a name of `choices.OBJECTIVES`
     moved_by: str | None = None  # by what logits were moved, see `SiteStep`; None where the estimator has one way only
     memorised: bool = False  # whether the model was overfitting to the learning text, see `monitor.memorises`
+    # length of what was added to a layer's kept weights, relative to theirs in the dense model; empty where weights are frozen
+    moved_by_layer: Mapping[str, float] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """The figures, as they go into `learn.json`."""
@@ -64,6 +67,9 @@ class LearnResult:
             "heldout_perplexity": {name: math.exp(loss) for name, loss in losses.items()},
             "groups_changed": best.flips,
             "groups_changed_by_kind": self.masks.flips_by_kind(self.prior_masks),
+            "groups_changed_by_layer": self.masks.flips_by_layer(self.prior_masks),
+            "weights_moved": best.moved,
+            "weights_moved_by_layer": dict(self.moved_by_layer),
             "memorised": self.memorised,
             "steps": last.step,
             "best_step": best.step,
@@ -196,6 +202,8 @@ def _result(trainer: Trainer, dense_sha256: str) -> LearnResult:
         dense_loss=trainer.dense_loss, seconds=counters.seconds, tokens=counters.tokens, memorised=counters.memorised,
         dtype=str(head.dtype).removeprefix("torch."), device=head.device.type, moved_by=trainer.estimator.moved_by,
         weights_moved_by=trainer.estimator.weights_moved_by,
+        objective=trainer.config.minimised,
+        moved_by_layer=trainer.moved_by_layer(),
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.distributions.planes import flips
 from maskpro_deploy.learn.estimators.base import Estimator, StepLoss
-from maskpro_deploy.learn.kernels.kept_weights import gather_kept, scatter_kept
+from maskpro_deploy.learn.kernels.kept_weights import gather_kept, measure_added, scatter_kept
 from maskpro_deploy.learn.loop import Point, TrainingLoop
 from maskpro_deploy.learn.model.calibration import BlockStream
 from maskpro_deploy.learn.model.model import LearningModel, Windows, prunable_layers
@@ -133,11 +133,20 @@ class Trainer(TrainingLoop):
 
     def moved(self) -> float:
         """Length of what was added to the kept weights, relative to theirs in the dense model."""
-        added = length = 0.0
-        for s in self.masked:  # one layer at a time: all of them would take as much memory as the weights
-            now, before = (gather_kept(x, s.kept).float() for x in (s.weight, s.dense))
-            added, length = added + float((now - before).square().sum()), length + float(before.square().sum())
-        return math.sqrt(added / length)
+        parts = [measure_added(gather_kept(s.weight, s.kept), gather_kept(s.dense, s.kept)) for s in self.masked]
+        return math.sqrt(sum(added for added, _ in parts) / sum(start for _, start in parts))
+
+    def moved_by_layer(self) -> dict[str, float]:
+        """The same for each layer of the result, by name in the checkpoint; nothing where weights are frozen.
+
+        A layer whose dense weights are all zero has no such ratio and is left out.
+        """
+        parts = {
+            self.names[s.name]: measure_added(self._best_weights[s.name], gather_kept(s.dense, self._best[s.name]))
+            for s in self.masked
+            if s.name in self._best_weights
+        }
+        return {name: math.sqrt(added / start) for name, (added, start) in parts.items() if start}
 
     def entropy(self) -> float:
         """Entropy of the masks' distribution, mean over groups; nats."""

@@ -232,3 +232,9 @@ def scatter_kept(weight: Tensor, bits: Tensor, values: Tensor) -> Tensor:
     out = weight.reshape(-1).clone()
     out[unpack(bits, weight.numel())] = values.to(out.dtype)
     return out.view(weight.shape)
+
+
+def measure_added(now: Tensor, start: Tensor) -> tuple[float, float]:
+    """Squared length of what was added to kept weights, and of what they were at the start.  # (kept,) each"""
+    before = start.float()
+    return float((now.float() - before).square().sum()), float(before.square().sum())
