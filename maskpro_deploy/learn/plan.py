@@ -252,8 +252,8 @@ def state_bytes(config: LearnConfig) -> float:
         trainer.save()
         tensors, _ = store.load()
     weights = sum(site.weight.numel() for site in trainer.sites)
-    # the masks in use and those of the prior are kept next to the state, a bit a weight each
-    return sum(t.numel() * t.element_size() for t in tensors.values()) / weights + 2 / 8
+    held = sum(t.numel() * t.element_size() for name, t in tensors.items() if not name.startswith("start/logits/"))
+    return held / weights + 1 / 8  # the masks in use are kept next to what is saved, a bit a weight
 
 
 def _product_seconds(
