@@ -101,8 +101,8 @@ class Trainer(TrainingLoop):
             m, device = self.config.pattern.m, layer.weight.device
             if (weight := tensors.get(f"start/weight/{name}")) is not None:
                 layer.weight.data = weight.to(device)
-            kept = unpack(tensors[f"start/{name}"].to(device), layer.weight.numel())
-            site = self._put_site(name, layer, kept.view(-1, m).t().float())
+            kept = unpack(tensors[f"start/{name}"].to(device), layer.weight.numel()).view(-1, m)
+            site = self._put_site(name, layer, kept.t().float().contiguous())
             if (logits := tensors.get(f"start/logits/{name}")) is not None:
                 site.logits.copy_(logits)
 
