@@ -15,7 +15,9 @@ from maskpro_deploy._version import __version__ as __version__
 if TYPE_CHECKING:
     from maskpro_deploy.errors import MaskProError as MaskProError
     from maskpro_deploy.learn import LearnConfig as LearnConfig
+    from maskpro_deploy.learn import RecoverConfig as RecoverConfig
     from maskpro_deploy.learn import learn_masks as learn_masks
+    from maskpro_deploy.learn import recover as recover
     from maskpro_deploy.masks import MaskSet as MaskSet
     from maskpro_deploy.pattern import NMPattern as NMPattern
     from maskpro_deploy.validation import ValidationReport as ValidationReport
@@ -26,11 +28,24 @@ _WHERE = {
     "NMPattern": "pattern",
     "MaskSet": "masks",
     "LearnConfig": "learn",
+    "RecoverConfig": "learn",
     "learn_masks": "learn",
+    "recover": "learn",
     "ValidationReport": "validation",
     "validate": "validation",
 }
-__all__ = ["LearnConfig", "MaskProError", "MaskSet", "NMPattern", "ValidationReport", "__version__", "learn_masks", "validate"]
+__all__ = [
+    "LearnConfig",
+    "MaskProError",
+    "MaskSet",
+    "NMPattern",
+    "RecoverConfig",
+    "ValidationReport",
+    "__version__",
+    "learn_masks",
+    "recover",
+    "validate",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401 (teaches numpy the names bfloat16 and float8_*)
+import ml_dtypes  # teaches numpy the names bfloat16 and float8_*, too
 import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
@@ -166,6 +166,20 @@ class Checkpoint:
         path = self.folder / MASKS_FILE
         return MaskSet.load(path) if path.is_file() else None
 
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What `learn.json` says of how the checkpoint was made; empty where there is none that can be read."""
+        try:
+            record = json.loads((self.folder / LEARN_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    @property
+    def weights_changed(self) -> bool:
+        """Whether kept weights are not those of the dense model that the masks were made for."""
+        return bool(self.record.get("weights_changed"))
+
     def dense_sha256(self, names: Iterable[str]) -> str:
         """Hash of the named weights: name, dtype, shape and bytes, in name order."""
         return self.dense_sha256s(names)[0]
@@ -239,6 +253,15 @@ def apply_mask(weight: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> npt.NDA
     return np.ascontiguousarray(np.where(mask, weight, np.zeros((), dtype=weight.dtype)))  # safetensors writes memory as it is
 
 
+def cast_weight(weight: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """A weight in another dtype; what is not zero stays so, and what is finite, too: masks count nonzeros."""
+    limits = ml_dtypes.finfo(dtype)
+    size = np.abs(weight)
+    nearest = np.clip(size, float(limits.smallest_subnormal), float(limits.max))
+    cast: npt.NDArray[Any] = np.copysign(np.where((size > 0) & np.isfinite(size), nearest, size), weight).astype(dtype)
+    return cast
+
+
 def save_sparse(
     dense: Checkpoint,
     masks: MaskSet,
@@ -267,7 +290,7 @@ def save_sparse(
                 tensors = {name: _read_tensor(file, name, shard) for name in names}
             tensors |= {name: dense.tensor(name) for name in dense.bitmasks if dense.shard_of[name] == shard}
             for name in tensors.keys() & (weights or {}).keys():
-                tensors[name] = (weights or {})[name].astype(tensors[name].dtype)
+                tensors[name] = cast_weight((weights or {})[name], tensors[name].dtype)
             for name in tensors.keys() & masks.packed.keys():
                 tensors[name] = apply_mask(tensors[name], masks.stored_mask(name))
             save_file(tensors, folder / shard.name, metadata=metadata)

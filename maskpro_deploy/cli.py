@@ -22,6 +22,7 @@ from maskpro_deploy.system.output import ignore_closed_stdout
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "Run the whole path on a small real model and show the results."),
     "learn": ("learn", "Learn a strict N:M mask for a language model."),
+    "recover": ("recover", "Train the weights that a mask keeps, against the dense model."),
     "plan": ("plan", "Predict the memory and time that learning needs, before anything is loaded."),
     "masks": ("masks", "Look at mask files, compare them, put them on a model."),
     "validate": ("validate", "Prove that a file or folder holds the N:M pattern."),

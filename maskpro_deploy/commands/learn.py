@@ -16,9 +16,9 @@ from maskpro_deploy.commands.options import (
     json_option,
     model_option,
     seed_option,
-    setting_options,
     sparsity_option,
 )
+from maskpro_deploy.commands.setting_options import setting_options
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.output import emit, table
 
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @setting_options("prior", "other_weights", "prior_update", "prior_inputs", "refine", "objective", "calibration_tokens")
 @setting_options("heldout_tokens", "include", "exclude", "window", "batch_tokens", "estimator", "reward", "distribution")
-@setting_options("samples", "flip_rate", "parts", "learning_rate", "temperature", "evaluations", "patience")
+@setting_options("samples", "flip_rate", "parts", "learning_rate", "temperature", "weights", "weight_rate", "weight_decay")
+@setting_options("evaluations", "patience")
 @click.option("--log", "log_file", type=PATH, help="Write a log of JSON lines: every step, every measurement.")
 @click.option("--tensorboard", "tensorboard", type=PATH, help="Write TensorBoard events into a folder.")
 @click.option("--report", "report_file", type=PATH, help="Write a page with curves: FILE.html.")

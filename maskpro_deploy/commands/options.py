@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,8 +12,7 @@ import click
 from maskpro_deploy.backends.providers import AUTO, ENGINE_PROVIDERS, PROVIDER_HELP, PROVIDER_NAMES
 from maskpro_deploy.cache_forms import CACHE_FORMS
 from maskpro_deploy.errors import ConfigError
-from maskpro_deploy.learn.choices import BATCH_TOKENS, DEVICES, DISTRIBUTIONS, ESTIMATORS, OBJECTIVES, PRIORS, describe
-from maskpro_deploy.learn.config import LearnConfig
+from maskpro_deploy.learn.choices import DEVICES
 from maskpro_deploy.pattern import NMPattern
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -110,37 +108,6 @@ sparsity_option = click.option(
 )
 device_option = click.option("--device", type=click.Choice(DEVICES), default=DEVICES[0], show_default=True)
 
-_LEARN_DEFAULTS = {field.name: field.default for field in dataclasses.fields(LearnConfig)}
-_BATCH = " or ".join(f"{tokens} on a {kind}" for kind, tokens in zip(("CPU", "GPU"), BATCH_TOKENS.values(), strict=True))
-_LEARN_HELP = {
-    "steps": "Optimiser steps instead of a time; 0 writes the prior itself.",
-    "tokens": "Tokens to see instead of a time.",
-    "prior": f"One-shot mask to start from: {describe(PRIORS)}.",
-    "other_weights": "Take the masks of --prior file:PATH though they were made for other weights.",
-    "prior_update": "Keep SparseGPT's weight update too: the weights saved are not the dense ones.",
-    "prior_inputs": "Inputs a prior sees: of the dense or of the pruned model.",
-    "refine": "Improve the prior by swaps that lower each layer's reconstruction error.",
-    "objective": f"What to minimise: {describe(OBJECTIVES)}; auto: the estimator's own.",
-    "calibration_tokens": "Tokens that the prior sees.",
-    "heldout_tokens": "Tokens to measure on while learning.",
-    "include": "Prune only layers whose name matches.",
-    "exclude": "Keep layers dense whose name matches.",
-    "window": "Tokens in a sequence.",
-    "batch_tokens": f"Tokens in a step.  [default: {_BATCH}]",
-    "estimator": f"How to compute the gradient of the logits: {describe(ESTIMATORS)}.",
-    "reward": "With --estimator maskpro: what is rewarded, each layer's outputs or the loss.",
-    "distribution": f"Distribution of the masks: {describe(DISTRIBUTIONS)}; auto: the estimator's own.",
-    "samples": "Masks tried in a step of --reward loss.",
-    "flip_rate": "Share of groups such a sample changes at first.",
-    "parts": "Parts of the layers that such steps try in turn.",
-    "learning_rate": "Step of the logits.  [default: the estimator's own]",
-    "temperature": "Of the sampled masks at the start; 0: no sampling.",
-    "evaluations": "Measurements on held-out text during learning.",
-    "patience": "Stop after so many measurements without a better one.",
-    "dtype": "Of the weights while learning.",
-}
-_LEARN_TYPES = {"learning_rate": float, "include": str, "exclude": str}  # of those without a default; others are whole numbers
-
 
 def provider_option(default: str, help_text: str) -> Callable[[F], F]:
     """`--provider`, with the choices and the help of the registry; `help_text` says what it runs."""
@@ -174,26 +141,3 @@ def refuse_given(context: click.Context, names: Sequence[str], reason: str) -> N
         source = context.get_parameter_source(param.name or "")
         if param.name in names and source is click.core.ParameterSource.COMMANDLINE:
             raise ConfigError(f"{flag_of(param)} {reason}.")
-
-
-def setting_options(*names: str) -> Callable[[F], F]:
-    """Options for some fields of `LearnConfig`, in this order; their choices and hints come from `learn.choices`."""
-
-    def add(function: F) -> F:
-        for name in reversed(names):
-            function = _option(name)(function)
-        return function
-
-    return add
-
-
-def _option(name: str) -> Callable[[F], F]:
-    flag, default = f"--{name.replace('_', '-')}", _LEARN_DEFAULTS[name]
-    if default is False:
-        return click.option(flag, is_flag=True, help=_LEARN_HELP[name])
-    known = LearnConfig.known_values().get(name)
-    kind = click.Choice(known) if known else _LEARN_TYPES.get(name, int) if default is None else type(default)
-    metavar = "REGEX" if name in ("include", "exclude") else None
-    return click.option(
-        flag, type=kind, default=default, show_default=default is not None, metavar=metavar, help=_LEARN_HELP[name]
-    )

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from maskpro_deploy.commands.options import device_option, json_option, model_option, setting_options, sparsity_option
+from maskpro_deploy.commands.options import device_option, json_option, model_option, sparsity_option
+from maskpro_deploy.commands.setting_options import setting_options
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.output import emit, table
 

@@ -1,4 +1,4 @@
-"""Learn strict N:M masks for a language model.
+"""Learn strict N:M masks for a language model, and train the weights that they keep.
 
     from maskpro_deploy import LearnConfig, NMPattern, learn_masks
 
@@ -6,9 +6,10 @@
 
 What enters: a checkpoint and text. What leaves: masks, or a sparse checkpoint. May import: torch_lm and below.
 
-`api` is the way in; `choices` lists the estimators, priors, objectives and distributions there are; `trainer` has the loop.
-The rooms, each above the next: `estimators` and `priors`, `model`, `kernels`, `distributions`. Names load on first use, so that
-the command line can offer the choices without torch.
+`api` is the way in, `recovery.api` that of training the kept weights; `choices` lists the estimators, priors, objectives,
+distributions and methods there are; `loop` is what all runs go by. The rooms, each above the next: `recovery`, `estimators` and
+`priors`, `model`, `kernels`, `distributions`. Names load on first use, so that the command line can offer the choices without
+torch.
 """
 
 from __future__ import annotations
@@ -22,9 +23,26 @@ if TYPE_CHECKING:
     from maskpro_deploy.learn.api import learn_masks as learn_masks
     from maskpro_deploy.learn.config import LearnConfig as LearnConfig
     from maskpro_deploy.learn.loop import Point as Point
+    from maskpro_deploy.learn.recovery.api import RecoverResult as RecoverResult
+    from maskpro_deploy.learn.recovery.api import recover as recover
+    from maskpro_deploy.learn.recovery.api import recover_checkpoint as recover_checkpoint
+    from maskpro_deploy.learn.recovery.config import RecoverConfig as RecoverConfig
 
-_WHERE = {"LearnConfig": "config", "LearnResult": "api", "Point": "loop", "learn_checkpoint": "api", "learn_masks": "api"}
-__all__ = ["LearnConfig", "LearnResult", "Point", "learn_checkpoint", "learn_masks"]
+_WHERE = {
+    "LearnConfig": "config",
+    "LearnResult": "api",
+    "Point": "loop",
+    "RecoverConfig": "recovery.config",
+    "RecoverResult": "recovery.api",
+    "learn_checkpoint": "api",
+    "learn_masks": "api",
+    "recover": "recovery.api",
+    "recover_checkpoint": "recovery.api",
+}
+__all__ = [
+    "LearnConfig", "LearnResult", "Point", "RecoverConfig", "RecoverResult", "learn_checkpoint", "learn_masks", "recover",
+    "recover_checkpoint",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -237,6 +237,7 @@ def _provenance(checkpoint: Checkpoint, text: Text, heldout: Text, config: Learn
         "tool": f"maskpro-deploy {__version__}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": checkpoint.folder.name,
+        "dense": str(checkpoint.folder.resolve()),  # where `recover` finds the teacher
         "dense_sha256": result.masks.dense_sha256,
         "masks_sha256": result.masks.sha256(),
         "estimator": config.estimator,

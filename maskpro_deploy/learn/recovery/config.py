@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from maskpro_deploy.errors import ConfigError, check_range
 from maskpro_deploy.learn import choices
-from maskpro_deploy.learn.choices import MethodChoice
+from maskpro_deploy.learn.choices import AUTO, MethodChoice
 from maskpro_deploy.learn.run_config import RunConfig, name_flag
 
 WEIGHTS, NORMS, ALL = "weights", "norms", "all"  # what `train` can be
@@ -45,8 +45,6 @@ class RecoverConfig(RunConfig):
                     raise ConfigError(f"{name_flag(field)} belongs to --method lora, not to {self.method}.")
         if self.train != WEIGHTS and not self.method_choice.trains_vectors:
             raise ConfigError(f"--train {self.train} goes with --method full, not with {self.method}.")
-        if self.objective_choice.by_block:
-            raise ConfigError("--objective block is learned by --method block.\nGive ce+kl, kl or ce.")
 
     @property
     def method_choice(self) -> MethodChoice:
@@ -66,5 +64,7 @@ class RecoverConfig(RunConfig):
     @classmethod
     def known_values(cls) -> dict[str, tuple[str, ...]]:
         """The values that a field can have, of those fields that have few."""
-        known = {"method": choices.names_of(choices.METHODS), "train": (WEIGHTS, NORMS, ALL)}
-        return {**RunConfig.known_values(), **known}
+        known = RunConfig.known_values()
+        whole = tuple(choice.name for choice in choices.OBJECTIVES if not choice.by_block)
+        own = {"method": choices.names_of(choices.METHODS), "train": (WEIGHTS, NORMS, ALL), "objective": (AUTO, *whole)}
+        return known | own

@@ -65,7 +65,8 @@ class RecoveryTrainer(TrainingLoop):
             for name in self.masks:
                 linear = self.model.model.get_submodule(name.removesuffix(".weight"))
                 layer = MaskedLinear(name, linear, self.masks.pattern)
-                layer.kept = pack(torch.from_numpy(self.masks.mask(name)).to(layer.weight.device))
+                mask = torch.from_numpy(self.masks.mask(name)).to(layer.weight.device)
+                layer.kept = pack(mask.view(-1, self.masks.pattern.m).t())
                 layer.weight = layer.dense = layer.masked_weight()
                 self.model.replace(name, layer)
                 self.masked.append(layer)

@@ -1,0 +1,101 @@
+"""Options that set a field of a run's settings; their choices, defaults and hints come from the settings and `learn.choices`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from maskpro_deploy.learn.choices import (
+    BATCH_TOKENS,
+    DISTRIBUTIONS,
+    ESTIMATORS,
+    METHODS,
+    OBJECTIVES,
+    PRIORS,
+    WEIGHT_RATE,
+    describe,
+)
+from maskpro_deploy.learn.config import LearnConfig
+from maskpro_deploy.learn.recovery.config import RecoverConfig
+from maskpro_deploy.learn.run_config import RunConfig
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_BATCH = " or ".join(f"{tokens} on a {kind}" for kind, tokens in zip(("CPU", "GPU"), BATCH_TOKENS.values(), strict=True))
+_HELP = {
+    "steps": "Optimiser steps instead of a time; 0 writes the prior itself.",
+    "tokens": "Tokens to see instead of a time.",
+    "prior": f"One-shot mask to start from: {describe(PRIORS)}.",
+    "other_weights": "Take the masks of --prior file:PATH though they were made for other weights.",
+    "prior_update": "Keep SparseGPT's weight update too: the weights saved are not the dense ones.",
+    "prior_inputs": "Inputs a prior sees: of the dense or of the pruned model.",
+    "refine": "Improve the prior by swaps that lower each layer's reconstruction error.",
+    "objective": f"What to minimise: {describe(OBJECTIVES)}; auto: the estimator's own.",
+    "calibration_tokens": "Tokens that the prior sees.",
+    "heldout_tokens": "Tokens to measure on while learning.",
+    "include": "Prune only layers whose name matches.",
+    "exclude": "Keep layers dense whose name matches.",
+    "window": "Tokens in a sequence.",
+    "batch_tokens": f"Tokens in a step.  [default: {_BATCH}]",
+    "estimator": f"How to compute the gradient of the logits: {describe(ESTIMATORS)}.",
+    "reward": "With --estimator maskpro: what is rewarded, each layer's outputs or the loss.",
+    "distribution": f"Distribution of the masks: {describe(DISTRIBUTIONS)}; auto: the estimator's own.",
+    "samples": "Masks tried in a step of --reward loss.",
+    "flip_rate": "Share of groups such a sample changes at first.",
+    "parts": "Parts of the layers that such steps try in turn.",
+    "learning_rate": "Step of the logits.  [default: the estimator's own]",
+    "weights": "Whether the kept weights are trained together with the masks.",
+    "weight_rate": f"Step of these weights.  [default: {WEIGHT_RATE:g}]",
+    "weight_decay": "Share of itself by which a trained weight shrinks a step, relative to the rate.",
+    "temperature": "Of the sampled masks at the start; 0: no sampling.",
+    "evaluations": "Measurements on held-out text during learning.",
+    "patience": "Stop after so many measurements without a better one.",
+    "dtype": "Of the weights while learning.",
+}
+_RECOVER_HELP = {
+    **_HELP,
+    "steps": "Optimiser steps instead of a time; 0 trains nothing.",
+    "evaluations": "Measurements on held-out text during the run.",
+    "heldout_tokens": "Tokens to measure on during the run.",
+    "dtype": "Of the weights during the run.",
+    "method": f"What is trained, and by what: {describe(METHODS)}.",
+    "train": "Kept weights, the norms' scales and biases, or both.",
+    "learning_rate": "Step of what is trained.  [default: the method's own]",
+    "objective": "What to minimise: cross-entropy, the divergence from the dense model, or the mean of both (auto).",
+    "calibration_tokens": "Tokens that a reconstruction by blocks sees.",
+    "other_weights": "Take a --teacher although the masks were made for other weights.",
+    "rank": "Rank of the deltas.",
+    "alpha": "Deltas are scaled by alpha / rank.",
+    "target_modules": "Layers that get a delta; all masked ones by default.",
+    "adapter": "PEFT adapter folder to start from.",
+}
+_METAVARS = {"include": "REGEX", "exclude": "REGEX", "target_modules": "REGEX", "adapter": "FOLDER"}
+_TYPES = {  # of those without a default; others are whole numbers
+    **dict.fromkeys(("learning_rate", "weight_rate"), float),
+    **dict.fromkeys(("include", "exclude", "target_modules", "adapter"), str),
+}
+
+
+def setting_options(*names: str, of: type[RunConfig] = LearnConfig) -> Callable[[F], F]:
+    """Options for some fields of the settings of a run, in this order."""
+
+    def add(function: F) -> F:
+        for name in reversed(names):
+            function = _option(name, of)(function)
+        return function
+
+    return add
+
+
+def _option(name: str, of: type[RunConfig]) -> Callable[[F], F]:
+    flag, text = f"--{name.replace('_', '-')}", (_RECOVER_HELP if of is RecoverConfig else _HELP)[name]
+    default = next(field.default for field in dataclasses.fields(of) if field.name == name)
+    if default is False:
+        return click.option(flag, is_flag=True, help=text)
+    known = of.known_values().get(name)
+    kind = click.Choice(known) if known else _TYPES.get(name, int) if default is None else type(default)
+    shown = default is not None
+    return click.option(flag, type=kind, default=default, show_default=shown, metavar=_METAVARS.get(name), help=text)

@@ -1,0 +1,245 @@
+"""From a sparse checkpoint and a text to a better sparse checkpoint with the same masks."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from maskpro_deploy._version import __version__
+from maskpro_deploy.checkpoint import Checkpoint, save_sparse
+from maskpro_deploy.data import HELD_OUT, Text, load_texts
+from maskpro_deploy.errors import InputError, Interrupted
+from maskpro_deploy.learn.loading import check_space, learning_device, learning_dtype, load_windows, memory_errors
+from maskpro_deploy.learn.loop import Point
+from maskpro_deploy.learn.model.memory import tuned_process
+from maskpro_deploy.learn.model.model import LearningModel
+from maskpro_deploy.learn.model.tensor_names import find_tensors
+from maskpro_deploy.learn.monitor import Observer
+from maskpro_deploy.learn.recovery.config import RecoverConfig
+from maskpro_deploy.learn.recovery.dense_model import find_dense
+from maskpro_deploy.learn.recovery.trainer import RecoveryTrainer
+from maskpro_deploy.learn.state import StateStore
+from maskpro_deploy.mask_inference import open_masks
+from maskpro_deploy.masks import MaskSet
+from maskpro_deploy.models import resolve
+from maskpro_deploy.system.files import check_free
+from maskpro_deploy.system.progress import SILENT, Progress
+from maskpro_deploy.torch_lm import load_causal_lm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoverResult:
+    """The result of a run."""
+
+    masks: MaskSet  # under the checkpoint's names
+    curve: tuple[Point, ...]  # held-out loss and more, from the start to the end
+    dense_loss: float  # held-out loss of the dense model, nats a token; NaN where no teacher was asked
+    seconds: float
+    tokens: int  # seen
+    dtype: str  # of the weights while they were trained
+    device: str  # "cpu" or "cuda"
+    memorised: bool = False  # whether the model was overfitting to the text, see `monitor.memorises`
+
+    def summary(self) -> dict[str, Any]:
+        """The figures, as they go into `learn.json`."""
+        first, last = self.curve[0], self.curve[-1]
+        best = min(self.curve, key=lambda p: p.heldout_loss)  # the point whose weights are the result
+        losses = {"dense": self.dense_loss, "before": first.heldout_loss, "recovered": best.heldout_loss}
+        return {
+            "heldout_perplexity": {name: math.exp(x) for name, x in losses.items() if math.isfinite(x)},
+            "moved": best.moved,
+            "memorised": self.memorised,
+            "steps": last.step,
+            "best_step": best.step,
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 1),
+            "layers": len(self.masks),
+            "kept_weights": self.masks.num_weights * self.masks.pattern.n // self.masks.pattern.m,
+            "curve": [asdict(p) for p in self.curve],
+        }
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The figures that people look at first, as a table."""
+        figures = self.summary()
+        names = {"dense": "dense", "before": "before", "recovered": "recovered"}
+        return [
+            (f"layers under a strict {self.masks.pattern} mask", str(figures["layers"])),
+            ("kept weights", f"{figures['kept_weights']:,}"),
+            ("tokens seen", f"{figures['tokens']:,}"),
+            ("time", f"{figures['seconds']:.0f} s"),
+            ("kept weights moved by", f"{100 * figures['moved']:.2f} % of their length"),
+            *((f"held-out perplexity, {names[n]}", f"{x:.2f}") for n, x in figures["heldout_perplexity"].items()),
+        ]
+
+
+def recover(
+    sparse: str | Path, data: str, out: str | Path, *, teacher: str | None = None, heldout: str = HELD_OUT, device: str = "auto",
+    force: bool = False, progress: Progress = SILENT, **settings: Any,
+) -> RecoverResult:  # fmt: skip
+    """Train the weights that the masks of a sparse checkpoint keep, against the dense model, and write the result.
+
+    Args:
+        sparse: the sparse checkpoint: masks and weights, or a folder whose weights hold an N:M pattern.
+        data: the text to train on (see `data.load_text`).
+        out: the folder to make.
+        teacher: the dense model, as `models.resolve` takes it; None looks for it by what the checkpoint says.
+        heldout: the text to measure on; `split:0.1` takes a part of `data` itself.
+        device: "cpu", "cuda" or "auto".
+        force: replace `out` if it exists.
+        progress: updated after every step.
+        settings: fields of `RecoverConfig`.
+
+    Raises:
+        InputError, ConfigError, PatternError, FormatError: something given cannot be used; the message says what.
+    """
+    text, held = load_texts(data, heldout)
+    config = RecoverConfig(**settings)
+    return recover_checkpoint(
+        resolve(str(sparse)), Path(out), text, held, config, teacher=teacher, device=device, force=force, progress=progress
+    )
+
+
+def recover_checkpoint(
+    folder: Path, out: Path, text: Text, heldout: Text, config: RecoverConfig, *,
+    teacher: str | None = None, device: str = "auto", resume: bool = False, force: bool = False,
+    progress: Progress = SILENT, observers: Sequence[Observer] = (),
+) -> RecoverResult:  # fmt: skip
+    """Train the weights under the masks of a checkpoint and write a sparse checkpoint; see `recover` and `learn_checkpoint`.
+
+    Raises:
+        Interrupted: the user stopped it; the state is saved.
+        InputError, ConfigError, PatternError, FormatError: something given cannot be used; the message says what.
+    """
+    check_free(out, force=force)
+    sparse = Checkpoint.open(folder)
+    check_space(sparse, out)
+    store = StateStore(StateStore.folder_for(out))
+    store.check_free(resume=resume, force=force)
+    place = learning_device(device)
+    run = _Run.load(sparse, text, heldout, config, teacher, place, progress=progress, observers=observers)
+    trainer = run.trainer
+    trainer.store = store = dataclasses.replace(store, fingerprint=run.fingerprint(text))
+    store.check() if resume else store.discard()
+    with tuned_process(place), memory_errors(place):
+        trainer.prepare()
+        if resume:
+            trainer.restore()
+        if not trainer.run():
+            raise Interrupted(
+                f"stopped after step {trainer.counters.step}; the state is saved.\nGo on with the same command and --resume."
+            )
+    result = run.result()
+    record = run.provenance(text, heldout, result)
+    save_sparse(sparse, run.masks, out, record, force=force, weights=run.collect_weights())
+    store.discard()
+    return result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """One run: what was loaded for it, and names of weights on both sides."""
+
+    sparse: Checkpoint
+    dense: Checkpoint | None
+    masks: MaskSet  # under the checkpoint's names
+    names: dict[str, str]  # of weights in the model -> in the checkpoint
+    trainer: RecoveryTrainer
+
+    @classmethod
+    def load(
+        cls,
+        sparse: Checkpoint,
+        text: Text,
+        heldout: Text,
+        config: RecoverConfig,
+        teacher: str | None,
+        place: str,
+        **watching: Any,
+    ) -> _Run:
+        """Load models, masks and text; `watching` has progress and observers."""
+        dtype = learning_dtype(config, place)
+        windows, held = load_windows(sparse, text, heldout, config)
+        model = LearningModel(load_causal_lm(sparse.folder, dtype).to(place))
+        names = find_tensors(model, sparse)
+        masks = _read_masks(sparse, model, names)
+        dense = None
+        if config.needs_teacher or teacher is not None:
+            dense = find_dense(sparse, masks, teacher, other_weights=config.other_weights)
+            if not masks.dense_sha256:
+                masks = dataclasses.replace(masks, dense_sha256=dense.dense_sha256(masks))
+        taught = None if dense is None else LearningModel(load_causal_lm(dense.folder, dtype).to(place))
+        own = masks.rename({theirs: own for own, theirs in names.items()})
+        trainer = RecoveryTrainer(model, windows, held, config, own, taught, **watching)
+        return cls(sparse=sparse, dense=dense, masks=masks, names=names, trainer=trainer)
+
+    def fingerprint(self, text: Text) -> str:
+        """Hash of all that decides on the result of the run."""
+        head, dense = self.trainer.model.head, "" if self.dense is None else self.dense.dense_sha256(self.dense.names)
+        weights = f"{self.sparse.dense_sha256(self.sparse.names)} {dense} {self.masks.sha256()}"
+        run = f"{self.trainer.config.fingerprint()} {head.device.type} {head.dtype} {weights} {text.sha256}"
+        return hashlib.sha256(run.encode()).hexdigest()
+
+    def collect_weights(self) -> dict[str, npt.NDArray[np.float32]]:
+        """What was trained, by name in the checkpoint and as it is stored there."""
+        turned = self.trainer.model.transposed
+        weights = self.trainer.collect_weights().items()
+        return {self.names[n]: (w.t() if n in turned else w).float().cpu().numpy() for n, w in weights if n in self.names}
+
+    def result(self) -> RecoverResult:
+        """What the run gave."""
+        head, counters = self.trainer.model.head, self.trainer.counters
+        return RecoverResult(
+            masks=self.masks, curve=tuple(counters.curve), dense_loss=self.trainer.dense_loss, seconds=counters.seconds,
+            tokens=counters.tokens, dtype=str(head.dtype).removeprefix("torch."), device=head.device.type,
+            memorised=counters.memorised,
+        )  # fmt: skip
+
+    def provenance(self, text: Text, heldout: Text, result: RecoverResult) -> dict[str, Any]:
+        """learn.json: what it said of the masks, and one more entry under `recovered`."""
+        before = self.sparse.record
+        own = {
+            "tool": f"maskpro-deploy {__version__}",
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "settings": self.trainer.config.to_json(),
+            "teacher": None if self.dense is None else self.dense.folder.name,
+            "dtype": result.dtype,
+            "device": result.device,
+            "text": {"name": Path(text.name).name, "sha256": text.sha256, "documents": len(text.documents)},
+            "heldout": {"name": Path(heldout.name).name, "sha256": heldout.sha256, "documents": len(heldout.documents)},
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            **result.summary(),
+        }
+        dense = {} if self.dense is None else {"model": self.dense.folder.name, "dense": str(self.dense.folder.resolve())}
+        facts = {"dense_sha256": self.masks.dense_sha256, "masks_sha256": self.masks.sha256()}
+        past = before.get("recovered")
+        recovered = [*(past if isinstance(past, list) else []), own]
+        return {**before, **dense, **facts, "weights_changed": True, "recovered": recovered}
+
+
+def _read_masks(sparse: Checkpoint, model: LearningModel, names: dict[str, str]) -> MaskSet:
+    """The masks of the checkpoint, or those that its weights hold; each of a linear layer of the model."""
+    linear = {
+        name: name in model.transposed
+        for name, module in ((f"{n}.weight", m) for n, m in model.model.named_modules())
+        if isinstance(module, torch.nn.Linear)
+    }
+    axes = {theirs: int(not linear[own]) for own, theirs in names.items() if own in linear and len(sparse.shapes[theirs]) == 2}
+    masks = open_masks(sparse.folder, str(sparse.folder), lambda _: axes).masks
+    masks.check_fits(sparse.shapes, f"the masks of {sparse.folder}", str(sparse.folder))
+    if foreign := sorted(set(masks) - set(axes)):
+        raise InputError(
+            f"{sparse.folder} has a mask for {foreign[0]}, which is no weight of a linear layer of the model alone.\n"
+            f"Such a weight cannot be trained under its mask."
+        )
+    return masks
