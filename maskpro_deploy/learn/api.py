@@ -25,8 +25,10 @@ from maskpro_deploy.errors import InputError, Interrupted
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.loading import check_space, learning_device, learning_dtype, load_windows, memory_errors
 from maskpro_deploy.learn.loop import Point
+from maskpro_deploy.learn.measuring import Spent
 from maskpro_deploy.learn.model.memory import tuned_process
 from maskpro_deploy.learn.model.model import LearningModel
+from maskpro_deploy.learn.model.norm_cache import NormCache
 from maskpro_deploy.learn.model.tensor_names import find_tensors
 from maskpro_deploy.learn.monitor import Observer
 from maskpro_deploy.learn.state import StateStore
@@ -48,6 +50,7 @@ class LearnResult:
     curve: tuple[Point, ...]  # held-out loss and more, from the prior to the end
     dense_loss: float  # held-out loss of the dense model, nats a token
     seconds: float  # of learning, calibration included
+    spent: Spent  # what the seconds went into
     tokens: int  # seen while learning
     dtype: str  # of the weights while learning
     device: str  # "cpu" or "cuda"
@@ -75,6 +78,7 @@ class LearnResult:
             "best_step": best.step,
             "tokens": self.tokens,
             "seconds": round(self.seconds, 1),
+            **self.spent.to_json(),
             "layers": len(self.masks),
             "weights": self.masks.num_weights,
             "curve": [asdict(p) for p in self.curve],
@@ -88,7 +92,7 @@ class LearnResult:
             (f"layers with a strict {self.masks.pattern} mask", str(figures["layers"])),
             ("weights covered", f"{figures['weights']:,}"),
             ("tokens seen", f"{figures['tokens']:,}"),
-            ("time", f"{figures['seconds']:.0f} s"),
+            ("time", f"{figures['seconds']:.0f} s: {self.spent.describe()}"),
             ("groups changed against the prior", f"{100 * figures['groups_changed']:.1f} %"),
             ("held-out perplexity, dense", f"{perplexity['dense']:.2f}"),
             ("held-out perplexity, one-shot prior", f"{perplexity['prior']:.2f}"),
@@ -159,7 +163,8 @@ def learn_checkpoint(
     place = learning_device(device)
     trainer = _load_trainer(checkpoint, text, heldout, config, place, progress=progress, observers=observers)
     whole_sha256, dense_sha256 = checkpoint.dense_sha256s(checkpoint.names, _list_masked_names(trainer))
-    trainer.store = store = replace(store, fingerprint=_fingerprint(trainer, whole_sha256, text))
+    trainer.store = store = replace(store, fingerprint=_fingerprint(trainer, whole_sha256, text, heldout))
+    trainer.norms = NormCache(whole_sha256)
     store.check() if resume else store.discard()
     if not _run(trainer, checkpoint, prior_progress, resume=resume):
         raise Interrupted(
@@ -186,9 +191,11 @@ def _list_masked_names(trainer: Trainer) -> list[str]:
 
 def _run(trainer: Trainer, checkpoint: Checkpoint, prior_progress: Progress = SILENT, *, resume: bool = False) -> bool:
     """Prepare and learn; False if the user stopped it."""
-    given = _read_given_masks(checkpoint, trainer) if trainer.config.prior_file is not None else None
+    given = _read_given_masks(checkpoint, trainer) if trainer.config.prior_file is not None and not resume else None
     place = trainer.model.head.device.type
     with tuned_process(place), memory_errors(place):
+        if resume:
+            trainer.read_saved()
         trainer.prepare(prior_progress, given)
         if resume:
             trainer.restore()
@@ -199,11 +206,12 @@ def _result(trainer: Trainer, dense_sha256: str) -> LearnResult:
     head, counters = trainer.model.head, trainer.counters
     return LearnResult(
         masks=trainer.masks(dense_sha256), prior_masks=trainer.prior_masks(dense_sha256), curve=tuple(counters.curve),
-        dense_loss=trainer.dense_loss, seconds=counters.seconds, tokens=counters.tokens, memorised=counters.memorised,
+        dense_loss=trainer.dense_loss, seconds=counters.seconds, spent=trainer.spent(), tokens=counters.tokens,
         dtype=str(head.dtype).removeprefix("torch."), device=head.device.type, moved_by=trainer.estimator.moved_by,
         weights_moved_by=trainer.estimator.weights_moved_by,
         objective=trainer.config.minimised,
         moved_by_layer=trainer.moved_by_layer(),
+        memorised=counters.memorised,
     )  # fmt: skip
 
 
@@ -227,11 +235,11 @@ def _read_given_masks(checkpoint: Checkpoint, trainer: Trainer) -> MaskSet:
     return masks.rename({theirs: own for own, theirs in names.items()})
 
 
-def _fingerprint(trainer: Trainer, weights_sha256: str, text: Text) -> str:
-    """Hash of all that decides on the result of a run."""
+def _fingerprint(trainer: Trainer, weights_sha256: str, text: Text, heldout: Text) -> str:
+    """Hash of all that decides on the result of a run, and on the points of its curve."""
     head = trainer.model.head
     run = f"{trainer.config.fingerprint()} {head.device.type} {head.dtype}"
-    return hashlib.sha256(f"{run} {weights_sha256} {text.sha256}".encode()).hexdigest()
+    return hashlib.sha256(f"{run} {weights_sha256} {text.sha256} {heldout.sha256}".encode()).hexdigest()
 
 
 def _provenance(checkpoint: Checkpoint, text: Text, heldout: Text, config: LearnConfig, result: LearnResult) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from maskpro_deploy.learn.state import StateStore
 _PROBE_TOKENS = 512  # of a measured matrix product; the rest is scaled
 _TINY_SCALE, _LAYER_SIDE = 8, 256
 _PROBE_S = 0.3  # seconds for each measured shape
-_IN_PLACE = ("trained/", "now/kept/")  # of what is saved: the weights that the model itself holds
+_IN_PLACE = ("trained/", "now/kept/", "start/")  # of what is saved: what the model itself holds, and what is counted apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def weigh_state(run: PlannedRun, dtype: torch.dtype) -> StateBytes:
     layers = {layer.name: layer for layer in loop.masked}
     weights = sum(layer.weight.numel() for layer in layers.values())
     vectors = sum(p.numel() for p in loop.model.model.parameters() if p.dim() == 1)
-    held = [(name, x) for name, x in saved.items() if not name.startswith(_IN_PLACE)] + [*loop.start_tensors().items()]
+    held = [(name, x) for name, x in saved.items() if not name.startswith(_IN_PLACE)] + [*loop.remembered_start().items()]
     of_layers = sum(x.nbytes for name, x in held if name.rpartition("/")[2] in layers)
     of_vectors = sum(x.nbytes for _, x in held) - of_layers
     in_use = sum(layer.kept.nbytes for layer in layers.values())

@@ -95,7 +95,7 @@ class RecoveryTrainer(TrainingLoop):
     def restore_best(self, tensors: Mapping[str, Tensor]) -> None:
         self._best = dict(tensors)
 
-    def start_tensors(self) -> dict[str, Tensor]:
+    def remembered_start(self) -> dict[str, Tensor]:
         return self._start
 
     def measure_movement(self) -> dict[str, float]:
