@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,12 @@ class LearnResult:
     tokens: int  # seen while learning
     dtype: str  # of the weights while learning
     device: str  # "cpu" or "cuda"
+    weights_moved_by: str | None = None  # by what kept weights were moved, see `KeptStep`; None where they are frozen
+    objective: str = "ce"  # what a step minimised, a name of `choices.OBJECTIVES`
     moved_by: str | None = None  # by what logits were moved, see `SiteStep`; None where the estimator has one way only
     memorised: bool = False  # whether the model was overfitting to the learning text, see `monitor.memorises`
+    # length of what was added to a layer's kept weights, relative to theirs in the dense model; empty where weights are frozen
+    moved_by_layer: Mapping[str, float] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """The figures, as they go into `learn.json`."""
@@ -66,6 +70,9 @@ class LearnResult:
             "heldout_perplexity": {name: math.exp(loss) for name, loss in losses.items()},
             "groups_changed": best.flips,
             "groups_changed_by_kind": self.masks.flips_by_kind(self.prior_masks),
+            "groups_changed_by_layer": self.masks.flips_by_layer(self.prior_masks),
+            "weights_moved": best.moved,
+            "weights_moved_by_layer": dict(self.moved_by_layer),
             "memorised": self.memorised,
             "steps": last.step,
             "best_step": best.step,
@@ -201,6 +208,9 @@ def _result(trainer: Trainer, dense_sha256: str) -> LearnResult:
         masks=trainer.masks(dense_sha256), prior_masks=trainer.prior_masks(dense_sha256), curve=tuple(counters.curve),
         dense_loss=trainer.dense_loss, seconds=counters.seconds, spent=trainer.spent(), tokens=counters.tokens,
         dtype=str(head.dtype).removeprefix("torch."), device=head.device.type, moved_by=trainer.estimator.moved_by,
+        weights_moved_by=trainer.estimator.weights_moved_by,
+        objective=trainer.config.minimised,
+        moved_by_layer=trainer.moved_by_layer(),
         memorised=counters.memorised,
     )  # fmt: skip
 
@@ -246,6 +256,7 @@ def _provenance(checkpoint: Checkpoint, text: Text, heldout: Text, config: Learn
         "dtype": result.dtype,
         "device": result.device,
         "logits_moved_by": result.moved_by,
+        "weights_moved_by": result.weights_moved_by,
         "text": {"name": Path(text.name).name, "sha256": text.sha256, "documents": len(text.documents)},
         "heldout": {"name": Path(heldout.name).name, "sha256": heldout.sha256, "documents": len(heldout.documents)},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},

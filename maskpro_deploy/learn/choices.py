@@ -112,6 +112,7 @@ class MethodChoice(Choice):
 
     learning_rate: float  # the default
     by_block: bool = False  # whether blocks are trained one after another against the dense ones
+    products: int = 3  # matrix products of every layer in a step, without those of a teacher
     trains_vectors: bool = False  # whether it can train the scales of norms and biases, too
     state: str  # for each kept weight beyond the weights, in words
 
@@ -205,6 +206,11 @@ METHODS: tuple[MethodChoice, ...] = (
     MethodChoice(
         name="full", home=f"{_METHODS}.full:FullRecovery", learning_rate=WEIGHT_RATE, trains_vectors=True, state="4 bytes",
         summary="every kept weight, by the loss of the whole model", hint="every kept weight",
+    ),
+    MethodChoice(
+        name="lora", home=f"{_METHODS}.lora:LoraRecovery", learning_rate=1e-3, state="16 bytes for each number in A and B",
+        summary="low-rank deltas of the kept weights, W + M ∘ (s B A), by the loss of the whole model",
+        hint="low-rank deltas, merged under the mask",
     ),
 )
 # fmt: on

@@ -110,6 +110,10 @@ class TrainingLoop(ABC):
         return {}
 
     @abstractmethod
+    def remembered_start(self) -> dict[str, Tensor]:
+        """What the run started from, as it holds it in memory."""
+
+    @abstractmethod
     def measure_movement(self) -> dict[str, float]:
         """Fields of a `Point` that say how far what is learned has moved."""
 

@@ -15,7 +15,7 @@ from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.distributions.planes import flips, unpack
 from maskpro_deploy.learn.estimators.base import Estimator, StepLoss
-from maskpro_deploy.learn.kernels.kept_weights import gather_kept, scatter_kept
+from maskpro_deploy.learn.kernels.kept_weights import gather_kept, measure_added, scatter_kept
 from maskpro_deploy.learn.loop import Point, TrainingLoop
 from maskpro_deploy.learn.model.calibration import BlockStream, InputNorms, whole_model_norms
 from maskpro_deploy.learn.model.model import LearningModel, Windows, prunable_layers
@@ -155,6 +155,9 @@ class Trainer(TrainingLoop):
         self._best = {s.name: tensors[s.name] for s in self.masked}
         self._best_weights = {s.name: tensors[f"weights/{s.name}"] for s in self.masked if f"weights/{s.name}" in tensors}
 
+    def remembered_start(self) -> dict[str, Tensor]:
+        return self._prior
+
     def measure_movement(self) -> dict[str, float]:
         moved = self.moved() if self.config.trains_weights else 0.0
         return {"flips": self.flips(), "entropy": self.entropy(), "moved": moved}
@@ -171,8 +174,20 @@ class Trainer(TrainingLoop):
 
     def moved(self) -> float:
         """Length of what was added to the kept weights, relative to theirs in the dense model."""
-        pairs = [(gather_kept(s.weight, s.kept).float(), gather_kept(s.dense, s.kept).float()) for s in self.masked]
-        return math.sqrt(sum(float((w - d).square().sum()) for w, d in pairs) / sum(float(d.square().sum()) for _, d in pairs))
+        parts = [measure_added(gather_kept(s.weight, s.kept), gather_kept(s.dense, s.kept)) for s in self.masked]
+        return math.sqrt(sum(added for added, _ in parts) / sum(start for _, start in parts))
+
+    def moved_by_layer(self) -> dict[str, float]:
+        """The same for each layer of the result, by name in the checkpoint; nothing where weights are frozen.
+
+        A layer whose dense weights are all zero has no such ratio and is left out.
+        """
+        parts = {
+            self.names[s.name]: measure_added(self._best_weights[s.name], gather_kept(s.dense, self._best[s.name]))
+            for s in self.masked
+            if s.name in self._best_weights
+        }
+        return {name: math.sqrt(added / start) for name, (added, start) in parts.items() if start}
 
     def entropy(self) -> float:
         """Entropy of the masks' distribution, mean over groups; nats."""

@@ -146,6 +146,7 @@ class LearningModel:
         cap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         self._head: Head = LinearHead(self.head, cap) if head.bias is None else ModelHead(self._compute_own_logits)
         self._places: dict[int, list[str]] = {}  # id of a weight -> the layers that have it
+        self.places: dict[str, list[str]] = {}  # the same for layers that were exchanged, by weight name
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear):
                 self._places.setdefault(id(module.weight), []).append(name)
@@ -155,7 +156,8 @@ class LearningModel:
     def replace(self, weight_name: str, module: nn.Module) -> None:
         """Put `module` where the layer of `weight_name` is, and where any other layer of the same weight is."""
         layer = self.model.get_submodule(weight_name.removesuffix(".weight"))
-        for place in self._places[id(layer.weight)]:
+        self.places[weight_name] = self._places[id(layer.weight)]
+        for place in self.places[weight_name]:
             path, _, leaf = place.rpartition(".")
             setattr(self.model.get_submodule(path), leaf, module)
 

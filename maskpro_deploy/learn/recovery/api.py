@@ -27,6 +27,7 @@ from maskpro_deploy.learn.model.memory import tuned_process
 from maskpro_deploy.learn.model.model import LearningModel
 from maskpro_deploy.learn.model.tensor_names import find_tensors
 from maskpro_deploy.learn.monitor import Observer
+from maskpro_deploy.learn.recovery.adapters import hash_adapter, read_adapter
 from maskpro_deploy.learn.recovery.config import RecoverConfig
 from maskpro_deploy.learn.recovery.dense_model import find_dense
 from maskpro_deploy.learn.recovery.trainer import RecoveryTrainer
@@ -147,6 +148,7 @@ def recover_checkpoint(
     result = run.result()
     record = run.provenance(text, heldout, result)
     save_sparse(sparse, run.masks, out, record, force=force, weights=run.collect_weights())
+    trainer.save_more(out, sparse.folder.name)
     store.discard()
     return result
 
@@ -173,6 +175,8 @@ class _Run:
         **watching: Any,
     ) -> _Run:
         """Load models, masks and text; `watching` has progress and observers."""
+        if config.adapter is not None:
+            read_adapter(Path(config.adapter))  # refused before anything is loaded
         dtype = learning_dtype(config, place)
         windows, held = load_windows(sparse, text, heldout, config)
         model = LearningModel(load_causal_lm(sparse.folder, dtype).to(place))
@@ -192,7 +196,10 @@ class _Run:
         """Hash of all that decides on the result of the run, and on the points of its curve."""
         head, dense = self.trainer.model.head, "" if self.dense is None else self.dense.dense_sha256(self.dense.names)
         weights = f"{self.sparse.dense_sha256(self.sparse.names)} {dense} {self.masks.sha256()}"
-        run = f"{self.trainer.config.fingerprint()} {head.device.type} {head.dtype} {weights} {text.sha256} {heldout.sha256}"
+        config = self.trainer.config
+        adapter = "" if config.adapter is None else hash_adapter(Path(config.adapter))
+        texts = f"{text.sha256} {heldout.sha256}"
+        run = f"{config.fingerprint()} {head.device.type} {head.dtype} {weights} {texts} {adapter}"
         return hashlib.sha256(run.encode()).hexdigest()
 
     def collect_weights(self) -> dict[str, npt.NDArray[np.float32]]:
