@@ -22,6 +22,7 @@ from maskpro_deploy.data import HELD_OUT, Text, load_texts
 from maskpro_deploy.errors import InputError, Interrupted
 from maskpro_deploy.learn.loading import check_space, learning_device, learning_dtype, load_windows, memory_errors
 from maskpro_deploy.learn.loop import Point
+from maskpro_deploy.learn.measuring import Spent
 from maskpro_deploy.learn.model.memory import tuned_process
 from maskpro_deploy.learn.model.model import LearningModel
 from maskpro_deploy.learn.model.tensor_names import find_tensors
@@ -47,6 +48,7 @@ class RecoverResult:
     curve: tuple[Point, ...]  # held-out loss and more, from the start to the end
     dense_loss: float  # held-out loss of the dense model, nats a token; NaN where no teacher was asked
     seconds: float
+    spent: Spent  # what the seconds went into
     tokens: int  # seen
     dtype: str  # of the weights while they were trained
     device: str  # "cpu" or "cuda"
@@ -65,6 +67,7 @@ class RecoverResult:
             "best_step": best.step,
             "tokens": self.tokens,
             "seconds": round(self.seconds, 1),
+            **self.spent.to_json(),
             "layers": len(self.masks),
             "kept_weights": self.masks.num_weights * self.masks.pattern.n // self.masks.pattern.m,
             "curve": [asdict(p) for p in self.curve],
@@ -78,7 +81,7 @@ class RecoverResult:
             (f"layers under a strict {self.masks.pattern} mask", str(figures["layers"])),
             ("kept weights", f"{figures['kept_weights']:,}"),
             ("tokens seen", f"{figures['tokens']:,}"),
-            ("time", f"{figures['seconds']:.0f} s"),
+            ("time", f"{figures['seconds']:.0f} s: {self.spent.describe()}"),
             ("kept weights moved by", f"{100 * figures['moved']:.2f} % of their length"),
             *((f"held-out perplexity, {names[n]}", f"{x:.2f}") for n, x in figures["heldout_perplexity"].items()),
         ]
@@ -130,9 +133,11 @@ def recover_checkpoint(
     place = learning_device(device)
     run = _Run.load(sparse, text, heldout, config, teacher, place, progress=progress, observers=observers)
     trainer = run.trainer
-    trainer.store = store = dataclasses.replace(store, fingerprint=run.fingerprint(text))
+    trainer.store = store = dataclasses.replace(store, fingerprint=run.fingerprint(text, heldout))
     store.check() if resume else store.discard()
     with tuned_process(place), memory_errors(place):
+        if resume:
+            trainer.read_saved()
         trainer.prepare()
         if resume:
             trainer.restore()
@@ -187,13 +192,14 @@ class _Run:
         trainer = RecoveryTrainer(model, windows, held, config, own, taught, **watching)
         return cls(sparse=sparse, dense=dense, masks=masks, names=names, trainer=trainer)
 
-    def fingerprint(self, text: Text) -> str:
-        """Hash of all that decides on the result of the run."""
+    def fingerprint(self, text: Text, heldout: Text) -> str:
+        """Hash of all that decides on the result of the run, and on the points of its curve."""
         head, dense = self.trainer.model.head, "" if self.dense is None else self.dense.dense_sha256(self.dense.names)
         weights = f"{self.sparse.dense_sha256(self.sparse.names)} {dense} {self.masks.sha256()}"
         config = self.trainer.config
         adapter = "" if config.adapter is None else hash_adapter(Path(config.adapter))
-        run = f"{config.fingerprint()} {head.device.type} {head.dtype} {weights} {text.sha256} {adapter}"
+        texts = f"{text.sha256} {heldout.sha256}"
+        run = f"{config.fingerprint()} {head.device.type} {head.dtype} {weights} {texts} {adapter}"
         return hashlib.sha256(run.encode()).hexdigest()
 
     def collect_weights(self) -> dict[str, npt.NDArray[np.float32]]:
@@ -208,7 +214,7 @@ class _Run:
         return RecoverResult(
             masks=self.masks, curve=tuple(counters.curve), dense_loss=self.trainer.dense_loss, seconds=counters.seconds,
             tokens=counters.tokens, dtype=str(head.dtype).removeprefix("torch."), device=head.device.type,
-            memorised=counters.memorised,
+            memorised=counters.memorised, spent=self.trainer.spent(),
         )  # fmt: skip
 
     def provenance(self, text: Text, heldout: Text, result: RecoverResult) -> dict[str, Any]:
