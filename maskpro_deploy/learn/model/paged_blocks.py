@@ -115,7 +115,7 @@ def _list_block_tensors(checkpoint: Checkpoint) -> frozenset[str]:
     kind = type(model).__name__
     if checkpoint.bitmasks:
         raise InputError(f"the weights of {checkpoint.folder} are behind bitmasks.")
-    if list_fused(model) or turn_layers(model):
+    if list(list_fused(model)) or turn_layers(model):
         raise InputError(f"{kind} stores its linear layers in another form than they are trained in.")
     if len({id(p) for p in (*inside.values(), *outside)}) < len({id(p) for p in inside.values()}) + len({id(p) for p in outside}):
         raise InputError(f"{kind} shares weights between its blocks and other parts.")

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from decoder_families import write_family
 from safetensors.numpy import load_file
 from test_recover import MASKS, SMALL, Stopper, same_bits
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import Text
 from maskpro_deploy.errors import CheckFailed, InputError, Interrupted
 from maskpro_deploy.learn import RecoverConfig, RecoverResult, learn_checkpoint, recover_checkpoint
 from maskpro_deploy.learn.model.model import LearningModel
+from maskpro_deploy.learn.model.paged_blocks import PagedModel, open_paged
 from maskpro_deploy.learn.recovery import api
 from maskpro_deploy.learn.recovery.block_trainer import BlockTrainer
 from maskpro_deploy.learn.state import StateStore
@@ -124,7 +125,10 @@ def test_an_interrupted_run_resumes_to_the_same_bits(sparse: Path, text: Text, h
 def test_blocks_on_disk_and_in_memory_give_the_same_bits(
     sparse: Path, text: Text, heldout: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    opened: list[LearningModel] = []
+    monkeypatch.setattr(api, "open_paged", lambda *given: opened.append(open_paged(*given)) or opened[-1])
     run(sparse, tmp_path / "paged", text, heldout)
+    assert [type(model) for model in opened] == [PagedModel, PagedModel]
     monkeypatch.setattr(api, "open_paged", lambda c, dtype, place: LearningModel(load_causal_lm(c.folder, dtype)))
     run(sparse, tmp_path / "whole", text, heldout)
     assert same_bits(tmp_path / "paged", tmp_path / "whole")
@@ -173,33 +177,18 @@ def test_weights_that_are_no_numbers_end_the_run(sparse: Path, text: Text, heldo
         run(sparse, tmp_path / "out", text, heldout, replace(CONFIG, learning_rate=1e38))
 
 
-def test_a_model_that_does_not_run_block_by_block_is_refused(
-    sparse: Path, text: Text, heldout: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-
-    once = LlamaDecoderLayer.forward
-
-    def from_the_tokens(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        kwargs["extra"] = None
-        kwargs.pop("extra")
-        return once(self, hidden_states, *args, **kwargs)
-
-    monkeypatch.setattr(LlamaDecoderLayer, "forward", from_the_tokens)
-    monkeypatch.setattr("maskpro_deploy.learn.model.calibration._agree", lambda one, other: False)
-    with pytest.raises(InputError, match="does not run block by block: .*\n.*--method full"):
-        run(sparse, tmp_path / "out", text, heldout)
+def test_a_model_that_does_not_run_block_by_block_is_refused(text: Text, heldout: Text, tmp_path: Path) -> None:
+    dense = write_family("gemma4_text", tmp_path / "dense")
+    learn_checkpoint(dense, tmp_path / "sparse", text, heldout, MASKS, device="cpu")
+    with pytest.raises(InputError, match=r"does not run block by block: .*from the tokens\.\n.*--method full"):
+        run(tmp_path / "sparse", tmp_path / "out", text, heldout)
 
 
 def test_stored_the_other_way_round_is_loaded_whole(
-    tiny_checkpoint: Path, text: Text, heldout: Text, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    text: Text, heldout: Text, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2)
-    torch.manual_seed(0)
-    GPT2LMHeadModel(settings).save_pretrained(tmp_path / "dense")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / "dense" / name).write_bytes((tiny_checkpoint / name).read_bytes())
-    learn_checkpoint(tmp_path / "dense", tmp_path / "sparse", text, heldout, MASKS, device="cpu")
+    dense = write_family("gpt2", tmp_path / "dense")
+    learn_checkpoint(dense, tmp_path / "sparse", text, heldout, MASKS, device="cpu")
     result = run(tmp_path / "sparse", tmp_path / "out", text, heldout)
     assert "the whole model is loaded into memory" in caplog.text
     assert result.curve[-1].moved > 0
