@@ -164,6 +164,8 @@ def _describe_graph(
         "maskpro.dtype": entry.dtype,
         "maskpro.kv_form": entry.form,
     }
+    if "weights_sha256" in origin:
+        entries["maskpro.weights_sha256"] = str(origin["weights_sha256"])
     if "front_end" in origin:
         entries["maskpro.front_end"] = str(origin["front_end"])
     if entry.quantization is not None:

@@ -158,11 +158,17 @@ def _return_memory() -> None:
 
 
 def _describe_origin(source: Checkpoint, masks: MaskSet | None, weights: dict[str, Weight], template: Template) -> dict[str, Any]:
-    """Names and hashes; where masks do not know the dense weights, `dense_sha256` is that of the checkpoint's own."""
+    """Names and hashes; where masks do not know the dense weights, `dense_sha256` is that of the checkpoint's own.
+
+    Kept weights that are not the dense model's have a hash of their own, `weights_sha256`.
+    """
     known = masks.dense_sha256 if masks is not None else ""
+    changed = masks is not None and source.weights_changed
+    own = source.dense_sha256(list_prunable(weights)) if changed or not known else ""
     origin = {
         "checkpoint": source.folder.resolve().name,
-        "dense_sha256": known or source.dense_sha256(list_prunable(weights)),
+        "dense_sha256": known or own,
+        **({"weights_changed": True, "weights_sha256": own} if changed else {}),
         "masks_sha256": masks.sha256() if masks is not None else None,
     }
     inferred = {"masks_inferred": True} if masks is not None and source.masks is None else {}

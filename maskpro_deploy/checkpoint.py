@@ -166,6 +166,20 @@ class Checkpoint:
         path = self.folder / MASKS_FILE
         return MaskSet.load(path) if path.is_file() else None
 
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What `learn.json` says of how the checkpoint was made; empty where there is none that can be read."""
+        try:
+            record = json.loads((self.folder / LEARN_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    @property
+    def weights_changed(self) -> bool:
+        """Whether kept weights are not those of the dense model that the masks were made for."""
+        return bool(self.record.get("weights_changed"))
+
     def dense_sha256(self, names: Iterable[str]) -> str:
         """Hash of the named weights: name, dtype, shape and bytes, in name order."""
         return self.dense_sha256s(names)[0]

@@ -113,6 +113,10 @@ class MaskSet:
         total = sum(size for _, size in counts)
         return sum(changed for changed, _ in counts) / total if total else 0.0
 
+    def flips_by_layer(self, other: MaskSet) -> dict[str, float]:
+        """Share of groups that differ from `other` in each weight, in name order."""
+        return {name: changed / size for name in self for changed, size in [self._count_flips(other, name)]}
+
     def flips_by_kind(self, other: MaskSet) -> dict[str, float]:
         """Share of groups that differ from `other` in each kind of layer (`q_proj`, `up_proj`, …), in name order."""
         counts: dict[str, list[int]] = {}
@@ -125,8 +129,10 @@ class MaskSet:
 
     def _count_flips(self, other: MaskSet, name: str) -> tuple[int, int]:
         """Groups of one weight that differ from `other`, and all its groups."""
-        differs = (self.mask(name) ^ other.mask(name)).reshape(-1, self.pattern.m).any(axis=-1)
-        return int(differs.sum()), differs.size
+        rows, columns = self.shapes[name]
+        bits = np.unpackbits(self.packed[name] ^ other.packed[name], count=rows * columns)
+        differs = bits.reshape(-1, self.pattern.m).any(axis=-1)
+        return int(np.count_nonzero(differs)), differs.size
 
     def check_fits(self, shapes: Mapping[str, tuple[int, ...]], masks: str, model: str) -> None:
         """Check that the model has every masked weight in the mask's shape; a message calls the two `masks` and `model`.

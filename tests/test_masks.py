@@ -104,6 +104,17 @@ def test_flips_count_groups():
     assert a.flips(b) == b.flips(a) == 0.5
 
 
+def test_flips_by_layer_weighted_by_groups_are_all_flips():
+    rng, shapes = np.random.default_rng(0), {"layer.0.weight": (3, 12), "layer.1.weight": (8, 4), "layer.2.weight": (5, 20)}
+    a, b = (MaskSet.from_arrays(TWO_FOUR, {n: TWO_FOUR.top(rng.random(s)) for n, s in shapes.items()}) for _ in range(2))
+    by_layer = a.flips_by_layer(b)
+    assert list(by_layer) == list(a)
+    groups = {name: a.mask(name).size // 4 for name in a}
+    assert sum(share * groups[name] for name, share in by_layer.items()) / sum(groups.values()) == pytest.approx(a.flips(b))
+    for name, share in by_layer.items():
+        assert share == (a.mask(name) != b.mask(name)).reshape(-1, 4).any(axis=1).mean()
+
+
 class TestDamagedFiles:
     @pytest.fixture
     def path(self, tmp_path):

@@ -105,7 +105,8 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_every_module_and_data_file_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         held = {n for n in archive.namelist() if ".dist-info/" not in n}
-    data = {"maskpro_deploy/py.typed", "maskpro_deploy/learn/kernels/native_step.c", "maskpro_deploy/text/corpus.jsonl.xz"}
+    data = {"maskpro_deploy/py.typed", "maskpro_deploy/text/corpus.jsonl.xz"}
+    data |= {f"maskpro_deploy/learn/kernels/{name}.c" for name in ("native_numbers", "native_step", "native_weights")}
     data |= {f"maskpro_deploy/reports/{p.name}" for p in (ROOT / "maskpro_deploy" / "reports").glob("*.html")}
     assert held == set(modules()) | data
 

@@ -67,10 +67,11 @@ _RECOVER_HELP = {
     "objective": "What to minimise: cross-entropy, the divergence from the dense model, or the mean of both (auto).",
     "calibration_tokens": "Tokens that a reconstruction by blocks sees.",
     "other_weights": "Take a --teacher although the masks were made for other weights.",
-    "rank": "Rank of the deltas.",
-    "alpha": "Deltas are scaled by alpha / rank.",
-    "target_modules": "Layers that get a delta; all masked ones by default.",
-    "adapter": "PEFT adapter folder to start from.",
+    "rank": "With --method lora: rank of the deltas.",
+    "alpha": "With --method lora: deltas are scaled by alpha / rank.",
+    "rslora": "With --method lora: scale deltas by alpha / sqrt(rank).",
+    "target_modules": "With --method lora: layers that get a delta; all masked ones by default.",
+    "adapter": "With --method lora: PEFT adapter to start from; its own rank, alpha and layers hold.",
 }
 _METAVARS = {"include": "REGEX", "exclude": "REGEX", "target_modules": "REGEX", "adapter": "FOLDER"}
 _TYPES = {  # of those without a default; others are whole numbers

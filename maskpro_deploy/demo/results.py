@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskpro_deploy.bench.results.document import REPORT_FILE
 from maskpro_deploy.bench.sweeps.summary import describe
 from maskpro_deploy.errors import InputError
-from maskpro_deploy.reports import blocks, plots
+from maskpro_deploy.reports import blocks, curves, learning, plots
 from maskpro_deploy.reports.benchmarks import plot_medians
 from maskpro_deploy.reports.blocks import ListSection, PlotSection, Report, Section, TableSection
+from maskpro_deploy.reports.curves import Phase
 from maskpro_deploy.system.files import write_json
 from maskpro_deploy.system.output import table
 
@@ -50,7 +50,8 @@ def render_text(demo: Demo) -> str:
 
 
 def build_page(demo: Demo) -> Report:
-    """The page: results, learning curve, sparsity per layer, quality, latency, environment."""
+    """The page: results, learning curve, what changed, quality, latency, environment."""
+    assert demo.learned is not None
     quality = demo.figures["quality"]
     perplexity = quality["perplexity"]
     below = 100 * quality["learned_below_one_shot"]
@@ -58,11 +59,13 @@ def build_page(demo: Demo) -> Report:
         f"Learned {demo.pattern} masks: held-out perplexity {perplexity['learned']:.1f}, one-shot {perplexity['one-shot']:.1f}, "
         f"dense {perplexity['dense']:.1f} ({below:.0f} % below one-shot)."
     )
+    phases = [Phase("masks", demo.learned.curve, demo.learned.objective)]
     sections: list[Section] = [
         TableSection(title="Results", rows=demo.rows),
         *blocks.warning_list("Not measured here", demo.not_measured),
-        _learning_curve(demo),
-        _sparsity(demo),
+        curves.draw_losses(phases, learning.name_references(demo.learned)),
+        *curves.draw_movements(phases),
+        *learning.draw_changes(demo.learned),
         PlotSection(
             title="Quality",
             plot=plots.draw_quality_bars(perplexity, quality["stderr"]),
@@ -73,28 +76,6 @@ def build_page(demo: Demo) -> Report:
         blocks.facts_table("Environment", demo.figures["environment"]),
     ]
     return Report(title="maskpro-deploy demo", headline=headline, subtitle=str(demo.figures["model"]), sections=sections)
-
-
-def _learning_curve(demo: Demo) -> PlotSection:
-    assert demo.learned is not None
-    curve = demo.learned.curve
-    trained = [(p.tokens, p.sample_loss) for p in curve if p.sample_loss is not None]
-    held_out = [(float(p.tokens), p.heldout_loss) for p in curve]
-    lines = {"dense, held out": demo.learned.dense_loss, "one-shot, held out": curve[0].heldout_loss}
-    plot = plots.draw_learning_curve([float(t) for t, _ in trained], [loss for _, loss in trained], held_out, lines)
-    caption = "Training: mean loss on the learning text since the last point. Held out: loss of the mask if written then."
-    return PlotSection(title="Learning curve", plot=plot, caption=caption)
-
-
-def _sparsity(demo: Demo) -> PlotSection:
-    assert demo.validation is not None
-    in_order = sorted(demo.validation.required, key=lambda t: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", t.name)])
-    layers = {t.name: 1.0 - t.density for t in in_order}
-    return PlotSection(
-        title="Sparsity per layer",
-        plot=plots.draw_sparsity(layers, target=1.0 - demo.pattern.density),
-        caption=f"Counted in the written checkpoint: {demo.validation.verdict}.",
-    )
 
 
 def _latency(demo: Demo) -> list[Section]:

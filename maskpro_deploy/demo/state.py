@@ -11,7 +11,6 @@ from maskpro_deploy.pattern import NMPattern
 if TYPE_CHECKING:
     from maskpro_deploy.bench.sweeps.result import BenchResult
     from maskpro_deploy.learn import LearnResult
-    from maskpro_deploy.validation import ValidationReport
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,7 +29,6 @@ class Demo:
     bundle: Path = field(init=False)  # its ONNX bundle
     dense_bundle: Path = field(init=False)  # the dense twin
     learned: LearnResult | None = None
-    validation: ValidationReport | None = None
     latency: BenchResult | None = None
 
     def __post_init__(self) -> None:

@@ -7,55 +7,33 @@ part has two times: until Python had launched it, and until the device was done.
 from __future__ import annotations
 
 import gc
-import itertools
 import statistics
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from maskpro_deploy.bench.products.timing import CUDA, synchronize
-from maskpro_deploy.errors import MachineError
 from maskpro_deploy.gpu_check.items import Record, Settings, import_torch
 from maskpro_deploy.gpu_check.models import PATTERN, TINY, LlamaShape
+from maskpro_deploy.gpu_check.training import (
+    Ticks,
+    check_memory,
+    choose_dtype,
+    make_model,
+    make_settings,
+    make_text,
+    run_until_enough,
+)
 
 if TYPE_CHECKING:
     from maskpro_deploy.learn.trainer import Trainer
 
 _STEPS_SHARE = 0.5  # of the budget for whole steps; the rest is for their parts
-_WARM_UP_STEPS, _LEAST_STEPS, _MOST_STEPS = 3, 5, 100_000
 _WATCHED_STEPS = 3
 # bytes a pruned weight: logits (2), two moments (1 and 2), three masks of one bit, rounded up; then the weight
 _PRUNED_BYTES, _WEIGHT_BYTES, _SPARE_BYTES = 6, 2, 4 << 30
-
-
-class _Enough(Exception):
-    """Enough steps were timed."""
-
-
-class _Ticks:
-    """Progress that notes when each step ended, and ends the loop after some time and a least number of steps."""
-
-    def __init__(self, seconds: float) -> None:
-        self.at: list[float] = []
-        self._seconds = seconds
-
-    def update(self, done: float, total: float, note: str = "") -> None:
-        self.at.append(time.perf_counter())
-        if len(self.at) > _WARM_UP_STEPS + _LEAST_STEPS and self.at[-1] - self.at[0] >= self._seconds:
-            raise _Enough
-
-    def close(self) -> None:
-        pass
-
-    @property
-    def step_ms(self) -> list[float]:
-        """Milliseconds of the steps after the warm-up."""
-        return [1e3 * (b - a) for a, b in itertools.pairwise(self.at)][_WARM_UP_STEPS:]
 
 
 def time_learning(shape: LlamaShape, settings: Settings, record: Record) -> str:
@@ -70,13 +48,9 @@ def time_learning(shape: LlamaShape, settings: Settings, record: Record) -> str:
 def _time_steps(torch: Any, shape: LlamaShape, settings: Settings, record: Record) -> str:
     """The item itself, with the process as the learner has it."""
     on_gpu = settings.device == CUDA
-    if on_gpu:
-        needed = shape.pruned_weights * _PRUNED_BYTES + (shape.weights + shape.pruned_weights) * _WEIGHT_BYTES + _SPARE_BYTES
-        if (free := torch.cuda.mem_get_info()[0]) < needed:
-            sizes = f"{needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free"
-            raise MachineError(f"learning on a {shape.name} model needs about {sizes}")
-        torch.cuda.reset_peak_memory_stats()
-    ticks = _Ticks(_STEPS_SHARE * settings.budget_s)
+    needed = shape.pruned_weights * _PRUNED_BYTES + (shape.weights + shape.pruned_weights) * _WEIGHT_BYTES + _SPARE_BYTES
+    check_memory(torch, settings, shape, needed)
+    ticks = Ticks(_STEPS_SHARE * settings.budget_s)
     trainer = _make_trainer(torch, shape, settings, ticks)
     started = time.perf_counter()
     trainer.prepare()
@@ -90,11 +64,7 @@ def _time_steps(torch: Any, shape: LlamaShape, settings: Settings, record: Recor
         prepare_s=time.perf_counter() - started,
         dense_loss=trainer.dense_loss,
     )
-    stopped = False
-    with suppress(_Enough):
-        stopped = not trainer.run()
-    if stopped:
-        raise KeyboardInterrupt
+    run_until_enough(trainer)
     whole = statistics.median(ticks.step_ms)
     rate = 1e3 * trainer.config.sequences * trainer.config.window / whole
     record.put(steps=len(ticks.step_ms), step_ms=whole, step_ms_all=ticks.step_ms, tokens_per_s=rate)
@@ -110,32 +80,15 @@ def _time_steps(torch: Any, shape: LlamaShape, settings: Settings, record: Recor
     return f"{shape.name}: {whole:.1f} ms a step, {rate:,.0f} tokens/s, {100 * share:.0f} % sampling and update{memory}"
 
 
-def _make_trainer(torch: Any, shape: LlamaShape, settings: Settings, ticks: _Ticks) -> Trainer:
+def _make_trainer(torch: Any, shape: LlamaShape, settings: Settings, ticks: Ticks) -> Trainer:
     """The learner's loop on a random model and random tokens."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
     from maskpro_deploy.learn.config import LearnConfig
-    from maskpro_deploy.learn.model.model import LearningModel, faster_dtype
     from maskpro_deploy.learn.trainer import Trainer as Loop
 
-    torch.manual_seed(0)
-    dtype = faster_dtype(CUDA) if settings.device == CUDA else torch.float32
-    with torch.device(settings.device):
-        model = AutoModelForCausalLM.from_config(LlamaConfig(**shape.config()), dtype=dtype)
-    window = min(256, shape.length // 4)
-    config = LearnConfig(
-        pattern=PATTERN,
-        steps=_MOST_STEPS,
-        window=window,
-        batch_tokens=8 * window,
-        calibration_tokens=8 * window,
-        heldout_tokens=8 * window,
-        evaluations=1,
-        dtype=str(dtype).removeprefix("torch."),
-    )
-    rng = np.random.default_rng(0)
-    text = rng.integers(0, shape.vocabulary, (64, window), dtype=np.int32)
-    return Loop(LearningModel(model.to(settings.device).eval()), text[8:], text[:8], config, progress=ticks)
+    dtype = choose_dtype(torch, settings)
+    config = LearnConfig(pattern=PATTERN, **make_settings(shape, dtype))
+    text, heldout = make_text(shape, config.window)
+    return Loop(make_model(torch, shape, settings.device, dtype), text, heldout, config, progress=ticks)
 
 
 def _time_parts(torch: Any, trainer: Trainer, device: str, record: Record) -> dict[str, float]:

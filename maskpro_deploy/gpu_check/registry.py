@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from maskpro_deploy.gpu_check import engines, environment, evaluation, learning, products, serving
+from maskpro_deploy.gpu_check import engines, environment, evaluation, learning, products, serving, weights
 from maskpro_deploy.gpu_check.items import Item
 from maskpro_deploy.gpu_check.models import ONE_B, SMOL
 
@@ -22,6 +22,8 @@ ITEMS: dict[str, Entry] = {
     "environment": Entry(environment.report_environment),
     "learn-135m": Entry(partial(learning.time_learning, SMOL), 180.0),  # compiling the steps took 18 s on an H100
     "learn-1b": Entry(partial(learning.time_learning, ONE_B), 240.0),
+    "learn-joint": Entry(partial(weights.time_joint, SMOL), 240.0),
+    "recover": Entry(partial(weights.time_recovery, SMOL), 240.0),
     "products": Entry(products.measure_products, 180.0),  # two more processes look for what works
     "tensorrt": Entry(partial(engines.measure_library, "tensorrt"), 300.0),
     "tensorrt-rtx": Entry(partial(engines.measure_library, "tensorrt-rtx"), 180.0),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ from maskpro_deploy.errors import InputError, Interrupted
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.loading import check_space, learning_device, learning_dtype, load_windows, memory_errors
 from maskpro_deploy.learn.loop import Point
+from maskpro_deploy.learn.measuring import Spent
 from maskpro_deploy.learn.model.memory import tuned_process
 from maskpro_deploy.learn.model.model import LearningModel
+from maskpro_deploy.learn.model.norm_cache import NormCache
 from maskpro_deploy.learn.model.tensor_names import find_tensors
 from maskpro_deploy.learn.monitor import Observer
 from maskpro_deploy.learn.state import StateStore
@@ -48,11 +50,16 @@ class LearnResult:
     curve: tuple[Point, ...]  # held-out loss and more, from the prior to the end
     dense_loss: float  # held-out loss of the dense model, nats a token
     seconds: float  # of learning, calibration included
+    spent: Spent  # what the seconds went into
     tokens: int  # seen while learning
     dtype: str  # of the weights while learning
     device: str  # "cpu" or "cuda"
+    weights_moved_by: str | None = None  # by what kept weights were moved, see `KeptStep`; None where they are frozen
+    objective: str = "ce"  # what a step minimised, a name of `choices.OBJECTIVES`
     moved_by: str | None = None  # by what logits were moved, see `SiteStep`; None where the estimator has one way only
     memorised: bool = False  # whether the model was overfitting to the learning text, see `monitor.memorises`
+    # length of what was added to a layer's kept weights, relative to theirs in the dense model; empty where weights are frozen
+    moved_by_layer: Mapping[str, float] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """The figures, as they go into `learn.json`."""
@@ -63,11 +70,15 @@ class LearnResult:
             "heldout_perplexity": {name: math.exp(loss) for name, loss in losses.items()},
             "groups_changed": best.flips,
             "groups_changed_by_kind": self.masks.flips_by_kind(self.prior_masks),
+            "groups_changed_by_layer": self.masks.flips_by_layer(self.prior_masks),
+            "weights_moved": best.moved,
+            "weights_moved_by_layer": dict(self.moved_by_layer),
             "memorised": self.memorised,
             "steps": last.step,
             "best_step": best.step,
             "tokens": self.tokens,
             "seconds": round(self.seconds, 1),
+            **self.spent.to_json(),
             "layers": len(self.masks),
             "weights": self.masks.num_weights,
             "curve": [asdict(p) for p in self.curve],
@@ -81,7 +92,7 @@ class LearnResult:
             (f"layers with a strict {self.masks.pattern} mask", str(figures["layers"])),
             ("weights covered", f"{figures['weights']:,}"),
             ("tokens seen", f"{figures['tokens']:,}"),
-            ("time", f"{figures['seconds']:.0f} s"),
+            ("time", f"{figures['seconds']:.0f} s: {self.spent.describe()}"),
             ("groups changed against the prior", f"{100 * figures['groups_changed']:.1f} %"),
             ("held-out perplexity, dense", f"{perplexity['dense']:.2f}"),
             ("held-out perplexity, one-shot prior", f"{perplexity['prior']:.2f}"),
@@ -152,7 +163,8 @@ def learn_checkpoint(
     place = learning_device(device)
     trainer = _load_trainer(checkpoint, text, heldout, config, place, progress=progress, observers=observers)
     whole_sha256, dense_sha256 = checkpoint.dense_sha256s(checkpoint.names, _list_masked_names(trainer))
-    trainer.store = store = replace(store, fingerprint=_fingerprint(trainer, whole_sha256, text))
+    trainer.store = store = replace(store, fingerprint=_fingerprint(trainer, whole_sha256, text, heldout))
+    trainer.norms = NormCache(whole_sha256)
     store.check() if resume else store.discard()
     if not _run(trainer, checkpoint, prior_progress, resume=resume):
         raise Interrupted(
@@ -179,9 +191,11 @@ def _list_masked_names(trainer: Trainer) -> list[str]:
 
 def _run(trainer: Trainer, checkpoint: Checkpoint, prior_progress: Progress = SILENT, *, resume: bool = False) -> bool:
     """Prepare and learn; False if the user stopped it."""
-    given = _read_given_masks(checkpoint, trainer) if trainer.config.prior_file is not None else None
+    given = _read_given_masks(checkpoint, trainer) if trainer.config.prior_file is not None and not resume else None
     place = trainer.model.head.device.type
     with tuned_process(place), memory_errors(place):
+        if resume:
+            trainer.read_saved()
         trainer.prepare(prior_progress, given)
         if resume:
             trainer.restore()
@@ -192,8 +206,12 @@ def _result(trainer: Trainer, dense_sha256: str) -> LearnResult:
     head, counters = trainer.model.head, trainer.counters
     return LearnResult(
         masks=trainer.masks(dense_sha256), prior_masks=trainer.prior_masks(dense_sha256), curve=tuple(counters.curve),
-        dense_loss=trainer.dense_loss, seconds=counters.seconds, tokens=counters.tokens, memorised=counters.memorised,
+        dense_loss=trainer.dense_loss, seconds=counters.seconds, spent=trainer.spent(), tokens=counters.tokens,
         dtype=str(head.dtype).removeprefix("torch."), device=head.device.type, moved_by=trainer.estimator.moved_by,
+        weights_moved_by=trainer.estimator.weights_moved_by,
+        objective=trainer.config.minimised,
+        moved_by_layer=trainer.moved_by_layer(),
+        memorised=counters.memorised,
     )  # fmt: skip
 
 
@@ -217,11 +235,11 @@ def _read_given_masks(checkpoint: Checkpoint, trainer: Trainer) -> MaskSet:
     return masks.rename({theirs: own for own, theirs in names.items()})
 
 
-def _fingerprint(trainer: Trainer, weights_sha256: str, text: Text) -> str:
-    """Hash of all that decides on the result of a run."""
+def _fingerprint(trainer: Trainer, weights_sha256: str, text: Text, heldout: Text) -> str:
+    """Hash of all that decides on the result of a run, and on the points of its curve."""
     head = trainer.model.head
     run = f"{trainer.config.fingerprint()} {head.device.type} {head.dtype}"
-    return hashlib.sha256(f"{run} {weights_sha256} {text.sha256}".encode()).hexdigest()
+    return hashlib.sha256(f"{run} {weights_sha256} {text.sha256} {heldout.sha256}".encode()).hexdigest()
 
 
 def _provenance(checkpoint: Checkpoint, text: Text, heldout: Text, config: LearnConfig, result: LearnResult) -> dict[str, Any]:
@@ -238,6 +256,7 @@ def _provenance(checkpoint: Checkpoint, text: Text, heldout: Text, config: Learn
         "dtype": result.dtype,
         "device": result.device,
         "logits_moved_by": result.moved_by,
+        "weights_moved_by": result.weights_moved_by,
         "text": {"name": Path(text.name).name, "sha256": text.sha256, "documents": len(text.documents)},
         "heldout": {"name": Path(heldout.name).name, "sha256": heldout.sha256, "documents": len(heldout.documents)},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},

@@ -112,6 +112,7 @@ class MethodChoice(Choice):
     trainer: str = "maskpro_deploy.learn.recovery.trainer:RecoveryTrainer"  # the run that it needs, as `home`
     learning_rate: float  # the default
     by_block: bool = False  # whether blocks are trained one after another against the dense ones
+    products: int = 3  # matrix products of every layer in a step, without those of a teacher
     trains_vectors: bool = False  # whether it can train the scales of norms and biases, too
     state: str  # for each kept weight beyond the weights, in words
 
@@ -214,6 +215,11 @@ METHODS: tuple[MethodChoice, ...] = (
     MethodChoice(
         name="full", home=f"{_METHODS}.full:FullRecovery", learning_rate=WEIGHT_RATE, trains_vectors=True, state="4 bytes",
         summary="every kept weight, by the loss of the whole model", hint="every kept weight",
+    ),
+    MethodChoice(
+        name="lora", home=f"{_METHODS}.lora:LoraRecovery", learning_rate=1e-3, state="16 bytes for each number in A and B",
+        summary="low-rank deltas of the kept weights, W + M ∘ (s B A), by the loss of the whole model",
+        hint="low-rank deltas, merged under the mask",
     ),
     MethodChoice(
         name="block", home=f"{_METHODS}.block:BlockRecovery", trainer=f"{_METHODS}.block_trainer:BlockTrainer", by_block=True,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,11 +62,7 @@ class LearnConfig(RunConfig):
         self._check_estimator()
         self._check_weights()
         self._check_prior()
-        for field in ("include", "exclude"):
-            try:
-                re.compile(getattr(self, field) or "")
-            except re.error as e:
-                raise ConfigError(f"{name_flag(field)} {getattr(self, field)!r} is not a regular expression: {e}.") from e
+        self._check_patterns("include", "exclude")
 
     def _check_samples(self) -> None:
         check_range("--parts", self.parts, least=1)

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 from maskpro_deploy.learn.estimators.base import Learner, check_loss
+from maskpro_deploy.learn.measuring import FIRST_PART, SHARE, Spent, count_fitting, measure_within
 from maskpro_deploy.learn.model.masked_linear import MaskedLinear, Mode, set_mode
 from maskpro_deploy.learn.model.model import LearningModel, Windows
 from maskpro_deploy.learn.monitor import Observer, memorises, peak_memory
 from maskpro_deploy.learn.run_config import RunConfig
-from maskpro_deploy.learn.state import StateStore, stop_requests
+from maskpro_deploy.learn.state import SavedState, StateStore, stop_requests
 from maskpro_deploy.system.progress import SILENT, Progress
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ class Counters:
     seconds: float = 0.0  # of them all
     preparing_s: float = 0.0  # of them before the first step and its measurement: the prior above all
     measuring_s: float = 0.0  # of them on held-out text
+    measurement_s: float = 0.0  # of the last measurement
+    windows: list[int] | None = None  # of the held-out text that it is measured on; None for all
     curve: list[Point] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     memorised: bool = False
@@ -75,6 +78,7 @@ class TrainingLoop(ABC):
     compares_steps = True  # whether the losses of all steps are of one kind
     learner: Learner[Any]  # made by `prepare`
     masked: Sequence[MaskedLinear]  # the layers that were put into the model, too
+    preparing: ClassVar[str] = "preparing"  # what the time before the first step goes into, in a word
 
     def __init__(
         self, model: LearningModel, text: Windows, heldout: Windows, config: RunConfig, store: StateStore | None = None,
@@ -85,6 +89,7 @@ class TrainingLoop(ABC):
         self.store, self.progress, self.observers = store, progress, tuple(observers)
         self.counters = Counters()
         self.dense_loss = math.nan
+        self.saved: SavedState | None = None  # what `prepare` and `restore` go on from, see `read_saved`
         self._started = time.monotonic()
         self._unread: deque[tuple[dict[str, Any], Tensor, Windows]] = deque()  # steps whose loss was not looked at yet
         self._loss = math.nan  # the last one that was
@@ -100,6 +105,14 @@ class TrainingLoop(ABC):
     @abstractmethod
     def restore_best(self, tensors: Mapping[str, Tensor]) -> None:
         """Remember what `best_tensors` gave."""
+
+    def start_tensors(self) -> dict[str, Tensor]:
+        """What `prepare` came to and no step changes, for saving: a resumed run does not compute it again."""
+        return {}
+
+    @abstractmethod
+    def remembered_start(self) -> dict[str, Tensor]:
+        """What the run started from, as it holds it in memory."""
 
     @abstractmethod
     def measure_movement(self) -> dict[str, float]:
@@ -183,11 +196,14 @@ class TrainingLoop(ABC):
                 stack.callback(observer.close)
                 observer.start(config.to_json(), counters.step)
             if not counters.curve:
+                with self.timing("preparing_s"):
+                    self.save()  # an interruption from here on does not cost the preparation
                 self._measure()
+                self._tell_measuring()
             while not self._done() and not stop.is_set():
                 self._step()
                 self._tick()
-                if self._fraction() >= len(counters.curve) / config.evaluations and not self._done():
+                if self._fraction() >= len(counters.curve) / self._evaluations() and not self._done():
                     self._measure()
                 if time.monotonic() - saved >= config.checkpoint_every_s:
                     self.save()
@@ -205,7 +221,7 @@ class TrainingLoop(ABC):
         counters, config = self.counters, self.run_config
         point = counters.curve[-1]
         losses = f"loss {self._loss:.3f}  held out {point.heldout_loss:.3f}"
-        note = f"{losses}  {self.note_movement(point)}  {point.memory / 1e9:.1f} GB"
+        note = f"{losses}  {self.note_movement(point)}  {point.memory / 1e9:.1f} GB  {self.spent().describe()}"
         if config.budget_s is not None:
             rate = counters.tokens / counters.seconds
             note = f"step {counters.step}  {rate:.0f} tokens/s  {note}"
@@ -227,7 +243,8 @@ class TrainingLoop(ABC):
             return True
         if config.budget_s is None or c.step == 0:
             return self._fraction() >= 1.0
-        return c.seconds + 0.5 * c.seconds / c.step >= config.budget_s  # stop where the end is nearest to the budget
+        step_s = self.spent().steps_s / c.step
+        return c.seconds + 0.5 * step_s >= config.budget_s  # stop where the end is nearest to the budget
 
     def _out_of_patience(self) -> bool:
         """Whether the last measurements brought nothing better."""
@@ -235,28 +252,65 @@ class TrainingLoop(ABC):
         return self.run_config.patience is not None and len(losses) - 1 - losses.index(min(losses)) >= self.run_config.patience
 
     def heldout_loss(self, model: LearningModel | None = None) -> float:
-        """Loss of the model, or of another one, on the held-out windows with the layers' current mode; nats a token."""
-        measured, step = model or self.model, self.run_config.sequences
-        batches = [self.heldout[i : i + step] for i in range(0, len(self.heldout), step)]
+        """Loss of the model, or of another one, on the held-out windows with the layers' current mode; nats a token.
+
+        The first call of a run with a time limit chooses the windows, see `measuring`.
+        """
+        measured, step, counters = model or self.model, self.run_config.sequences, self.counters
+
+        def loss(windows: Windows) -> float:
+            return float(measured.loss(windows, differentiable=False))
+
         with torch.inference_mode():
-            return sum(float(measured.loss(b, differentiable=False)) * len(b) for b in batches) / len(self.heldout)
+            if self.run_config.budget_s and math.isnan(self.dense_loss) and not counters.curve:
+                allowed_s = FIRST_PART * SHARE * self.run_config.budget_s
+                value, counters.windows = measure_within(loss, self.heldout, step, allowed_s, time.monotonic)
+                return value
+            heldout = self.heldout if counters.windows is None else self.heldout[counters.windows]
+            batches = [heldout[i : i + step] for i in range(0, len(heldout), step)]
+            return sum(loss(b) * len(b) for b in batches) / len(heldout)
+
+    def _evaluations(self) -> int:
+        """How many measurements the run has after the one at its start: as many as are set, or fit into a time limit."""
+        c, config = self.counters, self.run_config
+        if not config.budget_s or not c.curve:
+            return config.evaluations
+        return count_fitting(config.evaluations, len(c.curve) - 1, SHARE * config.budget_s - c.measuring_s, c.measurement_s)
+
+    def _tell_measuring(self) -> None:
+        """Say what a time limit left of the measurements."""
+        if budget_s := self.run_config.budget_s:
+            spent = self.spent()
+            note = f"measuring {self._evaluations() + 1} times on {spent.heldout_tokens} of {spent.of_tokens} held-out tokens"
+            log.info("%s: at most %.0f %% of the time", note, 100 * SHARE)
+            self.progress.update(min(self.counters.seconds, budget_s), budget_s, note)
+
+    def spent(self) -> Spent:
+        """What the time so far went into."""
+        c, window = self.counters, self.heldout.shape[1]
+        return Spent(
+            steps_s=max(0.0, c.seconds - c.measuring_s - c.preparing_s), measuring_s=c.measuring_s, preparing_s=c.preparing_s,
+            prepared=self.preparing, of_tokens=self.heldout.size, measurements=len(c.curve),
+            heldout_tokens=self.heldout.size if c.windows is None else len(c.windows) * window,
+        )  # fmt: skip
 
     def _measure(self) -> None:
         self._read_losses()
-        self.check_finite()
+        c, before = self.counters, self.counters.measuring_s
         with self.timing("measuring_s"):
+            self.check_finite()
             set_mode(self.masked, Mode.ARGMAX)
-            loss = self.heldout_loss()
-        c = self.counters
+            loss, movement = self.heldout_loss(), self.measure_movement()
+            if not c.curve or loss < min(p.heldout_loss for p in c.curve):
+                self.keep_best()
+        c.measurement_s = c.measuring_s - before
         sample_loss = sum(c.losses) / len(c.losses) if c.losses else None
         epochs = round(self.count_epochs(), 4)
         point = Point(
             step=c.step, tokens=c.tokens, seconds=round(c.seconds, 3), sample_loss=sample_loss, heldout_loss=loss, epochs=epochs,
-            memory=peak_memory(self.model.head.device.type), **self.measure_movement(),
+            memory=peak_memory(self.model.head.device.type), **movement,
         )  # fmt: skip
         c.losses.clear()
-        if not c.curve or point.heldout_loss < min(p.heldout_loss for p in c.curve):
-            self.keep_best()
         c.curve.append(point)
         log.info("%s", point)
         for observer in self.observers:
@@ -275,17 +329,28 @@ class TrainingLoop(ABC):
             return
         self._read_losses()
         self.check_finite()
-        tensors = self.learner.tensors() | {f"best/{k}": v for k, v in self.best_tensors().items()}
+        kept = {"best": self.best_tensors(), "start": self.start_tensors()}
+        tensors = self.learner.tensors() | {f"{kind}/{k}": v for kind, those in kept.items() for k, v in those.items()}
         counters: dict[str, Any] = {**asdict(self.counters), **self.learner.numbers(), "dense_loss": self.dense_loss}
         self.store.save(tensors, counters)
 
+    def read_saved(self) -> None:
+        """Read the saved state before `prepare`, which then computes nothing that the state holds."""
+        assert self.store is not None
+        self.saved = self.store.load()
+
     def restore(self) -> None:
         """Go on from the saved state (after `prepare`)."""
-        assert self.store is not None
-        tensors, counters = self.store.load()
+        if self.saved is None:
+            self.read_saved()
+        assert self.saved is not None
+        tensors, counters = self.saved
         device = self.model.head.device
-        self.restore_best({k.removeprefix("best/"): v.to(device) for k, v in tensors.items() if k.startswith("best/")})
+        if best := {k.removeprefix("best/"): v.to(device) for k, v in tensors.items() if k.startswith("best/")}:
+            self.restore_best(best)
         self.learner.restore(tensors, counters)
         known = {f.name: counters[f.name] for f in fields(Counters)}
         self.counters = Counters(**{**known, "curve": [Point(**p) for p in counters["curve"]]})
+        self.dense_loss = counters["dense_loss"]
+        self.saved = None
         self._started = time.monotonic()

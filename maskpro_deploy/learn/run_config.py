@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -62,6 +63,13 @@ class RunConfig:
             check_range(name_flag(field), getattr(self, field), above=0)
         for field in not_negative:
             check_range(name_flag(field), getattr(self, field), least=0)
+
+    def _check_patterns(self, *fields: str) -> None:
+        for field in fields:
+            try:
+                re.compile(getattr(self, field) or "")
+            except re.error as e:
+                raise ConfigError(f"{name_flag(field)} {getattr(self, field)!r} is not a regular expression: {e}.") from e
 
     @classmethod
     def known_values(cls) -> dict[str, tuple[str, ...]]:

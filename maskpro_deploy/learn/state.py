@@ -25,7 +25,8 @@ from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.system.files import atomic_file
 
 FORMAT = "maskpro-deploy/learning-state"
-VERSION = "2"
+VERSION = "3"
+SavedState = tuple[dict[str, Tensor], dict[str, Any]]  # tensors and counters
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class StateStore:
         """Check that there is a whole state, and that it belongs to this run."""
         self.load(with_tensors=False)
 
-    def load(self, *, with_tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def load(self, *, with_tensors: bool = True) -> SavedState:
         """The saved tensors and counters (see `check` for what can go wrong)."""
         self._check_exists()
         try:

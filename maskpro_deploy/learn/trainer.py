@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.distributions.planes import flips
+from maskpro_deploy.learn.distributions.planes import flips, unpack
 from maskpro_deploy.learn.estimators.base import Estimator, StepLoss
-from maskpro_deploy.learn.kernels.kept_weights import gather_kept, scatter_kept
+from maskpro_deploy.learn.kernels.kept_weights import gather_kept, measure_added, scatter_kept
 from maskpro_deploy.learn.loop import Point, TrainingLoop
-from maskpro_deploy.learn.model.calibration import BlockStream
+from maskpro_deploy.learn.model.calibration import BlockStream, InputNorms, whole_model_norms
 from maskpro_deploy.learn.model.model import LearningModel, Windows, prunable_layers
 from maskpro_deploy.learn.model.sites import Site
 from maskpro_deploy.learn.model.teacher import ask_without_masks
@@ -34,6 +35,8 @@ class Trainer(TrainingLoop):
         names: what weights of the model are called in the checkpoint; those that it lacks stay dense. None: as in the model.
     """
 
+    preparing: ClassVar[str] = "prior"
+
     def __init__(
         self, model: LearningModel, text: Windows, heldout: Windows, config: LearnConfig, store: StateStore | None = None,
         progress: Progress = SILENT, observers: Sequence[Observer] = (), names: Mapping[str, str] | None = None,
@@ -43,7 +46,9 @@ class Trainer(TrainingLoop):
         # by weight name in the model; `sites` take their places
         self.layers = prunable_layers(model.model, config.pattern, config.include, config.exclude, names)
         self.names = {name: name for name in self.layers} if names is None else names
+        self.norms: InputNorms = whole_model_norms  # what gives the norms of the layers' inputs, where a prior needs them alone
         config.estimator_choice.load().check_model(model.model, self.layers)
+        self._family = config.distribution_choice.load()(config.pattern, model.head.device)
         self.masked: list[Site] = []
         self._prior: dict[str, Tensor] = {}  # bits of the masks that learning started from
         self._best: dict[str, Tensor] = {}  # and of those at the point with the lowest held-out loss
@@ -61,30 +66,66 @@ class Trainer(TrainingLoop):
         return self.learner
 
     def prepare(self, progress: Progress = SILENT, given: MaskSet | None = None) -> None:
-        """Measure the dense model, compute the prior (with `given` masks for a file), and put sites in the layers' places."""
+        """Measure the dense model, compute the prior (with `given` masks for a file), and put sites in the layers' places.
+
+        What the saved state holds is taken from there, see `read_saved`.
+        """
         config = self.config
-        family = config.distribution_choice.load()(config.pattern, self.model.head.device)
         with self.timing("preparing_s"):
             self.model.check_head(self.text)
             if config.needs_grams or config.estimator_choice.by_block:
                 BlockStream(self.model, [self.model.tokens(self.text[:1])])  # refuses a model that does not run block by block
             self.model.check_backward(self.text)
-        with self.timing("measuring_s"):
-            self.dense_loss = self.heldout_loss()
+        if self.saved is None:
+            with self.timing("measuring_s"):
+                self.dense_loss = self.heldout_loss()
         with self.timing("preparing_s"):
-            dense = {n: y.weight.detach().clone() for n, y in self.layers.items()} if self._keeps_dense_apart else {}
-            batches = self.calibration() if config.prior_sees_text else []
-            priors = compute_prior(self.model, self.layers, config, batches, given, progress)
-            progress.close()
-            for name, layer in self.layers.items():
-                site = Site(name, layer, family, priors.pop(name))
-                self._prior[name] = site.kept
-                if config.trains_weights:
-                    site.train_weight(dense.pop(name, None))
-                self.model.replace(name, site)
-                self.masked.append(site)
-        loss = StepLoss(self.model, ask_without_masks(self.model, self.masked), config.objective_choice.teacher_share)
-        self.learner = config.estimator_choice.load()(config, self.model, self.masked, loss)
+            if self.saved is None:
+                self._start_from_prior(progress, given)
+            else:
+                self._start_from_saved(self.saved[0])
+            loss = StepLoss(self.model, ask_without_masks(self.model, self.masked), config.objective_choice.teacher_share)
+            self.learner = config.estimator_choice.load()(config, self.model, self.masked, loss)
+
+    def _start_from_prior(self, progress: Progress, given: MaskSet | None) -> None:
+        dense = {n: y.weight.detach().clone() for n, y in self.layers.items()} if self._keeps_dense_apart else {}
+        batches = self.calibration() if self.config.prior_sees_text else []
+        priors = compute_prior(self.model, self.layers, self.config, batches, given, progress, self.norms)
+        progress.close()
+        for name, layer in self.layers.items():
+            self._put_site(name, layer, priors.pop(name), dense.pop(name, None))
+
+    def _start_from_saved(self, tensors: Mapping[str, Tensor]) -> None:
+        """Sites with the prior's masks, as `start_tensors` saved them; the learner brings its logits and weights."""
+        for name, layer in self.layers.items():
+            m, device = self.config.pattern.m, layer.weight.device
+            if (weight := tensors.get(f"start/weight/{name}")) is not None:
+                layer.weight.data = weight.to(device)
+            kept = unpack(tensors[f"start/{name}"].to(device), layer.weight.numel()).view(-1, m)
+            site = self._put_site(name, layer, kept.t().float().contiguous())
+            if (logits := tensors.get(f"start/logits/{name}")) is not None:
+                site.logits.copy_(logits)
+
+    def _put_site(self, name: str, layer: nn.Linear, logits: Tensor, dense: Tensor | None = None) -> Site:
+        """Put a site in a layer's place; `dense` is its dense weight, where the prior changed it and both are needed."""
+        site = Site(name, layer, self._family, logits)
+        self._prior[name] = site.kept
+        if self.config.trains_weights:
+            site.train_weight(dense)
+        self.model.replace(name, site)
+        self.masked.append(site)
+        return site
+
+    def start_tensors(self) -> dict[str, Tensor]:
+        """The prior's masks, the weights that it changed and no step moves, and the logits where the learner has others."""
+        tensors = {name: bits.clone() for name, bits in self._prior.items()}  # the best ones may be the same
+        saved = self.learner.tensors()
+        for s in self.masked:
+            if self.config.prior_update and not self.config.trains_weights:
+                tensors[f"weight/{s.name}"] = s.weight
+            if f"logits/{s.name}" not in saved:
+                tensors[f"logits/{s.name}"] = s.logits
+        return tensors
 
     @property
     def _keeps_dense_apart(self) -> bool:
@@ -114,6 +155,9 @@ class Trainer(TrainingLoop):
         self._best = {s.name: tensors[s.name] for s in self.masked}
         self._best_weights = {s.name: tensors[f"weights/{s.name}"] for s in self.masked if f"weights/{s.name}" in tensors}
 
+    def remembered_start(self) -> dict[str, Tensor]:
+        return self._prior
+
     def measure_movement(self) -> dict[str, float]:
         moved = self.moved() if self.config.trains_weights else 0.0
         return {"flips": self.flips(), "entropy": self.entropy(), "moved": moved}
@@ -130,8 +174,20 @@ class Trainer(TrainingLoop):
 
     def moved(self) -> float:
         """Length of what was added to the kept weights, relative to theirs in the dense model."""
-        pairs = [(gather_kept(s.weight, s.kept).float(), gather_kept(s.dense, s.kept).float()) for s in self.masked]
-        return math.sqrt(sum(float((w - d).square().sum()) for w, d in pairs) / sum(float(d.square().sum()) for _, d in pairs))
+        parts = [measure_added(gather_kept(s.weight, s.kept), gather_kept(s.dense, s.kept)) for s in self.masked]
+        return math.sqrt(sum(added for added, _ in parts) / sum(start for _, start in parts))
+
+    def moved_by_layer(self) -> dict[str, float]:
+        """The same for each layer of the result, by name in the checkpoint; nothing where weights are frozen.
+
+        A layer whose dense weights are all zero has no such ratio and is left out.
+        """
+        parts = {
+            self.names[s.name]: measure_added(self._best_weights[s.name], gather_kept(s.dense, self._best[s.name]))
+            for s in self.masked
+            if s.name in self._best_weights
+        }
+        return {name: math.sqrt(added / start) for name, (added, start) in parts.items() if start}
 
     def entropy(self) -> float:
         """Entropy of the masks' distribution, mean over groups; nats."""

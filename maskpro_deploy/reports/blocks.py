@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 from maskpro_deploy._version import __version__
 from maskpro_deploy.errors import ConfigError
-from maskpro_deploy.reports.plots import Svg
+from maskpro_deploy.reports.svg import Svg
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.files import atomic_file
 

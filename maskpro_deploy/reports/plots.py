@@ -1,44 +1,26 @@
-"""Plots as SVG text that takes its ink from the page around it.
-
-Drawn by matplotlib without pyplot, so that no global figure list grows and threads do not meet. Axes and letters use
-`currentColor`, series use mid-tones that read on white and on black: one picture serves light, dark and print. Letters stay
-text. The same input gives the same bytes. Labels are taken literally (a `$` is a dollar sign).
-"""
+"""Plots of every kind that pages have: lines, small panels, bars, distributions. See `svg` for how a picture is made."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import logging
-import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.reports.svg import COLOURS, INK, Svg, clean_label, draw_side_by_side, draw_svg
 from maskpro_deploy.system.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = ("#4589d6", "#dd7a1e", "#2fa37c", "#b565c4", "#c2605c", "#8a8f2a")
-_INK = "#010203"  # stands for currentColor until the picture is written
-_WIDTH, _HEIGHT = 7.2, 3.4  # inches, at 72 points each
-
-
-@dataclass(frozen=True, slots=True)
-class Svg:
-    """A drawn picture, the `<svg>` element. Its text is ours, so a page may take it as it is."""
-
-    text: str
+_MANY = 10_000  # from here on an x axis counts in thousands or millions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One line: a name, its points, and whether it is drawn with dots."""
+    """One line: a name, its points, and whether it is drawn with dots; a y that is not a number interrupts it."""
 
     name: str
     x: Sequence[float]
@@ -48,6 +30,15 @@ class Series:
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y):
             raise ConfigError(f"series {self.name!r} has {len(self.x)} x and {len(self.y)} y values.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stretch:
+    """A part of the x axis that has a name."""
+
+    name: str
+    start: float
+    end: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,83 +59,17 @@ class Bar:
         return cls(name=name, value=value, low=low, high=high, note=note, colour=colour)
 
 
-def draw_svg(paint: Callable[[Axes], None], *, description: str, height: float = _HEIGHT) -> Svg:
-    """Draw one picture: `paint` draws on the axes; `description` is for readers who cannot see it; `height` in inches."""
-    require("report", "drawing a plot")
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    with matplotlib.rc_context(_make_style(description)), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a letter that the measuring font lacks: the page's own fonts show it
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-        canvas = FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        paint(axes)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        out = io.StringIO()
-        canvas.print_svg(out, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return Svg(_inline(out.getvalue(), description))
-
-
-def _make_style(salt: str) -> dict[str, Any]:
-    ink = {f"{part}color": _INK for part in ("text.", "axes.label", "axes.edge", "xtick.", "ytick.")}
-    return {
-        **ink,
-        "text.parse_math": False,
-        "svg.fonttype": "none",
-        "svg.hashsalt": hashlib.sha256(salt.encode()).hexdigest()[:12],
-        "font.family": "sans-serif",
-        "font.size": 9.5,
-        "axes.facecolor": "none",
-        "figure.facecolor": "none",
-        "savefig.facecolor": "none",
-        "legend.frameon": False,
-        "axes.grid": True,
-        "grid.color": _INK,
-        "grid.alpha": 0.14,
-        "grid.linewidth": 0.6,
-        "axes.axisbelow": True,
-        "axes.formatter.useoffset": False,
-    }
-
-
-def _inline(svg: str, description: str) -> str:
-    """The `<svg>` element alone: ids that nothing refers to go, ink becomes currentColor, a description is added."""
-    from xml.sax.saxutils import quoteattr
-
-    svg = svg[svg.index("<svg") :].strip()
-    used = set(re.findall(r"url\(#([^)]+)\)", svg)) | set(re.findall(r'href="#([^"]+)"', svg))
-    svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", svg)
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    svg = svg.replace(_INK, "currentColor")
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    # the page's font stack, not the list of all that matplotlib would try
-    svg = re.sub(r"(font(?:-family)?: [^;\"]*?)'?DejaVu Sans'?[^;\"]*", r"\1sans-serif", svg)
-    return svg.replace("<svg ", f'<svg role="img" aria-label={quoteattr(description)} ', 1)
-
-
-def clean_label(label: str) -> str:
-    """A label without characters that XML forbids."""
-    return "".join(c if c.isprintable() else "�" for c in label)
-
-
 def draw_lines(
-    series: Sequence[Series], *, x_label: str, y_label: str, description: str, references: Mapping[str, float] | None = None
-) -> Svg:
-    """Lines over a common x axis, with dashed horizontal reference lines."""
+    series: Sequence[Series], *, x_label: str, y_label: str, description: str, references: Mapping[str, float] | None = None,
+    stretches: Sequence[Stretch] = (),
+) -> Svg:  # fmt: skip
+    """Lines over a common x axis, with dashed horizontal reference lines; stretches are named above the axes."""
 
     def paint(axes: Axes) -> None:
-        for i, s in enumerate(series):
-            marker = "o" if s.dots or len(s.x) < 2 else None
-            colour, label = COLOURS[i % len(COLOURS)], clean_label(s.name)
-            axes.plot(s.x, s.y, color=colour, label=label, marker=marker, markersize=3.5, linewidth=1.6)
-        for i, (name, value) in enumerate((references or {}).items()):
-            colour = COLOURS[(len(series) + i) % len(COLOURS)]
-            axes.axhline(value, color=colour, linestyle=(0, (5, 3)), linewidth=1.2, label=clean_label(name))
+        _paint_lines(axes, series)
+        for i, (name, value) in enumerate((references or {}).items(), start=len(series)):
+            axes.axhline(value, color=_colour(i), linestyle=(0, (5, 3)), linewidth=1.2, label=clean_label(name))
+        _mark_stretches(axes, stretches)
         axes.set_xlabel(clean_label(x_label))
         axes.set_ylabel(clean_label(y_label))
         if axes.get_legend_handles_labels()[0]:
@@ -153,32 +78,56 @@ def draw_lines(
     return draw_svg(paint, description=description)
 
 
-def draw_learning_curve(
-    tokens: Sequence[float],
-    training_loss: Sequence[float],
-    held_out: Sequence[tuple[float, float]] = (),
-    references: Mapping[str, float] | None = None,
+def draw_panels(
+    panels: Mapping[str, Series], *, x_label: str, description: str, stretches: Sequence[Stretch] = (), height: float = 2.3
 ) -> Svg:
-    """Loss over tokens seen: training (a running mean), held-out points, reference lines such as dense and one-shot.
+    """One small plot for each line, next to each other, from 0 up; keys say what the y axis shows, and its unit."""
 
-    Losses are in nats per token; `held_out` has pairs (tokens, loss).
-    """
-    series = [Series(name="training", x=tokens, y=_smooth(training_loss))]
-    if held_out:
-        series.append(Series(name="held out", x=[t for t, _ in held_out], y=[loss for _, loss in held_out], dots=True))
-    labels = {"x_label": "tokens seen", "y_label": "loss (nats per token)"}
-    return draw_lines(series, **labels, description="Loss over the tokens seen while learning.", references=references)
+    def painter(place: int, title: str, line: Series) -> Callable[[Axes], None]:
+        def paint(axes: Axes) -> None:
+            _paint_lines(axes, [line], first_colour=place, ticks=4)
+            _mark_stretches(axes, stretches)
+            axes.set_ylim(0.0, 1.1 * max(float(np.nanmax(line.y)), 1e-9))
+            axes.set_xlabel(clean_label(x_label))
+            axes.set_ylabel(clean_label(title))
+
+        return paint
+
+    paints = [painter(place, title, line) for place, (title, line) in enumerate(panels.items())]
+    return draw_side_by_side(paints, description=description, height=height)
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
-    """A running mean over a fiftieth of the points; short curves stay as they are."""
-    width = max(1, len(values) // 50)
-    if width == 1:
-        return list(values)
-    sums = np.cumsum([0.0, *values])
-    starts = np.maximum(0, np.arange(1, len(values) + 1) - width)
-    ends = np.arange(1, len(values) + 1)
-    return [float(v) for v in (sums[ends] - sums[starts]) / (ends - starts)]
+def _colour(place: int) -> str:
+    return COLOURS[place % len(COLOURS)]
+
+
+def _paint_lines(axes: Axes, series: Sequence[Series], first_colour: int = 0, ticks: int | None = None) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    for i, s in enumerate(series, start=first_colour):
+        marker = "o" if s.dots or len(s.x) < 2 else None
+        axes.plot(s.x, s.y, color=_colour(i), label=clean_label(s.name), marker=marker, markersize=3.5, linewidth=1.6)
+    if ticks is not None:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks))
+    if any(x >= _MANY for s in series for x in s.x):
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _mark_stretches(axes: Axes, stretches: Sequence[Stretch]) -> None:
+    """A line where one stretch ends and the next begins, and their names, from the left, from the right, or over the middle."""
+    if stretches:  # all of them, those without a point too
+        margin = 0.03 * (stretches[-1].end - stretches[0].start)
+        axes.set_xlim(stretches[0].start - margin, stretches[-1].end + margin)
+    for i, stretch in enumerate(stretches):
+        first, last = i == 0, i == len(stretches) - 1
+        if not first:
+            axes.axvline(stretch.start, color=INK, linewidth=0.8, alpha=0.6)
+        side = "left" if first else "right" if last else "center"
+        place = {"left": stretch.start, "right": stretch.end, "center": (stretch.start + stretch.end) / 2}[side]
+        axes.annotate(
+            clean_label(stretch.name), (place, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 3),
+            textcoords="offset points", ha=side, va="bottom",
+        )  # fmt: skip
 
 
 def draw_bars(values: Sequence[Bar], *, x_label: str, description: str) -> Svg:
@@ -186,11 +135,11 @@ def draw_bars(values: Sequence[Bar], *, x_label: str, description: str) -> Svg:
 
     def paint(axes: Axes) -> None:
         places = np.arange(len(values))
-        colours = [COLOURS[(i if b.colour is None else b.colour) % len(COLOURS)] for i, b in enumerate(values)]
+        colours = [_colour(i if b.colour is None else b.colour) for i, b in enumerate(values)]
         axes.barh(places, [b.value for b in values], color=colours, height=0.62)
         for place, bar in zip(places, values, strict=True):
             if bar.low is not None and bar.high is not None:
-                axes.plot([bar.low, bar.high], [place, place], color=_INK, linewidth=1.4, marker="|", markersize=7)
+                axes.plot([bar.low, bar.high], [place, place], color=INK, linewidth=1.4, marker="|", markersize=7)
             end = max(v for v in (bar.value, bar.high) if v is not None)
             note = f" {clean_label(bar.note or f'{bar.value:.4g}')}"
             axes.annotate(note, (end, place), va="center", xytext=(3, 0), textcoords="offset points")
@@ -210,31 +159,6 @@ def draw_quality_bars(perplexities: Mapping[str, float], stderrs: Mapping[str, f
     return draw_bars(values, x_label="perplexity (lower is better)", description="Perplexity of each model.")
 
 
-def draw_sparsity(layers: Mapping[str, float], target: float | None = None) -> Svg:
-    """The part of zeros in each weight, in the order given; one thin bar each."""
-
-    def paint(axes: Axes) -> None:
-        places = np.arange(len(layers))
-        axes.bar(places, list(layers.values()), width=0.85, color=COLOURS[0], label="zeros in the weight")
-        if target is not None:
-            axes.axhline(target, color=COLOURS[1], linestyle=(0, (5, 3)), linewidth=1.2, label=f"target {target:g}")
-        axes.set_ylim(0.0, max([*layers.values(), target or 0.0, 0.01]) * 1.25)
-        axes.set_ylabel("part of zeros")
-        step = max(1, -(-len(layers) // 16))
-        names = [clean_label(_shorten(name)) for name in list(layers)[::step]]
-        axes.set_xticks(places[::step], names, rotation=45, ha="right", fontsize=7.5)
-        axes.grid(visible=False, axis="x")
-        axes.legend(loc="upper right", ncols=2)
-
-    return draw_svg(paint, description=f"Part of zeros in each of {len(layers)} weights.")
-
-
-def _shorten(name: str) -> str:
-    """model.layers.3.self_attn.q_proj.weight -> 3.q_proj."""
-    match = re.fullmatch(r".*?(?:layers|h|blocks)\.(\d+)\..*?([^.]+)\.weight", name)
-    return f"{match[1]}.{match[2]}" if match else name[-24:]
-
-
 def draw_distribution(samples: Mapping[str, Sequence[float]], *, x_label: str, description: str) -> Svg:
     """Empirical distribution functions: which part of the samples took at most so long."""
 
@@ -242,7 +166,7 @@ def draw_distribution(samples: Mapping[str, Sequence[float]], *, x_label: str, d
         for i, (name, values) in enumerate(samples.items()):
             ordered = np.sort(np.asarray(values, dtype=np.float64))
             part = np.arange(1, len(ordered) + 1) / len(ordered)
-            axes.step(ordered, part, where="post", color=COLOURS[i % len(COLOURS)], linewidth=1.6, label=clean_label(name))
+            axes.step(ordered, part, where="post", color=_colour(i), linewidth=1.6, label=clean_label(name))
         axes.set_ylim(0.0, 1.02)
         axes.set_xlabel(clean_label(x_label))
         axes.set_ylabel("part of samples")
@@ -258,7 +182,7 @@ def draw_drift(blocks: Mapping[str, Sequence[Sequence[float]]], *, y_label: str,
 
     def paint(axes: Axes) -> None:
         for i, (name, per_block) in enumerate(blocks.items()):
-            colour = COLOURS[i % len(COLOURS)]
+            colour = _colour(i)
             numbers = [n for n, values in enumerate(per_block) for _ in values]
             flat = [v for values in per_block for v in values]
             axes.plot(numbers, flat, color=colour, marker="o", markersize=2.6, linestyle="none", alpha=0.65)

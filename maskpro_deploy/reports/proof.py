@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
-from maskpro_deploy.reports import plots
-from maskpro_deploy.reports.blocks import ListSection, PlotSection, Report, Section, TableSection, warning_list
+from maskpro_deploy.reports.blocks import ListSection, Report, Section, TableSection, warning_list
 from maskpro_deploy.system.output import table
 
 if TYPE_CHECKING:
     from maskpro_deploy.validation import TensorReport, Unchecked, ValidationReport
 
 _HEADER = ("tensor", "shape", "dtype", "axis", "satisfies", "groups", "violations", "short", "density", "-0.0", "cores", "result")
-_MOST_BARS = 2000
 _SHOWN = 20  # lines of a kind in the text
 _EXEMPT = "Every stored tensor is in one of these classes; one that is unaccounted for forbids a pass."
 _HOW_TO_READ = (
@@ -23,7 +21,7 @@ _HOW_TO_READ = (
 
 
 def build_page(report: ValidationReport) -> Report:
-    """The page: verdict, totals, what fails, sparsity of each tensor, one row a tensor."""
+    """The page: verdict, totals, what fails, one row a tensor."""
     sections: list[Section] = [TableSection(title="Totals", rows=_totals(report))]
     sections += warning_list("What fails", [f"{t.name}: {t.why()}" for t in report.failed])
     sections += warning_list("Contradictions", report.problems)
@@ -33,7 +31,6 @@ def build_page(report: ValidationReport) -> Report:
     sections.append(TableSection(title="Account", header=("stored tensors", "bytes", "share"), rows=account, note=_EXEMPT))
     if report.notes:
         sections.append(ListSection(title="To know", points=report.notes))
-    sections += _sparsity(report)
     if report.tensors:
         rows = [_row(t) for t in report.tensors]
         sections.append(TableSection(title="Tensors", header=_HEADER, rows=rows, note=_HOW_TO_READ))
@@ -69,15 +66,6 @@ def _totals(report: ValidationReport) -> list[tuple[str, str]]:
         ("share of the multiply-adds", "not known" if macs is None else f"{100 * macs:.1f} %"),
         ("shapes for sparse tensor cores", ", ".join(shapes) or "-"),
     ]
-
-
-def _sparsity(report: ValidationReport) -> list[Section]:
-    tensors = (report.required or report.tensors)[:_MOST_BARS]
-    if not tensors:
-        return []
-    target = 1.0 - report.pattern.density if report.pattern is not None else None
-    plot = plots.draw_sparsity({t.name: 1.0 - t.density for t in tensors}, target=target)
-    return [PlotSection(title="Sparsity per layer", plot=plot, caption="Part of zeros, -0.0 included, as counted.")]
 
 
 def _row(t: TensorReport) -> tuple[str, ...]:

@@ -107,9 +107,9 @@ def _open_forward(bundle: Path, config: SessionConfig) -> Iterator[Forward[Any]]
 
 
 def _identify_weights(manifest: Manifest) -> str | None:
-    """One hash for the weights before they were stored in some precision: those of the dense model and of its masks."""
-    dense, masks = (manifest.source.get(name) for name in ("dense_sha256", "masks_sha256"))
-    return None if dense is None else f"{dense}+{masks}"
+    """One hash for the weights before they were stored in some precision: their own, or the dense model's; and their masks'."""
+    own, dense, masks = (manifest.source.get(name) for name in ("weights_sha256", "dense_sha256", "masks_sha256"))
+    return None if dense is None else f"{own or dense}+{masks}"
 
 
 def _check_tokenizers(bundles: list[Path]) -> None:

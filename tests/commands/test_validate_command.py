@@ -93,14 +93,13 @@ def test_errors_are_those_of_the_library(tmp_path):
     assert isinstance(invoke(tmp_path, "--sparsity", "4:2").exception, PatternError)
 
 
-def test_the_page_has_a_row_a_tensor_the_plot_and_the_verdict(broken, tmp_path):
+def test_the_page_has_a_row_a_tensor_and_the_verdict(broken, tmp_path):
     pytest.importorskip("matplotlib")
     done = invoke(broken, "--html", tmp_path / "out" / "report.html")
     assert done.exit_code == 1
     page = (tmp_path / "out" / "report.html").read_text()
     assert "does not hold: 1 of 14 required tensors break 2:4" in page
     assert page.count("self_attn.q_proj.weight") >= 2
-    assert "<svg" in page
     assert "share of the multiply-adds" in page
     assert not re.search(r"(src|href)=|<script|<link|@import", page.replace('href="#', ""))  # self-contained
 

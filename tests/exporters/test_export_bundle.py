@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from numpy_llama import NumpyLlama
+from safetensors.numpy import load_file, save_file
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, InputError
@@ -175,6 +176,19 @@ def test_dense_twin_shares_the_hash_of_the_dense_weights(tiny_checkpoint, sparse
     assert dense.sparsity is None
     assert dense.sparse_weights == ()
     assert dense.source["dense_sha256"] == Manifest.load(sparse_bundle).source["dense_sha256"]
+
+
+def test_changed_weights_have_a_hash_of_their_own(tiny_sparse, sparse_bundle, tmp_path):
+    changed = tmp_path / "changed"
+    shutil.copytree(tiny_sparse, changed)
+    weights = load_file(changed / "model.safetensors")
+    save_file({**weights, Q0: weights[Q0] * np.float32(1.5)}, changed / "model.safetensors", metadata={"format": "pt"})
+    (changed / "learn.json").write_text(json.dumps({"weights_changed": True}))
+    before, after = Manifest.load(sparse_bundle).source, export(changed, tmp_path / "out").source
+    assert "weights_sha256" not in before
+    assert after["weights_changed"] is True
+    assert after["dense_sha256"] == before["dense_sha256"]  # those that the masks were made for
+    assert after["weights_sha256"] == Checkpoint.open(changed).dense_sha256(Checkpoint.open(tiny_sparse).masks)
 
 
 def test_same_checkpoint_gives_the_same_bytes(tiny_sparse, sparse_bundle, tmp_path):

@@ -265,6 +265,8 @@ def test_a_served_engine_is_compared_and_timed_in_a_rehearsal_on_the_graph(setti
     "name",
     [
         "learn-135m",
+        "learn-joint",
+        "recover",
         "products",
         "tensorrt",
         "engine-7b",
@@ -291,7 +293,7 @@ def test_bundles_are_made_once_and_made_again_after_an_interrupt(settings):
 
 
 def test_every_item_is_a_function_with_a_limit_of_its_own():
-    assert len(ITEMS) == 12
+    assert len(ITEMS) == 14
     for name, entry in ITEMS.items():
         assert callable(entry.run), name
         assert entry.least_s >= 60

@@ -49,5 +49,9 @@ def check_demo(figures: dict[str, Any], out: Path, layers: int) -> None:
         assert page.count("same kernels: no difference expected") >= 4  # two comparisons, in the table and in the list
         for case in figures["latency"]["cases"]:
             assert case["comparisons"][0]["same_kernels"]
-    assert page.count("<svg") >= (4 if figures["latency"]["valid"] else 3)
+    titles = ("Learning curve", "Movement", "A piece of the mask", "Quality")
+    assert [title for title in titles if f"<h2>{title}</h2>" not in page] == []
+    assert ("<h2>Groups changed, layer by layer</h2>" in page) == any(figures["learn"]["groups_changed_by_layer"].values())
+    assert "<h2>Weights moved, layer by layer</h2>" not in page  # the demo's weights are frozen
+    assert page.count("<svg") >= len(titles) + figures["latency"]["valid"]
     assert not re.search(r"(src|href)=.?https?:", page)

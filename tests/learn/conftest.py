@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,17 @@ pytest.importorskip("torch")
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import Text, load_text
+from maskpro_deploy.learn.model import norm_cache
+from maskpro_deploy.system.files import cache_folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_norms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Norms of tiny models stay out of the user's cache, unless a test has a cache folder of its own."""
+    users, folder = cache_folder(), tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(norm_cache, "cache_folder", lambda: folder if cache_folder() == users else cache_folder())
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,12 @@ class Learner(SiteHook[L], ABC, Generic[L]):
 
     @property
     def moved_by(self) -> str | None:
-        """By what logits or weights are moved, see `kernels.contract`; None where there is one way only."""
+        """By what logits are moved, see `kernels.contract`; None where there is one way only."""
+        return None
+
+    @property
+    def weights_moved_by(self) -> str | None:
+        """By what kept weights are moved, see `kernels.kept_weights`; None where they are frozen, or there is one way only."""
         return None
 
     @abstractmethod

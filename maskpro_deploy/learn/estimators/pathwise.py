@@ -19,7 +19,7 @@ from maskpro_deploy.learn.estimators.base import Estimator, StepLoss
 from maskpro_deploy.learn.kernels.kept_weights import WeightOptimizer, weight_schedule
 from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer
 from maskpro_deploy.learn.kernels.site_step import site_step, warn_if_moved_otherwise
-from maskpro_deploy.learn.kernels.weight_step import move_weights
+from maskpro_deploy.learn.kernels.weight_step import kept_step, move_weights
 from maskpro_deploy.learn.model.masked_linear import Mode, set_mode
 from maskpro_deploy.learn.model.model import LearningModel, Windows
 from maskpro_deploy.learn.model.sites import Site
@@ -56,6 +56,10 @@ class PathwiseEstimator(Estimator):
     def moved_by(self) -> str:
         return self._site_step.moved_by
 
+    @property
+    def weights_moved_by(self) -> str | None:
+        return None if self._weights is None else kept_step(self._config.pattern, self._model.head.device).moved_by
+
     def draw_mask(self, site: Site) -> Tensor:
         return site.sample(self._temperature, site.key(self._config.seed, self._step))
 
@@ -70,12 +74,15 @@ class PathwiseEstimator(Estimator):
         return super().tensors() | self._optimizer.tensors() | moved
 
     def numbers(self) -> dict[str, Any]:
-        trained = {} if self._weights is None else {"weights_step": self._weights.step}
+        trained = {}
+        if self._weights is not None:
+            trained = {"weights_step": self._weights.step, "weights_moved_by": self.weights_moved_by}
         return {"optimizer_step": self._optimizer.step, "moved_by": self.moved_by, **trained}
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         super().restore(tensors, numbers)
-        warn_if_moved_otherwise(self._site_step, numbers)
+        warn_if_moved_otherwise("logits", numbers.get("moved_by"), self.moved_by)
+        warn_if_moved_otherwise("weights", numbers.get("weights_moved_by"), self.weights_moved_by)
         self._optimizer.step = int(numbers["optimizer_step"])
         for site in self._sites:
             self._optimizer.restore(site.name, tensors, site.logits.device)

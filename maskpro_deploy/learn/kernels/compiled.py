@@ -12,12 +12,14 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from maskpro_deploy.errors import in_one_line
 from maskpro_deploy.learn.kernels.contract import Chunk, ChunkStep, move_chunk
+from maskpro_deploy.learn.kernels.kept_weights import KeptChunk, KeptState, KeptStep, move_and_remap
 from maskpro_deploy.learn.kernels.optimizer import Moments
 from maskpro_deploy.pattern import NMPattern
 
@@ -25,31 +27,64 @@ log = logging.getLogger(__name__)
 
 MAX_MASKS = 8  # of a group: more would make long kernels; matrix products are better then
 _CLAMP = 80.0  # e^-80 is a normal float32
+R = TypeVar("R")
 Masks = tuple[tuple[bool, ...], ...]  # all of a group
 
 
-class CompiledStep:
-    """A `ChunkStep` through torch.compile for up to `MAX_MASKS` masks; another one where that fails, which is logged once."""
+class Compiled(Generic[R]):
+    """A function of tensors through torch.compile for as long as that works; the first failure is logged and ends it."""
 
-    def __init__(self, pattern: NMPattern, otherwise: ChunkStep) -> None:
-        masks = tuple(tuple(bool(x) for x in mask) for mask in pattern.all_masks())
-        self._otherwise = otherwise
-        step = functools.partial(_move_tensors, pattern, masks)
-        self._compiled: Callable[..., Tensor] | None = torch.compile(step, dynamic=True, fullgraph=True)
+    def __init__(self, function: Callable[..., R]) -> None:
+        self._compiled: Callable[..., R] | None = torch.compile(function, dynamic=True, fullgraph=True)
 
     @property
-    def moved_by(self) -> str:
-        return self._otherwise.moved_by if self._compiled is None else "compiled"
+    def works(self) -> bool:
+        """Whether nothing has failed so far."""
+        return self._compiled is not None
 
-    def __call__(self, chunk: Chunk) -> Tensor:
+    def __call__(self, *arguments: Any, otherwise: Callable[[], R]) -> R:
+        """The function's result, or what is called otherwise."""
         if self._compiled is not None:
-            moments, scale = (chunk.moments.first, chunk.moments.second), torch.as_tensor(chunk.scale)
             try:
-                return self._compiled(chunk.grad, chunk.weight, chunk.logits, *moments, chunk.dither, scale, chunk.betas)
+                return self._compiled(*arguments)
             except Exception as e:  # no compiler, no Triton: torch raises many kinds, before anything has run
                 log.warning("torch.compile does not work here (%s): steps take longer.", in_one_line(e, 200))
                 self._compiled = None
-        return self._otherwise(chunk)
+        return otherwise()
+
+
+class CompiledStep:
+    """A `ChunkStep` through torch.compile for up to `MAX_MASKS` masks; another one where that fails."""
+
+    def __init__(self, pattern: NMPattern, otherwise: ChunkStep) -> None:
+        masks = tuple(tuple(bool(x) for x in mask) for mask in pattern.all_masks())
+        self._otherwise, self._step = otherwise, Compiled(functools.partial(_move_tensors, pattern, masks))
+
+    @property
+    def moved_by(self) -> str:
+        return "compiled" if self._step.works else self._otherwise.moved_by
+
+    def __call__(self, chunk: Chunk) -> Tensor:
+        moments, scale = (chunk.moments.first, chunk.moments.second), torch.as_tensor(chunk.scale)
+        arguments = (chunk.grad, chunk.weight, chunk.logits, *moments, chunk.dither, scale, chunk.betas)
+        return self._step(*arguments, otherwise=lambda: self._otherwise(chunk))
+
+
+class CompiledKeptStep:
+    """A `KeptStep` through torch.compile; another one where that fails."""
+
+    def __init__(self, otherwise: KeptStep) -> None:
+        self._otherwise, self._step = otherwise, Compiled(_move_kept_tensors)
+
+    @property
+    def moved_by(self) -> str:
+        return "compiled" if self._step.works else self._otherwise.moved_by
+
+    def __call__(self, chunk: KeptChunk) -> None:
+        moments, rates = chunk.state.moments, (torch.as_tensor(chunk.scale), torch.as_tensor(chunk.shrink))
+        state = (moments.first, moments.second, chunk.state.low, chunk.dither)
+        arguments = (chunk.grad, chunk.weight, chunk.under, chunk.after, *state, *rates, chunk.betas)
+        self._step(*arguments, otherwise=lambda: self._otherwise(chunk))
 
 
 def _move_tensors(
@@ -59,6 +94,15 @@ def _move_tensors(
     """The step as a function of plain tensors, as torch.compile wants it."""
     chunk = Chunk(grad, weight, logits, Moments(first, second), dither, scale, betas)
     return move_chunk(pattern, functools.partial(covariance, masks), chunk)
+
+
+def _move_kept_tensors(
+    grad: Tensor, weight: Tensor, under: Tensor, after: Tensor | None, first: Tensor, second: Tensor, low: Tensor | None,
+    dither: Tensor, scale: Tensor, shrink: Tensor, betas: tuple[float, float],
+) -> None:  # fmt: skip
+    """The step of kept weights in the same form."""
+    state = KeptState(Moments(first, second), low)
+    move_and_remap(KeptChunk(grad, weight, under, after, state, dither, scale, shrink, betas))
 
 
 def covariance(masks: Masks, logits: Tensor, h: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -94,46 +95,131 @@ def weight_schedule(left: float) -> float:
     return min(left, (1 - left) / _WARM_UP + _LEAST)
 
 
-def places_of(mask: Tensor, kept: int) -> Tensor:
-    """Where in its group each kept weight is.  # (M, G) boolean with N ones a group -> (N, G) int64"""
-    return torch.sort(mask.byte(), dim=0, descending=True, stable=True).indices[:kept]
+@dataclass(frozen=True, slots=True)
+class KeptChunk:
+    """Some groups of a layer whose kept weights take a step; weight and state are changed in place."""
+
+    grad: Tensor  # ∂L/∂W (G, M), in the weight's dtype or float32
+    weight: Tensor  # (G, M) bfloat16 or float32
+    under: Tensor  # bits of the mask that the gradient was taken under (ceil(G * M / 8),) uint8
+    after: Tensor | None  # those of the mask that holds from now on; None where it stays
+    state: KeptState  # (N, G)
+    dither: Tensor  # noise of the roundings (N, G)
+    scale: float | Tensor  # of the optimiser; tensors where the step is compiled: numbers would become part of the code
+    shrink: float | Tensor  # the share of themselves that weights lose: rate times decay
+    betas: tuple[float, float]
 
 
-def move_kept(
-    weight: Tensor, grad: Tensor, places: Tensor, state: KeptState, dither: Tensor, scale: float | Tensor, shrink: float | Tensor,
-    betas: tuple[float, float],
-) -> None:  # fmt: skip
-    """One step of Adam for the kept weights of some groups, in place.
+class KeptStep(Protocol):
+    """Moves the kept weights of some groups."""
 
-    Tensors in, no branch on their values: this can be compiled. `shrink` is rate times decay.
-    # weight, grad (G, M) bfloat16 or float32; places, dither (N, G)
+    @property
+    def moved_by(self) -> str:
+        """By what: "native", "compiled", or "torch" operation by operation."""
+
+    def __call__(self, chunk: KeptChunk) -> None:
+        """Move them, and let their state follow to the next mask."""
+
+
+class KeptByOperations:
+    """A `KeptStep` of torch's operations."""
+
+    moved_by = "torch"
+
+    def __call__(self, chunk: KeptChunk) -> None:
+        move_and_remap(chunk)
+
+
+def move_and_remap(chunk: KeptChunk) -> None:
+    """Move the kept weights of some groups, and let their state follow to the next mask.
+
+    Tensors in, no branch on their values: this can be compiled.
     """
-    where = places.t()  # (G, N)
-    relative = advance(state.moments, grad.gather(1, where).t().float(), dither, betas)
-    kept = weight.gather(1, where).t()
-    if state.low is None:
-        moved = kept * (1 - shrink) - relative * scale
-        weight.scatter_(1, where, moved.t())
-        return
-    fine = (kept.contiguous().view(torch.int16).int() << 16) + (state.low.int() << 8)
-    moved = fine.view(torch.float32) * (1 - shrink) - relative * scale
-    bits = (moved.view(torch.int32) + (dither >> _NOISE_SHIFT)) & ~0xFF
-    high = (bits + 0x8000) >> 16
-    state.low.copy_((bits - (high << 16)) >> 8)
-    weight.scatter_(1, where, high.to(torch.int16).view(torch.bfloat16).t())
+    under = slots_of(_planes(chunk.under, chunk.weight), len(chunk.dither))
+    move_kept(chunk, under)
+    if chunk.after is not None:
+        remap(chunk.state, under, slots_of(_planes(chunk.after, chunk.weight), len(chunk.dither)))
 
 
-def remap(state: KeptState, old: Tensor, new: Tensor, kept: int) -> None:
+def _planes(bits: Tensor, weight: Tensor) -> Tensor:
+    """The mask of some groups.  # (ceil(G * M / 8),) uint8, (G, M) -> (M, G) int8"""
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
+    all_bits = (bits[:, None] >> shifts).bitwise_and_(1).view(-1)
+    return all_bits[: weight.numel()].view(weight.shape).t().contiguous().view(torch.int8)
+
+
+def move_kept(chunk: KeptChunk, slots: Tensor) -> None:
+    """One step of Adam, in place.  # `slots_of` the mask of the gradient"""
+    state, planes = chunk.state, _to_bits(chunk.weight).t().contiguous()  # (M, G)
+    grad, old = pick(_to_bits(chunk.grad).t(), slots).view(torch.float32), pick(planes, slots)  # (N, G)
+    relative = advance(state.moments, grad, chunk.dither, chunk.betas)
+    if state.low is not None:
+        old += state.low.int() << 8
+    moved = old.view(torch.float32) * (1 - chunk.shrink) - relative * chunk.scale
+    if state.low is not None:
+        # the bits of a NaN could carry to those of a zero
+        bits = moved.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf).view(torch.int32)
+        bits = (bits + (chunk.dither >> _NOISE_SHIFT)) & ~0xFF
+        high = (bits + 0x8000) & ~0xFFFF
+        state.low.copy_((bits - high) >> 8)
+        moved = high.view(torch.float32)
+    chunk.weight.copy_(put(moved.view(torch.int32), slots, planes).view(torch.float32).t())
+
+
+def remap(state: KeptState, old: Tensor, new: Tensor) -> None:
     """Move the state along with a mask that changed: weights that stay keep theirs, those that enter start at zero.
 
-    # old, new (M, G) boolean, N ones a group each
+    # old, new: `slots_of` both masks
     """
-    before, after = places_of(old, kept), places_of(new, kept)
-    stays = old.gather(0, after)  # (N, G)
-    for x in (state.moments.first, state.moments.second, state.low):
-        if x is not None:
-            planes = torch.zeros(old.shape, dtype=x.dtype, device=x.device).scatter_(0, before, x)  # (M, G)
-            x.copy_(planes.gather(0, after) * stays)
+    first, second, low = state.moments.first, state.moments.second, state.low
+    joint = (second.view(torch.int16).int() << 16) + (first.int() & 0xFF) * 256
+    if low is not None:
+        joint += low.int() & 0xFF
+    kept, wide, groups = old.shape
+    joint = pick(put(joint, old, joint.new_zeros(kept + wide - 1, groups)), new)
+    second.copy_((joint >> 16).to(torch.int16).view(torch.bfloat16))
+    first.copy_(joint << 16 >> 24)
+    if low is not None:
+        low.copy_(joint << 24 >> 24)
+
+
+def _to_bits(x: Tensor) -> Tensor:
+    """The bits of each number as float32.  # -> int32"""
+    return x.float().view(torch.int32)
+
+
+def slots_of(mask: Tensor, kept: int) -> Tensor:
+    """All ones at [k, j] where weight k + j is the k-th kept one of its group, else zeros.
+
+    # (M, G) int8 with N ones a group -> (N, M - N + 1, G) int32
+    """
+    wide, count = len(mask) - kept + 1, torch.zeros_like(mask[0])
+    slots: list[list[Tensor]] = [[] for _ in range(kept)]
+    for i, plane in enumerate(mask):
+        count = count + plane
+        chosen = count * plane  # k + 1 for the k-th kept one
+        for k in range(max(0, i - wide + 1), min(i + 1, kept)):
+            slots[k].append(-(chosen == k + 1).int())
+    return torch.stack([torch.stack(planes) for planes in slots])
+
+
+def pick(planes: Tensor, slots: Tensor) -> Tensor:
+    """What the kept weights have.  # (M, G) int32, `slots_of` -> (N, G)"""
+    kept, wide, _ = slots.shape
+    picked = planes[:kept] & slots[:, 0]
+    for j in range(1, wide):
+        picked |= planes[j : j + kept] & slots[:, j]
+    return picked
+
+
+def put(picked: Tensor, slots: Tensor, planes: Tensor) -> Tensor:
+    """Planes with what the kept weights have in its places.  # (N, G) int32, `slots_of`, (M, G) -> (M, G)"""
+    kept, wide, _ = slots.shape
+    out = planes.clone()
+    for j in range(wide):
+        part, chosen = out[j : j + kept], slots[:, j]
+        part ^= (part ^ picked) & chosen
+    return out
 
 
 def gather_kept(weight: Tensor, bits: Tensor) -> Tensor:
@@ -146,3 +232,9 @@ def scatter_kept(weight: Tensor, bits: Tensor, values: Tensor) -> Tensor:
     out = weight.reshape(-1).clone()
     out[unpack(bits, weight.numel())] = values.to(out.dtype)
     return out.view(weight.shape)
+
+
+def measure_added(now: Tensor, start: Tensor) -> tuple[float, float]:
+    """Squared length of what was added to kept weights, and of what they were at the start.  # (kept,) each"""
+    before = start.float()
+    return float((now.float() - before).square().sum()), float(before.square().sum())

@@ -1,24 +1,13 @@
-/* A step of the logits of some groups: what `fused._step` does, in one pass through memory.
+/* A step of the logits of some groups: what `contract.move_chunk` does, in one pass through memory.
 
-   `native_step.py` puts the pattern in front of this text: M and N, and as macros, so that every loop over groups has a straight body
-   which a compiler turns into vector instructions,
+   `native_step.py` puts macros of the pattern in front of this text, and `native_numbers.c`. With them every loop over groups has a
+   straight body, which a compiler turns into vector instructions:
 
      EACH_MASK(X)    X(s, product, sum) for each mask s: its probability but for a factor, and <m, h> counted from the mode's,
                      as expressions in keep[i], drop[i] (factors) and kept[i], dropped[i] (what it adds to <m, h>); not for
                      patterns of many masks, which a recursion goes over;
      EACH_WEIGHT(X)  X(i, sum) for each weight i of a group: the sum over the masks that keep it, in terms of part[s];
-     NETWORK(X)      X(i, j), i < j: comparators that sort M numbers.
-
-   Work goes through blocks that stay in a core's first cache. Groups are independent of each other, so how they are divided among
-   threads changes no bit. Numbers are float32; float16 and bfloat16 are converted with integers, which every machine can do. */
-
-#include <math.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-
-#define BLOCK (1024 / M / 32 * 32) /* groups; whole bytes of packed bits */
-#define SHARE (8 * BLOCK) /* groups that a thread takes at a time */
+     NETWORK(X)      X(i, j), i < j: comparators that sort M numbers. */
 
 /* what is worked on, as `native_step.py` describes it; planes are a stride apart */
 typedef struct {
@@ -32,28 +21,9 @@ typedef struct {
     ptrdiff_t dither_stride;
     uint8_t *packed;
     ptrdiff_t groups, begun; /* all of them, and how many some thread has taken */
-    float beta2, one_less_beta2, carry, one_less_beta1, scale, levels;
+    constants adam;
+    float scale;
 } chunk;
-
-static inline uint32_t bits_of(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return bits;
-}
-
-static inline float float_of(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, 4);
-    return x;
-}
-
-static inline float from_bfloat(uint16_t x) { return float_of((uint32_t)x << 16); }
-
-/* to the nearest, ties to even */
-static inline uint16_t to_bfloat(float x) {
-    uint32_t bits = bits_of(x), rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded;
-}
 
 /* Denormal float16 are normal float32; no denormal float32 comes up on the way, as those may be flushed to zero. */
 static inline float from_half(uint16_t x) {
@@ -178,22 +148,8 @@ static void covariance(const uint16_t *restrict logits, ptrdiff_t stride, const 
 
 /* `optimizer.move` for one plane; theta becomes what the logits move to */
 static void adam(const float *restrict slope, float *restrict theta, int8_t *restrict first, uint16_t *restrict second,
-                 const int32_t *restrict dither, const chunk *c, int groups) {
-    const float beta2 = c->beta2, one_less_beta2 = c->one_less_beta2, carry = c->carry, one_less_beta1 = c->one_less_beta1;
-    const float scale = c->scale, levels = c->levels;
-    for (int g = 0; g < groups; g++) {
-        float grad = slope[g], old = from_bfloat(second[g]);
-        float new = old * beta2 + grad * grad * one_less_beta2;
-        float inverse = 1.0f / sqrtf(new + 1e-24f);
-        float relative = (float)first[g] * (sqrtf(old) * inverse * carry) + grad * inverse * one_less_beta1;
-        theta[g] -= scale * relative;
-        second[g] = to_bfloat(new);
-        float level = relative * levels, most = 127.0f * 8192.0f; /* so that every number, NaN too, becomes an integer */
-        level = level < most ? level : most;
-        level = level > -most ? level : -most;
-        int32_t integer = ((int32_t)level + dither[g]) >> 13;
-        first[g] = (int8_t)(integer > 127 ? 127 : integer);
-    }
+                 const int32_t *restrict dither, constants constants, float scale, int groups) {
+    for (int g = 0; g < groups; g++) theta[g] -= scale * advance(slope[g], first + g, second + g, dither[g], constants);
 }
 
 /* `optimizer.store`: what is stored is relative to the cut between the N-th and the (N+1)-th highest */
@@ -283,7 +239,8 @@ static void multiply_float32(const float *restrict grad, const float *restrict w
     for (int j = 0; j < count; j++) h[j] = grad[j] * weight[j];
 }
 
-static __attribute__((noinline)) void blocks(const chunk *c, ptrdiff_t begin, ptrdiff_t end) {
+static __attribute__((noinline)) void blocks(const void *work, ptrdiff_t begin, ptrdiff_t end) {
+    const chunk *c = work;
     float h[M * BLOCK] = {0}, theta[M][BLOCK] = {{0}}, slope[M][BLOCK], cut[BLOCK]; /* a last block is read beyond its groups */
     int16_t stored[M][BLOCK];
     uint8_t kept[M][BLOCK];
@@ -298,7 +255,7 @@ static __attribute__((noinline)) void blocks(const chunk *c, ptrdiff_t begin, pt
         covariance(logits, c->logits_stride, h, theta, slope, groups);
         for (int i = 0; i < M; i++)
             adam(slope[i], theta[i], c->first + i * c->first_stride + start, c->second + i * c->second_stride + start,
-                 dither + i * c->dither_stride, c, groups);
+                 dither + i * c->dither_stride, c->adam, c->scale, groups);
         centre(theta, cut, groups);
         for (int i = 0; i < M; i++)
             store(theta[i], cut, dither + i * c->dither_stride, logits + i * c->logits_stride, stored[i], groups);
@@ -307,33 +264,7 @@ static __attribute__((noinline)) void blocks(const chunk *c, ptrdiff_t begin, pt
     }
 }
 
-/* Whatever a thread's mode is, here denormal numbers are zero (see `memory.py`): threads must not differ. */
-#if defined(__SSE2__)
-#include <immintrin.h>
-static unsigned long flush_denormals(void) {
-    unsigned before = _mm_getcsr();
-    _mm_setcsr(before | 0x8040);
-    return before;
-}
-static void restore_denormals(unsigned long before) { _mm_setcsr((unsigned)before); }
-#elif defined(__aarch64__)
-static unsigned long flush_denormals(void) {
-    unsigned long before;
-    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
-    __asm__ volatile("msr fpcr, %0" : : "r"(before | 1ul << 24));
-    return before;
-}
-static void restore_denormals(unsigned long before) { __asm__ volatile("msr fpcr, %0" : : "r"(before)); }
-#else
-static unsigned long flush_denormals(void) { return 0; }
-static void restore_denormals(unsigned long before) { (void)before; }
-#endif
-
-/* Work on the chunk until nothing is left: every thread that helps calls this. */
 void step(void *shared) {
     chunk *c = shared;
-    unsigned long before = flush_denormals();
-    for (ptrdiff_t begin; (begin = __atomic_fetch_add(&c->begun, SHARE, __ATOMIC_RELAXED)) < c->groups;)
-        blocks(c, begin, c->groups - begin < SHARE ? c->groups : begin + SHARE);
-    restore_denormals(before);
+    take_blocks(c, c->groups, &c->begun, blocks);
 }

@@ -9,8 +9,6 @@ Shapes: `O` outputs, `C` inputs, `M` weights in a group, `G` groups.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,8 +60,7 @@ class ByChunks:
         site.kept = kept
 
 
-def warn_if_moved_otherwise(step: SiteStep, numbers: Mapping[str, Any]) -> None:
-    """Warn where a saved state was moved by something else: the last bits of logits and moments will not be the same."""
-    before, now = numbers.get("moved_by"), step.moved_by
+def warn_if_moved_otherwise(what: str, before: str | None, now: str | None) -> None:
+    """Warn where something else moved what a saved state holds ("logits", "weights"): its last bits will not be the same."""
     if before not in (None, now):
-        log.warning("the logits were moved by %s so far, from here on by %s: the last bits will differ.", before, now)
+        log.warning("the %s were moved by %s so far, from here on by %s: the last bits will differ.", what, before, now)

@@ -1,16 +1,23 @@
 """How the kept weights of a layer take a gradient, given the mask that it was taken under and the one that holds from now on.
 
+On a CPU a step is one pass of native code where there is a C compiler (`native_weights`), on a GPU a few kernels of torch.compile
+(`compiled`).
+
 Shapes: `O` outputs, `C` inputs, `M` weights in a group, `G` groups.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from maskpro_deploy.learn.kernels.kept_weights import WeightOptimizer, move_kept, places_of, remap
+from maskpro_deploy.learn.kernels.compiled import CompiledKeptStep
+from maskpro_deploy.learn.kernels.kept_weights import KeptByOperations, KeptChunk, KeptStep, WeightOptimizer
+from maskpro_deploy.learn.kernels.native_weights import native_kept_step
 from maskpro_deploy.learn.kernels.optimizer import noise
 from maskpro_deploy.pattern import NMPattern
 
@@ -26,22 +33,30 @@ class TrainedLayer(Protocol):
     def chunks(self) -> Iterator[tuple[int, slice]]:
         """The groups, some at a time: number and slice."""
 
-    def planes(self, bits: Tensor, chunk: slice) -> Tensor:
-        """The mask of some groups.  # -> (M, g) boolean"""
+    def bits_of(self, chunk: slice) -> slice:
+        """Where the packed bits of some groups are."""
 
 
-def move_weights(optimizer: WeightOptimizer, layer: TrainedLayer, grad_weight: Tensor, under: Tensor, key: int) -> None:
+@functools.cache
+def kept_step(pattern: NMPattern, device: torch.device) -> KeptStep:
+    """The way to move some groups' kept weights on a device: compiled where that can be done, else operation by operation."""
+    eager = KeptByOperations()
+    return native_kept_step(pattern, eager) if device.type == "cpu" else CompiledKeptStep(eager)
+
+
+def move_weights(
+    optimizer: WeightOptimizer, layer: TrainedLayer, grad_weight: Tensor, under: Tensor, key: int, step: KeptStep | None = None
+) -> None:
     """Move the weights that the mask `under` keeps, in place, and let their state follow to `layer.kept`.
 
-    `key` is that of the roundings.  # ∂L/∂W (O, C), bits (ceil(O * C / 8),) uint8
+    `key` is that of the roundings; `step` does it, by default `kept_step`.  # ∂L/∂W (O, C), bits (ceil(O * C / 8),) uint8
     """
     n, m = layer.pattern.n, layer.pattern.m
+    step = step or kept_step(layer.pattern, layer.weight.device)
     state = optimizer.whole(layer.name, layer.weight, n, m)
     weight, grad = layer.weight.view(-1, m), grad_weight.reshape(-1, m)
-    shrink = optimizer.rate * optimizer.decay
+    rates = optimizer.scale, optimizer.rate * optimizer.decay, optimizer.betas
     for number, groups in layer.chunks():
-        old, part = layer.planes(under, groups), state.part(groups)
-        dither = noise((n, groups.stop - groups.start), key, weight.device, number)
-        move_kept(weight[groups], grad[groups], places_of(old, n), part, dither, optimizer.scale, shrink, optimizer.betas)
-        if layer.kept is not under:
-            remap(part, old, layer.planes(layer.kept, groups), n)
+        bits, dither = layer.bits_of(groups), noise((n, groups.stop - groups.start), key, weight.device, number)
+        after = None if layer.kept is under else layer.kept[bits]
+        step(KeptChunk(grad[groups], weight[groups], under[bits], after, state.part(groups), dither, *rates))

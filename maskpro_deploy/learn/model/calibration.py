@@ -79,6 +79,10 @@ class GramHooks:
         return grams
 
 
+# ‖x_j‖₂ of the inputs of layers on batches of tokens (B, T), by weight name
+InputNorms = Callable[[LearningModel, Mapping[str, nn.Linear], Sequence[Tensor]], dict[str, Tensor]]
+
+
 def whole_model_grams(model: LearningModel, layers: Mapping[str, nn.Linear], batches: Sequence[Tensor]) -> dict[str, Gram]:
     """Gram matrices of a few layers on the model as it is, by whole forward passes."""
     hooks = GramHooks(layers)

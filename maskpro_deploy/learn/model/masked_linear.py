@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from maskpro_deploy.learn.distributions.planes import unpack
 from maskpro_deploy.learn.kernels.triton_step import masked_weight
+from maskpro_deploy.learn.model.low_rank import LowRank
 from maskpro_deploy.pattern import NMPattern
 
 # worked on in one go: large enough that launching an operation costs little, small enough for a CPU's cache
@@ -44,6 +45,10 @@ class SiteHook(Generic[L]):
         """The mask in `Mode.SAMPLE`: bits, or factors (O, C) for a mask that is not a yes or no."""
         return site.kept
 
+    def needs_gradient(self, site: L) -> bool:
+        """Whether `take_gradient` wants ∂L/∂W of this layer; it is not computed otherwise."""
+        return True
+
     def take_gradient(self, site: L, grad_weight: Tensor) -> None:
         """Take ∂L/∂W of the masked weight, and perhaps move what it came from.  # (O, C)"""
 
@@ -62,6 +67,7 @@ class MaskedLinear(nn.Module):
         self.name, self.pattern = name, pattern
         self.weight, self.bias = linear.weight.detach().contiguous(), linear.bias
         self.dense = self.weight  # of the dense layer: the same tensor for as long as weights are frozen
+        self.delta: LowRank | None = None  # added to the weight, under the mask
         self.mode = Mode.ARGMAX
         self.hook: SiteHook[Any] = SiteHook()
 
@@ -107,10 +113,11 @@ class MaskedLinear(nn.Module):
         return self.hook.draw_mask(self) if self.mode is Mode.SAMPLE else self.kept
 
     def under(self, mask: Tensor | None) -> Tensor:
-        """The weight under a mask that `choose` gave; the dense one under none.  # (O, C)"""
+        """The weight and its delta under a mask that `choose` gave; the dense weight under none.  # (O, C)"""
         if mask is None:
             return self.dense
-        return masked_weight(self.weight, mask) if mask.dtype == torch.uint8 else self.weight * mask
+        weight = self.weight if self.delta is None else self.delta.add_to(self.weight)
+        return masked_weight(weight, mask) if mask.dtype == torch.uint8 else weight * mask
 
     def masked_weight(self) -> Tensor:
         """The weight under the current mode's mask.  # (O, C)"""
@@ -145,5 +152,6 @@ class _Product(torch.autograd.Function):
         layer, grad = ctx.layer, grads[0]
         # the gradient of x first: taking the other one moves the weight or its mask
         grad_x = grad @ layer.under(ctx.mask)
-        layer.hook.take_gradient(layer, grad.flatten(0, -2).t() @ x.flatten(0, -2))
+        if layer.hook.needs_gradient(layer):
+            layer.hook.take_gradient(layer, grad.flatten(0, -2).t() @ x.flatten(0, -2))
         return grad_x, None

@@ -147,17 +147,17 @@ class LearningModel:
         self.head: Tensor = head.weight
         cap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         self._head: Head = LinearHead(self.head, cap) if head.bias is None else ModelHead(self._compute_own_logits)
-        linear = {name: id(module.weight) for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        linear = {f"{name}.weight": module.weight for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         sharing: dict[int, list[str]] = {}  # id of a weight -> the layers that have it
         for name, weight in linear.items():
-            sharing.setdefault(weight, []).append(name)
-        self._places = {name: sharing[weight] for name, weight in linear.items()}  # a layer -> all that have its weight
+            sharing.setdefault(id(weight), []).append(name.removesuffix(".weight"))
+        self.places = {name: sharing[id(weight)] for name, weight in linear.items()}  # the same, by weight name
         self._exact_backward = False
         self._waits: bool | None = None  # whether `without_waiting` fails for this model; None until it ran
 
     def replace(self, weight_name: str, module: nn.Module) -> None:
         """Put `module` where the layer of `weight_name` is, and where any other layer of the same weight is."""
-        for place in self._places[weight_name.removesuffix(".weight")]:
+        for place in self.places[weight_name]:
             path, _, leaf = place.rpartition(".")
             setattr(self.model.get_submodule(path), leaf, module)
 

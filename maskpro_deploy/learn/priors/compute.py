@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.model.calibration import BlockStream, Gram, whole_model_grams, whole_model_norms
+from maskpro_deploy.learn.model.calibration import BlockStream, Gram, InputNorms, whole_model_grams, whole_model_norms
 from maskpro_deploy.learn.model.model import LearningModel
 from maskpro_deploy.learn.priors.base import LayerView, Prior, logits_of_mask, top_mask
 from maskpro_deploy.learn.priors.refine import refine
@@ -26,17 +26,18 @@ from maskpro_deploy.system.progress import SILENT, Progress
 
 def compute_prior(
     model: LearningModel, layers: Mapping[str, nn.Linear], config: LearnConfig, batches: Sequence[Tensor],
-    given: MaskSet | None = None, progress: Progress = SILENT,
+    given: MaskSet | None = None, progress: Progress = SILENT, input_norms: InputNorms = whole_model_norms,
 ) -> dict[str, Tensor]:  # fmt: skip
     """The logits of every layer whose argmax is the prior's mask.
 
     With `config.prior_update` the layers' weights are replaced by SparseGPT's, in place. Batches hold calibration tokens of one
-    length (B, T), `given` the masks of `file:PATH`.  # by weight name: (M, G) float32
+    length (B, T), `given` the masks of `file:PATH`; `input_norms` is asked where norms are all that is needed.
+    # by weight name: (M, G) float32
     """
     one_layer = _OneLayer(config, config.prior_choice.load(), given)
     if config.needs_grams:
         return _compute_by_blocks(model, layers, one_layer, batches, progress)
-    norms = whole_model_norms(model, layers, batches) if config.prior_choice.inputs else {}
+    norms = input_norms(model, layers, batches) if config.prior_choice.inputs else {}
     return {name: one_layer.start(name, layer, norms.get(name), None)[0] for name, layer in layers.items()}
 
 

@@ -28,8 +28,9 @@ from maskpro_deploy.learn.model.model import LearningModel
 from maskpro_deploy.learn.model.paged_blocks import open_paged
 from maskpro_deploy.learn.model.tensor_names import find_tensors
 from maskpro_deploy.learn.monitor import Observer
+from maskpro_deploy.learn.recovery.adapters import hash_adapter, read_adapter
 from maskpro_deploy.learn.recovery.config import RecoverConfig
-from maskpro_deploy.learn.recovery.dense_model import find_dense, read_record
+from maskpro_deploy.learn.recovery.dense_model import find_dense
 from maskpro_deploy.learn.recovery.trainer import RecoveryTrainer
 from maskpro_deploy.learn.state import StateStore
 from maskpro_deploy.mask_inference import open_masks
@@ -145,6 +146,7 @@ def recover_checkpoint(
     result = run.result()
     record = run.provenance(text, heldout, result)
     save_sparse(sparse, run.masks, out, record, force=force, weights=run.collect_weights())
+    trainer.save_more(out, sparse.folder.name)
     store.discard()
     return result
 
@@ -171,6 +173,8 @@ class _Run:
         **watching: Any,
     ) -> _Run:
         """Load models, masks and text; `watching` has progress and observers."""
+        if config.adapter is not None:
+            read_adapter(Path(config.adapter))  # refused before anything is loaded
         dtype = learning_dtype(config, place)
         windows, held = load_windows(sparse, text, heldout, config)
         model = _load_model(sparse, config, dtype, place)
@@ -190,7 +194,9 @@ class _Run:
         """Hash of all that decides on the result of the run."""
         head, dense = self.trainer.model.head, "" if self.dense is None else self.dense.dense_sha256(self.dense.names)
         weights = f"{self.sparse.dense_sha256(self.sparse.names)} {dense} {self.masks.sha256()}"
-        run = f"{self.trainer.config.fingerprint()} {head.device.type} {head.dtype} {weights} {text.sha256}"
+        config = self.trainer.config
+        adapter = "" if config.adapter is None else hash_adapter(Path(config.adapter))
+        run = f"{config.fingerprint()} {head.device.type} {head.dtype} {weights} {text.sha256} {adapter}"
         return hashlib.sha256(run.encode()).hexdigest()
 
     def collect_weights(self) -> Mapping[str, npt.NDArray[np.float32]]:
@@ -215,7 +221,7 @@ class _Run:
 
     def provenance(self, text: Text, heldout: Text, result: RecoverResult) -> dict[str, Any]:
         """learn.json: what it said of the masks, and one more entry under `recovered`."""
-        before = read_record(self.sparse)
+        before = self.sparse.record
         own = {
             "tool": f"maskpro-deploy {__version__}",
             "date": datetime.now(UTC).isoformat(timespec="seconds"),

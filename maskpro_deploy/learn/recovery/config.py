@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from maskpro_deploy.errors import ConfigError, check_range
@@ -10,7 +11,8 @@ from maskpro_deploy.learn.choices import AUTO, MethodChoice
 from maskpro_deploy.learn.run_config import RunConfig, name_flag
 
 WEIGHTS, NORMS, ALL = "weights", "norms", "all"  # what `train` can be
-_OF_LORA = {"rank": 16, "alpha": 32.0, "target_modules": None, "adapter": None}  # with their defaults
+_OF_DELTAS = {"rank": 16, "alpha": 32.0, "rslora": False, "target_modules": None}  # with their defaults
+_OF_LORA = {**_OF_DELTAS, "adapter": None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,7 @@ class RecoverConfig(RunConfig):
     # of `lora`, as PEFT has them
     rank: int = 16
     alpha: float = 32.0  # deltas are scaled by alpha / rank
+    rslora: bool = False  # by alpha / sqrt(rank) instead
     target_modules: str | None = None  # regular expression of layers that get a delta; None: all masked layers
     adapter: str | None = None  # folder of a PEFT adapter to start from, whose settings hold then
 
@@ -39,12 +42,19 @@ class RecoverConfig(RunConfig):
         check_range("--alpha", self.alpha, above=0)
         if self.learning_rate is None:
             object.__setattr__(self, "learning_rate", self.method_choice.learning_rate)
+        self._check_patterns("target_modules")
         if self.method != "lora":
-            for field, default in _OF_LORA.items():
-                if getattr(self, field) != default:
-                    raise ConfigError(f"{name_flag(field)} belongs to --method lora, not to {self.method}.")
+            self._check_left(_OF_LORA, f"belongs to --method lora, not to {self.method}")
+        if self.adapter is not None:
+            self._check_left(_OF_DELTAS, "belongs to deltas that start at zero: --adapter has its own")
         if self.train != WEIGHTS and not self.method_choice.trains_vectors:
             raise ConfigError(f"--train {self.train} goes with --method full, not with {self.method}.")
+
+    def _check_left(self, defaults: Mapping[str, object], why: str) -> None:
+        """Refuse any of some settings that is not at its default."""
+        for field, default in defaults.items():
+            if getattr(self, field) != default:
+                raise ConfigError(f"{name_flag(field)} {why}.")
 
     @property
     def method_choice(self) -> MethodChoice:

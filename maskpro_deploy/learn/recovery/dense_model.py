@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from maskpro_deploy.checkpoint import LEARN_FILE, Checkpoint
+from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import load_tokenizer
 from maskpro_deploy.errors import InputError, MaskProError
 from maskpro_deploy.masks import MaskSet
@@ -46,18 +44,9 @@ def find_dense(sparse: Checkpoint, masks: MaskSet, given: str | None, *, other_w
     )
 
 
-def read_record(sparse: Checkpoint) -> dict[str, Any]:
-    """What learn.json says; empty where there is none that can be read."""
-    try:
-        record = json.loads((sparse.folder / LEARN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
 def _list_places(sparse: Checkpoint) -> Iterator[Path]:
     """Where the dense model may be."""
-    record = read_record(sparse)
+    record = sparse.record
     folder, name = record.get("dense"), record.get("model")
     if isinstance(folder, str):
         yield Path(folder)

@@ -1,7 +1,7 @@
 """Recovery of every kept weight: its gradient is used as soon as the backward pass has it, layer by layer, and forgotten.
 
 Kept weights move by Adam with a state of 4 bytes each (`kernels.kept_weights`). With `--train all` or `norms` the model's vectors
-move, too: scales of norms and biases. They are few, so torch's AdamW in float32 moves them.
+move, too: scales of norms and biases. They are few, so Adam in float32 moves them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from maskpro_deploy.learn.kernels.weight_step import move_weights
 from maskpro_deploy.learn.model.masked_linear import MaskedLinear, Mode, set_mode
 from maskpro_deploy.learn.model.model import LearningModel, Windows
 from maskpro_deploy.learn.recovery.config import ALL, NORMS, WEIGHTS, RecoverConfig
+from maskpro_deploy.learn.recovery.exact_adam import ExactAdam
 from maskpro_deploy.learn.recovery.method import Method
 
 
@@ -40,9 +41,12 @@ class FullRecovery(Method):
             self._vectors.move(rate)
         return loss
 
+    def needs_gradient(self, site: MaskedLinear) -> bool:
+        return self._weights is not None
+
     def take_gradient(self, site: MaskedLinear, grad_weight: Tensor) -> None:
-        if self._weights is not None:
-            move_weights(self._weights, site, grad_weight, site.kept, site.key(self._config.seed, self._step))
+        assert self._weights is not None
+        move_weights(self._weights, site, grad_weight, site.kept, site.key(self._config.seed, self._step))
 
     def values(self) -> dict[str, Tensor]:
         kept = {} if self._weights is None else {f"kept/{s.name}": gather_kept(s.weight, s.kept) for s in self._sites}
@@ -85,49 +89,39 @@ class FullRecovery(Method):
 
 
 class Vectors:
-    """The model's parameters of one dimension, which torch's AdamW moves in float32."""
+    """The model's parameters of one dimension, which Adam moves in float32."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._own = {name: p for name, p in model.named_parameters() if p.dim() == 1}
-        self._exact = {name: p.detach().float().clone().requires_grad_() for name, p in self._own.items()}
-        for parameter in self._own.values():
-            parameter.requires_grad_(True)
-        self._optimizer = torch.optim.AdamW(self._exact.values(), betas=(0.9, 0.95), weight_decay=0.0)
+        self._own = {f"vector/{name}": p.requires_grad_() for name, p in model.named_parameters() if p.dim() == 1}
+        self._exact = ExactAdam({key: p.detach().float().clone() for key, p in self._own.items()})
 
     def move(self, rate: float) -> None:
         """Take the gradients that the backward pass left, and forget them."""
-        for name, exact in self._exact.items():
-            grad, self._own[name].grad = self._own[name].grad, None
-            exact.grad = None if grad is None else grad.float()
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
+        for key, parameter in self._own.items():
+            if (grad := parameter.grad) is not None:
+                self._exact.add(key, grad.float())
+            parameter.grad = None
+        self._exact.move(rate)
         self._write()
 
     def _write(self) -> None:
         with torch.no_grad():
-            for name, exact in self._exact.items():
-                self._own[name].copy_(exact)
+            for key, parameter in self._own.items():
+                parameter.copy_(self._exact[key])
 
     def values(self) -> dict[str, Tensor]:
         """A copy of them, in float32."""
-        return {f"vector/{name}": exact.detach().clone() for name, exact in self._exact.items()}
+        return self._exact.values()
 
     def restore_values(self, values: Mapping[str, Tensor]) -> None:
         """Put values back."""
-        with torch.no_grad():
-            for name, exact in self._exact.items():
-                exact.copy_(values[f"vector/{name}"])
+        self._exact.restore_values(values)
         self._write()
 
     def tensors(self) -> dict[str, Tensor]:
         """The optimiser's state, by name."""
-        states = self._optimizer.state
-        return {f"vector_{kind}/{n}": x for n, exact in self._exact.items() for kind, x in states.get(exact, {}).items()}
+        return self._exact.tensors()
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take a saved state."""
-        for name, exact in self._exact.items():
-            kinds = {k: tensors.get(f"vector_{k}/{name}") for k in ("step", "exp_avg", "exp_avg_sq")}
-            if all(x is not None for x in kinds.values()):
-                self._optimizer.state[exact] = {k: x.clone() for k, x in kinds.items() if x is not None}
+        self._exact.restore(tensors)

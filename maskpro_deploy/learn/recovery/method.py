@@ -5,8 +5,10 @@ Shapes: `O` outputs, `C` inputs.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from torch import Tensor
 
@@ -34,3 +36,20 @@ class Method(Learner[MaskedLinear]):
     def restore_values(self, values: Mapping[str, Tensor]) -> None:
         """Put values, as `values` gave them, back into the model."""
         raise NotImplementedError
+
+    def measure_movement(self, start: Mapping[str, Tensor]) -> float:
+        """Length of what was added to the kept weights since the values `start`, relative to theirs then."""
+        values = self.values()
+        return relative_distance((values[key], x) for key, x in start.items())
+
+    def save_more(self, values: Mapping[str, Tensor], folder: Path, base: str) -> None:
+        """Write what goes into the folder of a result next to its weights; `base` is the name of the checkpoint before."""
+
+
+def relative_distance(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Length of the difference between tensors and what they were, relative to the length of the latter."""
+    moved = whole = 0.0
+    for now, before in pairs:
+        moved += float((now.float() - before.float()).double().square().sum())
+        whole += float(before.double().square().sum())
+    return math.sqrt(moved / max(1e-30, whole))

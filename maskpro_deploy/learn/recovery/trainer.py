@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -95,8 +95,11 @@ class RecoveryTrainer(TrainingLoop):
     def restore_best(self, tensors: Mapping[str, Tensor]) -> None:
         self._best = dict(tensors)
 
+    def remembered_start(self) -> dict[str, Tensor]:
+        return self._start
+
     def measure_movement(self) -> dict[str, float]:
-        return {"moved": measure_distance(self.method.values(), self._start)}
+        return {"moved": self.method.measure_movement(self._start)}
 
     def note_movement(self, point: Point) -> str:
         return f"moved {100 * point.moved:.2f} %"
@@ -105,12 +108,6 @@ class RecoveryTrainer(TrainingLoop):
         """The model's tensors at the point with the lowest held-out loss, by name in the model; never worse than at the start."""
         return self.method.weights_of(self._best)
 
-
-def measure_distance(values: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> float:
-    """Length of the difference, relative to the start."""
-
-    def square(x: Tensor) -> float:
-        return float(x.double().square().sum())
-
-    moved = sum(square(values[k].float() - x.float()) for k, x in start.items())
-    return math.sqrt(moved / max(1e-30, sum(map(square, start.values()))))
+    def save_more(self, folder: Path, base: str) -> None:
+        """Write what the method has besides weights into the folder of the result, see `Method.save_more`."""
+        self.method.save_more(self._best, folder, base)

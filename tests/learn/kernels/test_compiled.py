@@ -98,7 +98,7 @@ def test_without_a_compiler_the_step_is_done_operation_by_operation(
     def no_compiler(*_: object) -> torch.Tensor:
         raise RuntimeError("cannot find a working triton\ninstallation")
 
-    monkeypatch.setattr(step, "_compiled", no_compiler)
+    monkeypatch.setattr(step._step, "_compiled", no_compiler)
     one, other = State(pattern, 16, 16), State(pattern, 16, 16)
     for _ in range(2):
         assert torch.equal(one.after(step, 0.1), other.after(eager, 0.1))

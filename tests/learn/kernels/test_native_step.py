@@ -1,16 +1,9 @@
-"""The step in native code is the step operation by operation, and where it cannot be built learning goes on without it.
+"""The step of the logits in native code is the step operation by operation.
 
-A machine without any C compiler skips the first half; on one with a compiler nothing here passes by falling back.
+A machine without any C compiler skips this; on one with a compiler nothing here passes by falling back.
 """
 
 from __future__ import annotations
-
-import logging
-import os
-import stat
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +12,7 @@ from hypothesis import strategies as st
 
 from maskpro_deploy.learn.distributions.conditional_bernoulli import conditional_bernoulli
 from maskpro_deploy.learn.distributions.planes import centre, pack, top_of_centred, unpack
-from maskpro_deploy.learn.kernels import native_step as native
+from maskpro_deploy.learn.kernels import native_code as native
 from maskpro_deploy.learn.kernels.contract import ByOperations, Chunk, ChunkStep
 from maskpro_deploy.learn.kernels.native_step import NativeStep
 from maskpro_deploy.learn.kernels.optimizer import Moments, noise
@@ -240,116 +233,11 @@ def test_gradients_finer_than_the_weights_keep_their_bits() -> None:
     assert torch.equal(fine.logits, coarse.logits)
 
 
-# -- building
-
-
-@pytest.fixture
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, nothing decided yet."""
-    monkeypatch.setenv("MASKPRO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(native, "load", native.load.__wrapped__)
-    return tmp_path / "cache" / "native"
-
-
-def learns(caplog: pytest.LogCaptureFixture) -> tuple[str, list[str]]:
-    """Take a step in whatever way there is; which, and what was said."""
-    with caplog.at_level(logging.INFO):
-        step = chunk_step(conditional_bernoulli(NMPattern(1, 2)), CPU)
-    state = State("1:2", 50, torch.float32)
-    bits = state.after(step)
-    assert torch.equal(bits, pack(top_of_centred(state.logits.contiguous(), 1)))
-    return ByChunks(step).moved_by, [r.getMessage() for r in caplog.records]
-
-
-@needs_compiler
-def test_it_is_built_once_and_privately(fresh: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert learns(caplog) == ("native", [])
-    (kept,) = fresh.iterdir()
-    assert stat.S_IMODE(fresh.stat().st_mode) == 0o700
-    monkeypatch.setattr(native, "_build", lambda *_: pytest.fail("it was built again"))
-    assert learns(caplog) == ("native", [])
-    assert list(fresh.iterdir()) == [kept]
-
-
-@needs_compiler
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:-100] + bytes(100)])
-def test_a_damaged_file_is_built_again(fresh: Path, caplog: pytest.LogCaptureFixture, damage: object) -> None:
-    learns(caplog)
-    (kept,) = fresh.iterdir()
-    whole = kept.read_bytes()
-    kept.unlink()  # the code that is loaded stays as it is
-    kept.write_bytes(damage(whole))  # type: ignore[operator]
-    assert learns(caplog) == ("native", [])
-    (again,) = fresh.iterdir()
-    assert again.stem.endswith(native._hash(again.read_bytes()))
-
-
-@needs_compiler
-def test_a_folder_that_others_may_write_to_is_not_trusted(fresh: Path, caplog: pytest.LogCaptureFixture) -> None:
-    fresh.mkdir(parents=True)
-    fresh.chmod(0o777)
-    assert learns(caplog) == ("native", [f"native code is not kept: others may write to {fresh}"])
-    assert not list(fresh.iterdir())
-
-
-@needs_compiler
-def test_a_cache_that_is_no_folder(fresh: Path, caplog: pytest.LogCaptureFixture) -> None:
-    fresh.parent.write_text("a file")
-    form, (said,) = learns(caplog)
-    assert form == "native"
-    assert said.startswith("native code is not kept: ")
-
-
-@needs_compiler
-def test_two_processes_may_build_it_at_once(fresh: Path) -> None:
-    code = (
-        "from maskpro_deploy.learn.kernels import native_step as native; from maskpro_deploy.pattern import NMPattern\n"
-        "assert native.load(NMPattern(1, 2)) is not None"
-    )
-    both = [subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]
-    assert [p.wait(timeout=120) for p in both] == [0, 0]
-    assert all(f.stem.endswith(native._hash(f.read_bytes())) for f in fresh.iterdir())
-
-
-def test_without_a_compiler_torch_does_it(fresh: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CC", "/nonexistent/cc")
-    monkeypatch.setenv("PATH", "")
-    assert learns(caplog) == ("torch", ["no C compiler found (CC, cc, gcc, clang): learning steps take longer."])
-    assert not fresh.exists()
-
-
-@pytest.mark.parametrize(
-    ("script", "reason"),
-    [
-        ("echo no luck >&2; exit 1", "no luck"),
-        ("[ $1 = --version ] && exit 0; sleep 60", "took more than 0.5 s"),
-        (
-            "[ $1 = --version ] && exit 0; while [ $1 != -o ]; do shift; done; echo no library > $2",
-            "ELF header|too short",
-        ),
-    ],
-)
-def test_a_compiler_that_fails_hangs_or_makes_nonsense(
-    fresh: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, reason: str
-) -> None:
-    compiler = tmp_path / "cc"
-    compiler.write_text(f"#!/bin/sh\n{script}\n")
-    compiler.chmod(0o700)
-    monkeypatch.setenv("CC", str(compiler))
-    monkeypatch.setattr(native, "_TIMEOUT_S", 0.5)
-    form, said = learns(caplog)
-    assert form == "torch"
-    warned = [s for s in said if s.endswith("learning steps take longer.")]
-    assert len(warned) == 1
-    assert any(part in warned[0] for part in reason.split("|")), warned
-
-
 def test_a_run_that_goes_on_in_another_way_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    step = ByChunks(ByOperations(conditional_bernoulli(NMPattern(2, 4))))
-    warn_if_moved_otherwise(step, {"moved_by": "torch"})
-    warn_if_moved_otherwise(step, {})
+    warn_if_moved_otherwise("logits", "torch", "torch")
+    warn_if_moved_otherwise("weights", None, "torch")
     assert not caplog.records
-    warn_if_moved_otherwise(step, {"moved_by": "native"})
+    warn_if_moved_otherwise("logits", "native", "torch")
     assert [r.getMessage() for r in caplog.records] == [
         "the logits were moved by native so far, from here on by torch: the last bits will differ."
     ]

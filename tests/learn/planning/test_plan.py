@@ -20,7 +20,7 @@ from maskpro_deploy.errors import FormatError, PatternError
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.model.model import LearningModel, prunable_layers
 from maskpro_deploy.learn.model.tensor_names import find_tensors
-from maskpro_deploy.learn.plan import ERROR, plan
+from maskpro_deploy.learn.planning.plan import ERROR, plan
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.torch_lm import load_causal_lm
 

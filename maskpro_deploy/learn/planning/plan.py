@@ -1,0 +1,140 @@
+"""What a run on a model takes, predicted before its weights are read.
+
+The model is built on torch's meta device (shapes, no memory) from `config.json`, and a step runs there, so that what autograd
+keeps is counted and not guessed. The learner's own state is weighed on a real run over one tiny block. For the time, matrix
+products of the model's shapes and the work on one layer's masks and weights are measured on this machine.
+
+    peak = program + max(loading, weights + prior, running)
+    running = weights + teacher + state + kernels + max(copied, activations + max(head, one layer's gradients and mask))
+
+The teacher is what a run holds of the dense model beside the weights that it moves: nothing where weights are frozen, the masked
+layers' with `learn --weights train`, a second model with `recover`.
+
+What an estimator or a method does in a step is said by its entry in `choices`. Measured against real runs the prediction was
+within `ERROR` for runs with a backward pass (`tests/learn/planning/test_plan.py`, `scripts/bench_learn_plan`); forward passes
+alone took less than predicted. The time leaves out attention, norms and activation functions, so it is a lower bound.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from maskpro_deploy.checkpoint import Checkpoint
+from maskpro_deploy.learn.config import LearnConfig
+from maskpro_deploy.learn.model.tensor_names import find_tensors
+from maskpro_deploy.learn.monitor import peak_memory
+from maskpro_deploy.learn.planning.probe import measure_moves, measure_products, weigh_state
+from maskpro_deploy.learn.planning.runs import PlannedLearning, PlannedRecovery, PlannedRun
+from maskpro_deploy.learn.planning.shapes import count_activations, count_head, count_prior, list_vectors, open_empty
+from maskpro_deploy.learn.recovery.config import RecoverConfig
+
+ERROR = 0.3  # of the peak: see the module's text
+_GRADIENT_BYTES = 24  # per weight of the largest layer: masked weight, gradient, and fp32 temporaries
+# scratch memory that the libraries of matrix products take at their first use on a CPU: real runs of one small model took 25 to
+# 80 MB more than everything that is counted
+_KERNEL_BYTES = 50_000_000
+_MASKLLM_COPIES = 4  # a logit, its gradient and two moments, in fp32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes at the peak, by what they are for."""
+
+    program: int
+    weights: int
+    teacher: int  # dense weights beside those that move
+    state: int
+    copied: int  # of it, while the best is replaced
+    activations: int
+    head: int
+    gradients: int
+    prior: int
+    loading: int
+    kernels: int
+
+    @property
+    def peak(self) -> int:
+        """The most at any time."""
+        step = self.activations + max(self.head, self.gradients)
+        running = self.weights + self.teacher + self.state + self.kernels + max(step, self.copied)
+        return self.program + max(self.loading, running, self.weights + self.prior)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The prediction."""
+
+    pattern: str  # of the masks
+    layers: int  # how many have one
+    prunable: int  # weights in them
+    parameters: int  # weights in all
+    memory: Memory  # at the peak
+    state_bytes_per_weight: float  # of the learner beyond the weights: logits, optimiser, and what it remembers
+    # what a logit for each of the C(M, N) masks would take, with gradients and Adam; None where weights are trained
+    maskllm_bytes_per_weight: float | None
+    step_s: float | None  # seconds of a step at least; None where it was not measured
+    products_s: float | None  # of them in matrix products
+    masks_s: float | None  # of them in sampling, masking and moving logits and weights
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure, the peaks too."""
+        theirs = self.maskllm_bytes_per_weight
+        state = None if theirs is None else int(theirs * self.prunable)
+        return {**asdict(self), "peak_bytes": self.memory.peak, "maskllm_state_bytes": state}
+
+
+def plan(
+    checkpoint: Checkpoint, config: LearnConfig, device: str, dtype: torch.dtype, *,
+    recover: RecoverConfig | None = None, timed: bool = True,
+) -> Plan:  # fmt: skip
+    """Predict what `learn` takes, or `recover`, from a checkpoint's configuration and headers.
+
+    Args:
+        checkpoint: the dense model; for `recover` the sparse one or, as it has the same shapes, the dense one.
+        config: the settings of `learn`. With `recover` its pattern and layers count alone, where `checkpoint` has no masks.
+        device: "cpu" or "cuda".
+        dtype: of the weights during the run.
+        recover: the settings of `recover`.
+        timed: measure work on this machine.
+
+    Raises:
+        ConfigError, FormatError, PatternError: the model cannot be learned on so; the message says why.
+    """
+    run: PlannedRun = PlannedLearning(config=config)
+    if recover is not None:
+        run = PlannedRecovery(config=recover, learning=config, masks=checkpoint.masks)
+    model = open_empty(checkpoint, dtype)
+    layers = run.list_layers(model, find_tensors(model, checkpoint))
+    prunable = sum(layer.weight.numel() for layer in layers.values())
+    parameters = sum(p.numel() for p in model.model.parameters())
+    vectors = sum(v.numel() for v in list_vectors(model)) if run.moves_vectors else 0
+    weighed = weigh_state(run, dtype)
+    teacher = run.count_teacher_weights(parameters, prunable) * dtype.itemsize
+    on_cpu = device == "cpu"
+    files = sum(s.stat().st_size for s in checkpoint.shards) if on_cpu else 0
+    memory = Memory(
+        weights=parameters * dtype.itemsize,
+        teacher=teacher,
+        state=math.ceil(weighed.per_weight * prunable + weighed.per_vector * vectors),
+        copied=math.ceil(weighed.copied * prunable),
+        activations=count_activations(model, layers, run),
+        head=count_head(model, run, dtype),
+        gradients=max(layer.weight.numel() for layer in layers.values()) * _GRADIENT_BYTES,
+        prior=0 if recover is not None else count_prior(model, layers, config, dtype),
+        loading=parameters * dtype.itemsize + files + (0 if recover is None else teacher),
+        program=peak_memory("cpu") if on_cpu else 0,
+        kernels=_KERNEL_BYTES if on_cpu else 0,
+    )
+    products = measure_products(run, layers, model, device, dtype) if timed else None
+    masks = measure_moves(run, layers, device, dtype) if timed else None
+    step = None if products is None or masks is None else products + masks
+    learned_alone = recover is None and not config.trains_weights
+    theirs = 4 * _MASKLLM_COPIES * config.pattern.num_masks / config.pattern.m if learned_alone else None
+    return Plan(
+        pattern=str(run.pattern), layers=len(layers), prunable=prunable, parameters=parameters, memory=memory, step_s=step,
+        products_s=products, masks_s=masks, state_bytes_per_weight=round(weighed.per_weight, 3), maskllm_bytes_per_weight=theirs,
+    )  # fmt: skip
