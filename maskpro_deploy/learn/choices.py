@@ -223,8 +223,8 @@ METHODS: tuple[MethodChoice, ...] = (
     ),
     MethodChoice(
         name="block", home=f"{_METHODS}.block:BlockRecovery", trainer=f"{_METHODS}.block_trainer:BlockTrainer", by_block=True,
-        learning_rate=WEIGHT_RATE, state="4 bytes, of one block",
-        summary="every kept weight, one block after the other by the outputs of the dense block", hint="in the memory of one block",
+        learning_rate=WEIGHT_RATE, state="4 bytes, of one block", hint="in the memory of one block",
+        summary="every kept weight, one block after the other by the outputs of the dense block",
     ),
 )
 # fmt: on

@@ -151,7 +151,7 @@ class LearningModel:
         sharing: dict[int, list[str]] = {}  # id of a weight -> the layers that have it
         for name, weight in linear.items():
             sharing.setdefault(id(weight), []).append(name.removesuffix(".weight"))
-        self.places = {name: sharing[id(weight)] for name, weight in linear.items()}  # the same, by weight name
+        self.places = {name: sharing[id(weight)] for name, weight in linear.items()}  # by the name of a weight
         self._exact_backward = False
         self._waits: bool | None = None  # whether `without_waiting` fails for this model; None until it ran
 

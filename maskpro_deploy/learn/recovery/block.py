@@ -2,11 +2,14 @@
 
 Two streams of hidden states over the calibration text go through the models: y through the dense one, x through the sparse one as
 it is behind the blocks recovered so far. The kept weights of a block are refitted layer by layer (`refit`), then Adam moves them
-all together against the block's error relative to what the dense block adds,
+all together against the block's error, relative to the dense outputs token by token,
 
-    Σ ‖ block(x; W) - block(y; V) ‖² / Σ ‖ block(y; V) - y ‖²,
+    mean over tokens of  ‖ block(x; W) - block(y; V) ‖² / ‖ block(y; V) ‖²,
 
-attention and activations included, so each block also makes up for the errors of those before it. Then both streams move on.
+attention and activations included, so each block also makes up for the errors of those before it. Then both streams move on. The
+norms in front of the layers that follow see each token relative to its length, too; without that, the few tokens of huge
+activations that many models have would be all that counts.
+
 Weights, activations and moments are those of one block at a time, and no output head is needed. `block_trainer` says when which
 block has its turn, and where the weights of the others are.
 
@@ -33,6 +36,8 @@ from maskpro_deploy.learn.recovery.config import RecoverConfig
 from maskpro_deploy.learn.recovery.method import Method
 from maskpro_deploy.learn.recovery.refit import refit_block
 
+_TINY = 1e-30
+
 
 class BlockRecovery(Method):
     """See the module. `place` is the number of the block at work, -1 before the first; its masked layers come with `begin`."""
@@ -42,7 +47,6 @@ class BlockRecovery(Method):
         self.place, self._turns = -1, 0  # and the steps that the block at work has had
         self._passed = 0  # tokens that went through a block
         self._targets: list[Tensor] = []  # the dense block's outputs (B, T, D)
-        self._scale = 1.0  # mean square of what the dense block adds
         self._start: dict[str, Tensor] = {}
         self._optimizer = WeightOptimizer(decay=config.weight_decay)
         self.moved = 0.0  # squared length of what was added to finished blocks
@@ -66,7 +70,6 @@ class BlockRecovery(Method):
             layer.hook = self
         with torch.no_grad():
             self._targets = [self._dense.run(self.block, state) for state in self._dense.states]
-            self._scale = self._mean_square(self._dense.states)
             if refit:
                 refit_block(self.block, {layer.name: layer for layer in layers}, self._sparse, self._dense)
                 self._passed += sum(math.prod(state.shape[:2]) for state in self._sparse.states)
@@ -76,12 +79,9 @@ class BlockRecovery(Method):
         self.moved += self.measure_move()
         self._sparse.move_on(self.block)
         self._dense.states = self._targets
-        return self._mean_square(self._sparse.states) / self._scale
-
-    def _mean_square(self, others: Sequence[Tensor]) -> float:
-        """Of the distance of some states from the targets, over all tokens."""
-        total = sum(float((a - b).float().square().sum()) for a, b in zip(self._targets, others, strict=True))
-        return max(total / sum(t.numel() for t in self._targets), 1e-30)
+        errors = [measure_error(x, y) for x, y in zip(self._sparse.states, self._targets, strict=True)]
+        tokens = [math.prod(y.shape[:2]) for y in self._targets]
+        return sum(float(e) * n for e, n in zip(errors, tokens, strict=True)) / sum(tokens)
 
     def pass_by(self, place: int) -> None:
         """Let both streams pass a block that was finished in an earlier run."""
@@ -101,7 +101,7 @@ class BlockRecovery(Method):
         done = (1 - left) * len(self.blocks) - self.place  # share of the block's turn
         self._optimizer.begin(self._config.rate * weight_schedule(min(1.0, max(0.0, 1 - done))))
         output = self._sparse.run(self.block, self._sparse.states[number].detach().requires_grad_())
-        loss = (output - self._targets[number]).float().square().mean() / self._scale
+        loss = measure_error(output, self._targets[number])
         self._turns += 1
         self._passed += math.prod(output.shape[:2])
         return self._learn_backward(loss, windows, step)
@@ -142,3 +142,9 @@ class BlockRecovery(Method):
 
     def metrics(self) -> dict[str, float]:
         return {"block": float(self.place)}
+
+
+def measure_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Squared distance relative to the targets, token by token, mean over all.  # (B, T, D) each -> scalar"""
+    distance = (outputs - targets).float().square().sum(-1)
+    return (distance / targets.float().square().sum(-1).clamp_min(_TINY)).mean()

@@ -40,7 +40,8 @@ from maskpro_deploy.torch_lm import load_causal_lm
 
 torch.set_num_threads(1)
 PATTERN = NMPattern(2, 4)
-CONFIG = RecoverConfig(method="block", steps=1, window=32, batch_tokens=64, calibration_tokens=64, heldout_tokens=64, evaluations=1)
+SMALL = {"window": 32, "batch_tokens": 64, "calibration_tokens": 64, "heldout_tokens": 64, "evaluations": 1}
+CONFIG = RecoverConfig(method="block", steps=1, **SMALL)
 
 def recover(folder, whole):
     checkpoint = Checkpoint.open(folder)
@@ -91,7 +92,9 @@ def test_one_block_is_kept_until_the_next_one_is(tiny_checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [None, "model.layers.0", "model.layers.1"])
-def test_weights_of_another_file_take_the_place_of_the_checkpoints(tiny_checkpoint: Path, tmp_path: Path, kept: str | None) -> None:
+def test_weights_of_another_file_take_the_place_of_the_checkpoints(
+    tiny_checkpoint: Path, tmp_path: Path, kept: str | None
+) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     paged = open_paged(Checkpoint.open(tiny_checkpoint), torch.float32, "cpu")
     whole = LearningModel(load_causal_lm(tiny_checkpoint, torch.float32))
@@ -109,7 +112,9 @@ def test_the_dtype_is_the_one_that_was_asked_for(tiny_checkpoint: Path) -> None:
     assert paged.loss(TOKENS, differentiable=False).equal(whole.loss(TOKENS, differentiable=False))
 
 
-def test_names_that_the_model_does_not_have_are_loaded_whole(tiny_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_names_that_the_model_does_not_have_are_loaded_whole(
+    tiny_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     checkpoint = Checkpoint.open(tiny_checkpoint)
     (tmp_path / "config.json").write_text((tiny_checkpoint / "config.json").read_text())
     renamed = {name.replace("model.layers", "layers"): torch.from_numpy(checkpoint.tensor(name)) for name in checkpoint.names}

@@ -1,4 +1,4 @@
-"""Block by block: which weights move when, what the error is, that it falls, and that nothing but one block has to be in memory."""
+"""Block by block: which weights move when, what the error is, that it falls, and that it is the same with blocks on disk."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def block_errors(ours: torch.nn.Module, dense: Path, batches: list[torch.Tensor]
     for model in (ours, load_causal_lm(dense, torch.float32)):
         layers, found = model.model.layers, [[] for _ in range(BLOCKS + 1)]
         handles = [layers[0].register_forward_pre_hook(lambda _, args, found=found: found[0].append(args[0].clone()))]
-        handles += [y.register_forward_hook(lambda _, a, out, f=found[i + 1]: f.append(out.clone())) for i, y in enumerate(layers)]
+        handles += [
+            y.register_forward_hook(lambda _, a, out, f=found[i + 1]: f.append(out.clone())) for i, y in enumerate(layers)
+        ]
         with torch.no_grad():
             for tokens in batches:
                 model(tokens, use_cache=False)
@@ -65,7 +67,7 @@ def block_errors(ours: torch.nn.Module, dense: Path, batches: list[torch.Tensor]
         states.append([torch.cat(x) for x in found])
     sparse, dense_states = states
     return [
-        float((sparse[i] - dense_states[i]).square().sum() / (dense_states[i] - dense_states[i - 1]).square().sum())
+        float(((sparse[i] - dense_states[i]).square().sum(-1) / dense_states[i].square().sum(-1)).mean())
         for i in range(1, BLOCKS + 1)
     ]
 
