@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 
-def load_causal_lm(folder: Path, dtype: torch.dtype) -> Any:
+def load_causal_lm(folder: Path, dtype: torch.dtype, *, empty: Collection[str] = ()) -> Any:
     """The transformers model of a checkpoint folder, frozen, in evaluation mode.
+
+    The tensors named in `empty` are not read: their weights are zeros that take no memory and have to be replaced.
 
     Raises:
         InputError: the folder is not a checkpoint.
@@ -38,21 +40,36 @@ def load_causal_lm(folder: Path, dtype: torch.dtype) -> Any:
 
     hf_logging.disable_progress_bar()
     local = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
+    with _transformers_errors(folder), contextlib.redirect_stderr(io.StringIO()):
+        config = read_transformers_config(folder)
+        if checkpoint.bitmasks or empty:
+            tensors = checkpoint.map_torch()
+            tensors |= {name: torch.zeros((), dtype=dtype).expand(tensors[name].shape) for name in empty}
+            kind = type(build_without_weights(folder))
+            model = kind.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, **local)
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def build_without_weights(folder: Path) -> Any:
+    """The transformers model of a checkpoint folder with shapes alone (FormatError: transformers cannot build it)."""
+    from transformers import AutoModelForCausalLM
+
+    with _transformers_errors(folder), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(read_transformers_config(folder), trust_remote_code=False)
+
+
+@contextlib.contextmanager
+def _transformers_errors(folder: Path) -> Iterator[None]:
+    """Say which folder could not be opened (FormatError)."""
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            config = read_transformers_config(folder)
-            if checkpoint.bitmasks:
-                with torch.device("meta"):
-                    kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
-                model = kind.from_pretrained(None, config=config, state_dict=checkpoint.map_torch(), dtype=dtype)
-            else:
-                model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, **local)
+        yield
     except (ValueError, OSError, KeyError, RuntimeError, ImportError) as e:
         # transformers' own words for it are about an argument of its call
         said = "weights and config.json have other shapes." if "ignore_mismatched_sizes" in str(e) else str(e)
         raise FormatError(f"{folder} could not be opened as a causal language model: {said}") from e
-    model.requires_grad_(False)
-    return model.eval()
 
 
 def read_transformers_config(folder: Path) -> Any:

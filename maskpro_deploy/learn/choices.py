@@ -42,8 +42,7 @@ class Choice:
 
     def load(self) -> Any:
         """The code, imported now."""
-        module, _, attribute = self.home.partition(":")
-        return getattr(import_module(module), attribute)
+        return _load(self.home)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,11 +109,21 @@ class DistributionChoice(Choice):
 class MethodChoice(Choice):
     """A way to train weights under masks that stay; its code is a class, see `recovery.method.Method`."""
 
+    trainer: str = "maskpro_deploy.learn.recovery.trainer:RecoveryTrainer"  # the run that it needs, as `home`
     learning_rate: float  # the default
     by_block: bool = False  # whether blocks are trained one after another against the dense ones
     products: int = 3  # matrix products of every layer in a step, without those of a teacher
     trains_vectors: bool = False  # whether it can train the scales of norms and biases, too
     state: str  # for each kept weight beyond the weights, in words
+
+    def load_trainer(self) -> Any:
+        """The code of the run."""
+        return _load(self.trainer)
+
+
+def _load(home: str) -> Any:
+    module, _, attribute = home.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 _ESTIMATORS, _PRIORS, _DISTRIBUTIONS, _METHODS = (
@@ -211,6 +220,11 @@ METHODS: tuple[MethodChoice, ...] = (
         name="lora", home=f"{_METHODS}.lora:LoraRecovery", learning_rate=1e-3, state="16 bytes for each number in A and B",
         summary="low-rank deltas of the kept weights, W + M ∘ (s B A), by the loss of the whole model",
         hint="low-rank deltas, merged under the mask",
+    ),
+    MethodChoice(
+        name="block", home=f"{_METHODS}.block:BlockRecovery", trainer=f"{_METHODS}.block_trainer:BlockTrainer", by_block=True,
+        learning_rate=WEIGHT_RATE, state="4 bytes, of one block", hint="in the memory of one block",
+        summary="every kept weight, one block after the other by the outputs of the dense block",
     ),
 )
 # fmt: on

@@ -75,6 +75,7 @@ class TrainingLoop(ABC):
         observers: see every step and measurement; closed when `run` ends.
     """
 
+    compares_steps = True  # whether the losses of all steps are of one kind
     learner: Learner[Any]  # made by `prepare`
     masked: Sequence[MaskedLinear]  # the layers that were put into the model, too
     preparing: ClassVar[str] = "preparing"  # what the time before the first step goes into, in a word
@@ -129,6 +130,14 @@ class TrainingLoop(ABC):
         """The windows of the text in the order of an epoch."""
         return np.random.default_rng((self.run_config.seed, epoch)).permutation(len(self.text))
 
+    def count_tokens(self, windows: Windows) -> int:
+        """The tokens that the last step, on these windows, has seen."""
+        return windows.size
+
+    def count_epochs(self) -> float:
+        """How often the text was seen."""
+        return self.counters.step * self.run_config.sequences / len(self.text)
+
     def calibration(self) -> list[Tensor]:
         """Batches of the windows that a prior or a reconstruction sees.  # (B, T) each"""
         count = max(1, self.run_config.calibration_tokens // self.run_config.window)
@@ -162,7 +171,7 @@ class TrainingLoop(ABC):
         windows = self._batch(counters.step)
         loss = self.learner.step(windows, counters.step, 1.0 - self._fraction())
         counters.step += 1
-        counters.tokens += windows.size
+        counters.tokens += self.count_tokens(windows)
         self._count_seconds()
         rate = round(counters.tokens / counters.seconds, 1)
         facts = {"step": counters.step, "tokens": counters.tokens, "seconds": round(counters.seconds, 3), "tokens_per_s": rate}
@@ -296,7 +305,7 @@ class TrainingLoop(ABC):
                 self.keep_best()
         c.measurement_s = c.measuring_s - before
         sample_loss = sum(c.losses) / len(c.losses) if c.losses else None
-        epochs = round(c.step * self.run_config.sequences / len(self.text), 4)
+        epochs = round(self.count_epochs(), 4)
         point = Point(
             step=c.step, tokens=c.tokens, seconds=round(c.seconds, 3), sample_loss=sample_loss, heldout_loss=loss, epochs=epochs,
             memory=peak_memory(self.model.head.device.type), **movement,
@@ -306,7 +315,8 @@ class TrainingLoop(ABC):
         log.info("%s", point)
         for observer in self.observers:
             observer.point(asdict(point))
-        if not c.memorised and memorises(point.epochs, [p.sample_loss for p in c.curve], [p.heldout_loss for p in c.curve]):
+        steps = [p.sample_loss if self.compares_steps else None for p in c.curve]
+        if not c.memorised and memorises(point.epochs, steps, [p.heldout_loss for p in c.curve]):
             c.memorised = True
             log.warning(
                 "the learning text is being memorised: it was seen %.1f times, the loss on it still falls and the held-out loss "

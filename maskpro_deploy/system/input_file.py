@@ -106,14 +106,14 @@ class Header(NamedTuple):
     metadata: dict[str, str]
 
 
-def open_tensors(path: Path) -> Any:
-    """`safe_open` with an error that says what is wrong with which file.
+def open_tensors(path: Path, framework: str = "np") -> Any:
+    """`safe_open`, for numpy or for torch ("pt"), with an error that says what is wrong with which file.
 
     Raises:
         FormatError: the file is missing or damaged.
     """
     try:
-        return safe_open(path, "np")
+        return safe_open(path, framework)
     except FileNotFoundError:
         raise FormatError(f"{path} is missing: the checkpoint is incomplete.") from None
     except (SafetensorError, OSError) as e:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -109,11 +109,12 @@ def whole_model_norms(model: LearningModel, layers: Mapping[str, nn.Linear], bat
     return {name: total.sqrt() for name, total in squares.items()}
 
 
+L = TypeVar("L", bound=nn.Module)
 _Call = tuple[tuple[Any, ...], Mapping[str, Any]]  # what a block was called with, besides the hidden states
 
 
 class _Reached(Exception):
-    """The first block was reached: the rest of the forward pass is not needed."""
+    """A module was reached: the rest of the forward pass is not needed."""
 
 
 class BlockStream:
@@ -141,8 +142,9 @@ class BlockStream:
         else:
             return calls
         raise InputError(
-            f"{kind} cannot be pruned block by block: {reason}.\n"
-            f"Use --prior wanda or magnitude with --prior-inputs dense, without --refine and --objective block."
+            f"{kind} does not run block by block: {reason}.\n"
+            f"Use what sees the whole model: --prior wanda or magnitude with --prior-inputs dense, without --refine and "
+            f"--objective block; --method full to recover."
         )
 
     def _note_calls(self, tokens: Tensor) -> list[_Call]:
@@ -159,16 +161,8 @@ class BlockStream:
         """What goes into the first block.  # (B, T) -> (B, T, D)"""
         if len(tokens) not in self._calls:
             self._calls[len(tokens)] = self._record(tokens)
-        reached: list[Tensor] = []
-
-        def take(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            reached.append(args[0] if args else kwargs["hidden_states"])
-            raise _Reached
-
         first = next(iter(self.blocks.values()))
-        with keep_hooks([first.register_forward_pre_hook(take, with_kwargs=True)]), suppress(_Reached):
-            self.model.compute_hidden(tokens, differentiable=False)
-        return reached[0]
+        return _stop_at(first, lambda: self.model.compute_hidden(tokens, differentiable=False))
 
     def run(self, name: str, state: Tensor) -> Tensor:
         """Run one block.  # (B, T, D) -> (B, T, D)"""
@@ -176,6 +170,28 @@ class BlockStream:
         out = self.blocks[name](state, *args, **kwargs)
         hidden: Tensor = out[0] if isinstance(out, tuple) else out
         return hidden
+
+    @torch.no_grad()
+    def reach(self, name: str, layer: nn.Module, state: Tensor) -> Tensor:
+        """Run a block until a layer of it is reached: what goes into it.  # (B, T, D) -> (..., C)"""
+        return _stop_at(layer, lambda: self.run(name, state))
+
+    @torch.no_grad()
+    def inputs_of(self, name: str, layers: Sequence[L], state: Tensor) -> dict[L, Tensor]:
+        """Run a block: what goes into its layers, in the order in which they run.  # (B, T, D) -> (..., C) each"""
+        inputs: dict[L, Tensor] = {}
+
+        def hook(layer: L) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            return lambda module, args: (inputs.setdefault(layer, args[0]), None)[1]
+
+        with keep_hooks(layer.register_forward_pre_hook(hook(layer)) for layer in layers):
+            self.run(name, state)
+        return inputs
+
+    def move_on(self, name: str) -> None:
+        """Let all states pass a block."""
+        with torch.no_grad():
+            self.states = [self.run(name, state) for state in self.states]
 
     def grams(self, name: str, layers: Mapping[str, nn.Linear]) -> tuple[dict[str, Gram], list[Tensor]]:
         """Run a block on all states: the Gram matrices of its layers, and its outputs."""
@@ -185,6 +201,19 @@ class BlockStream:
                 outputs.append(self.run(name, state))
                 hooks.forget_inputs()
         return hooks.grams(), outputs
+
+
+def _stop_at(module: nn.Module, forward: Callable[[], object]) -> Tensor:
+    """Run a forward pass until a module is reached: the hidden states that go into it."""
+    reached: list[Tensor] = []
+
+    def take(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        reached.append(args[0] if args else kwargs["hidden_states"])
+        raise _Reached
+
+    with keep_hooks([module.register_forward_pre_hook(take, with_kwargs=True)]), suppress(_Reached):
+        forward()
+    return reached[0]
 
 
 def _agree(one: Any, other: Any) -> bool:
@@ -207,5 +236,5 @@ def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
             if count > most:
                 most, best = count, {f"{name}.{i}": child for i, child in enumerate(module)}
     if not best:
-        raise InputError(f"{type(model).__name__} has no list of transformer blocks, so it cannot be pruned block by block.")
+        raise InputError(f"{type(model).__name__} has no list of transformer blocks: it does not run block by block.")
     return best

@@ -9,8 +9,9 @@ import inspect
 import logging
 import re
 import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from maskpro_deploy.learn.model.objective import Head, LinearHead, ModelHead, Ta
 from maskpro_deploy.learn.model.transposed import turn_layers
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.storage.linear_layers import read_route_counts, stays_dense
+from maskpro_deploy.system.input_file import open_tensors
 
 log = logging.getLogger(__name__)
 
@@ -145,21 +147,28 @@ class LearningModel:
         self.head: Tensor = head.weight
         cap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         self._head: Head = LinearHead(self.head, cap) if head.bias is None else ModelHead(self._compute_own_logits)
-        self._places: dict[int, list[str]] = {}  # id of a weight -> the layers that have it
-        self.places: dict[str, list[str]] = {}  # the same for layers that were exchanged, by weight name
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Linear):
-                self._places.setdefault(id(module.weight), []).append(name)
+        linear = {f"{name}.weight": module.weight for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        sharing: dict[int, list[str]] = {}  # id of a weight -> the layers that have it
+        for name, weight in linear.items():
+            sharing.setdefault(id(weight), []).append(name.removesuffix(".weight"))
+        self.places = {name: sharing[id(weight)] for name, weight in linear.items()}  # by the name of a weight
         self._exact_backward = False
         self._waits: bool | None = None  # whether `without_waiting` fails for this model; None until it ran
 
     def replace(self, weight_name: str, module: nn.Module) -> None:
         """Put `module` where the layer of `weight_name` is, and where any other layer of the same weight is."""
-        layer = self.model.get_submodule(weight_name.removesuffix(".weight"))
-        self.places[weight_name] = self._places[id(layer.weight)]
         for place in self.places[weight_name]:
             path, _, leaf = place.rpartition(".")
             setattr(self.model.get_submodule(path), leaf, module)
+
+    def keep_block(self, block: str) -> None:
+        """Have the weights of a block in memory until another one is asked for; here they always are (see `paged_blocks`)."""
+
+    def take_weights(self, names: Collection[str], file: Path) -> None:
+        """Let these weights be those that a file holds under their names."""
+        with open_tensors(file, "pt") as tensors:
+            for name in names:
+                self.model.get_parameter(name).data.copy_(tensors.get_tensor(name))
 
     def _compute_own_logits(self, hidden: Tensor) -> Tensor:
         """What the model makes of last hidden states: its forward pass, with them in place of what its base gives.

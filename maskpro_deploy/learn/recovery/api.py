@@ -6,9 +6,10 @@ import dataclasses
 import hashlib
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from maskpro_deploy.learn.loop import Point
 from maskpro_deploy.learn.measuring import Spent
 from maskpro_deploy.learn.model.memory import tuned_process
 from maskpro_deploy.learn.model.model import LearningModel
+from maskpro_deploy.learn.model.paged_blocks import open_paged
 from maskpro_deploy.learn.model.tensor_names import find_tensors
 from maskpro_deploy.learn.monitor import Observer
 from maskpro_deploy.learn.recovery.adapters import hash_adapter, read_adapter
@@ -36,6 +38,7 @@ from maskpro_deploy.mask_inference import open_masks
 from maskpro_deploy.masks import MaskSet
 from maskpro_deploy.models import resolve
 from maskpro_deploy.system.files import check_free
+from maskpro_deploy.system.on_demand import OnDemand
 from maskpro_deploy.system.progress import SILENT, Progress
 from maskpro_deploy.torch_lm import load_causal_lm
 
@@ -179,7 +182,7 @@ class _Run:
             read_adapter(Path(config.adapter))  # refused before anything is loaded
         dtype = learning_dtype(config, place)
         windows, held = load_windows(sparse, text, heldout, config)
-        model = LearningModel(load_causal_lm(sparse.folder, dtype).to(place))
+        model = _load_model(sparse, config, dtype, place)
         names = find_tensors(model, sparse)
         masks = _read_masks(sparse, model, names)
         dense = None
@@ -187,9 +190,9 @@ class _Run:
             dense = find_dense(sparse, masks, teacher, other_weights=config.other_weights)
             if not masks.dense_sha256:
                 masks = dataclasses.replace(masks, dense_sha256=dense.dense_sha256(masks))
-        taught = None if dense is None else LearningModel(load_causal_lm(dense.folder, dtype).to(place))
+        taught = None if dense is None else _load_model(dense, config, dtype, place)
         own = masks.rename({theirs: own for own, theirs in names.items()})
-        trainer = RecoveryTrainer(model, windows, held, config, own, taught, **watching)
+        trainer = config.method_choice.load_trainer()(model, windows, held, config, own, taught, **watching)
         return cls(sparse=sparse, dense=dense, masks=masks, names=names, trainer=trainer)
 
     def fingerprint(self, text: Text, heldout: Text) -> str:
@@ -202,11 +205,16 @@ class _Run:
         run = f"{config.fingerprint()} {head.device.type} {head.dtype} {weights} {texts} {adapter}"
         return hashlib.sha256(run.encode()).hexdigest()
 
-    def collect_weights(self) -> dict[str, npt.NDArray[np.float32]]:
-        """What was trained, by name in the checkpoint and as it is stored there."""
-        turned = self.trainer.model.transposed
-        weights = self.trainer.collect_weights().items()
-        return {self.names[n]: (w.t() if n in turned else w).float().cpu().numpy() for n, w in weights if n in self.names}
+    def collect_weights(self) -> Mapping[str, npt.NDArray[np.float32]]:
+        """What was trained, by name in the checkpoint and as it is stored there; each is made when it is asked for."""
+        weights = self.trainer.collect_weights()
+
+        def convert(name: str) -> npt.NDArray[np.float32]:
+            weight = weights[name].t() if name in self.trainer.model.transposed else weights[name]
+            array: npt.NDArray[np.float32] = weight.float().cpu().numpy()
+            return array
+
+        return OnDemand({self.names[name]: partial(convert, name) for name in weights if name in self.names})
 
     def result(self) -> RecoverResult:
         """What the run gave."""
@@ -237,6 +245,13 @@ class _Run:
         past = before.get("recovered")
         recovered = [*(past if isinstance(past, list) else []), own]
         return {**before, **dense, **facts, "weights_changed": True, "recovered": recovered}
+
+
+def _load_model(checkpoint: Checkpoint, config: RecoverConfig, dtype: torch.dtype, place: str) -> LearningModel:
+    """The model of a checkpoint on a device; its blocks stay on disk where they are trained one by one."""
+    if config.method_choice.by_block:
+        return open_paged(checkpoint, dtype, place)
+    return LearningModel(load_causal_lm(checkpoint.folder, dtype).to(place))
 
 
 def _read_masks(sparse: Checkpoint, model: LearningModel, names: dict[str, str]) -> MaskSet:

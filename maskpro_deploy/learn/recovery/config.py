@@ -47,6 +47,8 @@ class RecoverConfig(RunConfig):
             self._check_left(_OF_LORA, f"belongs to --method lora, not to {self.method}")
         if self.adapter is not None:
             self._check_left(_OF_DELTAS, "belongs to deltas that start at zero: --adapter has its own")
+        if self.method_choice.by_block and self.objective not in (AUTO, choices.DEFAULT_OBJECTIVE):
+            raise ConfigError(f"--objective {self.objective} is of the whole model, not for --method {self.method}.")
         if self.train != WEIGHTS and not self.method_choice.trains_vectors:
             raise ConfigError(f"--train {self.train} goes with --method full, not with {self.method}.")
 

@@ -105,7 +105,7 @@ class RecoveryTrainer(TrainingLoop):
     def note_movement(self, point: Point) -> str:
         return f"moved {100 * point.moved:.2f} %"
 
-    def collect_weights(self) -> dict[str, Tensor]:
+    def collect_weights(self) -> Mapping[str, Tensor]:
         """The model's tensors at the point with the lowest held-out loss, by name in the model; never worse than at the start."""
         return self.method.weights_of(self._best)
 
