@@ -7,7 +7,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -55,7 +55,10 @@ class RecoverResult:
     tokens: int  # seen
     dtype: str  # of the weights while they were trained
     device: str  # "cpu" or "cuda"
+    objective: str  # what a step minimised, a name of `choices.OBJECTIVES`
     memorised: bool = False  # whether the model was overfitting to the text, see `monitor.memorises`
+    # length of what was added to a layer's kept weights, relative to theirs at the start
+    moved_by_layer: Mapping[str, float] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """The figures, as they go into `learn.json`."""
@@ -65,6 +68,7 @@ class RecoverResult:
         return {
             "heldout_perplexity": {name: math.exp(x) for name, x in losses.items() if math.isfinite(x)},
             "moved": best.moved,
+            "weights_moved_by_layer": dict(self.moved_by_layer),
             "memorised": self.memorised,
             "steps": last.step,
             "best_step": best.step,
@@ -148,9 +152,10 @@ def recover_checkpoint(
             raise Interrupted(
                 f"stopped after step {trainer.counters.step}; the state is saved.\nGo on with the same command and --resume."
             )
-    result = run.result()
+    weights = run.collect_weights()
+    result = run.result(weights)
     record = run.provenance(text, heldout, result)
-    save_sparse(sparse, run.masks, out, record, force=force, weights=run.collect_weights())
+    save_sparse(sparse, run.masks, out, record, force=force, weights=weights)
     trainer.save_more(out, sparse.folder.name)
     store.discard()
     return result
@@ -168,15 +173,9 @@ class _Run:
 
     @classmethod
     def load(
-        cls,
-        sparse: Checkpoint,
-        text: Text,
-        heldout: Text,
-        config: RecoverConfig,
-        teacher: str | None,
-        place: str,
+        cls, sparse: Checkpoint, text: Text, heldout: Text, config: RecoverConfig, teacher: str | None, place: str,
         **watching: Any,
-    ) -> _Run:
+    ) -> _Run:  # fmt: skip
         """Load models, masks and text; `watching` has progress and observers."""
         if config.adapter is not None:
             read_adapter(Path(config.adapter))  # refused before anything is loaded
@@ -216,14 +215,23 @@ class _Run:
 
         return OnDemand({self.names[name]: partial(convert, name) for name in weights if name in self.names})
 
-    def result(self) -> RecoverResult:
-        """What the run gave."""
-        head, counters = self.trainer.model.head, self.trainer.counters
+    def result(self, weights: Mapping[str, npt.NDArray[np.float32]]) -> RecoverResult:
+        """What the run gave; `weights` are what `collect_weights` gave."""
+        head, counters, config = self.trainer.model.head, self.trainer.counters, self.trainer.config
         return RecoverResult(
             masks=self.masks, curve=tuple(counters.curve), dense_loss=self.trainer.dense_loss, seconds=counters.seconds,
             tokens=counters.tokens, dtype=str(head.dtype).removeprefix("torch."), device=head.device.type,
-            memorised=counters.memorised, spent=self.trainer.spent(),
+            memorised=counters.memorised, spent=self.trainer.spent(), moved_by_layer=self._measure_movement(weights),
+            objective="block" if config.method_choice.by_block else config.minimised,
         )  # fmt: skip
+
+    def _measure_movement(self, weights: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, float]:
+        """How far each layer moved, see `RecoverResult`; a layer of zeros alone is left out."""
+        moved = {}
+        for name in self.masks:
+            if name in weights and (length := np.linalg.norm(before := self.sparse.tensor(name).astype(np.float32))):
+                moved[name] = float(np.linalg.norm(np.where(before != 0, weights[name] - before, 0)) / length)
+        return moved
 
     def provenance(self, text: Text, heldout: Text, result: RecoverResult) -> dict[str, Any]:
         """learn.json: what it said of the masks, and one more entry under `recovered`."""
