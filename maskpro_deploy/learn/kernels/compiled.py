@@ -1,7 +1,7 @@
 r"""Steps through torch.compile: few kernels instead of some hundred launches.
 
-That of kept weights, and that of the logits for GPUs without Triton kernels of our own. There, for few masks a group, the covariance
-is summed mask by mask, each a few operations over planes, which a compiler joins:
+That of kept weights, and that of the logits for GPUs without Triton kernels of our own. There, for few masks a group, the
+covariance is summed mask by mask, each a few operations over planes, which a compiler joins:
 
     Cov(m) h = Σ_s p_s m_s (⟨m_s, h⟩ - Σ_s' p_s' ⟨m_s', h⟩).
 
