@@ -23,6 +23,7 @@ def keep_masks(demo: Demo, result: LearnResult) -> None:
     """Write what a run that learned the masks gave, besides its checkpoint."""
     facts = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in ("masks", "prior_masks")}
     facts |= {"curve": [dataclasses.asdict(p) for p in result.curve], "spent": dataclasses.asdict(result.spent)}
+    facts["moved_by_layer"] = dict(result.moved_by_layer)
     with new_folder(_folder(demo), force=True) as folder:
         result.prior_masks.save(folder / MASKS_FILE)
         write_json(

@@ -28,7 +28,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_whole_path_on_a_tiny_model(cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    process = start_demo(out, cache, "--budget", "4s", "--json")
+    process = start_demo(out, cache, "--budget", "12s", "--json")
     figures, stderr = finish_demo(process, out, layers=14)
     assert [line for line in stderr.splitlines() if line.startswith("[9/9]")]
     perplexity = figures["quality"]["perplexity"]
