@@ -154,7 +154,8 @@ def move_kept(chunk: KeptChunk, slots: Tensor) -> None:
     grad, old = pick(_to_bits(chunk.grad).t(), slots).view(torch.float32), pick(planes, slots)  # (N, G)
     relative = advance(state.moments, grad, chunk.dither, chunk.betas)
     if state.low is not None:
-        old += state.low.int() << 8
+        low = torch.where((old & 0x7FFFFFFF) == 0, state.low.clamp_min(0), state.low)  # a zero from elsewhere would become a NaN
+        old += low.int() << 8
     moved = old.view(torch.float32) * (1 - chunk.shrink) - relative * chunk.scale
     if state.low is not None:
         # the bits of a NaN could carry to those of a zero

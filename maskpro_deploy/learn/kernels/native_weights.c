@@ -104,7 +104,8 @@ static void move_coarse(const uint32_t *restrict grad, uint32_t *restrict weight
                         int groups) {
     for (int g = 0; g < groups; g++) {
         float relative = advance(float_of(grad[g]), first + g, second + g, dither[g], constants);
-        float moved = float_of(weight[g] + ((uint32_t)(int32_t)low[g] << 8)) * remains - relative * scale;
+        int32_t below = (weight[g] & 0x7fffffff) == 0 && low[g] < 0 ? 0 : low[g]; /* else a zero from elsewhere would become a NaN */
+        float moved = float_of(weight[g] + ((uint32_t)below << 8)) * remains - relative * scale;
         uint32_t bits = bits_of(moved);
         bits = (bits & 0x7fffffff) > 0x7f800000 ? 0x7f800000 : bits; /* the bits of a NaN could carry to those of a zero */
         bits = (bits + (uint32_t)(dither[g] >> 5)) & ~0xffu;

@@ -261,6 +261,34 @@ def test_a_gradient_that_is_no_number_shows_in_its_weight_and_nowhere_else(way: 
     assert finite.all()
 
 
+def test_weights_that_start_at_zero_or_cross_it_stay_numbers(way: Way) -> None:
+    """A low byte below zero belongs to a weight that is not zero: with a zero it would be the bits of a NaN."""
+    layer, optimizer = make_layer("2:4"), WeightOptimizer(decay=0.1)
+    layer.weight.view(-1)[::3] = 0.0
+    layer.weight.view(-1)[1::3] *= 1e-4
+    masks = [random_bits(layer.pattern, layer.groups, seed) for seed in range(41)]
+    for i in range(40):
+        under, layer.kept = masks[i], masks[i + 1]
+        grad = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(i)).bfloat16()
+        take(way, optimizer, layer, grad, 3e-4, under)
+        low, kept = optimizer.states[layer.name].low, kept_places(layer)
+        assert low is not None
+        assert torch.isfinite(layer.weight).all()
+        assert torch.isfinite(fine_weights(layer, low)[kept]).all()
+
+
+def test_a_weight_that_is_set_to_zero_between_steps_stays_a_number(way: Way) -> None:
+    layer, optimizer = make_layer("2:4"), WeightOptimizer()
+    grad = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    take(way, optimizer, layer, grad, 0.01)
+    low = optimizer.states[layer.name].low
+    assert low is not None
+    assert (low < 0).any()
+    layer.weight.zero_()
+    take(way, optimizer, layer, grad, 0.01)
+    assert torch.isfinite(layer.weight).all()
+
+
 def test_a_nan_whose_last_bits_would_carry_does_not_become_a_zero(way: Way) -> None:
     for bits in (0x7FFFFFFF, -1):
         layer, optimizer = make_layer("2:4"), WeightOptimizer()
