@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _PARTS = {
     "program": "program (Python, torch)",
     "weights": "weights",
+    "replaced": "weights that masked ones replace (pages of a file)",
     "teacher": "dense weights, kept apart",
     "state": "logits, optimiser, what is remembered",
     "copied": "a better state, beside the one it replaces",
@@ -31,6 +32,7 @@ _PARTS = {
     "gradients": "gradients and masked weights, one layer at a time",
     "prior": "prior (Gram matrices, calibration)",
     "kernels": "scratch memory of matrix products",
+    "writing": "writing the result (after the last step)",
     "loading": "loading (weights and files, before the first step)",
 }
 _OF_MASKS = ("pattern", "include", "exclude")  # what a sparse checkpoint says itself
@@ -109,7 +111,7 @@ def _text(prediction: Plan, config: RunConfig, facts: dict[str, str]) -> str:
         "",
         table(rows, ("memory for", "bytes")),
         "",
-        f"peak: {_size(prediction.memory.peak)}, within {100 * ERROR:.0f} % (loading and the steps take turns)",
+        f"peak: {_size(prediction.memory.peak)}, within {100 * ERROR:.0f} % (loading, the steps and writing take turns)",
         f"state beyond the weights: {ours:.2f} bytes a weight under a mask, {_size(prediction.memory.state)}",
     ]
     if theirs is not None:

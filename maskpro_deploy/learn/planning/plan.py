@@ -4,8 +4,9 @@ The model is built on torch's meta device (shapes, no memory) from `config.json`
 keeps is counted and not guessed. The learner's own state is weighed on a real run over one tiny block. For the time, matrix
 products of the model's shapes and the work on one layer's masks and weights are measured on this machine.
 
-    peak = program + max(loading, weights + prior, running)
-    running = weights + teacher + state + kernels + max(copied, activations + max(head, one layer's gradients and mask))
+    peak = program + max(loading, weights + prior, held + max(step, copied, writing))
+    held = weights + replaced + teacher + state + kernels
+    step = activations + max(head, one layer's gradients and mask)
 
 The teacher is what a run holds of the dense model beside the weights that it moves: nothing where weights are frozen, the masked
 layers' with `learn --weights train`, a second model with `recover`.
@@ -37,6 +38,7 @@ _GRADIENT_BYTES = 24  # per weight of the largest layer: masked weight, gradient
 # scratch memory that the libraries of matrix products take at their first use on a CPU: real runs of one small model took 25 to
 # 80 MB more than everything that is counted
 _KERNEL_BYTES = 50_000_000
+_WRITTEN_BYTES = 4  # weights go into the result as float32, and are cast to the checkpoint's dtype
 _MASKLLM_COPIES = 4  # a logit, its gradient and two moments, in fp32
 
 
@@ -46,6 +48,7 @@ class Memory:
 
     program: int
     weights: int
+    replaced: int  # weights that masked ones took the place of: pages of the checkpoint's file, which the system can take back
     teacher: int  # dense weights beside those that move
     state: int
     copied: int  # of it, while the best is replaced
@@ -55,13 +58,14 @@ class Memory:
     prior: int
     loading: int
     kernels: int
+    writing: int  # weights that go into the result, and the largest of its files
 
     @property
     def peak(self) -> int:
         """The most at any time."""
         step = self.activations + max(self.head, self.gradients)
-        running = self.weights + self.teacher + self.state + self.kernels + max(step, self.copied)
-        return self.program + max(self.loading, running, self.weights + self.prior)
+        held = self.weights + self.replaced + self.teacher + self.state + self.kernels
+        return self.program + max(self.loading, self.weights + self.prior, held + max(step, self.copied, self.writing))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,16 +112,19 @@ def plan(
     if recover is not None:
         run = PlannedRecovery(config=recover, learning=config, masks=checkpoint.masks)
     model = open_empty(checkpoint, dtype)
-    layers = run.list_layers(model, find_tensors(model, checkpoint))
+    tensors = find_tensors(model, checkpoint)
+    layers = run.list_layers(model, tensors)
     prunable = sum(layer.weight.numel() for layer in layers.values())
     parameters = sum(p.numel() for p in model.model.parameters())
     vectors = sum(v.numel() for v in list_vectors(model)) if run.moves_vectors else 0
     weighed = weigh_state(run, dtype)
     teacher = run.count_teacher_weights(parameters, prunable) * dtype.itemsize
     on_cpu = device == "cpu"
-    files = sum(s.stat().st_size for s in checkpoint.shards) if on_cpu else 0
+    mapped = recover is not None and on_cpu and _stored_dtype(checkpoint, tensors[next(iter(layers))]) == dtype
+    files = [s.stat().st_size for s in checkpoint.shards] if on_cpu else [0]
     memory = Memory(
         weights=parameters * dtype.itemsize,
+        replaced=prunable * dtype.itemsize if mapped else 0,
         teacher=teacher,
         state=math.ceil(weighed.per_weight * prunable + weighed.per_vector * vectors),
         copied=math.ceil(weighed.copied * prunable),
@@ -125,16 +132,21 @@ def plan(
         head=count_head(model, run, dtype),
         gradients=max(layer.weight.numel() for layer in layers.values()) * _GRADIENT_BYTES,
         prior=0 if recover is not None else count_prior(model, layers, config, dtype),
-        loading=parameters * dtype.itemsize + files + (0 if recover is None else teacher),
+        loading=parameters * dtype.itemsize + sum(files) + (0 if recover is None else teacher),
         program=peak_memory("cpu") if on_cpu else 0,
         kernels=_KERNEL_BYTES if on_cpu else 0,
+        writing=max(files) + (_WRITTEN_BYTES * prunable if run.trains_weights and on_cpu else 0),
     )
     products = measure_products(run, layers, model, device, dtype) if timed else None
     masks = measure_moves(run, layers, device, dtype) if timed else None
     step = None if products is None or masks is None else products + masks
-    learned_alone = recover is None and not config.trains_weights
-    theirs = 4 * _MASKLLM_COPIES * config.pattern.num_masks / config.pattern.m if learned_alone else None
+    theirs = None if run.trains_weights else 4 * _MASKLLM_COPIES * config.pattern.num_masks / config.pattern.m
     return Plan(
         pattern=str(run.pattern), layers=len(layers), prunable=prunable, parameters=parameters, memory=memory, step_s=step,
         products_s=products, masks_s=masks, state_bytes_per_weight=round(weighed.per_weight, 3), maskllm_bytes_per_weight=theirs,
     )  # fmt: skip
+
+
+def _stored_dtype(checkpoint: Checkpoint, name: str) -> torch.dtype | None:
+    """The dtype of a tensor of the checkpoint; None for one that no run has."""
+    return {"F32": torch.float32, "BF16": torch.bfloat16}.get(checkpoint.slices(name).get_dtype())

@@ -59,6 +59,10 @@ class PlannedRun(Protocol):
         """Matrix products of every layer in a step, a forward pass being one; a teacher's included."""
 
     @property
+    def trains_weights(self) -> bool:
+        """Whether the weights under masks change, and go into the result."""
+
+    @property
     def moves_vectors(self) -> bool:
         """Whether scales of norms and biases are trained, too."""
 
@@ -104,6 +108,10 @@ class PlannedLearning:
         taught = self.config.objective_choice.teacher_share > 0
         return estimator.products + estimator.products_per_sample * self.config.samples + taught
 
+    @property
+    def trains_weights(self) -> bool:
+        return self.config.trains_weights
+
     def list_layers(self, model: LearningModel, tensors: Mapping[str, str]) -> dict[str, nn.Linear]:
         layers = prunable_layers(model.model, self.pattern, self.config.include, self.config.exclude, tensors)
         self.config.estimator_choice.load().check_model(model.model, layers)
@@ -131,6 +139,7 @@ class PlannedRecovery:
     masks: MaskSet | None = None  # the checkpoint's own, under its names
     backward: bool = True
     copies: int = 1
+    trains_weights: bool = True
 
     @property
     def pattern(self) -> NMPattern:

@@ -118,7 +118,8 @@ def test_what_trains_weights_holds_the_dense_ones_apart(dense: Checkpoint, tiny_
         Checkpoint.open(tiny_sparse), CONFIG, "cpu", torch.float32, recover=RecoverConfig(steps=1, window=32), timed=False
     )
     assert (masked.layers, masked.prunable, masked.pattern) == (14, prunable, "2:4")
-    alone = plan(dense, CONFIG, "cpu", torch.float32, recover=RecoverConfig(steps=1, window=32, objective="ce"), timed=False)
+    untaught = RecoverConfig(steps=1, window=32, batch_tokens=128, objective="ce")
+    alone = plan(dense, CONFIG, "cpu", torch.float32, recover=untaught, timed=False)
     assert alone.memory.teacher == 0
     assert alone.memory.head * 2 == recovery.head
 
