@@ -12,11 +12,11 @@ from maskpro_deploy.system.output import emit
 
 @click.command()
 @click.option("--out", type=PATH, default="demo-out", show_default=True, help="Folder for all results.")
-@click.option("--budget", "budget_s", type=DURATION, default="5m", show_default=True, help="Time to learn.")
+@click.option("--budget", "budget_s", type=DURATION, default="5m", show_default=True, help="Time to learn, masks and weights.")
 @seed_option
 @json_option
 def command(out: Path, budget_s: float, seed: int, as_json: bool) -> None:
-    r"""Run the whole path on SmolLM2-135M: learn, validate, export, build, evaluate, measure, serve.
+    r"""Run the whole path on SmolLM2-135M: learn, recover, validate, export, build, evaluate, measure, serve.
 
     The model is fetched once (93 MB); afterwards everything is offline. A demo that was interrupted goes on
     learning where it was.

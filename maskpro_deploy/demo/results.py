@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from maskpro_deploy.bench.results.document import REPORT_FILE
 from maskpro_deploy.bench.sweeps.summary import describe
 from maskpro_deploy.errors import InputError
-from maskpro_deploy.reports import blocks, curves, learning, plots
+from maskpro_deploy.reports import blocks, changes, curves, learning, plots
 from maskpro_deploy.reports.benchmarks import plot_medians
 from maskpro_deploy.reports.blocks import ListSection, PlotSection, Report, Section, TableSection
 from maskpro_deploy.reports.curves import Phase
@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from maskpro_deploy.demo.state import Demo
 
 RESULT_FILE = "result.json"
-_OWN = {"sparse", "sparse.learning", "bundle", "bundle-dense", "bundle-fp16", RESULT_FILE, REPORT_FILE}
+_OWN = {
+    "masked",
+    "masked.learning",
+    "sparse",
+    "sparse.learning",
+    "bundle",
+    "bundle-dense",
+    "bundle-fp16",
+    RESULT_FILE,
+    REPORT_FILE,
+}
 
 
 def check_out(out: Path) -> None:
@@ -52,20 +62,26 @@ def render_text(demo: Demo) -> str:
 def build_page(demo: Demo) -> Report:
     """The page: results, learning curve, what changed, quality, latency, environment."""
     assert demo.learned is not None
+    assert demo.recovered is not None
     quality = demo.figures["quality"]
     perplexity = quality["perplexity"]
-    below = 100 * quality["learned_below_one_shot"]
+    below = 100 * quality["below_one_shot"]["recovered"]
     headline = (
-        f"Learned {demo.pattern} masks: held-out perplexity {perplexity['learned']:.1f}, one-shot {perplexity['one-shot']:.1f}, "
+        f"Strict {demo.pattern}: held-out perplexity {perplexity['recovered']:.1f} with learned masks and recovered weights, "
+        f"{perplexity['learned']:.1f} with the masks alone, one-shot {perplexity['one-shot']:.1f}, "
         f"dense {perplexity['dense']:.1f} ({below:.0f} % below one-shot)."
     )
-    phases = [Phase("masks", demo.learned.curve, demo.learned.objective)]
+    phases = [
+        Phase("masks", demo.learned.curve, demo.learned.objective),
+        Phase("weights", demo.recovered.curve, demo.recovered.objective),
+    ]
     sections: list[Section] = [
         TableSection(title="Results", rows=demo.rows),
         *blocks.warning_list("Not measured here", demo.not_measured),
         curves.draw_losses(phases, learning.name_references(demo.learned)),
         *curves.draw_movements(phases),
         *learning.draw_changes(demo.learned),
+        *changes.draw_moved(demo.recovered.moved_by_layer),
         PlotSection(
             title="Quality",
             plot=plots.draw_quality_bars(perplexity, quality["stderr"]),

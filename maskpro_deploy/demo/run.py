@@ -2,7 +2,8 @@
 
 Everything is written to one folder:
 
-    sparse/          the learned 2:4 checkpoint
+    masked/          the checkpoint with learned 2:4 masks
+    sparse/          the same with recovered weights
     bundle/          its ONNX bundle, fp32
     bundle-dense/    the dense twin
     bundle-fp16/     the sparse bundle for engines, where TensorRT-RTX is installed
@@ -20,19 +21,20 @@ import click
 
 from maskpro_deploy.bench.environment import capture
 from maskpro_deploy.demo.state import Demo
-from maskpro_deploy.demo.steps import ask, build, evaluate, export_bundles, fetch, learn, measure, prove
+from maskpro_deploy.demo.steps import ask, build, evaluate, export_bundles, fetch, learn, measure, prove, recover
 from maskpro_deploy.errors import MaskProError
 from maskpro_deploy.system.extras import require
 
 STEPS: list[tuple[str, Callable[[Demo], None]]] = [
     ("fetch the demo model (once)", fetch),
     ("learn {pattern} masks", learn),
+    ("recover: train the kept weights against the dense model", recover),
     ("validate: every group of every pruned layer", prove),
     ("export to ONNX and compare with torch", export_bundles),
     ("build a TensorRT-RTX engine", build),
-    ("evaluate dense, one-shot and learned on held-out text", evaluate),
+    ("evaluate dense, one-shot, learned and recovered on held-out text", evaluate),
     ("measure latency, sparse next to dense in one run", measure),
-    ("serve, and ask one question over HTTP", ask),
+    ("serve, and ask both models one question over HTTP", ask),
 ]
 
 

@@ -1,16 +1,19 @@
-"""The steps of the demo: fetch, learn, prove, export, build, evaluate, measure, serve. Each calls what its own command calls."""
+"""The steps of the demo: fetch, learn, recover, prove, export, build, evaluate, measure, serve, as their own commands do it."""
 
 from __future__ import annotations
 
 import json
 import time
 import urllib.request
+from collections.abc import Callable
 from contextlib import closing
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from maskpro_deploy.bench.results import wording
+from maskpro_deploy.demo.finished_masks import find_masks, forget_masks, keep_masks
 from maskpro_deploy.demo.state import Demo
 from maskpro_deploy.errors import CheckFailed, InputError
 from maskpro_deploy.system.extras import missing
@@ -18,8 +21,11 @@ from maskpro_deploy.system.progress import Meter, Meters
 
 if TYPE_CHECKING:
     from maskpro_deploy.bench.sweeps.summary import Verdict
-    from maskpro_deploy.learn import LearnResult
+    from maskpro_deploy.learn import LearnResult, RecoverResult
 
+R = TypeVar("R")
+_MASKS_SHARE = 0.6  # of the budget: masks first, then the weights that they keep
+_METHOD = "lora"
 _EVAL_WINDOW, _EVAL_WINDOWS = 512, 16
 QUESTION = "What is the capital of France?"
 _LATENCY_S = 60.0
@@ -41,23 +47,51 @@ def learn(demo: Demo) -> None:
     from maskpro_deploy.data import BUILTIN, HELD_OUT, load_text
     from maskpro_deploy.learn import LearnConfig, learn_checkpoint
 
-    config = LearnConfig(pattern=demo.pattern, budget_s=demo.budget_s, seed=demo.seed)
+    config = LearnConfig(pattern=demo.pattern, budget_s=_MASKS_SHARE * demo.budget_s, seed=demo.seed)
     text, heldout = load_text(BUILTIN), load_text(HELD_OUT)
 
     def start(*, resume: bool) -> LearnResult:
         meter = Meter("learning", "s")
-        return learn_checkpoint(demo.dense, demo.sparse, text, heldout, config, resume=resume, force=True, progress=meter)
+        return learn_checkpoint(demo.dense, demo.masked, text, heldout, config, resume=resume, force=True, progress=meter)
 
-    try:
-        demo.learned = start(resume=True)
-    except InputError:  # nothing to resume, or the state of another run
-        demo.learned = start(resume=False)
+    demo.learned = find_masks(demo) or _go_on(start)
+    keep_masks(demo, demo.learned)
     figures = demo.learned.summary()
     demo.figures["learn"] = figures
     demo.rows += [
         ("learned", f"{figures['tokens']:,} tokens in {figures['steps']} steps, {figures['seconds']:.0f} s"),
         ("groups changed against the one-shot mask", f"{100 * figures['groups_changed']:.1f} %"),
     ]
+
+
+def recover(demo: Demo) -> None:
+    """Train the kept weights against the dense model, for what is left of the budget."""
+    from maskpro_deploy.data import BUILTIN, HELD_OUT, load_text
+    from maskpro_deploy.learn import RecoverConfig, recover_checkpoint
+
+    config = RecoverConfig(method=_METHOD, budget_s=(1 - _MASKS_SHARE) * demo.budget_s, seed=demo.seed)
+    text, heldout = load_text(BUILTIN), load_text(HELD_OUT)
+
+    def start(*, resume: bool) -> RecoverResult:
+        meter = Meter("recovering", "s")
+        return recover_checkpoint(demo.masked, demo.sparse, text, heldout, config, resume=resume, force=True, progress=meter)
+
+    demo.recovered = _go_on(start)
+    forget_masks(demo)
+    figures = demo.recovered.summary()
+    demo.figures["recover"] = figures
+    demo.rows += [
+        ("recovered", f"{figures['tokens']:,} tokens in {figures['steps']} steps, {figures['seconds']:.0f} s"),
+        ("kept weights moved by", f"{100 * figures['moved']:.1f} % of their length"),
+    ]
+
+
+def _go_on(start: Callable[..., R]) -> R:
+    """The result of a run that goes on where it was interrupted, if it was."""
+    try:
+        return start(resume=True)
+    except InputError:  # nothing to resume, or the state of another run
+        return start(resume=False)
 
 
 def prove(demo: Demo) -> None:
@@ -74,7 +108,7 @@ def prove(demo: Demo) -> None:
 
 
 def evaluate(demo: Demo) -> None:
-    """Perplexity of the dense, the one-shot and the learned model, in fp32 on the same held-out windows."""
+    """Perplexity of the dense, the one-shot, the learned and the recovered model, in fp32 on the same held-out windows."""
     from maskpro_deploy.data import HELD_OUT, load_text, load_tokenizer, separator_token
     from maskpro_deploy.evaluate import EvalProtocol, compare_all
     from maskpro_deploy.torch_lm import TorchLM
@@ -88,23 +122,26 @@ def evaluate(demo: Demo) -> None:
     windows = windows[np.linspace(0, len(windows) - 1, min(_EVAL_WINDOWS, len(windows))).astype(int)]
     one_shot = TorchLM.open(demo.dense)
     one_shot.apply(demo.learned.prior_masks)
-    models = {"one-shot": one_shot, "learned": TorchLM.open(demo.sparse)}
+    models = {"one-shot": one_shot, "learned": TorchLM.open(demo.masked), "recovered": TorchLM.open(demo.sparse)}
     with closing(Meter("evaluating", "windows")) as meter:
         dense, compared = compare_all(models, TorchLM.open(demo.dense), windows, meter)
     values = {"dense": dense, **{name: c.model for name, c in compared.items()}}
-    below = 1.0 - values["learned"].perplexity / values["one-shot"].perplexity
+    below = {name: 1.0 - values[name].perplexity / values["one-shot"].perplexity for name in ("learned", "recovered")}
     demo.figures["quality"] = {
         "protocol": {**protocol.to_json(), "windows": len(windows), "data": HELD_OUT},
         "perplexity": {name: v.perplexity for name, v in values.items()},
         "stderr": {name: v.stderr for name, v in values.items()},
-        "learned_below_one_shot": below,
+        "below_one_shot": below,
         "kl_to_dense": {name: c.kl for name, c in compared.items()},
         "top1_agreement": {name: c.top1_agreement for name, c in compared.items()},
     }
     demo.rows += [
         ("held-out perplexity, dense", f"{dense.perplexity:.2f}"),
         ("held-out perplexity, one-shot Wanda mask", f"{values['one-shot'].perplexity:.2f}"),
-        ("held-out perplexity, learned mask", f"{values['learned'].perplexity:.2f} ({100 * below:.0f} % below one-shot)"),
+        *(
+            (f"held-out perplexity, {what}", f"{values[name].perplexity:.2f} ({100 * below[name]:.0f} % below one-shot)")
+            for name, what in (("learned", "learned mask"), ("recovered", "learned mask, recovered weights"))
+        ),
     ]
 
 
@@ -191,11 +228,24 @@ def _show_verdict(verdict: Verdict) -> str:
 
 
 def ask(demo: Demo) -> None:
-    """Start the server on a free loopback port, ask a question, stop it."""
+    """Ask the sparse and the dense model one question, each over HTTP."""
+    answers = {name: _ask_bundle(bundle) for name, bundle in (("sparse", demo.bundle), ("dense", demo.dense_bundle))}
+    demo.figures["serve"] = {"question": QUESTION, **answers}
+    sparse, dense = answers["sparse"], answers["dense"]
+    demo.rows += [
+        ("asked over HTTP", QUESTION),
+        ("the sparse model answered", " ".join(sparse["answer"].split())),
+        ("the dense model answered", " ".join(dense["answer"].split())),
+        ("HTTP request, whole, sparse", f"{sparse['seconds']:.2f} s for {sparse['completion_tokens']} tokens"),
+    ]
+
+
+def _ask_bundle(bundle: Path) -> dict[str, Any]:
+    """Start a server on a free loopback port, ask the question, stop it."""
     from maskpro_deploy.runtime.http.lifecycle import running_server
 
     body = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": _ANSWER_TOKENS, "temperature": 0}
-    with running_server(demo.bundle) as url:
+    with running_server(bundle) as url:
         with urllib.request.urlopen(f"{url}/v1/models", timeout=_HTTP_TIMEOUT_S) as response:
             model = json.load(response)["data"][0]["id"]
         request = urllib.request.Request(
@@ -208,9 +258,4 @@ def ask(demo: Demo) -> None:
             answer = json.load(response)
         seconds = time.monotonic() - started
     text, tokens = answer["choices"][0]["message"]["content"], answer["usage"]["completion_tokens"]
-    demo.figures["serve"] = {"question": QUESTION, "answer": text, "completion_tokens": tokens, "seconds": round(seconds, 3)}
-    demo.rows += [
-        ("asked over HTTP", QUESTION),
-        ("the sparse model answered", " ".join(text.split())),
-        ("HTTP request, whole", f"{seconds:.2f} s for {tokens} tokens"),
-    ]
+    return {"answer": text, "completion_tokens": tokens, "seconds": round(seconds, 3)}

@@ -57,13 +57,12 @@ def check_laws(torch: Any, settings: Settings, record: Record, make: Make) -> No
         shutil.rmtree(folder, ignore_errors=True)  # of an item that was ended
         store = StateStore(folder)
         whole = make(dtype, store, SILENT)
-        moved = whole.run()
-        stopped = make(dtype, store, _Stop(_STOPPED_AFTER)).run()
-        if not moved or stopped:
-            raise KeyboardInterrupt  # the user's own signal
+        ended = whole.run()
+        stopped = not make(dtype, store, _Stop(_STOPPED_AFTER)).run()
         resumed = make(dtype, store, SILENT)
         resumed.restore()
-        resumed.run()
+        if not (ended and stopped and resumed.run()):
+            raise KeyboardInterrupt  # the user's own signal
         store.discard()
         _check_pruned(torch, resumed, dtype)
         _check_finite(torch, resumed, dtype)

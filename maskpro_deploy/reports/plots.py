@@ -15,6 +15,7 @@ from maskpro_deploy.system.extras import require
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_LEGEND_LETTERS = 90  # in a row
 _MANY = 10_000  # from here on an x axis counts in thousands or millions
 
 
@@ -72,8 +73,10 @@ def draw_lines(
         _mark_stretches(axes, stretches)
         axes.set_xlabel(clean_label(x_label))
         axes.set_ylabel(clean_label(y_label))
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="best")
+        names = axes.get_legend_handles_labels()[1]
+        if names:  # below the axes, where it hides no line
+            columns = len(names) if sum(map(len, names)) + 6 * len(names) <= _LEGEND_LETTERS else 2
+            axes.figure.legend(loc="outside lower center", ncols=columns)
 
     return draw_svg(paint, description=description)
 
@@ -121,7 +124,7 @@ def _mark_stretches(axes: Axes, stretches: Sequence[Stretch]) -> None:
     for i, stretch in enumerate(stretches):
         first, last = i == 0, i == len(stretches) - 1
         if not first:
-            axes.axvline(stretch.start, color=INK, linewidth=0.8, alpha=0.6)
+            axes.axvline(stretch.start, color=INK, linewidth=0.8, alpha=0.6, zorder=1)
         side = "left" if first else "right" if last else "center"
         place = {"left": stretch.start, "right": stretch.end, "center": (stretch.start + stretch.end) / 2}[side]
         axes.annotate(

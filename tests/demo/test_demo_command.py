@@ -30,27 +30,48 @@ def test_the_whole_path_on_a_tiny_model(cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     process = start_demo(out, cache, "--budget", "4s", "--json")
     figures, stderr = finish_demo(process, out, layers=14)
-    assert [line for line in stderr.splitlines() if line.startswith("[8/8]")]
-    assert figures["quality"]["perplexity"]["learned"] < figures["quality"]["perplexity"]["one-shot"]
+    assert [line for line in stderr.splitlines() if line.startswith("[9/9]")]
+    perplexity = figures["quality"]["perplexity"]
+    assert perplexity["learned"] < perplexity["one-shot"]
+    assert perplexity["recovered"] < perplexity["one-shot"]
+    assert figures["serve"].keys() == {"question", "sparse", "dense"}
 
 
-def test_an_interrupted_demo_goes_on_learning_where_it_was(cache: Path, tmp_path: Path) -> None:
-    out = tmp_path / "demo"
-    process = start_demo(out, cache, "--budget", "10m")
+def interrupt(out: Path, cache: Path, budget: str, when: str) -> None:
+    """Start a demo and interrupt it after a step of the phase whose line begins with `when`."""
+    process = start_demo(out, cache, "--budget", budget)
     assert process.stderr is not None
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        if "step" in process.stderr.readline():
+        line = process.stderr.readline()
+        if when in line and "step" in line:
             break
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "--resume" in stderr
     assert "Traceback" not in stderr
-    assert [p.name for p in out.iterdir()] == ["sparse.learning"]
+
+
+def test_an_interrupted_demo_goes_on_learning_where_it_was(cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    interrupt(out, cache, "10m", "learning:")
+    assert [p.name for p in out.iterdir()] == ["masked.learning"]
     process = start_demo(out, cache, "--budget", "4s", "--json")
     finish_demo(process, out, layers=14)
+    assert not (out / "masked.learning").exists()
+
+
+def test_masks_are_not_learned_again_when_the_weights_were_interrupted(cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    interrupt(out, cache, "20s", "recovering:")
+    masks = (out / "masked" / "masks.safetensors").read_bytes()
+    process = start_demo(out, cache, "--budget", "20s", "--json")
+    figures, _ = finish_demo(process, out, layers=14)
+    assert (out / "masked" / "masks.safetensors").read_bytes() == masks
+    assert figures["seconds"]["learn"] < 5
     assert not (out / "sparse.learning").exists()
+    assert not (out / "masked-run").exists()
 
 
 def test_the_demo_replaces_nothing_but_its_own_results(cache: Path, tmp_path: Path) -> None:

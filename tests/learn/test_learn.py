@@ -123,6 +123,7 @@ def test_provenance_says_how_the_mask_was_made(learned: tuple[Path, LearnResult]
     record = json.loads((out / "learn.json").read_text())
     assert record["settings"]["steps"] == 60
     assert (record["device"], record["dtype"], record["logits_moved_by"]) == ("cpu", "float32", result.moved_by)
+    assert record["weights_moved_by"] is None
     assert record["text"]["sha256"] == text.sha256
     assert record["dense_sha256"] == dense.dense_sha256(result.masks) == Checkpoint.open(out).masks.dense_sha256  # type: ignore[union-attr]
     assert record["heldout_perplexity"]["learned"] < record["heldout_perplexity"]["prior"]

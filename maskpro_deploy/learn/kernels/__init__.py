@@ -1,4 +1,4 @@
-"""The step of the logits as fast as the machine allows: compiled C, Triton, or torch; and the state of the optimiser.
+"""Steps of logits and kept weights as fast as the machine allows (C, Triton, or torch), and the state of their optimisers.
 
-What enters: logits, gradients, seeds. What leaves: moved logits and new masks. May import: distributions.
+What enters: logits, weights, gradients, seeds. What leaves: moved ones, and new masks. May import: distributions.
 """

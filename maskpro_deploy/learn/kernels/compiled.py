@@ -1,6 +1,7 @@
-r"""A step through torch.compile, for GPUs without Triton kernels of our own: few kernels instead of some hundred launches.
+r"""Steps through torch.compile: few kernels instead of some hundred launches.
 
-For few masks a group, the covariance is summed mask by mask, each a few operations over planes, which a compiler joins:
+That of kept weights, and that of the logits for GPUs without Triton kernels of our own. There, for few masks a group, the
+covariance is summed mask by mask, each a few operations over planes, which a compiler joins:
 
     Cov(m) h = Σ_s p_s m_s (⟨m_s, h⟩ - Σ_s' p_s' ⟨m_s', h⟩).
 
@@ -26,6 +27,7 @@ from maskpro_deploy.pattern import NMPattern
 log = logging.getLogger(__name__)
 
 MAX_MASKS = 8  # of a group: more would make long kernels; matrix products are better then
+MAX_GROUP = 8  # weights in it: kept ones are found by selections that are written out
 _CLAMP = 80.0  # e^-80 is a normal float32
 R = TypeVar("R")
 Masks = tuple[tuple[bool, ...], ...]  # all of a group

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from maskpro_deploy.learn.kernels import compiled
 from maskpro_deploy.learn.kernels.compiled import CompiledKeptStep
 from maskpro_deploy.learn.kernels.kept_weights import KeptByOperations, KeptChunk, KeptStep, WeightOptimizer
 from maskpro_deploy.learn.kernels.native_weights import native_kept_step
@@ -41,7 +42,9 @@ class TrainedLayer(Protocol):
 def kept_step(pattern: NMPattern, device: torch.device) -> KeptStep:
     """The way to move some groups' kept weights on a device: compiled where that can be done, else operation by operation."""
     eager = KeptByOperations()
-    return native_kept_step(pattern, eager) if device.type == "cpu" else CompiledKeptStep(eager)
+    if device.type == "cpu":
+        return native_kept_step(pattern, eager)
+    return CompiledKeptStep(eager) if pattern.m <= compiled.MAX_GROUP else eager
 
 
 def move_weights(

@@ -7,7 +7,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from maskpro_deploy.data import HELD_OUT, Text, load_texts
 from maskpro_deploy.errors import InputError, Interrupted
 from maskpro_deploy.learn.loading import check_space, learning_device, learning_dtype, load_windows, memory_errors
 from maskpro_deploy.learn.loop import Point
+from maskpro_deploy.learn.measuring import Spent
 from maskpro_deploy.learn.model.memory import tuned_process
 from maskpro_deploy.learn.model.model import LearningModel
 from maskpro_deploy.learn.model.paged_blocks import open_paged
@@ -50,10 +51,14 @@ class RecoverResult:
     curve: tuple[Point, ...]  # held-out loss and more, from the start to the end
     dense_loss: float  # held-out loss of the dense model, nats a token; NaN where no teacher was asked
     seconds: float
+    spent: Spent  # what the seconds went into
     tokens: int  # seen
     dtype: str  # of the weights while they were trained
     device: str  # "cpu" or "cuda"
+    objective: str  # what a step minimised, a name of `choices.OBJECTIVES`
     memorised: bool = False  # whether the model was overfitting to the text, see `monitor.memorises`
+    # length of what was added to a layer's kept weights, relative to theirs at the start
+    moved_by_layer: Mapping[str, float] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """The figures, as they go into `learn.json`."""
@@ -63,11 +68,13 @@ class RecoverResult:
         return {
             "heldout_perplexity": {name: math.exp(x) for name, x in losses.items() if math.isfinite(x)},
             "moved": best.moved,
+            "weights_moved_by_layer": dict(self.moved_by_layer),
             "memorised": self.memorised,
             "steps": last.step,
             "best_step": best.step,
             "tokens": self.tokens,
             "seconds": round(self.seconds, 1),
+            **self.spent.to_json(),
             "layers": len(self.masks),
             "kept_weights": self.masks.num_weights * self.masks.pattern.n // self.masks.pattern.m,
             "curve": [asdict(p) for p in self.curve],
@@ -81,7 +88,7 @@ class RecoverResult:
             (f"layers under a strict {self.masks.pattern} mask", str(figures["layers"])),
             ("kept weights", f"{figures['kept_weights']:,}"),
             ("tokens seen", f"{figures['tokens']:,}"),
-            ("time", f"{figures['seconds']:.0f} s"),
+            ("time", f"{figures['seconds']:.0f} s: {self.spent.describe()}"),
             ("kept weights moved by", f"{100 * figures['moved']:.2f} % of their length"),
             *((f"held-out perplexity, {names[n]}", f"{x:.2f}") for n, x in figures["heldout_perplexity"].items()),
         ]
@@ -133,9 +140,11 @@ def recover_checkpoint(
     place = learning_device(device)
     run = _Run.load(sparse, text, heldout, config, teacher, place, progress=progress, observers=observers)
     trainer = run.trainer
-    trainer.store = store = dataclasses.replace(store, fingerprint=run.fingerprint(text))
+    trainer.store = store = dataclasses.replace(store, fingerprint=run.fingerprint(text, heldout))
     store.check() if resume else store.discard()
     with tuned_process(place), memory_errors(place):
+        if resume:
+            trainer.read_saved()
         trainer.prepare()
         if resume:
             trainer.restore()
@@ -143,9 +152,10 @@ def recover_checkpoint(
             raise Interrupted(
                 f"stopped after step {trainer.counters.step}; the state is saved.\nGo on with the same command and --resume."
             )
-    result = run.result()
+    weights = run.collect_weights()
+    result = run.result(weights)
     record = run.provenance(text, heldout, result)
-    save_sparse(sparse, run.masks, out, record, force=force, weights=run.collect_weights())
+    save_sparse(sparse, run.masks, out, record, force=force, weights=weights)
     trainer.save_more(out, sparse.folder.name)
     store.discard()
     return result
@@ -163,15 +173,9 @@ class _Run:
 
     @classmethod
     def load(
-        cls,
-        sparse: Checkpoint,
-        text: Text,
-        heldout: Text,
-        config: RecoverConfig,
-        teacher: str | None,
-        place: str,
+        cls, sparse: Checkpoint, text: Text, heldout: Text, config: RecoverConfig, teacher: str | None, place: str,
         **watching: Any,
-    ) -> _Run:
+    ) -> _Run:  # fmt: skip
         """Load models, masks and text; `watching` has progress and observers."""
         if config.adapter is not None:
             read_adapter(Path(config.adapter))  # refused before anything is loaded
@@ -190,13 +194,14 @@ class _Run:
         trainer = config.method_choice.load_trainer()(model, windows, held, config, own, taught, **watching)
         return cls(sparse=sparse, dense=dense, masks=masks, names=names, trainer=trainer)
 
-    def fingerprint(self, text: Text) -> str:
-        """Hash of all that decides on the result of the run."""
+    def fingerprint(self, text: Text, heldout: Text) -> str:
+        """Hash of all that decides on the result of the run, and on the points of its curve."""
         head, dense = self.trainer.model.head, "" if self.dense is None else self.dense.dense_sha256(self.dense.names)
         weights = f"{self.sparse.dense_sha256(self.sparse.names)} {dense} {self.masks.sha256()}"
         config = self.trainer.config
         adapter = "" if config.adapter is None else hash_adapter(Path(config.adapter))
-        run = f"{config.fingerprint()} {head.device.type} {head.dtype} {weights} {text.sha256} {adapter}"
+        texts = f"{text.sha256} {heldout.sha256}"
+        run = f"{config.fingerprint()} {head.device.type} {head.dtype} {weights} {texts} {adapter}"
         return hashlib.sha256(run.encode()).hexdigest()
 
     def collect_weights(self) -> Mapping[str, npt.NDArray[np.float32]]:
@@ -210,14 +215,23 @@ class _Run:
 
         return OnDemand({self.names[name]: partial(convert, name) for name in weights if name in self.names})
 
-    def result(self) -> RecoverResult:
-        """What the run gave."""
-        head, counters = self.trainer.model.head, self.trainer.counters
+    def result(self, weights: Mapping[str, npt.NDArray[np.float32]]) -> RecoverResult:
+        """What the run gave; `weights` are what `collect_weights` gave."""
+        head, counters, config = self.trainer.model.head, self.trainer.counters, self.trainer.config
         return RecoverResult(
             masks=self.masks, curve=tuple(counters.curve), dense_loss=self.trainer.dense_loss, seconds=counters.seconds,
             tokens=counters.tokens, dtype=str(head.dtype).removeprefix("torch."), device=head.device.type,
-            memorised=counters.memorised,
+            memorised=counters.memorised, spent=self.trainer.spent(), moved_by_layer=self._measure_movement(weights),
+            objective="block" if config.method_choice.by_block else config.minimised,
         )  # fmt: skip
+
+    def _measure_movement(self, weights: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, float]:
+        """How far each layer moved, see `RecoverResult`; a layer of zeros alone is left out."""
+        moved = {}
+        for name in self.masks:
+            if name in weights and (length := np.linalg.norm(before := self.sparse.tensor(name).astype(np.float32))):
+                moved[name] = float(np.linalg.norm(np.where(before != 0, weights[name] - before, 0)) / length)
+        return moved
 
     def provenance(self, text: Text, heldout: Text, result: RecoverResult) -> dict[str, Any]:
         """learn.json: what it said of the masks, and one more entry under `recovered`."""

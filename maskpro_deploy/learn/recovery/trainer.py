@@ -52,15 +52,16 @@ class RecoveryTrainer(TrainingLoop):
         return self.learner
 
     def prepare(self) -> None:
-        """Measure the dense model, and put masked layers into the sparse one."""
+        """Measure the dense model, unless a saved state has that, and put masked layers into the sparse one."""
         with self.timing("preparing_s"):
             self.model.check_head(self.text)
             self.model.check_backward(self.text)
         if self.teacher is not None:
             with self.timing("preparing_s"):
                 self.teacher.check_head(self.text)
-            with self.timing("measuring_s"):
-                self.dense_loss = self.heldout_loss(self.teacher)
+            if self.saved is None:
+                with self.timing("measuring_s"):
+                    self.dense_loss = self.heldout_loss(self.teacher)
         with self.timing("preparing_s"):
             for name in self.masks:
                 self.masked.append(self.mask_layer(name, self.model.model.get_submodule(name.removesuffix(".weight"))))

@@ -49,6 +49,23 @@ def trainer_for(dense: Checkpoint, config: LearnConfig) -> Trainer:
     return trainer
 
 
+def test_a_run_says_what_moves_its_weights_and_warns_when_that_changes(
+    dense: Checkpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert trainer_for(dense, BASE).estimator.weights_moved_by is None  # they are frozen
+    trainer = trainer_for(dense, replace(BASE, weights="train"))
+    with torch.enable_grad():
+        trainer.estimator.step(trainer.text[:4], 0, 0.5)
+    tensors, numbers = trainer.estimator.tensors(), trainer.estimator.numbers()
+    assert numbers["weights_moved_by"] == trainer.estimator.weights_moved_by in ("native", "torch")
+    other = trainer_for(dense, replace(BASE, weights="train"))
+    other.estimator.restore(tensors, numbers)
+    assert not caplog.records
+    assert all(torch.equal(x, tensors[name]) for name, x in other.estimator.tensors().items())
+    other.estimator.restore(tensors, {**numbers, "weights_moved_by": "compiled"})
+    assert "the weights were moved by compiled so far" in caplog.text
+
+
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "pathwise"])
 def test_an_interrupted_run_resumes_to_the_same_bits(
     dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path, kind: str

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from maskpro_deploy.learn.distributions.conditional_bernoulli import conditional_bernoulli
-from maskpro_deploy.learn.distributions.planes import centre, unpack
-from maskpro_deploy.learn.kernels.compiled import CompiledStep, covariance
+from maskpro_deploy.learn.distributions.planes import centre, pack, top, unpack
+from maskpro_deploy.learn.kernels.compiled import CompiledKeptStep, CompiledStep, covariance
 from maskpro_deploy.learn.kernels.contract import ByOperations, Chunk, ChunkStep
+from maskpro_deploy.learn.kernels.kept_weights import KeptByOperations, KeptChunk, KeptState
 from maskpro_deploy.learn.kernels.optimizer import Moments, noise
 from maskpro_deploy.pattern import NMPattern
 
@@ -75,6 +76,30 @@ def test_compiled_it_does_the_same() -> None:
         assert float((bits != expected).float().mean()) < 0.02
         kept = unpack(bits, rows * columns).view(-1, pattern.m)
         assert (kept.sum(1) == pattern.n).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")  # of the compiler
+def test_compiled_kept_weights_move_the_same() -> None:
+    refused: list[KeptChunk] = []
+    step = CompiledKeptStep(refused.append)  # type: ignore[arg-type]
+    for groups, scale in ((96, 3e-3), (200, 1e-3)):  # other sizes and scales need no other code
+        chunks = []
+        for _ in range(2):
+            torch.manual_seed(groups)
+            weight, grad = torch.randn(groups, 4).bfloat16(), torch.randn(groups, 4).bfloat16()
+            first, low = (torch.randint(-127, 128, (2, groups), dtype=torch.int8) for _ in range(2))
+            state = KeptState(Moments(first, torch.rand(2, groups).bfloat16()), low)
+            under, after = (pack(top(torch.randn(4, groups), 2)) for _ in range(2))
+            dither = noise((2, groups), groups, CPU)
+            chunks.append(KeptChunk(grad, weight, under, after, state, dither, scale, 1e-4, BETAS))
+        before = chunks[0].weight.clone()
+        step(chunks[0])
+        KeptByOperations()(chunks[1])
+        assert not refused  # it was compiled
+        one, other = ([c.weight.t(), *c.state.tensors().values()] for c in chunks)
+        assert not torch.equal(chunks[0].weight, before)
+        assert all(int((a != b).sum()) <= 2 for a, b in zip(one, other, strict=True))  # sums on the edge between two numbers
+        assert torch.allclose(chunks[0].weight.float(), chunks[1].weight.float(), rtol=2**-7)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -17,7 +17,7 @@ from torch import nn
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import Text
 from maskpro_deploy.errors import ConfigError, InputError
-from maskpro_deploy.learn.api import _windows as make_windows
+from maskpro_deploy.learn.loading import make_windows
 from maskpro_deploy.learn.model.model import LearningModel, Windows, prunable_layers
 from maskpro_deploy.learn.trainer import Trainer
 from maskpro_deploy.masks import MASKS_FILE, MaskSet

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -16,11 +16,15 @@ from test_learn import CONFIG
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.cli import cli
-from maskpro_deploy.errors import FormatError, PatternError
+from maskpro_deploy.errors import ConfigError, FormatError, PatternError
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.model.model import LearningModel, prunable_layers
 from maskpro_deploy.learn.model.tensor_names import find_tensors
 from maskpro_deploy.learn.planning.plan import ERROR, plan
+from maskpro_deploy.learn.planning.probe import weigh_state
+from maskpro_deploy.learn.planning.runs import PlannedLearning, PlannedRecovery, PlannedRun
+from maskpro_deploy.learn.recovery.config import RecoverConfig
+from maskpro_deploy.learn.run_config import RunConfig
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.torch_lm import load_causal_lm
 
@@ -33,40 +37,115 @@ from pathlib import Path
 import numpy as np, torch
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.model.memory import tuned_process
-from maskpro_deploy.learn.model.model import LearningModel
+from maskpro_deploy.learn.model.model import LearningModel, prunable_layers
+from maskpro_deploy.learn.recovery.config import RecoverConfig
+from maskpro_deploy.learn.recovery.trainer import RecoveryTrainer
 from maskpro_deploy.learn.trainer import Trainer
+from maskpro_deploy.masks import MaskSet
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.system.peak_memory import peak_rss
 from maskpro_deploy.torch_lm import load_causal_lm
 import transformers.models.llama.modeling_llama
-config = LearnConfig(pattern=NMPattern(2, 4), steps=1, window=256, batch_tokens=2048, calibration_tokens=256, heldout_tokens=256)
+short = {"steps": 1, "window": 256, "batch_tokens": 2048, "calibration_tokens": 256, "heldout_tokens": 256}
+pattern, kind = NMPattern(2, 4), sys.argv[2]
 windows = np.random.default_rng(0).integers(0, 2000, (8, 256)).astype(np.int32)
 before = peak_rss()
 with tuned_process():
-    trainer = Trainer(LearningModel(load_causal_lm(Path(sys.argv[1]), torch.float32)), windows, windows[:1], config)
+    model = LearningModel(load_causal_lm(Path(sys.argv[1]), torch.float32))
+    if kind == "recover":
+        layers = prunable_layers(model.model, pattern, None, None)
+        masks = {name: pattern.top(layer.weight.abs().numpy()) for name, layer in layers.items()}
+        teacher = LearningModel(load_causal_lm(Path(sys.argv[1]), torch.float32))
+        masks = MaskSet.from_arrays(pattern, masks, "")
+        trainer = RecoveryTrainer(model, windows, windows[:1], RecoverConfig(**short), masks, teacher)
+    else:
+        config = LearnConfig(pattern=pattern, weights="train" if kind == "joint" else "frozen", **short)
+        trainer = Trainer(model, windows, windows[:1], config)
     trainer.prepare()
     trainer.run()
 print(peak_rss() - before)
 """
 
 
+def kinds_of(config: LearnConfig) -> dict[str, tuple[LearnConfig, RecoverConfig | None]]:
+    """Settings of the three kinds of runs, on as many tokens."""
+    shared = {f.name: getattr(config, f.name) for f in fields(RunConfig) if f.name != "objective"}
+    joint = replace(config, weights="train", objective="ce+kl")
+    return {"learn": (config, None), "joint": (joint, None), "recover": (config, RecoverConfig(**shared))}
+
+
+def make_run(config: LearnConfig, recover: RecoverConfig | None) -> PlannedRun:
+    return PlannedLearning(config=config) if recover is None else PlannedRecovery(config=recover, learning=config)
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model whose activations are far larger than the rest."""
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A random model whose activations are far larger than the rest, and one whose weights and their state are."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=2000, num_hidden_layers=4, tie_word_embeddings=True, **shape))
-    path = tmp_path_factory.mktemp("plan") / "model"
-    model.save_pretrained(path)
-    return path
+    sizes = {"wide": (128, 4), "deep": (512, 16)}
+    made = {}
+    for side, (hidden, layers) in sizes.items():
+        shape = {"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_attention_heads": 4, "num_key_value_heads": 2}
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=2000, num_hidden_layers=layers, tie_word_embeddings=True, **shape))
+        made[side] = tmp_path_factory.mktemp("plan") / side
+        model.save_pretrained(made[side])
+    return made
 
 
-def test_a_real_run_confirms_the_peak(folder: Path) -> None:
-    predicted = plan(Checkpoint.open(folder), LARGE, "cpu", torch.float32, timed=False).memory
-    done = subprocess.run([sys.executable, "-c", RUN, str(folder)], capture_output=True, text=True, check=True, timeout=300)
+@pytest.mark.parametrize(("kind", "side"), [("learn", "wide"), ("joint", "deep"), ("recover", "deep")])
+def test_a_real_run_confirms_the_peak(kind: str, side: str, folders: dict[str, Path]) -> None:
+    config, recover = kinds_of(LARGE)[kind]
+    predicted = plan(Checkpoint.open(folders[side]), config, "cpu", torch.float32, recover=recover, timed=False).memory
+    command = [sys.executable, "-c", RUN, str(folders[side]), kind]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     measured, expected = int(done.stdout), predicted.peak - predicted.program
     assert abs(expected - measured) <= ERROR * measured, (expected, measured, predicted)
+
+
+def test_what_trains_weights_holds_the_dense_ones_apart(dense: Checkpoint, tiny_sparse: Path) -> None:
+    found = {
+        kind: plan(dense, config, "cpu", torch.float32, recover=recover, timed=False)
+        for kind, (config, recover) in kinds_of(CONFIG).items()
+    }
+    of_masks, joint, recovery = (found[kind].memory for kind in ("learn", "joint", "recover"))
+    prunable, parameters = found["learn"].prunable, found["learn"].parameters
+    assert (of_masks.teacher, joint.teacher, recovery.teacher) == (0, 4 * prunable, 4 * parameters)
+    assert of_masks.weights == joint.weights == recovery.weights == 4 * parameters
+    assert recovery.activations == joint.activations == of_masks.activations
+    assert found["joint"].maskllm_bytes_per_weight is found["recover"].maskllm_bytes_per_weight is None
+    masked = plan(
+        Checkpoint.open(tiny_sparse), CONFIG, "cpu", torch.float32, recover=RecoverConfig(steps=1, window=32), timed=False
+    )
+    assert (masked.layers, masked.prunable, masked.pattern) == (14, prunable, "2:4")
+    alone = plan(dense, CONFIG, "cpu", torch.float32, recover=RecoverConfig(steps=1, window=32, objective="ce"), timed=False)
+    assert alone.memory.teacher == 0
+    assert alone.memory.head * 2 == recovery.head
+
+
+@pytest.mark.parametrize(("dtype", "size", "low"), [(torch.float32, 4, 0), (torch.bfloat16, 2, 1)])
+def test_state_is_what_the_formats_say(dtype: torch.dtype, size: int, low: int) -> None:
+    """Bytes a weight, as the modules of logits and kept weights state them, and what a run remembers."""
+    masks, logits = 1 / 8, 2 + 1 + 2
+    kept = (1 + 2 + low) / 2  # both moments, and what a coarse weight lacks, of every second weight
+    of = {kind: weigh_state(make_run(*pair), dtype) for kind, pair in kinds_of(CONFIG).items()}
+    assert of["learn"].per_weight == pytest.approx(logits + 3 * masks)  # masks in use, of the start, and the best
+    assert of["joint"].per_weight == pytest.approx(logits + 3 * masks + kept + size / 2)  # and the best weights
+    assert of["recover"].per_weight == pytest.approx(masks + kept + 2 * size / 2)  # the best weights, and those of the start
+    assert of["recover"].per_vector == 0
+    assert of["recover"].copied == pytest.approx(size / 2)
+    norms = weigh_state(make_run(CONFIG, RecoverConfig(steps=1, window=32, train="norms")), dtype)
+    assert norms.per_weight == pytest.approx(masks)
+    assert norms.per_vector >= 5 * 4  # exact values, both moments, the best, and the start, in float32
+
+
+def test_norms_that_are_trained_keep_more_for_the_backward_pass(dense: Checkpoint) -> None:
+    weights, everything = (
+        plan(dense, CONFIG, "cpu", torch.float32, recover=RecoverConfig(steps=1, window=32, train=train), timed=False).memory
+        for train in ("weights", "all")
+    )
+    assert everything.state > weights.state
+    assert everything.activations >= weights.activations
 
 
 def test_counts_are_those_of_the_files(dense: Checkpoint) -> None:
@@ -124,6 +203,28 @@ def test_the_command_prints_a_table_or_one_object(dense: Checkpoint) -> None:
     assert "MaskLLM" in text
     found = json.loads(CliRunner().invoke(cli, [*words, "--json"], catch_exceptions=False).stdout)
     assert found["peak_bytes"] > found["memory"]["program"]
+
+
+def test_the_command_plans_recovery_and_refuses_what_does_not_belong_to_it(dense: Checkpoint, tiny_sparse: Path) -> None:
+    words = ["--window", "32", "--batch-tokens", "128", "--no-time", "--dtype", "float32"]
+    text = (
+        CliRunner().invoke(cli, ["plan", "--model", str(tiny_sparse), "--recover", "full", *words], catch_exceptions=False).stdout
+    )
+    assert "under 2:4 masks" in text
+    assert "MaskLLM" not in text
+    found = json.loads(
+        CliRunner().invoke(cli, ["plan", "--model", str(dense.folder), "--weights", "train", "--json", *words]).stdout
+    )
+    assert found["memory"]["teacher"] == 4 * found["prunable"]
+    for options, message in (
+        (["--recover", "full", "--weights", "train"], "--weights says how masks are learned"),
+        (["--recover", "full", "--prior", "wanda"], "--prior says how masks are learned"),
+        (["--recover", "full", "--include", "mlp"], "--include is what the masks of the checkpoint say already"),
+        (["--train", "all"], "--train belongs to --recover"),
+    ):
+        done = CliRunner().invoke(cli, ["plan", "--model", str(tiny_sparse), *options, *words])
+        assert isinstance(done.exception, ConfigError)
+        assert message in str(done.exception)
 
 
 @pytest.mark.parametrize("family", ["falcon", "mpt", "gpt2", "lfm2", "minimax", "granitemoe"])
