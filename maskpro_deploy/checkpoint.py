@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -120,16 +120,16 @@ class Checkpoint:
         with open_tensors(self._shard_holding(name)) as file:
             return file.get_slice(name)
 
-    def map_torch(self) -> dict[str, Any]:
-        """All tensors as torch has them, by name; plain ones are read from disk when they are used."""
+    def map_torch(self, without: Collection[str] = ()) -> dict[str, Any]:
+        """The tensors as torch has them, by name, but for some; plain ones are read from disk when they are used."""
         from safetensors.torch import load
 
         tensors: dict[str, Any] = {}
         for shard in self.shards:
             with safe_open(shard, "pt") as file:
-                names = [name for name in file.keys() if name in self.shard_of]  # noqa: SIM118 (no mapping)
+                names = [n for n in file.keys() if n in self.shard_of and n not in without]  # noqa: SIM118 (no mapping)
                 tensors |= {name: file.get_tensor(name) for name in names}
-        for name in self.bitmasks:
+        for name in self.bitmasks.keys() - set(without):
             tensors |= load(save({name: self.tensor(name)}))
         return tensors
 

@@ -43,8 +43,8 @@ def load_causal_lm(folder: Path, dtype: torch.dtype, *, empty: Collection[str] =
     with _transformers_errors(folder), contextlib.redirect_stderr(io.StringIO()):
         config = read_transformers_config(folder)
         if checkpoint.bitmasks or empty:
-            tensors = checkpoint.map_torch()
-            tensors |= {name: torch.zeros((), dtype=dtype).expand(tensors[name].shape) for name in empty}
+            tensors = checkpoint.map_torch(without=empty)
+            tensors |= {name: torch.zeros((), dtype=dtype).expand(checkpoint.shapes[name]) for name in empty}
             kind = type(build_without_weights(folder))
             model = kind.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
         else:

@@ -41,6 +41,9 @@ class PagedModel(LearningModel):
         blocks = decoder_blocks(model)
         self._parameters = {b: {f"{b}.{n}": p for n, p in module.named_parameters()} for b, module in blocks.items()}
         self._shapes = {n: p.shape for own in self._parameters.values() for n, p in own.items()}
+        # one for all: a small tensor made where a large one was freed would keep the next large one from taking its place
+        types = {p.dtype for own in self._parameters.values() for p in own.values()}
+        self._zeros = {dtype: torch.zeros((), dtype=dtype, device=self._place) for dtype in types}
         self._full: set[str] = set()
         self._kept: str | None = None
         for own in self._parameters.values():
@@ -85,9 +88,8 @@ class PagedModel(LearningModel):
             self._empty(block)
 
     def _empty(self, block: str) -> None:
-        with torch.inference_mode(False):
-            for name, parameter in self._parameters[block].items():
-                parameter.data = torch.zeros((), dtype=parameter.dtype, device=self._place).expand(self._shapes[name])
+        for name, parameter in self._parameters[block].items():
+            parameter.data = self._zeros[parameter.dtype].expand(self._shapes[name])
         self._full.discard(block)
 
 

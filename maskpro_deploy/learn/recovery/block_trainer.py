@@ -23,10 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from maskpro_deploy.errors import ConfigError
-from maskpro_deploy.learn.distributions.planes import pack
 from maskpro_deploy.learn.loop import Point
 from maskpro_deploy.learn.model.calibration import BlockStream
-from maskpro_deploy.learn.model.masked_linear import MaskedLinear
 from maskpro_deploy.learn.model.model import Windows
 from maskpro_deploy.learn.recovery.block import BlockRecovery
 from maskpro_deploy.learn.recovery.trainer import RecoveryTrainer
@@ -57,6 +55,7 @@ class BlockTrainer(RecoveryTrainer):
             self._layers = self._find_layers()
             for model in (self.model, self.teacher):
                 model.check_head(self.text)
+            self.model.check_backward(self.text)
         with self.timing("measuring_s"):
             self.dense_loss = self.heldout_loss(self.teacher)
         with self.timing("preparing_s"):
@@ -122,16 +121,8 @@ class BlockTrainer(RecoveryTrainer):
         """Mask the layers of a block, which begins."""
         block = self.method.blocks[place]
         self._keep(block)
-        self.masked = [self._mask(name, linear) for name, linear in self._layers[block].items()]
+        self.masked = [self.mask_layer(name, linear) for name, linear in self._layers[block].items()]
         self.method.begin(place, self.masked, refit=refit)
-
-    def _mask(self, name: str, linear: nn.Linear) -> MaskedLinear:
-        layer = MaskedLinear(name, linear, self.masks.pattern)
-        mask = torch.from_numpy(self.masks.mask(name)).to(layer.weight.device)
-        layer.kept = pack(mask.view(-1, self.masks.pattern.m).t())
-        layer.weight = layer.dense = layer.masked_weight()
-        self.model.replace(name, layer)
-        return layer
 
     def _finish(self) -> None:
         """Let the streams pass the block at work, and put its weights where they stay."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.learn.distributions.planes import pack
@@ -64,15 +64,18 @@ class RecoveryTrainer(TrainingLoop):
                     self.dense_loss = self.heldout_loss(self.teacher)
         with self.timing("preparing_s"):
             for name in self.masks:
-                linear = self.model.model.get_submodule(name.removesuffix(".weight"))
-                layer = MaskedLinear(name, linear, self.masks.pattern)
-                mask = torch.from_numpy(self.masks.mask(name)).to(layer.weight.device)
-                layer.kept = pack(mask.view(-1, self.masks.pattern.m).t())
-                layer.weight = layer.dense = layer.masked_weight()
-                self.model.replace(name, layer)
-                self.masked.append(layer)
+                self.masked.append(self.mask_layer(name, self.model.model.get_submodule(name.removesuffix(".weight"))))
             self.learner = self.config.method_choice.load()(self.config, self.model, self.masked, self._step_loss())
             self._start = self.method.values()
+
+    def mask_layer(self, name: str, linear: nn.Linear) -> MaskedLinear:
+        """Put a masked layer with a weight of its own in the place of a linear one."""
+        layer = MaskedLinear(name, linear, self.masks.pattern)
+        mask = torch.from_numpy(self.masks.mask(name)).to(layer.weight.device)
+        layer.kept = pack(mask.view(-1, self.masks.pattern.m).t())
+        layer.weight = layer.dense = layer.masked_weight()
+        self.model.replace(name, layer)
+        return layer
 
     def _step_loss(self) -> StepLoss:
         share = self.config.objective_choice.teacher_share

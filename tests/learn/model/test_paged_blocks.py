@@ -35,6 +35,7 @@ from maskpro_deploy.learn.model.paged_blocks import open_paged
 from maskpro_deploy.learn.recovery.block_trainer import BlockTrainer
 from maskpro_deploy.masks import MaskSet
 from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.system.on_demand import OnDemand
 from maskpro_deploy.system.peak_memory import peak_rss
 from maskpro_deploy.torch_lm import load_causal_lm
 
@@ -48,7 +49,8 @@ def recover(folder, whole):
     open_model = (lambda c, dtype, place: LearningModel(load_causal_lm(c.folder, dtype))) if whole else open_paged
     models = [open_model(checkpoint, torch.float32, "cpu") for _ in range(2)]
     names = [n for n in checkpoint.names if "proj" in n]
-    masks = MaskSet.from_arrays(PATTERN, {n: PATTERN.top(np.abs(checkpoint.tensor(n))) for n in names}, "")
+    tops = OnDemand({n: lambda n=n: PATTERN.top(np.abs(checkpoint.tensor(n))) for n in names})  # never all of them at once
+    masks = MaskSet.from_arrays(PATTERN, tops, "")
     windows = np.random.default_rng(0).integers(0, 320, (4, 32)).astype(np.int32)
     trainer = BlockTrainer(models[0], windows, windows, CONFIG, masks, models[1])
     trainer.prepare()
