@@ -82,9 +82,9 @@ def add_change(stored: npt.NDArray[Any], now: Tensor, dtype: torch.dtype) -> npt
 
     What is zero now stays zero, and nothing else becomes zero.
     """
-    before = torch.from_numpy(stored.astype(np.float32))
-    ours = now.detach().float().cpu()
-    changed = before + (ours - before.to(dtype).float())
+    before, ours = torch.from_numpy(stored.astype(np.float32)), now.detach().float().cpu()
+    loaded = before.to(dtype).float()
+    changed = ours if torch.equal(loaded, before) else before + (ours - loaded)
     array: npt.NDArray[np.float32] = torch.where((ours == 0) | (changed == 0), ours, changed).numpy()
     return array
 
