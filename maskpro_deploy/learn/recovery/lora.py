@@ -72,9 +72,8 @@ class LoraRecovery(Method):
         self._adam.restore_values(values)
 
     def measure_movement(self, start: Mapping[str, Tensor]) -> float:
-        return relative_distance(
-            (layer.masked_weight(), masked_weight(before.add_to(layer.weight), layer.kept)) for layer, before in self._deltas(start)
-        )
+        pairs = ((layer, before.add_to(layer.weight)) for layer, before in self._deltas(start))
+        return relative_distance((layer.masked_weight(), masked_weight(weight, layer.kept)) for layer, weight in pairs)
 
     def tensors(self) -> dict[str, Tensor]:
         return {f"now/{key}": x for key, x in self.values().items()} | self._adam.tensors()
