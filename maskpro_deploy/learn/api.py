@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from maskpro_deploy._version import __version__
@@ -23,7 +25,7 @@ from maskpro_deploy.data import (
 )
 from maskpro_deploy.errors import InputError, Interrupted
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.loading import check_space, learning_device, learning_dtype, load_windows, memory_errors
+from maskpro_deploy.learn.loading import add_change, check_space, learning_device, learning_dtype, load_windows, memory_errors
 from maskpro_deploy.learn.loop import Point
 from maskpro_deploy.learn.measuring import Spent
 from maskpro_deploy.learn.model.memory import tuned_process
@@ -172,7 +174,7 @@ def learn_checkpoint(
         )
     result = _result(trainer, dense_sha256)
     record = _provenance(checkpoint, text, heldout, trainer.config, result)
-    save_sparse(checkpoint, result.masks, out, record, force=force, weights=trainer.collect_changed_weights())
+    save_sparse(checkpoint, result.masks, out, record, force=force, weights=_collect_weights(trainer, checkpoint))
     store.discard()
     return result
 
@@ -213,6 +215,15 @@ def _result(trainer: Trainer, dense_sha256: str) -> LearnResult:
         moved_by_layer=trainer.moved_by_layer(),
         memorised=counters.memorised,
     )  # fmt: skip
+
+
+def _collect_weights(trainer: Trainer, checkpoint: Checkpoint) -> dict[str, npt.NDArray[np.float32]]:
+    """The weights that are not the checkpoint's; trained ones with the digits that the run's dtype lacks."""
+    weights = trainer.collect_changed_weights()
+    if trainer.config.prior_update:  # far from the checkpoint's
+        return weights
+    dtype = trainer.model.head.dtype
+    return {name: add_change(checkpoint.tensor(name), torch.from_numpy(now), dtype) for name, now in weights.items()}
 
 
 def _read_given_masks(checkpoint: Checkpoint, trainer: Trainer) -> MaskSet:

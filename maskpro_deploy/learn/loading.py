@@ -7,8 +7,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import Text, load_tokenizer, measure_shared_share, separator_token, token_stream, windows
@@ -71,6 +75,18 @@ def make_windows(checkpoint: Checkpoint, text: Text, length: int) -> Windows:
             f"The tokenizer belongs to another model."
         )
     return windows(stream, length, text.name)
+
+
+def add_change(stored: npt.NDArray[Any], now: Tensor, dtype: torch.dtype) -> npt.NDArray[np.float32]:
+    """A weight of the checkpoint with what a run in `dtype` changed: digits that `dtype` lacks come from the checkpoint.
+
+    What is zero now stays zero, and nothing else becomes zero.
+    """
+    before, ours = torch.from_numpy(stored.astype(np.float32)), now.detach().float().cpu()
+    loaded = before.to(dtype).float()
+    changed = ours if torch.equal(loaded, before) else before + (ours - loaded)
+    array: npt.NDArray[np.float32] = torch.where((ours == 0) | (changed == 0), ours, changed).numpy()
+    return array
 
 
 def check_space(checkpoint: Checkpoint, out: Path) -> None:

@@ -18,15 +18,16 @@ from maskpro_deploy.cli import cli
 from maskpro_deploy.data import Text
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.learn import LearnConfig, choices
-from maskpro_deploy.learn.choices import Choice, DistributionChoice, EstimatorChoice, ObjectiveChoice, PriorChoice
+from maskpro_deploy.learn.choices import Choice, DistributionChoice, EstimatorChoice, MethodChoice, ObjectiveChoice, PriorChoice
 from maskpro_deploy.learn.distributions.conditional_bernoulli import Enumerated
 from maskpro_deploy.learn.estimators.base import Estimator
 from maskpro_deploy.learn.model.model import Windows
 from maskpro_deploy.learn.priors.base import LayerView, Verdict
+from maskpro_deploy.learn.recovery.method import Method
 from maskpro_deploy.pattern import NMPattern
 
 ROOT = Path(__file__).resolve().parents[2]
-ALL = (*choices.ESTIMATORS, *choices.PRIORS, *choices.OBJECTIVES, *choices.DISTRIBUTIONS)
+ALL = (*choices.ESTIMATORS, *choices.PRIORS, *choices.OBJECTIVES, *choices.DISTRIBUTIONS, *choices.METHODS)
 
 
 class Backwards(Estimator):
@@ -55,6 +56,8 @@ def test_every_entry_says_what_it_is_and_loads(choice: Choice) -> None:
         assert issubclass(choice.load(), Estimator)
         assert choice.objective in choices.names_of(choices.OBJECTIVES)
         assert choice.distribution in choices.names_of(choices.DISTRIBUTIONS)
+    if isinstance(choice, MethodChoice):
+        assert issubclass(choice.load(), Method)
     if isinstance(choice, DistributionChoice):
         assert hasattr(choice.load()(NMPattern(2, 4), "cpu"), "pathwise") == choice.pathwise
     if isinstance(choice, PriorChoice):
@@ -64,7 +67,7 @@ def test_every_entry_says_what_it_is_and_loads(choice: Choice) -> None:
 def test_no_two_entries_are_the_same() -> None:
     keys = [(e.name, e.reward, e.by_block) for e in choices.ESTIMATORS]
     assert len(set(keys)) == len(keys)
-    for entries in (choices.PRIORS, choices.OBJECTIVES, choices.DISTRIBUTIONS):
+    for entries in (choices.PRIORS, choices.OBJECTIVES, choices.DISTRIBUTIONS, choices.METHODS):
         assert len(choices.names_of(entries)) == len(entries)
     homes = [choice.home for choice in ALL if choice.home]
     assert len(set(homes)) == len(homes)
@@ -79,11 +82,14 @@ def test_every_estimator_and_prior_file_has_its_entry() -> None:
 
 
 def test_options_and_defaults_need_no_torch() -> None:
-    code = "import sys; from maskpro_deploy.commands import learn, plan; assert 'torch' not in sys.modules"
+    code = "import sys; from maskpro_deploy.commands import learn, plan, recover; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     text = CliRunner().invoke(cli, ["learn", "--help"], catch_exceptions=False).stdout
     for choice in ALL:
-        assert choice.value in text
+        assert choice.value in text or isinstance(choice, MethodChoice)
+    text = CliRunner().invoke(cli, ["recover", "--help"], catch_exceptions=False).stdout
+    for method in choices.METHODS:
+        assert method.value in text
 
 
 def test_what_is_unknown_is_refused_with_what_is_known() -> None:
@@ -157,10 +163,17 @@ def tables() -> list[str]:
             ],
         ),
         table(("objective", "what is minimised"), [(f"`{o.name}`", o.summary) for o in choices.OBJECTIVES]),
+        table(
+            ("method", "what is trained", "learning rate", "state beyond the weights, a kept weight"),
+            [
+                (f"`{m.name}`" + (" (default)" if m is choices.METHODS[0] else ""), m.summary, f"{m.learning_rate:g}", m.state)
+                for m in choices.METHODS
+            ],
+        ),
     ]
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 def test_the_documentation_has_every_entry(number: int) -> None:
-    wanted = tables()[number]
-    assert wanted in (ROOT / "docs" / "learning.md").read_text(encoding="utf-8"), f"docs/learning.md should have\n{wanted}"
+    wanted, page = tables()[number], "recover.md" if number == 4 else "learning.md"
+    assert wanted in (ROOT / "docs" / page).read_text(encoding="utf-8"), f"docs/{page} should have\n{wanted}"

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.loop import TrainingLoop
 from maskpro_deploy.learn.model.model import LearningModel, Windows, prunable_layers
@@ -140,6 +141,10 @@ class PlannedRecovery:
     backward: bool = True
     copies: int = 1
     trains_weights: bool = True
+
+    def __post_init__(self) -> None:
+        if self.config.method != "full":
+            raise ConfigError(f"--recover {self.config.method} cannot be planned; it takes less memory than --recover full.")
 
     @property
     def pattern(self) -> NMPattern:

@@ -12,6 +12,7 @@ Shapes: `O` outputs, `C` inputs, `R` rank.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +23,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from maskpro_deploy.errors import FormatError, InputError
+from maskpro_deploy.learn.model.experts import Experts
 from maskpro_deploy.learn.model.low_rank import LowRank
 from maskpro_deploy.learn.model.masked_linear import MaskedLinear
 from maskpro_deploy.learn.model.model import LearningModel
 from maskpro_deploy.learn.recovery.adapter_config import CONFIG_FILE, AdapterConfig, describe_deltas
 from maskpro_deploy.system.files import new_folder, sha256_file, write_json
 from maskpro_deploy.system.input_file import open_tensors
+
+log = logging.getLogger(__name__)
 
 ADAPTER_FOLDER = "adapter"  # in the folder of a result
 WEIGHTS_FILE, _PICKLE = "adapter_model.safetensors", "adapter_model.bin"
@@ -151,10 +155,16 @@ def save_adapter(deltas: Mapping[str, LowRank], folder: Path, base: str, model: 
     config = describe_deltas(deltas, [name for name, _ in model.model.named_modules()]) | {"base_model_name_or_path": base}
     config["fan_in_fan_out"] = any(f"{module}.weight" in model.transposed for module in deltas)
     tensors = {
-        f"{_PREFIX}{module}.lora_{side}.weight": x.contiguous().numpy(force=True)  # modules that share a weight share memory, too
+        f"{_PREFIX}{module}.lora_{side}.weight": x.contiguous().numpy(force=True)
         for module, delta in deltas.items()
         for side, x in (("A", delta.a), ("B", delta.b))
     }
+    stacks = tuple(f"{name}." for name, module in model.model.named_modules() if isinstance(module, Experts))
+    if inside := [module for module in deltas if module.startswith(stacks)]:
+        log.warning(
+            "PEFT leaves out the deltas of experts in %s, such as that of %s: it keeps experts in stacks. "
+            "The merged weights have them.", folder, inside[0],
+        )  # fmt: skip
     with new_folder(folder) as temporary:
         save_file(tensors, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
         write_json(temporary / CONFIG_FILE, config)

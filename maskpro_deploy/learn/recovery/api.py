@@ -21,7 +21,7 @@ from maskpro_deploy._version import __version__
 from maskpro_deploy.checkpoint import Checkpoint, save_sparse
 from maskpro_deploy.data import HELD_OUT, Text, load_texts
 from maskpro_deploy.errors import InputError, Interrupted
-from maskpro_deploy.learn.loading import check_space, learning_device, learning_dtype, load_windows, memory_errors
+from maskpro_deploy.learn.loading import add_change, check_space, learning_device, learning_dtype, load_windows, memory_errors
 from maskpro_deploy.learn.loop import Point
 from maskpro_deploy.learn.measuring import Spent
 from maskpro_deploy.learn.model.memory import tuned_process
@@ -210,8 +210,7 @@ class _Run:
 
         def convert(name: str) -> npt.NDArray[np.float32]:
             weight = weights[name].t() if name in self.trainer.model.transposed else weights[name]
-            array: npt.NDArray[np.float32] = weight.float().cpu().numpy()
-            return array
+            return add_change(self.sparse.tensor(self.names[name]), weight, self.trainer.model.head.dtype)
 
         return OnDemand({self.names[name]: partial(convert, name) for name in weights if name in self.names})
 

@@ -72,7 +72,8 @@ class LoraRecovery(Method):
         self._adam.restore_values(values)
 
     def measure_movement(self, start: Mapping[str, Tensor]) -> float:
-        return relative_distance((layer.masked_weight(), _merge(layer, before)) for layer, before in self._deltas(start))
+        pairs = ((layer, before.add_to(layer.weight)) for layer, before in self._deltas(start))
+        return relative_distance((layer.masked_weight(), masked_weight(weight, layer.kept)) for layer, weight in pairs)
 
     def tensors(self) -> dict[str, Tensor]:
         return {f"now/{key}": x for key, x in self.values().items()} | self._adam.tensors()
@@ -111,8 +112,8 @@ def start_deltas(config: RecoverConfig, layers: Sequence[MaskedLinear]) -> Itera
 
 
 def _merge(layer: MaskedLinear, delta: LowRank) -> Tensor:
-    """W + s B A in float32, rounded once to the dtype of W, +0.0 where the mask drops it.  # (O, C)"""
-    return masked_weight(delta.add_to(layer.weight), layer.kept)
+    """W + s B A in float32, +0.0 where the mask drops it.  # (O, C)"""
+    return masked_weight(delta.add_to(layer.weight.float()), layer.kept)
 
 
 def _name_factors(name: str, a: Tensor, b: Tensor) -> tuple[tuple[str, Tensor], tuple[str, Tensor]]:

@@ -83,7 +83,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A random model whose activations are far larger than the rest, and one whose weights and their state are."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"wide": (128, 4), "deep": (512, 16)}
+    sizes = {"wide": (128, 4), "deep": (512, 8)}
     made = {}
     for side, (hidden, layers) in sizes.items():
         shape = {"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_attention_heads": 4, "num_key_value_heads": 2}

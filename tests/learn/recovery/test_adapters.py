@@ -13,7 +13,7 @@ import pytest
 import torch
 from lora_cases import PATTERN, draw, make_factors, start, start_tiny, write_adapter, write_sparse
 from safetensors.numpy import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import FormatError, InputError, MaskProError
@@ -270,3 +270,26 @@ def test_a_saved_adapter_says_what_was_merged(sparse: Path, tmp_path: Path) -> N
         expected = np.where(masks.mask(name), before[name] + scale * (b @ a), 0)
         np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-5, atol=1e-6)
         assert np.abs(weight.numpy() - before[name]).max() > 1e-3
+
+
+def test_deltas_of_experts_are_merged_and_a_warning_says_that_peft_leaves_them_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+        num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=64,
+    )  # fmt: skip
+    model = LearningModel(MixtralForCausalLM(config).eval())
+    expert, other = "model.layers.0.mlp.experts.3.down_proj", "model.layers.0.self_attn.o_proj"
+    weights = {name: model.model.get_submodule(name).weight.detach().clone() for name in (expert, other)}
+    kept = {f"{name}.weight": PATTERN.top(weight.abs().numpy()) for name, weight in weights.items()}
+    masks = MaskSet.from_arrays(PATTERN, kept, "0" * 64)
+    factors = make_factors({name: tuple(weight.shape) for name, weight in weights.items()})
+    _, method = start(model, masks, adapter=str(write_adapter(tmp_path / "a", factors)))
+    merged = method.weights_of(method.values())
+    for name, (a, b) in factors.items():
+        expected = (weights[name].numpy() + 2 * (b @ a)) * kept[f"{name}.weight"]
+        np.testing.assert_allclose(merged[f"{name}.weight"].numpy(), expected, rtol=1e-6, atol=1e-6)
+    method.save_more(method.values(), tmp_path / "out", "base")
+    assert [record.args[1] for record in caplog.records if "leaves out" in record.msg] == [expert]

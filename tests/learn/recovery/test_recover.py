@@ -132,6 +132,12 @@ def test_resume_comes_to_the_same_bits(dtype: str, train: str, sparse: Path, tex
     assert validate(tmp_path / "whole", PATTERN).holds
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_without_steps_every_weight_keeps_its_bits(dtype: str, sparse: Path, text: Text, heldout: Text, tmp_path: Path) -> None:
+    recover_checkpoint(sparse, tmp_path / "out", text, heldout, replace(CONFIG, steps=0, dtype=dtype, train="all"), device="cpu")
+    assert same_bits(sparse, tmp_path / "out")
+
+
 def test_norms_alone_leave_every_matrix_as_it_is(sparse: Path, text: Text, heldout: Text, tmp_path: Path) -> None:
     recover_checkpoint(sparse, tmp_path / "out", text, heldout, replace(CONFIG, train="norms"), device="cpu")
     before, after = tensors(sparse), tensors(tmp_path / "out")
