@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     "--heldout", default="builtin:heldout", show_default=True,
     help="Text to measure on while training; split:0.1 holds out a part of --data.",
 )  # fmt: skip
-@setting_options("objective", "train", "learning_rate", "weight_decay", "other_weights", of=RecoverConfig)
+@setting_options("objective", "train", "learning_rate", "weight_decay", "refit", "other_weights", of=RecoverConfig)
 @setting_options("rank", "alpha", "rslora", "target_modules", "adapter", of=RecoverConfig)
 @setting_options("window", "batch_tokens", "calibration_tokens", "heldout_tokens", "evaluations", "patience", of=RecoverConfig)
 @click.option("--log", "log_file", type=PATH, help="Write a log of JSON lines: every step, every measurement.")

@@ -67,6 +67,7 @@ _RECOVER_HELP = {
     "objective": "What to minimise: cross-entropy, the divergence from the dense model, or the mean of both (auto).",
     "calibration_tokens": "Tokens that a reconstruction by blocks sees.",
     "other_weights": "Take a --teacher although the masks were made for other weights.",
+    "refit": "With --method block: first least squares for every layer; for masks that were not learned.",
     "rank": "With --method lora: rank of the deltas.",
     "alpha": "With --method lora: deltas are scaled by alpha / rank.",
     "rslora": "With --method lora: scale deltas by alpha / sqrt(rank).",

@@ -1,8 +1,8 @@
 """Recovery block by block: the kept weights of one transformer block at a time, against the outputs of the dense block.
 
 Two streams of hidden states over the calibration text go through the models: y through the dense one, x through the sparse one as
-it is behind the blocks recovered so far. The kept weights of a block are refitted layer by layer (`refit`), then Adam moves them
-all together against the block's error, relative to the dense outputs token by token,
+it is behind the blocks recovered so far. With `--refit` the kept weights of a block are refitted first, layer by layer (`refit`).
+Adam moves them all together against the block's error, relative to the dense outputs token by token,
 
     mean over tokens of  ‖ block(x; W) - block(y; V) ‖² / ‖ block(y; V) ‖²,
 
@@ -62,7 +62,7 @@ class BlockRecovery(Method):
         return self.blocks[self.place]
 
     def begin(self, place: int, layers: Sequence[MaskedLinear], *, refit: bool = True) -> None:
-        """Turn to a block, which both streams have reached, and refit its layers; they have weights of their own."""
+        """Turn to a block, which both streams have reached; its layers have weights of their own, and `refit` allows a refit."""
         self.place, self._turns, self._sites = place, 0, layers
         self._optimizer = WeightOptimizer(decay=self._config.weight_decay)
         self._start = self.values()
@@ -70,7 +70,7 @@ class BlockRecovery(Method):
             layer.hook = self
         with torch.no_grad():
             self._targets = [self._dense.run(self.block, state) for state in self._dense.states]
-            if refit:
+            if refit and self._config.refit:
                 refit_block(self.block, {layer.name: layer for layer in layers}, self._sparse, self._dense)
                 self._passed += sum(math.prod(state.shape[:2]) for state in self._sparse.states)
 

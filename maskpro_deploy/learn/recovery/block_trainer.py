@@ -1,9 +1,10 @@
 """The run that recovers block by block: whose turn it is, and where the weights of the other blocks are.
 
-All blocks get the same share of the limit, in order; every one is refitted, also where the limit is reached before its turn. A
-finished block's weights go into a file of their own, `block-0.safetensors` and so on, next to the saved state (or in a temporary
-folder). With models whose blocks stay on disk (`model.paged_blocks`) they are read from there again when they are needed. The
-saved state has the block at work alone; a resumed run lets both streams of hidden states pass the finished blocks again.
+All blocks get the same share of the limit, in order; with `--refit` every one is refitted, also where the limit is reached before
+its turn. A finished block's weights go into a file of their own, `block-0.safetensors` and so on, next to the saved state (or in
+a temporary folder). With models whose blocks stay on disk (`model.paged_blocks`) they are read from there again when they are
+needed. The saved state has the block at work alone; a resumed run lets both streams of hidden states pass the finished blocks
+again.
 """
 
 from __future__ import annotations

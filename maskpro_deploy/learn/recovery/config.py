@@ -28,6 +28,7 @@ class RecoverConfig(RunConfig):
     learning_rate: float | None = None  # at the start; it decays linearly to 0. None: the method's own.
     weight_decay: float = 0.0  # by which share of itself a trained weight shrinks a step, relative to the rate
     other_weights: bool = False  # take a teacher although the masks were made for other weights of the same shapes
+    refit: bool = False  # of `block`: least squares for every layer before the steps; helps masks that were not learned
     # of `lora`, as PEFT has them
     rank: int = 16
     alpha: float = 32.0  # deltas are scaled by alpha / rank
@@ -47,6 +48,8 @@ class RecoverConfig(RunConfig):
             self._check_left(_OF_LORA, f"belongs to --method lora, not to {self.method}")
         if self.adapter is not None:
             self._check_left(_OF_DELTAS, "belongs to deltas that start at zero: --adapter has its own")
+        if self.refit and not self.method_choice.by_block:
+            raise ConfigError(f"--refit belongs to --method block, not to {self.method}.")
         if self.method_choice.by_block and self.objective not in (AUTO, choices.DEFAULT_OBJECTIVE):
             raise ConfigError(f"--objective {self.objective} is of the whole model, not for --method {self.method}.")
         if self.train != WEIGHTS and not self.method_choice.trains_vectors:

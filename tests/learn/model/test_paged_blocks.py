@@ -42,7 +42,7 @@ from maskpro_deploy.torch_lm import load_causal_lm
 torch.set_num_threads(1)
 PATTERN = NMPattern(2, 4)
 SMALL = {"window": 32, "batch_tokens": 64, "calibration_tokens": 64, "heldout_tokens": 64, "evaluations": 1}
-CONFIG = RecoverConfig(method="block", steps=1, **SMALL)
+CONFIG = RecoverConfig(method="block", refit=True, steps=1, **SMALL)
 
 def recover(folder, whole):
     checkpoint = Checkpoint.open(folder)
