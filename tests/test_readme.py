@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -74,10 +75,17 @@ def test_the_python_examples_run(home: Path) -> None:
     from maskpro_deploy.exporters import export
     from maskpro_deploy.runtime.http.lifecycle import running_server
 
-    learn, chat = PYTHON
+    learn, recover, chat = PYTHON
     assert "learn_masks" in learn
     assert run(home, [sys.executable, "-c", learn.replace("budget_s=300", "steps=2")]).returncode == 0
     assert (home / "work" / "masks.safetensors").is_file()
+
+    assert "import recover" in recover
+    command = [sys.executable, "-m", "maskpro_deploy", "learn", "--model", "demo", "--out", "sparse", "--steps", "0", "--force"]
+    assert run(home, command).returncode == 0
+    shutil.rmtree(home / "work" / "recovered", ignore_errors=True)
+    assert run(home, [sys.executable, "-c", recover.replace("budget_s=300", "steps=1")]).returncode == 0
+    assert (home / "work" / "recovered" / "adapter").is_dir()
 
     export(write_tiny(home / "model"), home / "served")
     with running_server(home / "served") as url:

@@ -19,17 +19,8 @@ if TYPE_CHECKING:
     from maskpro_deploy.demo.state import Demo
 
 RESULT_FILE = "result.json"
-_OWN = {
-    "masked",
-    "masked.learning",
-    "sparse",
-    "sparse.learning",
-    "bundle",
-    "bundle-dense",
-    "bundle-fp16",
-    RESULT_FILE,
-    REPORT_FILE,
-}
+_PHASES = {"masked", "masked.learning", "masked-run", "sparse", "sparse.learning"}
+_OWN = {*_PHASES, "bundle", "bundle-dense", "bundle-fp16", RESULT_FILE, REPORT_FILE}
 
 
 def check_out(out: Path) -> None:
