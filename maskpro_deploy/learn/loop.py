@@ -138,10 +138,14 @@ class TrainingLoop(ABC):
         """How often the text was seen."""
         return self.counters.step * self.run_config.sequences / len(self.text)
 
+    def choose_calibration(self, count: int) -> npt.NDArray[np.int64]:
+        """So many windows of the text, to calibrate on: the end of the first epoch, as learning begins with others."""
+        return self.order(epoch=0)[-count:]
+
     def calibration(self) -> list[Tensor]:
         """Batches of the windows that a prior or a reconstruction sees.  # (B, T) each"""
         count = max(1, self.run_config.calibration_tokens // self.run_config.window)
-        chosen = self.order(epoch=0)[-count:]  # the end of the first epoch: learning begins with other windows
+        chosen = self.choose_calibration(count)
         step = self.run_config.sequences
         return [self.model.tokens(self.text[chosen[i : i + step]]) for i in range(0, len(chosen), step)]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -44,6 +46,14 @@ class RecoveryTrainer(TrainingLoop):
         self.masked = []
         self._best: dict[str, Tensor] = {}
         self._start: dict[str, Tensor] = {}
+
+    def order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """From the end of what `learn` goes by: the text that its masks have seen comes last."""
+        return super().order(epoch)[::-1]
+
+    def choose_calibration(self, count: int) -> npt.NDArray[np.int64]:
+        """The start of the first epoch: these, too, are what masks have seen last."""
+        return self.order(epoch=0)[:count]
 
     @property
     def method(self) -> Method:

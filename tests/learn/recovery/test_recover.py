@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lora_cases import start_tiny
 from safetensors.numpy import load_file, save_file
 
 import maskpro_deploy
@@ -20,6 +21,7 @@ from maskpro_deploy.checkpoint import Checkpoint, apply_mask
 from maskpro_deploy.data import Text
 from maskpro_deploy.errors import CheckFailed, ConfigError, InputError, Interrupted
 from maskpro_deploy.learn import LearnConfig, RecoverConfig, learn_checkpoint, recover_checkpoint
+from maskpro_deploy.learn.loop import TrainingLoop
 from maskpro_deploy.masks import MASKS_FILE
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.validation import validate
@@ -112,6 +114,14 @@ def test_the_record_says_what_is_true(sparse: Path, recovered: Path, dense_folde
     assert after["dense_sha256"] == before["dense_sha256"] == dense.dense_sha256(masks) == masks.dense_sha256
     assert after["dense"] == str(dense_folder.resolve())
     assert after["curve"] == before["curve"]  # how the masks came about is still there
+
+
+def test_masks_and_weights_begin_with_other_windows(sparse: Path) -> None:
+    """What masks were learned on says little about what they cost: the weights see it last."""
+    trainer, _, _ = start_tiny(sparse)
+    forward = TrainingLoop.order(trainer, 0)
+    assert np.array_equal(trainer.order(0), forward[::-1])
+    assert not set(trainer.choose_calibration(3)) & set(forward[:-3])
 
 
 def test_a_recovered_model_can_be_recovered_again(recovered: Path, text: Text, heldout: Text, tmp_path: Path) -> None:
