@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 _MASKS_SHARE = 0.6  # of the budget: masks first, then the weights that they keep
-_METHOD = "lora"
+_METHOD = "full"
 _EVAL_WINDOW, _EVAL_WINDOWS = 512, 16
 QUESTION = "What is the capital of France?"
 _LATENCY_S = 60.0
