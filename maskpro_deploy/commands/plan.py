@@ -26,7 +26,7 @@ _PARTS = {
     "replaced": "weights that masked ones replace (pages of a file)",
     "teacher": "dense weights, kept apart",
     "state": "logits, optimiser, what is remembered",
-    "copied": "a better state, beside the one it replaces",
+    "copied": "a better state, next to the one it replaces",
     "activations": "activations, kept for the backward pass",
     "head": "output head, a block of tokens",
     "gradients": "gradients and masked weights, one layer at a time",

@@ -1,4 +1,4 @@
-r"""How kept weights move, and how little of their state is kept: 4 bytes a kept weight beside bfloat16 weights, 3 beside float32.
+r"""How kept weights move, and how little of their state is kept: 4 bytes a kept weight for bfloat16 weights, 3 for float32.
 
 Adam as for the logits (`optimizer`): the second moment is bfloat16, the first an int8 relative to it. A bfloat16 weight is too
 coarse to move by small steps (its last bit is worth up to 0.8 % of it), so a byte more holds what it lacks, in 256ths of that
@@ -33,7 +33,7 @@ class KeptState:
     """The state of the kept weights of some groups."""
 
     moments: Moments  # (N, G)
-    low: Tensor | None  # what a bfloat16 weight lacks, in 256ths of its last bit (N, G) int8; None beside float32
+    low: Tensor | None  # what a bfloat16 weight lacks, in 256ths of its last bit (N, G) int8; None for float32
 
     def part(self, chunk: slice) -> KeptState:
         """Views of some groups."""

@@ -12,7 +12,7 @@ typedef struct {
     const void *grad;
     void *weight;
     ptrdiff_t grad_is_float32, weight_is_float32; /* else bfloat16 */
-    int8_t *first, *low; /* `low` is there beside bfloat16 weights */
+    int8_t *first, *low; /* `low` is there for bfloat16 weights */
     uint16_t *second;
     const int32_t *dither;
     ptrdiff_t first_stride, low_stride, second_stride, dither_stride;

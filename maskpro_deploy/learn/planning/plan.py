@@ -8,7 +8,7 @@ products of the model's shapes and the work on one layer's masks and weights are
     held = weights + replaced + teacher + state + kernels
     step = activations + max(head, one layer's gradients and mask)
 
-The teacher is what a run holds of the dense model beside the weights that it moves: nothing where weights are frozen, the masked
+The teacher is what a run holds of the dense model next to the weights that it moves: nothing where weights are frozen, the masked
 layers' with `learn --weights train`, a second model with `recover`.
 
 What an estimator or a method does in a step is said by its entry in `choices`. Measured against real runs the prediction was
@@ -49,7 +49,7 @@ class Memory:
     program: int
     weights: int
     replaced: int  # weights that masked ones took the place of: pages of the checkpoint's file, which the system can take back
-    teacher: int  # dense weights beside those that move
+    teacher: int  # dense weights next to those that move
     state: int
     copied: int  # of it, while the best is replaced
     activations: int

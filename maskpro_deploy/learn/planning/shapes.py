@@ -126,7 +126,7 @@ def count_head(model: LearningModel, run: PlannedRun, dtype: torch.dtype) -> int
 def count_prior(model: LearningModel, layers: Mapping[str, nn.Linear], config: LearnConfig, dtype: torch.dtype) -> int:
     """Gram matrices of the block with the largest ones, and the hidden states of the calibration text twice.
 
-    Where a prior changes weights that are trained, the dense ones are beside them already.
+    Where a prior changes weights that are trained, the dense ones are there already.
     """
     apart = config.prior_update and config.trains_weights
     dense = sum(layer.weight.numel() for layer in layers.values()) * dtype.itemsize if apart else 0

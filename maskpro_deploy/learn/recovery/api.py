@@ -83,14 +83,13 @@ class RecoverResult:
     def rows(self) -> list[tuple[str, str]]:
         """The figures that people look at first, as a table."""
         figures = self.summary()
-        names = {"dense": "dense", "before": "before", "recovered": "recovered"}
         return [
             (f"layers under a strict {self.masks.pattern} mask", str(figures["layers"])),
             ("kept weights", f"{figures['kept_weights']:,}"),
             ("tokens seen", f"{figures['tokens']:,}"),
             ("time", f"{figures['seconds']:.0f} s: {self.spent.describe()}"),
             ("kept weights moved by", f"{100 * figures['moved']:.2f} % of their length"),
-            *((f"held-out perplexity, {names[n]}", f"{x:.2f}") for n, x in figures["heldout_perplexity"].items()),
+            *((f"held-out perplexity, {name}", f"{x:.2f}") for name, x in figures["heldout_perplexity"].items()),
         ]
 
 

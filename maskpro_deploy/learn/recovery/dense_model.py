@@ -20,7 +20,7 @@ def find_dense(sparse: Checkpoint, masks: MaskSet, given: str | None, *, other_w
     """The dense model of a sparse checkpoint; `masks` name their weights as the checkpoint does.
 
     `given` is what the user named, in any way that `models.resolve` takes. Without it the folder that learn.json names is looked
-    at, then folders of that name beside the checkpoint and in the cache; the hash in the mask file says which is the one.
+    at, then folders of that name next to the checkpoint and in the cache; the hash in the mask file says which is the one.
 
     Raises:
         InputError: there is none, or the one that was given is another model or, unless `other_weights`, has other weights.

@@ -4,8 +4,8 @@ In a forward pass a layer's weight is W + s B A under its mask. In the backward 
 
     ∂L/∂B = s G Aᵀ,    ∂L/∂A = s Bᵀ G,
 
-and G is forgotten layer by layer. Adam moves both factors in float32, so a layer has 16 R (O + C) bytes beside its frozen weight.
-A starts as PEFT starts it, B at zero, unless an adapter is given; deltas are those of LoRA (Hu et al., arXiv 2106.09685).
+and G is forgotten layer by layer. Adam moves both factors in float32: 16 R (O + C) bytes a layer more than its frozen weight. A
+starts as PEFT starts it, B at zero, unless an adapter is given; deltas are those of LoRA (Hu et al., arXiv 2106.09685).
 
 Shapes: `O` outputs, `C` inputs, `R` rank.
 """

@@ -33,10 +33,6 @@ class Method(Learner[MaskedLinear]):
     def weights_of(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The model's tensors under some values, by name in the model; masked layers' (O, C), zeros where they are dropped."""
 
-    def restore_values(self, values: Mapping[str, Tensor]) -> None:
-        """Put values, as `values` gave them, back into the model."""
-        raise NotImplementedError
-
     def measure_movement(self, start: Mapping[str, Tensor]) -> float:
         """Length of what was added to the kept weights since the values `start`, relative to theirs then."""
         values = self.values()

@@ -205,7 +205,7 @@ def test_the_dense_model_is_found_or_asked_for(
             recover_checkpoint(sparse, tmp_path / "out", text, heldout, replace(CONFIG, steps=1), device="cpu")
         recover_checkpoint(sparse, tmp_path / "a", text, heldout, replace(CONFIG, steps=1), teacher=str(moved), device="cpu")
         shutil.copytree(sparse, tmp_path / "near" / "sparse")
-        shutil.copytree(moved, tmp_path / "near" / dense_folder.name)  # beside the sparse one, under the name that it gives
+        shutil.copytree(moved, tmp_path / "near" / dense_folder.name)  # next to the sparse one, under the name that it gives
         recover_checkpoint(tmp_path / "near" / "sparse", tmp_path / "b", text, heldout, replace(CONFIG, steps=1), device="cpu")
     finally:
         moved.rename(dense_folder)
