@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @setting_options("prior", "other_weights", "prior_update", "prior_inputs", "refine", "objective", "calibration_tokens")
 @setting_options("heldout_tokens", "include", "exclude", "window", "batch_tokens", "estimator", "reward", "distribution")
 @setting_options("samples", "flip_rate", "parts", "learning_rate", "temperature", "weights", "weight_rate", "weight_decay")
-@setting_options("evaluations", "patience")
+@setting_options("rank", "alpha", "evaluations", "patience")
 @click.option("--log", "log_file", type=PATH, help="Write a log of JSON lines: every step, every measurement.")
 @click.option("--tensorboard", "tensorboard", type=PATH, help="Write TensorBoard events into a folder.")
 @click.option("--report", "report_file", type=PATH, help="Write a page with curves: FILE.html.")

@@ -15,7 +15,7 @@ from maskpro_deploy.learn.choices import (
     METHODS,
     OBJECTIVES,
     PRIORS,
-    WEIGHT_RATE,
+    WEIGHTS,
     describe,
 )
 from maskpro_deploy.learn.config import LearnConfig
@@ -25,6 +25,7 @@ from maskpro_deploy.learn.run_config import RunConfig
 F = TypeVar("F", bound=Callable[..., Any])
 
 _BATCH = " or ".join(f"{tokens} on a {kind}" for kind, tokens in zip(("CPU", "GPU"), BATCH_TOKENS.values(), strict=True))
+_RATES = ", ".join(f"{choice.learning_rate:g} for {choice.name}" for choice in WEIGHTS if choice.learning_rate is not None)
 _HELP = {
     "steps": "Optimiser steps instead of a time; 0 writes the prior itself.",
     "tokens": "Tokens to see instead of a time.",
@@ -47,9 +48,11 @@ _HELP = {
     "flip_rate": "Share of groups such a sample changes at first.",
     "parts": "Parts of the layers that such steps try in turn.",
     "learning_rate": "Step of the logits.  [default: the estimator's own]",
-    "weights": "Whether the kept weights are trained together with the masks.",
-    "weight_rate": f"Step of these weights.  [default: {WEIGHT_RATE:g}]",
+    "weights": f"Whether the kept weights are trained together with the masks: {describe(WEIGHTS)}.",
+    "weight_rate": f"Step of what is trained of them.  [default: {_RATES}]",
     "weight_decay": "Share of itself by which a trained weight shrinks a step, relative to the rate.",
+    "rank": "With --weights lora: rank of the deltas.",
+    "alpha": "With --weights lora: deltas are scaled by alpha / rank.",
     "temperature": "Of the sampled masks at the start; 0: no sampling.",
     "evaluations": "Measurements on held-out text during learning.",
     "patience": "Stop after so many measurements without a better one.",

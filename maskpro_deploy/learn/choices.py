@@ -24,6 +24,8 @@ DEVICES = (AUTO, "cpu", "cuda")
 BATCH_TOKENS = {"cpu": 512, "cuda": 2048}
 DEFAULT_OBJECTIVE = "ce+kl"
 WEIGHT_RATE = 5e-4  # of Adam on kept weights, at the start
+DELTA_RATE = 1e-3  # of Adam on the factors of low-rank deltas
+RANK, ALPHA = 16, 32.0  # of these, as PEFT has them: deltas are scaled by alpha / rank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +105,14 @@ class DistributionChoice(Choice):
     """A distribution of masks; its code makes one from a pattern and a device, see `distributions.base.Distribution`."""
 
     pathwise: bool  # whether its marginals can be differentiated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsChoice(Choice):
+    """What happens to kept weights while masks are learned; its code is a class, see `estimators.joint_weights.JointWeights`."""
+
+    learning_rate: float | None = None  # the default; None where they stay
+    by_deltas: bool = False  # whether low-rank deltas move
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,13 +221,25 @@ DISTRIBUTIONS: tuple[DistributionChoice, ...] = (
     ),
 )
 
+WEIGHTS: tuple[WeightsChoice, ...] = (
+    WeightsChoice(name="frozen", summary="they stay those of the dense model"),
+    WeightsChoice(
+        name="train", home=f"{_ESTIMATORS}.joint_weights:KeptWeights", learning_rate=WEIGHT_RATE, hint="every kept weight",
+        summary="every kept weight moves with the masks",
+    ),
+    WeightsChoice(
+        name="lora", home=f"{_ESTIMATORS}.joint_weights:LowRankWeights", learning_rate=DELTA_RATE, by_deltas=True,
+        summary="low-rank deltas of all layers move with the masks, W + s B A", hint="low-rank deltas",
+    ),
+)
+
 METHODS: tuple[MethodChoice, ...] = (
     MethodChoice(
         name="full", home=f"{_METHODS}.full:FullRecovery", learning_rate=WEIGHT_RATE, trains_vectors=True, state="4 bytes",
         summary="every kept weight, by the loss of the whole model", hint="every kept weight",
     ),
     MethodChoice(
-        name="lora", home=f"{_METHODS}.lora:LoraRecovery", learning_rate=1e-3, state="16 bytes for each number in A and B",
+        name="lora", home=f"{_METHODS}.lora:LoraRecovery", learning_rate=DELTA_RATE, state="16 bytes for each number in A and B",
         summary="low-rank deltas of the kept weights, W + M ∘ (s B A), by the loss of the whole model",
         hint="low-rank deltas, merged under the mask",
     ),

@@ -8,12 +8,10 @@ from typing import Any
 
 from maskpro_deploy.errors import ConfigError, check_range
 from maskpro_deploy.learn import choices
-from maskpro_deploy.learn.choices import AUTO, DistributionChoice, EstimatorChoice, PriorChoice
+from maskpro_deploy.learn.choices import AUTO, DistributionChoice, EstimatorChoice, PriorChoice, WeightsChoice
 from maskpro_deploy.learn.run_config import DEFAULT_BUDGET_S as DEFAULT_BUDGET_S
 from maskpro_deploy.learn.run_config import RunConfig, name_flag
 from maskpro_deploy.pattern import NMPattern
-
-FROZEN, TRAIN = "frozen", "train"  # what `weights` can be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +46,12 @@ class LearnConfig(RunConfig):
     # of the samples at the start, decaying linearly to 0; 0 runs every step with the argmax mask, which measured best for short
     # budgets (samples stray into masks that are worse, and their gradients say less about the best one)
     temperature: float = 0.0
-    # "frozen", or "train": the kept weights move in the same backward pass as the logits, see `kernels.kept_weights`
-    weights: str = FROZEN
-    weight_rate: float | None = None  # their step at the start; it decays linearly to 0. None: `choices.WEIGHT_RATE`.
+    # a name of `choices.WEIGHTS`: whether and how the kept weights move in the same backward pass as the logits
+    weights: str = "frozen"
+    weight_rate: float | None = None  # their step at the start; it decays linearly to 0. None: the choice's own.
     weight_decay: float = 0.0  # by which share of itself a trained weight shrinks a step, relative to the rate
+    rank: int = choices.RANK  # of low-rank deltas
+    alpha: float = choices.ALPHA  # they are scaled by alpha / rank
     include: str | None = None  # regular expression of layers to prune (all linear layers but the output embedding by default)
     exclude: str | None = None  # regular expression of layers to leave dense
 
@@ -72,18 +72,23 @@ class LearnConfig(RunConfig):
             raise ConfigError(f"--samples {self.samples} has to be an even number: samples come in antithetic pairs.")
 
     def _check_weights(self) -> None:
+        check_range("--rank", self.rank, least=1)
+        check_range("--alpha", self.alpha, above=0)
+        if not self.weights_choice.by_deltas and (self.rank, self.alpha) != (choices.RANK, choices.ALPHA):
+            raise ConfigError(f"--rank and --alpha belong to --weights lora, not to {self.weights}.")
         if not self.trains_weights:
+            able = " or ".join(choice.name for choice in choices.WEIGHTS if choice.learning_rate is not None)
             for field in ("weight_rate", "weight_decay"):
                 if getattr(self, field):
-                    raise ConfigError(f"{name_flag(field)} belongs to --weights train; the weights are frozen.")
+                    raise ConfigError(f"{name_flag(field)} belongs to --weights {able}; the weights are frozen.")
         elif not self.estimator_choice.moves_weights:
             able = ", ".join(f"--estimator {choice.usage}" for choice in choices.ESTIMATORS if choice.moves_weights)
             by_block = " with --objective block" if self.estimator_choice.by_block else ""
-            raise ConfigError(f"--weights train goes with {able}, not with {self.estimator}{by_block}.")
+            raise ConfigError(f"--weights {self.weights} goes with {able}, not with {self.estimator}{by_block}.")
         elif self.temperature > 0:
-            raise ConfigError("--weights train needs --temperature 0: the weights move under the argmax mask.")
+            raise ConfigError(f"--weights {self.weights} needs --temperature 0: the weights move under the argmax mask.")
         elif self.weight_rate is None:
-            object.__setattr__(self, "weight_rate", choices.WEIGHT_RATE)
+            object.__setattr__(self, "weight_rate", self.weights_choice.learning_rate)
 
     def _check_estimator(self) -> None:
         estimator = self.estimator_choice  # refuses an objective that it does not learn by
@@ -121,6 +126,10 @@ class LearnConfig(RunConfig):
     def distribution_choice(self) -> DistributionChoice:
         chosen = self.estimator_choice.distribution if self.distribution == AUTO else self.distribution
         return choices.find(choices.DISTRIBUTIONS, chosen)
+
+    @property
+    def weights_choice(self) -> WeightsChoice:
+        return choices.find(choices.WEIGHTS, self.weights)
 
     @property
     def pruned_inputs(self) -> bool:
@@ -163,7 +172,7 @@ class LearnConfig(RunConfig):
     @property
     def trains_weights(self) -> bool:
         """Whether the kept weights move, too."""
-        return self.weights == TRAIN
+        return self.weights_choice.learning_rate is not None
 
     @classmethod
     def known_values(cls) -> dict[str, tuple[str, ...]]:
@@ -174,5 +183,5 @@ class LearnConfig(RunConfig):
             "estimator": choices.names_of(choices.ESTIMATORS),
             "reward": choices.rewards(),
             "distribution": (AUTO, *choices.names_of(choices.DISTRIBUTIONS)),
-            "weights": (FROZEN, TRAIN),
+            "weights": choices.names_of(choices.WEIGHTS),
         }

@@ -18,7 +18,15 @@ from maskpro_deploy.cli import cli
 from maskpro_deploy.data import Text
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.learn import LearnConfig, choices
-from maskpro_deploy.learn.choices import Choice, DistributionChoice, EstimatorChoice, MethodChoice, ObjectiveChoice, PriorChoice
+from maskpro_deploy.learn.choices import (
+    Choice,
+    DistributionChoice,
+    EstimatorChoice,
+    MethodChoice,
+    ObjectiveChoice,
+    PriorChoice,
+    WeightsChoice,
+)
 from maskpro_deploy.learn.distributions.conditional_bernoulli import Enumerated
 from maskpro_deploy.learn.estimators.base import Estimator
 from maskpro_deploy.learn.model.model import Windows
@@ -27,7 +35,7 @@ from maskpro_deploy.learn.recovery.method import Method
 from maskpro_deploy.pattern import NMPattern
 
 ROOT = Path(__file__).resolve().parents[2]
-ALL = (*choices.ESTIMATORS, *choices.PRIORS, *choices.OBJECTIVES, *choices.DISTRIBUTIONS, *choices.METHODS)
+ALL = (*choices.ESTIMATORS, *choices.PRIORS, *choices.OBJECTIVES, *choices.DISTRIBUTIONS, *choices.WEIGHTS, *choices.METHODS)
 
 
 class Backwards(Estimator):
@@ -50,7 +58,9 @@ def last_weights(layer: LayerView) -> Verdict:
 def test_every_entry_says_what_it_is_and_loads(choice: Choice) -> None:
     assert choice.summary
     assert not choice.summary.endswith(".")
-    if not isinstance(choice, ObjectiveChoice):
+    if isinstance(choice, WeightsChoice):
+        assert bool(choice.home) == (choice.learning_rate is not None)
+    if not isinstance(choice, ObjectiveChoice) and choice.name != "frozen":
         assert callable(choice.load())
     if isinstance(choice, EstimatorChoice):
         assert issubclass(choice.load(), Estimator)
@@ -67,7 +77,7 @@ def test_every_entry_says_what_it_is_and_loads(choice: Choice) -> None:
 def test_no_two_entries_are_the_same() -> None:
     keys = [(e.name, e.reward, e.by_block) for e in choices.ESTIMATORS]
     assert len(set(keys)) == len(keys)
-    for entries in (choices.PRIORS, choices.OBJECTIVES, choices.DISTRIBUTIONS, choices.METHODS):
+    for entries in (choices.PRIORS, choices.OBJECTIVES, choices.DISTRIBUTIONS, choices.WEIGHTS, choices.METHODS):
         assert len(choices.names_of(entries)) == len(entries)
     homes = [choice.home for choice in ALL if choice.home]
     assert len(set(homes)) == len(homes)

@@ -1,4 +1,4 @@
-"""Masks and kept weights learned together (`--weights train`): strict masks, a teacher that stays, resume to the same bits."""
+"""Masks and kept weights learned together (`--weights train` and `lora`): strict masks, a teacher that stays, resume to the same bits."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ CONFIG = LearnConfig(
     dtype="float32", learning_rate=0.1, weights="train", weight_rate=2e-3, objective="ce+kl",
 )  # fmt: skip
 SHORT = replace(CONFIG, steps=4, prior="magnitude")
+UPDATED = {"prior": "sparsegpt", "prior_update": True}
+LORA = {"weights": "lora", "rank": 4, "weight_rate": 1e-2}
+WAYS = pytest.mark.parametrize(
+    "settings", [{}, UPDATED, LORA, {**LORA, **UPDATED}], ids=["train", "train-updated", "lora", "lora-updated"]
+)
 
 
 def make_trainer(dense: Checkpoint, config: LearnConfig = SHORT) -> Trainer:
@@ -44,10 +49,13 @@ def make_trainer(dense: Checkpoint, config: LearnConfig = SHORT) -> Trainer:
     return trainer
 
 
-@pytest.fixture(scope="module")
-def learned(dense: Checkpoint, text: Text, heldout: Text, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LearnResult]:
+@pytest.fixture(scope="module", params=["train", "lora"])
+def learned(
+    request: pytest.FixtureRequest, dense: Checkpoint, text: Text, heldout: Text, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, LearnResult]:
     out = tmp_path_factory.mktemp("joint") / "sparse"
-    return out, run(dense, out, text, heldout, replace(CONFIG, steps=40))
+    settings: dict[str, Any] = LORA if request.param == "lora" else {}
+    return out, run(dense, out, text, heldout, replace(CONFIG, steps=40, **settings))
 
 
 @pytest.fixture
@@ -70,7 +78,7 @@ def points(monkeypatch: pytest.MonkeyPatch) -> list[Trainer]:
     return seen
 
 
-@pytest.mark.parametrize("settings", [{}, {"prior": "sparsegpt", "prior_update": True}], ids=["wanda", "updated"])
+@WAYS
 def test_the_mask_is_strict_at_every_measured_point(
     settings: dict[str, Any], dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path, points: list[Trainer]
 ) -> None:
@@ -101,7 +109,7 @@ def test_the_record_says_what_is_true(learned: tuple[Path, LearnResult], dense: 
     assert masks is not None
     assert record["weights_changed"] is True
     assert record["dense_sha256"] == masks.dense_sha256 == dense.dense_sha256(result.masks)
-    assert record["settings"]["weights"] == "train"
+    assert record["settings"]["weights"] in ("train", "lora")
     assert record["curve"][0]["moved"] == 0 < record["curve"][-1]["moved"] < 1
 
 
@@ -114,13 +122,13 @@ def test_it_comes_closer_to_the_dense_model_than_masks_alone(
     assert min(p.heldout_loss for p in joint.curve) < min(p.heldout_loss for p in alone.curve)
 
 
-@pytest.mark.parametrize("settings", [{}, {"prior": "sparsegpt", "prior_update": True}], ids=["magnitude", "updated"])
+@WAYS
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_teacher_answers_the_same_before_and_after(dtype: str, settings: dict[str, Any], dense: Checkpoint) -> None:
     windows = np.random.default_rng(1).integers(0, 320, (2, 32)).astype(np.int32)
     untouched = LearningModel(load_causal_lm(dense.folder, getattr(torch, dtype)))
     expected = untouched.compute_hidden(untouched.tokens(windows), differentiable=False)
-    trainer = make_trainer(dense, replace(SHORT, dtype=dtype, weight_rate=0.01, **settings))
+    trainer = make_trainer(dense, replace(SHORT, dtype=dtype, **{"weight_rate": 0.01, **settings}))
     ask = ask_without_masks(trainer.model, trainer.masked)
     before = ask(windows).hidden
     start = [site.weight.clone() for site in trainer.sites]
@@ -137,7 +145,7 @@ def test_the_prior_of_sparsegpt_starts_with_its_update(dense: Checkpoint) -> Non
     assert trainer.moved() > 0
 
 
-@pytest.mark.parametrize("settings", [{}, {"prior": "sparsegpt", "prior_update": True}], ids=["wanda", "updated"])
+@WAYS
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_resume_comes_to_the_same_bits(
     dtype: str, settings: dict[str, Any], dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path
@@ -183,6 +191,46 @@ def test_a_weight_that_comes_back_has_the_value_that_it_left_with(dtype: str, de
     assert group[1] != left[1]
 
 
+@pytest.mark.parametrize("settings", [{}, UPDATED], ids=["dense", "updated"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_low_rank_deltas_are_all_that_is_added(dtype: str, settings: dict[str, Any], dense: Checkpoint) -> None:
+    trainer = make_trainer(dense, replace(SHORT, dtype=dtype, **LORA, **settings))
+    start = {site.name: site.weight.float().clone() for site in trainer.masked}
+    trainer.run()
+    saved = trainer.estimator.tensors()
+    for site in trainer.masked:
+        b, a = saved[f"lora_B/{site.name}"], saved[f"lora_A/{site.name}"]
+        assert len(a) == 4
+        assert b.any()
+        expected = torch.addmm(start[site.name], b, a, alpha=32.0 / 4).to(site.weight.dtype)
+        assert torch.equal(site.weight, expected)  # of every weight, whether its mask keeps it or not
+        assert torch.equal(site.masked_weight(), expected * unpack(site.kept, expected.numel()).view(expected.shape))
+
+
+def test_the_gradient_of_a_delta_is_that_of_the_weights_kept(dense: Checkpoint) -> None:
+    """At a rate of the masks that moves none, the first step of the factor B has the sign of -s G Aᵀ, by autograd."""
+    trainer = make_trainer(dense, replace(SHORT, learning_rate=1e-9, objective="ce", **LORA))
+    site, windows = trainer.masked[0], trainer.text[:4]
+    before = trainer.estimator.tensors()[f"lora_A/{site.name}"].clone()
+    weight = (site.masked_weight().clone()).requires_grad_()
+    plain = load_causal_lm(dense.folder, torch.float32)
+    for other in trainer.masked:
+        plain.get_parameter(other.name).data.copy_(other.masked_weight())
+    layer = plain.get_submodule(site.name.removesuffix(".weight"))
+    del layer.weight
+    layer.weight = weight
+    tokens = torch.from_numpy(windows.astype(np.int64))
+    plain(tokens, labels=tokens).loss.backward()
+    assert weight.grad is not None
+    kept = unpack(site.kept, weight.numel()).view(weight.shape)
+    slope = (weight.grad * kept) @ before.t()
+    trainer.estimator.step(windows, 0, 0.5)
+    moved = trainer.estimator.tensors()[f"lora_B/{site.name}"]
+    clear = slope.abs() > 1e-3 * slope.abs().max()
+    assert clear.float().mean() > 0.5
+    assert torch.equal(moved[clear].sign(), -slope[clear].sign())
+
+
 def test_the_loss_is_that_against_the_dense_weights(dense: Checkpoint) -> None:
     """The divergence is taken from the dense model, though the weights have moved: a fresh dense model gives the same."""
     trainer = make_trainer(dense, replace(SHORT, objective="kl", weight_rate=0.01))
@@ -213,8 +261,12 @@ def test_weights_that_diverge_name_their_rate_and_write_nothing(
         ({"estimator": "maskllm"}, r"--weights train goes with .*, not with maskllm"),
         ({"objective": "block"}, r"--weights train goes with .*, not with pathwise with --objective block"),
         ({"temperature": 0.5}, r"--weights train needs --temperature 0"),
-        ({"weights": "frozen", "weight_rate": 0.001}, r"--weight-rate belongs to --weights train"),
-        ({"weights": "frozen", "weight_decay": 0.1}, r"--weight-decay belongs to --weights train"),
+        ({"weights": "frozen", "weight_rate": 0.001}, r"--weight-rate belongs to --weights train or lora"),
+        ({"weights": "frozen", "weight_decay": 0.1}, r"--weight-decay belongs to --weights train or lora"),
+        ({"weights": "lora", "estimator": "maskpro"}, r"--weights lora goes with .*pathwise.*, not with maskpro"),
+        ({"weights": "lora", "rank": 0}, r"--rank"),
+        ({"weights": "lora", "alpha": 0.0}, r"--alpha"),
+        ({"rank": 8}, r"--rank and --alpha belong to --weights lora, not to train"),
         ({"weights": "some"}, r"--weights some"),
         ({"weight_rate": -1.0}, r"--weight-rate"),
     ],

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.estimators.base import Estimator, StepLoss
-from maskpro_deploy.learn.kernels.kept_weights import WeightOptimizer, weight_schedule
+from maskpro_deploy.learn.estimators.joint_weights import JointWeights
 from maskpro_deploy.learn.kernels.optimizer import LogitOptimizer
 from maskpro_deploy.learn.kernels.site_step import site_step, warn_if_moved_otherwise
-from maskpro_deploy.learn.kernels.weight_step import kept_step, move_weights
 from maskpro_deploy.learn.model.masked_linear import Mode, set_mode
 from maskpro_deploy.learn.model.model import LearningModel, Windows
 from maskpro_deploy.learn.model.sites import Site
@@ -31,20 +30,23 @@ class PathwiseEstimator(Estimator):
     def __init__(self, config: LearnConfig, model: LearningModel, sites: Sequence[Site], loss: StepLoss) -> None:
         super().__init__(config, model, sites, loss)
         self._optimizer = LogitOptimizer()
-        self._weights = WeightOptimizer(decay=config.weight_decay) if config.trains_weights else None
+        self._weights: JointWeights | None = config.weights_choice.load()(config, sites) if config.trains_weights else None
         self._site_step = site_step(sites[0].family, model.head.device)
         self._step, self._temperature = 0, 0.0
 
     def step(self, windows: Windows, step: int, left: float) -> Tensor:
         self._begin(step, left)
         set_mode(self._sites, self._hard_mode)
-        return self._learn_backward(self._loss(windows, differentiable=True), windows, step)
+        loss = self._learn_backward(self._loss(windows, differentiable=True), windows, step)
+        if self._weights is not None:
+            self._weights.end()
+        return loss
 
     def _begin(self, step: int, left: float) -> None:
         """Set what the gradients of a step are going to need; `left` is the share of the schedules that is left."""
         self._optimizer.begin(self._config.rate * left)
         if self._weights is not None:
-            self._weights.begin((self._config.weight_rate or 0.0) * weight_schedule(left))
+            self._weights.begin(left)
         self._step, self._temperature = step, self._config.temperature * left
 
     @property
@@ -58,7 +60,7 @@ class PathwiseEstimator(Estimator):
 
     @property
     def weights_moved_by(self) -> str | None:
-        return None if self._weights is None else kept_step(self._config.pattern, self._model.head.device).moved_by
+        return None if self._weights is None else self._weights.moved_by
 
     def draw_mask(self, site: Site) -> Tensor:
         return site.sample(self._temperature, site.key(self._config.seed, self._step))
@@ -67,27 +69,20 @@ class PathwiseEstimator(Estimator):
         under, key = site.kept, site.key(self._config.seed, self._step)
         self._site_step(self._optimizer, site, grad_weight, key)  # goes by the weights that the gradient was taken at
         if self._weights is not None:
-            move_weights(self._weights, site, grad_weight, under, key)
+            self._weights.take_gradient(site, grad_weight, under, key)
 
     def tensors(self) -> dict[str, Tensor]:
-        moved = {} if self._weights is None else self._weights.tensors() | {f"trained/{s.name}": s.weight for s in self._sites}
-        return super().tensors() | self._optimizer.tensors() | moved
+        return super().tensors() | self._optimizer.tensors() | ({} if self._weights is None else self._weights.tensors())
 
     def numbers(self) -> dict[str, Any]:
-        trained = {}
-        if self._weights is not None:
-            trained = {"weights_step": self._weights.step, "weights_moved_by": self.weights_moved_by}
+        trained = {} if self._weights is None else self._weights.numbers()
         return {"optimizer_step": self._optimizer.step, "moved_by": self.moved_by, **trained}
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         super().restore(tensors, numbers)
         warn_if_moved_otherwise("logits", numbers.get("moved_by"), self.moved_by)
-        warn_if_moved_otherwise("weights", numbers.get("weights_moved_by"), self.weights_moved_by)
         self._optimizer.step = int(numbers["optimizer_step"])
         for site in self._sites:
             self._optimizer.restore(site.name, tensors, site.logits.device)
-            if self._weights is not None:
-                site.weight.copy_(tensors[f"trained/{site.name}"])
-                self._weights.restore(site.name, tensors, site.weight.device)
         if self._weights is not None:
-            self._weights.step = int(numbers["weights_step"])
+            self._weights.restore(tensors, numbers)

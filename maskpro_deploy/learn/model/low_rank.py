@@ -6,10 +6,11 @@ Shapes: `O` outputs, `C` inputs, `R` rank.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +45,21 @@ class LowRank:
     def same(self, other: LowRank) -> bool:
         """Whether both are the same delta, to the bit."""
         return self.scale == other.scale and torch.equal(self.a, other.a) and torch.equal(self.b, other.b)
+
+
+def start_low_rank(weight: Tensor, rank: int, alpha: float, seed: int, *, stabilised: bool = False) -> LowRank:
+    """A delta of zero for a weight, as PEFT starts it: A uniform within ±1 / sqrt(C) by the seed, B zero.  # (O, C)"""
+    (outputs, inputs), device = weight.shape, weight.device
+    generator = torch.Generator().manual_seed(seed)
+    a = nn.init.kaiming_uniform_(torch.empty(rank, inputs), a=math.sqrt(5), generator=generator)
+    return LowRank(a.to(device), torch.zeros(outputs, rank, device=device), alpha, stabilised)
+
+
+def name_factors(name: str, a: Tensor, b: Tensor) -> tuple[tuple[str, Tensor], tuple[str, Tensor]]:
+    """Something of A and of B of a layer, by key."""
+    return (f"lora_A/{name}", a), (f"lora_B/{name}", b)
+
+
+def collect_factors(deltas: Mapping[str, LowRank]) -> dict[str, Tensor]:
+    """A and B of many layers, by key."""
+    return {key: x for name, delta in deltas.items() for key, x in name_factors(name, delta.a, delta.b)}

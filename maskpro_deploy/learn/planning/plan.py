@@ -18,7 +18,6 @@ alone took less than predicted. The time leaves out attention, norms and activat
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -117,7 +116,9 @@ def plan(
     prunable = sum(layer.weight.numel() for layer in layers.values())
     parameters = sum(p.numel() for p in model.model.parameters())
     vectors = sum(v.numel() for v in list_vectors(model)) if run.moves_vectors else 0
+    factors = run.rank * sum(sum(layer.weight.shape) for layer in layers.values())
     weighed = weigh_state(run, dtype)
+    state = weighed.count(prunable, vectors, factors)
     teacher = run.count_teacher_weights(parameters, prunable) * dtype.itemsize
     on_cpu = device == "cpu"
     mapped = recover is not None and on_cpu and _stored_dtype(checkpoint, tensors[next(iter(layers))]) == dtype
@@ -126,8 +127,8 @@ def plan(
         weights=parameters * dtype.itemsize,
         replaced=prunable * dtype.itemsize if mapped else 0,
         teacher=teacher,
-        state=math.ceil(weighed.per_weight * prunable + weighed.per_vector * vectors),
-        copied=math.ceil(weighed.copied * prunable),
+        state=state,
+        copied=weighed.count_copied(prunable, factors),
         activations=count_activations(model, layers, run),
         head=count_head(model, run, dtype),
         gradients=max(layer.weight.numel() for layer in layers.values()) * _GRADIENT_BYTES,
@@ -143,7 +144,7 @@ def plan(
     theirs = None if run.trains_weights else 4 * _MASKLLM_COPIES * config.pattern.num_masks / config.pattern.m
     return Plan(
         pattern=str(run.pattern), layers=len(layers), prunable=prunable, parameters=parameters, memory=memory, step_s=step,
-        products_s=products, masks_s=masks, state_bytes_per_weight=round(weighed.per_weight, 3), maskllm_bytes_per_weight=theirs,
+        products_s=products, masks_s=masks, state_bytes_per_weight=round(state / prunable, 3), maskllm_bytes_per_weight=theirs,
     )  # fmt: skip
 
 

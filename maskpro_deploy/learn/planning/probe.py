@@ -5,6 +5,7 @@ Shapes: `O` outputs, `C` inputs, `t` tokens of a measured product.
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections import Counter
@@ -24,16 +25,27 @@ from maskpro_deploy.learn.state import StateStore
 _PROBE_TOKENS = 512  # of a measured matrix product; the rest is scaled
 _TINY_SCALE, _LAYER_SIDE = 8, 256
 _PROBE_S = 0.3  # seconds for each measured shape
+_FACTORS = "lora_"  # in the keys of what belongs to low-rank deltas
 _IN_PLACE = ("trained/", "now/kept/", "start/")  # of what is saved: what the model itself holds, and what is counted apart
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StateBytes:
     """Bytes of state beyond the model's weights."""
 
     per_weight: float  # for each weight under a mask
     per_vector: float  # for each number in a vector that is trained: the scales of norms, and biases
     copied: float  # for each weight under a mask, while the best is replaced: old and new are held then
+    per_factor: float  # for each number in the factors of low-rank deltas
+    copied_factor: float  # and while the best is replaced
+
+    def count(self, weights: int, vectors: int, factors: int) -> int:
+        """Bytes of so many of each."""
+        return math.ceil(self.per_weight * weights + self.per_vector * vectors + self.per_factor * factors)
+
+    def count_copied(self, weights: int, factors: int) -> int:
+        """Bytes while the best is replaced."""
+        return math.ceil(self.copied * weights + self.copied_factor * factors)
 
 
 def weigh_state(run: PlannedRun, dtype: torch.dtype) -> StateBytes:
@@ -46,12 +58,19 @@ def weigh_state(run: PlannedRun, dtype: torch.dtype) -> StateBytes:
     layers = {layer.name: layer for layer in loop.masked}
     weights = sum(layer.weight.numel() for layer in layers.values())
     vectors = sum(p.numel() for p in loop.model.model.parameters() if p.dim() == 1)
+    factors = max(1, run.rank * sum(sum(layer.weight.shape) for layer in layers.values()))
     held = [(name, x) for name, x in saved.items() if not name.startswith(_IN_PLACE)] + [*loop.remembered_start().items()]
-    of_layers = sum(x.nbytes for name, x in held if name.rpartition("/")[2] in layers)
-    of_vectors = sum(x.nbytes for _, x in held) - of_layers
+    of_factors = sum(x.nbytes for name, x in held if _FACTORS in name)
+    of_layers = sum(x.nbytes for name, x in held if _FACTORS not in name and name.rpartition("/")[2] in layers)
+    of_vectors = sum(x.nbytes for _, x in held) - of_layers - of_factors
     in_use = sum(layer.kept.nbytes for layer in layers.values())
-    copied = sum(x.nbytes for x in loop.best_tensors().values())
-    return StateBytes((of_layers + in_use) / weights, of_vectors / vectors, copied / weights)
+    best = loop.best_tensors()
+    copied_factors = sum(x.nbytes for name, x in best.items() if _FACTORS in name)
+    copied = sum(x.nbytes for x in best.values()) - copied_factors
+    return StateBytes(
+        per_weight=(of_layers + in_use) / weights, per_vector=of_vectors / vectors, copied=copied / weights,
+        per_factor=of_factors / factors, copied_factor=copied_factors / factors,
+    )  # fmt: skip
 
 
 def measure_products(

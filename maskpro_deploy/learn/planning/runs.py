@@ -67,6 +67,10 @@ class PlannedRun(Protocol):
     def moves_vectors(self) -> bool:
         """Whether scales of norms and biases are trained, too."""
 
+    @property
+    def rank(self) -> int:
+        """Of the low-rank deltas of layers that are trained; 0 for none."""
+
     def list_layers(self, model: LearningModel, tensors: Mapping[str, str]) -> dict[str, nn.Linear]:
         """The masked layers by weight name in the model; `tensors` is what weights are called in the checkpoint."""
 
@@ -118,6 +122,10 @@ class PlannedLearning:
         self.config.estimator_choice.load().check_model(model.model, layers)
         return layers
 
+    @property
+    def rank(self) -> int:
+        return self.config.rank if self.config.weights_choice.by_deltas else 0
+
     def count_teacher_weights(self, parameters: int, prunable: int) -> int:
         return prunable if self.config.trains_weights else 0
 
@@ -143,7 +151,7 @@ class PlannedRecovery:
     trains_weights: bool = True
 
     def __post_init__(self) -> None:
-        if self.config.method != "full":
+        if self.by_block:
             raise ConfigError(f"--recover {self.config.method} cannot be planned; it takes less memory than --recover full.")
 
     @property
@@ -161,6 +169,10 @@ class PlannedRecovery:
     @property
     def moves_vectors(self) -> bool:
         return self.config.train != WEIGHTS
+
+    @property
+    def rank(self) -> int:
+        return self.config.rank if self.config.method == "lora" else 0
 
     def list_layers(self, model: LearningModel, tensors: Mapping[str, str]) -> dict[str, nn.Linear]:
         if self.masks is None:

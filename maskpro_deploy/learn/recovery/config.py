@@ -11,7 +11,7 @@ from maskpro_deploy.learn.choices import AUTO, MethodChoice
 from maskpro_deploy.learn.run_config import RunConfig, name_flag
 
 WEIGHTS, NORMS, ALL = "weights", "norms", "all"  # what `train` can be
-_OF_DELTAS = {"rank": 16, "alpha": 32.0, "rslora": False, "target_modules": None}  # with their defaults
+_OF_DELTAS = {"rank": choices.RANK, "alpha": choices.ALPHA, "rslora": False, "target_modules": None}  # with their defaults
 _OF_LORA = {**_OF_DELTAS, "adapter": None}
 
 
@@ -30,8 +30,8 @@ class RecoverConfig(RunConfig):
     other_weights: bool = False  # take a teacher although the masks were made for other weights of the same shapes
     refit: bool = False  # of `block`: least squares for every layer before the steps; helps masks that were not learned
     # of `lora`, as PEFT has them
-    rank: int = 16
-    alpha: float = 32.0  # deltas are scaled by alpha / rank
+    rank: int = choices.RANK
+    alpha: float = choices.ALPHA  # deltas are scaled by alpha / rank
     rslora: bool = False  # by alpha / sqrt(rank) instead
     target_modules: str | None = None  # regular expression of layers that get a delta; None: all masked layers
     adapter: str | None = None  # folder of a PEFT adapter to start from, whose settings hold then

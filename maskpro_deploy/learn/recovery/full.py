@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from maskpro_deploy.learn.estimators.base import StepLoss
+from maskpro_deploy.learn.kernels.exact_adam import ExactAdam
 from maskpro_deploy.learn.kernels.kept_weights import WeightOptimizer, gather_kept, scatter_kept, weight_schedule
 from maskpro_deploy.learn.kernels.weight_step import move_weights
 from maskpro_deploy.learn.model.masked_linear import MaskedLinear, Mode, set_mode
 from maskpro_deploy.learn.model.model import LearningModel, Windows
 from maskpro_deploy.learn.recovery.config import ALL, NORMS, WEIGHTS, RecoverConfig
-from maskpro_deploy.learn.recovery.exact_adam import ExactAdam
 from maskpro_deploy.learn.recovery.method import Method
 
 

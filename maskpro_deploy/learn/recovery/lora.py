@@ -12,25 +12,23 @@ Shapes: `O` outputs, `C` inputs, `R` rank.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.learn.estimators.base import StepLoss
+from maskpro_deploy.learn.kernels.exact_adam import ExactAdam
 from maskpro_deploy.learn.kernels.kept_weights import weight_schedule
 from maskpro_deploy.learn.kernels.triton_step import masked_weight
-from maskpro_deploy.learn.model.low_rank import LowRank
+from maskpro_deploy.learn.model.low_rank import LowRank, collect_factors, name_factors, start_low_rank
 from maskpro_deploy.learn.model.masked_linear import MaskedLinear, Mode, set_mode
 from maskpro_deploy.learn.model.model import LearningModel, Windows
 from maskpro_deploy.learn.recovery.adapters import ADAPTER_FOLDER, fit_adapter, read_adapter, save_adapter
 from maskpro_deploy.learn.recovery.config import RecoverConfig
-from maskpro_deploy.learn.recovery.exact_adam import ExactAdam
 from maskpro_deploy.learn.recovery.method import Method, relative_distance
 
 
@@ -45,8 +43,7 @@ class LoraRecovery(Method):
             deltas = fit_adapter(read_adapter(Path(config.adapter)), model, layers)
         for layer in layers:
             layer.delta = deltas.get(layer.name)
-        factors = {key: x for name, delta in deltas.items() for key, x in _name_factors(name, delta.a, delta.b)}
-        self._adam = ExactAdam(factors, config.weight_decay)
+        self._adam = ExactAdam(collect_factors(deltas), config.weight_decay)
 
     def step(self, windows: Windows, step: int, left: float) -> Tensor:
         set_mode(self._sites, Mode.ARGMAX)
@@ -59,7 +56,7 @@ class LoraRecovery(Method):
 
     def take_gradient(self, site: MaskedLinear, grad_weight: Tensor) -> None:
         assert site.delta is not None
-        for key, grad in _name_factors(site.name, *site.delta.gradients(masked_weight(grad_weight.float(), site.kept))):
+        for key, grad in name_factors(site.name, *site.delta.gradients(masked_weight(grad_weight.float(), site.kept))):
             self._adam.add(key, grad)
 
     def values(self) -> dict[str, Tensor]:
@@ -91,12 +88,12 @@ class LoraRecovery(Method):
         """Every layer with a delta, and its delta under some values."""
         for layer in self._sites:
             if layer.delta is not None:
-                a, b = (values[key].to(layer.weight.device) for key, _ in _name_factors(layer.name, layer.delta.a, layer.delta.b))
+                a, b = (values[key].to(layer.weight.device) for key, _ in name_factors(layer.name, layer.delta.a, layer.delta.b))
                 yield layer, replace(layer.delta, a=a, b=b)
 
 
 def start_deltas(config: RecoverConfig, layers: Sequence[MaskedLinear]) -> Iterator[tuple[str, LowRank]]:
-    """Deltas of zero for the layers that `--target-modules` names: A uniform within ±1 / sqrt(C) by the seed, B zero.
+    """Deltas of zero for the layers that `--target-modules` names.
 
     Raises:
         ConfigError: it names none.
@@ -105,17 +102,10 @@ def start_deltas(config: RecoverConfig, layers: Sequence[MaskedLinear]) -> Itera
     if not chosen:
         raise ConfigError(f"--target-modules {config.target_modules} names no masked layer, such as {layers[0].name}.")
     for layer in chosen:
-        (outputs, inputs), device = layer.weight.shape, layer.weight.device
-        generator = torch.Generator().manual_seed(layer.key(config.seed))
-        a = nn.init.kaiming_uniform_(torch.empty(config.rank, inputs), a=math.sqrt(5), generator=generator)
-        yield layer.name, LowRank(a.to(device), torch.zeros(outputs, config.rank, device=device), config.alpha, config.rslora)
+        key = layer.key(config.seed)
+        yield layer.name, start_low_rank(layer.weight, config.rank, config.alpha, key, stabilised=config.rslora)
 
 
 def _merge(layer: MaskedLinear, delta: LowRank) -> Tensor:
     """W + s B A in float32, +0.0 where the mask drops it.  # (O, C)"""
     return masked_weight(delta.add_to(layer.weight.float()), layer.kept)
-
-
-def _name_factors(name: str, a: Tensor, b: Tensor) -> tuple[tuple[str, Tensor], tuple[str, Tensor]]:
-    """Something of A and of B of a layer, by key."""
-    return (f"lora_A/{name}", a), (f"lora_B/{name}", b)

@@ -52,14 +52,14 @@ windows = np.random.default_rng(0).integers(0, 2000, (8, 256)).astype(np.int32)
 before = peak_rss()
 with tuned_process():
     model = LearningModel(load_causal_lm(Path(sys.argv[1]), torch.float32))
-    if kind == "recover":
+    if kind.startswith("recover"):
         layers = prunable_layers(model.model, pattern, None, None)
         masks = {name: pattern.top(layer.weight.abs().numpy()) for name, layer in layers.items()}
         teacher = LearningModel(load_causal_lm(Path(sys.argv[1]), torch.float32))
         masks = MaskSet.from_arrays(pattern, masks, "")
-        trainer = RecoveryTrainer(model, windows, windows[:1], RecoverConfig(**short), masks, teacher)
+        trainer = RecoveryTrainer(model, windows, windows[:1], RecoverConfig(method=sys.argv[3], **short), masks, teacher)
     else:
-        config = LearnConfig(pattern=pattern, weights="train" if kind == "joint" else "frozen", **short)
+        config = LearnConfig(pattern=pattern, weights=sys.argv[3], **short)
         trainer = Trainer(model, windows, windows[:1], config)
     trainer.prepare()
     trainer.run()
@@ -68,10 +68,16 @@ print(peak_rss() - before)
 
 
 def kinds_of(config: LearnConfig) -> dict[str, tuple[LearnConfig, RecoverConfig | None]]:
-    """Settings of the three kinds of runs, on as many tokens."""
+    """Settings of the kinds of runs, on as many tokens."""
     shared = {f.name: getattr(config, f.name) for f in fields(RunConfig) if f.name != "objective"}
     joint = replace(config, weights="train", objective="ce+kl")
-    return {"learn": (config, None), "joint": (joint, None), "recover": (config, RecoverConfig(**shared))}
+    return {
+        "learn": (config, None),
+        "joint": (joint, None),
+        "recover": (config, RecoverConfig(**shared)),
+        "joint-lora": (replace(joint, weights="lora", weight_rate=None), None),
+        "recover-lora": (config, RecoverConfig(method="lora", **shared)),
+    }
 
 
 def make_run(config: LearnConfig, recover: RecoverConfig | None) -> PlannedRun:
@@ -93,11 +99,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-@pytest.mark.parametrize(("kind", "side"), [("learn", "wide"), ("joint", "deep"), ("recover", "deep")])
+@pytest.mark.parametrize(
+    ("kind", "side"), [("learn", "wide"), ("joint", "deep"), ("recover", "deep"), ("joint-lora", "deep"), ("recover-lora", "deep")]
+)
 def test_a_real_run_confirms_the_peak(kind: str, side: str, folders: dict[str, Path]) -> None:
     config, recover = kinds_of(LARGE)[kind]
     predicted = plan(Checkpoint.open(folders[side]), config, "cpu", torch.float32, recover=recover, timed=False).memory
-    command = [sys.executable, "-c", RUN, str(folders[side]), kind]
+    way = config.weights if recover is None else recover.method
+    command = [sys.executable, "-c", RUN, str(folders[side]), kind, way]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     measured, expected = int(done.stdout), predicted.peak - predicted.program
     assert abs(expected - measured) <= ERROR * measured, (expected, measured, predicted)
@@ -133,7 +142,12 @@ def test_state_is_what_the_formats_say(dtype: torch.dtype, size: int, low: int) 
     assert of["learn"].per_weight == pytest.approx(logits + 3 * masks)  # masks in use, of the start, and the best
     assert of["joint"].per_weight == pytest.approx(logits + 3 * masks + kept + size / 2)  # and the best weights
     assert of["recover"].per_weight == pytest.approx(masks + kept + 2 * size / 2)  # the best weights, and those of the start
-    assert of["recover"].per_vector == 0
+    assert of["joint-lora"].per_weight == pytest.approx(logits + 3 * masks + size / 2)
+    assert of["joint-lora"].per_factor == pytest.approx(3 * 4, rel=0.01)  # itself and both moments, in float32
+    assert of["recover-lora"].per_weight == pytest.approx(masks)
+    assert of["recover-lora"].per_factor == pytest.approx(5 * 4, rel=0.01)  # and the best, and the start
+    assert of["recover-lora"].copied_factor == pytest.approx(4)
+    assert of["recover"].per_vector == of["recover"].per_factor == 0
     assert of["recover"].copied == pytest.approx(size / 2)
     norms = weigh_state(make_run(CONFIG, RecoverConfig(steps=1, window=32, train="norms")), dtype)
     assert norms.per_weight == pytest.approx(masks)
