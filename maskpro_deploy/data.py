@@ -9,7 +9,8 @@ A text source is named on the command line:
     FILE.parquet        a column "text" (needs the `eval` extra)
     hub:NAME[:SPLIT]    a dataset of the Hugging Face Hub with a column "text" (needs the `eval` extra)
 
-As the held-out text, `split:SHARE` takes a part of the learning text itself (see `split_text`).
+Several sources are one text: windows of all of them are mixed, each by its length; one that is named twice counts twice. As the
+held-out text, `split:SHARE` takes a part of the learning text itself, of every source (see `split_text`).
 
 Shapes: `W` windows, `T` tokens in a window.
 """
@@ -35,6 +36,7 @@ from maskpro_deploy.system.files import read_json
 BUILTIN = "builtin"
 HELD_OUT = "builtin:heldout"
 SPLIT = "split:"
+_AND = " + "  # between the names of several sources
 _EXCERPTS, _EXCERPT_LENGTH = 16, 200  # of a held-out text, looked for in the learning text; characters
 
 
@@ -44,6 +46,11 @@ class Text:
 
     name: str  # the source as the user named it
     documents: tuple[str, ...]  # the texts, in order
+
+    @property
+    def title(self) -> str:
+        """The sources without their folders."""
+        return _AND.join(Path(source).name for source in self.name.split(_AND))
 
     @property
     def sha256(self) -> str:
@@ -77,16 +84,24 @@ def load_text(source: str) -> Text:
     return Text(name=source, documents=kept)
 
 
-def load_texts(learning: str, heldout: str) -> tuple[Text, Text]:
-    """The text to learn from and the one to measure on; `heldout` may be `split:SHARE`, such as split:0.1.
+def join_texts(texts: Sequence[Text]) -> Text:
+    """Several texts as one, in this order."""
+    return Text(name=_AND.join(text.name for text in texts), documents=tuple(d for text in texts for d in text.documents))
+
+
+def load_texts(learning: str | Sequence[str], heldout: str) -> tuple[Text, Text]:
+    """The text to learn from, of one source or several, and the one to measure on.
+
+    `heldout` may be `split:SHARE`, such as split:0.1. Then a source that is named twice is parted the same way both times.
 
     Raises:
         InputError, FormatError, MissingExtraError: see `load_text`.
         ConfigError: the share is none.
     """
-    text = load_text(learning)
+    sources = [learning] if isinstance(learning, str) else list(learning)
+    texts = {source: load_text(source) for source in sources}
     if not heldout.startswith(SPLIT):
-        return text, load_text(heldout)
+        return join_texts([texts[source] for source in sources]), load_text(heldout)
     try:
         share = float(heldout.removeprefix(SPLIT))
     except ValueError:
@@ -95,7 +110,8 @@ def load_texts(learning: str, heldout: str) -> tuple[Text, Text]:
         raise ConfigError(
             f"--heldout {heldout} is not a part of the learning text.\nGive a share of at most a half, such as split:0.1."
         )
-    return split_text(text, share)
+    parts = {source: split_text(text, share) for source, text in texts.items()}
+    return join_texts([parts[source][0] for source in sources]), join_texts([held for _, held in parts.values()])
 
 
 def split_text(text: Text, share: float) -> tuple[Text, Text]:

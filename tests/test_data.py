@@ -201,3 +201,32 @@ class TestSharedShare:
     def test_short_documents_say_nothing(self) -> None:
         text = Text(name="t", documents=("Yes.", "No."))
         assert measure_shared_share(text, text) == 0
+
+
+class TestSeveralSources:
+    def write(self, folder: Path, name: str, count: int) -> str:
+        path = folder / name
+        path.write_text("\n%%\n".join(f"{name} {i} " + "word " * 20 for i in range(count)))
+        return str(path)
+
+    def test_they_are_one_text_in_order(self, tmp_path: Path) -> None:
+        one, other = self.write(tmp_path, "a.txt", 3), self.write(tmp_path, "b.txt", 2)
+        text, held = load_texts([one, other], "builtin:heldout")
+        assert text.documents == load_text(one).documents + load_text(other).documents
+        assert (text.title, held.title) == ("a.txt + b.txt", "builtin:heldout")
+        assert load_texts([one], "builtin:heldout")[0] == load_text(one) == load_texts(one, "builtin:heldout")[0]
+
+    def test_one_that_is_named_twice_counts_twice(self, tmp_path: Path) -> None:
+        one = self.write(tmp_path, "a.txt", 3)
+        assert load_texts([one, one], "builtin:heldout")[0].documents == 2 * load_text(one).documents
+
+    def test_a_split_holds_out_a_part_of_every_source_once(self, tmp_path: Path) -> None:
+        one, other = self.write(tmp_path, "a.txt", 20), self.write(tmp_path, "b.txt", 40)
+        text, held = load_texts([one, other, one], "split:0.1")
+        assert [sum(d.startswith(name) for d in held.documents) for name in ("a.txt", "b.txt")] == [2, 4]
+        assert [sum(d.startswith(name) for d in text.documents) for name in ("a.txt", "b.txt")] == [36, 36]
+        assert not set(text.documents) & set(held.documents)
+
+    def test_a_source_that_is_missing_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="absent"):
+            load_texts(["builtin", str(tmp_path / "absent.txt")], "builtin:heldout")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -18,12 +18,10 @@ from maskpro_deploy.commands.options import (
     seed_option,
     sparsity_option,
 )
+from maskpro_deploy.commands.run_options import Watching, text_options, watch_options
 from maskpro_deploy.commands.setting_options import setting_options
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.output import emit, table
-
-if TYPE_CHECKING:
-    from maskpro_deploy.learn.monitor import Observer
 
 
 @click.command()
@@ -32,18 +30,12 @@ if TYPE_CHECKING:
 @click.option("--out", type=PATH, required=True, help="Folder to write the sparse checkpoint to.")
 @click.option("--budget", "budget_s", type=DurationType(zero=True), help="Time to learn: 90s, 5m, 2h.  [default: 5m]")
 @setting_options("steps", "tokens")
-@click.option("--data", default="builtin", show_default=True, help="Text: builtin, a .txt, .jsonl or .parquet file, hub:NAME.")
-@click.option(
-    "--heldout", default="builtin:heldout", show_default=True,
-    help="Text to measure on while learning; split:0.1 holds out a part of --data.",
-)  # fmt: skip
+@text_options
 @setting_options("prior", "other_weights", "prior_update", "prior_inputs", "refine", "objective", "calibration_tokens")
 @setting_options("heldout_tokens", "include", "exclude", "window", "batch_tokens", "estimator", "reward", "distribution")
 @setting_options("samples", "flip_rate", "parts", "learning_rate", "temperature", "weights", "weight_rate", "weight_decay")
 @setting_options("rank", "alpha", "evaluations", "patience")
-@click.option("--log", "log_file", type=PATH, help="Write a log of JSON lines: every step, every measurement.")
-@click.option("--tensorboard", "tensorboard", type=PATH, help="Write TensorBoard events into a folder.")
-@click.option("--report", "report_file", type=PATH, help="Write a page with curves: FILE.html.")
+@watch_options
 @device_option
 @setting_options("dtype")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run (repeat its options).")
@@ -51,7 +43,7 @@ if TYPE_CHECKING:
 @force_option
 @json_option
 def command(
-    model: str, out: Path, data: str, heldout: str, device: str, resume: bool, force: bool, as_json: bool,
+    model: str, out: Path, data: tuple[str, ...], heldout: str, device: str, resume: bool, force: bool, as_json: bool,
     log_file: Path | None, tensorboard: Path | None, report_file: Path | None, **settings: Any,
 ) -> None:  # fmt: skip
     r"""Learn a strict N:M mask and write a sparse checkpoint.
@@ -65,18 +57,15 @@ def command(
     require("learn", "learning a mask")
     from maskpro_deploy.data import load_texts
     from maskpro_deploy.learn import LearnConfig, learn_checkpoint
-    from maskpro_deploy.learn.monitor import JsonLog, TensorBoardLog
     from maskpro_deploy.models import resolve
+    from maskpro_deploy.reports.learning import build_page
     from maskpro_deploy.system.files import check_free
     from maskpro_deploy.system.progress import Meter
 
     config = LearnConfig(**settings)
     check_free(out, force=force)
-    if report_file is not None:
-        require("report", "a learning report")
-    observers: list[Observer] = [JsonLog(log_file)] if log_file else []
-    if tensorboard:
-        observers.append(TensorBoardLog(tensorboard))
+    watching = Watching(log_file, tensorboard, report_file)
+    observers = watching.open()
     text, held = load_texts(data, heldout)
     unit = "s" if config.budget_s is not None else "tokens"
     result = learn_checkpoint(
@@ -85,10 +74,5 @@ def command(
         prior_progress=Meter(f"prior {config.prior_choice.name}", "blocks"),
     )  # fmt: skip
     rows = result.rows()
-    if report_file is not None:
-        from maskpro_deploy.bench.environment import command_line
-        from maskpro_deploy.reports.blocks import write
-        from maskpro_deploy.reports.learning import build_page
-
-        write(build_page(result, config, rows, command_line(sys.argv)), report_file)
+    watching.write_report(partial(build_page, result, config, rows))
     emit(as_json, {"out": str(out), "sparsity": str(config.pattern), **result.summary()}, f"{table(rows)}\nwritten to {out}")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from maskpro_deploy.commands.options import PATH, DurationType, device_option, force_option, json_option, seed_option
+from maskpro_deploy.commands.run_options import Watching, text_options, watch_options
 from maskpro_deploy.commands.setting_options import setting_options
 from maskpro_deploy.learn.recovery.config import RecoverConfig
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.output import emit, table
-
-if TYPE_CHECKING:
-    from maskpro_deploy.learn.monitor import Observer
 
 
 @click.command()
@@ -25,17 +23,11 @@ if TYPE_CHECKING:
 @setting_options("method", of=RecoverConfig)
 @click.option("--budget", "budget_s", type=DurationType(zero=True), help="Time to train: 90s, 5m, 2h.  [default: 5m]")
 @setting_options("steps", "tokens", of=RecoverConfig)
-@click.option("--data", default="builtin", show_default=True, help="Text: builtin, a .txt, .jsonl or .parquet file, hub:NAME.")
-@click.option(
-    "--heldout", default="builtin:heldout", show_default=True,
-    help="Text to measure on while training; split:0.1 holds out a part of --data.",
-)  # fmt: skip
+@text_options
 @setting_options("objective", "train", "learning_rate", "weight_decay", "refit", "other_weights", of=RecoverConfig)
 @setting_options("rank", "alpha", "rslora", "target_modules", "adapter", of=RecoverConfig)
 @setting_options("window", "batch_tokens", "calibration_tokens", "heldout_tokens", "evaluations", "patience", of=RecoverConfig)
-@click.option("--log", "log_file", type=PATH, help="Write a log of JSON lines: every step, every measurement.")
-@click.option("--tensorboard", "tensorboard", type=PATH, help="Write TensorBoard events into a folder.")
-@click.option("--report", "report_file", type=PATH, help="Write a page with curves: FILE.html.")
+@watch_options
 @device_option
 @setting_options("dtype", of=RecoverConfig)
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run (repeat its options).")
@@ -43,8 +35,8 @@ if TYPE_CHECKING:
 @force_option
 @json_option
 def command(
-    sparse: str, out: Path, teacher: str | None, data: str, heldout: str, device: str, resume: bool, force: bool, as_json: bool,
-    log_file: Path | None, tensorboard: Path | None, report_file: Path | None, **settings: Any,
+    sparse: str, out: Path, teacher: str | None, data: tuple[str, ...], heldout: str, device: str, resume: bool, force: bool,
+    as_json: bool, log_file: Path | None, tensorboard: Path | None, report_file: Path | None, **settings: Any,
 ) -> None:  # fmt: skip
     r"""Train the weights that the masks of SPARSE keep, against the dense model; the masks stay.
 
@@ -58,19 +50,16 @@ def command(
     """
     require("learn", "training weights")
     from maskpro_deploy.data import load_texts
-    from maskpro_deploy.learn.monitor import JsonLog, TensorBoardLog
     from maskpro_deploy.learn.recovery.api import recover_checkpoint
     from maskpro_deploy.models import resolve
+    from maskpro_deploy.reports.recovery import build_page
     from maskpro_deploy.system.files import check_free
     from maskpro_deploy.system.progress import Meter
 
     config = RecoverConfig(**settings)
     check_free(out, force=force)
-    if report_file is not None:
-        require("report", "a report")
-    observers: list[Observer] = [JsonLog(log_file)] if log_file else []
-    if tensorboard:
-        observers.append(TensorBoardLog(tensorboard))
+    watching = Watching(log_file, tensorboard, report_file)
+    observers = watching.open()
     text, held = load_texts(data, heldout)
     unit = "s" if config.budget_s is not None else "tokens"
     result = recover_checkpoint(
@@ -78,11 +67,6 @@ def command(
         progress=Meter("recovering", unit), observers=observers,
     )  # fmt: skip
     rows = result.rows()
-    if report_file is not None:
-        from maskpro_deploy.bench.environment import command_line
-        from maskpro_deploy.reports.blocks import write
-        from maskpro_deploy.reports.recovery import build_page
-
-        write(build_page(result, config, rows, command_line(sys.argv)), report_file)
+    watching.write_report(partial(build_page, result, config, rows))
     figures = {"out": str(out), "sparsity": str(result.masks.pattern), **result.summary()}
     emit(as_json, figures, f"{table(rows)}\nwritten to {out}")

@@ -103,14 +103,14 @@ class LearnResult:
 
 
 def learn_masks(
-    model: str | Path, data: str | Text, config: LearnConfig, *,
+    model: str | Path, data: str | Sequence[str] | Text, config: LearnConfig, *,
     heldout: str | Text = HELD_OUT, progress: Progress = SILENT, observers: Sequence[Observer] = (),
 ) -> MaskSet:  # fmt: skip
     """Learn the masks of a model and return them.
 
     Args:
         model: whatever `models.resolve` takes: a checkpoint folder, `demo`, a `.gguf` file or a Hub id.
-        data: the text to learn from (see `data.load_text`).
+        data: the text to learn from, of one source or several (see `data.load_text`).
         config: the settings.
         heldout: the text to measure on; `split:0.1` takes a part of `data` itself.
         progress: updated after every step.
@@ -120,10 +120,12 @@ def learn_masks(
         InputError, ConfigError, PatternError, FormatError: something given cannot be used; the message says what.
     """
     checkpoint = Checkpoint.open(resolve(str(model)))
-    if isinstance(data, str) and isinstance(heldout, str):
+    if isinstance(data, Text):
+        text, held = data, load_text(heldout) if isinstance(heldout, str) else heldout
+    elif isinstance(heldout, str):
         text, held = load_texts(data, heldout)
     else:
-        text, held = (load_text(t) if isinstance(t, str) else t for t in (data, heldout))
+        text, held = load_texts(data, HELD_OUT)[0], heldout
     place = learning_device("auto")
     trainer = _load_trainer(checkpoint, text, held, config, place, progress=progress, observers=observers)
     if not _run(trainer, checkpoint):
@@ -268,8 +270,8 @@ def _provenance(checkpoint: Checkpoint, text: Text, heldout: Text, config: Learn
         "device": result.device,
         "logits_moved_by": result.moved_by,
         "weights_moved_by": result.weights_moved_by,
-        "text": {"name": Path(text.name).name, "sha256": text.sha256, "documents": len(text.documents)},
-        "heldout": {"name": Path(heldout.name).name, "sha256": heldout.sha256, "documents": len(heldout.documents)},
+        "text": {"name": text.title, "sha256": text.sha256, "documents": len(text.documents)},
+        "heldout": {"name": heldout.title, "sha256": heldout.sha256, "documents": len(heldout.documents)},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         **result.summary(),
     }

@@ -94,14 +94,14 @@ class RecoverResult:
 
 
 def recover(
-    sparse: str | Path, data: str, out: str | Path, *, teacher: str | None = None, heldout: str = HELD_OUT, device: str = "auto",
-    force: bool = False, progress: Progress = SILENT, **settings: Any,
+    sparse: str | Path, data: str | Sequence[str], out: str | Path, *, teacher: str | None = None, heldout: str = HELD_OUT,
+    device: str = "auto", force: bool = False, progress: Progress = SILENT, **settings: Any,
 ) -> RecoverResult:  # fmt: skip
     """Train the weights that the masks of a sparse checkpoint keep, against the dense model, and write the result.
 
     Args:
         sparse: the sparse checkpoint: masks and weights, or a folder whose weights hold an N:M pattern.
-        data: the text to train on (see `data.load_text`).
+        data: the text to train on, of one source or several (see `data.load_text`).
         out: the folder to make.
         teacher: the dense model, as `models.resolve` takes it; None looks for it by what the checkpoint says.
         heldout: the text to measure on; `split:0.1` takes a part of `data` itself.
@@ -241,8 +241,8 @@ class _Run:
             "teacher": None if self.dense is None else self.dense.folder.name,
             "dtype": result.dtype,
             "device": result.device,
-            "text": {"name": Path(text.name).name, "sha256": text.sha256, "documents": len(text.documents)},
-            "heldout": {"name": Path(heldout.name).name, "sha256": heldout.sha256, "documents": len(heldout.documents)},
+            "text": {"name": text.title, "sha256": text.sha256, "documents": len(text.documents)},
+            "heldout": {"name": heldout.title, "sha256": heldout.sha256, "documents": len(heldout.documents)},
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             **result.summary(),
         }

@@ -1,0 +1,71 @@
+"""What `learn` and `recover` share on the command line: texts, and where a run is watched."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from maskpro_deploy.commands.options import PATH
+from maskpro_deploy.system.extras import require
+
+if TYPE_CHECKING:
+    from maskpro_deploy.learn.monitor import Observer
+    from maskpro_deploy.reports.blocks import Report
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def text_options(function: F) -> F:
+    """`--data` and `--heldout`."""
+    heldout = click.option(
+        "--heldout", default="builtin:heldout", show_default=True,
+        help="Text to measure on during the run; split:0.1 holds out a part of --data.",
+    )  # fmt: skip
+    data = click.option(
+        "--data", multiple=True, default=("builtin",), show_default=True,
+        help="Text: builtin, a .txt, .jsonl or .parquet file, hub:NAME. Several are mixed (repeatable).",
+    )  # fmt: skip
+    return data(heldout(function))
+
+
+def watch_options(function: F) -> F:
+    """`--log`, `--tensorboard` and `--report`."""
+    report = click.option("--report", "report_file", type=PATH, help="Write a page with curves: FILE.html.")
+    events = click.option("--tensorboard", type=PATH, help="Write TensorBoard events into a folder.")
+    log = click.option("--log", "log_file", type=PATH, help="Write a log of JSON lines: every step, every measurement.")
+    return log(events(report(function)))
+
+
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """What `watch_options` gave."""
+
+    log_file: Path | None
+    tensorboard: Path | None
+    report_file: Path | None
+
+    def open(self) -> Sequence[Observer]:
+        """The observers of a run.
+
+        Raises:
+            MissingExtraError: something that is to be written needs an extra that is not installed.
+        """
+        from maskpro_deploy.learn.monitor import JsonLog, TensorBoardLog
+
+        if self.report_file is not None:
+            require("report", "a report")
+        observers: list[Observer] = [JsonLog(self.log_file)] if self.log_file else []
+        return [*observers, TensorBoardLog(self.tensorboard)] if self.tensorboard else observers
+
+    def write_report(self, build: Callable[[str], Report]) -> None:
+        """Write the page that `build` makes for a command line, if one is wanted."""
+        if self.report_file is not None:
+            from maskpro_deploy.bench.environment import command_line
+            from maskpro_deploy.reports.blocks import write
+
+            write(build(command_line(sys.argv)), self.report_file)
