@@ -1,9 +1,9 @@
 """Items: training kept weights on the GPU, together with their masks (`learn-joint`) and under masks that stay (`recover`).
 
-A step of `learn --weights train` is timed against one that moves masks alone, step by step in turn, so that both see the same
-machine. Then the laws that results rest on are checked on the device, on a small model in float32 and bfloat16: what a mask drops
-is +0.0 after steps with weight decay, everything is finite, and a run that was stopped and resumed comes to the same bits as one
-that was not.
+Steps of `learn --weights train` and `lora` are timed against steps that move masks alone, one by one in turn, so that all see the
+same machine. Then the laws that results rest on are checked on the device, on a small model in float32 and bfloat16: what a mask
+drops is +0.0 after steps with weight decay, everything is finite, and a run that was stopped and resumed comes to the same bits as
+one that was not.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ if TYPE_CHECKING:
 
 _STEPS_SHARE = 0.6  # of the budget for steps that are timed; the rest is for the laws
 _WEIGHT_DECAY = 0.1
-# two models of 2 bytes a weight, and 12 bytes of state and copies a pruned weight, rounded up
-_MODELS_BYTES, _STATE_BYTES, _SPARE_BYTES = 4, 12, 4 << 30
+_FROZEN, _WAYS = "frozen", ("train", "lora")  # values of `--weights`
+# three models of 2 bytes a weight, and 20 bytes of state and copies a pruned weight, rounded up
+_MODELS_BYTES, _STATE_BYTES, _SPARE_BYTES = 6, 20, 4 << 30
 
 
 def time_joint(shape: LlamaShape, settings: Settings, record: Record) -> str:
@@ -62,8 +63,9 @@ def time_joint(shape: LlamaShape, settings: Settings, record: Record) -> str:
         check_memory(torch, settings, shape, _needed_bytes(shape))
         ratio = _compare_steps(torch, shape, settings, record)
         record.put(peak_memory_of_both_bytes=torch.cuda.max_memory_allocated() if settings.device == CUDA else None)
-        check_laws(torch, settings, record, partial(_make_joint, torch, settings))
-    return f"{shape.name}: {record.figures['joint_step_ms']:.1f} ms a step, {ratio} of one that moves masks alone; laws hold"
+        for way in _WAYS:
+            check_laws(torch, settings, record, partial(_make_joint, torch, settings, way))
+    return f"{shape.name}: {record.figures['train_step_ms']:.1f} ms a step, {ratio} of one that moves masks alone; laws hold"
 
 
 def time_recovery(shape: LlamaShape, settings: Settings, record: Record) -> str:
@@ -95,21 +97,18 @@ def _needed_bytes(shape: LlamaShape) -> int:
 
 
 def _compare_steps(torch: Any, shape: LlamaShape, settings: Settings, record: Record) -> str:
-    """Steps of both kinds in turn; returns the ratio of their times with its interval, as text."""
+    """Steps of all kinds in turn; returns the ratios to those of masks alone with their intervals, as text."""
     dtype = choose_dtype(torch, settings)
-    arms = {
-        "masks": _make_trainer(torch, shape, settings, dtype),
-        "joint": _make_trainer(torch, shape, settings, dtype, joint=True),
-    }
+    arms = {way: _make_trainer(torch, shape, settings, dtype, weights=way) for way in (_FROZEN, *_WAYS)}
     for trainer in arms.values():
         trainer.prepare()
-    config = arms["joint"].config
+    config = arms[_WAYS[0]].config
     tokens = config.sequences * config.window
     record.put(model=shape.name, pruned_weights=shape.pruned_weights, batch_tokens=tokens, dtype=config.dtype)
     taken: dict[str, list[float]] = {name: [] for name in arms}
     end = time.perf_counter() + _STEPS_SHARE * settings.budget_s
     step = 0
-    batches = len(arms["joint"].text) // config.sequences
+    batches = len(arms[_FROZEN].text) // config.sequences
     while step < WARM_UP_STEPS + LEAST_STEPS or time.perf_counter() < end:
         start = step % batches * config.sequences
         for name in list(arms)[:: 1 if step % 2 == 0 else -1]:
@@ -122,11 +121,17 @@ def _compare_steps(torch: Any, shape: LlamaShape, settings: Settings, record: Re
         step += 1
     timed = {name: times[WARM_UP_STEPS:] for name, times in taken.items()}
     for name, times in timed.items():
-        record.put(**{f"{name}_step_ms": statistics.median(times), f"{name}_step_ms_all": times})
-    logs = trimmed_mean(np.log(timed["joint"]) - np.log(timed["masks"]))
+        rate = 1e3 * tokens / statistics.median(times)
+        record.put(**{f"{name}_step_ms": statistics.median(times), f"{name}_step_ms_all": times, f"{name}_tokens_per_s": rate})
+    record.put(logits_moved_by=arms[_FROZEN].estimator.moved_by)
+    return " and ".join(f"{_compare(timed, way, record)} ({way})" for way in _WAYS)
+
+
+def _compare(timed: dict[str, list[float]], way: str, record: Record) -> str:
+    """The ratio of one kind of step to one of masks alone, with its interval."""
+    logs = trimmed_mean(np.log(timed[way]) - np.log(timed[_FROZEN]))
     ratio, (low, high) = math.exp(float(logs.centre)), map(math.exp, logs.interval(CONFIDENCE))
-    rate = 1e3 * tokens / statistics.median(timed["joint"])
-    record.put(ratio=ratio, ratio_low=low, ratio_high=high, tokens_per_s=rate, logits_moved_by=arms["joint"].estimator.moved_by)
+    record.put(**{f"{way}_ratio": ratio, f"{way}_ratio_low": low, f"{way}_ratio_high": high})
     return f"{ratio:.2f}x ({low:.2f} to {high:.2f})"
 
 
@@ -151,7 +156,7 @@ def _time_steps(torch: Any, shape: LlamaShape, settings: Settings, record: Recor
 
 
 def _make_trainer(
-    torch: Any, shape: LlamaShape, settings: Settings, dtype: Any, *, joint: bool = False,
+    torch: Any, shape: LlamaShape, settings: Settings, dtype: Any, *, weights: str,
     store: StateStore | None = None, progress: Progress | None = None, **changed: Any,
 ) -> Trainer:  # fmt: skip
     """A run that learns masks, and perhaps weights, on a random model; not prepared."""
@@ -159,17 +164,18 @@ def _make_trainer(
     from maskpro_deploy.learn.trainer import Trainer
     from maskpro_deploy.system.progress import SILENT
 
-    trained = {"weights": "train", "weight_decay": _WEIGHT_DECAY} if joint else {}
-    config = LearnConfig(pattern=PATTERN, prior="magnitude", **{**make_settings(shape, dtype), **trained, **changed})
+    trained = {} if weights == _FROZEN else {"weight_decay": _WEIGHT_DECAY}
+    own = {**make_settings(shape, dtype), **trained, **changed}
+    config = LearnConfig(pattern=PATTERN, prior="magnitude", weights=weights, **own)
     text, heldout = make_text(shape, config.window)
     return Trainer(make_model(torch, shape, settings.device, dtype), text, heldout, config, store, progress or SILENT)
 
 
-def _make_joint(torch: Any, settings: Settings, dtype: str, store: StateStore, progress: Progress) -> Trainer:
+def _make_joint(torch: Any, settings: Settings, way: str, dtype: str, store: StateStore, progress: Progress) -> Trainer:
     """A short run on the small model, prepared; its rates are high, so that masks change within a few steps."""
     rates = {"learning_rate": 0.5, "weight_rate": 0.01}
     trainer = _make_trainer(
-        torch, TINY, settings, getattr(torch, dtype), joint=True, store=store, progress=progress, steps=LAW_STEPS, **rates
+        torch, TINY, settings, getattr(torch, dtype), weights=way, store=store, progress=progress, steps=LAW_STEPS, **rates
     )  # fmt: skip
     trainer.prepare()
     return trainer

@@ -36,10 +36,11 @@ def test_joint_steps_are_compared_with_steps_of_masks_alone(settings, record, tm
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert line.startswith("tiny: ")
     assert line.endswith("laws hold")
-    for name in ("masks", "joint"):
+    for name in ("frozen", "train", "lora"):
         assert figures[f"{name}_step_ms"] == statistics.median(figures[f"{name}_step_ms_all"])
-    assert len(figures["masks_step_ms_all"]) == len(figures["joint_step_ms_all"]) >= 5
-    assert 0 < figures["ratio_low"] <= figures["ratio"] <= figures["ratio_high"] < math.inf
+        assert len(figures[f"{name}_step_ms_all"]) == len(figures["frozen_step_ms_all"]) >= 5
+    for name in ("train", "lora"):
+        assert 0 < figures[f"{name}_ratio_low"] <= figures[f"{name}_ratio"] <= figures[f"{name}_ratio_high"] < math.inf
     assert figures["laws_hold_in"] == ["float32", "bfloat16"]
     assert figures["pruned_weights"] == TINY.pruned_weights
     assert not list(tmp_path.glob("laws-*"))
