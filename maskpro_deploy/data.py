@@ -9,7 +9,9 @@ A text source is named on the command line:
     FILE.parquet        a column "text" (needs the `eval` extra)
     hub:NAME[:SPLIT]    a dataset of the Hugging Face Hub with a column "text" (needs the `eval` extra)
 
-Several sources are one text: windows of all of them are mixed, each by its length; one that is named twice counts twice. As the
+    self[:TOKENS]       what the model itself writes (see `learn.self_text`), 8192 tokens unless said
+
+Several sources are mixed in equal shares, and a short one comes back more often; one that is named twice has two shares. As the
 held-out text, `split:SHARE` takes a part of the learning text itself, of every source (see `split_text`).
 
 Shapes: `W` windows, `T` tokens in a window.
@@ -20,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -36,7 +38,9 @@ from maskpro_deploy.system.files import read_json
 BUILTIN = "builtin"
 HELD_OUT = "builtin:heldout"
 SPLIT = "split:"
+SELF, SELF_TOKENS = "self", 8192
 _AND = " + "  # between the names of several sources
+Writer = Callable[[str, int], "Text"]  # of a source's name and a number of tokens: what the model writes
 _EXCERPTS, _EXCERPT_LENGTH = 16, 200  # of a held-out text, looked for in the learning text; characters
 
 
@@ -46,6 +50,8 @@ class Text:
 
     name: str  # the source as the user named it
     documents: tuple[str, ...]  # the texts, in order
+    parts: tuple[Text, ...] = ()  # the texts that it mixes, one for each share; none for a text of one source
+    written_s: float = 0.0  # seconds that writing it took, where the model itself did
 
     @property
     def title(self) -> str:
@@ -54,8 +60,10 @@ class Text:
 
     @property
     def sha256(self) -> str:
-        """Hash of the documents in order, whatever file held them."""
-        digest = hashlib.sha256()
+        """Hash of the documents in order, whatever file held them; of a mixture that of its parts."""
+        digest = hashlib.sha256(" ".join(part.sha256 for part in self.parts).encode())
+        if self.parts:
+            return digest.hexdigest()
         for document in self.documents:
             digest.update(document.encode("utf-8", "surrogatepass") + b"\0")
         return digest.hexdigest()
@@ -84,24 +92,68 @@ def load_text(source: str) -> Text:
     return Text(name=source, documents=kept)
 
 
-def join_texts(texts: Sequence[Text]) -> Text:
-    """Several texts as one, in this order."""
-    return Text(name=_AND.join(text.name for text in texts), documents=tuple(d for text in texts for d in text.documents))
+def mix_texts(texts: Sequence[Text]) -> Text:
+    """Several texts in equal shares; one alone stays as it is."""
+    if len(texts) == 1:
+        return texts[0]
+    once = {text.name: text for text in texts}.values()
+    documents = tuple(d for text in once for d in text.documents)
+    name, written_s = _AND.join(text.name for text in texts), sum(text.written_s for text in once)
+    return Text(name=name, documents=documents, parts=tuple(texts), written_s=written_s)
 
 
-def load_texts(learning: str | Sequence[str], heldout: str) -> tuple[Text, Text]:
+def load_texts(learning: str | Sequence[str], heldout: str, write: Writer | None = None) -> tuple[Text, Text]:
     """The text to learn from, of one source or several, and the one to measure on.
 
-    `heldout` may be `split:SHARE`, such as split:0.1. Then a source that is named twice is parted the same way both times.
+    `heldout` may be `split:SHARE`, such as split:0.1; nothing is held out of what the model writes, which `write` makes.
 
     Raises:
         InputError, FormatError, MissingExtraError: see `load_text`.
-        ConfigError: the share is none.
+        ConfigError: the share is none, there is nothing to hold out, or no model writes here.
     """
     sources = [learning] if isinstance(learning, str) else list(learning)
-    texts = {source: load_text(source) for source in sources}
-    if not heldout.startswith(SPLIT):
-        return join_texts([texts[source] for source in sources]), load_text(heldout)
+    written = {source: _count_written(source) for source in sources}
+    texts = {source: load_text(source) for source, tokens in written.items() if tokens is None}
+    share = _read_share(heldout) if heldout.startswith(SPLIT) else None
+    if share is None:
+        held = load_text(heldout)
+    elif not texts:
+        raise ConfigError(
+            f"--heldout {heldout} has nothing to hold out of what the model writes itself.\nGive another --heldout."
+        )
+    else:
+        parted = {source: split_text(text, share) for source, text in texts.items()}
+        texts, held = (
+            {source: rest for source, (rest, _) in parted.items()},
+            join_documents([part for _, part in parted.values()]),
+        )
+    for source, tokens in written.items():
+        if tokens is not None and write is None:
+            raise ConfigError(f"--data {source} is for learn and recover, where a model writes.")
+        if tokens is not None and write is not None:
+            texts[source] = write(source, tokens)  # last: all else was looked at
+    return mix_texts([texts[source] for source in sources]), held
+
+
+def join_documents(texts: Sequence[Text]) -> Text:
+    """Several texts one after the other."""
+    return Text(name=_AND.join(text.name for text in texts), documents=tuple(d for text in texts for d in text.documents))
+
+
+def _count_written(source: str) -> int | None:
+    """Tokens that the model itself is to write for a source; None for one that is read."""
+    name, colon, count = source.partition(":")
+    if name != SELF or Path(source).exists():
+        return None
+    if not colon:
+        return SELF_TOKENS
+    if not count.isdecimal() or int(count) < 1:
+        raise ConfigError(f"--data {source} does not say how many tokens.\nGive a number, such as {SELF}:{SELF_TOKENS}.")
+    return int(count)
+
+
+def _read_share(heldout: str) -> float:
+    """The share of `split:SHARE` (ConfigError: it is none)."""
     try:
         share = float(heldout.removeprefix(SPLIT))
     except ValueError:
@@ -110,8 +162,7 @@ def load_texts(learning: str | Sequence[str], heldout: str) -> tuple[Text, Text]
         raise ConfigError(
             f"--heldout {heldout} is not a part of the learning text.\nGive a share of at most a half, such as split:0.1."
         )
-    parts = {source: split_text(text, share) for source, text in texts.items()}
-    return join_texts([parts[source][0] for source in sources]), join_texts([held for _, held in parts.values()])
+    return share
 
 
 def split_text(text: Text, share: float) -> tuple[Text, Text]:

@@ -218,14 +218,42 @@ class TestSeveralSources:
 
     def test_one_that_is_named_twice_counts_twice(self, tmp_path: Path) -> None:
         one = self.write(tmp_path, "a.txt", 3)
-        assert load_texts([one, one], "builtin:heldout")[0].documents == 2 * load_text(one).documents
+        text, _ = load_texts([one, one, "builtin"], "builtin:heldout")
+        assert text.parts == (load_text(one), load_text(one), load_text("builtin"))
+        assert text.documents[:4] == (*load_text(one).documents, load_text("builtin").documents[0])
+        assert text.sha256 != load_texts([one, "builtin"], "builtin:heldout")[0].sha256
 
     def test_a_split_holds_out_a_part_of_every_source_once(self, tmp_path: Path) -> None:
         one, other = self.write(tmp_path, "a.txt", 20), self.write(tmp_path, "b.txt", 40)
         text, held = load_texts([one, other, one], "split:0.1")
         assert [sum(d.startswith(name) for d in held.documents) for name in ("a.txt", "b.txt")] == [2, 4]
-        assert [sum(d.startswith(name) for d in text.documents) for name in ("a.txt", "b.txt")] == [36, 36]
+        assert [sum(d.startswith(name) for d in text.documents) for name in ("a.txt", "b.txt")] == [18, 36]
+        assert [len(part.documents) for part in text.parts] == [18, 36, 18]
         assert not set(text.documents) & set(held.documents)
+
+    def test_what_the_model_writes_is_written_last_and_once(self, tmp_path: Path) -> None:
+        one, asked = self.write(tmp_path, "a.txt", 20), []
+
+        def write(name: str, tokens: int) -> Text:
+            asked.append((name, tokens))
+            return Text(name=name, documents=("written",), written_s=2.0)
+
+        text, held = load_texts([one, "self:100", "self:100", "self"], "split:0.1", write)
+        assert asked == [("self:100", 100), ("self", 8192)]
+        assert (text.written_s, text.documents[-2:], len(text.parts)) == (4.0, ("written", "written"), 4)
+        assert "written" not in held.documents
+        with pytest.raises(InputError, match="absent"):
+            load_texts(["self", str(tmp_path / "absent.txt")], "builtin:heldout", write)
+        assert len(asked) == 2
+        with pytest.raises(ConfigError, match="nothing to hold out"):
+            load_texts("self", "split:0.1", write)
+        with pytest.raises(ConfigError, match="for learn and recover"):
+            load_texts("self", "builtin:heldout")
+
+    @pytest.mark.parametrize("source", ["self:", "self:x", "self:0", "self:-3", "self:1.5"])
+    def test_a_count_that_is_none_is_refused(self, source: str) -> None:
+        with pytest.raises(ConfigError, match="--data self:.* how many tokens"):
+            load_texts(source, "builtin:heldout")
 
     def test_a_source_that_is_missing_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="absent"):

@@ -18,7 +18,7 @@ from maskpro_deploy.commands.options import (
     seed_option,
     sparsity_option,
 )
-from maskpro_deploy.commands.run_options import Watching, text_options, watch_options
+from maskpro_deploy.commands.run_options import Watching, read_texts, text_options, watch_options
 from maskpro_deploy.commands.setting_options import setting_options
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.output import emit, table
@@ -52,10 +52,9 @@ def command(
     Example:
       maskpro-deploy learn --model demo --sparsity 2:4 --out sparse --budget 5m
     Real work wants text like your own:
-      maskpro-deploy learn --model ./my-model --data my-texts.jsonl --out sparse --budget 2h
+      maskpro-deploy learn --model ./my-model --data my-texts.jsonl --data self --out sparse --budget 2h
     """
     require("learn", "learning a mask")
-    from maskpro_deploy.data import load_texts
     from maskpro_deploy.learn import LearnConfig, learn_checkpoint
     from maskpro_deploy.models import resolve
     from maskpro_deploy.reports.learning import build_page
@@ -66,10 +65,11 @@ def command(
     check_free(out, force=force)
     watching = Watching(log_file, tensorboard, report_file)
     observers = watching.open()
-    text, held = load_texts(data, heldout)
+    dense = resolve(model)
+    text, held = read_texts(data, heldout, lambda: dense, seed=config.seed, device=device)
     unit = "s" if config.budget_s is not None else "tokens"
     result = learn_checkpoint(
-        resolve(model), out, text, held, config,
+        dense, out, text, held, config,
         device=device, resume=resume, force=force, progress=Meter("learning", unit), observers=observers,
         prior_progress=Meter(f"prior {config.prior_choice.name}", "blocks"),
     )  # fmt: skip

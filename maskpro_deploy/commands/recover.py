@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from maskpro_deploy.commands.options import PATH, DurationType, device_option, force_option, json_option, seed_option
-from maskpro_deploy.commands.run_options import Watching, text_options, watch_options
+from maskpro_deploy.commands.run_options import Watching, read_texts, text_options, watch_options
 from maskpro_deploy.commands.setting_options import setting_options
 from maskpro_deploy.learn.recovery.config import RecoverConfig
 from maskpro_deploy.system.extras import require
@@ -49,8 +49,8 @@ def command(
       maskpro-deploy recover sparse --teacher ./my-model --data my-texts.jsonl --out recovered --budget 2h
     """
     require("learn", "training weights")
-    from maskpro_deploy.data import load_texts
     from maskpro_deploy.learn.recovery.api import recover_checkpoint
+    from maskpro_deploy.learn.recovery.dense_model import find_dense_folder
     from maskpro_deploy.models import resolve
     from maskpro_deploy.reports.recovery import build_page
     from maskpro_deploy.system.files import check_free
@@ -60,10 +60,12 @@ def command(
     check_free(out, force=force)
     watching = Watching(log_file, tensorboard, report_file)
     observers = watching.open()
-    text, held = load_texts(data, heldout)
+    folder = resolve(sparse)
+    find = partial(find_dense_folder, folder, teacher, other_weights=config.other_weights)
+    text, held = read_texts(data, heldout, find, seed=config.seed, device=device)
     unit = "s" if config.budget_s is not None else "tokens"
     result = recover_checkpoint(
-        resolve(sparse), out, text, held, config, teacher=teacher, device=device, resume=resume, force=force,
+        folder, out, text, held, config, teacher=teacher, device=device, resume=resume, force=force,
         progress=Meter("recovering", unit), observers=observers,
     )  # fmt: skip
     rows = result.rows()

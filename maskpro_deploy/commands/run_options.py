@@ -14,6 +14,7 @@ from maskpro_deploy.commands.options import PATH
 from maskpro_deploy.system.extras import require
 
 if TYPE_CHECKING:
+    from maskpro_deploy.data import Text
     from maskpro_deploy.learn.monitor import Observer
     from maskpro_deploy.reports.blocks import Report
 
@@ -28,7 +29,7 @@ def text_options(function: F) -> F:
     )  # fmt: skip
     data = click.option(
         "--data", multiple=True, default=("builtin",), show_default=True,
-        help="Text: builtin, a .txt, .jsonl or .parquet file, hub:NAME. Several are mixed (repeatable).",
+        help="Text: builtin, a .txt, .jsonl or .parquet file, hub:NAME, self (the model writes). Several are mixed.",
     )  # fmt: skip
     return data(heldout(function))
 
@@ -39,6 +40,20 @@ def watch_options(function: F) -> F:
     events = click.option("--tensorboard", type=PATH, help="Write TensorBoard events into a folder.")
     log = click.option("--log", "log_file", type=PATH, help="Write a log of JSON lines: every step, every measurement.")
     return log(events(report(function)))
+
+
+def read_texts(
+    data: Sequence[str], heldout: str, find_dense: Callable[[], Path], *, seed: int, device: str
+) -> tuple[Text, Text]:  # fmt: skip
+    """The texts that `text_options` name; the model in the folder that `find_dense` gives writes those that are its own."""
+    from maskpro_deploy.data import load_texts
+    from maskpro_deploy.learn.self_text import write_text
+    from maskpro_deploy.system.progress import Meter
+
+    def write(name: str, tokens: int) -> Text:
+        return write_text(find_dense(), name, tokens, seed=seed, device=device, progress=Meter("writing", "tokens"))
+
+    return load_texts(data, heldout, write)
 
 
 @dataclass(frozen=True, slots=True)

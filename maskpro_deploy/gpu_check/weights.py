@@ -2,8 +2,8 @@
 
 Steps of `learn --weights train` and `lora` are timed against steps that move masks alone, one by one in turn, so that all see the
 same machine. Then the laws that results rest on are checked on the device, on a small model in float32 and bfloat16: what a mask
-drops is +0.0 after steps with weight decay, everything is finite, and a run that was stopped and resumed comes to the same bits as
-one that was not.
+drops is +0.0 after steps with weight decay, everything is finite, and a run that was stopped and resumed comes to the bits of one
+that was not.
 """
 
 from __future__ import annotations

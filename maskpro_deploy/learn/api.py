@@ -8,6 +8,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from maskpro_deploy.learn.model.model import LearningModel
 from maskpro_deploy.learn.model.norm_cache import NormCache
 from maskpro_deploy.learn.model.tensor_names import find_tensors
 from maskpro_deploy.learn.monitor import Observer
+from maskpro_deploy.learn.self_text import write_text
 from maskpro_deploy.learn.state import StateStore
 from maskpro_deploy.learn.trainer import Trainer
 from maskpro_deploy.mask_inference import check_origin, open_masks
@@ -120,12 +122,13 @@ def learn_masks(
         InputError, ConfigError, PatternError, FormatError: something given cannot be used; the message says what.
     """
     checkpoint = Checkpoint.open(resolve(str(model)))
+    write = partial(write_text, checkpoint.folder, seed=config.seed)
     if isinstance(data, Text):
         text, held = data, load_text(heldout) if isinstance(heldout, str) else heldout
     elif isinstance(heldout, str):
-        text, held = load_texts(data, heldout)
+        text, held = load_texts(data, heldout, write)
     else:
-        text, held = load_texts(data, HELD_OUT)[0], heldout
+        text, held = load_texts(data, HELD_OUT, write)[0], heldout
     place = learning_device("auto")
     trainer = _load_trainer(checkpoint, text, held, config, place, progress=progress, observers=observers)
     if not _run(trainer, checkpoint):
@@ -183,9 +186,11 @@ def learn_checkpoint(
 
 def _load_trainer(checkpoint: Checkpoint, text: Text, heldout: Text, config: LearnConfig, place: str, **watching: Any) -> Trainer:
     """Load everything that a run needs; `watching` has progress and observers."""
-    learn_windows, heldout_windows = load_windows(checkpoint, text, heldout, config)
+    loaded = load_windows(checkpoint, text, heldout, config)
     model = LearningModel(load_causal_lm(checkpoint.folder, learning_dtype(config, place)).to(place))
-    return Trainer(model, learn_windows, heldout_windows, config, names=find_tensors(model, checkpoint), **watching)
+    trainer = Trainer(model, loaded.learning, loaded.heldout, config, names=find_tensors(model, checkpoint), **watching)
+    trainer.take_texts(loaded.parts, text.written_s)
+    return trainer
 
 
 def _list_masked_names(trainer: Trainer) -> list[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +21,37 @@ from maskpro_deploy.data import Text, load_tokenizer, measure_shared_share, sepa
 from maskpro_deploy.errors import ConfigError, MachineError
 from maskpro_deploy.learn.model.model import Windows, faster_dtype
 from maskpro_deploy.learn.run_config import RunConfig
+from maskpro_deploy.learn.window_order import Part
 
 _MUCH_SHARED = 0.1  # of the held-out text in the learning text: one excerpt of 16 may be a licence or a letterhead
 log = logging.getLogger(__name__)
 
 
-def load_windows(checkpoint: Checkpoint, text: Text, heldout: Text, config: RunConfig) -> tuple[Windows, Windows]:
-    """The windows to learn from and those to measure on; a warning where the texts overlap.  # (W, T) each"""
+@dataclass(frozen=True, slots=True)
+class LoadedText:
+    """Windows of tokens (W, T) each: those to learn from, of one text after the other, and those to measure on."""
+
+    learning: Windows
+    heldout: Windows
+    parts: tuple[Part, ...]
+
+
+def load_windows(checkpoint: Checkpoint, text: Text, heldout: Text, config: RunConfig) -> LoadedText:
+    """The windows of a run; a warning where the texts overlap."""
     if (shared := measure_shared_share(text, heldout)) > _MUCH_SHARED:
         log.warning(
             "about %.0f %% of the held-out text (%s) is in the learning text too: its perplexity will look too good. "
             "Give another --heldout, or split:0.1.", 100 * shared, heldout.name,
         )  # fmt: skip
-    learn_windows = make_windows(checkpoint, text, config.window)
+    turns = Counter(part.name for part in text.parts or (text,))
+    once = {part.name: part for part in text.parts or (text,)}
+    each = {name: make_windows(checkpoint, part, config.window) for name, part in once.items()}
+    parts = tuple(Part(len(windows), turns[name]) for name, windows in each.items())
     heldout_windows = make_windows(checkpoint, heldout, config.window)
     count = max(1, config.heldout_tokens // config.window)
     # windows spread over the whole text, so that every genre counts
     chosen = [i * len(heldout_windows) // count for i in range(count)] if count < len(heldout_windows) else slice(None)
-    return learn_windows, heldout_windows[chosen]
+    return LoadedText(np.concatenate([*each.values()]), heldout_windows[chosen], parts)
 
 
 @contextmanager

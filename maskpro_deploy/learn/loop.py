@@ -28,6 +28,7 @@ from maskpro_deploy.learn.model.model import LearningModel, Windows
 from maskpro_deploy.learn.monitor import Observer, memorises, peak_memory
 from maskpro_deploy.learn.run_config import RunConfig
 from maskpro_deploy.learn.state import SavedState, StateStore, stop_requests
+from maskpro_deploy.learn.window_order import Part, WindowOrder
 from maskpro_deploy.system.progress import SILENT, Progress
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class TrainingLoop(ABC):
     ) -> None:  # fmt: skip
         self.model, self.text, self.heldout = model, text, heldout
         self.run_config = config.on(model.head.device.type)
+        self._order = WindowOrder([Part(len(text))], config.seed)
         self.store, self.progress, self.observers = store, progress, tuple(observers)
         self.counters = Counters()
         self.dense_loss = math.nan
@@ -128,7 +130,13 @@ class TrainingLoop(ABC):
 
     def order(self, epoch: int) -> npt.NDArray[np.int64]:
         """The windows of the text in the order of an epoch."""
-        return np.random.default_rng((self.run_config.seed, epoch)).permutation(len(self.text))
+        return self._order.draw(epoch)
+
+    def take_texts(self, parts: Sequence[Part], written_s: float = 0.0) -> None:
+        """Let the text be several ones, in this order, that take turns; writing some of them took time of the run."""
+        self._order = WindowOrder(parts, self.run_config.seed)
+        self.counters.preparing_s += written_s
+        self.counters.seconds += written_s
 
     def count_tokens(self, windows: Windows) -> int:
         """The tokens that the last step, on these windows, has seen."""
@@ -136,7 +144,7 @@ class TrainingLoop(ABC):
 
     def count_epochs(self) -> float:
         """How often the text was seen."""
-        return self.counters.step * self.run_config.sequences / len(self.text)
+        return self.counters.step * self.run_config.sequences / len(self._order)
 
     def choose_calibration(self, count: int) -> npt.NDArray[np.int64]:
         """So many windows of the text, to calibrate on: the end of the first epoch, as learning begins with others."""
@@ -152,7 +160,7 @@ class TrainingLoop(ABC):
     def _batch(self, step: int) -> Windows:
         """The windows of a step: every epoch shuffles again, and the step alone says where it is."""
         places = np.arange(step * self.run_config.sequences, (step + 1) * self.run_config.sequences)
-        epochs, within = np.divmod(places, len(self.text))
+        epochs, within = np.divmod(places, len(self._order))
         orders = {int(e): self.order(int(e)) for e in np.unique(epochs)}
         return self.text[[orders[int(e)][w] for e, w in zip(epochs, within, strict=True)]]
 

@@ -31,8 +31,9 @@ from maskpro_deploy.learn.model.tensor_names import find_tensors
 from maskpro_deploy.learn.monitor import Observer
 from maskpro_deploy.learn.recovery.adapters import hash_adapter, read_adapter
 from maskpro_deploy.learn.recovery.config import RecoverConfig
-from maskpro_deploy.learn.recovery.dense_model import find_dense
+from maskpro_deploy.learn.recovery.dense_model import find_dense, find_dense_folder
 from maskpro_deploy.learn.recovery.trainer import RecoveryTrainer
+from maskpro_deploy.learn.self_text import write_text
 from maskpro_deploy.learn.state import StateStore
 from maskpro_deploy.mask_inference import open_masks
 from maskpro_deploy.masks import MaskSet
@@ -113,10 +114,15 @@ def recover(
     Raises:
         InputError, ConfigError, PatternError, FormatError: something given cannot be used; the message says what.
     """
-    text, held = load_texts(data, heldout)
-    config = RecoverConfig(**settings)
+    config, folder = RecoverConfig(**settings), resolve(str(sparse))
+
+    def write(name: str, tokens: int) -> Text:
+        dense = find_dense_folder(folder, teacher, other_weights=config.other_weights)
+        return write_text(dense, name, tokens, seed=config.seed, device=device)
+
+    text, held = load_texts(data, heldout, write)
     return recover_checkpoint(
-        resolve(str(sparse)), Path(out), text, held, config, teacher=teacher, device=device, force=force, progress=progress
+        folder, Path(out), text, held, config, teacher=teacher, device=device, force=force, progress=progress
     )
 
 
@@ -179,7 +185,7 @@ class _Run:
         if config.adapter is not None:
             read_adapter(Path(config.adapter))  # refused before anything is loaded
         dtype = learning_dtype(config, place)
-        windows, held = load_windows(sparse, text, heldout, config)
+        loaded = load_windows(sparse, text, heldout, config)
         model = _load_model(sparse, config, dtype, place)
         names = find_tensors(model, sparse)
         masks = _read_masks(sparse, model, names)
@@ -190,7 +196,10 @@ class _Run:
                 masks = dataclasses.replace(masks, dense_sha256=dense.dense_sha256(masks))
         taught = None if dense is None else _load_model(dense, config, dtype, place)
         own = masks.rename({theirs: own for own, theirs in names.items()})
-        trainer = config.method_choice.load_trainer()(model, windows, held, config, own, taught, **watching)
+        trainer = config.method_choice.load_trainer()(
+            model, loaded.learning, loaded.heldout, config, own, taught, **watching
+        )  # fmt: skip
+        trainer.take_texts(loaded.parts, text.written_s)
         return cls(sparse=sparse, dense=dense, masks=masks, names=names, trainer=trainer)
 
     def fingerprint(self, text: Text, heldout: Text) -> str:

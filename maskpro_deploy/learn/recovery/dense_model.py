@@ -44,6 +44,16 @@ def find_dense(sparse: Checkpoint, masks: MaskSet, given: str | None, *, other_w
     )
 
 
+def find_dense_folder(sparse: Path, given: str | None, *, other_weights: bool = False) -> Path:
+    """The folder of the dense model, see `find_dense`; a checkpoint whose masks have to be inferred needs it `given`."""
+    checkpoint = Checkpoint.open(sparse)
+    if (masks := checkpoint.masks) is not None:
+        return find_dense(checkpoint, masks, given, other_weights=other_weights).folder
+    if given is None:
+        raise InputError(f"{sparse} does not say what its dense model is.\nName it by --teacher.")
+    return resolve(given)
+
+
 def _list_places(sparse: Checkpoint) -> Iterator[Path]:
     """Where the dense model may be."""
     record = sparse.record
