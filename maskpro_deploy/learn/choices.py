@@ -24,7 +24,7 @@ DEVICES = (AUTO, "cpu", "cuda")
 BATCH_TOKENS = {"cpu": 512, "cuda": 2048}
 DEFAULT_OBJECTIVE = "ce+kl"
 WEIGHT_RATE = 5e-4  # of Adam on kept weights, at the start
-DELTA_RATE = 1e-3  # of Adam on the factors of low-rank deltas
+DELTA_RATE, JOINT_DELTA_RATE = 1e-3, 2e-3  # of Adam on the factors of low-rank deltas, under masks that stay and that move
 RANK, ALPHA = 16, 32.0  # of these, as PEFT has them: deltas are scaled by alpha / rank
 
 
@@ -228,7 +228,7 @@ WEIGHTS: tuple[WeightsChoice, ...] = (
         summary="every kept weight moves with the masks",
     ),
     WeightsChoice(
-        name="lora", home=f"{_ESTIMATORS}.joint_weights:LowRankWeights", learning_rate=DELTA_RATE, by_deltas=True,
+        name="lora", home=f"{_ESTIMATORS}.joint_weights:LowRankWeights", learning_rate=JOINT_DELTA_RATE, by_deltas=True,
         summary="low-rank deltas of all layers move with the masks, W + s B A", hint="low-rank deltas",
     ),
 )
