@@ -252,7 +252,7 @@ class TestSeveralSources:
 
     @pytest.mark.parametrize("source", ["self:", "self:x", "self:0", "self:-3", "self:1.5"])
     def test_a_count_that_is_none_is_refused(self, source: str) -> None:
-        with pytest.raises(ConfigError, match="--data self:.* how many tokens"):
+        with pytest.raises(ConfigError, match=r"--data self:.* how many tokens"):
             load_texts(source, "builtin:heldout")
 
     def test_a_source_that_is_missing_is_named(self, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Text that the dense model writes itself: what it would say, with no other text at hand (`--data self`).
 
-A chat model writes dialogues: from the opening of a user's turn in its own template it samples what a user may ask, then its
-answer (as MAGPIE does, Xu et al., arXiv 2406.08464). Any other model writes documents from the token that separates them. Samples
-are drawn at temperature 0.7, many at a time; turns that do not end within the limits are cut.
+A chat model writes dialogues: from the opening of a user's turn in its own template it samples what a user may ask (as MAGPIE
+does, Xu et al., arXiv 2406.08464) and goes on to its answer; a sample that leaves the template is dropped, an answer that is too
+long is cut. Any other model writes documents from the token that separates them. The temperature is 0.7, and many samples are
+drawn at a time.
 
 The text is kept in the cache folder under a hash of the model and the settings: a second run, and a resumed one, reads it.
 
@@ -12,6 +13,7 @@ Shapes: `B` sequences, `T` tokens.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import time
@@ -38,7 +40,7 @@ log = logging.getLogger(__name__)
 FORMAT = "maskpro-deploy/self-text 1"
 _TEMPERATURE = 0.7  # at 1, answers of a small model fall apart
 _BATCH = 64  # sequences written at a time
-_QUESTION_TOKENS, _ANSWER_TOKENS, _DOCUMENT_TOKENS = 48, 96, 256  # the most of each
+_DIALOGUE_TOKENS, _DOCUMENT_TOKENS = 160, 256  # the most of each
 _LEAST_QUESTION = 3  # tokens; less is no question
 _MARK = "\x00maskpro\x00"  # stands for what a user says, to find the template around it
 _MOST_EMPTY = 3  # batches in a row that give nothing
@@ -75,7 +77,7 @@ def _key(checkpoint: Checkpoint, tokens: int, seed: int) -> str:
     """Hash of all that decides on the text."""
     files = [checkpoint.folder / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
     contents = [hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "" for file in files]
-    limits = [_TEMPERATURE, _BATCH, _QUESTION_TOKENS, _ANSWER_TOKENS, _DOCUMENT_TOKENS]
+    limits = [_TEMPERATURE, _BATCH, _DIALOGUE_TOKENS, _DOCUMENT_TOKENS, _LEAST_QUESTION]
     decides = [FORMAT, __version__, checkpoint.dense_sha256(checkpoint.names), contents, limits, tokens, seed]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
@@ -114,51 +116,59 @@ class _Writer:
     def _write_documents(self) -> list[str]:
         if self._separator is None:
             raise InputError("the model has no token that begins a document, so it cannot write one.\nGive a text by --data.")
-        start = torch.full((_BATCH, 1), self._separator)
-        rows = self._sample(start, torch.ones_like(start), _DOCUMENT_TOKENS, self._separator)
-        return [text for row in rows if (text := self._decode(row).strip())]
+        written = (self._decode(row) for row in self._sample([self._separator], _DOCUMENT_TOKENS))
+        parts = (part.strip() for text in written for part in text.split(self._decode([self._separator])))
+        return [part for part in parts if part]
 
     def _write_dialogues(self) -> list[str]:
         before, after = self._render([{"role": "user", "content": _MARK}]).split(_MARK)[:2]
-        end = self._own.encode(after, add_special_tokens=False).ids[0] if after else self._separator
-        opening = torch.tensor([self._own.encode(before, add_special_tokens=False).ids] * _BATCH)
-        asked = self._sample(opening, torch.ones_like(opening), _QUESTION_TOKENS, end)
-        questions = [self._decode(row).strip() for row in asked if len(row) > _LEAST_QUESTION and row[-1] == end]
-        prompts = [self._render([{"role": "user", "content": q}], answer=True) for q in questions if q]
-        if not prompts:
-            return []
-        tokens, mask = self._pad([self._own.encode(p, add_special_tokens=False).ids for p in prompts])
-        answers = self._sample(tokens, mask, _ANSWER_TOKENS, end)
-        return [
-            prompt + self._tokenizer.decode(answer, skip_special_tokens=False)
-            for prompt, answer in zip(prompts, answers, strict=True)
-            if answer
-        ]
+        end = self._encode(after)[0] if after else self._separator
+        dialogues = []
+        for row in self._sample(self._encode(before), _DIALOGUE_TOKENS):
+            ends = [i for i, token in enumerate(row) if token == end]
+            if not ends or ends[0] < _LEAST_QUESTION:
+                continue
+            question = self._decode(row[: ends[0]])
+            dialogue = before + self._decode(row[: ends[1] + 1] if len(ends) > 1 else row)
+            if len(dialogue) > len(asked := self._render([{"role": "user", "content": question}], answer=True)):
+                dialogues += [dialogue] if dialogue.startswith(asked) else []
+        return dialogues
 
     def _render(self, messages: Sequence[dict[str, str]], *, answer: bool = False) -> str:
         """Messages in the model's template."""
         text: str = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answer)
         return text
 
+    def _encode(self, text: str) -> list[int]:
+        return list(self._own.encode(text, add_special_tokens=False).ids)
+
     def _decode(self, row: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(row, skip_special_tokens=True)
+        text: str = self._tokenizer.decode(row, skip_special_tokens=False)
         return text
 
-    def _pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Rows padded on the left, and their mask.  # (B, T) each"""
-        width = max(map(len, rows))
-        tokens = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
-        return tokens, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-
-    def _sample(self, tokens: Tensor, mask: Tensor, most: int, end: int | None) -> list[list[int]]:
-        """What the model writes after some tokens, to the token `end` at most, which is included.  # (B, T) each"""
-        settings: dict[str, Any] = {"do_sample": True, "temperature": _TEMPERATURE, "top_k": 0, "top_p": 1.0}
+    def _sample(self, opening: Sequence[int], most: int) -> list[list[int]]:
+        """What the model writes after some tokens, each time another; so many tokens."""
+        once = torch.tensor([list(opening)], device=self._place)  # (1, T)
+        tokens = once.repeat(_BATCH, 1)  # (B, T)
         output = self._model.generate(
-            tokens.to(self._place), attention_mask=mask.to(self._place), max_new_tokens=most, eos_token_id=end, pad_token_id=0,
-            **settings,
+            tokens, attention_mask=torch.ones_like(tokens), **self._read_once(once[:, :-1]), max_new_tokens=most,
+            eos_token_id=None, pad_token_id=0, do_sample=True, temperature=_TEMPERATURE, top_k=0, top_p=1.0,
         )  # fmt: skip
-        rows = []
-        for row in output[:, tokens.shape[1] :].tolist():
-            ended = row.index(end) + 1 if end in row else len(row)
-            rows.append(row[:ended])
+        rows: list[list[int]] = output[:, len(opening) :].tolist()
         return rows
+
+    def _read_once(self, tokens: Tensor) -> dict[str, Any]:
+        """The cache of what all sequences begin with, as `generate` takes it.  # (1, T)"""
+        from transformers import DynamicCache
+
+        known = inspect.signature(self._model.forward).parameters
+        name = next((n for n in ("cache", "past_key_values") if n in known), None)
+        if name is None or not tokens.numel():
+            return {}
+        try:
+            cache = DynamicCache(config=self._model.config)
+            self._model(tokens, use_cache=True, **{name: cache})
+            cache.batch_repeat_interleave(_BATCH)
+        except (AttributeError, IndexError, NotImplementedError, TypeError, ValueError):  # its cache is of another kind
+            return {}
+        return {name: cache}

@@ -1,4 +1,4 @@
-"""Masks and kept weights learned together (`--weights train` and `lora`): strict masks, a teacher that stays, resume to the same bits."""
+"""Masks and kept weights learned together (`--weights`): strict masks, a teacher that stays, resume to the same bits."""
 
 from __future__ import annotations
 

@@ -15,10 +15,8 @@ from maskpro_deploy.learn import LearnConfig, learn_checkpoint, self_text
 from maskpro_deploy.learn.self_text import write_text
 from maskpro_deploy.pattern import NMPattern
 
-TEMPLATE = (
-    "{% for m in messages %}{% if m.role == 'user' %}Question: {{ m.content }}.{% else %}Answer: {{ m.content }}.{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}Answer:{% endif %}"
-)
+# a random model does not write what comes between turns by itself, so here nothing does
+TEMPLATE = "{% for m in messages %}Question: {{ m.content }}.{% endfor %}"
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +38,10 @@ def count_tokens(folder: Path, documents: tuple[str, ...]) -> int:
     return sum(len(e.ids) for e in load_tokenizer(folder).encode_batch(list(documents), add_special_tokens=False))
 
 
-def test_a_model_without_a_template_writes_documents(tiny_checkpoint: Path) -> None:
-    text = write_text(tiny_checkpoint, "self", 600)
-    assert count_tokens(tiny_checkpoint, text.documents) >= 500  # words that are cut at their ends come out shorter
+def test_a_model_without_a_template_writes_documents(chat: Path) -> None:
+    (chat / "chat_template.jinja").unlink()
+    text = write_text(chat, "self", 600)
+    assert count_tokens(chat, text.documents) >= 500  # words that are cut at their ends come out shorter
     assert text.name == "self"
     assert text.written_s > 0
 
@@ -52,8 +51,14 @@ def test_a_chat_model_writes_dialogues_in_its_template(chat: Path) -> None:
     assert text.documents
     for document in text.documents:
         assert document.startswith("Question: ")
-        assert ".Answer:" in document
+        assert document.count(".") >= 1
     assert count_tokens(chat, text.documents) >= 300
+
+
+def test_a_sample_that_leaves_the_template_is_dropped(chat: Path) -> None:
+    (chat / "chat_template.jinja").write_text(TEMPLATE.replace(".{%", ".{% if add_generation_prompt %}Answer:{% endif %}{%"))
+    with pytest.raises(CheckFailed, match="writes nothing"):  # a random model never writes "Answer:"
+        write_text(chat, "self", 100)
 
 
 def test_the_same_is_read_again_and_another_seed_writes_another(chat: Path, cache: Path) -> None:
@@ -66,11 +71,14 @@ def test_the_same_is_read_again_and_another_seed_writes_another(chat: Path, cach
     assert write_text(chat, "self:200", 200).documents == first.documents
 
 
-def test_another_template_or_model_is_not_read_from_the_cache(chat: Path, tiny_sparse: Path) -> None:
+def test_another_template_or_model_is_not_read_from_the_cache(chat: Path, tiny_sparse: Path, tmp_path: Path) -> None:
     before = write_text(chat, "self", 200).documents
     (chat / "chat_template.jinja").write_text(TEMPLATE.replace("Question", "Q"))
     assert write_text(chat, "self", 200).documents != before
-    assert write_text(tiny_sparse, "self", 200).documents != before
+    other = tmp_path / "sparse"
+    shutil.copytree(tiny_sparse, other)
+    (other / "chat_template.jinja").write_text(TEMPLATE)
+    assert write_text(other, "self", 200).documents != before
 
 
 def test_a_model_that_says_nothing_is_refused_and_nothing_is_kept(

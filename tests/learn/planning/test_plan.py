@@ -100,7 +100,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "side"), [("learn", "wide"), ("joint", "deep"), ("recover", "deep"), ("joint-lora", "deep"), ("recover-lora", "deep")]
+    ("kind", "side"),
+    [("learn", "wide"), ("joint", "deep"), ("recover", "deep"), ("joint-lora", "deep"), ("recover-lora", "deep")],
 )
 def test_a_real_run_confirms_the_peak(kind: str, side: str, folders: dict[str, Path]) -> None:
     config, recover = kinds_of(LARGE)[kind]

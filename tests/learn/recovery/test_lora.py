@@ -20,8 +20,8 @@ from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import Text
 from maskpro_deploy.errors import ConfigError, Interrupted
 from maskpro_deploy.learn import RecoverConfig, recover_checkpoint
-from maskpro_deploy.learn.model.model import LearningModel
 from maskpro_deploy.learn.kernels.exact_adam import ExactAdam
+from maskpro_deploy.learn.model.model import LearningModel
 from maskpro_deploy.learn.recovery.lora import LoraRecovery
 from maskpro_deploy.torch_lm import load_causal_lm
 from maskpro_deploy.validation import validate
