@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -271,11 +271,13 @@ def save_sparse(
     force: bool = False,
     progress: Progress = SILENT,
     weights: Mapping[str, npt.NDArray[Any]] | None = None,
+    add: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a sparse checkpoint: the dense one with its masks applied, shard by shard, as a whole or not at all.
 
     `learn` says how the masks came about and becomes `learn.json`. `weights` replace some of the checkpoint's, by name, and are
-    cast to their dtypes. `progress` gets the number of shards; with `force`, `out` is replaced if it exists.
+    cast to their dtypes. `add` writes more into the folder. `progress` gets the number of shards; with `force`, `out` is replaced
+    if it exists.
 
     Raises:
         InputError: a mask names a weight that the checkpoint lacks or that has another shape, or `out` exists.
@@ -301,6 +303,8 @@ def save_sparse(
             copy_file(dense.folder / INDEX_FILE, folder / INDEX_FILE)
         masks.save(folder / MASKS_FILE)
         write_json(folder / LEARN_FILE, json.loads(json.dumps(learn)))
+        if add is not None:
+            add(folder)
 
 
 def copy_side_files(source: Path, target: Path) -> None:

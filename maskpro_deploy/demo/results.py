@@ -59,11 +59,11 @@ def build_page(demo: Demo) -> Report:
     below = 100 * quality["below_one_shot"]["recovered"]
     headline = (
         f"Strict {demo.pattern}: held-out perplexity {perplexity['recovered']:.1f} with learned masks and recovered weights, "
-        f"{perplexity['learned']:.1f} with the masks alone, one-shot {perplexity['one-shot']:.1f}, "
+        f"{perplexity['learned']:.1f} before the recovery, one-shot {perplexity['one-shot']:.1f}, "
         f"dense {perplexity['dense']:.1f} ({below:.0f} % below one-shot)."
     )
     phases = [
-        Phase("masks", demo.learned.curve, demo.learned.objective),
+        Phase("masks and deltas", demo.learned.curve, demo.learned.objective),
         Phase("weights", demo.recovered.curve, demo.recovered.objective),
     ]
     sections: list[Section] = [

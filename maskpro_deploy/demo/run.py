@@ -2,7 +2,7 @@
 
 Everything is written to one folder:
 
-    masked/          the checkpoint with learned 2:4 masks
+    masked/          the checkpoint with learned 2:4 masks, and low-rank deltas of its weights
     sparse/          the same with recovered weights
     bundle/          its ONNX bundle, fp32
     bundle-dense/    the dense twin
@@ -27,7 +27,7 @@ from maskpro_deploy.system.extras import require
 
 STEPS: list[tuple[str, Callable[[Demo], None]]] = [
     ("fetch the demo model (once)", fetch),
-    ("learn {pattern} masks", learn),
+    ("learn {pattern} masks, with low-rank deltas of the weights", learn),
     ("recover: train the kept weights against the dense model", recover),
     ("validate: every group of every pruned layer", prove),
     ("export to ONNX and compare with torch", export_bundles),

@@ -25,7 +25,7 @@ class Demo:
     figures: dict[str, Any] = field(default_factory=dict)  # the same for machines
     not_measured: list[str] = field(default_factory=list)  # what this run says nothing about, and why
     dense: Path = Path()
-    masked: Path = field(init=False)  # the checkpoint with learned masks and the dense weights
+    masked: Path = field(init=False)  # the checkpoint with masks and low-rank deltas that were learned together
     sparse: Path = field(init=False)  # the same with recovered weights
     bundle: Path = field(init=False)  # its ONNX bundle
     dense_bundle: Path = field(init=False)  # the dense twin

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from maskpro_deploy.bench.results import wording
+from maskpro_deploy.data import BUILTIN, HELD_OUT, SELF
 from maskpro_deploy.demo.finished_masks import find_masks, forget_masks, keep_masks
 from maskpro_deploy.demo.state import Demo
 from maskpro_deploy.errors import CheckFailed, InputError
@@ -21,11 +22,14 @@ from maskpro_deploy.system.progress import Meter, Meters
 
 if TYPE_CHECKING:
     from maskpro_deploy.bench.sweeps.summary import Verdict
+    from maskpro_deploy.data import Text
     from maskpro_deploy.learn import LearnResult, RecoverResult
 
 R = TypeVar("R")
-_MASKS_SHARE = 0.6  # of the budget: masks first, then the weights that they keep
-_METHOD = "full"
+_MASKS_SHARE = 0.8  # of the budget: masks and low-rank deltas first, then every weight that the masks keep
+_WEIGHTS, _METHOD, _RATE = "lora", "full", 2e-4
+_TEXTS = (BUILTIN, BUILTIN, f"{SELF}:4096")  # in equal shares; dialogues that the model writes keep it able to answer
+_LEAST_TO_WRITE_S = 120.0  # budget; with less, writing would take too much of it
 _EVAL_WINDOW, _EVAL_WINDOWS = 512, 16
 QUESTION = "What is the capital of France?"
 _LATENCY_S = 60.0
@@ -43,12 +47,11 @@ def fetch(demo: Demo) -> None:
 
 
 def learn(demo: Demo) -> None:
-    """Learn the masks; a run that was interrupted goes on where it was."""
-    from maskpro_deploy.data import BUILTIN, HELD_OUT, load_text
+    """Learn the masks, and deltas with them; a run that was interrupted goes on where it was."""
     from maskpro_deploy.learn import LearnConfig, learn_checkpoint
 
-    config = LearnConfig(pattern=demo.pattern, budget_s=_MASKS_SHARE * demo.budget_s, seed=demo.seed)
-    text, heldout = load_text(BUILTIN), load_text(HELD_OUT)
+    config = LearnConfig(pattern=demo.pattern, weights=_WEIGHTS, budget_s=_MASKS_SHARE * demo.budget_s, seed=demo.seed)
+    text, heldout = _read_texts(demo)
 
     def start(*, resume: bool) -> LearnResult:
         meter = Meter("learning", "s")
@@ -66,11 +69,11 @@ def learn(demo: Demo) -> None:
 
 def recover(demo: Demo) -> None:
     """Train the kept weights against the dense model, for what is left of the budget."""
-    from maskpro_deploy.data import BUILTIN, HELD_OUT, load_text
     from maskpro_deploy.learn import RecoverConfig, recover_checkpoint
 
-    config = RecoverConfig(method=_METHOD, budget_s=(1 - _MASKS_SHARE) * demo.budget_s, seed=demo.seed)
-    text, heldout = load_text(BUILTIN), load_text(HELD_OUT)
+    budget_s = (1 - _MASKS_SHARE) * demo.budget_s
+    config = RecoverConfig(method=_METHOD, learning_rate=_RATE, budget_s=budget_s, seed=demo.seed)
+    text, heldout = _read_texts(demo)
 
     def start(*, resume: bool) -> RecoverResult:
         meter = Meter("recovering", "s")
@@ -84,6 +87,17 @@ def recover(demo: Demo) -> None:
         ("recovered", f"{figures['tokens']:,} tokens in {figures['steps']} steps, {figures['seconds']:.0f} s"),
         ("kept weights moved by", f"{100 * figures['moved']:.1f} % of their length"),
     ]
+
+
+def _read_texts(demo: Demo) -> tuple[Text, Text]:
+    """The texts of both phases: the built-in one and, where there is time, what the dense model writes itself."""
+    from maskpro_deploy.data import load_texts
+    from maskpro_deploy.learn.self_text import write_text
+
+    def write(name: str, tokens: int) -> Text:
+        return write_text(demo.dense, name, tokens, seed=demo.seed, progress=Meter("writing", "tokens"))
+
+    return load_texts(_TEXTS if demo.budget_s >= _LEAST_TO_WRITE_S else BUILTIN, HELD_OUT, write)
 
 
 def _go_on(start: Callable[..., R]) -> R:
@@ -109,7 +123,7 @@ def prove(demo: Demo) -> None:
 
 def evaluate(demo: Demo) -> None:
     """Perplexity of the dense, the one-shot, the learned and the recovered model, in fp32 on the same held-out windows."""
-    from maskpro_deploy.data import HELD_OUT, load_text, load_tokenizer, separator_token
+    from maskpro_deploy.data import load_text, load_tokenizer, separator_token
     from maskpro_deploy.evaluate import EvalProtocol, compare_all
     from maskpro_deploy.torch_lm import TorchLM
 
@@ -140,7 +154,7 @@ def evaluate(demo: Demo) -> None:
         ("held-out perplexity, one-shot Wanda mask", f"{values['one-shot'].perplexity:.2f}"),
         *(
             (f"held-out perplexity, {what}", f"{values[name].perplexity:.2f} ({100 * below[name]:.0f} % below one-shot)")
-            for name, what in (("learned", "learned mask"), ("recovered", "learned mask, recovered weights"))
+            for name, what in (("learned", "learned masks and deltas"), ("recovered", "recovered weights"))
         ),
     ]
 

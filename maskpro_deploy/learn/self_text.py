@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = "maskpro-deploy/self-text 1"
 _TEMPERATURE = 0.7  # at 1, answers of a small model fall apart
-_BATCH = 64  # sequences written at a time
+_BATCH, _SEQUENCE_TOKENS = 64, 100  # the most sequences that are written at a time, and what one gives
 _DIALOGUE_TOKENS, _DOCUMENT_TOKENS = 160, 256  # the most of each
 _LEAST_QUESTION = 3  # tokens; less is no question
 _MARK = "\x00maskpro\x00"  # stands for what a user says, to find the template around it
@@ -77,7 +77,7 @@ def _key(checkpoint: Checkpoint, tokens: int, seed: int) -> str:
     """Hash of all that decides on the text."""
     files = [checkpoint.folder / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
     contents = [hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "" for file in files]
-    limits = [_TEMPERATURE, _BATCH, _DIALOGUE_TOKENS, _DOCUMENT_TOKENS, _LEAST_QUESTION]
+    limits = [_TEMPERATURE, _BATCH, _SEQUENCE_TOKENS, _DIALOGUE_TOKENS, _DOCUMENT_TOKENS, _LEAST_QUESTION]
     decides = [FORMAT, __version__, checkpoint.dense_sha256(checkpoint.names), contents, limits, tokens, seed]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
@@ -92,12 +92,13 @@ class _Writer:
         self._tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
         self._model = load_causal_lm(checkpoint.folder, faster_dtype(place)).to(place)
         self._separator = separator_token(checkpoint.folder, self._own)
-        self._seed, self._place = seed, place
+        self._seed, self._place, self._batch = seed, place, _BATCH
 
     def write(self, tokens: int, progress: Progress) -> list[str]:
         """Documents of so many tokens or more."""
         documents: list[str] = []
         written = empty = 0
+        self._batch = min(_BATCH, -(-tokens // _SEQUENCE_TOKENS))
         chats = bool(self._tokenizer.chat_template)
         devices = [torch.cuda.current_device()] if self._place == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.inference_mode():
@@ -149,7 +150,7 @@ class _Writer:
     def _sample(self, opening: Sequence[int], most: int) -> list[list[int]]:
         """What the model writes after some tokens, each time another; so many tokens."""
         once = torch.tensor([list(opening)], device=self._place)  # (1, T)
-        tokens = once.repeat(_BATCH, 1)  # (B, T)
+        tokens = once.repeat(self._batch, 1)  # (B, T)
         output = self._model.generate(
             tokens, attention_mask=torch.ones_like(tokens), **self._read_once(once[:, :-1]), max_new_tokens=most,
             eos_token_id=None, pad_token_id=0, do_sample=True, temperature=_TEMPERATURE, top_k=0, top_p=1.0,
@@ -168,7 +169,7 @@ class _Writer:
         try:
             cache = DynamicCache(config=self._model.config)
             self._model(tokens, use_cache=True, **{name: cache})
-            cache.batch_repeat_interleave(_BATCH)
+            cache.batch_repeat_interleave(self._batch)
         except (AttributeError, IndexError, NotImplementedError, TypeError, ValueError):  # its cache is of another kind
             return {}
         return {name: cache}

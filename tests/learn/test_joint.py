@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from test_learn import Stopper, run
+from stopper import Stopper
+from test_learn import run
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import Text

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from stopper import Stopper
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig
 
 from maskpro_deploy import learn_masks
@@ -43,21 +42,6 @@ CONFIG = LearnConfig(
     evaluations=3,
     dtype="float32",
 )
-
-
-class Stopper:
-    """Progress that interrupts the process at a given step, as Ctrl-C does."""
-
-    def __init__(self, at: int) -> None:
-        self.at, self.calls = at, 0
-
-    def update(self, done: float, total: float, note: str = "") -> None:
-        self.calls += 1
-        if self.calls == self.at:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def close(self) -> None:
-        pass
 
 
 def run(dense: Checkpoint, out: Path, text: Text, heldout: Text, config: LearnConfig = CONFIG, **kwargs: object) -> LearnResult:

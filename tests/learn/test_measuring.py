@@ -15,7 +15,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_learn import CONFIG, Stopper, run
+from stopper import Stopper
+from test_learn import CONFIG, run
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import Text

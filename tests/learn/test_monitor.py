@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_learn import CONFIG, Stopper, run
+from stopper import Stopper
+from test_learn import CONFIG, run
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import Text

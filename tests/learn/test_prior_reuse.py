@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from test_learn import CONFIG, Stopper, run
+from stopper import Stopper
+from test_learn import CONFIG, run
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import Text

@@ -160,8 +160,9 @@ def recover_checkpoint(
     weights = run.collect_weights()
     result = run.result(weights)
     record = run.provenance(text, heldout, result)
-    save_sparse(sparse, run.masks, out, record, force=force, weights=weights)
-    trainer.save_more(out, sparse.folder.name)
+    save_sparse(
+        sparse, run.masks, out, record, force=force, weights=weights, add=partial(trainer.save_more, base=sparse.folder.name)
+    )
     store.discard()
     return result
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_learn import CONFIG, Stopper, run
+from stopper import Stopper
+from test_learn import CONFIG, run
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import Text

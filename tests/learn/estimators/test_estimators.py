@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_learn import Stopper, run
+from stopper import Stopper
+from test_learn import run
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import Text

@@ -11,7 +11,8 @@ import pytest
 import torch
 from decoder_families import write_family
 from safetensors.numpy import load_file
-from test_recover import MASKS, SMALL, Stopper, same_bits
+from stopper import Stopper
+from test_recover import MASKS, SMALL, same_bits
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import Text

@@ -13,7 +13,7 @@ import pytest
 import torch
 from lora_cases import PATTERN, SMALL, WINDOWS, draw, make_factors, start, start_tiny, write_adapter, write_sparse
 from safetensors.numpy import load_file
-from test_recover import Stopper
+from stopper import Stopper
 from torch import Tensor
 
 from maskpro_deploy.checkpoint import Checkpoint

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import pytest
 import torch
 from lora_cases import start_tiny
 from safetensors.numpy import load_file, save_file
+from stopper import Stopper
 
 import maskpro_deploy
 from maskpro_deploy.checkpoint import Checkpoint, apply_mask
@@ -30,21 +29,6 @@ PATTERN = NMPattern(2, 4)
 SMALL: dict[str, Any] = {"window": 32, "batch_tokens": 128, "heldout_tokens": 512, "evaluations": 3, "dtype": "float32"}
 CONFIG = RecoverConfig(steps=12, learning_rate=2e-3, objective="kl", calibration_tokens=128, **SMALL)
 MASKS = LearnConfig(pattern=PATTERN, steps=0, prior="magnitude", calibration_tokens=128, **SMALL)
-
-
-class Stopper:
-    """Progress that interrupts the process at a given step, as Ctrl-C does."""
-
-    def __init__(self, at: int) -> None:
-        self.at, self.calls = at, 0
-
-    def update(self, done: float, total: float, note: str = "") -> None:
-        self.calls += 1
-        if self.calls == self.at:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
