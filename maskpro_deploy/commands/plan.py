@@ -30,6 +30,7 @@ _PARTS = {
     "activations": "activations, kept for the backward pass",
     "head": "output head, a block of tokens",
     "gradients": "gradients and masked weights, one layer at a time",
+    "streams": "hidden states of the text, of both models",
     "prior": "prior (Gram matrices, calibration)",
     "kernels": "scratch memory of matrix products",
     "writing": "writing the result (after the last step)",

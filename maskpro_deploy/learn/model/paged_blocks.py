@@ -99,7 +99,7 @@ def open_paged(checkpoint: Checkpoint, dtype: torch.dtype, place: str) -> Learni
     They can where each of their parameters is a tensor of the checkpoint, by name and shape.
     """
     try:
-        names = _list_block_tensors(checkpoint)
+        names = list_block_tensors(checkpoint)
     except InputError as e:
         log.warning("the whole model is loaded into memory: %s", str(e).splitlines()[0])
         return LearningModel(load_causal_lm(checkpoint.folder, dtype).to(place))
@@ -107,7 +107,7 @@ def open_paged(checkpoint: Checkpoint, dtype: torch.dtype, place: str) -> Learni
     return PagedModel(model, {name: checkpoint.shard_of[name] for name in names}, place)
 
 
-def _list_block_tensors(checkpoint: Checkpoint) -> frozenset[str]:
+def list_block_tensors(checkpoint: Checkpoint) -> frozenset[str]:
     """The parameters of all blocks, each of which is a tensor (InputError: one is not)."""
     model: Any = build_without_weights(checkpoint.folder)
     blocks = decoder_blocks(model)

@@ -5,8 +5,11 @@ keeps is counted and not guessed. The learner's own state is weighed on a real r
 products of the model's shapes and the work on one layer's masks and weights are measured on this machine.
 
     peak = program + max(loading, weights + prior, held + max(step, copied, writing))
-    held = weights + replaced + teacher + state + kernels
+    held = weights + replaced + teacher + state + streams + kernels
     step = activations + max(head, one layer's gradients and mask)
+
+A run of `recover --method block` whose blocks stay on disk has weights, state and activations of single blocks, and `streams`:
+hidden states of its text.
 
 The teacher is what a run holds of the dense model next to the weights that it moves: nothing where weights are frozen, the masked
 layers' with `learn --weights train`, a second model with `recover`.
@@ -18,16 +21,22 @@ alone took less than predicted. The time leaves out attention, norms and activat
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from maskpro_deploy.checkpoint import Checkpoint
+from maskpro_deploy.errors import InputError
 from maskpro_deploy.learn.config import LearnConfig
+from maskpro_deploy.learn.model.calibration import decoder_blocks
+from maskpro_deploy.learn.model.model import LearningModel
+from maskpro_deploy.learn.model.paged_blocks import list_block_tensors
 from maskpro_deploy.learn.model.tensor_names import find_tensors
 from maskpro_deploy.learn.monitor import peak_memory
-from maskpro_deploy.learn.planning.probe import measure_moves, measure_products, weigh_state
+from maskpro_deploy.learn.planning.probe import StateBytes, measure_moves, measure_products, weigh_state
 from maskpro_deploy.learn.planning.runs import PlannedLearning, PlannedRecovery, PlannedRun
 from maskpro_deploy.learn.planning.shapes import count_activations, count_head, count_prior, list_vectors, open_empty
 from maskpro_deploy.learn.recovery.config import RecoverConfig
@@ -38,6 +47,7 @@ _GRADIENT_BYTES = 24  # per weight of the largest layer: masked weight, gradient
 # 80 MB more than everything that is counted
 _KERNEL_BYTES = 50_000_000
 _WRITTEN_BYTES = 4  # weights go into the result as float32, and are cast to the checkpoint's dtype
+_STREAMS = 3  # of the sparse model, of the dense one, and the targets of the block at work
 _MASKLLM_COPIES = 4  # a logit, its gradient and two moments, in fp32
 
 
@@ -55,6 +65,7 @@ class Memory:
     head: int
     gradients: int
     prior: int
+    streams: int  # hidden states of a text that goes from block to block
     loading: int
     kernels: int
     writing: int  # weights that go into the result, and the largest of its files
@@ -63,7 +74,7 @@ class Memory:
     def peak(self) -> int:
         """The most at any time."""
         step = self.activations + max(self.head, self.gradients)
-        held = self.weights + self.replaced + self.teacher + self.state + self.kernels
+        held = self.weights + self.replaced + self.teacher + self.state + self.streams + self.kernels
         return self.program + max(self.loading, self.weights + self.prior, held + max(step, self.copied, self.writing))
 
 
@@ -115,37 +126,90 @@ def plan(
     layers = run.list_layers(model, tensors)
     prunable = sum(layer.weight.numel() for layer in layers.values())
     parameters = sum(p.numel() for p in model.model.parameters())
-    vectors = sum(v.numel() for v in list_vectors(model)) if run.moves_vectors else 0
-    factors = run.rank * sum(sum(layer.weight.shape) for layer in layers.values())
     weighed = weigh_state(run, dtype)
-    state = weighed.count(prunable, vectors, factors)
-    teacher = run.count_teacher_weights(parameters, prunable) * dtype.itemsize
-    on_cpu = device == "cpu"
-    mapped = recover is not None and on_cpu and _stored_dtype(checkpoint, tensors[next(iter(layers))]) == dtype
-    files = [s.stat().st_size for s in checkpoint.shards] if on_cpu else [0]
-    memory = Memory(
-        weights=parameters * dtype.itemsize,
-        replaced=prunable * dtype.itemsize if mapped else 0,
-        teacher=teacher,
-        state=state,
-        copied=weighed.count_copied(prunable, factors),
-        activations=count_activations(model, layers, run),
-        head=count_head(model, run, dtype),
-        gradients=max(layer.weight.numel() for layer in layers.values()) * _GRADIENT_BYTES,
-        prior=0 if recover is not None else count_prior(model, layers, config, dtype),
-        loading=parameters * dtype.itemsize + sum(files) + (0 if recover is None else teacher),
-        program=peak_memory("cpu") if on_cpu else 0,
-        kernels=_KERNEL_BYTES if on_cpu else 0,
-        writing=max(files) + (_WRITTEN_BYTES * prunable if run.trains_weights and on_cpu else 0),
-    )
+    memory = _count_whole(checkpoint, run, config, layers, model, weighed, device, dtype)
+    if recover is not None and run.by_block and _can_page(checkpoint):
+        memory = _count_by_block(memory, run, layers, model, weighed, dtype)
     products = measure_products(run, layers, model, device, dtype) if timed else None
     masks = measure_moves(run, layers, device, dtype) if timed else None
     step = None if products is None or masks is None else products + masks
     theirs = None if run.trains_weights else 4 * _MASKLLM_COPIES * config.pattern.num_masks / config.pattern.m
     return Plan(
         pattern=str(run.pattern), layers=len(layers), prunable=prunable, parameters=parameters, memory=memory, step_s=step,
-        products_s=products, masks_s=masks, state_bytes_per_weight=round(state / prunable, 3), maskllm_bytes_per_weight=theirs,
+        products_s=products, masks_s=masks, state_bytes_per_weight=round(memory.state / prunable, 3),
+        maskllm_bytes_per_weight=theirs,
     )  # fmt: skip
+
+
+def _count_whole(
+    checkpoint: Checkpoint, run: PlannedRun, config: LearnConfig, layers: dict[str, nn.Linear], model: LearningModel,
+    weighed: StateBytes, device: str, dtype: torch.dtype,
+) -> Memory:  # fmt: skip
+    """Memory of a run that has the whole model in it; `config` are the settings of the prior."""
+    recovers, on_cpu = isinstance(run, PlannedRecovery), device == "cpu"
+    prunable = sum(layer.weight.numel() for layer in layers.values())
+    parameters = sum(p.numel() for p in model.model.parameters())
+    vectors = sum(v.numel() for v in list_vectors(model)) if run.moves_vectors else 0
+    factors = run.rank * sum(sum(layer.weight.shape) for layer in layers.values())
+    teacher = run.count_teacher_weights(parameters, prunable) * dtype.itemsize
+    mapped = recovers and on_cpu and _stored_dtype(checkpoint, find_tensors(model, checkpoint)[next(iter(layers))]) == dtype
+    files = [s.stat().st_size for s in checkpoint.shards] if on_cpu else [0]
+    return Memory(
+        weights=parameters * dtype.itemsize,
+        replaced=prunable * dtype.itemsize if mapped else 0,
+        teacher=teacher,
+        state=weighed.count(prunable, vectors, factors),
+        copied=weighed.count_copied(prunable, factors),
+        activations=count_activations(model, layers, run),
+        head=count_head(model, run, dtype),
+        gradients=max(layer.weight.numel() for layer in layers.values()) * _GRADIENT_BYTES,
+        prior=0 if recovers else count_prior(model, layers, config, dtype),
+        streams=0,
+        loading=parameters * dtype.itemsize + sum(files) + (teacher if recovers else 0),
+        program=peak_memory("cpu") if on_cpu else 0,
+        kernels=_KERNEL_BYTES if on_cpu else 0,
+        writing=max(files) + (_WRITTEN_BYTES * prunable if run.trains_weights and on_cpu else 0),
+    )
+
+
+def _can_page(checkpoint: Checkpoint) -> bool:
+    """Whether the blocks of a checkpoint can stay on disk."""
+    try:
+        return bool(list_block_tensors(checkpoint))
+    except InputError:
+        return False
+
+
+def _count_by_block(
+    whole: Memory, run: PlannedRun, layers: dict[str, nn.Linear], model: LearningModel, weighed: StateBytes, dtype: torch.dtype
+) -> Memory:  # fmt: skip
+    """Memory of a run whose blocks stay on disk, from what it would be with the whole model in memory.
+
+    Of each model, what is in no block, the block at work, and while the whole is measured the one that runs.
+    """
+    blocks = decoder_blocks(model.model)
+    size = max(sum(p.numel() for p in block.parameters()) for block in blocks.values())
+    outside = sum(p.numel() for p in model.model.parameters()) - sum(
+        p.numel() for block in blocks.values() for p in block.parameters()
+    )
+    masked = max(sum(y.weight.numel() for n, y in layers.items() if n.startswith(f"{b}.")) for b in blocks)
+    held = (outside + 2 * size) * dtype.itemsize
+    config = run.config
+    share = min(1.0, config.calibration_tokens / (config.sequences * config.window))  # of a step's tokens: no text has more
+    return replace(
+        whole,
+        weights=held,
+        replaced=2 * masked * dtype.itemsize,  # the dense weights under masked ones, and those that the block began with
+        teacher=held,
+        state=weighed.count(masked, 0, 0),
+        copied=weighed.count_copied(masked, 0),
+        activations=math.ceil(share * whole.activations),
+        streams=_STREAMS * config.calibration_tokens * model.head.shape[1] * dtype.itemsize,
+        loading=2 * held,
+        writing=whole.writing
+        - _WRITTEN_BYTES * sum(y.weight.numel() for y in layers.values())
+        + _WRITTEN_BYTES * max(y.weight.numel() for y in layers.values()),
+    )
 
 
 def _stored_dtype(checkpoint: Checkpoint, name: str) -> torch.dtype | None:

@@ -76,12 +76,17 @@ def weigh_state(run: PlannedRun, dtype: torch.dtype) -> StateBytes:
 def measure_products(
     run: PlannedRun, layers: Mapping[str, nn.Linear], model: LearningModel, device: str, dtype: torch.dtype
 ) -> float:
-    """Seconds in matrix products of a step: those of the run in all layers, and as many for the head."""
+    """Seconds in matrix products of a step: those of the run in all layers, and as many for the head.
+
+    A run that goes block by block needs no head; its steps are added up over all blocks.
+    """
     shapes = Counter(tuple(layer.weight.shape) for layer in layers.values())
     tokens = run.config.sequences * run.config.window
     probe = min(_PROBE_TOKENS, tokens)
     total = 0.0
-    for (rows, columns), count in [*shapes.items(), ((model.head.shape[0], model.head.shape[1]), 1)]:
+    if not run.by_block:
+        shapes[tuple(model.head.shape)] += 1
+    for (rows, columns), count in shapes.items():
         x = torch.ones(probe, columns, dtype=dtype, device=device)  # (t, C)
         w = torch.ones(rows, columns, dtype=dtype, device=device)  # (O, C)
         total += run.products * count * _best_seconds(partial(torch.matmul, x, w.t()), device) * tokens / probe

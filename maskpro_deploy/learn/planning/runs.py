@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.loop import TrainingLoop
 from maskpro_deploy.learn.model.model import LearningModel, Windows, prunable_layers
@@ -150,10 +149,6 @@ class PlannedRecovery:
     copies: int = 1
     trains_weights: bool = True
 
-    def __post_init__(self) -> None:
-        if self.by_block:
-            raise ConfigError(f"--recover {self.config.method} cannot be planned; it takes less memory than --recover full.")
-
     @property
     def pattern(self) -> NMPattern:
         return self.learning.pattern if self.masks is None else self.masks.pattern
@@ -188,7 +183,8 @@ class PlannedRecovery:
         layers = prunable_layers(model.model, self.pattern, None, None)
         sizes = {name: layer.weight.abs().float().cpu().numpy() for name, layer in layers.items()}
         masks = MaskSet.from_arrays(self.pattern, {name: self.pattern.top(size) for name, size in sizes.items()}, "")
-        trainer = RecoveryTrainer(model, windows, windows, settings, masks, teacher if self.config.needs_teacher else None, store)
+        kind: type[RecoveryTrainer] = self.config.method_choice.load_trainer()
+        trainer = kind(model, windows, windows, settings, masks, teacher if self.config.needs_teacher else None, store)
         trainer.prepare()
         return trainer
 
