@@ -48,7 +48,7 @@ _HELP = {
     "flip_rate": "Share of groups such a sample changes at first.",
     "parts": "Parts of the layers that such steps try in turn.",
     "learning_rate": "Step of the logits.  [default: the estimator's own]",
-    "weights": f"Whether the kept weights are trained together with the masks: {describe(WEIGHTS)}.",
+    "weights": f"Whether the kept weights are trained together with the masks: {describe(WEIGHTS)}; auto: lora where it can.",
     "weight_rate": f"Step of what is trained of them.  [default: {_RATES}]",
     "weight_decay": "Share of itself by which a trained weight shrinks a step, relative to the rate.",
     "rank": "With --weights lora: rank of the deltas.",

@@ -86,7 +86,7 @@ def _make_trainer(torch: Any, shape: LlamaShape, settings: Settings, ticks: Tick
     from maskpro_deploy.learn.trainer import Trainer as Loop
 
     dtype = choose_dtype(torch, settings)
-    config = LearnConfig(pattern=PATTERN, **make_settings(shape, dtype))
+    config = LearnConfig(pattern=PATTERN, weights="frozen", **make_settings(shape, dtype))
     text, heldout = make_text(shape, config.window)
     return Loop(make_model(torch, shape, settings.device, dtype), text, heldout, config, progress=ticks)
 

@@ -25,6 +25,7 @@ from maskpro_deploy.data import (
     load_texts,
 )
 from maskpro_deploy.errors import InputError, Interrupted
+from maskpro_deploy.learn.choices import AUTO, FROZEN
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.loading import add_change, check_space, learning_device, learning_dtype, load_windows, memory_errors
 from maskpro_deploy.learn.loop import Point
@@ -108,7 +109,7 @@ def learn_masks(
     model: str | Path, data: str | Sequence[str] | Text, config: LearnConfig, *,
     heldout: str | Text = HELD_OUT, progress: Progress = SILENT, observers: Sequence[Observer] = (),
 ) -> MaskSet:  # fmt: skip
-    """Learn the masks of a model and return them.
+    """Learn the masks of a model and return them; its weights stay frozen unless `config` names another choice.
 
     Args:
         model: whatever `models.resolve` takes: a checkpoint folder, `demo`, a `.gguf` file or a Hub id.
@@ -122,6 +123,7 @@ def learn_masks(
         InputError, ConfigError, PatternError, FormatError: something given cannot be used; the message says what.
     """
     checkpoint = Checkpoint.open(resolve(str(model)))
+    config = replace(config, weights=FROZEN) if config.weights == AUTO else config
     write = partial(write_text, checkpoint.folder, seed=config.seed)
     if isinstance(data, Text):
         text, held = data, load_text(heldout) if isinstance(heldout, str) else heldout

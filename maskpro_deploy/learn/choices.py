@@ -25,6 +25,7 @@ BATCH_TOKENS = {"cpu": 512, "cuda": 2048}
 DEFAULT_OBJECTIVE = "ce+kl"
 WEIGHT_RATE = 5e-4  # of Adam on kept weights, at the start
 DELTA_RATE, JOINT_DELTA_RATE = 1e-3, 2e-3  # of Adam on the factors of low-rank deltas, under masks that stay and that move
+FROZEN, JOINT = "frozen", "lora"  # of `WEIGHTS`: nothing moves, and what measured best together with the masks
 RANK, ALPHA = 16, 32.0  # of these, as PEFT has them: deltas are scaled by alpha / rank
 
 
@@ -222,13 +223,13 @@ DISTRIBUTIONS: tuple[DistributionChoice, ...] = (
 )
 
 WEIGHTS: tuple[WeightsChoice, ...] = (
-    WeightsChoice(name="frozen", summary="they stay those of the dense model"),
+    WeightsChoice(name=FROZEN, summary="they stay those of the dense model"),
     WeightsChoice(
         name="train", home=f"{_ESTIMATORS}.joint_weights:KeptWeights", learning_rate=WEIGHT_RATE, hint="every kept weight",
         summary="every kept weight moves with the masks",
     ),
     WeightsChoice(
-        name="lora", home=f"{_ESTIMATORS}.joint_weights:LowRankWeights", learning_rate=JOINT_DELTA_RATE, by_deltas=True,
+        name=JOINT, home=f"{_ESTIMATORS}.joint_weights:LowRankWeights", learning_rate=JOINT_DELTA_RATE, by_deltas=True,
         summary="low-rank deltas of all layers move with the masks, W + s B A", hint="low-rank deltas",
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from maskpro_deploy.errors import ConfigError, check_range
 from maskpro_deploy.learn import choices
@@ -46,8 +46,9 @@ class LearnConfig(RunConfig):
     # of the samples at the start, decaying linearly to 0; 0 runs every step with the argmax mask, which measured best for short
     # budgets (samples stray into masks that are worse, and their gradients say less about the best one)
     temperature: float = 0.0
-    # a name of `choices.WEIGHTS`: whether and how the kept weights move in the same backward pass as the logits
-    weights: str = "frozen"
+    # a name of `choices.WEIGHTS`: whether and how the kept weights move in the same backward pass as the logits; "auto" is what
+    # measured best: low-rank deltas where the estimator can move them and there is anything to learn
+    weights: str = AUTO
     weight_rate: float | None = None  # their step at the start; it decays linearly to 0. None: the choice's own.
     weight_decay: float = 0.0  # by which share of itself a trained weight shrinks a step, relative to the rate
     rank: int = choices.RANK  # of low-rank deltas
@@ -75,7 +76,7 @@ class LearnConfig(RunConfig):
         check_range("--rank", self.rank, least=1)
         check_range("--alpha", self.alpha, above=0)
         if not self.weights_choice.by_deltas and (self.rank, self.alpha) != (choices.RANK, choices.ALPHA):
-            raise ConfigError(f"--rank and --alpha belong to --weights lora, not to {self.weights}.")
+            raise ConfigError(f"--rank and --alpha belong to --weights lora, not to {self.weights_choice.name}.")
         if not self.trains_weights:
             able = " or ".join(choice.name for choice in choices.WEIGHTS if choice.learning_rate is not None)
             for field in ("weight_rate", "weight_decay"):
@@ -87,8 +88,6 @@ class LearnConfig(RunConfig):
             raise ConfigError(f"--weights {self.weights} goes with {able}, not with {self.estimator}{by_block}.")
         elif self.temperature > 0:
             raise ConfigError(f"--weights {self.weights} needs --temperature 0: the weights move under the argmax mask.")
-        elif self.weight_rate is None:
-            object.__setattr__(self, "weight_rate", self.weights_choice.learning_rate)
 
     def _check_estimator(self) -> None:
         estimator = self.estimator_choice  # refuses an objective that it does not learn by
@@ -129,7 +128,16 @@ class LearnConfig(RunConfig):
 
     @property
     def weights_choice(self) -> WeightsChoice:
-        return choices.find(choices.WEIGHTS, self.weights)
+        """What happens to the kept weights; where it is "auto", what measured best."""
+        if self.weights != AUTO:
+            return choices.find(choices.WEIGHTS, self.weights)
+        learns = 0 not in (self.budget_s, self.steps, self.tokens) and self.temperature == 0
+        return choices.find(choices.WEIGHTS, choices.JOINT if learns and self.estimator_choice.moves_weights else choices.FROZEN)
+
+    @property
+    def trained_rate(self) -> float:
+        """The rate of the kept weights at the start; 0 where they are frozen."""
+        return self.weight_rate or self.weights_choice.learning_rate or 0.0
 
     @property
     def pruned_inputs(self) -> bool:
@@ -165,6 +173,9 @@ class LearnConfig(RunConfig):
             return self.objective
         return "ce" if self.prior_update and not self.trains_weights else self.estimator_choice.objective
 
+    def on(self, device: str) -> Self:
+        return dataclasses.replace(RunConfig.on(self, device), weights=self.weights_choice.name)
+
     def to_json(self) -> dict[str, Any]:
         """Every setting, with the pattern as text."""
         return {**dataclasses.asdict(self), "pattern": str(self.pattern)}
@@ -183,5 +194,5 @@ class LearnConfig(RunConfig):
             "estimator": choices.names_of(choices.ESTIMATORS),
             "reward": choices.rewards(),
             "distribution": (AUTO, *choices.names_of(choices.DISTRIBUTIONS)),
-            "weights": choices.names_of(choices.WEIGHTS),
+            "weights": (AUTO, *choices.names_of(choices.WEIGHTS)),
         }

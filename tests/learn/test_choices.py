@@ -174,6 +174,10 @@ def tables() -> list[str]:
         ),
         table(("objective", "what is minimised"), [(f"`{o.name}`", o.summary) for o in choices.OBJECTIVES]),
         table(
+            ("`--weights`", "what happens to the weights", "rate"),
+            [(f"`{w.name}`", w.summary, "" if w.learning_rate is None else f"{w.learning_rate:g}") for w in choices.WEIGHTS],
+        ),
+        table(
             ("method", "what is trained", "learning rate", "state beyond the weights, a kept weight"),
             [
                 (f"`{m.name}`" + (" (default)" if m is choices.METHODS[0] else ""), m.summary, f"{m.learning_rate:g}", m.state)
@@ -183,7 +187,7 @@ def tables() -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(6))
 def test_the_documentation_has_every_entry(number: int) -> None:
-    wanted, page = tables()[number], "recover.md" if number == 4 else "learning.md"
+    wanted, page = tables()[number], "recover.md" if number == 5 else "learning.md"
     assert wanted in (ROOT / "docs" / page).read_text(encoding="utf-8"), f"docs/{page} should have\n{wanted}"

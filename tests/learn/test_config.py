@@ -27,7 +27,10 @@ P = NMPattern(2, 4)
         ({"prior": "guess"}, "--prior guess"),
         ({"prior_update": True}, "--prior-update belongs to --prior sparsegpt"),
         ({"other_weights": True}, "--other-weights belongs to --prior file:PATH; --prior wanda reads no masks"),
-        ({"prior": "sparsegpt", "prior_update": True, "objective": "kl"}, "--objective kl compares with the dense model"),
+        (
+            {"prior": "sparsegpt", "prior_update": True, "objective": "kl", "weights": "frozen"},
+            "--objective kl compares with the dense model",
+        ),
         ({"prior": "none", "refine": True}, "--refine needs a mask"),
         ({"prior_inputs": "own"}, "--prior-inputs own"),
         ({"objective": "mse"}, "--objective mse"),
@@ -48,8 +51,34 @@ def test_without_a_limit_the_default_budget_holds() -> None:
 def test_the_objective_follows_the_estimator_unless_it_is_given() -> None:
     assert LearnConfig(pattern=P).minimised == LearnConfig(pattern=P).on("cpu").objective == "ce+kl"
     assert LearnConfig(pattern=P, estimator="maskllm").minimised == "ce"
-    assert LearnConfig(pattern=P, prior="sparsegpt", prior_update=True).minimised == "ce"  # the dense model is no teacher then
+    updated = {"prior": "sparsegpt", "prior_update": True}
+    assert LearnConfig(pattern=P, weights="frozen", **updated).minimised == "ce"  # the dense model is no teacher then
+    assert LearnConfig(pattern=P, **updated).minimised == "ce+kl"  # it is kept apart
     assert LearnConfig(pattern=P, objective="ce").minimised == "ce"
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights"),
+    [
+        ({}, "lora"),
+        ({"tokens": 1000}, "lora"),
+        ({"prior": "sparsegpt", "prior_update": True}, "lora"),
+        ({"steps": 0}, "frozen"),
+        ({"tokens": 0}, "frozen"),
+        ({"budget_s": 0.0}, "frozen"),
+        ({"temperature": 0.5}, "frozen"),
+        ({"objective": "block"}, "frozen"),
+        ({"estimator": "maskpro"}, "frozen"),
+        ({"estimator": "maskllm"}, "frozen"),
+        ({"weights": "frozen"}, "frozen"),
+        ({"weights": "train"}, "train"),
+    ],
+)
+def test_weights_move_where_they_can_unless_it_is_said_otherwise(settings: dict[str, Any], weights: str) -> None:
+    config = LearnConfig(pattern=P, **settings)
+    assert config.weights_choice.name == config.on("cpu").weights == config.on("cpu").on("cpu").weights == weights
+    assert config.trains_weights == (weights != "frozen")
+    assert config.trained_rate == {"frozen": 0.0, "train": 5e-4, "lora": 2e-3}[weights]
 
 
 def test_tokens_in_a_step_follow_the_device_unless_they_are_given() -> None:

@@ -32,6 +32,7 @@ from maskpro_deploy.torch_lm import load_causal_lm
 PATTERN = NMPattern(2, 4)
 CONFIG = LearnConfig(
     pattern=PATTERN,
+    weights="frozen",
     steps=12,
     window=32,
     batch_tokens=128,

@@ -37,7 +37,7 @@ def test_how_far_each_layer_moved_is_what_numpy_finds_in_the_written_weights(
 
 
 def test_frozen_weights_have_not_moved(dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path) -> None:
-    config = LearnConfig(pattern=NMPattern(2, 4), **SETTINGS)  # type: ignore[arg-type]
+    config = LearnConfig(pattern=NMPattern(2, 4), weights="frozen", **SETTINGS)  # type: ignore[arg-type]
     result = learn_checkpoint(dense.folder, tmp_path / "out", text, heldout, config, device="cpu")
     assert result.moved_by_layer == {}
     assert all(p.moved == 0 for p in result.curve)

@@ -35,7 +35,7 @@ class JointWeights(ABC):
 
     def begin(self, left: float) -> None:
         """Start a step; `left` is the share of the schedules that is left."""
-        self._rate = (self._config.weight_rate or 0.0) * weight_schedule(left)
+        self._rate = self._config.trained_rate * weight_schedule(left)
 
     @abstractmethod
     def take_gradient(self, site: Site, grad_weight: Tensor, under: Tensor, key: int) -> None:

@@ -27,6 +27,7 @@ from maskpro_deploy.torch_lm import load_causal_lm
 PATTERN = NMPattern(2, 4)
 BASE = LearnConfig(
     pattern=PATTERN,
+    weights="frozen",
     steps=6,
     window=32,
     batch_tokens=128,

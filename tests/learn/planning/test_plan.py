@@ -29,7 +29,14 @@ from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.torch_lm import load_causal_lm
 
 LARGE = LearnConfig(
-    pattern=NMPattern(2, 4), steps=1, window=256, batch_tokens=2048, calibration_tokens=256, heldout_tokens=256, dtype="float32"
+    pattern=NMPattern(2, 4),
+    weights="frozen",
+    steps=1,
+    window=256,
+    batch_tokens=2048,
+    calibration_tokens=256,
+    heldout_tokens=256,
+    dtype="float32",
 )
 RUN = """
 import sys
