@@ -60,7 +60,7 @@ def test_a_killed_process_resumes_to_the_same_bits_and_its_log_has_every_step_on
 ) -> None:
     out, log = tmp_path / "out", tmp_path / "log.jsonl"
     root = Path(__file__).resolve().parents[2]
-    paths = [str(root), str(root / "tests"), str(root / "tests" / "learn")]
+    paths = [str(root), str(root / "tests" / "helpers"), str(root / "tests" / "learn")]
     script = SCRIPT.format(paths=paths, dense=str(dense.folder), out=str(out), log=str(log))
     process = subprocess.Popen([sys.executable, "-c", script])
     deadline = time.monotonic() + 120
