@@ -75,7 +75,6 @@ class TextGenerator:
         self.tokenizer = tokenizer
         self.max_model_len = context_length(self.shape, self.config.max_model_len)
         self.observer: Observer | None = None
-        self.load = Load()
         self._scheduler = Scheduler(session, self.config, self._emit)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._live: set[GenerationSequence] = set()
@@ -83,6 +82,20 @@ class TextGenerator:
         self.status = READY  # or DRAINING, STOPPED, DEAD
         self._thread = threading.Thread(target=self._run, name="maskpro-generator", daemon=True)
         self._thread.start()
+
+    @property
+    def load(self) -> Load:
+        """How busy it is now, whatever the thread is doing."""
+        capacity = self.config.max_cache_tokens or self.config.max_num_seqs * self.max_model_len
+        if self.status in (STOPPED, DEAD):
+            return Load(capacity_tokens=capacity)
+        scheduler = self._scheduler
+        return Load(
+            running=scheduler.num_running,
+            waiting=len(scheduler.waiting),
+            cached_tokens=scheduler.cached_tokens,
+            capacity_tokens=capacity,
+        )
 
     @property
     def capacity(self) -> int:
@@ -201,7 +214,6 @@ class TextGenerator:
                     count = self._scheduler.step()
                     if self.observer is not None:
                         self.observer.count_step(count)
-                self.load = self._current_load()
         except BaseException as e:
             log.exception("text generation broke down")
             self._fail_all(e)
@@ -235,16 +247,6 @@ class TextGenerator:
         reason = GeneratorDeadError(f"text generation broke down: {error}")
         for sequence in orphans:
             self._scheduler.fail(sequence, reason)
-        self.load = Load(capacity_tokens=self.load.capacity_tokens)
-
-    def _current_load(self) -> Load:
-        scheduler = self._scheduler
-        return Load(
-            running=scheduler.num_running,
-            waiting=len(scheduler.waiting),
-            cached_tokens=scheduler.cached_tokens,
-            capacity_tokens=self.config.max_cache_tokens or self.config.max_num_seqs * self.max_model_len,
-        )
 
 
 def context_length(shape: ModelShape, wanted: int | None) -> int:

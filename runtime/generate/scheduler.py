@@ -106,12 +106,14 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         """Sequences that hold a place in the batch, or will after reading."""
-        return len(self.running) + (len(self._reading.sequences) if self._reading else 0)
+        reading = self._reading  # another thread may ask
+        return len(self.running) + (len(reading.sequences) if reading else 0)
 
     @property
     def cached_tokens(self) -> int:
         """Tokens in the cache, padding not counted."""
-        return int(self._batch.lengths.sum()) if self._batch is not None else 0
+        batch = self._batch  # another thread may ask
+        return int(batch.lengths.sum()) if batch is not None else 0
 
     def abort(self, sequences: Iterable[GenerationSequence]) -> None:
         """End sequences, wherever they are; finished ones stay as they are."""

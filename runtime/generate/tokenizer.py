@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,32 @@ class TextTokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Tokens of a text; an InputError if it holds half of a surrogate pair, which is not a character."""
+        return self.encode_all([text], add_special_tokens=add_special_tokens)[0]
+
+    def encode_all(self, texts: Sequence[str], *, add_special_tokens: bool = True, most: int | None = None) -> list[list[int]]:
+        """Tokens of several texts, while other threads go on: the batch form gives up the interpreter's lock.
+
+        Args:
+            texts: the texts.
+            add_special_tokens: whether the tokenizer adds its own, such as one at the start.
+            most: tokens that a text may have; one that must have more, by its length, is not encoded.
+
+        Raises:
+            InputError: a text holds half of a surrogate pair, or must have more tokens.
+        """
+        for text in texts if most is not None else ():
+            if (least := len(text) // self._longest) > (most or 0):
+                raise InputError(f"the text has {len(text)} characters, so {least} tokens or more; the context holds {most}.")
         try:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeEncodeError) as e:
             raise InputError(f"the text cannot be turned into tokens: {e}") from e
-        return ids
+        return [list(encoding.ids) for encoding in encodings]
+
+    @cached_property
+    def _longest(self) -> int:
+        """Characters of the longest token's name: no token stands for more."""
+        return max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)), default=1)
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of tokens; bytes that are not UTF-8 become U+FFFD."""

@@ -19,7 +19,7 @@ class ServeConfig:
     api_key: str | None = field(default=None, repr=False)  # clients have to send it as a bearer token; None serves everybody
     served_model_name: str | None = None  # what clients call the model; None takes the bundle's own name
     shutdown_timeout_s: float = 30.0  # how long running requests may go on after a signal to stop
-    max_body_bytes: int = 32 << 20  # longest request
+    max_body_bytes: int | None = None  # longest request; None follows the context, see `limits`
     allowed_origins: tuple[str, ...] = ()  # web pages that may call the server from a browser; "*" for all
 
     def __post_init__(self) -> None:

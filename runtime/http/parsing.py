@@ -1,19 +1,21 @@
 """Reading a request's body.
 
-A field that is unknown is ignored (clients send new ones all the time) and logged once. A field that is known and would change
+A body is counted before it is validated (`limits`), and validation stops at the first error in a list. A field that is null has its
+default, as with OpenAI. A field that is unknown is ignored (clients send new ones all the time) and logged once. A field that is known and would change
 the answer, but is not supported, is an error: it is never silently dropped.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
 from maskpro_deploy.runtime.http.api_errors import ApiError, invalid_request
+from maskpro_deploy.runtime.http.limits import RequestLimits
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +51,22 @@ _logged: set[str] = set()
 R = TypeVar("R", bound=BaseModel)
 
 
-def parse(kind: type[R], body: bytes) -> R:
-    """Read a request; an ApiError if it is not a JSON object, a field has the wrong type, or an unsupported field is used."""
+def parse(kind: type[R], body: bytes, limits: RequestLimits) -> R:
+    """Read a request.
+
+    Raises:
+        ApiError: it is not a JSON object, holds too much, a field has the wrong type, or an unsupported field is used.
+    """
+    limits.check_structure(body)
     try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as e:
+        value = from_json(body, allow_inf_nan=False)
+    except ValueError as e:
         raise invalid_request(f"the body is not valid JSON: {e}", "invalid_json") from e
     if not isinstance(value, dict):
         raise invalid_request("the body has to be a JSON object.", "invalid_json")
+    limits.check(value)
+    if value.get("tool_choice") == "none":  # then tools are not to be used, whatever they are
+        value.pop("tools", None)
     for field, harmless in _UNSUPPORTED.items():
         if value.get(field) is not None and value[field] not in harmless:
             raise invalid_request(f"{field} is not supported by this server.", "unsupported_parameter", field)
@@ -69,8 +79,8 @@ def parse(kind: type[R], body: bytes) -> R:
 
 
 def _to_api_error(error: ValidationError) -> ApiError:
-    """The first thing that is wrong, in one line."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    """What is wrong, in one line: of a field that may be of several types, the error that is deepest inside."""
+    first = max(error.errors(include_url=False, include_context=False, include_input=False), key=lambda e: len(e["loc"]))
     # a union names its own members after the field: only the field is of use to the reader
     parts = [str(part) for part in first["loc"][:3] if part not in ("str", "int", "[key]")]
     field = ".".join(part for part in parts if not part.startswith("list[")) or None

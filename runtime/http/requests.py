@@ -9,7 +9,7 @@ import dataclasses
 from abc import abstractmethod
 from typing import Annotated, Any, Literal, Self, TypeVar, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr, create_model, model_validator
 
 from maskpro_deploy.runtime.generate.sampling_params import MAX_LOGPROBS, SamplingParams
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
@@ -27,6 +27,11 @@ _SPELLINGS = {
     "stop": lambda value: [value] if isinstance(value, str) else value,
 }
 
+# lists whose validation stops at the first error
+Texts = Annotated[list[StrictStr], Field(fail_fast=True)]
+Tokens = Annotated[list[StrictInt], Field(fail_fast=True)]
+_RESERVED = ("messages", "tools", "documents", "bos_token", "eos_token")  # what a template gets from elsewhere
+
 R = TypeVar("R", bound=BaseModel)
 
 
@@ -42,14 +47,23 @@ def accept_sampling_parameters(request: type[R]) -> type[R]:
     return create_model(request.__name__, __base__=request, __module__=request.__module__, __doc__=request.__doc__, **fields)
 
 
-class StreamOptions(BaseModel):
+class Asked(BaseModel):
+    """What a client sends; a field that is null has its default."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _omit_nulls(cls, value: Any) -> Any:
+        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
+class StreamOptions(Asked):
     """What a stream carries in addition to the answer."""
 
     include_usage: bool = False
 
 
 @accept_sampling_parameters
-class GenerationRequest(BaseModel):
+class GenerationRequest(Asked):
     """What both APIs have in common; None means the default."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False, protected_namespaces=())
@@ -73,8 +87,13 @@ class GenerationRequest(BaseModel):
         return self.stream_options is not None and self.stream_options.include_usage
 
     @abstractmethod
-    def encode_prompts(self, tokenizer: TextTokenizer) -> list[list[int]]:
-        """The tokens of each prompt; an ApiError if one is empty, an InputError if one cannot be turned into tokens."""
+    def encode_prompts(self, tokenizer: TextTokenizer, most: int) -> list[list[int]]:
+        """The tokens of each prompt, of which there may be so many.
+
+        Raises:
+            ApiError: one is empty.
+            InputError: one cannot be turned into tokens, or has more.
+        """
 
     @abstractmethod
     def answer_tokens(self, room: int) -> int:
@@ -100,21 +119,23 @@ class GenerationRequest(BaseModel):
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Annotated[str | Texts | Tokens | Annotated[list[Tokens], Field(fail_fast=True)], Field(union_mode="left_to_right")]
     echo: bool = False
     logprobs: int | None = None
     add_special_tokens: bool = True
 
-    def encode_prompts(self, tokenizer: TextTokenizer) -> list[list[int]]:
+    def encode_prompts(self, tokenizer: TextTokenizer, most: int) -> list[list[int]]:
         """The prompt comes in one of four forms."""
         given = [self.prompt] if isinstance(self.prompt, str) else self.prompt
         if not given:
             raise invalid_request("the prompt is empty.", "invalid_value", "prompt")
-        prompts: list[list[int]] = []
-        for item in given:
-            if isinstance(item, int):  # the list is one prompt's tokens
-                return [[t for t in given if isinstance(t, int)]]
-            prompts.append(tokenizer.encode(item, add_special_tokens=self.add_special_tokens) if isinstance(item, str) else item)
+        if isinstance(given[0], int):  # the list is one prompt's tokens
+            return [[t for t in given if isinstance(t, int)]]
+        if isinstance(given[0], str):
+            texts = [text for text in given if isinstance(text, str)]
+            prompts = tokenizer.encode_all(texts, add_special_tokens=self.add_special_tokens, most=most)
+        else:
+            prompts = [tokens for tokens in given if isinstance(tokens, list)]
         if not all(prompts):
             raise invalid_request("a prompt is empty: it has no tokens.", "invalid_value", "prompt")
         return prompts
@@ -131,31 +152,49 @@ class CompletionRequest(GenerationRequest):
         return self.echo
 
 
-class TextPart(BaseModel):
+class TextPart(Asked):
     """One part of a message's content; only text is read."""
 
     type: Literal["text"]
     text: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_others(cls, value: Any) -> Any:
+        kind = value.get("type") if isinstance(value, dict) else None
+        if isinstance(kind, str) and kind != "text":
+            raise ValueError(f"{_name_medium(kind)} are not supported: this model reads text")
+        return value
 
-class Message(BaseModel):
-    """One message of a conversation."""
+
+def _name_medium(kind: str) -> str:
+    """What parts of a kind are, in a word: "images" for `image_url` and `input_image`."""
+    return next((f"{medium}s" for medium in ("image", "video", "file") if medium in kind), f"parts of the type {kind[:40]!r}")
+
+
+class Message(Asked):
+    """One message of a conversation; what it says of tools goes to the template."""
 
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
 
     def for_template(self) -> dict[str, object]:
         """What a chat template reads."""
         content = self.content if isinstance(self.content, str) else "".join(p.text for p in self.content or ())
-        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+        more = {"name": self.name, "tool_calls": self.tool_calls, "tool_call_id": self.tool_call_id}
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": content} | {key: value for key, value in more.items() if value}
 
 
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1)
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
@@ -167,13 +206,15 @@ class ChatRequest(GenerationRequest):
     def _check_logprobs(self) -> Self:
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs=true")
+        if taken := [name for name in _RESERVED if name in (self.chat_template_kwargs or {})]:
+            raise ValueError(f"chat_template_kwargs may not name {taken[0]}, which the template gets from elsewhere")
         return self
 
-    def encode_prompts(self, tokenizer: TextTokenizer) -> list[list[int]]:
+    def encode_prompts(self, tokenizer: TextTokenizer, most: int) -> list[list[int]]:
         """The conversation is one prompt."""
         variables = {"add_generation_prompt": self.add_generation_prompt, **(self.chat_template_kwargs or {})}
         text = tokenizer.render([m.for_template() for m in self.messages], variables)
-        return [tokenizer.encode(text, add_special_tokens=self.add_special_tokens)]
+        return tokenizer.encode_all([text], add_special_tokens=self.add_special_tokens, most=most)
 
     def answer_tokens(self, room: int) -> int:
         """Without a wish, as long as there is room."""
@@ -185,12 +226,12 @@ class ChatRequest(GenerationRequest):
         return ((self.top_logprobs or 0) if self.logprobs else None), None
 
 
-class TokenizeRequest(BaseModel):
+class TokenizeRequest(Asked):
     """POST /tokenize: a text, or messages for the chat template."""
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = None
+    messages: Annotated[list[Message], Field(fail_fast=True)] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool = True
 
@@ -201,7 +242,10 @@ class TokenizeRequest(BaseModel):
         return self
 
     def encode(self, tokenizer: TextTokenizer) -> list[int]:
-        """The tokens; an InputError if the text or the messages cannot be turned into them."""
+        """The tokens; an InputError if the text or the messages cannot be turned into them.
+
+        There is no limit but that of a body: they are counted, not read.
+        """
         text = self.prompt or ""
         if self.messages is not None:
             messages = [m.for_template() for m in self.messages]
@@ -211,8 +255,8 @@ class TokenizeRequest(BaseModel):
         return tokenizer.encode(text, add_special_tokens=special)
 
 
-class DetokenizeRequest(BaseModel):
+class DetokenizeRequest(Asked):
     """POST /detokenize."""
 
     model: str | None = None
-    tokens: list[int]
+    tokens: Tokens

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import TypeVar
 
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -12,6 +14,7 @@ from maskpro_deploy._version import __version__
 from maskpro_deploy.runtime.generate.generator import DEAD, READY, Load, OverloadedError, TextGenerator
 from maskpro_deploy.runtime.http.api_errors import ApiError, invalid_request
 from maskpro_deploy.runtime.http.config import ServeConfig
+from maskpro_deploy.runtime.http.limits import RequestLimits
 from maskpro_deploy.runtime.http.metrics import Metrics
 from maskpro_deploy.runtime.http.parsing import parse
 from maskpro_deploy.runtime.http.requests import (
@@ -23,6 +26,10 @@ from maskpro_deploy.runtime.http.requests import (
 )
 from maskpro_deploy.runtime.http.responses import ChatFormat, CompletionFormat, Format, usage
 from maskpro_deploy.runtime.http.streams import EventStream, TokenStream, collect, unless_disconnected
+
+
+R = TypeVar("R", bound=BaseModel)
+_SHORT_BODY = 1 << 16  # bytes, read within a millisecond
 
 
 class GeneratorSlot:
@@ -77,18 +84,19 @@ class Routes:
         return await self._generate(request, ChatRequest, ChatFormat)
 
     async def tokenize(self, request: Request) -> Response:
-        asked = parse(TokenizeRequest, await self._body(request))
+        asked = await self._read(request, TokenizeRequest)
         generator = self._generator_for(asked.model)
         tokens = await asyncio.to_thread(asked.encode, generator.tokenizer)
         return JSONResponse({"count": len(tokens), "max_model_len": generator.max_model_len, "tokens": tokens})
 
     async def detokenize(self, request: Request) -> Response:
-        asked = parse(DetokenizeRequest, await self._body(request))
+        asked = await self._read(request, DetokenizeRequest)
         generator = self._generator_for(asked.model)
         largest = generator.shape.vocab_size - 1
         if not all(0 <= t <= largest for t in asked.tokens):
             raise invalid_request(f"tokens go from 0 to {largest}.", "invalid_value", "tokens")
-        return JSONResponse({"prompt": generator.tokenizer.decode(asked.tokens, skip_special_tokens=False)})
+        text = await asyncio.to_thread(generator.tokenizer.decode, asked.tokens, skip_special_tokens=False)
+        return JSONResponse({"prompt": text})
 
     async def health(self, request: Request) -> Response:
         status = self._slot.status
@@ -124,21 +132,37 @@ class Routes:
             raise ApiError(404, message, "not_found_error", "model_not_found", "model")
         return self._slot.get()
 
-    async def _body(self, request: Request) -> bytes:
-        """The request's body; an ApiError if it is too long."""
+    async def _read(self, request: Request, kind: type[R]) -> R:
+        """The request that a body holds; a long one is not read on the event loop.
+
+        Raises:
+            ApiError: the body is too long, or no such request.
+            OverloadedError: the model is still loading; nothing is read.
+        """
+        limits = RequestLimits.of(self._slot.get())
+        body = await self._receive(request, limits.body_bytes if self._max_body_bytes is None else self._max_body_bytes)
+        if len(body) <= _SHORT_BODY:
+            return parse(kind, body, limits)
+        return await asyncio.to_thread(parse, kind, body, limits)
+
+    async def _receive(self, request: Request, most: int) -> bytes:
+        """The request's body; an ApiError if it is too long, by its own account or in truth."""
+        told = request.headers.get("content-length", "")
         body = bytearray()
-        async for piece in request.stream():
-            body += piece
-            if len(body) > self._max_body_bytes:
-                message = f"the request is longer than {self._max_body_bytes} bytes."
-                raise ApiError(413, message, "invalid_request_error", "request_too_large")
-        return bytes(body)
+        if not (told.isdecimal() and int(told[:20]) > most):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > most:
+                    break
+            else:
+                return bytes(body)
+        raise ApiError(413, f"the request is longer than {most} bytes.", "invalid_request_error", "request_too_large")
 
     async def _generate(self, request: Request, kind: type[GenerationRequest], form_of: type[Format]) -> Response:
         """Answers to the prompts of a request, whole or as a stream."""
-        asked = parse(kind, await self._body(request))
+        asked = await self._read(request, kind)
         generator = self._generator_for(asked.model)
-        prompts = await asyncio.to_thread(asked.encode_prompts, generator.tokenizer)
+        prompts = await asyncio.to_thread(asked.encode_prompts, generator.tokenizer, generator.max_model_len)
         params = asked.sampling(generator.max_model_len - max(map(len, prompts)))
         form = form_of(
             model=self._slot.model_name,

@@ -101,4 +101,6 @@ def create_app(generator: TextGenerator | GeneratorSlot, config: ServeConfig | N
             expose_headers=[REQUEST_ID],
         )
         middleware.insert(0, cors)
-    return Starlette(routes=table, middleware=middleware, exception_handlers=dict.fromkeys(HANDLED, answer_error))
+    app = Starlette(routes=table, middleware=middleware, exception_handlers=dict.fromkeys(HANDLED, answer_error))
+    app.router.redirect_slashes = False  # a redirect would repeat whatever host a client names
+    return app

@@ -63,6 +63,20 @@ def test_answers_do_not_depend_on_company(generator: TextGenerator, params: dict
             np.testing.assert_allclose([s.logprob for s in other.scores], [s.logprob for s in answer.scores], atol=1e-4)
 
 
+def test_the_load_is_what_there_is_at_any_time(gated: GatedSession, gated_generator: TextGenerator) -> None:
+    """After all readers have gone and nothing has happened since, nothing runs and nothing waits."""
+    asked = [gated_generator.submit([[5, 6]], SamplingParams(max_tokens=50), lambda event: None) for _ in range(4)]
+    gated.allow(3)
+    for _ in range(4):
+        gated.entered.acquire(timeout=30)
+    load = gated_generator.load
+    assert load.running + load.waiting == 4
+    gated_generator.abort([s for sequences in asked for s in sequences])
+    gated.allow(1)
+    assert gated_generator.drain(30)
+    assert (gated_generator.load.running, gated_generator.load.waiting, gated_generator.load.cached_tokens) == (0, 0, 0)
+
+
 def test_without_a_seed_answers_differ(generator: TextGenerator) -> None:
     first, second = generator.generate(["x", "x"], SamplingParams(max_tokens=20))
     assert first.tokens != second.tokens

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,37 @@ from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 @given(text=st.text(max_size=40))
 def test_every_text_survives_tokens_and_back(text_tokenizer: TextTokenizer, text: str) -> None:
     assert text_tokenizer.decode(text_tokenizer.encode(text)) == text
+
+
+def test_other_threads_go_on_while_a_long_text_is_encoded(text_tokenizer: TextTokenizer) -> None:
+    """The longest pause of a thread that wants to work all the time is far below the time of the encoding."""
+    text, pauses, done = "the quick brown fox " * 40_000, [0.0], threading.Event()
+
+    def watch() -> None:
+        last = time.perf_counter()
+        while not done.is_set():
+            time.sleep(0.001)
+            now = time.perf_counter()
+            pauses.append(now - last)
+            last = now
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    started = time.perf_counter()
+    tokens = text_tokenizer.encode(text)
+    taken = time.perf_counter() - started
+    done.set()
+    watcher.join()
+    assert len(tokens) > 100_000
+    assert max(pauses) < 0.5 * taken
+
+
+def test_a_text_that_cannot_fit_is_not_encoded(text_tokenizer: TextTokenizer) -> None:
+    longest = max(len(text_tokenizer.piece(t)) for t in range(320))
+    with pytest.raises(InputError, match=r"500 characters, so .* the context holds 2"):
+        text_tokenizer.encode_all(["a", "a" * 500], most=2)
+    (fits,) = text_tokenizer.encode_all(["a" * (2 * longest)], most=len("a" * (2 * longest)))
+    assert fits
 
 
 def test_parts_of_characters_are_told_apart_by_their_bytes(text_tokenizer: TextTokenizer) -> None:
