@@ -14,7 +14,10 @@ from maskpro_deploy.errors import Interrupted
 from maskpro_deploy.system.extras import require
 
 # the options that are fields of `ServeConfig`; the others are fields of `RuntimeConfig`
-_SERVER = ("host", "port", "api_key", "served_model_name", "shutdown_timeout_s", "allowed_origins")
+_SERVER = (
+    "host", "port", "api_key", "served_model_name", "shutdown_timeout_s", "allowed_origins", "header_timeout_s", "body_timeout_s",
+    "max_connections", "max_body_bytes", "max_tokens_limit", "default_max_tokens",
+)  # fmt: skip
 
 
 @click.command("serve")
@@ -43,6 +46,22 @@ _SERVER = ("host", "port", "api_key", "served_model_name", "shutdown_timeout_s",
     show_default=True,
     help="Time for running answers after a signal to stop.",
 )
+@click.option(
+    "--queue-timeout", "queue_timeout_s", type=DURATION, default="60s", show_default=True,
+    help="Time that an answer may wait for its start; then 503.",
+)  # fmt: skip
+@click.option("--request-timeout", "request_timeout_s", type=DURATION, help="Time that an answer may take; then 504.")
+@click.option(
+    "--header-timeout", "header_timeout_s", type=DURATION, default="10s", show_default=True,
+    help="Time for the headers of a request to arrive.",
+)  # fmt: skip
+@click.option(
+    "--body-timeout", "body_timeout_s", type=DURATION, default="60s", show_default=True, help="Time for its body; then 408."
+)  # fmt: skip
+@click.option("--max-connections", type=int, default=1024, show_default=True, help="Connections at once; more get 503.")
+@click.option("--max-body-bytes", type=int, help="Longest request; by default what the context can use (3 MB for 8,192 tokens).")
+@click.option("--max-tokens-limit", type=int, help="Most tokens of an answer, whatever a client asks for.")
+@click.option("--default-max-tokens", type=int, help="Tokens of a chat's answer where the client does not say.")
 @click.option(
     "--allowed-origins", multiple=True, help="Web page that may call the server from a browser (repeatable; '*' for all)."
 )

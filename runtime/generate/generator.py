@@ -11,8 +11,11 @@ Admission is decided before anything is queued: a full generator says so at once
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,15 +30,23 @@ from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
 
+_PACE_OF, _LONGEST_WAIT_S = 16, 120
 READY, DRAINING, STOPPED, DEAD = "ready", "draining", "stopped", "dead"
 
 
 class OverloadedError(MachineError):
-    """No room for another request now; `reason` is "queue_full", "loading" or "shutting_down"."""
+    """No room for another request now; `reason` is "queue_full", "queue_timeout", "loading" or "shutting_down".
 
-    def __init__(self, message: str, reason: str) -> None:
+    `retry_after_s` is when there may be room.
+    """
+
+    def __init__(self, message: str, reason: str, retry_after_s: int = 1) -> None:
         super().__init__(message)
-        self.reason = reason
+        self.reason, self.retry_after_s = reason, retry_after_s
+
+
+class TookTooLongError(MachineError):
+    """An answer was not finished within the time that the operator allows."""
 
 
 class GeneratorDeadError(MaskProError):
@@ -54,6 +65,25 @@ class Load:
     waiting: int = 0
     cached_tokens: int = 0
     capacity_tokens: int = 1
+
+
+class Pace:
+    """How fast answers end, from the last few of them."""
+
+    def __init__(self) -> None:
+        self._ends: deque[float] = deque(maxlen=_PACE_OF)
+
+    def count(self) -> None:
+        """One more has ended now."""
+        self._ends.append(time.perf_counter())
+
+    def estimate_wait_s(self, answers: int) -> int:
+        """Whole seconds until so many places will have come free: 1 at least, as nothing is known at the start."""
+        ends = tuple(self._ends)
+        if len(ends) < 2:
+            return 1
+        each = (ends[-1] - ends[0]) / (len(ends) - 1)
+        return min(_LONGEST_WAIT_S, max(1, math.ceil(answers * each)))
 
 
 class Observer(Protocol):
@@ -78,6 +108,7 @@ class TextGenerator:
         self._scheduler = Scheduler(session, self.config, self._emit)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._live: set[GenerationSequence] = set()
+        self._pace = Pace()
         self._changed = threading.Condition()  # guards _live and status
         self.status = READY  # or DRAINING, STOPPED, DEAD
         self._thread = threading.Thread(target=self._run, name="maskpro-generator", daemon=True)
@@ -163,10 +194,12 @@ class TextGenerator:
         return [build_completion(len(s.prompt), own) for s, own in zip(sequences, events_of, strict=True)]
 
     def drain(self, timeout_s: float | None = None) -> bool:
-        """Take no new requests and wait for the running ones; whether all were finished in time."""
+        """Take no new requests, refuse those that wait, finish the running ones; whether all were finished in time."""
         with self._changed:
             if self.status == READY:
                 self.status = DRAINING
+                refused = OverloadedError("the server is shutting down.", "shutting_down")
+                self._commands.put(lambda: self._scheduler.refuse(lambda s: not s.times.started, refused))
             return self._changed.wait_for(lambda: not self._live, timeout_s)
 
     def close(self) -> None:
@@ -189,7 +222,8 @@ class TextGenerator:
         if self.status != READY:
             raise OverloadedError("the server is shutting down.", "shutting_down")
         if len(self._live) + wanted > self.capacity and wanted:
-            raise OverloadedError(f"the server is full: {len(self._live)} requests run or wait. Try again later.", "queue_full")
+            message = f"the server is full: {len(self._live)} requests run or wait. Try again later."
+            raise OverloadedError(message, "queue_full", self._pace.estimate_wait_s(wanted))
 
     def _check(self, prompt: Sequence[int], params: SamplingParams) -> None:
         vocab = self.shape.vocab_size
@@ -210,6 +244,7 @@ class TextGenerator:
     def _run(self) -> None:
         try:
             while self._take_commands() or self.status not in (STOPPED, DEAD):
+                self._refuse_late()
                 if not self._scheduler.idle:
                     count = self._scheduler.step()
                     if self.observer is not None:
@@ -217,6 +252,16 @@ class TextGenerator:
         except BaseException as e:
             log.exception("text generation broke down")
             self._fail_all(e)
+
+    def _refuse_late(self) -> None:
+        """End what has waited or run for too long."""
+        now, waiting_s, whole_s = time.perf_counter(), self.config.queue_timeout_s, self.config.request_timeout_s
+        if waiting_s is not None and self._scheduler.waiting:
+            late = OverloadedError(f"no place came free within {waiting_s:g} s.", "queue_timeout", self._pace.estimate_wait_s(1))
+            self._scheduler.refuse(lambda s: not s.times.started and now - s.times.arrived > waiting_s, late)
+        if whole_s is not None:
+            slow = TookTooLongError(f"the answer was not finished within {whole_s:g} s.")
+            self._scheduler.refuse(lambda s: now - s.times.arrived > whole_s, slow)
 
     def _take_commands(self) -> bool:
         """Carry out what was asked for; wait for it if there is nothing else to do. Whether work is left."""
@@ -231,6 +276,7 @@ class TextGenerator:
         if self.observer is not None:
             self.observer.count_event(sequence, event)
         if sequence.finished:
+            self._pace.count()
             with self._changed:
                 self._live.discard(sequence)
                 self._changed.notify_all()

@@ -55,6 +55,8 @@ class RuntimeConfig(SessionConfig, SchedulerConfig):
 
     spin: bool = False  # see `SessionConfig`; off here, because a server shares its machine at least with its own network thread
     max_num_queued_reqs: int = 64  # further sequences that may wait
+    queue_timeout_s: float | None = 60.0  # how long an answer may wait for its start; None for ever
+    request_timeout_s: float | None = None  # how long it may take, waiting included; None for ever
     max_model_len: int | None = None  # longest prompt and answer together, in tokens; None takes the model's own
     check_hashes: bool = False  # read every file of the bundle and compare its SHA-256 before use
 
@@ -62,6 +64,8 @@ class RuntimeConfig(SessionConfig, SchedulerConfig):
         SessionConfig.__post_init__(self)
         SchedulerConfig.__post_init__(self)
         check_range("--max-num-queued-reqs", self.max_num_queued_reqs, least=0)
+        check_range("--queue-timeout", self.queue_timeout_s, above=0)
+        check_range("--request-timeout", self.request_timeout_s, above=0)
         check_range("--max-model-len", self.max_model_len, least=2)
 
 
@@ -124,6 +128,15 @@ class Scheduler:
         if self._reading and all(s.finished for s in self._reading.sequences):
             self._reading = None
         self._compact()
+
+    def refuse(self, unwanted: Callable[[GenerationSequence], bool], error: MaskProError) -> None:
+        """End those sequences with an error, wherever they are; finished ones stay as they are."""
+        reading = self._reading.sequences if self._reading else []
+        chosen = [s for s in (*self.waiting, *reading, *self.running) if not s.finished and unwanted(s)]
+        for sequence in chosen:
+            self.fail(sequence, error)
+        if chosen:
+            self.abort(())
 
     def step(self) -> StepCount:
         """Read a chunk of prompts, then decode one token of each running sequence."""

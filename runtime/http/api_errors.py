@@ -7,18 +7,20 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from maskpro_deploy.errors import InputError, MaskProError
-from maskpro_deploy.runtime.generate.generator import ContextLengthError, OverloadedError
+from maskpro_deploy.runtime.generate.generator import ContextLengthError, OverloadedError, TookTooLongError
 from maskpro_deploy.runtime.generate.sampling_params import SamplingError
 
-RETRY_AFTER_S = 1
 _CLIENT_CLOSED = 499  # nobody reads it; it only shows in logs
 
 
 class ApiError(Exception):
     """An answer other than 200."""
 
-    def __init__(self, status: int, message: str, kind: str, code: str | None = None, param: str | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, kind: str, code: str | None = None, param: str | None = None, *, retry_after_s: int = 1
+    ) -> None:  # fmt: skip
         super().__init__(message)
+        self.retry_after_s = retry_after_s
         self.status = status
         self.kind = kind
         self.code = code
@@ -30,7 +32,7 @@ class ApiError(Exception):
         return {"error": {"message": message, "type": self.kind, "param": param, "code": self.code}}
 
     def response(self) -> JSONResponse:
-        headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": str(RETRY_AFTER_S)}}
+        headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": str(self.retry_after_s)}}
         return JSONResponse(self.body(), self.status, headers.get(self.status))
 
 
@@ -44,7 +46,9 @@ def to_api_error(error: MaskProError) -> ApiError:
     message = str(error)
     match error:
         case OverloadedError():
-            return ApiError(503, message, "overloaded_error", "server_overloaded")
+            return ApiError(503, message, "overloaded_error", "server_overloaded", retry_after_s=error.retry_after_s)
+        case TookTooLongError():
+            return ApiError(504, message, "timeout_error", "request_timeout")
         case ContextLengthError():
             return invalid_request(message, "context_length_exceeded", "max_tokens")
         case SamplingError():

@@ -20,6 +20,11 @@ class ServeConfig:
     served_model_name: str | None = None  # what clients call the model; None takes the bundle's own name
     shutdown_timeout_s: float = 30.0  # how long running requests may go on after a signal to stop
     max_body_bytes: int | None = None  # longest request; None follows the context, see `limits`
+    header_timeout_s: float = 10.0  # for the headers of a request to arrive
+    body_timeout_s: float = 60.0  # and for its body
+    max_connections: int = 1024  # at once; more get 503
+    max_tokens_limit: int | None = None  # most tokens of an answer, whatever a client asks for; None for the context's room
+    default_max_tokens: int | None = None  # of a chat that does not say how many; None for the context's room
     allowed_origins: tuple[str, ...] = ()  # web pages that may call the server from a browser; "*" for all
 
     def __post_init__(self) -> None:
@@ -27,4 +32,9 @@ class ServeConfig:
         check_range("--shutdown-timeout", self.shutdown_timeout_s, least=0, below=math.inf)
         if self.api_key is not None and not self.api_key.strip():
             raise ConfigError("--api-key is empty.\nGive a key, or omit the option (and unset MASKPRO_API_KEY).")
+        for flag, value in (("--header-timeout", self.header_timeout_s), ("--body-timeout", self.body_timeout_s)):
+            check_range(flag, value, above=0, below=math.inf)
+        check_range("--max-connections", self.max_connections, least=1)
+        check_range("--max-tokens-limit", self.max_tokens_limit, least=1)
+        check_range("--default-max-tokens", self.default_max_tokens, least=1)
         check_range("--max-body-bytes", self.max_body_bytes, least=1)

@@ -24,6 +24,7 @@ from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.runtime.generate.generator import TextGenerator
 from maskpro_deploy.runtime.generate.loading import load
 from maskpro_deploy.runtime.http.config import ServeConfig
+from maskpro_deploy.runtime.http.connections import protocol_with_deadline
 from maskpro_deploy.runtime.http.routes import GeneratorSlot
 from maskpro_deploy.runtime.http.server import create_app
 
@@ -79,7 +80,11 @@ class _Lifetime:
         slot = GeneratorSlot(self._config.served_model_name or manifest.model.name)
         app = create_app(slot, self._config)
         quiet: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off", "ws": "none", "server_header": False}
-        server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=_CLOSE_TIMEOUT_S, **quiet))
+        limits: dict[str, Any] = {
+            "http": protocol_with_deadline(self._config.header_timeout_s), "limit_concurrency": self._config.max_connections,
+            "timeout_graceful_shutdown": _CLOSE_TIMEOUT_S,
+        }  # fmt: skip
+        server = uvicorn.Server(uvicorn.Config(app, **limits, **quiet))
         # `request_stop` decides when to stop, not uvicorn's own handling of signals
         server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))

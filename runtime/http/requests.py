@@ -96,8 +96,8 @@ class GenerationRequest(Asked):
         """
 
     @abstractmethod
-    def answer_tokens(self, room: int) -> int:
-        """How long the answer may get, given the room that the longest prompt leaves."""
+    def answer_tokens(self, room: int, default: int | None) -> int:
+        """How long the answer may get, given the room that the longest prompt leaves; `default` is of chats that do not say."""
 
     @property
     @abstractmethod
@@ -109,11 +109,17 @@ class GenerationRequest(Asked):
         """Whether answers begin with their prompts."""
         return False
 
-    def sampling(self, room: int) -> SamplingParams:
-        """The sampling parameters, given the room that the longest prompt leaves; a SamplingError if one is out of its range."""
+    def sampling(self, room: int, *, limit: int | None = None, default: int | None = None) -> SamplingParams:
+        """The sampling parameters, given the room that the longest prompt leaves.
+
+        `limit` is the most tokens of an answer, `default` those of a chat that does not say. A SamplingError if a parameter is
+        out of its range.
+        """
         given: dict[str, Any] = {name: value for name in SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
         logprobs, prompt_logprobs = self.wanted_logprobs
-        return SamplingParams(max_tokens=self.answer_tokens(room), logprobs=logprobs, prompt_logprobs=prompt_logprobs, **given)
+        tokens = self.answer_tokens(room, default)
+        tokens = tokens if limit is None else min(tokens, limit)
+        return SamplingParams(max_tokens=tokens, logprobs=logprobs, prompt_logprobs=prompt_logprobs, **given)
 
 
 class CompletionRequest(GenerationRequest):
@@ -140,7 +146,7 @@ class CompletionRequest(GenerationRequest):
             raise invalid_request("a prompt is empty: it has no tokens.", "invalid_value", "prompt")
         return prompts
 
-    def answer_tokens(self, room: int) -> int:
+    def answer_tokens(self, room: int, default: int | None) -> int:
         return min(_DEFAULT_COMPLETION_TOKENS, max(room, 1)) if self.max_tokens is None else self.max_tokens
 
     @property
@@ -216,10 +222,12 @@ class ChatRequest(GenerationRequest):
         text = tokenizer.render([m.for_template() for m in self.messages], variables)
         return tokenizer.encode_all([text], add_special_tokens=self.add_special_tokens, most=most)
 
-    def answer_tokens(self, room: int) -> int:
-        """Without a wish, as long as there is room."""
+    def answer_tokens(self, room: int, default: int | None) -> int:
+        """Without a wish, the default, or as long as there is room."""
         wanted = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
-        return wanted if wanted is not None else max(room, 1)
+        if wanted is not None:
+            return wanted
+        return max(room, 1) if default is None else max(min(room, default), 1)
 
     @property
     def wanted_logprobs(self) -> tuple[int | None, int | None]:

@@ -68,7 +68,7 @@ class Routes:
 
     def __init__(self, slot: GeneratorSlot, config: ServeConfig) -> None:
         self._slot = slot
-        self._max_body_bytes = config.max_body_bytes
+        self._config = config
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._model_card()]})
@@ -140,7 +140,13 @@ class Routes:
             OverloadedError: the model is still loading; nothing is read.
         """
         limits = RequestLimits.of(self._slot.get())
-        body = await self._receive(request, limits.body_bytes if self._max_body_bytes is None else self._max_body_bytes)
+        most, timeout_s = self._config.max_body_bytes or limits.body_bytes, self._config.body_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                body = await self._receive(request, most)
+        except TimeoutError as e:
+            message = f"the body did not arrive within {timeout_s:g} s."
+            raise ApiError(408, message, "invalid_request_error", "request_timeout") from e
         if len(body) <= _SHORT_BODY:
             return parse(kind, body, limits)
         return await asyncio.to_thread(parse, kind, body, limits)
@@ -163,7 +169,9 @@ class Routes:
         asked = await self._read(request, kind)
         generator = self._generator_for(asked.model)
         prompts = await asyncio.to_thread(asked.encode_prompts, generator.tokenizer, generator.max_model_len)
-        params = asked.sampling(generator.max_model_len - max(map(len, prompts)))
+        config = self._config
+        room = generator.max_model_len - max(map(len, prompts))
+        params = asked.sampling(room, limit=config.max_tokens_limit, default=config.default_max_tokens)
         form = form_of(
             model=self._slot.model_name,
             tokenizer=generator.tokenizer,

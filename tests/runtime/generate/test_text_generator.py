@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from maskpro_deploy.runtime import (
     TextGenerator,
     load,
 )
+from maskpro_deploy.runtime.generate.generator import Pace, TookTooLongError
 from maskpro_deploy.runtime.generate.sampling import NumericError
 from maskpro_deploy.runtime.generate.sequence import Event, FailureEvent, TokenEvent
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
@@ -201,6 +203,7 @@ def test_an_abort_makes_room(gated_generator: TextGenerator, gated: GatedSession
 def test_draining_finishes_what_runs_and_takes_nothing_new(gated_generator: TextGenerator, gated: GatedSession) -> None:
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     gated_generator.submit([[1]], SamplingParams(max_tokens=3, ignore_eos=True), events.put)
+    assert gated.entered.acquire(timeout=30)
     assert not gated_generator.drain(0)
     assert gated_generator.status == "draining"
     with pytest.raises(OverloadedError) as caught:
@@ -209,6 +212,48 @@ def test_draining_finishes_what_runs_and_takes_nothing_new(gated_generator: Text
     gated.open()
     assert gated_generator.drain(30)
     assert len(collect(events, 1)) == 3
+
+
+def test_draining_refuses_what_waits_and_finishes_what_runs(gated_generator: TextGenerator, gated: GatedSession) -> None:
+    running: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    waiting: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    gated_generator.submit([[1]] * 2, SamplingParams(max_tokens=3, ignore_eos=True), running.put)
+    assert gated.entered.acquire(timeout=30)
+    gated_generator.submit([[1]] * 2, SamplingParams(max_tokens=3, ignore_eos=True), waiting.put)
+    gated_generator.drain(0)
+    gated.allow(2)  # the step that was under way reads and decodes; before the next one those that wait are refused
+    refused = collect(waiting, 2)
+    assert [e.error.reason for e in refused if isinstance(e, FailureEvent)] == ["shutting_down"] * 2  # type: ignore[attr-defined]
+    gated.open()
+    assert gated_generator.drain(30)
+    assert len(collect(running, 2)) == 6
+
+
+def test_what_waits_or_runs_for_too_long_is_refused(gated: GatedSession, text_tokenizer: TextTokenizer) -> None:
+    config = RuntimeConfig(max_num_seqs=1, max_num_queued_reqs=2, queue_timeout_s=0.05, request_timeout_s=0.3)
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    with TextGenerator(gated, text_tokenizer, config) as generator:
+        generator.submit([[1]], SamplingParams(max_tokens=200, ignore_eos=True), events.put)
+        assert gated.entered.acquire(timeout=30)
+        generator.submit([[1]], SamplingParams(max_tokens=200, ignore_eos=True), events.put)
+        gated.trickle(0.01)
+        late, slow = (e.error for e in collect(events, 2) if isinstance(e, FailureEvent))
+        assert isinstance(late, OverloadedError)
+        assert late.reason == "queue_timeout"
+        assert isinstance(slow, TookTooLongError)
+        assert (generator.load.running, generator.load.waiting) == (0, 0)
+        gated.open()
+
+
+def test_when_to_come_again_follows_how_fast_answers_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    pace = Pace()
+    assert pace.estimate_wait_s(5) == 1
+    for _ in range(4):
+        pace.count()
+        clock[0] += 3.0
+    assert [pace.estimate_wait_s(n) for n in (1, 5, 1000)] == [3, 15, 120]
 
 
 def test_closing_ends_what_runs_with_an_abort(gated_generator: TextGenerator, gated: GatedSession) -> None:
