@@ -54,7 +54,8 @@ def test_the_package_itself_imports_nothing_heavy():
 
 
 def test_every_command_has_a_file_and_every_file_is_a_command():
-    shared = {"__init__", "options", "setting_options", "gpu_check", "benchmark_serve"}  # the GPU check has a script of its own
+    # the GPU check has a script of its own
+    shared = {"__init__", "options", "run_options", "setting_options", "gpu_check", "benchmark_serve"}
     files = {file.stem for file in Path(commands.__file__).parent.glob("*.py")} - shared
     modules = [module for module, _ in COMMANDS.values()]
     assert sorted(modules) == sorted(files)

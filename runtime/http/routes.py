@@ -27,7 +27,6 @@ from maskpro_deploy.runtime.http.requests import (
 from maskpro_deploy.runtime.http.responses import ChatFormat, CompletionFormat, Format, usage
 from maskpro_deploy.runtime.http.streams import EventStream, TokenStream, collect, unless_disconnected
 
-
 R = TypeVar("R", bound=BaseModel)
 _SHORT_BODY = 1 << 16  # bytes, read within a millisecond
 
