@@ -17,7 +17,7 @@ _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: c
 
 
 def protocol_with_deadline(header_timeout_s: float) -> type[asyncio.Protocol]:
-    """The protocol of uvicorn, which gives the headers of every request so much time from their first byte, or from the connection."""
+    """The protocol of uvicorn, which gives the headers of a request so much time, from the connection or their first byte."""
 
     class DeadlineProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
