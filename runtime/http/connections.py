@@ -17,7 +17,7 @@ _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: c
 
 
 def protocol_with_deadline(header_timeout_s: float) -> type[asyncio.Protocol]:
-    """The protocol of uvicorn, which gives the headers of a request so much time, from the connection or their first byte."""
+    """The protocol of uvicorn, which gives a request's headers so much time, from the connection or their first byte."""
 
     class DeadlineProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
