@@ -1,7 +1,7 @@
 """Reading a request's body.
 
 A body is counted before it is validated (`limits`), and validation stops at the first error in a list. A field that is null has
-its default, as with OpenAI. A field that is unknown is ignored (clients send new ones all the time) and logged once. A known field
+its default, as with OpenAI. A field that is unknown is ignored (clients send new ones) and logged once. A known field
 that would change the answer, but is not supported, is an error: it is never silently dropped.
 """
 
