@@ -16,7 +16,7 @@ from maskpro_deploy.system.extras import require
 # the options that are fields of `ServeConfig`; the others are fields of `RuntimeConfig`
 _SERVER = (
     "host", "port", "api_key", "served_model_name", "shutdown_timeout_s", "allowed_origins", "header_timeout_s", "body_timeout_s",
-    "max_connections", "max_body_bytes", "max_tokens_limit", "default_max_tokens",
+    "max_connections", "api_key_file", "request_log", "max_body_bytes", "max_tokens_limit", "default_max_tokens",
 )  # fmt: skip
 
 
@@ -37,6 +37,10 @@ _SERVER = (
 @click.option(
     "--api-key", envvar="MASKPRO_API_KEY", help="Clients have to send it. Better set MASKPRO_API_KEY: others see options."
 )
+@click.option("--api-key-file", type=PATH, help="File of keys, one a line: NAME: KEY. Logs call clients by these names.")
+@click.option(
+    "--request-log", metavar="FILE", help="Append a line of JSON for every request, without its texts; - for stderr."
+)  # fmt: skip
 @click.option("--served-model-name", help="What clients call the model; the bundle's own name by default.")
 @click.option(
     "--shutdown-timeout",
@@ -87,7 +91,7 @@ def command(bundle: Path, **options: Any) -> None:
 
     server = {name: options.pop(name) for name in _SERVER}
     config = ServeConfig(runtime=RuntimeConfig(**options), **server)
-    if config.api_key is None and config.host not in LOOPBACK:
+    if not config.all_keys and config.host not in LOOPBACK:
         click.echo("warning: whoever reaches this machine can use the model; set MASKPRO_API_KEY to ask for a key", err=True)
     if not serve(bundle, config, lambda url, name: click.echo(f"serving {name} at {url}/v1 (stop with Ctrl-C)", err=True)):
         click.echo("stopped before all answers were finished", err=True)

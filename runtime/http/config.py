@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from maskpro_deploy.errors import ConfigError, check_range
 from maskpro_deploy.runtime.generate.scheduler import RuntimeConfig
+from maskpro_deploy.runtime.http.keys import read_keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +20,8 @@ class ServeConfig:
     port: int = 8000  # 0 takes a free one
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)  # how the bundle is run
     api_key: str | None = field(default=None, repr=False)  # clients have to send it as a bearer token; None serves everybody
+    api_key_file: Path | None = None  # of several keys with names, see `keys`; in addition to the one
+    request_log: str | None = None  # a file that gets a line for every request, "-" for stderr; see `request_log`
     served_model_name: str | None = None  # what clients call the model; None takes the bundle's own name
     shutdown_timeout_s: float = 30.0  # how long running requests may go on after a signal to stop
     max_body_bytes: int | None = None  # longest request; None follows the context, see `limits`
@@ -25,6 +30,7 @@ class ServeConfig:
     max_connections: int = 1024  # at once; more get 503
     max_tokens_limit: int | None = None  # most tokens of an answer, whatever a client asks for; None for the context's room
     default_max_tokens: int | None = None  # of a chat that does not say how many; None for the context's room
+    named_keys: Mapping[str, str] = field(default_factory=dict, init=False, repr=False)  # those of the file
     allowed_origins: tuple[str, ...] = ()  # web pages that may call the server from a browser; "*" for all
 
     def __post_init__(self) -> None:
@@ -37,4 +43,11 @@ class ServeConfig:
         check_range("--max-connections", self.max_connections, least=1)
         check_range("--max-tokens-limit", self.max_tokens_limit, least=1)
         check_range("--default-max-tokens", self.default_max_tokens, least=1)
+        if self.api_key_file is not None:
+            object.__setattr__(self, "named_keys", read_keys(self.api_key_file))
         check_range("--max-body-bytes", self.max_body_bytes, least=1)
+
+    @property
+    def all_keys(self) -> Mapping[str, str]:
+        """Every key by its owner's name."""
+        return {**({"api-key": self.api_key} if self.api_key is not None else {}), **self.named_keys}

@@ -17,6 +17,7 @@ from maskpro_deploy.runtime.http.config import ServeConfig
 from maskpro_deploy.runtime.http.limits import RequestLimits
 from maskpro_deploy.runtime.http.metrics import Metrics
 from maskpro_deploy.runtime.http.parsing import parse
+from maskpro_deploy.runtime.http.request_log import FACTS, describe_answers
 from maskpro_deploy.runtime.http.requests import (
     ChatRequest,
     CompletionRequest,
@@ -185,6 +186,8 @@ class Routes:
             self._slot.metrics.count_rejected(e.reason)
             raise
         self._slot.metrics.count_accepted(params, asked.n)
+        told, streams = stream.prompt_tokens, bool(asked.stream)
+        request.scope[FACTS] = lambda: describe_answers(stream.sequences, told, stream=streams)
         if asked.stream:
             return EventStream(stream, form)
         try:

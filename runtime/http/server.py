@@ -14,8 +14,8 @@ disconnect from everything behind it.
 
 from __future__ import annotations
 
-import hmac
 import re
+import time
 import uuid
 
 from starlette.applications import Starlette
@@ -28,22 +28,24 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from maskpro_deploy.runtime.generate.generator import TextGenerator
 from maskpro_deploy.runtime.http.api_errors import HANDLED, ApiError, answer_error
 from maskpro_deploy.runtime.http.config import ServeConfig
+from maskpro_deploy.runtime.http.keys import ApiKeys
+from maskpro_deploy.runtime.http.request_log import FACTS, RequestLog
 from maskpro_deploy.runtime.http.routes import GeneratorSlot, Routes
 
 REQUEST_ID = "X-Request-Id"
 _GUARDED = ("/v1/", "/tokenize", "/detokenize")
+_LOGGED_PATH = 200  # characters
 _PLAIN_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 
 
 class Gate:
-    """Gives every answer a request id (the client's own, if it is a plain one), and guards the routes that use the model.
+    """Gives every answer a request id (the client's own, if it is a plain one), guards the routes that use the model, and logs.
 
-    They ask for the API key; where it is None, everybody is served.
+    The guarded routes ask for a key; where there is none, everybody is served.
     """
 
-    def __init__(self, app: ASGIApp, api_key: str | None) -> None:
-        self._app = app
-        self._key = api_key.encode() if api_key else None
+    def __init__(self, app: ASGIApp, keys: ApiKeys, log: RequestLog | None = None) -> None:
+        self._app, self._keys, self._log = app, keys, log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,24 +54,37 @@ class Gate:
         headers = Headers(scope=scope)
         given = headers.get(REQUEST_ID, "")
         request_id = given if _PLAIN_ID.fullmatch(given) else uuid.uuid4().hex
+        status: int | None = None
 
         async def send_with_id(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)[REQUEST_ID] = request_id
+                status = message["status"]
             await send(message)
 
-        if self._is_allowed(scope, headers):
-            await self._app(scope, receive, send_with_id)
-            return
-        error = ApiError(401, "the API key is missing or wrong.", "authentication_error", "invalid_api_key")
-        await error.response()(scope, receive, send_with_id)
+        started, owner = time.perf_counter(), self._find_owner(headers)
+        try:
+            if not self._asks_for_key(scope) or owner is not None:
+                await self._app(scope, receive, send_with_id)
+                return
+            error = ApiError(401, "the API key is missing or wrong.", "authentication_error", "invalid_api_key")
+            await error.response()(scope, receive, send_with_id)
+        finally:
+            if self._log is not None:
+                facts = {
+                    "id": request_id, "client": (scope.get("client") or [None])[0], "key": owner, "method": scope["method"],
+                    "path": scope["path"][:_LOGGED_PATH], "status": status, "seconds": round(time.perf_counter() - started, 4),
+                }  # fmt: skip
+                describe = scope.get(FACTS)
+                self._log.write(scope["path"], {**facts, **(describe() if describe is not None else {})})
 
-    def _is_allowed(self, scope: Scope, headers: Headers) -> bool:
-        if self._key is None or not scope["path"].startswith(_GUARDED) or scope["method"] == "OPTIONS":
-            return True
+    def _asks_for_key(self, scope: Scope) -> bool:
+        return bool(self._keys) and scope["path"].startswith(_GUARDED) and scope["method"] != "OPTIONS"
+
+    def _find_owner(self, headers: Headers) -> str | None:
         scheme, _, token = headers.get("Authorization", "").partition(" ")
-        # the comparison takes the same time wherever the first difference is
-        return hmac.compare_digest(token.strip().encode(), self._key) and scheme.lower() == "bearer"
+        return self._keys.find_owner(token) if scheme.lower() == "bearer" else None
 
 
 def create_app(generator: TextGenerator | GeneratorSlot, config: ServeConfig | None = None) -> Starlette:
@@ -91,7 +106,8 @@ def create_app(generator: TextGenerator | GeneratorSlot, config: ServeConfig | N
         Route("/version", routes.version),
         Route("/metrics", routes.metrics),
     ]
-    middleware = [Middleware(Gate, api_key=config.api_key)]
+    log = RequestLog(config.request_log) if config.request_log is not None else None
+    middleware = [Middleware(Gate, keys=ApiKeys(config.all_keys), log=log)]
     if config.allowed_origins:
         cors = Middleware(
             CORSMiddleware,
