@@ -65,7 +65,8 @@ def test_each_key_opens_the_server_and_no_other_does(tmp_path: Path, sparse_bund
     )
     assert "secret" not in repr(config)
     with running_server(sparse_bundle, config) as url:
-        for key, status in [("the one key", 200), ("ann's secret key", 200), ("bob-key-0123", 200), ("line 4", 401), ("ann", 401)]:
+        answers = [("the one key", 200), ("ann's secret key", 200), ("bob-key-0123", 200), ("line 4", 401), ("ann", 401)]
+        for key, status in answers:
             assert httpx2.get(f"{url}/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == status
         assert httpx2.get(f"{url}/v1/models").status_code == 401
         assert httpx2.get(f"{url}/health").status_code == 200
