@@ -94,6 +94,8 @@ class _Lifetime:
         finally:
             server.should_exit = True
             await serving
+            if app.state.request_log is not None:
+                app.state.request_log.close()
 
     async def _serve(self, slot: GeneratorSlot, generator: TextGenerator) -> bool:
         try:

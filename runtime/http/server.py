@@ -118,5 +118,6 @@ def create_app(generator: TextGenerator | GeneratorSlot, config: ServeConfig | N
         )
         middleware.insert(0, cors)
     app = Starlette(routes=table, middleware=middleware, exception_handlers=dict.fromkeys(HANDLED, answer_error))
+    app.state.request_log = log  # to be closed by whoever runs the app
     app.router.redirect_slashes = False  # a redirect would repeat whatever host a client names
     return app

@@ -236,6 +236,7 @@ def test_what_does_not_fit_is_one_plain_error(dense: Checkpoint, tmp_path: Path)
 
 def test_the_command_prints_a_table_or_one_object(dense: Checkpoint) -> None:
     words = ["plan", "--model", str(dense.folder), "--window", "32", "--batch-tokens", "128", "--no-time", "--dtype", "float32"]
+    words += ["--weights", "frozen"]
     text = CliRunner().invoke(cli, words, catch_exceptions=False).stdout
     assert "peak:" in text
     assert "MaskLLM" in text
