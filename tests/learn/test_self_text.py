@@ -15,7 +15,7 @@ from maskpro_deploy.learn import LearnConfig, learn_checkpoint, self_text
 from maskpro_deploy.learn.self_text import write_text
 from maskpro_deploy.pattern import NMPattern
 
-# a random model does not write what comes between turns by itself, so here nothing does
+# nothing stands between turns here: a random model would not write it
 TEMPLATE = "{% for m in messages %}Question: {{ m.content }}.{% endfor %}"
 
 
