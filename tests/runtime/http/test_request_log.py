@@ -66,7 +66,7 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         RequestLog(str(tmp_path / "absent" / "log"))
 
 
-def test_a_full_disk_costs_lines_and_no_request() -> None:
-    log = RequestLog("/dev/full")
-    log.write("/v1/models", {"status": 200})
-    log.close()
+def test_a_full_disk_costs_lines_and_no_request(sparse_bundle: Path) -> None:
+    config = ServeConfig(port=0, runtime=RuntimeConfig(provider="cpu", threads=1), request_log="/dev/full")
+    with running_server(sparse_bundle, config) as url:
+        assert [httpx2.get(f"{url}/v1/models").status_code for _ in range(3)] == [200, 200, 200]
