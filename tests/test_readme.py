@@ -94,14 +94,22 @@ def test_the_python_examples_run(home: Path) -> None:
     assert done.stdout.strip()
 
 
+def _headings(page: str) -> set[str]:
+    """What can follow `#` in a link to a page, as GitHub names headings."""
+    return {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", page, re.M)}
+
+
 def test_links_lead_somewhere() -> None:
     root = Path(__file__).resolve().parent.parent
-    headings = {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", README, re.M)}
+    headings = _headings(README)
     for target in re.findall(r"\]\(([^)\s]+)\)", README):
         if target.startswith("#"):
             assert target[1:] in headings, target
         elif "://" not in target:
-            assert (root / target).exists(), target
+            path, _, heading = target.partition("#")
+            assert (root / path).exists(), target
+            if heading:
+                assert heading in _headings((root / path).read_text(encoding="utf-8")), target
 
 
 def test_the_file_tree_names_what_is_there() -> None:
