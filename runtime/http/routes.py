@@ -12,21 +12,18 @@ from starlette.responses import JSONResponse, Response
 
 from maskpro_deploy._version import __version__
 from maskpro_deploy.runtime.generate.generator import DEAD, READY, Load, OverloadedError, TextGenerator
-from maskpro_deploy.runtime.http.api_errors import ApiError, invalid_request
+from maskpro_deploy.runtime.http.api.chat import ChatFormat, ChatRequest
+from maskpro_deploy.runtime.http.api.completions import CompletionFormat, CompletionRequest
+from maskpro_deploy.runtime.http.api.errors import ApiError, invalid_request
+from maskpro_deploy.runtime.http.api.formats import Format, usage
+from maskpro_deploy.runtime.http.api.limits import RequestLimits
+from maskpro_deploy.runtime.http.api.parsing import parse
+from maskpro_deploy.runtime.http.api.requests import GenerationRequest
+from maskpro_deploy.runtime.http.api.streams import EventStream, TokenStream, collect, unless_disconnected
+from maskpro_deploy.runtime.http.api.tokens import DetokenizeRequest, TokenizeRequest
 from maskpro_deploy.runtime.http.config import ServeConfig
-from maskpro_deploy.runtime.http.limits import RequestLimits
 from maskpro_deploy.runtime.http.metrics import Metrics
-from maskpro_deploy.runtime.http.parsing import parse
 from maskpro_deploy.runtime.http.request_log import FACTS, describe_answers
-from maskpro_deploy.runtime.http.requests import (
-    ChatRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    GenerationRequest,
-    TokenizeRequest,
-)
-from maskpro_deploy.runtime.http.responses import ChatFormat, CompletionFormat, Format, usage
-from maskpro_deploy.runtime.http.streams import EventStream, TokenStream, collect, unless_disconnected
 
 R = TypeVar("R", bound=BaseModel)
 _SHORT_BODY = 1 << 16  # bytes, read within a millisecond

@@ -26,7 +26,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from maskpro_deploy.runtime.generate.generator import TextGenerator
-from maskpro_deploy.runtime.http.api_errors import HANDLED, ApiError, answer_error
+from maskpro_deploy.runtime.http.api.errors import HANDLED, ApiError, answer_error
 from maskpro_deploy.runtime.http.config import ServeConfig
 from maskpro_deploy.runtime.http.keys import ApiKeys
 from maskpro_deploy.runtime.http.request_log import FACTS, RequestLog

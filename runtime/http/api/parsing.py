@@ -14,8 +14,8 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
-from maskpro_deploy.runtime.http.api_errors import ApiError, invalid_request
-from maskpro_deploy.runtime.http.limits import RequestLimits
+from maskpro_deploy.runtime.http.api.errors import ApiError, invalid_request
+from maskpro_deploy.runtime.http.api.limits import RequestLimits
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from maskpro_deploy.runtime.http.api_errors import ApiError
-from maskpro_deploy.runtime.http.limits import RequestLimits
-from maskpro_deploy.runtime.http.parsing import parse
-from maskpro_deploy.runtime.http.requests import ChatRequest, CompletionRequest, DetokenizeRequest
+from maskpro_deploy.runtime.http.api.chat import ChatRequest
+from maskpro_deploy.runtime.http.api.completions import CompletionRequest
+from maskpro_deploy.runtime.http.api.errors import ApiError
+from maskpro_deploy.runtime.http.api.limits import RequestLimits
+from maskpro_deploy.runtime.http.api.parsing import parse
+from maskpro_deploy.runtime.http.api.tokens import DetokenizeRequest
 
 LIMITS = RequestLimits(prompts=80, tokens=8192)
 HELLO = [{"role": "user", "content": "hello"}]

@@ -7,7 +7,9 @@ import dataclasses
 import pytest
 
 from maskpro_deploy.runtime.generate.sampling_params import Range, SamplingError, SamplingParams
-from maskpro_deploy.runtime.http.requests import ChatRequest, CompletionRequest, GenerationRequest
+from maskpro_deploy.runtime.http.api.chat import ChatRequest
+from maskpro_deploy.runtime.http.api.completions import CompletionRequest
+from maskpro_deploy.runtime.http.api.requests import GenerationRequest
 
 COMPLETION = {"prompt": "x"}
 CHAT = {"messages": [{"role": "user", "content": "x"}]}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from maskpro_deploy.runtime.generate.generator import TextGenerator
-from maskpro_deploy.runtime.http.api_errors import invalid_request
+from maskpro_deploy.runtime.http.api.errors import invalid_request
 
 _BODY_BASE, _BODY_PER_TOKEN = 1 << 20, 256  # bytes: for what is no prompt, and for each token of the context
 _OPENINGS_PER_TOKEN = 16  # objects and lists, for each token of the context

@@ -17,8 +17,8 @@ from maskpro_deploy.errors import MaskProError
 from maskpro_deploy.runtime.generate.generator import OverloadedError, TextGenerator
 from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
 from maskpro_deploy.runtime.generate.sequence import ABORT, Completion, Event, FailureEvent, TokenEvent, build_completion
-from maskpro_deploy.runtime.http.api_errors import to_api_error
-from maskpro_deploy.runtime.http.responses import Format, usage
+from maskpro_deploy.runtime.http.api.errors import to_api_error
+from maskpro_deploy.runtime.http.api.formats import Format, usage
 
 
 class TokenStream:

@@ -1,0 +1,130 @@
+"""Chats: what POST /v1/chat/completions takes and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from maskpro_deploy.runtime.generate.sampling import Score
+from maskpro_deploy.runtime.generate.sampling_params import MAX_LOGPROBS
+from maskpro_deploy.runtime.generate.sequence import Completion, Event, TokenEvent
+from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
+from maskpro_deploy.runtime.http.api.formats import Format, Json
+from maskpro_deploy.runtime.http.api.requests import Asked, GenerationRequest
+
+_RESERVED = ("messages", "tools", "documents", "bos_token", "eos_token")  # what a template gets from elsewhere
+
+
+class TextPart(Asked):
+    """One part of a message's content; only text is read."""
+
+    type: Literal["text"]
+    text: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_others(cls, value: Any) -> Any:
+        kind = value.get("type") if isinstance(value, dict) else None
+        if isinstance(kind, str) and kind != "text":
+            raise ValueError(f"{_name_medium(kind)} are not supported: this model reads text")
+        return value
+
+
+def _name_medium(kind: str) -> str:
+    """What parts of a kind are, in a word: "images" for `image_url` and `input_image`."""
+    return next((f"{medium}s" for medium in ("image", "video", "file") if medium in kind), f"parts of the type {kind[:40]!r}")
+
+
+class Message(Asked):
+    """One message of a conversation; what it says of tools goes to the template."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    def for_template(self) -> dict[str, object]:
+        """What a chat template reads."""
+        content = self.content if isinstance(self.content, str) else "".join(p.text for p in self.content or ())
+        more = {"name": self.name, "tool_calls": self.tool_calls, "tool_call_id": self.tool_call_id}
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": content} | {key: value for key, value in more.items() if value}
+
+
+class ChatRequest(GenerationRequest):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1)
+    max_completion_tokens: int | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    add_generation_prompt: bool = True
+    add_special_tokens: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _check_logprobs(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs=true")
+        if taken := [name for name in _RESERVED if name in (self.chat_template_kwargs or {})]:
+            raise ValueError(f"chat_template_kwargs may not name {taken[0]}, which the template gets from elsewhere")
+        return self
+
+    def encode_prompts(self, tokenizer: TextTokenizer, most: int) -> list[list[int]]:
+        """The conversation is one prompt."""
+        variables = {"add_generation_prompt": self.add_generation_prompt, **(self.chat_template_kwargs or {})}
+        text = tokenizer.render([m.for_template() for m in self.messages], variables)
+        return tokenizer.encode_all([text], add_special_tokens=self.add_special_tokens, most=most)
+
+    def answer_tokens(self, room: int, default: int | None) -> int:
+        """Without a wish, the default, or as long as there is room."""
+        wanted = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        if wanted is not None:
+            return wanted
+        return max(room, 1) if default is None else max(min(room, default), 1)
+
+    @property
+    def wanted_logprobs(self) -> tuple[int | None, int | None]:
+        return ((self.top_logprobs or 0) if self.logprobs else None), None
+
+
+@dataclass(kw_only=True)
+class ChatFormat(Format):
+    """Answers of /v1/chat/completions; the first chunk of each choice names the role."""
+
+    _started: set[int] = field(default_factory=set)
+
+    id_prefix = "chatcmpl"
+    object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def _chunk_choice(self, event: Event) -> Json:
+        assert isinstance(event, TokenEvent)
+        delta: Json = {"content": event.text}
+        if event.choice not in self._started:
+            self._started.add(event.choice)
+            delta = {"role": "assistant", **delta}
+        return self._choice(event.choice, {"delta": delta}, [event.score] if event.score else [], event.finish_reason)
+
+    def _whole_choice(self, index: int, answer: Completion) -> Json:
+        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        return self._choice(index, {"message": message}, answer.scores, answer.finish_reason)
+
+    def _choice(self, index: int, content: Json, scores: Sequence[Score], finish_reason: str | None) -> Json:
+        logprobs = self._logprobs(scores) if self.logprobs else None
+        return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason}
+
+    def _logprobs(self, scores: Sequence[Score]) -> Json:
+        def entry(token: int, logprob: float | None) -> Json:
+            return {"token": self.tokenizer.piece(token), "logprob": logprob, "bytes": list(self.tokenizer.token_bytes(token))}
+
+        return {
+            "content": [entry(s.token, s.logprob) | {"top_logprobs": [entry(t, lp) for t, lp in s.top]} for s in scores],
+            "refusal": None,
+        }

@@ -1,0 +1,47 @@
+"""Texts as tokens and back: what POST /tokenize and /detokenize take."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
+from maskpro_deploy.runtime.http.api.chat import Message
+from maskpro_deploy.runtime.http.api.requests import Asked, Tokens
+
+
+class TokenizeRequest(Asked):
+    """POST /tokenize: a text, or messages for the chat template."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(fail_fast=True)] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool = True
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either prompt or messages")
+        return self
+
+    def encode(self, tokenizer: TextTokenizer) -> list[int]:
+        """The tokens; an InputError if the text or the messages cannot be turned into them.
+
+        There is no limit but that of a body: they are counted, not read.
+        """
+        text = self.prompt or ""
+        if self.messages is not None:
+            messages = [m.for_template() for m in self.messages]
+            text = tokenizer.render(messages, {"add_generation_prompt": self.add_generation_prompt})
+        # a template writes its own special tokens
+        special = self.add_special_tokens if self.add_special_tokens is not None else self.messages is None
+        return tokenizer.encode(text, add_special_tokens=special)
+
+
+class DetokenizeRequest(Asked):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: Tokens
