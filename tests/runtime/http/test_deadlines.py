@@ -44,8 +44,8 @@ def read_to_end(client: socket.socket) -> bytes:
 
 @pytest.mark.parametrize("start", [b"", b"GET /live HTTP/1.1\r\n", b"GET /live HTTP/1.1\r\nHost: x\r\nX-Slow: "])
 def test_a_request_that_never_comes_is_ended(url: str, start: bytes) -> None:
+    started = time.monotonic()
     with connect(url) as client:
-        started = time.monotonic()
         client.sendall(start)
         assert read_to_end(client).startswith(b"HTTP/1.1 408")
         assert WAIT_S <= time.monotonic() - started < 20 * WAIT_S
