@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from maskpro_deploy._version import __version__
 from maskpro_deploy.runtime.generate.generator import DEAD, READY, Load, OverloadedError, TextGenerator
+from maskpro_deploy.runtime.generate.model_defaults import ModelDefaults
 from maskpro_deploy.runtime.http.api.chat import ChatFormat, ChatRequest
 from maskpro_deploy.runtime.http.api.completions import CompletionFormat, CompletionRequest
 from maskpro_deploy.runtime.http.api.errors import ApiError, invalid_request
@@ -30,10 +31,14 @@ _SHORT_BODY = 1 << 16  # bytes, read within a millisecond
 
 
 class GeneratorSlot:
-    """A generator, or the fact that it is still loading; with the name and the metrics that clients see meanwhile."""
+    """A generator, or the fact that it is still loading; with the name and the metrics that clients see meanwhile.
 
-    def __init__(self, model_name: str, generator: TextGenerator | None = None) -> None:
+    `defaults` are the model's own, of requests that do not say.
+    """
+
+    def __init__(self, model_name: str, generator: TextGenerator | None = None, *, defaults: ModelDefaults | None = None) -> None:
         self.model_name = model_name
+        self.defaults = defaults or ModelDefaults()
         self.metrics = Metrics(model_name, self._load)
         self._generator: TextGenerator | None = None
         self.created = int(time.time())
@@ -66,13 +71,15 @@ class Routes:
     def __init__(self, slot: GeneratorSlot, config: ServeConfig) -> None:
         self._slot = slot
         self._config = config
+        self._names = tuple(dict.fromkeys((slot.model_name, *config.model_aliases)))
 
     async def models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._model_card()]})
+        return JSONResponse({"object": "list", "data": [self._model_card(name) for name in self._names]})
 
     async def model(self, request: Request) -> Response:
-        self._generator_for(request.path_params["name"])
-        return JSONResponse(self._model_card())
+        name = request.path_params["name"]
+        self._generator_for(name)
+        return JSONResponse(self._model_card(name))
 
     async def completions(self, request: Request) -> Response:
         return await self._generate(request, CompletionRequest, CompletionFormat)
@@ -111,10 +118,10 @@ class Routes:
     async def metrics(self, request: Request) -> Response:
         return Response(self._slot.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    def _model_card(self) -> dict[str, object]:
+    def _model_card(self, name: str) -> dict[str, object]:
         generator = self._slot.get()
         return {
-            "id": self._slot.model_name,
+            "id": name,
             "object": "model",
             "created": self._slot.created,
             "owned_by": "maskpro-deploy",
@@ -123,8 +130,8 @@ class Routes:
         }
 
     def _generator_for(self, name: str | None) -> TextGenerator:
-        """The generator, asked for by the model's name; None takes whatever is served. An ApiError if another model is served."""
-        if name is not None and name != self._slot.model_name:
+        """The generator, asked for by one of the model's names; None takes whatever is served. An ApiError if another model is served."""
+        if name is not None and name not in self._names:
             message = f"the model {name[:100]!r} is not served here; this is {self._slot.model_name!r}."
             raise ApiError(404, message, "not_found_error", "model_not_found", "model")
         return self._slot.get()
@@ -168,7 +175,7 @@ class Routes:
         prompts = await asyncio.to_thread(asked.encode_prompts, generator.tokenizer, generator.max_model_len)
         config = self._config
         room = generator.max_model_len - max(map(len, prompts))
-        params = asked.sampling(room, limit=config.max_tokens_limit, default=config.default_max_tokens)
+        params = asked.sampling(room, limit=config.max_tokens_limit, default=config.default_max_tokens, model=self._slot.defaults)
         form = form_of(
             model=self._slot.model_name,
             tokenizer=generator.tokenizer,

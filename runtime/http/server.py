@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -26,6 +27,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from maskpro_deploy.runtime.generate.generator import TextGenerator
+from maskpro_deploy.runtime.generate.model_defaults import SOURCES, ModelDefaults
 from maskpro_deploy.runtime.http.api.errors import HANDLED, ApiError, answer_error
 from maskpro_deploy.runtime.http.config import ServeConfig
 from maskpro_deploy.runtime.http.keys import ApiKeys
@@ -87,12 +89,17 @@ class Gate:
         return self._keys.find_owner(token) if scheme.lower() == "bearer" else None
 
 
-def create_app(generator: TextGenerator | GeneratorSlot, config: ServeConfig | None = None) -> Starlette:
-    """The app over a generator, or the slot that it will fill (host and port are the business of whoever runs the app)."""
+def create_app(
+    generator: TextGenerator | GeneratorSlot, config: ServeConfig | None = None, defaults: ModelDefaults | None = None
+) -> Starlette:
+    """The app over a generator, or the slot that it will fill (host and port are the business of whoever runs the app).
+
+    `defaults` are the model's own, where no slot has them: see `read_defaults`.
+    """
     config = config or ServeConfig()
     slot = generator
     if not isinstance(slot, GeneratorSlot):
-        slot = GeneratorSlot(config.served_model_name or slot.shape.name, slot)
+        slot = GeneratorSlot(config.served_model_name or slot.shape.name, slot, defaults=defaults)
     routes = Routes(slot, config)
     table = [
         Route("/v1/models", routes.models),
@@ -121,3 +128,8 @@ def create_app(generator: TextGenerator | GeneratorSlot, config: ServeConfig | N
     app.state.request_log = log  # to be closed by whoever runs the app
     app.router.redirect_slashes = False  # a redirect would repeat whatever host a client names
     return app
+
+
+def read_defaults(bundle: Path, config: ServeConfig) -> ModelDefaults:
+    """What a bundle says of requests that do not, if it is to be read; a FormatError if its file is damaged."""
+    return ModelDefaults.read(bundle) if SOURCES[config.generation_config] else ModelDefaults()

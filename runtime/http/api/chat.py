@@ -13,7 +13,7 @@ from maskpro_deploy.runtime.generate.sampling_params import MAX_LOGPROBS
 from maskpro_deploy.runtime.generate.sequence import Completion, Event, TokenEvent
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 from maskpro_deploy.runtime.http.api.formats import Format, Json
-from maskpro_deploy.runtime.http.api.requests import Asked, GenerationRequest
+from maskpro_deploy.runtime.http.api.requests import Asked, GenerationRequest, tokens_of_turn
 
 _RESERVED = ("messages", "tools", "documents", "bos_token", "eos_token")  # what a template gets from elsewhere
 
@@ -82,12 +82,9 @@ class ChatRequest(GenerationRequest):
         text = tokenizer.render([m.for_template() for m in self.messages], variables)
         return tokenizer.encode_all([text], add_special_tokens=self.add_special_tokens, most=most)
 
-    def answer_tokens(self, room: int, default: int | None) -> int:
-        """Without a wish, the default, or as long as there is room."""
+    def answer_tokens(self, room: int, default: int | None, model: int | None) -> int:
         wanted = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
-        if wanted is not None:
-            return wanted
-        return max(room, 1) if default is None else max(min(room, default), 1)
+        return tokens_of_turn(wanted, room, default, model)
 
     @property
     def wanted_logprobs(self) -> tuple[int | None, int | None]:

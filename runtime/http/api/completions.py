@@ -42,8 +42,8 @@ class CompletionRequest(GenerationRequest):
             raise invalid_request("a prompt is empty: it has no tokens.", "invalid_value", "prompt")
         return prompts
 
-    def answer_tokens(self, room: int, default: int | None) -> int:
-        return min(_DEFAULT_TOKENS, max(room, 1)) if self.max_tokens is None else self.max_tokens
+    def answer_tokens(self, room: int, default: int | None, model: int | None) -> int:
+        return min(model or _DEFAULT_TOKENS, max(room, 1)) if self.max_tokens is None else self.max_tokens
 
     @property
     def wanted_logprobs(self) -> tuple[int | None, int | None]:

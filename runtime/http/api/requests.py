@@ -11,6 +11,7 @@ from typing import Annotated, Any, Self, TypeVar, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr, create_model, model_validator
 
+from maskpro_deploy.runtime.generate.model_defaults import ModelDefaults
 from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 
@@ -93,8 +94,11 @@ class GenerationRequest(Asked):
         """
 
     @abstractmethod
-    def answer_tokens(self, room: int, default: int | None) -> int:
-        """How long the answer may get, given the room that the longest prompt leaves; `default` is of chats that do not say."""
+    def answer_tokens(self, room: int, default: int | None, model: int | None) -> int:
+        """How long the answer may get, given the room that the longest prompt leaves.
+
+        Of requests that do not say, `default` is the operator's wish for chats, `model` the model's own.
+        """
 
     @property
     @abstractmethod
@@ -106,14 +110,26 @@ class GenerationRequest(Asked):
         """Whether answers begin with their prompts."""
         return False
 
-    def sampling(self, room: int, *, limit: int | None = None, default: int | None = None) -> SamplingParams:
+    def sampling(
+        self, room: int, *, limit: int | None = None, default: int | None = None, model: ModelDefaults | None = None
+    ) -> SamplingParams:
         """The sampling parameters, given the room that the longest prompt leaves.
 
-        `limit` is the most tokens of an answer, `default` those of a chat that does not say. A SamplingError if a parameter is
-        out of its range.
+        `limit` is the most tokens of an answer, `default` those of a chat that does not say, `model` what counts where neither
+        does. A SamplingError if a parameter is out of its range.
         """
+        model = model or ModelDefaults()
         given: dict[str, Any] = {name: value for name in SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
+        given = {**model.sampling, **given}
         logprobs, prompt_logprobs = self.wanted_logprobs
-        tokens = self.answer_tokens(room, default)
+        tokens = self.answer_tokens(room, default, model.max_tokens)
         tokens = tokens if limit is None else min(tokens, limit)
         return SamplingParams(max_tokens=tokens, logprobs=logprobs, prompt_logprobs=prompt_logprobs, **given)
+
+
+def tokens_of_turn(wanted: int | None, room: int, default: int | None, model: int | None) -> int:
+    """How long a turn of a conversation may get: as it wishes, else the first default there is, or as long as there is room."""
+    if wanted is not None:
+        return wanted
+    first = default if default is not None else model
+    return max(room if first is None else min(room, first), 1)
