@@ -16,10 +16,12 @@ from maskpro_deploy.runtime.generate.model_defaults import ModelDefaults
 from maskpro_deploy.runtime.http.api.chat import ChatFormat, ChatRequest
 from maskpro_deploy.runtime.http.api.completions import CompletionFormat, CompletionRequest
 from maskpro_deploy.runtime.http.api.errors import ApiError, invalid_request
-from maskpro_deploy.runtime.http.api.formats import Format, usage
+from maskpro_deploy.runtime.http.api.formats import AnswerFormat, usage
 from maskpro_deploy.runtime.http.api.limits import RequestLimits
 from maskpro_deploy.runtime.http.api.parsing import parse
 from maskpro_deploy.runtime.http.api.requests import GenerationRequest
+from maskpro_deploy.runtime.http.api.response_events import ResponseFormat
+from maskpro_deploy.runtime.http.api.responses import ResponsesRequest
 from maskpro_deploy.runtime.http.api.streams import EventStream, TokenStream, collect, unless_disconnected
 from maskpro_deploy.runtime.http.api.tokens import DetokenizeRequest, TokenizeRequest
 from maskpro_deploy.runtime.http.config import ServeConfig
@@ -87,6 +89,9 @@ class Routes:
     async def chat(self, request: Request) -> Response:
         return await self._generate(request, ChatRequest, ChatFormat)
 
+    async def responses(self, request: Request) -> Response:
+        return await self._generate(request, ResponsesRequest, ResponseFormat)
+
     async def tokenize(self, request: Request) -> Response:
         asked = await self._read(request, TokenizeRequest)
         generator = self._generator_for(asked.model)
@@ -130,7 +135,7 @@ class Routes:
         }
 
     def _generator_for(self, name: str | None) -> TextGenerator:
-        """The generator, asked for by one of the model's names; None takes whatever is served. An ApiError if another model is served."""
+        """The generator, asked for by one of the model's names; None takes what is served. An ApiError if it is not served."""
         if name is not None and name not in self._names:
             message = f"the model {name[:100]!r} is not served here; this is {self._slot.model_name!r}."
             raise ApiError(404, message, "not_found_error", "model_not_found", "model")
@@ -168,7 +173,7 @@ class Routes:
                 return bytes(body)
         raise ApiError(413, f"the request is longer than {most} bytes.", "invalid_request_error", "request_too_large")
 
-    async def _generate(self, request: Request, kind: type[GenerationRequest], form_of: type[Format]) -> Response:
+    async def _generate(self, request: Request, kind: type[GenerationRequest], form_of: type[AnswerFormat]) -> Response:
         """Answers to the prompts of a request, whole or as a stream."""
         asked = await self._read(request, kind)
         generator = self._generator_for(asked.model)
@@ -182,6 +187,7 @@ class Routes:
             n=asked.n,
             logprobs=params.logprobs is not None,
             include_usage=asked.include_usage,
+            repeated=asked.repeat(params),
             echo=[generator.tokenizer.decode(p) for p in prompts] if asked.repeats_prompt else None,
         )
         try:

@@ -1,7 +1,7 @@
 """The HTTP API: OpenAI's routes over one generator.
 
     GET  /v1/models  /v1/models/{id}           what is served
-    POST /v1/completions  /v1/chat/completions
+    POST /v1/completions  /v1/chat/completions  /v1/responses
     POST /tokenize  /detokenize
     GET  /health     200 if requests are taken, 503 while loading, shutting down or broken (readiness)
     GET  /live       200 unless broken (liveness)
@@ -106,6 +106,7 @@ def create_app(
         Route("/v1/models/{name:path}", routes.model),
         Route("/v1/completions", routes.completions, methods=["POST"]),
         Route("/v1/chat/completions", routes.chat, methods=["POST"]),
+        Route("/v1/responses", routes.responses, methods=["POST"]),
         Route("/tokenize", routes.tokenize, methods=["POST"]),
         Route("/detokenize", routes.detokenize, methods=["POST"]),
         Route("/health", routes.health),

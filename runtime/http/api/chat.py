@@ -29,11 +29,11 @@ class TextPart(Asked):
     def _refuse_others(cls, value: Any) -> Any:
         kind = value.get("type") if isinstance(value, dict) else None
         if isinstance(kind, str) and kind != "text":
-            raise ValueError(f"{_name_medium(kind)} are not supported: this model reads text")
+            raise ValueError(f"{name_medium(kind)} are not supported: this model reads text")
         return value
 
 
-def _name_medium(kind: str) -> str:
+def name_medium(kind: str) -> str:
     """What parts of a kind are, in a word: "images" for `image_url` and `input_image`."""
     return next((f"{medium}s" for medium in ("image", "video", "file") if medium in kind), f"parts of the type {kind[:40]!r}")
 
@@ -118,9 +118,7 @@ class ChatFormat(Format):
         return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason}
 
     def _logprobs(self, scores: Sequence[Score]) -> Json:
-        def entry(token: int, logprob: float | None) -> Json:
-            return {"token": self.tokenizer.piece(token), "logprob": logprob, "bytes": list(self.tokenizer.token_bytes(token))}
-
+        entry = self.score_entry
         return {
             "content": [entry(s.token, s.logprob) | {"top_logprobs": [entry(t, lp) for t, lp in s.top]} for s in scores],
             "refusal": None,

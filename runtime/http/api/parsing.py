@@ -47,6 +47,7 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "documents": ([],),
 }
 _logged: set[str] = set()
+_LONGEST_NAME = 100  # characters of a field's name that an error repeats
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -82,8 +83,8 @@ def _to_api_error(error: ValidationError) -> ApiError:
     """What is wrong, in one line: of a field that may be of several types, the error that is deepest inside."""
     first = max(error.errors(include_url=False, include_context=False, include_input=False), key=lambda e: len(e["loc"]))
     # a union names its own members after the field: only the field is of use to the reader
-    parts = [str(part) for part in first["loc"][:3] if part not in ("str", "int", "[key]")]
-    field = ".".join(part for part in parts if not part.startswith("list[")) or None
+    parts = [str(part)[:_LONGEST_NAME] for part in first["loc"] if part not in ("str", "int", "[key]")]
+    field = ".".join([part for part in parts if not part.startswith("list[")][:3]) or None
     message = first["msg"].removeprefix("Value error, ")
     return invalid_request(f"{field}: {message}" if field else message, "invalid_value", field)
 

@@ -105,6 +105,10 @@ class GenerationRequest(Asked):
     def wanted_logprobs(self) -> tuple[int | None, int | None]:
         """How many of the likeliest tokens to report, for the answer and for the prompt; None for nothing."""
 
+    def repeat(self, params: SamplingParams) -> dict[str, object]:
+        """What an answer says of its request; `params` are what it was answered with."""
+        return {}
+
     @property
     def repeats_prompt(self) -> bool:
         """Whether answers begin with their prompts."""

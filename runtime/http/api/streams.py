@@ -18,7 +18,7 @@ from maskpro_deploy.runtime.generate.generator import OverloadedError, TextGener
 from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
 from maskpro_deploy.runtime.generate.sequence import ABORT, Completion, Event, FailureEvent, TokenEvent, build_completion
 from maskpro_deploy.runtime.http.api.errors import to_api_error
-from maskpro_deploy.runtime.http.api.formats import Format, usage
+from maskpro_deploy.runtime.http.api.formats import AnswerFormat, usage
 
 
 class TokenStream:
@@ -80,24 +80,30 @@ async def _wait_for_disconnect(receive: Receive) -> None:
         pass
 
 
-async def _chunks(stream: TokenStream, form: Format) -> AsyncIterator[str]:
-    """Server-sent events: one for each token, the token counts if asked for, `[DONE]`; or an error as the last one."""
+async def _chunks(stream: TokenStream, form: AnswerFormat) -> AsyncIterator[str]:
+    """Server-sent events: what the form says of each token, and before and after them all; or an error as the last one."""
     generated = 0
+    for part in form.opening():
+        yield _sse(part)
     try:
         async for event in stream:
             generated += isinstance(event, TokenEvent) and event.score is not None
-            if (chunk := form.chunk(event)) is not None:
-                yield _sse(chunk)
+            for part in form.pieces(event):
+                yield _sse(part)
     except MaskProError as e:
-        yield _sse(to_api_error(e).body())
+        for part in form.failure(to_api_error(e).body()):
+            yield _sse(part)
         return
-    if form.include_usage:
-        yield _sse(form.usage_chunk(usage(stream.prompt_tokens, generated)))
-    yield "data: [DONE]\n\n"
+    for part in form.closing(usage(stream.prompt_tokens, generated)):
+        yield _sse(part)
+    if form.ends_with_done:
+        yield "data: [DONE]\n\n"
 
 
 def _sse(value: dict[str, object]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    """One event; one that says its type is called by it."""
+    name = f"event: {value['type']}\n" if "type" in value else ""
+    return f"{name}data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
 class EventStream(StreamingResponse):
@@ -105,7 +111,7 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, stream: TokenStream, form: Format) -> None:
+    def __init__(self, stream: TokenStream, form: AnswerFormat) -> None:
         super().__init__(_chunks(stream, form), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self._stream = stream
 
