@@ -6,6 +6,7 @@
     GET  /health     200 if requests are taken, 503 while loading, shutting down or broken (readiness)
     GET  /live       200 unless broken (liveness)
     GET  /version  /metrics
+    GET  /openapi.json  /docs    the description of all this, see `openapi`
 
 `create_app` makes a starlette app; `lifecycle.py` runs it. A client that goes away ends its own generation, whether it streams or
 not. The gate in front (request ids, the API key) is plain ASGI on purpose: starlette's BaseHTTPMiddleware hides the client's
@@ -31,6 +32,7 @@ from maskpro_deploy.runtime.generate.model_defaults import SOURCES, ModelDefault
 from maskpro_deploy.runtime.http.api.errors import HANDLED, ApiError, answer_error
 from maskpro_deploy.runtime.http.config import ServeConfig
 from maskpro_deploy.runtime.http.keys import ApiKeys
+from maskpro_deploy.runtime.http.openapi.routes import Description
 from maskpro_deploy.runtime.http.request_log import FACTS, RequestLog
 from maskpro_deploy.runtime.http.routes import GeneratorSlot, Routes
 
@@ -114,6 +116,8 @@ def create_app(
         Route("/version", routes.version),
         Route("/metrics", routes.metrics),
     ]
+    if config.docs:
+        table += Description(keys=bool(config.all_keys), defaults=slot.defaults).routes()
     log = RequestLog(config.request_log) if config.request_log is not None else None
     middleware = [Middleware(Gate, keys=ApiKeys(config.all_keys), log=log)]
     if config.allowed_origins:

@@ -60,13 +60,17 @@ class Message(Asked):
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1)
-    max_completion_tokens: int | None = None
-    logprobs: bool = False
-    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
-    add_generation_prompt: bool = True
-    add_special_tokens: bool = False
-    chat_template_kwargs: dict[str, Any] | None = None
+    messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1, description="The conversation so far.")
+    max_completion_tokens: int | None = Field(
+        default=None, description="Most tokens of an answer.", json_schema_extra={"minimum": 0}
+    )
+    logprobs: bool = Field(default=False, description="Report log-probabilities.")
+    top_logprobs: int | None = Field(
+        default=None, ge=0, le=MAX_LOGPROBS, description="And those of so many of the likeliest tokens; needs logprobs."
+    )
+    add_generation_prompt: bool = Field(default=True, description="Let the template begin the answer.")
+    add_special_tokens: bool = Field(default=False, description="Add the tokenizer's special tokens to the template's.")
+    chat_template_kwargs: dict[str, Any] | None = Field(default=None, description="Further variables of the template.")
 
     @model_validator(mode="after")
     def _check_logprobs(self) -> Self:

@@ -79,6 +79,11 @@ def parse(kind: type[R], body: bytes, limits: RequestLimits) -> R:
     return request
 
 
+def unsupported_fields() -> tuple[str, ...]:
+    """The known fields that are refused if they ask for something."""
+    return tuple(_UNSUPPORTED)
+
+
 def _to_api_error(error: ValidationError) -> ApiError:
     """What is wrong, in one line: of a field that may be of several types, the error that is deepest inside."""
     first = max(error.errors(include_url=False, include_context=False, include_input=False), key=lambda e: len(e["loc"]))

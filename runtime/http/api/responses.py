@@ -17,7 +17,7 @@ from maskpro_deploy.runtime.http.api.requests import Asked, GenerationRequest, t
 INCLUDE_LOGPROBS = "message.output_text.logprobs"
 _STORED = "nothing is stored here: send the whole conversation as input"
 # fields that ask for what this server does not do -> the values that ask for nothing, and what to do instead
-_REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
+REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "previous_response_id": ((), _STORED),
     "conversation": ((), _STORED),
     "prompt": ((), "no prompts are stored here: send input and instructions"),
@@ -85,19 +85,35 @@ class TextSettings(Asked):
     verbosity: str | None = None
 
 
+def _omit_refused(schema: dict[str, Any]) -> None:
+    """What every other request has and this one refuses."""
+    for name in ("max_tokens", "n"):
+        del schema["properties"][name]
+
+
 class ResponsesRequest(GenerationRequest):
     """POST /v1/responses."""
 
-    input: str | Annotated[list[InputMessage], Field(fail_fast=True, min_length=1)]
-    instructions: str | None = None
-    max_output_tokens: int | None = Field(default=None, ge=1)
+    model_config = ConfigDict(json_schema_extra=_omit_refused)
+
+    input: str | Annotated[list[InputMessage], Field(fail_fast=True, min_length=1)] = Field(
+        description="A text, or the conversation so far."
+    )
+    instructions: str | None = Field(default=None, description="A system message that comes first.")
+    max_output_tokens: int | None = Field(default=None, ge=1, description="Most tokens of the answer.")
     text: TextSettings | None = None
-    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[StrictStr, Field(max_length=512)]] | None = None
-    include: Annotated[list[StrictStr], Field(fail_fast=True)] | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
-    store: bool | None = None
-    parallel_tool_calls: bool | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[StrictStr, Field(max_length=512)]] | None = Field(
+        default=None, max_length=16, description="Pairs that the response repeats."
+    )
+    include: Annotated[list[StrictStr], Field(fail_fast=True)] | None = Field(
+        default=None, max_length=64, description=f"With {INCLUDE_LOGPROBS}, report log-probabilities."
+    )
+    top_logprobs: int | None = Field(
+        default=None, ge=0, le=MAX_LOGPROBS, description="And those of so many of the likeliest tokens."
+    )
+    store: bool | None = Field(default=None, description="Nothing is stored, whatever it says.")
+    parallel_tool_calls: bool | None = Field(default=None, description="Not used.")
+    tool_choice: Literal["none", "auto"] | None = Field(default=None, description="Not used: the model cannot call tools.")
 
     @model_validator(mode="before")
     @classmethod
@@ -144,7 +160,7 @@ class ResponsesRequest(GenerationRequest):
 
 def refuse_unsupported(fields: Mapping[str, Any]) -> None:
     """Refuse what this server does not do (ApiError); a field that is null, or asks for nothing, is welcome."""
-    for field, (harmless, instead) in _REFUSED.items():
+    for field, (harmless, instead) in REFUSED.items():
         value = fields.get(field)
         if field == "reasoning" and isinstance(value, dict):
             value = {key: wish for key, wish in value.items() if wish not in (None, "none")}

@@ -15,10 +15,12 @@ class TokenizeRequest(Asked):
     """POST /tokenize: a text, or messages for the chat template."""
 
     model: str | None = None
-    prompt: str | None = None
-    messages: Annotated[list[Message], Field(fail_fast=True)] | None = None
-    add_special_tokens: bool | None = None
-    add_generation_prompt: bool = True
+    prompt: str | None = Field(default=None, description="A text.")
+    messages: Annotated[list[Message], Field(fail_fast=True)] | None = Field(
+        default=None, description="Or messages for the chat template."
+    )
+    add_special_tokens: bool | None = Field(default=None, description="By default for texts only.")
+    add_generation_prompt: bool = Field(default=True, description="Let the template begin the answer.")
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
