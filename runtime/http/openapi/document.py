@@ -18,7 +18,7 @@ from maskpro_deploy.runtime.http.openapi.answers import ErrorAnswer
 from maskpro_deploy.runtime.http.openapi.operations import OPERATIONS, STATUSES, Operation
 
 Schema = dict[str, Any]
-_JSON, _EVENTS = "application/json", "text/event-stream"
+_JSON, EVENTS = "application/json", "text/event-stream"
 _REF = "#/components/schemas/{model}"
 _KEY = "bearer"
 _ABOUT = """Text from a language model with N:M sparsity, over OpenAI's routes. Errors have OpenAI's form.
@@ -89,11 +89,26 @@ def _describe_success(operation: Operation) -> Schema:
     content: Schema = {_JSON: {"schema": _refer(operation.answer)}} if operation.answer else {"text/plain": {"schema": _TEXT}}
     words = "The answer."
     if operation.events:
-        # OpenAPI 3.1 has no schema for single events
-        kinds = [_refer(kind) for kind in operation.events]
-        content[_EVENTS] = {"schema": _TEXT, "x-event-schema": {"anyOf": kinds} if len(kinds) > 1 else kinds[0]}
+        content[EVENTS] = {"schema": _describe_event(operation)}
         words = f"The answer; with `stream: true` server-sent events. {operation.stream}"
     return _describe_response(200, words, content)
+
+
+def _describe_event(operation: Operation) -> Schema:
+    """One event of a stream; OpenAPI 3.1 has no other place for it than that of the whole stream."""
+    kinds: list[Schema] = [_refer(kind) for kind in operation.events]
+    json_text = {"type": "string", "contentMediaType": _JSON, "contentSchema": {"anyOf": kinds}}
+    if operation.typed_events:
+        return {"type": "object", "required": ["event", "data"], "properties": {"event": _TEXT, "data": json_text}}
+    kinds.append(_refer(ErrorAnswer))
+    return {"type": "object", "required": ["data"], "properties": {"data": {"anyOf": [json_text, {"const": "[DONE]"}]}}}
+
+
+def read_event_schema(schema: Schema) -> Schema:
+    """What the JSON of an event is like, from the schema of an event."""
+    data: Schema = schema["properties"]["data"]
+    shape: Schema = data.get("anyOf", [data])[0]["contentSchema"]
+    return shape
 
 
 def _describe_error(operation: Operation, status: int) -> Schema:

@@ -40,6 +40,7 @@ class Operation:
     example: Mapping[str, object] = field(default_factory=dict)  # of a request
     events: tuple[type[BaseModel], ...] = ()  # of the stream that it may answer with; none if it does not stream
     stream: str = ""  # how a stream goes, in words
+    typed_events: bool = False  # whether events have names; otherwise "[DONE]" is the last one, or an error
     errors: tuple[int, ...] = ()  # statuses other than 200
     unready: type[BaseModel] = answers.ErrorAnswer  # what 503 answers
     guarded: bool = True  # whether it asks for a key, where there is one
@@ -60,7 +61,7 @@ OPERATIONS = (
         method="post", path="/v1/responses", tag=_TEXT,
         summary="Answer a text or a conversation, in the form of the Responses API. Nothing is stored.",
         request=ResponsesRequest, example={"input": "Why is the sky blue?", "max_output_tokens": 64},
-        answer=response_answers.Response, events=response_answers.EVENTS, errors=(*_ASKING, 504),
+        answer=response_answers.Response, events=response_answers.EVENTS, typed_events=True, errors=(*_ASKING, 504),
         stream="Typed events, numbered by `sequence_number`; the last one is `response.completed`, `.incomplete` or `.failed`.",
     ),
     Operation(

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from maskpro_deploy.runtime.http.openapi.document import EVENTS, read_event_schema
+
 _TEMPLATE = Path(__file__).with_name("page.html")
 Schema = Mapping[str, Any]
 
@@ -50,7 +52,7 @@ def _describe(operation: Schema) -> dict[str, Any]:
     """What the template reads of one operation."""
     body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
     answers = [
-        (status, answer["description"], [(media, *_name_shape(shape)) for media, shape in answer["content"].items()])
+        (status, answer["description"], [(media, *_name_shape(media, shape)) for media, shape in answer["content"].items()])
         for status, answer in operation["responses"].items()
     ]
     return {
@@ -63,10 +65,9 @@ def _describe(operation: Schema) -> dict[str, Any]:
     }
 
 
-def _name_shape(content: Schema) -> tuple[str, tuple[str, ...]]:
+def _name_shape(media: str, content: Schema) -> tuple[str, tuple[str, ...]]:
     """An answer's shape in words, and the schemas that it names; of a stream those of its events."""
-    events = content.get("x-event-schema")
-    schema = content["schema"] if events is None else events
+    schema = read_event_schema(content["schema"]) if media == EVENTS else content["schema"]
     return name_type(schema), find_links(schema)
 
 
