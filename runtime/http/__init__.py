@@ -4,6 +4,7 @@
     routes, server         what each route does, over a generator that may still be loading; the app and its gate
     metrics, config        what is counted; settings
     lifecycle              running the app: socket, loading, signals
+    memory                 what long requests leave behind
     openapi                the description of all routes, for programs and people
 
 What enters: HTTP requests. What leaves: answers, events, metrics. May import: generate. All but `config` need the `serve` extra.

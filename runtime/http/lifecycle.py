@@ -25,6 +25,7 @@ from maskpro_deploy.runtime.generate.generator import TextGenerator
 from maskpro_deploy.runtime.generate.loading import load
 from maskpro_deploy.runtime.http.config import ServeConfig
 from maskpro_deploy.runtime.http.connections import protocol_with_deadline
+from maskpro_deploy.runtime.http.memory import freeze_what_is_loaded
 from maskpro_deploy.runtime.http.routes import GeneratorSlot
 from maskpro_deploy.runtime.http.server import create_app, read_defaults
 
@@ -160,7 +161,13 @@ def serve(bundle: Path, config: ServeConfig | None = None, on_ready: Callable[[s
     Manifest.load(bundle, engines=False)
     read_defaults(bundle, config)
     with contextlib.closing(listen(config.host, config.port)) as listener:
-        lifetime = _Lifetime(bundle, config, listener, on_ready or (lambda url, name: None))
+
+        def begin(url: str, name: str) -> None:
+            freeze_what_is_loaded()
+            if on_ready is not None:
+                on_ready(url, name)
+
+        lifetime = _Lifetime(bundle, config, listener, begin)
         before = {s: signal.signal(s, lambda *_: lifetime.request_stop()) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
             return asyncio.run(lifetime.run())

@@ -25,6 +25,7 @@ from maskpro_deploy.runtime.http.api.responses import ResponsesRequest
 from maskpro_deploy.runtime.http.api.streams import EventStream, TokenStream, collect, unless_disconnected
 from maskpro_deploy.runtime.http.api.tokens import DetokenizeRequest, TokenizeRequest
 from maskpro_deploy.runtime.http.config import ServeConfig
+from maskpro_deploy.runtime.http.memory import LARGE_BYTES, LARGE_REQUEST
 from maskpro_deploy.runtime.http.metrics import Metrics
 from maskpro_deploy.runtime.http.request_log import FACTS, describe_answers
 
@@ -95,8 +96,8 @@ class Routes:
     async def tokenize(self, request: Request) -> Response:
         asked = await self._read(request, TokenizeRequest)
         generator = self._generator_for(asked.model)
-        tokens = await asyncio.to_thread(asked.encode, generator.tokenizer)
-        return JSONResponse({"count": len(tokens), "max_model_len": generator.max_model_len, "tokens": tokens})
+        answer = await asyncio.to_thread(asked.answer, generator.tokenizer, generator.max_model_len)
+        return Response(answer, media_type="application/json")
 
     async def detokenize(self, request: Request) -> Response:
         asked = await self._read(request, DetokenizeRequest)
@@ -156,6 +157,8 @@ class Routes:
         except TimeoutError as e:
             message = f"the body did not arrive within {timeout_s:g} s."
             raise ApiError(408, message, "invalid_request_error", "request_timeout") from e
+        if len(body) >= LARGE_BYTES:
+            request.scope[LARGE_REQUEST] = True
         if len(body) <= _SHORT_BODY:
             return parse(kind, body, limits)
         return await asyncio.to_thread(parse, kind, body, limits)

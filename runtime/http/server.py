@@ -32,6 +32,7 @@ from maskpro_deploy.runtime.generate.model_defaults import SOURCES, ModelDefault
 from maskpro_deploy.runtime.http.api.errors import HANDLED, ApiError, answer_error
 from maskpro_deploy.runtime.http.config import ServeConfig
 from maskpro_deploy.runtime.http.keys import ApiKeys
+from maskpro_deploy.runtime.http.memory import LARGE_REQUEST, MemoryReturn
 from maskpro_deploy.runtime.http.openapi.routes import Description
 from maskpro_deploy.runtime.http.request_log import FACTS, RequestLog
 from maskpro_deploy.runtime.http.routes import GeneratorSlot, Routes
@@ -50,6 +51,7 @@ class Gate:
 
     def __init__(self, app: ASGIApp, keys: ApiKeys, log: RequestLog | None = None) -> None:
         self._app, self._keys, self._log = app, keys, log
+        self._memory = MemoryReturn()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -75,6 +77,8 @@ class Gate:
             error = ApiError(401, "the API key is missing or wrong.", "authentication_error", "invalid_api_key")
             await error.response()(scope, receive, send_with_id)
         finally:
+            if LARGE_REQUEST in scope:
+                self._memory.plan()
             if self._log is not None:
                 facts = {
                     "id": request_id, "client": (scope.get("client") or [None])[0], "key": owner, "method": scope["method"],

@@ -47,6 +47,7 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "documents": ([],),
 }
 _logged: set[str] = set()
+_SHORT = 1 << 16  # bytes of a body
 _LONGEST_NAME = 100  # characters of a field's name that an error repeats
 
 R = TypeVar("R", bound=BaseModel)
@@ -60,7 +61,7 @@ def parse(kind: type[R], body: bytes, limits: RequestLimits) -> R:
     """
     limits.check_structure(body)
     try:
-        value = from_json(body, allow_inf_nan=False)
+        value = from_json(body, allow_inf_nan=False, cache_strings=len(body) <= _SHORT)  # a long body would fill the cache
     except ValueError as e:
         raise invalid_request(f"the body is not valid JSON: {e}", "invalid_json") from e
     if not isinstance(value, dict):
