@@ -22,7 +22,7 @@ from maskpro_deploy.runtime.http.api.parsing import parse
 from maskpro_deploy.runtime.http.api.requests import GenerationRequest
 from maskpro_deploy.runtime.http.api.response_events import ResponseFormat
 from maskpro_deploy.runtime.http.api.responses import ResponsesRequest
-from maskpro_deploy.runtime.http.api.streams import EventStream, TokenStream, collect, unless_disconnected
+from maskpro_deploy.runtime.http.api.streams import EventStream, TokenStream, collect, unless_disconnected, write_whole
 from maskpro_deploy.runtime.http.api.tokens import DetokenizeRequest, TokenizeRequest
 from maskpro_deploy.runtime.http.config import ServeConfig
 from maskpro_deploy.runtime.http.memory import LARGE_BYTES, LARGE_REQUEST
@@ -191,7 +191,7 @@ class Routes:
             logprobs=params.logprobs is not None,
             include_usage=asked.include_usage,
             repeated=asked.repeat(params),
-            echo=[generator.tokenizer.decode(p) for p in prompts] if asked.repeats_prompt else None,
+            echo=await asyncio.to_thread(_decode_all, generator, prompts) if asked.repeats_prompt else None,
         )
         try:
             stream = TokenStream(generator, prompts, params, asked.n)
@@ -208,4 +208,9 @@ class Routes:
         finally:
             stream.close()
         completed = sum(len(a.tokens) for a in answers)
-        return JSONResponse(form.whole(answers, usage(stream.prompt_tokens, completed)))
+        answer = await write_whole(form, answers, usage(stream.prompt_tokens, completed))
+        return Response(answer, media_type="application/json")
+
+
+def _decode_all(generator: TextGenerator, prompts: list[list[int]]) -> list[str]:
+    return [generator.tokenizer.decode(prompt) for prompt in prompts]

@@ -30,6 +30,9 @@ def list_floods(size: int, tokens: int) -> Iterator[tuple[str, str, bytes]]:
         yield "spaces", path, text(before, " ", after)
     yield "numbers", "/v1/completions", fill('{"prompt":[', "1", "]}")
     yield "a prompt as long as the context", "/v1/completions", fill('{"max_tokens":1,"prompt":[', "1", "]}", tokens - 1)
+    scored = '{"max_tokens":1,"echo":true,"logprobs":20,"prompt":['
+    yield "a prompt with scores", "/v1/completions", fill(scored, "1", "]}", tokens - 1)
+    yield "a streamed prompt with scores", "/v1/completions", fill('{"stream":true,' + scored[1:], "1", "]}", tokens - 1)
     yield "texts", "/v1/completions", fill('{"prompt":[', '"x"', "]}")
     yield "lists", "/v1/completions", fill('{"prompt":[', "[1]", "]}", objects)
     yield "a long number", "/v1/completions", text('{"prompt":"x","seed":', "9", "}")
