@@ -22,7 +22,7 @@ from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.runtime.generate.generator import DEAD, TextGenerator
 from maskpro_deploy.runtime.generate.loading import load
 from maskpro_deploy.runtime.http.config import ServeConfig
-from maskpro_deploy.runtime.http.server import create_app
+from maskpro_deploy.runtime.http.server import create_app, read_defaults
 from maskpro_deploy.system.extras import require
 
 _generator: TextGenerator | None = None  # the one generator of this replica's process
@@ -53,6 +53,7 @@ def application(
     Raises:
         MissingExtraError: Ray is not installed.
         InputError: `bundle` is not a bundle.
+        FormatError: its generation_config.json is damaged.
     """
     require("ray", "running several replicas")
     from ray import serve
@@ -60,13 +61,14 @@ def application(
     config = config or ServeConfig()
     check_range("replicas", replicas, least=1)
     Manifest.load(bundle, engines=False)
+    defaults = read_defaults(bundle, config)
     folder = bundle.resolve()
 
     def build() -> Any:
         """Runs in each replica: generators cannot travel between processes."""
         global _generator
         _generator = load(folder, config.runtime)
-        return create_app(_generator, config)
+        return create_app(_generator, config, defaults)
 
     deployment = serve.deployment(
         serve.ingress(build)(_Replica),

@@ -17,6 +17,7 @@ from maskpro_deploy.system.extras import require
 _SERVER = (
     "host", "port", "api_key", "served_model_name", "shutdown_timeout_s", "allowed_origins", "header_timeout_s", "body_timeout_s",
     "max_connections", "api_key_file", "request_log", "max_body_bytes", "max_tokens_limit", "default_max_tokens",
+    "model_aliases", "generation_config", "docs",
 )  # fmt: skip
 
 
@@ -41,7 +42,15 @@ _SERVER = (
 @click.option(
     "--request-log", metavar="FILE", help="Append a line of JSON for every request, without its texts; - for stderr."
 )  # fmt: skip
-@click.option("--served-model-name", help="What clients call the model; the bundle's own name by default.")
+@click.option(
+    "--served-model-name", "served_model_names", multiple=True,
+    help="What clients call the model; the bundle's own name by default (repeatable: answers have the first).",
+)  # fmt: skip
+@click.option(
+    "--generation-config", type=click.Choice(["auto", "none"]), default="auto", show_default=True,
+    help="Whether the bundle's generation_config.json has the defaults of requests that do not say.",
+)  # fmt: skip
+@click.option("--docs/--no-docs", default=True, show_default=True, help="Serve a description of the API at /docs, /openapi.json.")
 @click.option(
     "--shutdown-timeout",
     "shutdown_timeout_s",
@@ -89,6 +98,8 @@ def command(bundle: Path, **options: Any) -> None:
     from maskpro_deploy.runtime.http.lifecycle import serve
     from maskpro_deploy.targets.servers import LOOPBACK
 
+    options["served_model_name"], *aliases = options.pop("served_model_names") or (None,)
+    options["model_aliases"] = tuple(aliases)
     server = {name: options.pop(name) for name in _SERVER}
     config = ServeConfig(runtime=RuntimeConfig(**options), **server)
     if not config.all_keys and config.host not in LOOPBACK:

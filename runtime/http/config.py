@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from maskpro_deploy.errors import ConfigError, check_range
+from maskpro_deploy.errors import ConfigError, check_known, check_range
+from maskpro_deploy.runtime.generate.model_defaults import SOURCES
 from maskpro_deploy.runtime.generate.scheduler import RuntimeConfig
 from maskpro_deploy.runtime.http.keys import read_keys
 
@@ -23,6 +24,9 @@ class ServeConfig:
     api_key_file: Path | None = None  # of several keys with names, see `keys`; in addition to the one
     request_log: str | None = None  # a file that gets a line for every request, "-" for stderr; see `request_log`
     served_model_name: str | None = None  # what clients call the model; None takes the bundle's own name
+    model_aliases: tuple[str, ...] = ()  # further names that requests may use; answers have the first
+    generation_config: str = "auto"  # whether the bundle's generation_config.json has the defaults of requests: "auto", "none"
+    docs: bool = True  # whether /openapi.json and /docs are served
     shutdown_timeout_s: float = 30.0  # how long running requests may go on after a signal to stop
     max_body_bytes: int | None = None  # longest request; None follows the context, see `limits`
     header_timeout_s: float = 10.0  # for the headers of a request to arrive
@@ -45,6 +49,10 @@ class ServeConfig:
         check_range("--default-max-tokens", self.default_max_tokens, least=1)
         if self.api_key_file is not None:
             object.__setattr__(self, "named_keys", read_keys(self.api_key_file))
+        names = [*([] if self.served_model_name is None else [self.served_model_name]), *self.model_aliases]
+        if not all(name.strip() for name in names) or len(set(names)) < len(names):
+            raise ConfigError("--served-model-name is empty or was given twice.")
+        check_known("--generation-config", self.generation_config, SOURCES)
         check_range("--max-body-bytes", self.max_body_bytes, least=1)
 
     @property

@@ -25,8 +25,9 @@ from maskpro_deploy.runtime.generate.generator import TextGenerator
 from maskpro_deploy.runtime.generate.loading import load
 from maskpro_deploy.runtime.http.config import ServeConfig
 from maskpro_deploy.runtime.http.connections import protocol_with_deadline
+from maskpro_deploy.runtime.http.memory import freeze_what_is_loaded
 from maskpro_deploy.runtime.http.routes import GeneratorSlot
-from maskpro_deploy.runtime.http.server import create_app
+from maskpro_deploy.runtime.http.server import create_app, read_defaults
 
 _BACKLOG = 2048  # connections that wait to be taken
 _CLOSE_TIMEOUT_S = 5  # for connections to close once all answers are out
@@ -77,7 +78,8 @@ class _Lifetime:
         """Serve until told to stop; whether all work was finished. A MaskProError if the bundle cannot be loaded."""
         self._loop = asyncio.get_running_loop()
         manifest = Manifest.load(self._bundle, engines=False)
-        slot = GeneratorSlot(self._config.served_model_name or manifest.model.name)
+        defaults = read_defaults(self._bundle, self._config)
+        slot = GeneratorSlot(self._config.served_model_name or manifest.model.name, defaults=defaults)
         app = create_app(slot, self._config)
         quiet: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off", "ws": "none", "server_header": False}
         limits: dict[str, Any] = {
@@ -152,12 +154,20 @@ def serve(bundle: Path, config: ServeConfig | None = None, on_ready: Callable[[s
 
     Raises:
         InputError: the port is in use, or `bundle` is not a bundle.
+        FormatError: its generation_config.json is damaged.
         MaskProError: as `load`.
     """
     config = config or ServeConfig()
     Manifest.load(bundle, engines=False)
+    read_defaults(bundle, config)
     with contextlib.closing(listen(config.host, config.port)) as listener:
-        lifetime = _Lifetime(bundle, config, listener, on_ready or (lambda url, name: None))
+
+        def begin(url: str, name: str) -> None:
+            freeze_what_is_loaded()
+            if on_ready is not None:
+                on_ready(url, name)
+
+        lifetime = _Lifetime(bundle, config, listener, begin)
         before = {s: signal.signal(s, lambda *_: lifetime.request_stop()) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
             return asyncio.run(lifetime.run())

@@ -1,11 +1,12 @@
 """The HTTP API: OpenAI's routes over one generator.
 
     GET  /v1/models  /v1/models/{id}           what is served
-    POST /v1/completions  /v1/chat/completions
+    POST /v1/completions  /v1/chat/completions  /v1/responses
     POST /tokenize  /detokenize
     GET  /health     200 if requests are taken, 503 while loading, shutting down or broken (readiness)
     GET  /live       200 unless broken (liveness)
     GET  /version  /metrics
+    GET  /openapi.json  /docs    the description of all this, see `openapi`
 
 `create_app` makes a starlette app; `lifecycle.py` runs it. A client that goes away ends its own generation, whether it streams or
 not. The gate in front (request ids, the API key) is plain ASGI on purpose: starlette's BaseHTTPMiddleware hides the client's
@@ -17,6 +18,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -26,9 +28,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from maskpro_deploy.runtime.generate.generator import TextGenerator
+from maskpro_deploy.runtime.generate.model_defaults import SOURCES, ModelDefaults
 from maskpro_deploy.runtime.http.api.errors import HANDLED, ApiError, answer_error
 from maskpro_deploy.runtime.http.config import ServeConfig
 from maskpro_deploy.runtime.http.keys import ApiKeys
+from maskpro_deploy.runtime.http.memory import LARGE_REQUEST, MemoryReturn
+from maskpro_deploy.runtime.http.openapi.routes import Description
 from maskpro_deploy.runtime.http.request_log import FACTS, RequestLog
 from maskpro_deploy.runtime.http.routes import GeneratorSlot, Routes
 
@@ -46,6 +51,7 @@ class Gate:
 
     def __init__(self, app: ASGIApp, keys: ApiKeys, log: RequestLog | None = None) -> None:
         self._app, self._keys, self._log = app, keys, log
+        self._memory = MemoryReturn()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,6 +77,8 @@ class Gate:
             error = ApiError(401, "the API key is missing or wrong.", "authentication_error", "invalid_api_key")
             await error.response()(scope, receive, send_with_id)
         finally:
+            if LARGE_REQUEST in scope:
+                self._memory.plan()
             if self._log is not None:
                 facts = {
                     "id": request_id, "client": (scope.get("client") or [None])[0], "key": owner, "method": scope["method"],
@@ -87,18 +95,24 @@ class Gate:
         return self._keys.find_owner(token) if scheme.lower() == "bearer" else None
 
 
-def create_app(generator: TextGenerator | GeneratorSlot, config: ServeConfig | None = None) -> Starlette:
-    """The app over a generator, or the slot that it will fill (host and port are the business of whoever runs the app)."""
+def create_app(
+    generator: TextGenerator | GeneratorSlot, config: ServeConfig | None = None, defaults: ModelDefaults | None = None
+) -> Starlette:
+    """The app over a generator, or the slot that it will fill (host and port are the business of whoever runs the app).
+
+    `defaults` are the model's own, where no slot has them: see `read_defaults`.
+    """
     config = config or ServeConfig()
     slot = generator
     if not isinstance(slot, GeneratorSlot):
-        slot = GeneratorSlot(config.served_model_name or slot.shape.name, slot)
+        slot = GeneratorSlot(config.served_model_name or slot.shape.name, slot, defaults=defaults)
     routes = Routes(slot, config)
     table = [
         Route("/v1/models", routes.models),
         Route("/v1/models/{name:path}", routes.model),
         Route("/v1/completions", routes.completions, methods=["POST"]),
         Route("/v1/chat/completions", routes.chat, methods=["POST"]),
+        Route("/v1/responses", routes.responses, methods=["POST"]),
         Route("/tokenize", routes.tokenize, methods=["POST"]),
         Route("/detokenize", routes.detokenize, methods=["POST"]),
         Route("/health", routes.health),
@@ -106,6 +120,8 @@ def create_app(generator: TextGenerator | GeneratorSlot, config: ServeConfig | N
         Route("/version", routes.version),
         Route("/metrics", routes.metrics),
     ]
+    if config.docs:
+        table += Description(keys=bool(config.all_keys), defaults=slot.defaults).routes()
     log = RequestLog(config.request_log) if config.request_log is not None else None
     middleware = [Middleware(Gate, keys=ApiKeys(config.all_keys), log=log)]
     if config.allowed_origins:
@@ -121,3 +137,8 @@ def create_app(generator: TextGenerator | GeneratorSlot, config: ServeConfig | N
     app.state.request_log = log  # to be closed by whoever runs the app
     app.router.redirect_slashes = False  # a redirect would repeat whatever host a client names
     return app
+
+
+def read_defaults(bundle: Path, config: ServeConfig) -> ModelDefaults:
+    """What a bundle says of requests that do not, if it is to be read; a FormatError if its file is damaged."""
+    return ModelDefaults.read(bundle) if SOURCES[config.generation_config] else ModelDefaults()

@@ -13,7 +13,7 @@ from maskpro_deploy.runtime.generate.sampling_params import MAX_LOGPROBS
 from maskpro_deploy.runtime.generate.sequence import Completion, Event, TokenEvent
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 from maskpro_deploy.runtime.http.api.formats import Format, Json
-from maskpro_deploy.runtime.http.api.requests import Asked, GenerationRequest
+from maskpro_deploy.runtime.http.api.requests import Asked, GenerationRequest, tokens_of_turn
 
 _RESERVED = ("messages", "tools", "documents", "bos_token", "eos_token")  # what a template gets from elsewhere
 
@@ -29,11 +29,11 @@ class TextPart(Asked):
     def _refuse_others(cls, value: Any) -> Any:
         kind = value.get("type") if isinstance(value, dict) else None
         if isinstance(kind, str) and kind != "text":
-            raise ValueError(f"{_name_medium(kind)} are not supported: this model reads text")
+            raise ValueError(f"{name_medium(kind)} are not supported: this model reads text")
         return value
 
 
-def _name_medium(kind: str) -> str:
+def name_medium(kind: str) -> str:
     """What parts of a kind are, in a word: "images" for `image_url` and `input_image`."""
     return next((f"{medium}s" for medium in ("image", "video", "file") if medium in kind), f"parts of the type {kind[:40]!r}")
 
@@ -60,13 +60,17 @@ class Message(Asked):
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1)
-    max_completion_tokens: int | None = None
-    logprobs: bool = False
-    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
-    add_generation_prompt: bool = True
-    add_special_tokens: bool = False
-    chat_template_kwargs: dict[str, Any] | None = None
+    messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1, description="The conversation so far.")
+    max_completion_tokens: int | None = Field(
+        default=None, description="Most tokens of an answer.", json_schema_extra={"minimum": 0}
+    )
+    logprobs: bool = Field(default=False, description="Report log-probabilities.")
+    top_logprobs: int | None = Field(
+        default=None, ge=0, le=MAX_LOGPROBS, description="And those of so many of the likeliest tokens; needs logprobs."
+    )
+    add_generation_prompt: bool = Field(default=True, description="Let the template begin the answer.")
+    add_special_tokens: bool = Field(default=False, description="Add the tokenizer's special tokens to the template's.")
+    chat_template_kwargs: dict[str, Any] | None = Field(default=None, description="Further variables of the template.")
 
     @model_validator(mode="after")
     def _check_logprobs(self) -> Self:
@@ -82,12 +86,9 @@ class ChatRequest(GenerationRequest):
         text = tokenizer.render([m.for_template() for m in self.messages], variables)
         return tokenizer.encode_all([text], add_special_tokens=self.add_special_tokens, most=most)
 
-    def answer_tokens(self, room: int, default: int | None) -> int:
-        """Without a wish, the default, or as long as there is room."""
+    def answer_tokens(self, room: int, default: int | None, model: int | None) -> int:
         wanted = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
-        if wanted is not None:
-            return wanted
-        return max(room, 1) if default is None else max(min(room, default), 1)
+        return tokens_of_turn(wanted, room, default, model)
 
     @property
     def wanted_logprobs(self) -> tuple[int | None, int | None]:
@@ -121,9 +122,7 @@ class ChatFormat(Format):
         return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason}
 
     def _logprobs(self, scores: Sequence[Score]) -> Json:
-        def entry(token: int, logprob: float | None) -> Json:
-            return {"token": self.tokenizer.piece(token), "logprob": logprob, "bytes": list(self.tokenizer.token_bytes(token))}
-
+        entry = self.score_entry
         return {
             "content": [entry(s.token, s.logprob) | {"top_logprobs": [entry(t, lp) for t, lp in s.top]} for s in scores],
             "refusal": None,

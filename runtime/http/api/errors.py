@@ -9,7 +9,9 @@ from starlette.responses import JSONResponse, Response
 from maskpro_deploy.errors import InputError, MaskProError
 from maskpro_deploy.runtime.generate.generator import ContextLengthError, OverloadedError, TookTooLongError
 from maskpro_deploy.runtime.generate.sampling_params import SamplingError
+from maskpro_deploy.runtime.http.api.refused import explain_missing
 
+_SHOWN_PATH = 200  # characters
 _CLIENT_CLOSED = 499  # nobody reads it; it only shows in logs
 
 
@@ -66,11 +68,24 @@ async def answer_error(request: Request, error: Exception) -> Response:
         case MaskProError():
             return to_api_error(error).response()
         case HTTPException():
-            kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
-            return ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}.", kind).response()
+            return _answer_unrouted(request, error)
         case ClientDisconnect():
             return Response(status_code=_CLIENT_CLOSED)
     return ApiError(500, "the server made an error; see its log.", "server_error", "internal_error").response()
+
+
+def _answer_unrouted(request: Request, error: HTTPException) -> Response:
+    """The answer to a path that is not served, or not with this method."""
+    kind, code, reason = "invalid_request_error", None, error.detail
+    if error.status_code == 404:
+        kind = "not_found_error"
+        reason, code = explain_missing(request.url.path)
+    elif error.status_code == 405:
+        code, reason = "method_not_allowed", f"this route takes {(error.headers or {}).get('Allow', 'other methods')}"
+    shown = f"{request.method[:20]} {request.url.path[:_SHOWN_PATH]}"
+    response = ApiError(error.status_code, f"{shown}: {reason}.", kind, code).response()
+    response.headers.update(error.headers or {})
+    return response
 
 
 HANDLED = (ApiError, MaskProError, HTTPException, ClientDisconnect, Exception)
