@@ -65,6 +65,10 @@ _SERVER = (
 @click.option("--max-connections", type=int, default=1024, show_default=True, help="Connections at once; more get 503.")
 @click.option("--max-body-bytes", type=int, help="Longest request; by default what the context can use (3 MB for 8,192 tokens).")
 @click.option("--max-tokens-limit", type=int, help="Most tokens of an answer, whatever a client asks for.")
+@click.option(
+    "--max-prompt-logprobs-tokens", type=int, default=4096, show_default=True,
+    help="Prompt tokens of a request that asks for their log-probabilities (echo with logprobs); more get 400.",
+)  # fmt: skip
 @click.option("--default-max-tokens", type=int, help="Tokens of a chat's answer where the client does not say.")
 @click.option(
     "--allowed-origins", multiple=True, help="Web page that may call the server from a browser (repeatable; '*' for all)."

@@ -192,4 +192,7 @@ class Routes:
         finally:
             stream.close()
         completed = sum(len(a.tokens) for a in answers)
-        return JSONResponse(form.whole(answers, usage(stream.prompt_tokens, completed)))
+        counts = usage(stream.prompt_tokens, completed)
+        if any(a.prompt_scores for a in answers):  # long, and not to be waited for by others
+            return await asyncio.to_thread(lambda: JSONResponse(form.whole(answers, counts)))
+        return JSONResponse(form.whole(answers, counts))

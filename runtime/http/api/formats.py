@@ -53,6 +53,10 @@ class Format(ABC):
         choice = self._chunk_choice(event)
         return None if choice is None else self._chunk([choice])
 
+    def is_long(self, event: Event) -> bool:
+        """Whether an event's chunk is so long that the event loop should not wait for it; to be asked before `chunk`."""
+        return False
+
     def usage_chunk(self, counts: Json) -> Json:
         """The last chunk of a stream that was asked for its token counts."""
         return self._chunk([]) | {"usage": counts}

@@ -86,14 +86,20 @@ async def _chunks(stream: TokenStream, form: Format) -> AsyncIterator[str]:
     try:
         async for event in stream:
             generated += isinstance(event, TokenEvent) and event.score is not None
-            if (chunk := form.chunk(event)) is not None:
-                yield _sse(chunk)
+            if text := await asyncio.to_thread(_render, form, event) if form.is_long(event) else _render(form, event):
+                yield text
     except MaskProError as e:
         yield _sse(to_api_error(e).body())
         return
     if form.include_usage:
         yield _sse(form.usage_chunk(usage(stream.prompt_tokens, generated)))
     yield "data: [DONE]\n\n"
+
+
+def _render(form: Format, event: Event) -> str:
+    """One event as it is sent; "" if it has nothing to say."""  # fmt: skip
+    chunk = form.chunk(event)
+    return "" if chunk is None else _sse(chunk)
 
 
 def _sse(value: dict[str, object]) -> str:
