@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from maskpro_deploy.system.extras import require
 _SERVER = (
     "host", "port", "api_key", "served_model_name", "shutdown_timeout_s", "allowed_origins", "header_timeout_s", "body_timeout_s",
     "max_connections", "api_key_file", "request_log", "max_body_bytes", "max_tokens_limit", "default_max_tokens",
+    "otlp_traces_endpoint",
 )  # fmt: skip
 
 
@@ -41,6 +43,10 @@ _SERVER = (
 @click.option(
     "--request-log", metavar="FILE", help="Append a line of JSON for every request, without its texts; - for stderr."
 )  # fmt: skip
+@click.option("--ssl-certfile", type=PATH, help="Serve https with this certificate (PEM); SIGHUP reads it and its key anew.")
+@click.option("--ssl-keyfile", type=PATH, help="Its private key; by default in the certificate's file. Password: see docs.")
+@click.option("--ssl-ca-certs", type=PATH, help="Clients have to show a certificate of an authority in this file.")
+@click.option("--otlp-traces-endpoint", metavar="URL", help="Send a span for every request to this OpenTelemetry collector.")
 @click.option("--served-model-name", help="What clients call the model; the bundle's own name by default.")
 @click.option(
     "--shutdown-timeout",
@@ -91,10 +97,13 @@ def command(bundle: Path, **options: Any) -> None:
         require("cpu", "running a bundle")
     from maskpro_deploy.runtime import RuntimeConfig, ServeConfig
     from maskpro_deploy.runtime.http.lifecycle import serve
+    from maskpro_deploy.runtime.http.tls import PASSWORD_VARIABLE, Tls
     from maskpro_deploy.targets.servers import LOOPBACK
 
+    certfile, keyfile, ca_certs = (options.pop(f"ssl_{name}") for name in ("certfile", "keyfile", "ca_certs"))
+    tls = Tls.of(certfile, keyfile, os.environ.get(PASSWORD_VARIABLE), ca_certs)
     server = {name: options.pop(name) for name in _SERVER}
-    config = ServeConfig(runtime=RuntimeConfig(**options), **server)
+    config = ServeConfig(runtime=RuntimeConfig(**options), tls=tls, **server)
     if not config.all_keys and config.host not in LOOPBACK:
         click.echo("warning: whoever reaches this machine can use the model; set MASKPRO_API_KEY to ask for a key", err=True)
     if not serve(bundle, config, lambda url, name: click.echo(f"serving {name} at {url}/v1 (stop with Ctrl-C)", err=True)):

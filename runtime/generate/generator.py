@@ -38,8 +38,9 @@ READY, DRAINING, STOPPED, DEAD = "ready", "draining", "stopped", "dead"
 
 
 class OverloadedError(MachineError):
-    """No room for another request now; `reason` is "queue_full", "prompt_logprobs_full", "queue_timeout", "loading" or "shutting_down".
+    """No room for another request now.
 
+    `reason` is "queue_full", "prompt_logprobs_full", "queue_timeout", "loading" or "shutting_down".
     `retry_after_s` is when there may be room.
     """
 

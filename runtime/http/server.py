@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -29,8 +30,9 @@ from maskpro_deploy.runtime.generate.generator import TextGenerator
 from maskpro_deploy.runtime.http.api.errors import HANDLED, ApiError, answer_error
 from maskpro_deploy.runtime.http.config import ServeConfig
 from maskpro_deploy.runtime.http.keys import ApiKeys
-from maskpro_deploy.runtime.http.request_log import FACTS, RequestLog
+from maskpro_deploy.runtime.http.request_log import ERROR, FACTS, RequestLog
 from maskpro_deploy.runtime.http.routes import GeneratorSlot, Routes
+from maskpro_deploy.runtime.http.traces import Tracer
 
 REQUEST_ID = "X-Request-Id"
 _GUARDED = ("/v1/", "/tokenize", "/detokenize")
@@ -44,8 +46,8 @@ class Gate:
     The guarded routes ask for a key; where there is none, everybody is served.
     """
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys, log: RequestLog | None = None) -> None:
-        self._app, self._keys, self._log = app, keys, log
+    def __init__(self, app: ASGIApp, keys: ApiKeys, log: RequestLog | None = None, tracer: Tracer | None = None) -> None:
+        self._app, self._keys, self._log, self._tracer = app, keys, log, tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -63,21 +65,34 @@ class Gate:
                 status = message["status"]
             await send(message)
 
-        started, owner = time.perf_counter(), self._find_owner(headers)
+        started, started_ns, owner = time.perf_counter(), time.time_ns(), self._find_owner(headers)
         try:
             if not self._asks_for_key(scope) or owner is not None:
                 await self._app(scope, receive, send_with_id)
                 return
             error = ApiError(401, "the API key is missing or wrong.", "authentication_error", "invalid_api_key")
+            scope[ERROR] = error.code
             await error.response()(scope, receive, send_with_id)
         finally:
-            if self._log is not None:
-                facts = {
+            if self._log is not None or self._tracer is not None:
+                facts: dict[str, Any] = {
                     "id": request_id, "client": (scope.get("client") or [None])[0], "key": owner, "method": scope["method"],
                     "path": scope["path"][:_LOGGED_PATH], "status": status, "seconds": round(time.perf_counter() - started, 4),
                 }  # fmt: skip
-                describe = scope.get(FACTS)
-                self._log.write(scope["path"], {**facts, **(describe() if describe is not None else {})})
+                self._tell(scope, headers, facts, started_ns)
+
+    def _tell(self, scope: Scope, headers: Headers, facts: dict[str, Any], started_ns: int) -> None:
+        """The span and the line of a request that is over."""
+        if (error := scope.get(ERROR)) is not None:
+            facts["error"] = error
+        if (describe := scope.get(FACTS)) is not None:
+            facts |= describe()
+        if self._tracer is not None:
+            ended_ns = started_ns + int(facts["seconds"] * 1e9)  # the clock of the day may be set meanwhile
+            if (trace := self._tracer.record(headers, facts, started_ns, ended_ns)) is not None:
+                facts["trace"] = trace
+        if self._log is not None:
+            self._log.write(facts)
 
     def _asks_for_key(self, scope: Scope) -> bool:
         return bool(self._keys) and scope["path"].startswith(_GUARDED) and scope["method"] != "OPTIONS"
@@ -107,7 +122,8 @@ def create_app(generator: TextGenerator | GeneratorSlot, config: ServeConfig | N
         Route("/metrics", routes.metrics),
     ]
     log = RequestLog(config.request_log) if config.request_log is not None else None
-    middleware = [Middleware(Gate, keys=ApiKeys(config.all_keys), log=log)]
+    tracer = Tracer(config.otlp_traces_endpoint, slot.model_name) if config.otlp_traces_endpoint is not None else None
+    middleware = [Middleware(Gate, keys=ApiKeys(config.all_keys), log=log, tracer=tracer)]
     if config.allowed_origins:
         cors = Middleware(
             CORSMiddleware,
@@ -118,6 +134,6 @@ def create_app(generator: TextGenerator | GeneratorSlot, config: ServeConfig | N
         )
         middleware.insert(0, cors)
     app = Starlette(routes=table, middleware=middleware, exception_handlers=dict.fromkeys(HANDLED, answer_error))
-    app.state.request_log = log  # to be closed by whoever runs the app
+    app.state.request_log, app.state.tracer = log, tracer  # to be closed by whoever runs the app
     app.router.redirect_slashes = False  # a redirect would repeat whatever host a client names
     return app

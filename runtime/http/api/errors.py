@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 from maskpro_deploy.errors import InputError, MaskProError
 from maskpro_deploy.runtime.generate.generator import ContextLengthError, OverloadedError, TookTooLongError
 from maskpro_deploy.runtime.generate.sampling_params import SamplingError
+from maskpro_deploy.runtime.http.request_log import ERROR
 
 _CLIENT_CLOSED = 499  # nobody reads it; it only shows in logs
 
@@ -62,15 +63,18 @@ async def answer_error(request: Request, error: Exception) -> Response:
     """What a client gets where a route raised."""
     match error:
         case ApiError():
-            return error.response()
+            answer = error
         case MaskProError():
-            return to_api_error(error).response()
+            answer = to_api_error(error)
         case HTTPException():
             kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
-            return ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}.", kind).response()
+            answer = ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}.", kind)
         case ClientDisconnect():
             return Response(status_code=_CLIENT_CLOSED)
-    return ApiError(500, "the server made an error; see its log.", "server_error", "internal_error").response()
+        case _:
+            answer = ApiError(500, "the server made an error; see its log.", "server_error", "internal_error")
+    request.scope[ERROR] = answer.code or answer.kind
+    return answer.response()
 
 
 HANDLED = (ApiError, MaskProError, HTTPException, ClientDisconnect, Exception)
