@@ -9,7 +9,7 @@ import http.client
 import ipaddress
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -48,19 +48,18 @@ def examine_server(client: HttpClient, model: str | None = None) -> list[Check]:
         *_check_certificate(client, listed),
     ]
     names = _names_of(listed)
-    steps = [
-        lambda: _check_version(client),
-        lambda: _check_ready(client),
-        lambda: _check_key(client, listed),
-        lambda: _check_model(listed, names, model),
-        lambda: _check_limits(listed, model),
-        lambda: _check_clock(listed),
-        *([lambda: _check_answers(client, model or names[0])] if listed.status == 200 and (model or names) else []),
+    steps: list[Callable[[], Iterable[Check]]] = [
+        lambda: [_check_version(client)],
+        lambda: [_check_ready(client)],
+        lambda: [_check_key(client, listed)],
+        lambda: [_check_model(listed, names, model), _check_limits(listed, model), _check_clock(listed)],
     ]
+    if listed.status == 200 and (model or names):
+        steps.append(lambda: _check_answers(client, model or names[0]))
     for step in steps:
         try:
-            found = step()
-            checks += [found] if isinstance(found, Check) else list(found)
+            for check in step():
+                checks.append(check)  # those before a failure stay
         except FAILURES as e:
             checks.append(Check(name="connection", good=False, detail=_say(e), advice="Ask again; see the server's log."))
     return checks
