@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from starlette.applications import Starlette
@@ -36,8 +37,11 @@ from maskpro_deploy.runtime.http.traces import Tracer
 
 REQUEST_ID = "X-Request-Id"
 _GUARDED = ("/v1/", "/tokenize", "/detokenize")
+_MODEL = "/v1/models/{name:path}"
 _LOGGED_PATH = 200  # characters
 _PLAIN_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
+
+Count = Callable[[str, str, int | None], None]  # method, path, status
 
 
 class Gate:
@@ -46,8 +50,10 @@ class Gate:
     The guarded routes ask for a key; where there is none, everybody is served.
     """
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys, log: RequestLog | None = None, tracer: Tracer | None = None) -> None:
-        self._app, self._keys, self._log, self._tracer = app, keys, log, tracer
+    def __init__(
+        self, app: ASGIApp, keys: ApiKeys, count: Count, log: RequestLog | None = None, tracer: Tracer | None = None
+    ) -> None:
+        self._app, self._keys, self._count, self._log, self._tracer = app, keys, count, log, tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -74,6 +80,7 @@ class Gate:
             scope[ERROR] = error.code
             await error.response()(scope, receive, send_with_id)
         finally:
+            self._count(scope["method"], scope["path"], status)
             if self._log is not None or self._tracer is not None:
                 facts: dict[str, Any] = {
                     "id": request_id, "client": (scope.get("client") or [None])[0], "key": owner, "method": scope["method"],
@@ -111,7 +118,7 @@ def create_app(generator: TextGenerator | GeneratorSlot, config: ServeConfig | N
     routes = Routes(slot, config)
     table = [
         Route("/v1/models", routes.models),
-        Route("/v1/models/{name:path}", routes.model),
+        Route(_MODEL, routes.model),
         Route("/v1/completions", routes.completions, methods=["POST"]),
         Route("/v1/chat/completions", routes.chat, methods=["POST"]),
         Route("/tokenize", routes.tokenize, methods=["POST"]),
@@ -123,7 +130,13 @@ def create_app(generator: TextGenerator | GeneratorSlot, config: ServeConfig | N
     ]
     log = RequestLog(config.request_log) if config.request_log is not None else None
     tracer = Tracer(config.otlp_traces_endpoint, slot.model_name) if config.otlp_traces_endpoint is not None else None
-    middleware = [Middleware(Gate, keys=ApiKeys(config.all_keys), log=log, tracer=tracer)]
+    paths = frozenset(route.path for route in table)
+
+    def count(method: str, path: str, status: int | None) -> None:
+        known = path if path in paths else _MODEL if path.startswith("/v1/models/") else "other"
+        slot.metrics.count_answer(method, known, status)
+
+    middleware = [Middleware(Gate, keys=ApiKeys(config.all_keys), count=count, log=log, tracer=tracer)]
     if config.allowed_origins:
         cors = Middleware(
             CORSMiddleware,
