@@ -122,7 +122,11 @@ class _Lifetime:
         }  # fmt: skip
         settings = uvicorn.Config(app, **limits, **quiet)
         settings.load()
-        settings.ssl = None if self._config.tls is None else self._config.tls.context
+        if self._config.tls is not None:
+            settings.ssl = self._config.tls.context
+            # a client has as long for the handshake as for its headers; uvicorn does not pass the time on
+            listen_in_time = partial(self._loop.create_server, ssl_handshake_timeout=self._config.header_timeout_s)
+            self._loop.create_server = listen_in_time  # type: ignore[method-assign]
         server = uvicorn.Server(settings)
         # `request_stop` decides when to stop, not uvicorn's own handling of signals
         server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]

@@ -9,6 +9,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -75,6 +76,18 @@ def test_clients_have_to_show_a_certificate(sparse_bundle: Path, authority: Auth
                 else:
                     with pytest.raises(httpx2.TransportError):
                         http.get("/health")
+
+
+def test_a_handshake_that_never_comes_has_an_end(sparse_bundle: Path, authority: Authority, server: Identity) -> None:
+    config = ServeConfig(port=0, runtime=CPU, tls=Tls(certfile=server.both), header_timeout_s=0.3)
+    with running_server(sparse_bundle, config) as url:
+        place = urlsplit(url)
+        with socket.create_connection((place.hostname or "", place.port or 0), timeout=10) as silent:
+            started = time.perf_counter()
+            with suppress(ConnectionResetError):
+                assert silent.recv(1) == b""
+            assert 0.2 < time.perf_counter() - started < 5
+        assert httpx2.get(f"{url}/health", verify=authority.trust()).status_code == 200
 
 
 def test_old_protocols_are_refused(server: Identity) -> None:
