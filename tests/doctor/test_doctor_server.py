@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
@@ -146,12 +147,12 @@ def test_a_server_that_loads_is_reached_and_not_ready(slow: Path) -> None:
         port = probe.getsockname()[1]
 
     def work() -> None:
-        for _ in range(200):
+        for _ in range(600):
             try:
                 socket.create_connection(("127.0.0.1", port)).close()
                 break
             except OSError:
-                pass
+                time.sleep(0.05)
         found.append(look(f"http://127.0.0.1:{port}"))
         proceed.set()
 
