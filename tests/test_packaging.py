@@ -25,6 +25,8 @@ MODULES = {
     "lm-eval": "lm_eval",
     "mobius-onnx": "mobius",
     "onnxruntime-gpu": "onnxruntime",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry.exporter.otlp.proto.http",
+    "opentelemetry-sdk": "opentelemetry.sdk",
     "prometheus-client": "prometheus_client",
     "tensorrt-rtx": "tensorrt_rtx",
     "cuda-bindings": "cuda.bindings",

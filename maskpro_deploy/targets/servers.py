@@ -18,7 +18,7 @@ from maskpro_deploy.errors import InputError, MachineError
 
 # addresses that only this machine reaches
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_READY = re.compile(r"^serving (?P<name>.+) at (?P<url>http://\S+)/v1 ")
+_READY = re.compile(r"^serving (?P<name>.+) at (?P<url>https?://\S+)/v1 ")
 _START_S = 600.0
 _STOP_S = 20.0
 

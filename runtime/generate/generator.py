@@ -23,20 +23,24 @@ from typing import Protocol
 from maskpro_deploy.backends.session import Session
 from maskpro_deploy.errors import ConfigError, InputError, MachineError, MaskProError
 from maskpro_deploy.manifest import ModelShape
+from maskpro_deploy.runtime.generate.prompt_scores import ScoreBudget, count_scored
 from maskpro_deploy.runtime.generate.sampling_params import SamplingError, SamplingParams
 from maskpro_deploy.runtime.generate.scheduler import RuntimeConfig, Scheduler, StepCount
 from maskpro_deploy.runtime.generate.sequence import Completion, Event, FailureEvent, GenerationSequence, Sink, build_completion
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
+from maskpro_deploy.system.throttle import Throttle
 
 log = logging.getLogger(__name__)
+log.addFilter(Throttle())  # clients that go away must not be able to fill a log
 
 _PACE_OF, _LONGEST_WAIT_S = 16, 120
 READY, DRAINING, STOPPED, DEAD = "ready", "draining", "stopped", "dead"
 
 
 class OverloadedError(MachineError):
-    """No room for another request now; `reason` is "queue_full", "queue_timeout", "loading" or "shutting_down".
+    """No room for another request now.
 
+    `reason` is "queue_full", "prompt_logprobs_full", "queue_timeout", "loading" or "shutting_down".
     `retry_after_s` is when there may be room.
     """
 
@@ -108,6 +112,7 @@ class TextGenerator:
         self._scheduler = Scheduler(session, self.config, self._emit)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._live: set[GenerationSequence] = set()
+        self._scores = ScoreBudget(self.config.max_prompt_logprobs_tokens)
         self._pace = Pace()
         self._changed = threading.Condition()  # guards _live and status
         self.status = READY  # or DRAINING, STOPPED, DEAD
@@ -149,7 +154,8 @@ class TextGenerator:
             OverloadedError: no room now.
             GeneratorDeadError: the generator broke down.
             ContextLengthError: a prompt is too long.
-            InputError: a prompt is empty or holds unknown tokens, or a setting does not fit the model.
+            InputError: a prompt is empty or holds unknown tokens, a setting does not fit the model, or log-probabilities of too
+                many prompt tokens are asked for.
         """
         for prompt in prompts:
             self._check(prompt, params)
@@ -160,8 +166,10 @@ class TextGenerator:
             for p, prompt in enumerate(prompts)
             for i in range(n)
         ]
+        scored = count_scored(sequences) if limited else 0
+        self._scores.check(scored)
         with self._changed:
-            self._admit(len(sequences) if limited else 0)
+            self._admit(len(sequences) if limited else 0, scored)
             self._live.update(sequences)
             self._commands.put(lambda: self._scheduler.waiting.extend(sequences))
         return sequences
@@ -216,7 +224,7 @@ class TextGenerator:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _admit(self, wanted: int) -> None:
+    def _admit(self, wanted: int, scored: int) -> None:
         if self.status == DEAD:
             raise GeneratorDeadError("text generation broke down; see the server's log. It has to be restarted.")
         if self.status != READY:
@@ -224,6 +232,9 @@ class TextGenerator:
         if len(self._live) + wanted > self.capacity and wanted:
             message = f"the server is full: {len(self._live)} requests run or wait. Try again later."
             raise OverloadedError(message, "queue_full", self._pace.estimate_wait_s(wanted))
+        if not self._scores.has_room(self._live, scored):
+            message = "the server is full: other requests for log-probabilities of prompts run or wait. Try again later."
+            raise OverloadedError(message, "prompt_logprobs_full", self._pace.estimate_wait_s(wanted))
 
     def _check(self, prompt: Sequence[int], params: SamplingParams) -> None:
         vocab = self.shape.vocab_size

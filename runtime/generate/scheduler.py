@@ -19,6 +19,7 @@ import numpy as np
 
 from maskpro_deploy.backends.session import Floats, Session
 from maskpro_deploy.errors import MaskProError, check_range
+from maskpro_deploy.runtime.generate.prompt_scores import OPTION, score_prompt
 from maskpro_deploy.runtime.generate.sampling import NumericError
 from maskpro_deploy.runtime.generate.sequence import ABORT, LENGTH, Event, FailureEvent, GenerationSequence, PromptEvent
 from maskpro_deploy.runtime.sessions.batches import Batch, Prefill
@@ -58,6 +59,7 @@ class RuntimeConfig(SessionConfig, SchedulerConfig):
     queue_timeout_s: float | None = 60.0  # how long an answer may wait for its start; None for ever
     request_timeout_s: float | None = None  # how long it may take, waiting included; None for ever
     max_model_len: int | None = None  # longest prompt and answer together, in tokens; None takes the model's own
+    max_prompt_logprobs_tokens: int | None = 4096  # tokens of prompts with log-probabilities in a request; None for no bound
     check_hashes: bool = False  # read every file of the bundle and compare its SHA-256 before use
 
     def __post_init__(self) -> None:
@@ -67,6 +69,7 @@ class RuntimeConfig(SessionConfig, SchedulerConfig):
         check_range("--queue-timeout", self.queue_timeout_s, above=0)
         check_range("--request-timeout", self.request_timeout_s, above=0)
         check_range("--max-model-len", self.max_model_len, least=2)
+        check_range(OPTION, self.max_prompt_logprobs_tokens, least=1)
 
 
 @dataclass(slots=True)
@@ -197,9 +200,7 @@ class Scheduler:
         logits = prefill.advance(self.session, max(1, self.config.chunk_tokens // len(reading.members)))  # (B, S, V)
         padding = prefill.width - prefill.lengths  # (B,)
         for members, row, pad in zip(reading.members, logits, padding.tolist(), strict=True):
-            for sequence in members:
-                if sequence.params.prompt_logprobs is not None and not sequence.tokens:
-                    sequence.score_prompt(row[max(0, pad - start) :], max(0, start - pad))
+            score_prompt(members, row[max(0, pad - start) :], max(0, start - pad))
         if prefill.finished:
             self._reading = None
             self._start(reading, logits[:, -1])

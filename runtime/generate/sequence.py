@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from maskpro_deploy.errors import MaskProError
 from maskpro_deploy.manifest import ModelShape
-from maskpro_deploy.runtime.generate.sampling import Floats, Sampler, Score, score
+from maskpro_deploy.runtime.generate.sampling import Floats, Sampler, Score
 from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
 from maskpro_deploy.runtime.generate.tokenizer import Detokenizer, StopFilter, TextTokenizer
 
@@ -134,13 +134,6 @@ class GenerationSequence:
             tail, stopped = self._filter_stops(self._detokenizer.flush())
             return self.finish(STOP if stopped else LENGTH, chosen, text + tail + ("" if stopped else self._stops.flush()))
         return TokenEvent(choice=self.choice, score=chosen, text=text)
-
-    def score_prompt(self, logits: Floats, first: int) -> None:
-        """Record the prompt's own log-probabilities; the logits after its token `first` score the next one.  # (S, V)"""
-        if not self.prompt_scores:
-            self.prompt_scores.append(Score(self.prompt[0]))
-        for row, token in zip(logits, self.prompt[first + 1 :], strict=False):
-            self.prompt_scores.append(score(row, token, self.params.prompt_logprobs))
 
     def _filter_stops(self, piece: str) -> tuple[str, bool]:
         """Text through the stop filter; before `min_tokens` no stop text counts."""

@@ -11,6 +11,8 @@ from maskpro_deploy.errors import ConfigError, check_known, check_range
 from maskpro_deploy.runtime.generate.model_defaults import SOURCES
 from maskpro_deploy.runtime.generate.scheduler import RuntimeConfig
 from maskpro_deploy.runtime.http.keys import read_keys
+from maskpro_deploy.runtime.http.tls import Tls
+from maskpro_deploy.runtime.http.traces import check_endpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,8 @@ class ServeConfig:
     max_tokens_limit: int | None = None  # most tokens of an answer, whatever a client asks for; None for the context's room
     default_max_tokens: int | None = None  # of a chat that does not say how many; None for the context's room
     named_keys: Mapping[str, str] = field(default_factory=dict, init=False, repr=False)  # those of the file
+    otlp_traces_endpoint: str | None = None  # where spans of requests are sent, see `traces`; None makes none
+    tls: Tls | None = None  # serves https; None serves plain http
     allowed_origins: tuple[str, ...] = ()  # web pages that may call the server from a browser; "*" for all
 
     def __post_init__(self) -> None:
@@ -47,6 +51,8 @@ class ServeConfig:
         check_range("--max-connections", self.max_connections, least=1)
         check_range("--max-tokens-limit", self.max_tokens_limit, least=1)
         check_range("--default-max-tokens", self.default_max_tokens, least=1)
+        if self.otlp_traces_endpoint is not None:
+            object.__setattr__(self, "otlp_traces_endpoint", check_endpoint(self.otlp_traces_endpoint))
         if self.api_key_file is not None:
             object.__setattr__(self, "named_keys", read_keys(self.api_key_file))
         names = [*([] if self.served_model_name is None else [self.served_model_name]), *self.model_aliases]

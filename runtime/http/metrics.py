@@ -9,8 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
+from maskpro_deploy._version import __version__
 from maskpro_deploy.runtime.generate.generator import Load
 from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
 from maskpro_deploy.runtime.generate.scheduler import StepCount
@@ -18,6 +19,7 @@ from maskpro_deploy.runtime.generate.sequence import Event, FailureEvent, Genera
 
 _TOKEN_S = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
 _REQUEST_S = (1e-4, 1e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)
+_METHODS = ("GET", "POST", "HEAD", "OPTIONS")
 _TOKENS = tuple(float(2**i) for i in range(18))
 
 
@@ -53,6 +55,12 @@ class Metrics:
         self._max_tokens = self._histogram("request_params_max_tokens", "max_tokens of a request.", _TOKENS)
         self._n = self._histogram("request_params_n", "n of a request.", (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0))
         self._iteration = self._histogram("iteration_tokens_total", "Tokens read and generated in one step.", _TOKENS)
+        self._answers = Counter(
+            "maskpro_http_requests", "Requests that are over, by route and status; 0 is a client that left.",
+            ["model_name", "method", "path", "status"], registry=self._registry,
+        )  # fmt: skip
+        Gauge("maskpro_build_info", "The version that runs.", ["version"], registry=self._registry).labels(__version__).set(1)
+        ProcessCollector(registry=self._registry)  # memory, processor time, open files, start: `process_…`, on Linux
         self._last: dict[GenerationSequence, float] = {}  # time of the last token of running sequences
 
     def text(self) -> bytes:
@@ -62,6 +70,11 @@ class Metrics:
     def count_accepted(self, params: SamplingParams, n: int) -> None:
         self._max_tokens.observe(params.max_tokens)
         self._n.observe(n)
+
+    def count_answer(self, method: str, path: str, status: int | None) -> None:
+        """A request that is over; `path` is that of a route, or one word for all others."""
+        method = method if method in _METHODS else "other"
+        self._answers.labels(self._model, method, path, str(status or 0)).inc()
 
     def count_rejected(self, reason: str) -> None:
         self._rejections.labels(self._model, reason).inc()

@@ -96,10 +96,12 @@ class CompletionFormat(Format):
         return self.echo[choice // self.n] if self.echo is not None else ""
 
     def _logprobs(self, scores: Sequence[Score], offset: int) -> Json:
-        pieces = [self.tokenizer.piece(s.token) for s in scores]
+        named = {t for s in scores for t in (s.token, *(likely for likely, _ in s.top))}
+        piece_of = {token: self.tokenizer.piece(token) for token in named}
+        pieces = [piece_of[s.token] for s in scores]
         offsets: list[int] = []
         for piece in pieces:
             offsets.append(offset)
             offset += len(piece)
-        tops = [{self.tokenizer.piece(t): lp for t, lp in s.top} if s.logprob is not None else None for s in scores]
+        tops = [{piece_of[t]: lp for t, lp in s.top} if s.logprob is not None else None for s in scores]
         return {"tokens": pieces, "token_logprobs": [s.logprob for s in scores], "top_logprobs": tops, "text_offset": offsets}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -10,6 +12,7 @@ from maskpro_deploy.errors import InputError, MaskProError
 from maskpro_deploy.runtime.generate.generator import ContextLengthError, OverloadedError, TookTooLongError
 from maskpro_deploy.runtime.generate.sampling_params import SamplingError
 from maskpro_deploy.runtime.http.api.refused import explain_missing
+from maskpro_deploy.runtime.http.request_log import ERROR
 
 _SHOWN_PATH = 200  # characters
 _CLIENT_CLOSED = 499  # nobody reads it; it only shows in logs
@@ -62,20 +65,26 @@ def to_api_error(error: MaskProError) -> ApiError:
 
 async def answer_error(request: Request, error: Exception) -> Response:
     """What a client gets where a route raised."""
+    headers: Mapping[str, str] | None = None
     match error:
         case ApiError():
-            return error.response()
+            answer = error
         case MaskProError():
-            return to_api_error(error).response()
+            answer = to_api_error(error)
         case HTTPException():
-            return _answer_unrouted(request, error)
+            answer, headers = _to_unrouted_error(request, error), error.headers
         case ClientDisconnect():
             return Response(status_code=_CLIENT_CLOSED)
-    return ApiError(500, "the server made an error; see its log.", "server_error", "internal_error").response()
+        case _:
+            answer = ApiError(500, "the server made an error; see its log.", "server_error", "internal_error")
+    request.scope[ERROR] = answer.code or answer.kind
+    response = answer.response()
+    response.headers.update(headers or {})
+    return response
 
 
-def _answer_unrouted(request: Request, error: HTTPException) -> Response:
-    """The answer to a path that is not served, or not with this method."""
+def _to_unrouted_error(request: Request, error: HTTPException) -> ApiError:
+    """The error of a path that is not served, or not with this method."""
     kind, code, reason = "invalid_request_error", None, error.detail
     if error.status_code == 404:
         kind = "not_found_error"
@@ -83,9 +92,7 @@ def _answer_unrouted(request: Request, error: HTTPException) -> Response:
     elif error.status_code == 405:
         code, reason = "method_not_allowed", f"this route takes {(error.headers or {}).get('Allow', 'other methods')}"
     shown = f"{request.method[:20]} {request.url.path[:_SHOWN_PATH]}"
-    response = ApiError(error.status_code, f"{shown}: {reason}.", kind, code).response()
-    response.headers.update(error.headers or {})
-    return response
+    return ApiError(error.status_code, f"{shown}: {reason}.", kind, code)
 
 
 HANDLED = (ApiError, MaskProError, HTTPException, ClientDisconnect, Exception)
