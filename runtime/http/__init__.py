@@ -5,6 +5,7 @@
     routes, server         what each route does, over a generator that may still be loading; the app and its gate
     streams                from the generator's thread to whole answers and server-sent events
     metrics, config        what is counted; settings
+    page                   the chat page
     lifecycle              running the app: socket, loading, signals
 
 What enters: HTTP requests. What leaves: answers, events, metrics. May import: generate. All but `config` need the `serve` extra.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from maskpro_deploy.errors import ConfigError, check_range
 from maskpro_deploy.runtime.generate.scheduler import RuntimeConfig
+from maskpro_deploy.runtime.http.addresses import ServerAddress
 from maskpro_deploy.runtime.http.keys import read_keys
 
 
@@ -32,6 +33,8 @@ class ServeConfig:
     default_max_tokens: int | None = None  # of a chat that does not say how many; None for the context's room
     named_keys: Mapping[str, str] = field(default_factory=dict, init=False, repr=False)  # those of the file
     allowed_origins: tuple[str, ...] = ()  # web pages that may call the server from a browser; "*" for all
+    ui: bool = True  # whether there is a chat page at `/`
+    compare_url: str | None = None  # a second server that the page shows next to this one
 
     def __post_init__(self) -> None:
         check_range("--port", self.port, least=0, most=65535)
@@ -45,7 +48,16 @@ class ServeConfig:
         check_range("--default-max-tokens", self.default_max_tokens, least=1)
         if self.api_key_file is not None:
             object.__setattr__(self, "named_keys", read_keys(self.api_key_file))
+        self._check_page()
         check_range("--max-body-bytes", self.max_body_bytes, least=1)
+
+    def _check_page(self) -> None:
+        if self.compare_url is None:
+            return
+        if not self.ui:
+            raise ConfigError("--compare-url is for the chat page, which --no-ui turns off.\nGive one of them.")
+        if ServerAddress.read(self.compare_url) is None:
+            raise ConfigError(f"--compare-url {self.compare_url} is not a server's address.\nGive one such as http://name:8000.")
 
     @property
     def all_keys(self) -> Mapping[str, str]:

@@ -78,6 +78,7 @@ class _Lifetime:
         self._loop = asyncio.get_running_loop()
         manifest = Manifest.load(self._bundle, engines=False)
         slot = GeneratorSlot(self._config.served_model_name or manifest.model.name)
+        slot.weights = _name_weights(manifest)
         app = create_app(slot, self._config)
         quiet: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off", "ws": "none", "server_header": False}
         limits: dict[str, Any] = {
@@ -120,6 +121,12 @@ class _Lifetime:
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         return loading.result() if loading.done() else None
+
+
+def _name_weights(manifest: Manifest) -> str:
+    """What a bundle's weights are, in words: "2:4 sparse, fp32"."""  # fmt: skip
+    kind = f"{manifest.sparsity} sparse" if manifest.sparsity is not None else "dense"
+    return f"{kind}, {manifest.graph.quantization or manifest.graph.dtype}"
 
 
 def _load_in_thread(bundle: Path, config: ServeConfig) -> asyncio.Future[TextGenerator]:

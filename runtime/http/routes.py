@@ -34,7 +34,8 @@ class GeneratorSlot:
 
     def __init__(self, model_name: str, generator: TextGenerator | None = None) -> None:
         self.model_name = model_name
-        self.metrics = Metrics(model_name, self._load)
+        self.metrics = Metrics(model_name, self.load)
+        self.weights: str | None = None  # such as "2:4 sparse, fp32", where it is known
         self._generator: TextGenerator | None = None
         self.created = int(time.time())
         if generator is not None:
@@ -56,7 +57,8 @@ class GeneratorSlot:
         """The generator's status, or "loading"."""  # fmt: skip
         return self._generator.status if self._generator is not None else "loading"
 
-    def _load(self) -> Load:
+    def load(self) -> Load:
+        """How busy the generator is."""
         return self._generator.load if self._generator is not None else Load()
 
 

@@ -6,6 +6,7 @@
     GET  /health     200 if requests are taken, 503 while loading, shutting down or broken (readiness)
     GET  /live       200 unless broken (liveness)
     GET  /version  /metrics
+    GET  /  /ui/...                            the chat page, unless it is turned off
 
 `create_app` makes a starlette app; `lifecycle.py` runs it. A client that goes away ends its own generation, whether it streams or
 not. The gate in front (request ids, the API key) is plain ASGI on purpose: starlette's BaseHTTPMiddleware hides the client's
@@ -29,6 +30,7 @@ from maskpro_deploy.runtime.generate.generator import TextGenerator
 from maskpro_deploy.runtime.http.api.errors import HANDLED, ApiError, answer_error
 from maskpro_deploy.runtime.http.config import ServeConfig
 from maskpro_deploy.runtime.http.keys import ApiKeys
+from maskpro_deploy.runtime.http.page.routes import page_routes
 from maskpro_deploy.runtime.http.request_log import FACTS, RequestLog
 from maskpro_deploy.runtime.http.routes import GeneratorSlot, Routes
 
@@ -105,6 +107,7 @@ def create_app(generator: TextGenerator | GeneratorSlot, config: ServeConfig | N
         Route("/live", routes.live),
         Route("/version", routes.version),
         Route("/metrics", routes.metrics),
+        *page_routes(slot, config),
     ]
     log = RequestLog(config.request_log) if config.request_log is not None else None
     middleware = [Middleware(Gate, keys=ApiKeys(config.all_keys), log=log)]
@@ -114,7 +117,7 @@ def create_app(generator: TextGenerator | GeneratorSlot, config: ServeConfig | N
             allow_origins=list(config.allowed_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=[REQUEST_ID],
+            expose_headers=[REQUEST_ID, "Retry-After"],
         )
         middleware.insert(0, cors)
     app = Starlette(routes=table, middleware=middleware, exception_handlers=dict.fromkeys(HANDLED, answer_error))

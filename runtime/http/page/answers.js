@@ -1,0 +1,114 @@
+// How turns and answers look.
+
+import { Markdown, element } from "./markdown.js";
+
+const ms = (value) => (value < 1000 ? `${Math.round(value)} ms` : `${(value / 1000).toFixed(value < 10_000 ? 2 : 1)} s`);
+export const rate = (value) => (value < 10 ? value.toFixed(2) : value < 100 ? value.toFixed(1) : Math.round(value).toLocaleString("en"));
+
+// One answer: a name, the text, numbers, and what can be done with it.
+export class AnswerView {
+  #pending = null;
+
+  constructor(place, { name, weights, chat, prompt }, again) {
+    this.name = name;
+    this.weights = element("span", {}, weights ?? "");
+    this.body = element("div", { class: chat ? "body" : "body plain" });
+    this.markdown = chat ? new Markdown(this.body) : null;
+    this.prompt = prompt;
+    this.stats = element("div", { class: "stats" });
+    this.copy = element("button", { type: "button", "data-copy": "answer" }, "Copy");
+    this.again = element("button", { type: "button", onclick: again }, "Retry");
+    this.bar = element("i");
+    const head = element("div", { class: "name" }, element("b", {}, name), this.weights);
+    this.race = element("div", { class: "race", "aria-hidden": "true" }, this.bar);
+    this.trouble = element("div", { class: "failure" });
+    this.foot = element("div", { class: "foot" }, this.stats, this.copy, this.again);
+    this.element = element("article", { class: place ? "answer second" : "answer", "aria-label": `Answer of ${name}` });
+    this.element.append(head, this.race, this.body, this.trouble, this.foot);
+    this.trouble.hidden = this.copy.hidden = this.again.hidden = true;
+    this.text = "";
+  }
+
+  wait(words) {
+    this.element.setAttribute("aria-busy", "true");
+    this.body.classList.add("waits");
+    this.stats.replaceChildren(words);
+    if (!this.markdown) this.body.replaceChildren(element("span", { class: "given" }, this.prompt));
+  }
+
+  // Shows a text that grows, once for each frame that is drawn.
+  show(text, stats, best) {
+    this.text = text;
+    this.latest = { stats, best };
+    this.#pending ??= requestAnimationFrame(() => this.#draw());
+  }
+
+  #draw() {
+    this.#pending = null;
+    this.body.classList.remove("waits");
+    this.body.classList.toggle("streams", this.element.hasAttribute("aria-busy"));
+    if (this.markdown) this.markdown.update(this.text);
+    else this.body.replaceChildren(element("span", { class: "given" }, this.prompt), this.text);
+    this.numbers(this.latest.stats);
+    this.element.dispatchEvent(new CustomEvent("drawn", { bubbles: true }));
+  }
+
+  numbers(stats) {
+    const shown = [];
+    if (stats.tokens_per_s) shown.push(element("span", {}, element("b", {}, rate(stats.tokens_per_s)), " tokens/s"));
+    if (stats.first_ms !== null) shown.push(element("span", { title: "Time to the first token" }, "first token after ", element("b", {}, ms(stats.first_ms))));
+    if (stats.tokens) shown.push(element("span", {}, element("b", {}, String(stats.tokens)), stats.tokens === 1 ? " token" : " tokens"));
+    this.stats.replaceChildren(...shown);
+  }
+
+  // The bar that two answers share: as long as this one's speed is, compared with the faster one's.
+  measure(part) {
+    this.bar.style.width = `${Math.round(100 * part)}%`;
+  }
+
+  // The answer as it ended.
+  end(answer, last) {
+    if (this.#pending !== null) cancelAnimationFrame(this.#pending);
+    this.element.removeAttribute("aria-busy");
+    this.text = answer.text;
+    this.latest = { stats: answer.stats };
+    this.#draw();
+    this.body.hidden = this.markdown && !answer.text && Boolean(answer.failure);
+    const note = answer.stopped ? "stopped" : answer.finish === "length" ? "cut off at the most tokens" : !answer.text && !answer.failure ? "empty answer" : "";
+    if (note) this.stats.append(element("span", {}, note));
+    if (answer.failure) {
+      const detail = answer.failure.detail ? element("small", {}, answer.failure.detail) : null;
+      this.trouble.replaceChildren(...[answer.failure.message, detail].filter(Boolean));
+    }
+    this.trouble.hidden = !answer.failure;
+    this.copy.hidden = !answer.text;
+    this.again.hidden = !last;
+  }
+}
+
+// A turn: what was asked, and an answer for each server.
+export function turnElement(turn, views, chat) {
+  const asked = chat ? element("p", { class: "asked" }, turn.text) : null;
+  return element("section", { class: "turn", "aria-label": "Turn" }, asked, element("div", { class: "answers" }, ...views.map((view) => view.element)));
+}
+
+// Puts a text on the clipboard; pages that came over plain HTTP from another machine have to select and copy it.
+export async function copyText(text) {
+  if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(text);
+  const field = element("textarea", { class: "unseen" });
+  field.value = text;
+  document.body.append(field);
+  field.select();
+  const done = document.execCommand("copy");
+  field.remove();
+  if (!done) throw new Error("the browser did not copy");
+}
+
+// How much faster the first server was, over all turns that both answered: the middle one of the ratios and their range.
+export function compareSpeeds(turns) {
+  const rates = turns.map(({ answers }) => answers.slice(0, 2).map((answer) => answer?.stats?.tokens_per_s));
+  const ratios = rates.filter(([one, two]) => one && two).map(([one, two]) => one / two).sort((a, b) => a - b);
+  if (!ratios.length) return null;
+  const middle = (ratios[Math.floor((ratios.length - 1) / 2)] + ratios[Math.ceil((ratios.length - 1) / 2)]) / 2;
+  return { middle, least: ratios[0], most: ratios.at(-1), count: ratios.length };
+}
