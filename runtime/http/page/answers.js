@@ -3,13 +3,13 @@
 import { Markdown, element } from "./markdown.js";
 
 const ms = (value) => (value < 1000 ? `${Math.round(value)} ms` : `${(value / 1000).toFixed(value < 10_000 ? 2 : 1)} s`);
-export const rate = (value) => (value < 10 ? value.toFixed(2) : value < 100 ? value.toFixed(1) : Math.round(value).toLocaleString("en"));
+const rate = (value) => (value < 10 ? value.toFixed(2) : value < 100 ? value.toFixed(1) : Math.round(value).toLocaleString("en"));
 
 // One answer: a name, the text, numbers, and what can be done with it.
 export class AnswerView {
   #pending = null;
 
-  constructor(place, { name, weights, chat, prompt }, again) {
+  constructor(place, { name, weights, chat, prompt }, label, again) {
     this.name = name;
     this.weights = element("span", {}, weights ?? "");
     this.body = element("div", { class: chat ? "body" : "body plain" });
@@ -17,7 +17,7 @@ export class AnswerView {
     this.prompt = prompt;
     this.stats = element("div", { class: "stats" });
     this.copy = element("button", { type: "button", "data-copy": "answer" }, "Copy");
-    this.again = element("button", { type: "button", onclick: again }, "Retry");
+    this.again = element("button", { type: "button", onclick: again }, label);
     this.bar = element("i");
     const head = element("div", { class: "name" }, element("b", {}, name), this.weights);
     this.race = element("div", { class: "race", "aria-hidden": "true" }, this.bar);
@@ -37,9 +37,9 @@ export class AnswerView {
   }
 
   // Shows a text that grows, once for each frame that is drawn.
-  show(text, stats, best) {
+  show(text, stats) {
     this.text = text;
-    this.latest = { stats, best };
+    this.latest = stats;
     this.#pending ??= requestAnimationFrame(() => this.#draw());
   }
 
@@ -49,7 +49,7 @@ export class AnswerView {
     this.body.classList.toggle("streams", this.element.hasAttribute("aria-busy"));
     if (this.markdown) this.markdown.update(this.text);
     else this.body.replaceChildren(element("span", { class: "given" }, this.prompt), this.text);
-    this.numbers(this.latest.stats);
+    this.numbers(this.latest);
     this.element.dispatchEvent(new CustomEvent("drawn", { bubbles: true }));
   }
 
@@ -62,7 +62,8 @@ export class AnswerView {
   }
 
   // The bar that two answers share: as long as this one's speed is, compared with the faster one's.
-  measure(part) {
+  measure(shown, part) {
+    this.race.hidden = !shown;
     this.bar.style.width = `${Math.round(100 * part)}%`;
   }
 
@@ -71,10 +72,10 @@ export class AnswerView {
     if (this.#pending !== null) cancelAnimationFrame(this.#pending);
     this.element.removeAttribute("aria-busy");
     this.text = answer.text;
-    this.latest = { stats: answer.stats };
+    this.latest = answer.stats;
     this.#draw();
     this.body.hidden = this.markdown && !answer.text && Boolean(answer.failure);
-    const note = answer.stopped ? "stopped" : answer.finish === "length" ? "cut off at the most tokens" : !answer.text && !answer.failure ? "empty answer" : "";
+    const note = answer.stopped ? "stopped" : answer.finish === "length" ? "cut off: no tokens left" : !answer.text && !answer.failure ? "empty answer" : "";
     if (note) this.stats.append(element("span", {}, note));
     if (answer.failure) {
       const detail = answer.failure.detail ? element("small", {}, answer.failure.detail) : null;
@@ -87,21 +88,9 @@ export class AnswerView {
 }
 
 // A turn: what was asked, and an answer for each server.
-export function turnElement(turn, views, chat) {
-  const asked = chat ? element("p", { class: "asked" }, turn.text) : null;
+export function turnElement(turn, views) {
+  const asked = turn.chat ? element("p", { class: "asked" }, turn.text) : null;
   return element("section", { class: "turn", "aria-label": "Turn" }, asked, element("div", { class: "answers" }, ...views.map((view) => view.element)));
-}
-
-// Puts a text on the clipboard; pages that came over plain HTTP from another machine have to select and copy it.
-export async function copyText(text) {
-  if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(text);
-  const field = element("textarea", { class: "unseen" });
-  field.value = text;
-  document.body.append(field);
-  field.select();
-  const done = document.execCommand("copy");
-  field.remove();
-  if (!done) throw new Error("the browser did not copy");
 }
 
 // How much faster the first server was, over all turns that both answered: the middle one of the ratios and their range.
@@ -111,4 +100,15 @@ export function compareSpeeds(turns) {
   if (!ratios.length) return null;
   const middle = (ratios[Math.floor((ratios.length - 1) / 2)] + ratios[Math.ceil((ratios.length - 1) / 2)]) / 2;
   return { middle, least: ratios[0], most: ratios.at(-1), count: ratios.length };
+}
+
+// The same in words.
+export function describeSpeeds({ middle, least, most, count }, servers, inTurn) {
+  const ahead = middle >= 1;
+  const names = servers[0].name === servers[1].name ? ["The first", "the second"] : servers.map((server) => server.name);
+  const [fast, slow] = ahead ? names : names.toReversed();
+  const bounds = (ahead ? [least, most] : [1 / most, 1 / least]).map((ratio) => `${rate(ratio)}×`);
+  const range = count > 1 ? `The middle of ${count} pairs of answers, ${bounds.join(" to ")}` : "From one pair of answers, so a hint and not a measurement";
+  const how = inTurn ? "one after the other" : "both at the same time: on one machine they take cores from each other";
+  return [`${fast} makes ${rate(ahead ? middle : 1 / middle)}× the tokens per second of ${slow}.`, element("small", {}, `${range}; ${how}.`)];
 }

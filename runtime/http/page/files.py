@@ -36,7 +36,7 @@ class PageFile:
 
     body: bytes
     media_type: str
-    tag: str
+    tag: str  # a weak one: the file may be sent compressed or as it is
 
     def answer(self, request: Request, policy: str) -> Response:
         """The file, or 304 if the client has it. Browsers ask each time: a new version of the server shows at once."""
@@ -48,7 +48,7 @@ class PageFile:
             "Referrer-Policy": "no-referrer",
         }
         known = {tag.strip().removeprefix("W/") for tag in request.headers.get("If-None-Match", "").split(",")}
-        if known & {self.tag, "*"}:
+        if known & {self.tag.removeprefix("W/"), "*"}:
             return Response(status_code=304, headers=headers)
         return Response(self.body, headers=headers, media_type=self.media_type)
 
@@ -60,5 +60,5 @@ def read_files() -> dict[str, PageFile]:
         media_type = _MEDIA_TYPES.get(f".{entry.name.rpartition('.')[2]}")
         if media_type is not None:
             body = entry.read_bytes()
-            files[entry.name] = PageFile(body, media_type, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+            files[entry.name] = PageFile(body, media_type, f'W/"{hashlib.sha256(body).hexdigest()[:32]}"')
     return files

@@ -12,6 +12,8 @@ import math
 from functools import partial
 from typing import Any
 
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -32,8 +34,10 @@ def page_routes(slot: GeneratorSlot, config: ServeConfig) -> list[Route]:
     if not config.ui:
         return []
     page, files = _Page(slot, config), read_files()
-    assets = [Route(f"/ui/{name}", partial(page.asset, file)) for name, file in files.items() if name != INDEX]
-    return [Route("/", partial(page.index, files[INDEX])), Route("/ui/status", page.status), *assets]
+    index = partial(page.index, files.pop(INDEX))
+    paths = {"/": index, **{f"/ui/{name}": partial(page.asset, file) for name, file in files.items()}}
+    compressed = [Middleware(GZipMiddleware)]
+    return [Route("/ui/status", page.status), *(Route(path, send, middleware=compressed) for path, send in paths.items())]
 
 
 class _Page:
