@@ -16,7 +16,8 @@ from maskpro_deploy.system.extras import require
 # the options that are fields of `ServeConfig`; the others are fields of `RuntimeConfig`
 _SERVER = (
     "host", "port", "api_key", "served_model_name", "shutdown_timeout_s", "allowed_origins", "header_timeout_s", "body_timeout_s",
-    "max_connections", "api_key_file", "request_log", "max_body_bytes", "max_tokens_limit", "default_max_tokens", "ui", "compare_url",
+    "max_connections", "api_key_file", "request_log", "max_body_bytes", "max_tokens_limit", "default_max_tokens", "ui",
+    "compare_url",
 )  # fmt: skip
 
 

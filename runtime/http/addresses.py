@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 _LONGEST = 300  # characters
 _NAME = r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?"
-_ADDRESS = re.compile(rf"(?P<origin>https?://{_NAME}(?::\d{{1,5}})?)(?P<path>(?:/[\w.~-]+)*?)(?:/v1)?/*", re.ASCII | re.IGNORECASE)
+_ADDRESS = re.compile(
+    rf"(?P<origin>https?://{_NAME}(?::\d{{1,5}})?)(?P<path>(?:/[\w.~-]+)*?)(?:/v1)?/*", re.ASCII | re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +26,8 @@ class ServerAddress:
     def read(cls, text: str) -> ServerAddress | None:
         """The address that a text is; None if it is none.
 
-        Nothing but letters, digits, dots, hyphens, underscores, tildes, slashes and a port gets through, so that a header can carry
-        it. A user's name, a query and a bare IPv6 address (which a Content-Security-Policy cannot name) are refused.
+        Nothing but letters, digits, dots, hyphens, underscores, tildes, slashes and a port gets through: a header can carry it. A
+        user's name, a query and a bare IPv6 address (which a Content-Security-Policy cannot name) are refused.
         """
         match = _ADDRESS.fullmatch(text.strip()) if len(text) <= _LONGEST else None
         return cls(match["origin"].lower(), match["path"]) if match else None

@@ -53,22 +53,19 @@ function blocks(lines) {
 }
 
 const MARK = /^(\s*)([-*+]|\d{1,9}[.)])\s+(?=\S)/;
-const STARTS = /^ {0,3}(#{1,6}\s|>|`{3,}|~{3,}|[-*+]\s+\S|1[.)]\s+\S)/;
+const STARTS = /^ {0,3}(#{1,6}\s|>|`{3,}|~{3,}|[-*+]\s+\S|1[.)]\s+\S|([-*_])(\s*\2){2,}\s*$)/;
 const isRuler = (line) => line !== undefined && line.includes("-") && /^[\s|:-]+$/.test(line) && line.includes("|");
 
-// A list goes on with marked and indented lines, and over an empty line if one of these follows.
+// A list goes on with marks of its kind and with indented lines; other text only goes on without an empty line in between.
 function endOfList(lines, at) {
-  for (let next = at + 1; ; next++) {
-    if (next >= lines.length) return next;
-    if (lines[next].trim()) {
-      if (MARK.test(lines[next]) || /^\s{2,}/.test(lines[next]) || lines[next - 1].trim()) {
-        if (!MARK.test(lines[next]) && STARTS.test(lines[next])) return next;
-        continue;
-      }
-      return next;
-    }
-    if (!lines[next + 1] || !(MARK.test(lines[next + 1]) || /^\s{2,}\S/.test(lines[next + 1]))) return next;
+  const [, indent, first] = MARK.exec(lines[at]);
+  for (let next = at + 1; next < lines.length; next++) {
+    if (!lines[next].trim()) continue;
+    const mark = MARK.exec(lines[next]);
+    const inside = mark ? mark[1].length > indent.length + 1 || /\d/.test(mark[2]) === /\d/.test(first) : /^\s{2,}/.test(lines[next]);
+    if (!inside && (mark || !lines[next - 1].trim() || STARTS.test(lines[next]))) return next;
   }
+  return lines.length;
 }
 
 function inline(text, depth = 0) {

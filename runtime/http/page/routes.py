@@ -1,8 +1,8 @@
 """The routes of the page, and what it asks every other second.
 
-The page has a small JSON object of its own, `/ui/status`, instead of reading `/metrics`: it needs what is no metric (whether there
-is a chat template, the context, the version), and a few hundred bytes instead of all histograms as text. It holds nothing that
-`/metrics`, `/version` and an answer would not tell, so it needs no key either.
+The page has a small JSON object of its own, `/ui/status`, instead of reading `/metrics`: it needs what is not a metric (whether
+there is a chat template, the context, the weights), and 300 bytes instead of all histograms as text, which are a hundred times as
+many. Like `/metrics` and `/version` it needs no key: it says what is served and how busy that is, and nothing of what is asked.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Page:
         load = self._slot.load()
         try:
             generator = self._slot.get()
-            facts = {"context": generator.max_model_len, "chat": generator.tokenizer.has_template}
+            facts: dict[str, object] = {"context": generator.max_model_len, "chat": generator.tokenizer.has_template}
         except OverloadedError:  # still loading
             facts = {"context": None, "chat": None}
         known = {

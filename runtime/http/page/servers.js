@@ -96,7 +96,7 @@ export class Server {
 // What has arrived of an answer, and how fast.
 class Answer {
   text = "";
-  count = 0; // tokens; chunks with text, until the server says how many it were
+  count = 0; // tokens: chunks, until the server says how many it were
   finish = null;
   sent = 0;
   first = 0;
@@ -106,7 +106,7 @@ class Answer {
     this.sent = performance.now();
   }
 
-  // Whether a chunk brought text; an error inside a stream is a Failure.
+  // Whether a chunk brought a token; an error inside a stream is a Failure.
   take(chunk) {
     if (chunk.error) throw explain(chunk.error, 0);
     if (chunk.usage) this.count = chunk.usage.completion_tokens;
@@ -114,7 +114,7 @@ class Answer {
     if (!choice) return false;
     const piece = choice.delta?.content ?? choice.text ?? "";
     this.finish = choice.finish_reason ?? this.finish;
-    if (!piece) return false;
+    if (!piece && (choice.delta?.role || this.finish)) return false; // an opening or a closing; others are tokens whose text waits
     this.last = performance.now();
     this.first ||= this.last;
     this.count++;

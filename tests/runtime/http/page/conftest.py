@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
 from browser import Watch, find_chromium
+from chat_page import RUNTIME
+
+from maskpro_deploy.runtime.http.config import ServeConfig
+from maskpro_deploy.runtime.http.lifecycle import running_server
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 Open = Callable[..., "tuple[Page, Watch]"]
+
+
+@pytest.fixture(scope="module")
+def dense_url(dense_bundle: Path) -> Iterator[str]:
+    """A server that every page may use."""
+    config = ServeConfig(port=0, runtime=RUNTIME, allowed_origins=("*",), served_model_name="dense-one")
+    with running_server(dense_bundle, config) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def url(sparse_bundle: Path) -> Iterator[str]:
+    """A server of the sparse model."""
+    with running_server(sparse_bundle, ServeConfig(port=0, runtime=RUNTIME, served_model_name="sparse-one")) as served:
+        yield served
 
 
 @pytest.fixture(scope="module")
