@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 from browser import CutProxy, serving
+from chat_page import RUNTIME, SHOWN, answers, ask, expected, set_up, until
 from gated_session import GatedSession
 
 from maskpro_deploy.backends.session import GraphSession
@@ -25,61 +24,7 @@ from maskpro_deploy.runtime.http.config import ServeConfig
 from maskpro_deploy.runtime.http.lifecycle import running_server
 
 Open = Callable[..., Any]
-RUNTIME = RuntimeConfig(provider="cpu", threads=1, max_num_seqs=4)
 KEY = "the right key"
-LONG = "x" * 40
-SHOWN = "least => +(/(\\d+) tokens?$/m.exec(document.querySelector('.stats').innerText) ?? [])[1] >= least"  # tokens of an answer
-
-
-@pytest.fixture(scope="module")
-def dense_url(dense_bundle: Path) -> Iterator[str]:
-    config = ServeConfig(port=0, runtime=RUNTIME, allowed_origins=("*",), served_model_name="dense-one")
-    with running_server(dense_bundle, config) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def url(sparse_bundle: Path) -> Iterator[str]:
-    with running_server(sparse_bundle, ServeConfig(port=0, runtime=RUNTIME, served_model_name="sparse-one")) as served:
-        yield served
-
-
-def set_up(page: Any, **fields: object) -> None:
-    """Fill in the settings."""
-    page.click("#settings-button")
-    for name, value in fields.items():
-        page.fill(f"#{name}", str(value))
-    page.click("#settings-close")
-
-
-def ask(page: Any, text: str, *, wait: bool = True) -> None:
-    """Send a message; `wait` for the end of the answer."""
-    page.fill("#message", text)
-    page.keyboard.press("Enter")
-    if wait:
-        page.locator("#send").wait_for()
-
-
-def until(page: Any, expression: str, argument: object = None) -> None:
-    """Wait until something is so in the page. Playwright's own way evaluates a string again and again, which the page refuses."""
-    end = time.monotonic() + 20
-    while not page.evaluate(expression, argument):
-        assert time.monotonic() < end, expression
-        page.wait_for_timeout(20)
-
-
-def answers(page: Any) -> list[str]:
-    """The texts of all answers, as the page keeps them."""
-    turns = json.loads(page.evaluate("sessionStorage.getItem('maskpro-chat')"))["turns"]
-    return [answer["text"] for turn in turns for answer in turn["answers"]]
-
-
-def expected(url: str, messages: list[tuple[str, str]], **settings: Any) -> str:
-    """What a server answers to messages, as another client gets it."""
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
-        told: Any = [{"role": role, "content": content} for role, content in messages]
-        whole = client.chat.completions.create(model=client.models.list().data[0].id, messages=told, **settings)
-    return whole.choices[0].message.content or ""
 
 
 def test_a_message_is_answered_as_other_clients_are_answered(open_page: Open, url: str) -> None:
@@ -145,80 +90,6 @@ def test_retry_new_chat_undo_and_reload(open_page: Open, url: str) -> None:
     page.click("text=Undo")
     page.locator(".answer").wait_for()
     assert answers(page) == [second]
-
-
-def test_two_servers_answer_side_by_side(open_page: Open, sparse_bundle: Path, dense_url: str) -> None:
-    config = ServeConfig(port=0, runtime=RUNTIME, served_model_name="sparse-one", compare_url=dense_url)
-    with running_server(sparse_bundle, config) as url:
-        page, _ = open_page(url, dense_url)
-        page.locator("body.two").wait_for()
-        until(page, "document.querySelector('#server').innerText.includes('dense-one')")
-        set_up(page, max_tokens=20, temperature=0)
-        ask(page, "hello")
-        assert answers(page) == [expected(each, [("user", "hello")], max_tokens=20, temperature=0) for each in (url, dense_url)]
-        assert page.locator(".name").all_inner_texts() == ["sparse-one\n2:4 sparse, fp32", "dense-one\ndense, fp32"]
-        assert re.search(r"one makes [\d.]+× the tokens per second of .*-one\.\nFrom one pair", page.inner_text("#verdict"))
-        boxes = [box.bounding_box() for box in page.locator(".answer").all()]
-        assert boxes[0]["y"] == boxes[1]["y"]
-        assert boxes[0]["x"] + boxes[0]["width"] < boxes[1]["x"]
-        page.click("#compare")
-        page.check("#in-turn")
-        page.click("#compare-dialog .strong")
-        ask(page, "more")  # each goes on with its own conversation
-        own = answers(page)
-        for each, first, second in ((url, own[0], own[2]), (dense_url, own[1], own[3])):
-            told = [("user", "hello"), ("assistant", first), ("user", "more")]
-            assert second == expected(each, told, max_tokens=20, temperature=0)
-        assert "2 pairs" in page.inner_text("#verdict")
-        assert "one after the other" in page.inner_text("#verdict")
-        page.reload()
-        page.locator("body.two #verdict small").wait_for()
-        page.click("#compare")
-        page.click("#compare-off")
-        assert not page.locator("body.two").count()
-
-
-def test_a_second_server_can_be_typed_in_and_then_the_page_may_talk_to_it_only(open_page: Open, url: str, dense_url: str) -> None:
-    page, watch = open_page(url, dense_url)
-    page.click("#compare")
-    assert f"--allowed-origins {url}" in page.inner_text("#compare-dialog")
-    page.fill("#compare-url", "not an address")
-    page.click("#compare-dialog .strong")
-    assert "such as http://" in page.inner_text("#compare-error")
-    page.fill("#compare-url", f"{dense_url}/v1/")
-    page.click("#compare-dialog .strong")
-    page.locator("body.two").wait_for()
-    set_up(page, max_tokens=4)
-    ask(page, "hello")
-    assert len(answers(page)) == 2
-    refused = page.evaluate("fetch('http://127.0.0.1:9/').then(() => 'sent', () => 'refused')")
-    assert refused == "refused"
-    watch.expect("Content Security Policy")
-    watch.complaints = [text for text in watch.complaints if "violates the document" not in text]
-
-
-def test_a_link_that_names_a_second_server_asks_first(open_page: Open, url: str, dense_url: str) -> None:
-    page, _ = open_page(f"{url}/?compare={dense_url}")  # a request to the second server would fail this test
-    page.locator("#compare-dialog[open]").wait_for()
-    assert dense_url in page.inner_text("#compare-text")
-    page.click("#compare-dialog [data-close]")
-    set_up(page, max_tokens=4)
-    ask(page, "hello")
-    assert len(answers(page)) == 1
-
-
-def test_a_server_that_does_not_allow_the_page_is_explained(open_page: Open, url: str, sparse_bundle: Path) -> None:
-    with running_server(sparse_bundle, ServeConfig(port=0, runtime=RUNTIME)) as closed:
-        page, watch = open_page(f"{url}/?compare={closed}", closed)
-        page.click("#compare-dialog .strong")
-        set_up(page, max_tokens=4)
-        ask(page, "hello")
-        assert f"--allowed-origins {url}" in page.inner_text(".second .failure")
-        first, second = answers(page)
-        assert first
-        assert not second
-        page.goto("about:blank")
-        watch.complaints = [text for text in watch.complaints if "CORS" not in text and "ERR_FAILED" not in text]
 
 
 def test_the_key_is_asked_for_and_kept_in_the_tab_only(open_page: Open, sparse_bundle: Path) -> None:
@@ -354,7 +225,7 @@ def test_it_fits_a_phone(open_page: Open, url: str, width: int) -> None:
 
     assert overflow() <= 0
     set_up(page, max_tokens=6)
-    page.fill("#message", LONG * 3)
+    page.fill("#message", "x" * 120)
     page.tap("#send")
     page.locator(".stats b").first.wait_for()
     assert overflow() <= 0
@@ -396,68 +267,8 @@ def test_it_can_be_used_with_the_keyboard_alone(open_page: Open, url: str) -> No
     assert page.evaluate("document.activeElement.id") == "temperature"
 
 
-RENDER = """async (text) => {
-  const { Markdown } = await import("/ui/markdown.js");
-  const target = document.createElement("div");
-  const shown = new Markdown(target);
-  for (const part of Array.isArray(text) ? text : [text]) shown.update(part);
-  return new XMLSerializer().serializeToString(target).replaceAll(' xmlns="http://www.w3.org/1999/xhtml"', "").slice(5, -6);
-}"""
-
-
-@pytest.mark.parametrize(
-    ("text", "html"),
-    [
-        ("one\ntwo\n\nthree", "<p>one<br />two</p><p>three</p>"),
-        ("**bold** *it* `a*b*` ~~no~~ 2 * 3 * 4 snake_case_name", "<p><strong>bold</strong> <em>it</em> <code>a*b*</code> <s>no</s> 2 * 3 * 4 snake_case_name</p>"),
-        ("# A\n### B", "<h3>A</h3><h5>B</h5>"),
-        ("- a\n- b\n  - c\n\n1. x\n2. y", "<ul><li>a</li><li>b<ul><li>c</li></ul></li></ul><ol start=\"1\"><li>x</li><li>y</li></ol>"),
-        ("> a\n> b", "<blockquote><p>a<br />b</p></blockquote>"),
-        ("[x](https://a.example/b) [y](javascript:alert) ![z](http://a.example/i.png)",
-         '<p><a href="https://a.example/b" target="_blank" rel="noopener noreferrer nofollow">x</a> [y](javascript:alert) '
-         '<a href="http://a.example/i.png" target="_blank" rel="noopener noreferrer nofollow">z</a></p>'),
-        ("<img src=x onerror=alert(1)><b>", "<p>&lt;img src=x onerror=alert(1)&gt;&lt;b&gt;</p>"),
-        ("| a | b |\n|---|---|\n| 1 | **2** |", '<div class="scroll" tabindex="0"><table><thead><tr><th>a</th><th>b</th></tr></thead><tbody><tr><td>1</td><td><strong>2</strong></td></tr></tbody></table></div>'),
-        (r"\*a\*", "<p>*a*</p>"),
-    ],
-)  # fmt: skip
-def test_markdown_becomes_elements_and_text_stays_text(open_page: Open, url: str, text: str, html: str) -> None:
-    page, _ = open_page(url)
-    assert page.evaluate(RENDER, text) == html
-
-
-def test_markdown_that_grows_looks_as_if_it_came_at_once(open_page: Open, url: str) -> None:
-    text = "Some *text*:\n\n- one\n- two\n  more\n\n```py\nif a < b:\n\n    print('x')\n```\n> quoted\n\n| a | b |\n|--|--|\n| 1 | 2 |\n\n1. x\n\n   y\n2. z\n***\nend"
-    page, _ = open_page(url)
-    whole = page.evaluate(RENDER, text)
-    assert page.evaluate(RENDER, [text[:end] for end in range(1, len(text) + 1)]) == whole
-    assert "<pre" in whole
-    assert "if a &lt; b:\n\n    print('x')</code>" in whole
-    assert "<li>x<p>y</p></li><li>z</li></ol><hr /><p>end</p>" in whole
-
-
-def test_long_and_hostile_markdown_takes_no_time(open_page: Open, url: str) -> None:
-    page, _ = open_page(url)
-    for text in (
-        "> " * 3000,
-        "*" * 20_000,
-        "`a``" * 5000,
-        "[" * 10_000,
-        "**a " * 5000,
-        "_a*b" * 5000,
-        "- " * 5000,
-        "|" * 9000 + "\n|-|",
-    ):
-        spent = page.evaluate(
-            f"async (text) => {{ const t = performance.now(); await ({RENDER})(text); return performance.now() - t; }}", text
-        )
-        assert spent < 2000, text[:10]
-
-
 def test_no_script_can_write_html(open_page: Open, url: str) -> None:
     page, watch = open_page(url)
-    assert (
-        page.evaluate("() => { try { document.body.innerHTML = '<b>x</b>'; return 'written'; } catch { return 'refused'; } }")
-        == "refused"
-    )
+    write = "() => { try { document.body.innerHTML = '<b>x</b>'; return 'written'; } catch { return 'refused'; } }"
+    assert page.evaluate(write) == "refused"
     watch.expect("TrustedHTML")
