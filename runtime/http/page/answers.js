@@ -95,18 +95,18 @@ export function turnElement(turn, views) {
 
 // How much faster the first server was, over all turns that both answered: the middle one of the ratios and their range.
 export function compareSpeeds(turns) {
-  const rates = turns.map(({ answers }) => answers.slice(0, 2).map((answer) => answer?.stats?.tokens_per_s));
-  const ratios = rates.filter(([one, two]) => one && two).map(([one, two]) => one / two).sort((a, b) => a - b);
+  const pairs = turns.map(({ answers }) => answers).filter((pair) => pair.length > 1 && pair.every((one) => one?.stats?.tokens_per_s && !one.failure));
+  const ratios = pairs.map(([one, two]) => one.stats.tokens_per_s / two.stats.tokens_per_s).sort((a, b) => a - b);
   if (!ratios.length) return null;
   const middle = (ratios[Math.floor((ratios.length - 1) / 2)] + ratios[Math.ceil((ratios.length - 1) / 2)]) / 2;
-  return { middle, least: ratios[0], most: ratios.at(-1), count: ratios.length };
+  return { middle, least: ratios[0], most: ratios.at(-1), count: ratios.length, names: pairs.at(-1).map((one) => one.model) };
 }
 
 // The same in words.
-export function describeSpeeds({ middle, least, most, count }, servers, inTurn) {
+export function describeSpeeds({ middle, least, most, count, names }, inTurn) {
   const ahead = middle >= 1;
-  const names = servers[0].name === servers[1].name ? ["The first", "the second"] : servers.map((server) => server.name);
-  const [fast, slow] = ahead ? names : names.toReversed();
+  const shown = names[0] === names[1] ? ["The first", "the second"] : names;
+  const [fast, slow] = ahead ? shown : [shown[1], shown[0]];
   const bounds = (ahead ? [least, most] : [1 / most, 1 / least]).map((ratio) => `${rate(ratio)}×`);
   const range = count > 1 ? `The middle of ${count} pairs of answers, ${bounds.join(" to ")}` : "From one pair of answers, so a hint and not a measurement";
   const how = inTurn ? "one after the other" : "both at the same time: on one machine they take cores from each other";

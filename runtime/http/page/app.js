@@ -74,7 +74,7 @@ function finishTurn(turn) {
   showRace(turn, turn.answers.map((answer) => answer?.stats));
   const speeds = servers.length > 1 && !running ? compareSpeeds(conversation.turns) : null;
   $("verdict").hidden = !speeds;
-  if (speeds) $("verdict").replaceChildren(...describeSpeeds(speeds, servers, Boolean(session.read("in-turn"))));
+  if (speeds) $("verdict").replaceChildren(...describeSpeeds(speeds, Boolean(session.read("in-turn"))));
 }
 
 function showRace(turn, stats) {
