@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 RUNTIME = RuntimeConfig(provider="cpu", threads=1, max_num_seqs=4)
 # whether so many tokens of an answer are there
-SHOWN = "least => +(/(\\d+) tokens?$/m.exec(document.querySelector('.stats').innerText) ?? [])[1] >= least"
+SHOWN = "least => +(/(\\d+) tokens?$/m.exec(document.querySelector('.stats').innerText) ?? [0, 0])[1] >= least"
 
 
 def set_up(page: Page, **fields: object) -> None:

@@ -2,6 +2,7 @@
 
 export const KEY = "key"; // the kinds of Failure that the page reacts to
 export const STOPPED = "stopped";
+const LEAST_READS = 5; // of an answer whose speed is shown
 
 export class Failure extends Error {
   // `detail` is what the server said, `kind` what the page may do about it
@@ -55,9 +56,9 @@ export class Server {
       answer.start();
       const response = await this.#fetch(path, { method: "POST", headers, body: JSON.stringify(body), signal });
       if (!response.ok) throw await refused(response, this);
-      for await (const event of events(response.body)) {
-        if (event === "[DONE]") return answer.result();
-        if (answer.take(JSON.parse(event))) onText(answer.text, answer.stats);
+      for await (const { data, at } of events(response.body)) {
+        if (data === "[DONE]") return answer.result();
+        if (answer.take(JSON.parse(data), at)) onText(answer.text, answer.stats);
       }
       throw this.#lost(answer);
     } catch (error) {
@@ -99,15 +100,17 @@ class Answer {
   count = 0; // tokens: chunks, until the server says how many it were
   finish = null;
   sent = 0;
-  first = 0;
+  first = 0; // when the first and the last tokens were read, in how many reads, and how many tokens the first of them brought
   last = 0;
+  reads = 0;
+  early = 0;
 
   start() {
     this.sent = performance.now();
   }
 
   // Whether a chunk brought a token; an error inside a stream is a Failure.
-  take(chunk) {
+  take(chunk, at) {
     if (chunk.error) throw explain(chunk.error, 0);
     if (chunk.usage) this.count = chunk.usage.completion_tokens;
     const choice = chunk.choices?.[0];
@@ -115,21 +118,24 @@ class Answer {
     const piece = choice.delta?.content ?? choice.text ?? "";
     this.finish = choice.finish_reason ?? this.finish;
     if (!piece && (choice.delta?.role || this.finish)) return false; // an opening or a closing; others are tokens whose text waits
-    this.last = performance.now();
-    this.first ||= this.last;
+    if (at !== this.last) this.reads++;
+    this.last = at;
+    this.first ||= at;
     this.count++;
+    if (this.reads === 1) this.early++;
     this.text += piece;
     return true;
   }
 
-  // Tokens a second are those after the first one: the first waits for the prompt, and has a number of its own.
+  // Tokens a second are those after the first read: the first token waits for the prompt, and has a number of its own. Of an answer
+  // that came in few reads it is not known: the tokens waited somewhere, and their times say nothing.
   get stats() {
     if (!this.first) return { tokens: 0, first_ms: null, tokens_per_s: null, total_ms: performance.now() - this.sent };
     const seconds = (this.last - this.first) / 1000;
     return {
       tokens: this.count,
       first_ms: this.first - this.sent,
-      tokens_per_s: this.count > 1 && seconds > 0 ? (this.count - 1) / seconds : null,
+      tokens_per_s: this.reads >= LEAST_READS && seconds > 0 ? (this.count - this.early) / seconds : null,
       total_ms: this.last - this.sent,
     };
   }
@@ -139,17 +145,18 @@ class Answer {
   }
 }
 
-// The data of server-sent events, one after the other.
+// The data of server-sent events, one after the other, with the time at which each was read.
 async function* events(body) {
   const decoder = new TextDecoder();
   let buffer = "";
   for await (const bytes of chunks(body)) {
+    const at = performance.now();
     buffer += decoder.decode(bytes, { stream: true });
     const parts = buffer.split(/\r?\n\r?\n/);
     buffer = parts.pop();
     for (const part of parts) {
       const data = part.split(/\r?\n/).filter((line) => line.startsWith("data:"));
-      if (data.length) yield data.map((line) => line.slice(5).replace(/^ /, "")).join("\n");
+      if (data.length) yield { data: data.map((line) => line.slice(5).replace(/^ /, "")).join("\n"), at };
     }
   }
 }
