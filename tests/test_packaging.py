@@ -110,6 +110,8 @@ def test_the_wheel_holds_every_module_and_data_file_and_nothing_else(wheel):
     data = {"maskpro_deploy/py.typed", "maskpro_deploy/text/corpus.jsonl.xz"}
     data |= {f"maskpro_deploy/learn/kernels/{name}.c" for name in ("native_numbers", "native_step", "native_weights")}
     data |= {f"maskpro_deploy/reports/{p.name}" for p in (ROOT / "maskpro_deploy" / "reports").glob("*.html")}
+    page = ROOT / "runtime" / "http" / "page"
+    data |= {f"maskpro_deploy/runtime/http/page/{p.name}" for p in page.iterdir() if p.suffix in (".html", ".css", ".js", ".svg")}
     assert held == set(modules()) | data
 
 

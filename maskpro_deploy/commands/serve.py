@@ -18,8 +18,7 @@ from maskpro_deploy.system.extras import require
 _SERVER = (
     "host", "port", "api_key", "served_model_name", "shutdown_timeout_s", "allowed_origins", "header_timeout_s", "body_timeout_s",
     "max_connections", "api_key_file", "request_log", "max_body_bytes", "max_tokens_limit", "default_max_tokens",
-    "model_aliases", "generation_config", "docs",
-    "otlp_traces_endpoint",
+    "model_aliases", "generation_config", "docs", "otlp_traces_endpoint", "ui", "compare_url",
 )  # fmt: skip
 
 
@@ -88,6 +87,8 @@ _SERVER = (
 @click.option(
     "--allowed-origins", multiple=True, help="Web page that may call the server from a browser (repeatable; '*' for all)."
 )
+@click.option("--ui/--no-ui", default=True, show_default=True, help="A chat page at /, for browsers.")
+@click.option("--compare-url", metavar="URL", help="Second server that the chat page shows next to this one.")
 @click.option("--check-hashes", is_flag=True, help="Read all files of the bundle and compare their SHA-256 first.")
 def command(bundle: Path, **options: Any) -> None:
     """Serve BUNDLE over an OpenAI-compatible HTTP API.

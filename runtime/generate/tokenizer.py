@@ -116,6 +116,11 @@ class TextTokenizer:
             return bytes(_BYTE_OF_CHAR[c] for c in name)
         return text.encode()
 
+    @property
+    def has_template(self) -> bool:
+        """Whether the model came with a chat template."""
+        return self._template is not None
+
     def render(self, messages: Sequence[Mapping[str, object]], variables: Mapping[str, object] | None = None) -> str:
         """Messages ("role" and "content") as the model's own prompt; `add_generation_prompt` is true unless in `variables`.
 

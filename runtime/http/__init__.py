@@ -4,6 +4,7 @@
     routes, server         what each route does, over a generator that may still be loading; the app and its gate
     metrics, config        what is counted; settings
     tls, traces            the certificate; spans for a collector
+    page                   the chat page
     lifecycle              running the app: socket, loading, signals
     memory                 what long requests leave behind
     openapi                the description of all routes, for programs and people

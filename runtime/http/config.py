@@ -10,6 +10,7 @@ from pathlib import Path
 from maskpro_deploy.errors import ConfigError, check_known, check_range
 from maskpro_deploy.runtime.generate.model_defaults import SOURCES
 from maskpro_deploy.runtime.generate.scheduler import RuntimeConfig
+from maskpro_deploy.runtime.http.addresses import ServerAddress
 from maskpro_deploy.runtime.http.keys import read_keys
 from maskpro_deploy.runtime.http.tls import Tls
 from maskpro_deploy.runtime.http.traces import check_endpoint
@@ -40,6 +41,8 @@ class ServeConfig:
     otlp_traces_endpoint: str | None = None  # where spans of requests are sent, see `traces`; None makes none
     tls: Tls | None = None  # serves https; None serves plain http
     allowed_origins: tuple[str, ...] = ()  # web pages that may call the server from a browser; "*" for all
+    ui: bool = True  # whether there is a chat page at `/`
+    compare_url: str | None = None  # a second server that the page shows next to this one
 
     def __post_init__(self) -> None:
         check_range("--port", self.port, least=0, most=65535)
@@ -59,7 +62,16 @@ class ServeConfig:
         if not all(name.strip() for name in names) or len(set(names)) < len(names):
             raise ConfigError("--served-model-name is empty or was given twice.")
         check_known("--generation-config", self.generation_config, SOURCES)
+        self._check_page()
         check_range("--max-body-bytes", self.max_body_bytes, least=1)
+
+    def _check_page(self) -> None:
+        if self.compare_url is None:
+            return
+        if not self.ui:
+            raise ConfigError("--compare-url is for the chat page, which --no-ui turns off.\nGive one of them.")
+        if ServerAddress.read(self.compare_url) is None:
+            raise ConfigError(f"--compare-url {self.compare_url} is not a server's address.\nGive one such as http://name:8000.")
 
     @property
     def all_keys(self) -> Mapping[str, str]:

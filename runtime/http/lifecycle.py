@@ -115,6 +115,7 @@ class _Lifetime:
         manifest = Manifest.load(self._bundle, engines=False)
         defaults = read_defaults(self._bundle, self._config)
         slot = GeneratorSlot(self._config.served_model_name or manifest.model.name, defaults=defaults)
+        slot.weights = _name_weights(manifest)
         app = create_app(slot, self._config)
         self._request_log = app.state.request_log
         quiet: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off", "ws": "none", "server_header": False}
@@ -167,6 +168,12 @@ class _Lifetime:
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         return loading.result() if loading.done() else None
+
+
+def _name_weights(manifest: Manifest) -> str:
+    """What a bundle's weights are, in words: "2:4 sparse, fp32"."""  # fmt: skip
+    kind = f"{manifest.sparsity} sparse" if manifest.sparsity is not None else "dense"
+    return f"{kind}, {manifest.graph.quantization or manifest.graph.dtype}"
 
 
 def _load_in_thread(bundle: Path, config: ServeConfig) -> asyncio.Future[TextGenerator]:

@@ -25,7 +25,7 @@ from maskpro_deploy.runtime.generate.sequence import GenerationSequence
 FACTS = "maskpro.facts"  # where a request's scope has what its route knows of it
 ERROR = "maskpro.error"  # and the code of the error that its client got
 STDERR = "-"
-_QUIET = ("/live", "/health", "/metrics")  # probes would be all that there is to read
+_QUIET = ("/live", "/health", "/metrics", "/ui/status")  # probes would be all that there is to read
 
 
 class RequestLog:

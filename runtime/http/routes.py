@@ -42,7 +42,8 @@ class GeneratorSlot:
     def __init__(self, model_name: str, generator: TextGenerator | None = None, *, defaults: ModelDefaults | None = None) -> None:
         self.model_name = model_name
         self.defaults = defaults or ModelDefaults()
-        self.metrics = Metrics(model_name, self._load)
+        self.metrics = Metrics(model_name, self.load)
+        self.weights: str | None = None  # such as "2:4 sparse, fp32", where it is known
         self._generator: TextGenerator | None = None
         self.created = int(time.time())
         if generator is not None:
@@ -64,7 +65,8 @@ class GeneratorSlot:
         """The generator's status, or "loading"."""  # fmt: skip
         return self._generator.status if self._generator is not None else "loading"
 
-    def _load(self) -> Load:
+    def load(self) -> Load:
+        """How busy the generator is."""
         return self._generator.load if self._generator is not None else Load()
 
 

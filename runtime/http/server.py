@@ -6,7 +6,8 @@
     GET  /health     200 if requests are taken, 503 while loading, shutting down or broken (readiness)
     GET  /live       200 unless broken (liveness)
     GET  /version  /metrics
-    GET  /openapi.json  /docs    the description of all this, see `openapi`
+    GET  /openapi.json  /docs                  the description of all this, see `openapi`
+    GET  /  /ui/...                            the chat page, unless it is turned off
 
 `create_app` makes a starlette app; `lifecycle.py` runs it. A client that goes away ends its own generation, whether it streams or
 not. The gate in front (request ids, the API key) is plain ASGI on purpose: starlette's BaseHTTPMiddleware hides the client's
@@ -34,6 +35,9 @@ from maskpro_deploy.runtime.generate.model_defaults import SOURCES, ModelDefault
 from maskpro_deploy.runtime.http.api.errors import HANDLED, ApiError, answer_error
 from maskpro_deploy.runtime.http.config import ServeConfig
 from maskpro_deploy.runtime.http.keys import ApiKeys
+from maskpro_deploy.runtime.http.memory import LARGE_REQUEST, MemoryReturn
+from maskpro_deploy.runtime.http.openapi.routes import Description
+from maskpro_deploy.runtime.http.page.routes import page_routes
 from maskpro_deploy.runtime.http.request_log import ERROR, FACTS, RequestLog
 from maskpro_deploy.runtime.http.routes import GeneratorSlot, Routes
 from maskpro_deploy.runtime.http.traces import Tracer
@@ -139,6 +143,7 @@ def create_app(
         Route("/live", routes.live),
         Route("/version", routes.version),
         Route("/metrics", routes.metrics),
+        *page_routes(slot, config),
     ]
     if config.docs:
         table += Description(keys=bool(config.all_keys), defaults=slot.defaults).routes()
@@ -157,7 +162,7 @@ def create_app(
             allow_origins=list(config.allowed_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=[REQUEST_ID],
+            expose_headers=[REQUEST_ID, "Retry-After"],
         )
         middleware.insert(0, cors)
     app = Starlette(routes=table, middleware=middleware, exception_handlers=dict.fromkeys(HANDLED, answer_error))
