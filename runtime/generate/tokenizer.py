@@ -89,6 +89,19 @@ class TextTokenizer:
             raise InputError(f"the text cannot be turned into tokens: {e}") from e
         return [list(encoding.ids) for encoding in encodings]
 
+    @property
+    def size(self) -> int:
+        """Tokens of the vocabulary, added ones included."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def token_id(self, name: str) -> int | None:
+        """The token of a name, such as "<|end|>"; None if there is none."""
+        return self._tokenizer.token_to_id(name)
+
+    def to_json(self) -> str:
+        """What tokenizer.json says."""
+        return self._tokenizer.to_str()
+
     @cached_property
     def _longest(self) -> int:
         """Characters of the longest token's name: no token stands for more."""

@@ -169,6 +169,8 @@ class Routes:
         config = self._config
         room = generator.max_model_len - max(map(len, prompts))
         params = asked.sampling(room, limit=config.max_tokens_limit, default=config.default_max_tokens)
+        grammar = asked.find_grammar(generator.tokenizer, generator.grammars)
+        compiled = await asyncio.wrap_future(generator.grammars.submit(grammar)) if grammar is not None else None
         form = form_of(
             model=self._slot.model_name,
             tokenizer=generator.tokenizer,
@@ -178,7 +180,7 @@ class Routes:
             echo=[generator.tokenizer.decode(p) for p in prompts] if asked.repeats_prompt else None,
         )
         try:
-            stream = TokenStream(generator, prompts, params, asked.n)
+            stream = TokenStream(generator, prompts, params, asked.n, compiled)
         except OverloadedError as e:
             self._slot.metrics.count_rejected(e.reason)
             raise

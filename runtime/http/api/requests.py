@@ -11,8 +11,10 @@ from typing import Annotated, Any, Self, TypeVar, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr, create_model, model_validator
 
+from maskpro_deploy.runtime.generate.grammars import Grammar, GrammarCompiler
 from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
+from maskpro_deploy.runtime.http.api.structured import StructuredFields, find_grammar
 
 MAX_CHOICES = 128
 
@@ -60,7 +62,7 @@ class StreamOptions(Asked):
 
 
 @accept_sampling_parameters
-class GenerationRequest(Asked):
+class GenerationRequest(StructuredFields, Asked):
     """What both APIs have in common; None means the default."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False, protected_namespaces=())
@@ -100,6 +102,10 @@ class GenerationRequest(Asked):
     @abstractmethod
     def wanted_logprobs(self) -> tuple[int | None, int | None]:
         """How many of the likeliest tokens to report, for the answer and for the prompt; None for nothing."""
+
+    def find_grammar(self, tokenizer: TextTokenizer, compiler: GrammarCompiler) -> Grammar | None:
+        """What the answers may be; None for anything. A GrammarError if what was asked is no form of answers."""
+        return find_grammar(self)
 
     @property
     def repeats_prompt(self) -> bool:
