@@ -3,6 +3,7 @@
     generator, loading        the thread that owns a session; from a bundle to it
     scheduler, sequence       who runs when, and settings; one answer in the making, its events, the finished answer
     sampling_params, sampling what a request may set, defined once; which token is next
+    grammars, grammar_compiler  what an answer may be; which tokens may be next, so that it is
     tokenizer                 text or messages to tokens and back, also token by token
 
 What enters: prompts and `SamplingParams`. What leaves: events, and a `Completion`. May import: sessions.

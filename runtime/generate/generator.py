@@ -23,7 +23,8 @@ from typing import Protocol
 from maskpro_deploy.backends.session import Session
 from maskpro_deploy.errors import ConfigError, InputError, MachineError, MaskProError
 from maskpro_deploy.manifest import ModelShape
-from maskpro_deploy.runtime.generate.grammars import CompiledGrammar, Grammar, GrammarCompiler
+from maskpro_deploy.runtime.generate.grammar_compiler import CompiledGrammar, GrammarCompiler
+from maskpro_deploy.runtime.generate.grammars import Grammar
 from maskpro_deploy.runtime.generate.sampling_params import SamplingError, SamplingParams
 from maskpro_deploy.runtime.generate.scheduler import RuntimeConfig, Scheduler, StepCount
 from maskpro_deploy.runtime.generate.sequence import Completion, Event, FailureEvent, GenerationSequence, Sink, build_completion

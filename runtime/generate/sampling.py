@@ -1,7 +1,7 @@
 """How the next token is chosen from the logits.
 
-The order is fixed: logit bias, penalties, banned tokens and those that a grammar allows, temperature, then the filters top-k, min-p
-and top-p, then one draw.
+The order is fixed: logit bias, penalties, what a grammar allows and what is banned, temperature, then the filters top-k, min-p and
+top-p, then one draw.
 Each choice of each request owns a generator, and a draw takes exactly one number from it, over the candidates in token order:
 the answer depends on the seed and the logits alone, never on who else is in the batch. Log-probabilities are those of the model
 itself, before any of this, so under a grammar those of the unrestricted model.
@@ -61,7 +61,7 @@ class Sampler:
         self._drawn = 0
 
     def sample(self, logits: Floats, allowed: Bools | None = None) -> Score:
-        """Choose the next token from the model's logits, of those `allowed` (at least one); a NumericError if one is NaN.  # (V,)"""
+        """Choose the next token from the model's logits, of those `allowed` (one at least); a NumericError for NaN.  # (V,)"""
         if np.isnan(logits).any():
             raise NumericError("the model gave NaN logits: its weights or its float type are at fault.")
         scores = self._penalise(logits, allowed)

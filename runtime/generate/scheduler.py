@@ -19,7 +19,7 @@ import numpy as np
 
 from maskpro_deploy.backends.session import Floats, Session
 from maskpro_deploy.errors import MaskProError, check_range
-from maskpro_deploy.runtime.generate.grammars import StuckError
+from maskpro_deploy.runtime.generate.grammar_compiler import StuckError
 from maskpro_deploy.runtime.generate.sampling import NumericError
 from maskpro_deploy.runtime.generate.sequence import ABORT, LENGTH, Event, FailureEvent, GenerationSequence, PromptEvent
 from maskpro_deploy.runtime.sessions.batches import Batch, Prefill

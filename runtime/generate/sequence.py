@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from maskpro_deploy.errors import MaskProError
 from maskpro_deploy.manifest import ModelShape
-from maskpro_deploy.runtime.generate.grammars import CompiledGrammar
+from maskpro_deploy.runtime.generate.grammar_compiler import CompiledGrammar
 from maskpro_deploy.runtime.generate.sampling import Floats, Sampler, Score, score
 from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
 from maskpro_deploy.runtime.generate.tokenizer import Detokenizer, StopFilter, TextTokenizer
@@ -142,7 +142,9 @@ class GenerationSequence:
             return self.finish(STOP, chosen, text)
         if complete or len(self.tokens) >= self.params.max_tokens:
             tail, stopped = self._filter_stops(self._detokenizer.flush())
-            return self.finish(STOP if stopped or complete else LENGTH, chosen, text + tail + ("" if stopped else self._stops.flush()))
+            return self.finish(
+                STOP if stopped or complete else LENGTH, chosen, text + tail + ("" if stopped else self._stops.flush())
+            )
         return TokenEvent(choice=self.choice, score=chosen, text=text)
 
     def score_prompt(self, logits: Floats, first: int) -> None:

@@ -12,6 +12,8 @@ from starlette.responses import JSONResponse, Response
 
 from maskpro_deploy._version import __version__
 from maskpro_deploy.runtime.generate.generator import DEAD, READY, Load, OverloadedError, TextGenerator
+from maskpro_deploy.runtime.generate.grammar_compiler import CompiledGrammar
+from maskpro_deploy.runtime.generate.grammars import Grammar
 from maskpro_deploy.runtime.http.api.chat import ChatFormat, ChatRequest
 from maskpro_deploy.runtime.http.api.completions import CompletionFormat, CompletionRequest
 from maskpro_deploy.runtime.http.api.errors import ApiError, invalid_request
@@ -165,18 +167,18 @@ class Routes:
         """Answers to the prompts of a request, whole or as a stream."""
         asked = await self._read(request, kind)
         generator = self._generator_for(asked.model)
-        prompts = await asyncio.to_thread(asked.encode_prompts, generator.tokenizer, generator.max_model_len)
+        prompts, compiled = await _prepare(asked, generator)
         config = self._config
         room = generator.max_model_len - max(map(len, prompts))
         params = asked.sampling(room, limit=config.max_tokens_limit, default=config.default_max_tokens)
-        grammar = asked.find_grammar(generator.tokenizer, generator.grammars)
-        compiled = await asyncio.wrap_future(generator.grammars.submit(grammar)) if grammar is not None else None
+        params = asked.finish_sampling(params)
         form = form_of(
             model=self._slot.model_name,
             tokenizer=generator.tokenizer,
             n=asked.n,
             logprobs=params.logprobs is not None,
             include_usage=asked.include_usage,
+            **asked.format_options,
             echo=[generator.tokenizer.decode(p) for p in prompts] if asked.repeats_prompt else None,
         )
         try:
@@ -195,3 +197,17 @@ class Routes:
             stream.close()
         completed = sum(len(a.tokens) for a in answers)
         return JSONResponse(form.whole(answers, usage(stream.prompt_tokens, completed)))
+
+
+async def _prepare(asked: GenerationRequest, generator: TextGenerator) -> tuple[list[list[int]], CompiledGrammar | None]:
+    """The tokens of a request's prompts, and what the answers may be; off the event loop."""
+
+    def read() -> tuple[list[list[int]], Grammar | None]:
+        prompts = asked.encode_prompts(generator.tokenizer, generator.max_model_len)
+        return prompts, asked.find_grammar(generator.tokenizer, generator.grammars)
+
+    prompts, grammar = await asyncio.to_thread(read)
+    if grammar is None:
+        return prompts, None
+    compiled: asyncio.Future[CompiledGrammar] = asyncio.wrap_future(generator.grammars.submit(grammar))
+    return prompts, await compiled

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Self, TypeVar, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr, create_model, model_validator
 
-from maskpro_deploy.runtime.generate.grammars import Grammar, GrammarCompiler
+from maskpro_deploy.runtime.generate.grammar_compiler import GrammarCompiler
+from maskpro_deploy.runtime.generate.grammars import Grammar
 from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 from maskpro_deploy.runtime.http.api.structured import StructuredFields, find_grammar
@@ -106,6 +107,15 @@ class GenerationRequest(StructuredFields, Asked):
     def find_grammar(self, tokenizer: TextTokenizer, compiler: GrammarCompiler) -> Grammar | None:
         """What the answers may be; None for anything. A GrammarError if what was asked is no form of answers."""
         return find_grammar(self)
+
+    def finish_sampling(self, params: SamplingParams) -> SamplingParams:
+        """The sampling parameters, as what was asked besides them needs them."""
+        return params
+
+    @property
+    def format_options(self) -> dict[str, Any]:
+        """What the shape of the answers needs to know in addition."""
+        return {}
 
     @property
     def repeats_prompt(self) -> bool:

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from maskpro_deploy.errors import MaskProError
 from maskpro_deploy.runtime.generate.generator import OverloadedError, TextGenerator
-from maskpro_deploy.runtime.generate.grammars import CompiledGrammar
+from maskpro_deploy.runtime.generate.grammar_compiler import CompiledGrammar
 from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
 from maskpro_deploy.runtime.generate.sequence import ABORT, Completion, Event, FailureEvent, TokenEvent, build_completion
 from maskpro_deploy.runtime.http.api.errors import to_api_error

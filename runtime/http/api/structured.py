@@ -1,6 +1,7 @@
 """Answers of a given form: OpenAI's `response_format`, and vLLM's `structured_outputs` and `guided_*`, as one grammar.
 
-Everything is counted before a compiler sees it. The functions take what was asked, not a request: other APIs spell it differently.
+Everything is counted before a compiler sees it. `read_response_format` takes what was asked, not a request: other APIs spell it
+differently.
 """
 
 from __future__ import annotations
@@ -9,14 +10,20 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, StrictStr
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 
-from maskpro_deploy.runtime.generate.grammars import Grammar, GrammarError, Schema, choice_grammar, lark_grammar, regex_grammar
-from maskpro_deploy.runtime.generate.grammars import schema_grammar as grammar_of_schema
-
-MAX_GRAMMAR_BYTES = 128 << 10  # of a schema as JSON, a pattern, all choices, a grammar
-MAX_DEPTH = 64  # of lists and objects in a schema
-MAX_CHOICES = 1024
+from maskpro_deploy.runtime.generate.grammars import (
+    MAX_CHOICES,
+    Grammar,
+    GrammarError,
+    Schema,
+    check_schema,
+    check_text,
+    choice_grammar,
+    lark_grammar,
+    regex_grammar,
+    schema_grammar,
+)
 
 _ANY_OBJECT: Schema = {"type": "object"}
 # vLLM's names, as fields of `structured_outputs` and, behind "guided_", of the request
@@ -63,40 +70,13 @@ def read_response_format(value: Mapping[str, Any], field: str = "response_format
             inner = value.get("json_schema")
             if not isinstance(inner, dict) or not isinstance(inner.get("schema"), (dict, bool)):
                 raise GrammarError("a JSON schema is missing.", f"{field}.json_schema.schema")
-            return schema_grammar(inner["schema"], f"{field}.json_schema.schema")
+            return _bounded_schema_grammar(inner["schema"], f"{field}.json_schema.schema")
     raise GrammarError('it has to be "text", "json_object" or "json_schema".', f"{field}.type")
 
 
-def schema_grammar(schema: Schema, field: str) -> Grammar:
-    """JSON under a client's schema; a GrammarError if it is too large or too deep."""
+def _bounded_schema_grammar(schema: Schema, field: str) -> Grammar:
     check_schema(schema, field)
-    return grammar_of_schema(schema, field)
-
-
-def check_schema(schema: object, field: str) -> None:
-    """Refuse a schema that is too large or too deep (GrammarError)."""
-    _check_depth(schema, field)
-    try:
-        size = len(to_json(schema))
-    except ValueError as e:  # halves of surrogate pairs
-        raise GrammarError("it holds text that is not Unicode.", field) from e
-    _check_size(size, field)
-
-
-def _check_depth(schema: object, field: str) -> None:
-    level = [schema]
-    for _ in range(MAX_DEPTH + 1):
-        level = [
-            item for value in level for item in (value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
-        ]
-        if not level:
-            return
-    raise GrammarError(f"it is nested more than {MAX_DEPTH} deep.", field)
-
-
-def _check_size(size: int, field: str) -> None:
-    if size > MAX_GRAMMAR_BYTES:
-        raise GrammarError(f"it has {size} bytes; this server takes {MAX_GRAMMAR_BYTES} at most.", field)
+    return schema_grammar(schema, field)
 
 
 def _read_structured_outputs(value: Mapping[str, Any]) -> Grammar | None:
@@ -104,7 +84,9 @@ def _read_structured_outputs(value: Mapping[str, Any]) -> Grammar | None:
     if not given:
         return None
     if len(given) > 1:
-        raise GrammarError(f"an answer has one form: {', '.join(sorted(given))[:200]} cannot be used together.", "structured_outputs")
+        raise GrammarError(
+            f"an answer has one form: {', '.join(sorted(given))[:200]} cannot be used together.", "structured_outputs"
+        )
     ((kind, item),) = given.items()
     if kind not in _KINDS:
         raise GrammarError(f"it is none of {', '.join(_KINDS)}.", f"structured_outputs.{kind[:100]}")
@@ -114,31 +96,26 @@ def _read_structured_outputs(value: Mapping[str, Any]) -> Grammar | None:
 def _read_kind(kind: str, value: Any, field: str) -> Grammar:
     match kind, value:
         case "json", str():
-            _check_size(len(value), field)
+            check_text(value, field)
             try:
                 schema = from_json(value)
             except ValueError as e:
                 raise GrammarError(f"it is not valid JSON: {e}", field) from e
             if isinstance(schema, (dict, bool)):
-                return schema_grammar(schema, field)
+                return _bounded_schema_grammar(schema, field)
         case "json", dict() | bool():
-            return schema_grammar(value, field)
+            return _bounded_schema_grammar(value, field)
         case "json_object", True:
             return schema_grammar(_ANY_OBJECT, field)
         case "choice", [*choices] if choices and all(isinstance(c, str) and c for c in choices):
             if len(choices) > MAX_CHOICES:
                 raise GrammarError(f"it has {len(choices)} choices; this server takes {MAX_CHOICES} at most.", field)
-            _check_text("".join(choices), field)
+            check_text("".join(choices), field)
             return choice_grammar(choices, field)
-        case ("regex" | "grammar"), str() if value:
-            _check_text(value, field)
+        case (("regex" | "grammar"), str()) if value:
+            check_text(value, field)
             return regex_grammar(value, field) if kind == "regex" else lark_grammar(value, field)
-    wanted = {"json": "a JSON schema", "choice": "a list of texts, none empty", "json_object": "true"}.get(kind, "a text, not empty")
+    wanted = {"json": "a JSON schema", "choice": "a list of texts, none empty", "json_object": "true"}.get(
+        kind, "a text, not empty"
+    )
     raise GrammarError(f"it has to be {wanted}.", field)
-
-
-def _check_text(text: str, field: str) -> None:
-    try:
-        _check_size(len(text.encode()), field)
-    except UnicodeEncodeError as e:
-        raise GrammarError("it holds text that is not Unicode.", field) from e
