@@ -101,12 +101,18 @@ class Observer(Protocol):
 class TextGenerator:
     """Generates text with one session, from now on used by its thread only. All methods may be called from any thread."""
 
-    def __init__(self, session: Session, tokenizer: TextTokenizer, config: RuntimeConfig | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        tokenizer: TextTokenizer,
+        config: RuntimeConfig | None = None,
+        grammars: GrammarCompiler | None = None,
+    ) -> None:
         self.config = config or RuntimeConfig()
         self.shape: ModelShape = session.shape
         self.tokenizer = tokenizer
         self.max_model_len = context_length(self.shape, self.config.max_model_len)
-        self.grammars = GrammarCompiler(tokenizer, self.shape)
+        self.grammars = grammars or GrammarCompiler(tokenizer, self.shape)
         self.observer: Observer | None = None
         self._scheduler = Scheduler(session, self.config, self._emit)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()

@@ -1,8 +1,9 @@
 """Compiling grammars for a vocabulary, and following one token by token.
 
-Each answer walks through its grammar with a `GrammarState`: after every token there is a mask of the tokens that may be next. It is
-computed on a thread of its own while the model computes the logits that it is for, as llguidance gives up the interpreter's lock. An
-end-of-text token is in the mask only where the grammar may end, and an answer ends by itself where nothing else could follow.
+Each answer walks through its grammar with a `GrammarState`: after every token there is a mask of the tokens that may be next. It
+is computed on a thread of its own while the model computes the logits that it is for, as llguidance gives up the interpreter's
+lock. An end-of-text token is in the mask only where the grammar may end, and an answer ends by itself where nothing else could
+follow.
 
 Shapes: `V` vocabulary.
 """
@@ -103,6 +104,10 @@ class GrammarCompiler:
         self._shape = shape
         self._kept: OrderedDict[str, CompiledGrammar] = OrderedDict()
         self._lock = threading.Lock()
+
+    def prepare(self) -> Future[object]:
+        """Bring the vocabulary into llguidance's form: seconds for a large one, in which other threads hardly run."""
+        return self._compiling.submit(lambda: self._vocabulary)
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
         """The grammar, ready for use; found again by its text.

@@ -20,8 +20,8 @@ EXTRA = "structured"
 MAX_GRAMMAR_BYTES = 128 << 10  # of a schema as JSON, a pattern, all choices, a grammar
 MAX_DEPTH = 64  # of lists and objects in a schema
 MAX_CHOICES = 1024
-# a model that prefers white space to everything else would never come to an end
-_WHITE_SPACE = r"[ \n]{0,24}"
+# JSON is written as Python's json does: a model that may put white space anywhere can go on with it for ever
+_SETTINGS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _PREFIX = re.compile(r"^(at )?\d+\(\d+\): (failed to compile JSON schema: )?")
 _DRAWING = re.compile(r"\s*\d+ \| ")
 _LONGEST_ERROR = 500  # characters
@@ -46,10 +46,9 @@ class Grammar:
 
 def schema_rule(schema: Schema) -> str:
     """A schema as a term of a Lark rule; the settings of llguidance are this server's, whatever the schema says."""
-    settings = {"whitespace_flexible": True, "whitespace_pattern": _WHITE_SPACE}
-    whole = {**schema, "x-guidance": settings} if isinstance(schema, Mapping) else schema
-    # every bool is a schema, too; llguidance wants settings in an object
-    return "%json " + json.dumps(whole if isinstance(whole, dict) else {"allOf": [whole], "x-guidance": settings})
+    # true and false are schemas, too; llguidance wants settings in an object
+    whole = {**schema, "x-guidance": _SETTINGS} if isinstance(schema, Mapping) else {"allOf": [schema], "x-guidance": _SETTINGS}
+    return "%json " + json.dumps(whole)
 
 
 def literal(text: str) -> str:

@@ -1,7 +1,7 @@
 """How the next token is chosen from the logits.
 
-The order is fixed: logit bias, penalties, what a grammar allows and what is banned, temperature, then the filters top-k, min-p and
-top-p, then one draw.
+The order is fixed: logit bias, penalties, what a grammar allows and what is banned, temperature, then the filters top-k, min-p
+and top-p, then one draw.
 Each choice of each request owns a generator, and a draw takes exactly one number from it, over the candidates in token order:
 the answer depends on the seed and the logits alone, never on who else is in the batch. Log-probabilities are those of the model
 itself, before any of this, so under a grammar those of the unrestricted model.

@@ -7,5 +7,6 @@
     metrics, config        what is counted; settings
     lifecycle              running the app: socket, loading, signals
 
-What enters: HTTP requests. What leaves: answers, events, metrics. May import: generate, tools. All but `config` need the `serve` extra.
+What enters: HTTP requests. What leaves: answers, events, metrics. May import: generate, tools. All but `config` need the `serve`
+extra.
 """
