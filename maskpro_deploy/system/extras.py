@@ -18,6 +18,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "tensorrt-rtx": ("tensorrt_rtx",),
     "native": ("cuda.bindings",),
     "serve": ("starlette", "uvicorn", "pydantic", "jinja2", "prometheus_client"),
+    "structured": ("llguidance",),
     "report": ("matplotlib", "jinja2"),
     "tensorboard": ("tensorboard",),
     "load": ("aiohttp",),

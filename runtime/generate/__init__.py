@@ -4,6 +4,7 @@
     scheduler, sequence       who runs when, and settings; one answer in the making, its events, the finished answer
     sampling_params, sampling what a request may set, defined once; which token is next
     model_defaults            what a model's authors recommend for requests that do not say
+    grammars, grammar_compiler  what an answer may be; which tokens may be next, so that it is
     tokenizer                 text or messages to tokens and back, also token by token
 
 What enters: prompts and `SamplingParams`. What leaves: events, and a `Completion`. May import: sessions.

@@ -23,6 +23,8 @@ from typing import Protocol
 from maskpro_deploy.backends.session import Session
 from maskpro_deploy.errors import ConfigError, InputError, MachineError, MaskProError
 from maskpro_deploy.manifest import ModelShape
+from maskpro_deploy.runtime.generate.grammar_compiler import CompiledGrammar, GrammarCompiler
+from maskpro_deploy.runtime.generate.grammars import Grammar
 from maskpro_deploy.runtime.generate.prompt_scores import ScoreBudget, count_scored
 from maskpro_deploy.runtime.generate.sampling_params import SamplingError, SamplingParams
 from maskpro_deploy.runtime.generate.scheduler import RuntimeConfig, Scheduler, StepCount
@@ -103,11 +105,18 @@ class Observer(Protocol):
 class TextGenerator:
     """Generates text with one session, from now on used by its thread only. All methods may be called from any thread."""
 
-    def __init__(self, session: Session, tokenizer: TextTokenizer, config: RuntimeConfig | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        tokenizer: TextTokenizer,
+        config: RuntimeConfig | None = None,
+        grammars: GrammarCompiler | None = None,
+    ) -> None:
         self.config = config or RuntimeConfig()
         self.shape: ModelShape = session.shape
         self.tokenizer = tokenizer
         self.max_model_len = context_length(self.shape, self.config.max_model_len)
+        self.grammars = grammars or GrammarCompiler(tokenizer, self.shape)
         self.observer: Observer | None = None
         self._scheduler = Scheduler(session, self.config, self._emit)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -139,7 +148,14 @@ class TextGenerator:
         return self.config.max_num_seqs + self.config.max_num_queued_reqs
 
     def submit(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, sink: Sink, *, n: int = 1, limited: bool = True
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        sink: Sink,
+        *,
+        n: int = 1,
+        limited: bool = True,
+        grammar: CompiledGrammar | None = None,
     ) -> list[GenerationSequence]:
         """Queue `n` answers to each prompt; all of them or none.
 
@@ -149,6 +165,7 @@ class TextGenerator:
             sink: takes the events of all answers, on the generator's thread; choice i of prompt p has number p * n + i.
             n: answers to each prompt.
             limited: refuse when the queue is full.
+            grammar: what all answers may be, from `grammars`; None for anything.
 
         Raises:
             OverloadedError: no room now.
@@ -162,7 +179,7 @@ class TextGenerator:
         if limited and len(prompts) * n > self.capacity:
             raise InputError(f"{len(prompts)} prompts with n={n} are more than this server takes at once ({self.capacity}).")
         sequences = [
-            GenerationSequence(prompt, params, self.shape, self.tokenizer, sink, choice=p * n + i, draw=i)
+            GenerationSequence(prompt, params, self.shape, self.tokenizer, sink, choice=p * n + i, draw=i, grammar=grammar)
             for p, prompt in enumerate(prompts)
             for i in range(n)
         ]
@@ -179,15 +196,18 @@ class TextGenerator:
         wanted = list(sequences)
         self._commands.put(lambda: self._scheduler.abort(wanted))
 
-    def generate(self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | None = None) -> list[Completion]:
-        """Answer prompts (texts or tokens), together; wait for one answer to each, in order.
+    def generate(
+        self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | None = None, grammar: Grammar | None = None
+    ) -> list[Completion]:
+        """Answer prompts (texts or tokens), together, as `grammar` allows; wait for one answer to each, in order.
 
         Raises:
-            MaskProError: as `submit`, or what broke the generation.
+            MaskProError: as `submit` and `GrammarCompiler.compile`, or what broke the generation.
         """
+        compiled = self.grammars.compile(grammar) if grammar is not None else None
         tokens = [self.tokenizer.encode(p) if isinstance(p, str) else list(p) for p in prompts]
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        sequences = self.submit(tokens, params or SamplingParams(), events.put, limited=False)
+        sequences = self.submit(tokens, params or SamplingParams(), events.put, limited=False, grammar=compiled)
         events_of: list[list[Event]] = [[] for _ in sequences]
         try:
             open_choices = len(sequences)

@@ -10,9 +10,12 @@ from pathlib import Path
 from maskpro_deploy.backends.session import SessionLimits
 from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.runtime.generate.generator import TextGenerator, context_length
+from maskpro_deploy.runtime.generate.grammar_compiler import GrammarCompiler
+from maskpro_deploy.runtime.generate.grammars import EXTRA
 from maskpro_deploy.runtime.generate.scheduler import RuntimeConfig
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 from maskpro_deploy.runtime.sessions.session import open_session
+from maskpro_deploy.system.extras import missing
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +34,13 @@ def load(bundle: Path, config: RuntimeConfig | None = None) -> TextGenerator:
     if config.check_hashes:
         manifest.check_hashes(bundle)
     tokenizer = TextTokenizer.load(bundle, manifest.model)
+    grammars = GrammarCompiler(tokenizer, manifest.model)
+    prepared = None if missing(EXTRA) else grammars.prepare()  # while the model loads, as nothing waits for answers yet
     session = open_session(bundle, config)
     session.greedy([0], 2)  # the first runs are slow: memory is allocated and weights are paged in
-    return TextGenerator(session, tokenizer, _limit(config, session.limits, manifest))
+    if prepared is not None:
+        prepared.result()
+    return TextGenerator(session, tokenizer, _limit(config, session.limits, manifest), grammars)
 
 
 def _limit(config: RuntimeConfig, limits: SessionLimits, manifest: Manifest) -> RuntimeConfig:

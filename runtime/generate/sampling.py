@@ -1,9 +1,10 @@
 """How the next token is chosen from the logits.
 
-The order is fixed: logit bias and banned tokens, penalties, temperature, then the filters top-k, min-p and top-p, then one draw.
+The order is fixed: logit bias, penalties, what a grammar allows and what is banned, temperature, then the filters top-k, min-p
+and top-p, then one draw.
 Each choice of each request owns a generator, and a draw takes exactly one number from it, over the candidates in token order:
 the answer depends on the seed and the logits alone, never on who else is in the batch. Log-probabilities are those of the model
-itself, before any of this.
+itself, before any of this, so under a grammar those of the unrestricted model.
 
 Shapes: `V` vocabulary.
 """
@@ -22,6 +23,7 @@ from maskpro_deploy.errors import MaskProError
 from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
 
 Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
 
 _BLOCK = 256  # scores that share a maximum in `likeliest`; strided, which numpy reads faster
 GREEDY_BELOW = 1e-5  # a temperature this low is greedy
@@ -59,11 +61,11 @@ class Sampler:
         self._end_tokens = sorted(end_tokens)
         self._drawn = 0
 
-    def sample(self, logits: Floats) -> Score:
-        """Choose the next token from the model's logits; a NumericError if one is NaN.  # (V,)"""
+    def sample(self, logits: Floats, allowed: Bools | None = None) -> Score:
+        """Choose the next token from the model's logits, of those `allowed` (one at least); a NumericError for NaN.  # (V,)"""
         if np.isnan(logits).any():
             raise NumericError("the model gave NaN logits: its weights or its float type are at fault.")
-        scores = self._penalise(logits)
+        scores = self._penalise(logits, allowed)
         params = self._params
         if params.temperature < GREEDY_BELOW:
             token = int(np.argmax(scores))
@@ -74,18 +76,23 @@ class Sampler:
         self._drawn += 1
         return score(logits, token, params.logprobs)
 
-    def _penalise(self, logits: Floats) -> Floats:
+    def _penalise(self, logits: Floats, allowed: Bools | None) -> Floats:
         params = self._params
         scores = logits.astype(np.float32, copy=True)
         if len(self._bias):
             scores[self._bias[:, 0].astype(np.intp)] += self._bias[:, 1].astype(np.float32)
-        if self._drawn < params.min_tokens:
-            scores[self._end_tokens] = -np.inf
         if params.repetition_penalty != 1.0:
             seen = scores[self._seen]
             scores[self._seen] = np.where(seen > 0, seen / params.repetition_penalty, seen * params.repetition_penalty)
         if params.presence_penalty or params.frequency_penalty:
             scores -= params.presence_penalty * (self._counts > 0) + params.frequency_penalty * self._counts
+        if allowed is not None:
+            scores[~allowed] = -np.inf
+        if self._drawn < params.min_tokens:
+            ends = scores[self._end_tokens]
+            scores[self._end_tokens] = -np.inf
+            if allowed is not None and not (scores > -np.inf).any():  # the grammar is at its end
+                scores[self._end_tokens] = ends
         return scores
 
 

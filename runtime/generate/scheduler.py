@@ -19,6 +19,7 @@ import numpy as np
 
 from maskpro_deploy.backends.session import Floats, Session
 from maskpro_deploy.errors import MaskProError, check_range
+from maskpro_deploy.runtime.generate.grammar_compiler import StuckError
 from maskpro_deploy.runtime.generate.prompt_scores import OPTION, score_prompt
 from maskpro_deploy.runtime.generate.sampling import NumericError
 from maskpro_deploy.runtime.generate.sequence import ABORT, LENGTH, Event, FailureEvent, GenerationSequence, PromptEvent
@@ -238,10 +239,10 @@ class Scheduler:
         self._compact()
 
     def _extend(self, sequence: GenerationSequence, logits: Floats) -> bool:
-        """Choose a token and emit it; whether the sequence continues. Unusable logits end this sequence alone."""
+        """Choose a token and emit it; whether the sequence continues. Unusable logits or a grammar too complex end it alone."""
         try:
             self.emit(sequence, sequence.extend(logits))
-        except NumericError as e:
+        except (NumericError, StuckError) as e:
             self.fail(sequence, e)
         return not sequence.finished
 

@@ -9,5 +9,6 @@
     memory                 what long requests leave behind
     openapi                the description of all routes, for programs and people
 
-What enters: HTTP requests. What leaves: answers, events, metrics. May import: generate. All but `config` need the `serve` extra.
+What enters: HTTP requests. What leaves: answers, events, metrics. May import: generate, tools. All but `config` need the `serve`
+extra.
 """

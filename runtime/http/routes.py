@@ -12,6 +12,8 @@ from starlette.responses import JSONResponse, Response
 
 from maskpro_deploy._version import __version__
 from maskpro_deploy.runtime.generate.generator import DEAD, READY, Load, OverloadedError, TextGenerator
+from maskpro_deploy.runtime.generate.grammar_compiler import CompiledGrammar
+from maskpro_deploy.runtime.generate.grammars import Grammar
 from maskpro_deploy.runtime.generate.model_defaults import ModelDefaults
 from maskpro_deploy.runtime.http.api.chat import ChatFormat, ChatRequest
 from maskpro_deploy.runtime.http.api.completions import CompletionFormat, CompletionRequest
@@ -182,10 +184,11 @@ class Routes:
         """Answers to the prompts of a request, whole or as a stream."""
         asked = await self._read(request, kind)
         generator = self._generator_for(asked.model)
-        prompts = await asyncio.to_thread(asked.encode_prompts, generator.tokenizer, generator.max_model_len)
+        prompts, compiled = await _prepare(asked, generator)
         config = self._config
         room = generator.max_model_len - max(map(len, prompts))
         params = asked.sampling(room, limit=config.max_tokens_limit, default=config.default_max_tokens, model=self._slot.defaults)
+        params = asked.finish_sampling(params)
         form = form_of(
             model=self._slot.model_name,
             tokenizer=generator.tokenizer,
@@ -194,9 +197,10 @@ class Routes:
             include_usage=asked.include_usage,
             repeated=asked.repeat(params),
             echo=await asyncio.to_thread(_decode_all, generator, prompts) if asked.repeats_prompt else None,
+            **asked.format_options,
         )
         try:
-            stream = TokenStream(generator, prompts, params, asked.n)
+            stream = TokenStream(generator, prompts, params, asked.n, compiled)
         except OverloadedError as e:
             self._slot.metrics.count_rejected(e.reason)
             raise
@@ -216,3 +220,17 @@ class Routes:
 
 def _decode_all(generator: TextGenerator, prompts: list[list[int]]) -> list[str]:
     return [generator.tokenizer.decode(prompt) for prompt in prompts]
+
+
+async def _prepare(asked: GenerationRequest, generator: TextGenerator) -> tuple[list[list[int]], CompiledGrammar | None]:
+    """The tokens of a request's prompts, and what the answers may be; off the event loop."""
+
+    def read() -> tuple[list[list[int]], Grammar | None]:
+        prompts = asked.encode_prompts(generator.tokenizer, generator.max_model_len)
+        return prompts, asked.find_grammar(generator.tokenizer, generator.grammars)
+
+    prompts, grammar = await asyncio.to_thread(read)
+    if grammar is None:
+        return prompts, None
+    compiled: asyncio.Future[CompiledGrammar] = asyncio.wrap_future(generator.grammars.submit(grammar))
+    return prompts, await compiled

@@ -8,8 +8,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from maskpro_deploy.errors import InputError, MaskProError
+from maskpro_deploy.errors import InputError, MaskProError, MissingExtraError
 from maskpro_deploy.runtime.generate.generator import ContextLengthError, OverloadedError, TookTooLongError
+from maskpro_deploy.runtime.generate.grammars import GrammarError
 from maskpro_deploy.runtime.generate.sampling_params import SamplingError
 from maskpro_deploy.runtime.http.api.refused import explain_missing
 from maskpro_deploy.runtime.http.request_log import ERROR
@@ -56,10 +57,12 @@ def to_api_error(error: MaskProError) -> ApiError:
             return ApiError(504, message, "timeout_error", "request_timeout")
         case ContextLengthError():
             return invalid_request(message, "context_length_exceeded", "max_tokens")
-        case SamplingError():
+        case SamplingError() | GrammarError():
             return invalid_request(message, "invalid_value", error.field)
         case InputError():
             return invalid_request(message)
+        case MissingExtraError():
+            return invalid_request(f"this server lacks what the request needs: {' '.join(message.split())}", "missing_extra")
     return ApiError(500, message, "server_error", "internal_error")
 
 

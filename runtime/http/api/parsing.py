@@ -21,16 +21,10 @@ log = logging.getLogger(__name__)
 
 # known fields that change the answer and that this server does not do -> the values that ask for nothing
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "tools": ([],),
+    "tools": ([],),  # of chats only
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
     "suffix": ("",),
     "best_of": (1,),
     "use_beam_search": (False,),
@@ -70,7 +64,7 @@ def parse(kind: type[R], body: bytes, limits: RequestLimits) -> R:
     if value.get("tool_choice") == "none":  # then tools are not to be used, whatever they are
         value.pop("tools", None)
     for field, harmless in _UNSUPPORTED.items():
-        if value.get(field) is not None and value[field] not in harmless:
+        if field not in kind.model_fields and value.get(field) is not None and value[field] not in harmless:
             raise invalid_request(f"{field} is not supported by this server.", "unsupported_parameter", field)
     try:
         request = kind.model_validate(value)

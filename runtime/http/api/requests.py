@@ -12,9 +12,12 @@ from typing import Annotated, Any, Self, TypeVar, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr, create_model, model_validator
 
+from maskpro_deploy.runtime.generate.grammar_compiler import GrammarCompiler
+from maskpro_deploy.runtime.generate.grammars import Grammar
 from maskpro_deploy.runtime.generate.model_defaults import ModelDefaults
 from maskpro_deploy.runtime.generate.sampling_params import Range, SamplingParams
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
+from maskpro_deploy.runtime.http.api.structured import StructuredFields, find_grammar
 
 MAX_CHOICES = 128
 
@@ -76,7 +79,7 @@ class StreamOptions(Asked):
 
 
 @accept_sampling_parameters
-class GenerationRequest(Asked):
+class GenerationRequest(StructuredFields, Asked):
     """What both APIs have in common; None means the default."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False, protected_namespaces=())
@@ -122,6 +125,19 @@ class GenerationRequest(Asked):
 
     def repeat(self, params: SamplingParams) -> dict[str, object]:
         """What an answer says of its request; `params` are what it was answered with."""
+        return {}
+
+    def find_grammar(self, tokenizer: TextTokenizer, compiler: GrammarCompiler) -> Grammar | None:
+        """What the answers may be; None for anything. A GrammarError if what was asked is no form of answers."""
+        return find_grammar(self)
+
+    def finish_sampling(self, params: SamplingParams) -> SamplingParams:
+        """The sampling parameters, as what was asked besides them needs them."""
+        return params
+
+    @property
+    def format_options(self) -> dict[str, Any]:
+        """What the shape of the answers needs to know in addition."""
         return {}
 
     @property

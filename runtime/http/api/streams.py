@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from maskpro_deploy.errors import MaskProError
 from maskpro_deploy.runtime.generate.generator import OverloadedError, TextGenerator
+from maskpro_deploy.runtime.generate.grammar_compiler import CompiledGrammar
 from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
 from maskpro_deploy.runtime.generate.sequence import (
     ABORT,
@@ -38,13 +39,22 @@ class TokenStream:
     To be made inside a running event loop.
     """
 
-    def __init__(self, generator: TextGenerator, prompts: Sequence[Sequence[int]], params: SamplingParams, n: int = 1) -> None:
+    def __init__(
+        self,
+        generator: TextGenerator,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        n: int = 1,
+        grammar: CompiledGrammar | None = None,
+    ) -> None:
         self._generator = generator
         loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Event] = asyncio.Queue()
         self.prompt_tokens = sum(len(p) for p in prompts)
         put = self._queue.put_nowait
-        self.sequences = generator.submit(prompts, params, lambda event: loop.call_soon_threadsafe(put, event), n=n)
+        self.sequences = generator.submit(
+            prompts, params, lambda event: loop.call_soon_threadsafe(put, event), n=n, grammar=grammar
+        )
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """Yield every event; an OverloadedError if the generator was closed before the end."""
