@@ -24,6 +24,7 @@ from maskpro_deploy.cache_forms import CACHE_FORMS, DEFAULT_FORM, cache_form
 from maskpro_deploy.errors import InputError, MachineError, check_known, check_range
 from maskpro_deploy.manifest import Graph, Manifest, safe_path
 from maskpro_deploy.system.extras import missing, require
+from maskpro_deploy.system.huge_pages import use_huge_pages
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ def _make_session(
     device: Device
     if session.get_providers()[0] == CPU_PROVIDER:
         device = HostDevice()
+        use_huge_pages()  # decoding is as fast as the weights are read
     else:
         from maskpro_deploy.backends.cuda.device import CudaDevice
 
