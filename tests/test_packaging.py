@@ -22,6 +22,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 REAL = {"maskpro_deploy/exporters": "exporters", "maskpro_deploy/runtime": "runtime"}
 # distributions that bring a module of another name
 MODULES = {
+    "onnxruntime-genai": "onnxruntime_genai",
     "lm-eval": "lm_eval",
     "mobius-onnx": "mobius",
     "onnxruntime-gpu": "onnxruntime",

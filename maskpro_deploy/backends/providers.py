@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from maskpro_deploy.errors import ConfigError, check_known
 
 CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
-AUTO, CPU, CUDA, TENSORRT, NATIVE = "auto", "cpu", "cuda", "tensorrt", "trt-native"
+AUTO, CPU, CUDA, TENSORRT, NATIVE, GENAI = "auto", "cpu", "cuda", "tensorrt", "trt-native", "genai"
 _AUTO_HELP = "a GPU where onnxruntime has one, else the CPU"
 
 
@@ -40,6 +40,7 @@ PROVIDERS: dict[str, Provider] = {
             runs_engines=True,
         ),
         Provider(name=NATIVE, help="an engine in TensorRT itself", extra="native", runs_engines=True, needs_engine=True),
+        Provider(name=GENAI, help="onnxruntime-genai on the CPU, row by row", onnxruntime=(CPU_PROVIDER,), extra="genai"),
     )
 }
 PROVIDER_NAMES: tuple[str, ...] = (AUTO, *PROVIDERS)

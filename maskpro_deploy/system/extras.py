@@ -17,6 +17,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt_rtx",),
     "native": ("cuda.bindings",),
+    "genai": ("onnxruntime_genai",),
     "serve": ("starlette", "uvicorn", "pydantic", "jinja2", "prometheus_client"),
     "report": ("matplotlib", "jinja2"),
     "tensorboard": ("tensorboard",),

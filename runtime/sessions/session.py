@@ -1,4 +1,4 @@
-"""Opening a bundle for serving: which graph or engine, on which provider, and what comes out as a `GraphSession`."""
+"""Opening a bundle for serving: which graph or engine, on which provider, and what comes out as a session."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from maskpro_deploy.backends.onnxruntime_.sessions import (
     resolve_provider,
 )
 from maskpro_deploy.backends.profiles import Profile
-from maskpro_deploy.backends.providers import AUTO, CPU, CPU_PROVIDER, NATIVE, PROVIDERS, TENSORRT, check_provider_name
-from maskpro_deploy.backends.session import GraphSession
+from maskpro_deploy.backends.providers import AUTO, CPU, CPU_PROVIDER, GENAI, NATIVE, PROVIDERS, TENSORRT, check_provider_name
+from maskpro_deploy.backends.session import GraphSession, OpenSession
 from maskpro_deploy.cache_forms import CACHE_FORMS, DEFAULT_FORM, cache_form
 from maskpro_deploy.errors import InputError, MachineError, check_known, check_range
 from maskpro_deploy.manifest import Graph, Manifest, safe_path
@@ -51,7 +51,7 @@ class SessionConfig:
         check_known("--form", self.form, CACHE_FORMS)
 
 
-def open_session(bundle: Path, config: SessionConfig | None = None) -> GraphSession:
+def open_session(bundle: Path, config: SessionConfig | None = None) -> OpenSession:
     """Load a graph of the bundle, a folder written by `maskpro-deploy export`, or an engine of it.
 
     Raises:
@@ -68,6 +68,10 @@ def open_session(bundle: Path, config: SessionConfig | None = None) -> GraphSess
         return open_native(bundle, manifest, config.engine)
     require("cpu", "running a bundle")
     graph = _find_graph(bundle, manifest, config.form)
+    if config.provider == GENAI:
+        from maskpro_deploy.runtime.sessions.genai_lane import GenaiSession
+
+        return GenaiSession(bundle, manifest, graph, threads=config.threads, spin=config.spin)
     provider = _choose_provider(config.provider, graph)
     if provider == TENSORRT:
         return _open_tensorrt(bundle, manifest, graph, config)

@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .* failed:)?(This is an invalid model\. Error: )?")
 # how far onnxruntime may rewrite the graph
 REWRITE_ALL, REWRITE_BASIC, REWRITE_NOTHING = "ORT_ENABLE_ALL", "ORT_ENABLE_BASIC", "ORT_DISABLE_ALL"
-# rows of a weight with one scale a column that its fused kernel takes at a time. It stores that scale for each of them, and rounds
-# activations anew as often: with onnxruntime's 32 an int8 model takes a fifth longer a token, with 128 it is no longer as exact
-_COLUMN_ROWS = {"session.qdq_matmulnbits_block_size": "64"}
+# rows of a weight with one scale a column that its fused kernel takes at a time. It stores that scale for each of them, and
+# rounds activations anew as often: with onnxruntime's 32 an int8 model takes a fifth longer, with 128 it is less exact
+COLUMN_ROWS = {"session.qdq_matmulnbits_block_size": "64"}
 
 
 def open_graph(
@@ -49,7 +49,7 @@ def open_graph(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = log_level
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, rewrite)
-    for key, value in {"session.intra_op.allow_spinning": str(int(spin)), **_COLUMN_ROWS, **(settings or {})}.items():
+    for key, value in {"session.intra_op.allow_spinning": str(int(spin)), **COLUMN_ROWS, **(settings or {})}.items():
         options.add_session_config_entry(key, value)
     if threads is not None:
         options.intra_op_num_threads = threads
