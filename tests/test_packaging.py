@@ -22,9 +22,10 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 REAL = {"maskpro_deploy/exporters": "exporters", "maskpro_deploy/runtime": "runtime"}
 # distributions that bring a module of another name
 MODULES = {
-    "onnxruntime-genai": "onnxruntime_genai",
     "lm-eval": "lm_eval",
     "mobius-onnx": "mobius",
+    "onnxruntime-ep-nv-tensorrt-rtx": "onnxruntime_ep_nv_tensorrt_rtx",
+    "onnxruntime-genai": "onnxruntime_genai",
     "onnxruntime-gpu": "onnxruntime",
     "prometheus-client": "prometheus_client",
     "tensorrt-rtx": "tensorrt_rtx",

@@ -12,13 +12,25 @@ from maskpro_deploy.backends.memory import Device, HostDevice
 from maskpro_deploy.backends.onnxruntime_.executor import OnnxExecutor
 from maskpro_deploy.backends.onnxruntime_.sessions import (
     REWRITE_ALL,
+    check_plugin_started,
     check_provider,
     check_tensorrt_started,
     open_graph,
     resolve_provider,
 )
 from maskpro_deploy.backends.profiles import Profile
-from maskpro_deploy.backends.providers import AUTO, CPU, CPU_PROVIDER, GENAI, NATIVE, PROVIDERS, TENSORRT, check_provider_name
+from maskpro_deploy.backends.providers import (
+    AUTO,
+    CPU,
+    CPU_PROVIDER,
+    GENAI,
+    NATIVE,
+    PROVIDERS,
+    RTX,
+    RTX_PROVIDER,
+    TENSORRT,
+    check_provider_name,
+)
 from maskpro_deploy.backends.session import GraphSession, OpenSession
 from maskpro_deploy.cache_forms import CACHE_FORMS, DEFAULT_FORM, cache_form
 from maskpro_deploy.errors import InputError, MachineError, check_known, check_range
@@ -28,6 +40,7 @@ from maskpro_deploy.system.huge_pages import use_huge_pages
 
 log = logging.getLogger(__name__)
 
+_ADVICE = "Export the bundle again."
 _RUNNABLE_DTYPES = ("fp32", "fp16")
 
 
@@ -72,6 +85,8 @@ def open_session(bundle: Path, config: SessionConfig | None = None) -> OpenSessi
         from maskpro_deploy.runtime.sessions.genai_lane import GenaiSession
 
         return GenaiSession(bundle, manifest, graph, threads=config.threads, spin=config.spin)
+    if config.provider == RTX:
+        return _open_plugin(bundle, manifest, graph, config)
     provider = _choose_provider(config.provider, graph)
     if provider == TENSORRT:
         return _open_tensorrt(bundle, manifest, graph, config)
@@ -103,14 +118,40 @@ def _open_tensorrt(bundle: Path, manifest: Manifest, graph: Graph, config: Sessi
     """A session on onnxruntime's TensorRT provider."""
     from maskpro_deploy.runtime.sessions.tensorrt_lane import choose_input
 
-    if compute_capability() is None:
-        raise MachineError(
-            f"--provider {TENSORRT} needs an NVIDIA GPU, and there is none here.\nRun on the CPU: --provider {CPU}."
-        )
+    _check_gpu(TENSORRT)
     chosen = choose_input(bundle, manifest, graph, config.engine)
     session = _open(chosen.model, chosen.providers, config, chosen.rewrite)
     check_tensorrt_started(session)
     return _make_session(bundle, manifest, graph, session, [chosen.profile])
+
+
+def _open_plugin(bundle: Path, manifest: Manifest, graph: Graph, config: SessionConfig) -> GraphSession:
+    """A session on TensorRT-RTX's plug-in."""
+    from maskpro_deploy.backends.onnxruntime_.rtx_plugin import find_devices
+    from maskpro_deploy.runtime.sessions.rtx_lane import choose_input
+
+    _check_gpu(RTX)
+    _check_runnable(graph, RTX)
+    devices = find_devices()
+    chosen = choose_input(bundle, manifest, graph, config.engine)
+    session = open_graph(
+        chosen.model,
+        devices=devices,
+        device_options=chosen.options,
+        threads=config.threads,
+        spin=config.spin,
+        rewrite=chosen.rewrite,
+        advice=_ADVICE,
+    )
+    check_plugin_started(session, RTX_PROVIDER)
+    return _make_session(bundle, manifest, graph, session, [chosen.profile])
+
+
+def _check_gpu(provider: str) -> None:
+    if compute_capability() is None:
+        raise MachineError(
+            f"--provider {provider} needs an NVIDIA GPU, and there is none here.\nRun on the CPU: --provider {CPU}."
+        )
 
 
 def _make_session(
@@ -143,8 +184,7 @@ def _find_graph(bundle: Path, manifest: Manifest, form: str | None) -> Graph:
 
 
 def _open(model: Path, providers: tuple[Any, ...], config: SessionConfig, rewrite: str = REWRITE_ALL) -> Any:
-    advice = "Export the bundle again."
-    return open_graph(model, providers=providers, threads=config.threads, spin=config.spin, rewrite=rewrite, advice=advice)
+    return open_graph(model, providers=providers, threads=config.threads, spin=config.spin, rewrite=rewrite, advice=_ADVICE)
 
 
 def _check_runnable(graph: Graph, provider: str) -> None:

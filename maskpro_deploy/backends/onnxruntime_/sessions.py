@@ -35,6 +35,8 @@ def open_graph(
     model: str | Path | bytes,  # path or content of the ONNX file
     *,
     providers: Sequence[Any] = (CPU_PROVIDER,),  # names, or pairs of a name and options, in order of preference
+    devices: Sequence[Any] = (),  # devices of one plug-in provider, in place of `providers`; the CPU takes what it cannot run
+    device_options: Mapping[str, str] | None = None,  # the plug-in's options
     threads: int | None = None,  # CPU threads; None uses all cores
     spin: bool = False,  # let threads that wait for each other spin: faster on an idle machine, far slower on a shared one
     rewrite: str = REWRITE_ALL,  # how far the graph may be rewritten
@@ -54,12 +56,14 @@ def open_graph(
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+    if devices:
+        options.add_provider_for_devices(list(devices), dict(device_options or {}))
     content = model if isinstance(model, bytes) else str(model)
     try:
         # it prints why a provider fails, and standard output belongs to the results
         with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore", UserWarning)  # what it cannot use is checked afterwards
-            return onnxruntime.InferenceSession(content, options, providers=list(providers))
+            return onnxruntime.InferenceSession(content, options, providers=None if devices else list(providers))
     except Exception as e:  # onnxruntime raises many types of its own; the first line says what failed
         name = "the graph" if isinstance(model, bytes) else model
         said = _PREFIX.sub("", first_line(e))
@@ -100,6 +104,15 @@ def check_provider(wanted: str, present: Sequence[str]) -> None:
             f"--provider {wanted} needs onnxruntime's {first}, which is not available here (there is: {', '.join(present)}).\n"
             f"On a machine with an NVIDIA GPU: pip uninstall onnxruntime && pip install 'maskpro-deploy[gpu]'. "
             f"Or run on the CPU: --provider {CPU}."
+        )
+
+
+def check_plugin_started(session: Any, provider: str) -> None:
+    """Refuse (MachineError) a session that went on without the plug-in whose devices it was opened with."""
+    if provider not in session.get_providers():
+        raise MachineError(
+            f"onnxruntime goes on without {provider}: the plug-in does not start here.\n"
+            f"Look which NVIDIA driver it needs, or run on the CPU: --provider {CPU}."
         )
 
 
