@@ -30,6 +30,7 @@ from maskpro_deploy.backends.providers import (
     RTX_PROVIDER,
     TENSORRT,
     check_provider_name,
+    check_runs_engines,
 )
 from maskpro_deploy.backends.session import GraphSession, OpenSession
 from maskpro_deploy.cache_forms import CACHE_FORMS, DEFAULT_FORM, cache_form
@@ -60,6 +61,7 @@ class SessionConfig:
 
     def __post_init__(self) -> None:
         check_provider_name(self.provider)
+        check_runs_engines(self.provider, self.engine)
         check_range("--threads", self.threads, least=1)
         check_known("--form", self.form, CACHE_FORMS)
 

@@ -36,6 +36,8 @@ def test_every_name_is_taken_by_the_settings(name):
     else:
         with pytest.raises(ConfigError, match=r"--engine x\.engine is for --provider tensorrt or tensorrt-rtx or trt-native"):
             check_runs_engines(name, "x.engine")
+        with pytest.raises(ConfigError, match=r"--engine x\.engine is for"):
+            SessionConfig(provider=name, engine="x.engine")
 
 
 @pytest.mark.parametrize("command", [("serve",), ("eval",), ("benchmark", "latency"), ("benchmark", "serve")])
