@@ -24,6 +24,8 @@ REAL = {"maskpro_deploy/exporters": "exporters", "maskpro_deploy/runtime": "runt
 MODULES = {
     "lm-eval": "lm_eval",
     "mobius-onnx": "mobius",
+    "onnxruntime-ep-nv-tensorrt-rtx": "onnxruntime_ep_nv_tensorrt_rtx",
+    "onnxruntime-genai": "onnxruntime_genai",
     "onnxruntime-gpu": "onnxruntime",
     "opentelemetry-exporter-otlp-proto-http": "opentelemetry.exporter.otlp.proto.http",
     "opentelemetry-sdk": "opentelemetry.sdk",

@@ -7,12 +7,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, StrictStr, model_validator
 
+from maskpro_deploy.runtime.generate.grammar_compiler import GrammarCompiler
+from maskpro_deploy.runtime.generate.grammars import Grammar, GrammarError
 from maskpro_deploy.runtime.generate.sampling_params import MAX_LOGPROBS, SamplingParams
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 from maskpro_deploy.runtime.http.api.chat import name_medium
 from maskpro_deploy.runtime.http.api.errors import ApiError, invalid_request
 from maskpro_deploy.runtime.http.api.formats import Json
 from maskpro_deploy.runtime.http.api.requests import Asked, GenerationRequest, tokens_of_turn
+from maskpro_deploy.runtime.http.api.structured import read_text_format
 
 INCLUDE_LOGPROBS = "message.output_text.logprobs"
 _STORED = "nothing is stored here: send the whole conversation as input"
@@ -124,8 +127,16 @@ class ResponsesRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _check_text(self) -> Self:
-        check_text(self.text)
+        if self.text is not None and self.text.verbosity not in (None, "medium"):
+            raise _unsupported("text.verbosity is not supported by this server: ask for short or long answers in words.", "text")
         return self
+
+    def find_grammar(self, tokenizer: TextTokenizer, compiler: GrammarCompiler) -> Grammar | None:
+        form = super().find_grammar(tokenizer, compiler)
+        asked = None if self.text is None or self.text.format is None else read_text_format(self.text.format.model_dump())
+        if form is not None and asked is not None:
+            raise GrammarError(f"an answer has one form: it cannot be used with {form.field}.", asked.field)
+        return form or asked
 
     def encode_prompts(self, tokenizer: TextTokenizer, most: int) -> list[list[int]]:
         """Instructions and input are one prompt, in the form of the model's chats."""
@@ -146,13 +157,17 @@ class ResponsesRequest(GenerationRequest):
     def wanted_logprobs(self) -> tuple[int | None, int | None]:
         return ((self.top_logprobs or 0) if INCLUDE_LOGPROBS in (self.include or ()) else None), None
 
+    @property
+    def _text_format(self) -> Json:
+        return {"type": "text"} if self.text is None or self.text.format is None else self.text.format.model_dump()
+
     def repeat(self, params: SamplingParams) -> Json:
         """What a response says of its request."""
         return {
             "background": False, "instructions": self.instructions, "max_output_tokens": self.max_output_tokens,
             "max_tool_calls": None, "metadata": self.metadata or {}, "parallel_tool_calls": self.parallel_tool_calls is not False,
             "previous_response_id": None, "reasoning": {"effort": None, "summary": None}, "service_tier": "default",
-            "store": False, "temperature": params.temperature, "text": {"format": {"type": "text"}},
+            "store": False, "temperature": params.temperature, "text": {"format": self._text_format},
             "tool_choice": self.tool_choice or "auto", "tools": [], "top_logprobs": self.top_logprobs or 0,
             "top_p": params.top_p, "truncation": "disabled", "user": self.user,
         }  # fmt: skip
@@ -166,16 +181,6 @@ def refuse_unsupported(fields: Mapping[str, Any]) -> None:
             value = {key: wish for key, wish in value.items() if wish not in (None, "none")}
         if value is not None and value not in harmless:
             raise _unsupported(f"{field} is not supported by this server: {instead}.", field)
-
-
-def check_text(text: TextSettings | None) -> None:
-    """Refuse texts of another form than plain text (ApiError): the one place that knows what forms there are."""
-    if text is None:
-        return
-    if text.format is not None and text.format.type != "text":
-        raise _unsupported(f"text.format of the type {text.format.type[:40]!r} is not supported by this server.", "text.format")
-    if text.verbosity not in (None, "medium"):
-        raise _unsupported("text.verbosity is not supported by this server: ask for short or long answers in words.", "text")
 
 
 def _unsupported(message: str, param: str) -> ApiError:

@@ -74,6 +74,16 @@ def read_response_format(value: Mapping[str, Any], field: str = "response_format
     raise GrammarError('it has to be "text", "json_object" or "json_schema".', f"{field}.type")
 
 
+def read_text_format(value: Mapping[str, Any]) -> Grammar | None:
+    """`text.format` of the Responses API: as `response_format`, with the schema beside its type."""
+    field = "text.format"
+    if value.get("type") != "json_schema":
+        return read_response_format(value, field)
+    if not isinstance(schema := value.get("schema"), (dict, bool)):
+        raise GrammarError("a JSON schema is missing.", f"{field}.schema")
+    return _bounded_schema_grammar(schema, f"{field}.schema")
+
+
 def _bounded_schema_grammar(schema: Schema, field: str) -> Grammar:
     check_schema(schema, field)
     return schema_grammar(schema, field)
