@@ -108,6 +108,7 @@ def test_the_wheel_holds_every_module_and_data_file_and_nothing_else(wheel):
     data = {"maskpro_deploy/py.typed", "maskpro_deploy/text/corpus.jsonl.xz"}
     data |= {f"maskpro_deploy/learn/kernels/{name}.c" for name in ("native_numbers", "native_step", "native_weights")}
     data |= {f"maskpro_deploy/reports/{p.name}" for p in (ROOT / "maskpro_deploy" / "reports").glob("*.html")}
+    data |= {"maskpro_deploy/runtime/http/openapi/page.html"}
     assert held == set(modules()) | data
 
 
