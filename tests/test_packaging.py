@@ -114,6 +114,7 @@ def test_the_wheel_holds_every_module_and_data_file_and_nothing_else(wheel):
     data |= {f"maskpro_deploy/reports/{p.name}" for p in (ROOT / "maskpro_deploy" / "reports").glob("*.html")}
     page = ROOT / "runtime" / "http" / "page"
     data |= {f"maskpro_deploy/runtime/http/page/{p.name}" for p in page.iterdir() if p.suffix in (".html", ".css", ".js", ".svg")}
+    data |= {"maskpro_deploy/runtime/http/openapi/page.html"}
     assert held == set(modules()) | data
 
 
