@@ -16,6 +16,7 @@ import uvicorn
 from maskpro_deploy.runtime import TextGenerator
 from maskpro_deploy.runtime.http.config import ServeConfig
 from maskpro_deploy.runtime.http.lifecycle import base_url, listen
+from maskpro_deploy.runtime.http.routes import GeneratorSlot
 from maskpro_deploy.runtime.http.server import create_app
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ class Watch:
 
 
 @contextmanager
-def serving(generator: TextGenerator, config: ServeConfig | None = None) -> Iterator[str]:
-    """The URL of an app around a given generator, on a real socket."""
+def serving(generator: TextGenerator | GeneratorSlot, config: ServeConfig | None = None) -> Iterator[str]:
+    """The URL of an app around a given generator, or the slot that it will fill, on a real socket."""
     with closing(listen("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(create_app(generator, config), log_config=None, lifespan="off"))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))

@@ -8,7 +8,9 @@
     app.js           the page as a whole: what is sent where, and when
     conversation.js  turns, settings and keys, kept for as long as the tab is open
     servers.js       one OpenAI-compatible server: what it is, and answers as they stream; what went wrong in plain words
-    answers.js       how turns and answers look
+    facts.js         what the page says of its servers
+    panels.js        what stands around the conversation: theme, notes, dialogs, downloads
+    answers.js       how turns and answers look, and two speeds next to each other
     markdown.js      Markdown to elements; text is never read as HTML
 
 What enters: GET and HEAD requests. What leaves: the files, and a JSON object on the server. May import: what the server's other

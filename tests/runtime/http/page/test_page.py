@@ -22,6 +22,7 @@ from maskpro_deploy.runtime.http.addresses import ServerAddress
 from maskpro_deploy.runtime.http.config import ServeConfig
 from maskpro_deploy.runtime.http.lifecycle import running_server
 from maskpro_deploy.runtime.http.page.files import INDEX, read_files
+from maskpro_deploy.runtime.http.routes import GeneratorSlot
 
 FILES = read_files()
 PATHS = ["/", *(f"/ui/{name}" for name in FILES if name != INDEX)]
@@ -96,6 +97,17 @@ def test_the_status_holds_what_the_page_shows_and_no_key(http: httpx2.Client) ->
     models = http.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"}).json()
     assert status["model"] == models["data"][0]["id"]
     assert http.get("/v1/models").status_code == 401
+
+
+def test_the_page_is_there_while_the_model_loads(generator: TextGenerator) -> None:
+    slot = GeneratorSlot("later")
+    with serving(slot) as url, httpx2.Client(base_url=url) as client:
+        assert client.get("/").status_code == 200
+        status = client.get("/ui/status").json()
+        assert (status["status"], status["model"], status["context"], status["chat"]) == ("loading", "later", None, None)
+        slot.fill(generator)
+        status = client.get("/ui/status").json()
+        assert (status["status"], status["context"], status["chat"]) == ("ready", 256, True)
 
 
 def test_it_can_be_turned_off(generator: TextGenerator) -> None:
