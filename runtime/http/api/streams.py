@@ -6,9 +6,9 @@ The generator calls back on its own thread; a `TokenStream` carries each event o
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Awaitable, Sequence
 
+from pydantic_core import to_json
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -19,6 +19,7 @@ from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
 from maskpro_deploy.runtime.generate.sequence import ABORT, Completion, Event, FailureEvent, TokenEvent, build_completion
 from maskpro_deploy.runtime.http.api.errors import to_api_error
 from maskpro_deploy.runtime.http.api.formats import Format, usage
+from maskpro_deploy.runtime.http.api.mailbox import Mailbox
 
 
 class TokenStream:
@@ -32,8 +33,8 @@ class TokenStream:
         loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Event] = asyncio.Queue()
         self.prompt_tokens = sum(len(p) for p in prompts)
-        put = self._queue.put_nowait
-        self.sequences = generator.submit(prompts, params, lambda event: loop.call_soon_threadsafe(put, event), n=n)
+        post = Mailbox.of(loop).sender(loop, self._queue.put_nowait)
+        self.sequences = generator.submit(prompts, params, post, n=n)
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """Yield every event; an OverloadedError if the generator was closed before the end."""
@@ -80,7 +81,7 @@ async def _wait_for_disconnect(receive: Receive) -> None:
         pass
 
 
-async def _chunks(stream: TokenStream, form: Format) -> AsyncIterator[str]:
+async def _chunks(stream: TokenStream, form: Format) -> AsyncIterator[bytes]:
     """Server-sent events: one for each token, the token counts if asked for, `[DONE]`; or an error as the last one."""
     generated = 0
     try:
@@ -93,11 +94,11 @@ async def _chunks(stream: TokenStream, form: Format) -> AsyncIterator[str]:
         return
     if form.include_usage:
         yield _sse(form.usage_chunk(usage(stream.prompt_tokens, generated)))
-    yield "data: [DONE]\n\n"
+    yield b"data: [DONE]\n\n"
 
 
-def _sse(value: dict[str, object]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
+def _sse(value: dict[str, object]) -> bytes:
+    return b"data: " + to_json(value) + b"\n\n"
 
 
 class EventStream(StreamingResponse):
