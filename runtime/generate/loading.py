@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,8 +31,10 @@ def load(bundle: Path, config: RuntimeConfig | None = None) -> TextGenerator:
     context_length(manifest.model, config.max_model_len)
     if config.check_hashes:
         manifest.check_hashes(bundle)
-    tokenizer = TextTokenizer.load(bundle, manifest.model)
-    session = open_session(bundle, config)
+    with ThreadPoolExecutor(1) as other:  # neither holds the interpreter's lock for long
+        reading = other.submit(TextTokenizer.load, bundle, manifest.model)
+        session = open_session(bundle, config)
+        tokenizer = reading.result()
     session.greedy([0], 2)  # the first runs are slow: memory is allocated and weights are paged in
     return TextGenerator(session, tokenizer, _limit(config, session.limits, manifest))
 

@@ -15,18 +15,16 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import uvicorn
+from typing import TYPE_CHECKING, Any
 
 from maskpro_deploy.errors import InputError, MaskProError
 from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.runtime.generate.generator import TextGenerator
 from maskpro_deploy.runtime.generate.loading import load
 from maskpro_deploy.runtime.http.config import ServeConfig
-from maskpro_deploy.runtime.http.connections import protocol_with_deadline
-from maskpro_deploy.runtime.http.routes import GeneratorSlot
-from maskpro_deploy.runtime.http.server import create_app
+
+if TYPE_CHECKING:
+    from maskpro_deploy.runtime.http.routes import GeneratorSlot
 
 _BACKLOG = 2048  # connections that wait to be taken
 _CLOSE_TIMEOUT_S = 5  # for connections to close once all answers are out
@@ -77,8 +75,20 @@ class _Lifetime:
         """Serve until told to stop; whether all work was finished. A MaskProError if the bundle cannot be loaded."""
         self._loop = asyncio.get_running_loop()
         manifest = Manifest.load(self._bundle, engines=False)
-        slot = GeneratorSlot(self._config.served_model_name or manifest.model.name)
-        app = create_app(slot, self._config)
+        loading = _load_in_thread(self._bundle, self._config)
+        try:
+            # only now: they take a fifth of a second, in which the model is being loaded already
+            import uvicorn
+
+            from maskpro_deploy.runtime.http.connections import protocol_with_deadline
+            from maskpro_deploy.runtime.http.routes import GeneratorSlot
+            from maskpro_deploy.runtime.http.server import create_app
+
+            slot = GeneratorSlot(self._config.served_model_name or manifest.model.name)
+            app = create_app(slot, self._config)
+        except BaseException:
+            await asyncio.wait({loading})  # a process that ends while onnxruntime opens a graph is aborted
+            raise
         quiet: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off", "ws": "none", "server_header": False}
         limits: dict[str, Any] = {
             "http": protocol_with_deadline(self._config.header_timeout_s), "limit_concurrency": self._config.max_connections,
@@ -89,7 +99,7 @@ class _Lifetime:
         server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         try:
-            generator = await self._until_stopped(_load_in_thread(self._bundle, self._config))
+            generator = await self._until_stopped(loading)
             return generator is None or await self._serve(slot, generator)
         finally:
             server.should_exit = True
