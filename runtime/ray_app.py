@@ -22,7 +22,7 @@ from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.runtime.generate.generator import DEAD, TextGenerator
 from maskpro_deploy.runtime.generate.loading import load
 from maskpro_deploy.runtime.http.config import ServeConfig
-from maskpro_deploy.runtime.http.server import create_app, read_defaults
+from maskpro_deploy.runtime.http.server import create_app
 from maskpro_deploy.system.extras import require
 
 _generator: TextGenerator | None = None  # the one generator of this replica's process
@@ -61,7 +61,7 @@ def application(
     config = config or ServeConfig()
     check_range("replicas", replicas, least=1)
     Manifest.load(bundle, engines=False)
-    defaults = read_defaults(bundle, config)
+    defaults = config.read_defaults(bundle)
     folder = bundle.resolve()
 
     def build() -> Any:

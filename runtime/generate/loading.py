@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,14 +34,21 @@ def load(bundle: Path, config: RuntimeConfig | None = None) -> TextGenerator:
     context_length(manifest.model, config.max_model_len)
     if config.check_hashes:
         manifest.check_hashes(bundle)
-    tokenizer = TextTokenizer.load(bundle, manifest.model)
-    grammars = GrammarCompiler(tokenizer, manifest.model)
-    prepared = None if missing(EXTRA) else grammars.prepare()  # while the model loads, as nothing waits for answers yet
-    session = open_session(bundle, config)
+    with ThreadPoolExecutor(1) as other:  # neither holds the interpreter's lock for long
+        reading = other.submit(_read_tokenizer, bundle, manifest)
+        session = open_session(bundle, config)
+        tokenizer, grammars, prepared = reading.result()
     session.greedy([0], 2)  # the first runs are slow: memory is allocated and weights are paged in
     if prepared is not None:
         prepared.result()
     return TextGenerator(session, tokenizer, _limit(config, session.limits, manifest), grammars)
+
+
+def _read_tokenizer(bundle: Path, manifest: Manifest) -> tuple[TextTokenizer, GrammarCompiler, Future[object] | None]:
+    """The tokenizer and the compiler of grammars; what that needs is prepared meanwhile."""
+    tokenizer = TextTokenizer.load(bundle, manifest.model)
+    grammars = GrammarCompiler(tokenizer, manifest.model)
+    return tokenizer, grammars, None if missing(EXTRA) else grammars.prepare()
 
 
 def _limit(config: RuntimeConfig, limits: SessionLimits, manifest: Manifest) -> RuntimeConfig:

@@ -234,17 +234,24 @@ class Scheduler:
         assert self._batch is not None
         tokens = np.array([s.tokens[-1] for s in self.running], np.int64)
         logits, self._batch = self._batch.step(self.session, tokens)
-        for sequence, row in zip(self.running, logits, strict=True):
-            self._extend(sequence, row)
+        # all are chosen before the first is told: whoever is told wakes up and wants the interpreter
+        events = [self._choose(sequence, row) for sequence, row in zip(self.running, logits, strict=True)]
+        for sequence, event in zip(self.running, events, strict=True):
+            self.emit(sequence, event)
         self._compact()
 
     def _extend(self, sequence: GenerationSequence, logits: Floats) -> bool:
-        """Choose a token and emit it; whether the sequence continues. Unusable logits or a grammar too complex end it alone."""
-        try:
-            self.emit(sequence, sequence.extend(logits))
-        except (NumericError, StuckError) as e:
-            self.fail(sequence, e)
+        """Choose a token and emit it; whether the sequence continues."""
+        self.emit(sequence, self._choose(sequence, logits))
         return not sequence.finished
+
+    def _choose(self, sequence: GenerationSequence, logits: Floats) -> Event:
+        """The next token of a sequence. Unusable logits, or a grammar that is too complex, end this sequence alone."""
+        try:
+            return sequence.extend(logits)
+        except (NumericError, StuckError) as e:
+            sequence.finish(ABORT)
+            return FailureEvent(choice=sequence.choice, error=e)
 
     def fail(self, sequence: GenerationSequence, error: MaskProError) -> None:
         """End one sequence with an error."""

@@ -279,6 +279,8 @@ class StopFilter:
 
     def add(self, text: str) -> tuple[str, bool]:
         """The text that may be given out, and whether a stop text has been met."""
+        if not self._stops:
+            return text, False
         self._held += text
         starts = {stop: self._held.find(stop) for stop in self._stops}
         # the stop that is complete first, and of those the longest: so the result does not depend on how the text was cut

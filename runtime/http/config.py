@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from maskpro_deploy.errors import ConfigError, check_known, check_range
-from maskpro_deploy.runtime.generate.model_defaults import SOURCES
+from maskpro_deploy.runtime.generate.model_defaults import SOURCES, ModelDefaults
 from maskpro_deploy.runtime.generate.scheduler import RuntimeConfig
 from maskpro_deploy.runtime.http.addresses import ServerAddress
 from maskpro_deploy.runtime.http.keys import read_keys
@@ -77,3 +77,7 @@ class ServeConfig:
     def all_keys(self) -> Mapping[str, str]:
         """Every key by its owner's name."""
         return {**({"api-key": self.api_key} if self.api_key is not None else {}), **self.named_keys}
+
+    def read_defaults(self, bundle: Path) -> ModelDefaults:
+        """What a bundle says of requests that do not, if it is to be read; a FormatError if its file is damaged."""
+        return ModelDefaults.read(bundle) if SOURCES[self.generation_config] else ModelDefaults()

@@ -16,9 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import uvicorn
+from typing import TYPE_CHECKING, Any
 
 from maskpro_deploy.errors import InputError, MaskProError
 from maskpro_deploy.manifest import Manifest
@@ -26,12 +24,12 @@ from maskpro_deploy.runtime.generate.generator import TextGenerator
 from maskpro_deploy.runtime.generate.loading import load
 from maskpro_deploy.runtime.http import traces
 from maskpro_deploy.runtime.http.config import ServeConfig
-from maskpro_deploy.runtime.http.connections import protocol_with_deadline
 from maskpro_deploy.runtime.http.memory import freeze_what_is_loaded
 from maskpro_deploy.runtime.http.request_log import STDERR, RequestLog
-from maskpro_deploy.runtime.http.routes import GeneratorSlot
-from maskpro_deploy.runtime.http.server import create_app, read_defaults
 from maskpro_deploy.system.throttle import throttled
+
+if TYPE_CHECKING:
+    from maskpro_deploy.runtime.http.routes import GeneratorSlot
 
 log = logging.getLogger(__name__)
 
@@ -113,10 +111,22 @@ class _Lifetime:
     async def _run(self) -> bool:
         self._loop = asyncio.get_running_loop()
         manifest = Manifest.load(self._bundle, engines=False)
-        defaults = read_defaults(self._bundle, self._config)
-        slot = GeneratorSlot(self._config.served_model_name or manifest.model.name, defaults=defaults)
-        slot.weights = _name_weights(manifest)
-        app = create_app(slot, self._config)
+        loading = _load_in_thread(self._bundle, self._config)
+        try:
+            # only now: they take a fifth of a second, in which the model is being loaded already
+            import uvicorn
+
+            from maskpro_deploy.runtime.http.connections import protocol_with_deadline
+            from maskpro_deploy.runtime.http.routes import GeneratorSlot
+            from maskpro_deploy.runtime.http.server import create_app
+
+            defaults = self._config.read_defaults(self._bundle)
+            slot = GeneratorSlot(self._config.served_model_name or manifest.model.name, defaults=defaults)
+            slot.weights = _name_weights(manifest)
+            app = create_app(slot, self._config)
+        except BaseException:
+            await asyncio.wait({loading})  # a process that ends while onnxruntime opens a graph is aborted
+            raise
         self._request_log = app.state.request_log
         quiet: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off", "ws": "none", "server_header": False}
         limits: dict[str, Any] = {
@@ -135,7 +145,7 @@ class _Lifetime:
         server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         try:
-            generator = await self._until_stopped(_load_in_thread(self._bundle, self._config))
+            generator = await self._until_stopped(loading)
             return generator is None or await self._serve(slot, generator)
         finally:
             server.should_exit = True
@@ -211,7 +221,7 @@ def serve(bundle: Path, config: ServeConfig | None = None, on_ready: Callable[[s
     """
     config = config or ServeConfig()
     Manifest.load(bundle, engines=False)
-    read_defaults(bundle, config)
+    config.read_defaults(bundle)
     with contextlib.closing(listen(config.host, config.port)) as listener:
 
         def begin(url: str, name: str) -> None:

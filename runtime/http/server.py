@@ -20,7 +20,6 @@ import re
 import time
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -31,7 +30,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from maskpro_deploy.runtime.generate.generator import TextGenerator
-from maskpro_deploy.runtime.generate.model_defaults import SOURCES, ModelDefaults
+from maskpro_deploy.runtime.generate.model_defaults import ModelDefaults
 from maskpro_deploy.runtime.http.api.errors import HANDLED, ApiError, answer_error
 from maskpro_deploy.runtime.http.config import ServeConfig
 from maskpro_deploy.runtime.http.keys import ApiKeys
@@ -124,7 +123,7 @@ def create_app(
 ) -> Starlette:
     """The app over a generator, or the slot that it will fill (host and port are the business of whoever runs the app).
 
-    `defaults` are the model's own, where no slot has them: see `read_defaults`.
+    `defaults` are the model's own, where no slot has them: see `ServeConfig.read_defaults`.
     """
     config = config or ServeConfig()
     slot = generator
@@ -169,8 +168,3 @@ def create_app(
     app.state.request_log, app.state.tracer = log, tracer  # to be closed by whoever runs the app
     app.router.redirect_slashes = False  # a redirect would repeat whatever host a client names
     return app
-
-
-def read_defaults(bundle: Path, config: ServeConfig) -> ModelDefaults:
-    """What a bundle says of requests that do not, if it is to be read; a FormatError if its file is damaged."""
-    return ModelDefaults.read(bundle) if SOURCES[config.generation_config] else ModelDefaults()

@@ -9,6 +9,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Sequence
 
+from pydantic_core import to_json
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -28,6 +29,7 @@ from maskpro_deploy.runtime.generate.sequence import (
 )
 from maskpro_deploy.runtime.http.api.errors import to_api_error
 from maskpro_deploy.runtime.http.api.formats import AnswerFormat, Json, usage
+from maskpro_deploy.runtime.http.api.mailbox import Mailbox
 
 _FEW_SCORES = 256  # of tokens, each with up to 20 others: written within milliseconds
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -51,10 +53,8 @@ class TokenStream:
         loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Event] = asyncio.Queue()
         self.prompt_tokens = sum(len(p) for p in prompts)
-        put = self._queue.put_nowait
-        self.sequences = generator.submit(
-            prompts, params, lambda event: loop.call_soon_threadsafe(put, event), n=n, grammar=grammar
-        )
+        post = Mailbox.of(loop).sender(loop, self._queue.put_nowait)
+        self.sequences = generator.submit(prompts, params, post, n=n, grammar=grammar)
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """Yield every event; an OverloadedError if the generator was closed before the end."""
@@ -101,7 +101,7 @@ async def _wait_for_disconnect(receive: Receive) -> None:
         pass
 
 
-async def _chunks(stream: TokenStream, form: AnswerFormat) -> AsyncIterator[str]:
+async def _chunks(stream: TokenStream, form: AnswerFormat) -> AsyncIterator[bytes]:
     """Server-sent events: what the form says of each token, and before and after them all; or an error as the last one."""
     generated, scored = 0, set[int]()  # and the choices whose prompts' scores go out with the next event
     for part in form.opening():
@@ -124,19 +124,19 @@ async def _chunks(stream: TokenStream, form: AnswerFormat) -> AsyncIterator[str]
     for part in form.closing(usage(stream.prompt_tokens, generated)):
         yield _sse(part)
     if form.ends_with_done:
-        yield "data: [DONE]\n\n"
+        yield b"data: [DONE]\n\n"
 
 
-def _write_long(form: AnswerFormat, event: Event) -> str:
-    return "".join(_sse(part, long=True) for part in form.pieces(event))
+def _write_long(form: AnswerFormat, event: Event) -> bytes:
+    return b"".join(_sse(part, long=True) for part in form.pieces(event))
 
 
-def write_json(value: Json, *, long: bool = False) -> str:
+def write_json(value: Json, *, long: bool = False) -> bytes:
     """An answer as JSON; a long one is written slowly in Python, as other threads would wait for the fast encoder to end."""
-    return "".join(_ENCODER.iterencode(value)) if long else _ENCODER.encode(value)
+    return "".join(_ENCODER.iterencode(value)).encode() if long else to_json(value)
 
 
-async def write_whole(form: AnswerFormat, answers: Sequence[Completion], counts: Json) -> str:
+async def write_whole(form: AnswerFormat, answers: Sequence[Completion], counts: Json) -> bytes:
     """The answer to a request without stream, as JSON; one with many scores is not written on the event loop."""
     scores = sum(len(answer.scores) + len(answer.prompt_scores) for answer in answers)
     if scores <= _FEW_SCORES:
@@ -144,10 +144,10 @@ async def write_whole(form: AnswerFormat, answers: Sequence[Completion], counts:
     return await asyncio.to_thread(lambda: write_json(form.whole(answers, counts), long=True))
 
 
-def _sse(value: Json, *, long: bool = False) -> str:
+def _sse(value: Json, *, long: bool = False) -> bytes:
     """One event; one that says its type is called by it."""
-    name = f"event: {value['type']}\n" if "type" in value else ""
-    return f"{name}data: {write_json(value, long=long)}\n\n"
+    name = f"event: {value['type']}\n".encode() if "type" in value else b""
+    return name + b"data: " + write_json(value, long=long) + b"\n\n"
 
 
 class EventStream(StreamingResponse):
