@@ -37,7 +37,8 @@ def page_routes(slot: GeneratorSlot, config: ServeConfig) -> list[Route]:
     index = partial(page.index, files.pop(INDEX))
     paths = {"/": index, **{f"/ui/{name}": partial(page.asset, file) for name, file in files.items()}}
     compressed = [Middleware(GZipMiddleware)]
-    return [Route("/ui/status", page.status), *(Route(path, send, middleware=compressed) for path, send in paths.items())]
+    routes = [Route(path, send, middleware=compressed, include_in_schema=False) for path, send in paths.items()]
+    return [Route("/ui/status", page.status, include_in_schema=False), *routes]
 
 
 class _Page:

@@ -39,7 +39,7 @@ def test_what_others_serve_is_refused_with_what_to_use(http: TestClient, path: s
 
 
 def test_unknown_routes_say_what_there_is(http: TestClient) -> None:
-    for path in ("/", "/v1", "/v2/models", "/v1/embeddingsx", "/v1/completions/"):
+    for path in ("/v1", "/v2/models", "/v1/embeddingsx", "/v1/completions/"):
         error = error_of(http.post(path), 404)
         assert error["code"] == "unknown_endpoint"
         assert "/v1/chat/completions" in error["message"]
