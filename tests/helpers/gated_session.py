@@ -8,13 +8,13 @@ import time
 import numpy as np
 
 from maskpro_deploy.backends.caches import Cache, Ints
-from maskpro_deploy.backends.session import Floats, GraphSession
+from maskpro_deploy.backends.session import Floats, OpenSession
 
 
 class GatedSession:
     """A real session whose steps wait for permission: what happens in between can be arranged without clocks."""
 
-    def __init__(self, inner: GraphSession) -> None:
+    def __init__(self, inner: OpenSession) -> None:
         self._inner = inner
         self.shape = inner.shape
         self.permits = threading.Semaphore(0)

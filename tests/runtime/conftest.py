@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 from gated_session import GatedSession
 
-from maskpro_deploy.backends.session import GraphSession
+from maskpro_deploy.backends.session import OpenSession
 from maskpro_deploy.runtime import RuntimeConfig, SessionConfig, TextGenerator, load, open_session
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 
 
 @pytest.fixture(scope="session")
-def session(sparse_bundle: Path) -> GraphSession:
+def session(sparse_bundle: Path) -> OpenSession:
     """The tiny bundle's graph."""
     return open_session(sparse_bundle, SessionConfig(provider="cpu", threads=1))
 
 
 @pytest.fixture(scope="session")
-def text_tokenizer(sparse_bundle: Path, session: GraphSession) -> TextTokenizer:
+def text_tokenizer(sparse_bundle: Path, session: OpenSession) -> TextTokenizer:
     """The tiny bundle's tokenizer."""
     return TextTokenizer.load(sparse_bundle, session.shape)
 
@@ -33,7 +33,7 @@ def generator(sparse_bundle: Path) -> Iterator[TextGenerator]:
 
 
 @pytest.fixture
-def gated(session: GraphSession) -> GatedSession:
+def gated(session: OpenSession) -> GatedSession:
     """The tiny bundle's graph behind a gate."""
     return GatedSession(session)
 
