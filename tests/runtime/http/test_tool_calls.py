@@ -58,7 +58,7 @@ def client(url: str) -> Iterator[openai.OpenAI]:
 
 
 def settings(**more: Any) -> dict[str, Any]:
-    return {"model": MODEL, "messages": HELLO, "tools": TOOLS, "max_tokens": 600, **more}
+    return {"model": MODEL, "messages": HELLO, "tools": TOOLS, "max_tokens": 1300, **more}
 
 
 def check_calls(calls: Any) -> None:
