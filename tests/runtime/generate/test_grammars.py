@@ -45,7 +45,7 @@ leaves = st.one_of(
     ),
     st.integers(0, 9).map(lambda most: {"type": "string", "maxLength": most}),
     st.just({"type": "string", "pattern": "^[a-c]{1,4}$"}),
-    st.sampled_from(["date", "time", "uuid", "ipv4"]).map(lambda form: {"type": "string", "format": form}),
+    st.sampled_from(["date", "uuid", "ipv4"]).map(lambda form: {"type": "string", "format": form}),
     st.lists(st.one_of(names, st.integers(-9, 9), st.none()), min_size=1, max_size=4, unique_by=repr).map(lambda v: {"enum": v}),
     names.map(lambda value: {"const": value}),
 )
@@ -208,7 +208,7 @@ def test_several_answers_to_a_prompt_each_follow_the_grammar(generator: TextGene
         ({"properties": {"a": {"$ref": "#/$defs/q"}}}, "here.properties.a: Pointer '/\\$defs/q' does not exist"),
         (
             {"type": "object", "properties": {"a": {"type": "integer", "minimum": 5, "maximum": 3}}, "required": ["a"]},
-            "here.properties.a: Unsatisfiable",
+            "here: Unsatisfiable schema: required property 'a'",
         ),
         ({"not": {}, "x-guidance": {"lenient": True}}, "here: Unimplemented keys"),
     ],
