@@ -161,7 +161,6 @@ def test_log_probabilities_come_if_they_are_included(client: openai.OpenAI) -> N
         {"reasoning": {"effort": "high"}},
         {"tools": [{"type": "web_search"}]},
         {"prompt": {"id": "pmpt_1"}},
-        {"text": {"format": {"type": "json_object"}}},
         {"text": {"verbosity": "low"}},
         {"extra_body": {"max_tokens": 5}},
         {"extra_body": {"n": 2}},
@@ -174,6 +173,21 @@ def test_what_is_not_done_here_is_refused_by_name(client: openai.OpenAI, setting
     assert error["code"] == "unsupported_parameter"
     assert error["param"].split(".")[0] == name
     assert name in error["message"]
+
+
+def test_the_text_has_the_form_that_was_asked_for(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"colour": {"enum": ["red", "green"]}}, "required": ["colour"]}
+    wanted: Any = {"format": {"type": "json_schema", "name": "paint", "schema": {**schema, "additionalProperties": False}}}
+    response = client.responses.create(input="hello", model=MODEL, text=wanted, max_output_tokens=60)
+    assert json.loads(response.output_text)["colour"] in ("red", "green")
+    assert response.status == "completed"
+    assert response.text is not None
+    assert response.text.format is not None
+    assert response.text.format.type == "json_schema"
+    missing = refusal(client, text={"format": {"type": "json_schema", "name": "paint"}})
+    assert missing["param"] == "text.format.schema"
+    twice = refusal(client, text=wanted, extra_body={"guided_choice": ["a", "b"]})
+    assert str(twice["param"]).startswith("text.format")
 
 
 def test_what_asks_for_nothing_is_welcome(client: openai.OpenAI) -> None:

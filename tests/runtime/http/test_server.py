@@ -267,12 +267,9 @@ def test_a_wrong_field_is_named(http: httpx2.Client, extra: dict[str, object], p
 @pytest.mark.parametrize(
     "extra",
     [
-        {"tools": [{"type": "function", "function": {"name": "f"}}]},
-        {"response_format": {"type": "json_object"}},
         {"functions": [{"name": "f"}]},
-        {"tool_choice": "required"},
         {"audio": {"voice": "x"}},
-        {"structured_outputs": {"json": {}}},
+        {"documents": [{"text": "x"}]},
     ],
 )
 def test_what_is_known_but_not_supported_is_refused(http: httpx2.Client, extra: dict[str, object]) -> None:
