@@ -41,8 +41,12 @@ def _limit(config: RuntimeConfig, limits: SessionLimits, manifest: Manifest) -> 
     if limits.max_batch is not None and limits.max_batch < config.max_num_seqs:
         log.warning("the engine was built for %d sequences at once, not for %d", limits.max_batch, config.max_num_seqs)
         config = replace(config, max_num_seqs=limits.max_batch)
+    if config.prefix_caching and not limits.prefix_block:
+        log.warning("prefix caching is off: no profile of the engine reads several tokens on top of others")
+        config = replace(config, prefix_caching=False)
     tokens = config.max_cache_tokens or limits.max_cache_tokens or _cache_tokens_in_memory(manifest)
-    return replace(config, max_cache_tokens=tokens, max_prefill_rows=limits.max_prefill_rows)
+    block = limits.prefix_block or config.prefix_block
+    return replace(config, max_cache_tokens=tokens, max_prefill_rows=limits.max_prefill_rows, prefix_block=block)
 
 
 def _cache_tokens_in_memory(manifest: Manifest) -> int:

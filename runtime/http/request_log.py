@@ -2,7 +2,7 @@
 
     {"time": "2026-01-31T12:00:00.123Z", "id": "…", "client": "127.0.0.1", "key": "name", "method": "POST",
      "path": "/v1/completions", "status": 200, "seconds": 1.234, "stream": false, "answers": 1, "prompt_tokens": 12,
-     "completion_tokens": 34, "finished": ["stop"], "queued_s": 0.001, "first_token_s": 0.05}
+     "cached_tokens": 0, "completion_tokens": 34, "finished": ["stop"], "queued_s": 0.001, "first_token_s": 0.05}
 
 The last fields are of requests that generate. A `status` of null says that the client left before there was an answer.
 """
@@ -56,7 +56,9 @@ class RequestLog:
                 self._file.close()
 
 
-def describe_answers(sequences: list[GenerationSequence], prompt_tokens: int, *, stream: bool) -> dict[str, Any]:
+def describe_answers(
+    sequences: list[GenerationSequence], prompt_tokens: int, *, stream: bool, cached_tokens: int = 0
+) -> dict[str, Any]:
     """What became of the answers of a request, for its line."""
     starts = [s.times.started - s.times.arrived for s in sequences if s.times.started]
     firsts = [s.times.first_token - s.times.arrived for s in sequences if s.times.first_token]
@@ -64,6 +66,7 @@ def describe_answers(sequences: list[GenerationSequence], prompt_tokens: int, *,
         "stream": stream,
         "answers": len(sequences),
         "prompt_tokens": prompt_tokens,
+        "cached_tokens": cached_tokens,
         "completion_tokens": sum(len(s.tokens) for s in sequences),
         "finished": [s.finish_reason for s in sequences],
         "queued_s": round(max(starts), 4) if starts else None,

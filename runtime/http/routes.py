@@ -184,7 +184,9 @@ class Routes:
             raise
         self._slot.metrics.count_accepted(params, asked.n)
         told, streams = stream.prompt_tokens, bool(asked.stream)
-        request.scope[FACTS] = lambda: describe_answers(stream.sequences, told, stream=streams)
+        request.scope[FACTS] = lambda: describe_answers(
+            stream.sequences, told, stream=streams, cached_tokens=stream.cached_tokens
+        )
         if asked.stream:
             return EventStream(stream, form)
         try:
@@ -192,4 +194,4 @@ class Routes:
         finally:
             stream.close()
         completed = sum(len(a.tokens) for a in answers)
-        return JSONResponse(form.whole(answers, usage(stream.prompt_tokens, completed)))
+        return JSONResponse(form.whole(answers, usage(stream.prompt_tokens, completed, stream.cached_tokens)))

@@ -32,8 +32,14 @@ class TokenStream:
         loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Event] = asyncio.Queue()
         self.prompt_tokens = sum(len(p) for p in prompts)
+        self._n = n
         put = self._queue.put_nowait
         self.sequences = generator.submit(prompts, params, lambda event: loop.call_soon_threadsafe(put, event), n=n)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompts that were kept and not read; of those that have been started. A prompt counts once."""
+        return sum(s.cached_tokens for s in self.sequences[:: self._n])
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """Yield every event; an OverloadedError if the generator was closed before the end."""
@@ -92,7 +98,7 @@ async def _chunks(stream: TokenStream, form: Format) -> AsyncIterator[str]:
         yield _sse(to_api_error(e).body())
         return
     if form.include_usage:
-        yield _sse(form.usage_chunk(usage(stream.prompt_tokens, generated)))
+        yield _sse(form.usage_chunk(usage(stream.prompt_tokens, generated, stream.cached_tokens)))
     yield "data: [DONE]\n\n"
 
 
