@@ -72,22 +72,17 @@ class PrefixStore:
         if not isinstance(cache, PackedCache | SlotCache):  # a session with caches of its own
             return
         self._kind = type(cache)
+        memory = (cache.layout if isinstance(cache, PackedCache) else cache.buffer.layout).memory
+        memory.on_shortage = None  # one more block is no reason to give all up
+        held, own = self.count(keys), frozenset(keys)
+        self._touch(keys[:held])
+        for i in range(held, len(keys)):
+            piece = self._cut(cache, row, column + i * self.block, own)
+            if piece is None:
+                break
+            self._blocks[keys[i]] = piece
         self._touch(keys[: self.count(keys)])
-        own = frozenset(keys)
-        for i, key in enumerate(keys):
-            if key in self._blocks:
-                continue
-            if not self._evict_for_one(own):
-                break
-            try:
-                piece = cut(cache, row, column + i * self.block, self.block)
-            except MachineError:
-                break
-            if i and keys[i - 1] not in self._blocks:  # given up for want of memory
-                break
-            piece.layout.memory.on_shortage = weakref.WeakMethod(self.clear)
-            self._blocks[key] = piece
-        self._touch(keys[: self.count(keys)])
+        memory.on_shortage = weakref.WeakMethod(self.clear)
 
     def resize(self, limit: int) -> None:
         """Set the limit, and keep no more than that."""
@@ -104,12 +99,22 @@ class PrefixStore:
         for key in reversed(keys):
             self._blocks.move_to_end(key)
 
-    def _evict_for_one(self, own: frozenset[bytes]) -> bool:
-        """Whether there is room for another block, if need be in the place of one that is none of `own`."""
-        if self.tokens + self.block <= self.limit:
-            return True
+    def _cut(self, cache: Divisible, row: int, column: int, own: frozenset[bytes]) -> PackedCache | None:
+        """One more block, if need be in the place of others that are none of `own`; None if there is no room."""
+        while self.tokens + self.block > self.limit:
+            if not self._evict(own):
+                return None
+        while True:
+            try:
+                return cut(cache, row, column, self.block)
+            except MachineError:
+                if not self._evict(own):
+                    return None
+
+    def _evict(self, own: frozenset[bytes]) -> bool:
+        """Whether a block could be given up."""
         oldest = next(iter(self._blocks), None)
         if oldest is None or oldest in own:
             return False
         del self._blocks[oldest]
-        return self.tokens + self.block <= self.limit
+        return True

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
+from dirty_device import DirtyDevice, device_session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_engines import LENGTH, profile_of
@@ -18,36 +17,11 @@ from maskpro_deploy.backends.onnxruntime_.sessions import open_graph
 from maskpro_deploy.backends.session import GraphSession
 from maskpro_deploy.cache_forms import CACHE_FORMS
 from maskpro_deploy.errors import FormatError, InputError
-from maskpro_deploy.exporters import ExportConfig, export
 from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.runtime import RuntimeConfig, SamplingParams, load
 from maskpro_deploy.runtime.sessions.batches import Batch, Prefill, left_mask
 
 FORMS = tuple(CACHE_FORMS)
-
-
-@pytest.fixture(scope="module")
-def forms_bundle(tiny_sparse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("forms") / "bundle"
-    export(tiny_sparse, out, ExportConfig(forms=FORMS, max_length=LENGTH), compare=False)
-    return out
-
-
-class DirtyDevice(HostDevice):
-    """New memory is full of NaN, as memory may be."""
-
-    def allocate(self, nbytes):
-        address = super().allocate(nbytes)
-        ctypes.memset(address, 0xFF, nbytes)
-        return address
-
-
-def device_session(bundle, form, profiles=()):
-    manifest = Manifest.load(bundle)
-    graph = next(g for g in (manifest.graph, *manifest.siblings) if g.form == form)
-    memory = DirtyDevice()
-    executor = OnnxExecutor(open_graph(bundle / graph.file, threads=1), memory, profiles)
-    return GraphSession(manifest.model, graph, executor, memory)
 
 
 @pytest.fixture(scope="module", params=FORMS)
