@@ -129,6 +129,13 @@ def test_profiles_bound_the_calls_and_the_answer_is_the_same(form, forms_bundle,
         device.logits(np.array(prompts(2, 2, 2, 2)))
 
 
+def test_prefixes_are_kept_where_several_tokens_are_read_behind_them(forms_bundle):
+    decode = profile_of("cat", (1, 2), (1, 1), (0, 30))
+    fresh, chunks = (profile_of("cat", (1, 2), (1, 16), (0, past)) for past in (0, 30))
+    blocks = [device_session(forms_bundle, "cat", [first, decode]).limits.prefix_block for first in (fresh, chunks)]
+    assert blocks == [0, 16]
+
+
 def test_an_engine_that_cannot_decode_is_refused(forms_bundle):
     with pytest.raises(InputError, match="decode profile"):
         device_session(forms_bundle, "cat", [profile_of("cat", (1, 2), (4, 16), (0, 8))])
