@@ -33,10 +33,10 @@ def load(bundle: Path, config: RuntimeConfig | None = None) -> TextGenerator:
     tokenizer = TextTokenizer.load(bundle, manifest.model)
     session = open_session(bundle, config)
     session.greedy([0], 2)  # the first runs are slow: memory is allocated and weights are paged in
-    return TextGenerator(session, tokenizer, _limit(config, session.limits, manifest))
+    return TextGenerator(session, tokenizer, limit_config(config, session.limits, manifest))
 
 
-def _limit(config: RuntimeConfig, limits: SessionLimits, manifest: Manifest) -> RuntimeConfig:
+def limit_config(config: RuntimeConfig, limits: SessionLimits, manifest: Manifest) -> RuntimeConfig:
     """The settings, no larger than what the session can take."""
     if limits.max_batch is not None and limits.max_batch < config.max_num_seqs:
         log.warning("the engine was built for %d sequences at once, not for %d", limits.max_batch, config.max_num_seqs)
