@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("serve", "Serve a bundle over an OpenAI-compatible HTTP API."),
     "benchmark": ("benchmark", "Measure latency and throughput, sparse against dense."),
     "eval": ("eval", "Measure quality, sparse against dense."),
-    "doctor": ("doctor", "Say what this machine can do, and how to get what is missing."),
+    "doctor": ("doctor", "Say what this machine can do, or how a running server is."),
 }
 INTERRUPTED = Interrupted.exit_code
 

@@ -10,6 +10,7 @@ A text source is named on the command line:
     hub:NAME[:SPLIT]    a dataset of the Hugging Face Hub with a column "text" (needs the `eval` extra)
 
     self[:TOKENS]       what the model itself writes (see `learn.self_text`), 8192 tokens unless said
+    words[:TOKENS]      what it writes from random words of its vocabulary
 
 Several sources are mixed in equal shares, and a short one comes back more often; one that is named twice has two shares. As the
 held-out text, `split:SHARE` takes a part of the learning text itself, of every source (see `split_text`).
@@ -38,7 +39,7 @@ from maskpro_deploy.system.files import read_json
 BUILTIN = "builtin"
 HELD_OUT = "builtin:heldout"
 SPLIT = "split:"
-SELF, SELF_TOKENS = "self", 8192
+SELF, WORDS, WRITTEN_TOKENS = "self", "words", 8192
 _AND = " + "  # between the names of several sources
 Writer = Callable[[str, int], "Text"]  # of a source's name and a number of tokens: what the model writes
 _EXCERPTS, _EXCERPT_LENGTH = 16, 200  # of a held-out text, looked for in the learning text; characters
@@ -143,12 +144,12 @@ def join_documents(texts: Sequence[Text]) -> Text:
 def _count_written(source: str) -> int | None:
     """Tokens that the model itself is to write for a source; None for one that is read."""
     name, colon, count = source.partition(":")
-    if name != SELF or Path(source).exists():
+    if name not in (SELF, WORDS) or Path(source).exists():
         return None
     if not colon:
-        return SELF_TOKENS
+        return WRITTEN_TOKENS
     if not count.isdecimal() or int(count) < 1:
-        raise ConfigError(f"--data {source} does not say how many tokens.\nGive a number, such as {SELF}:{SELF_TOKENS}.")
+        raise ConfigError(f"--data {source} does not say how many tokens.\nGive a number, such as {name}:{WRITTEN_TOKENS}.")
     return int(count)
 
 

@@ -5,6 +5,7 @@
 
     sessions      a graph or an engine that reads tokens
     generate      prompts to answers, many at once
+    tools         functions that a model may call, and calls found in its text
     http          the server; needs the `serve` extra, so its modules are imported by name
     ray_app       replicas of the server under Ray Serve
 

@@ -53,6 +53,7 @@ def application(
     Raises:
         MissingExtraError: Ray is not installed.
         InputError: `bundle` is not a bundle.
+        FormatError: its generation_config.json is damaged.
     """
     require("ray", "running several replicas")
     from ray import serve
@@ -60,13 +61,14 @@ def application(
     config = config or ServeConfig()
     check_range("replicas", replicas, least=1)
     Manifest.load(bundle, engines=False)
+    defaults = config.read_defaults(bundle)
     folder = bundle.resolve()
 
     def build() -> Any:
         """Runs in each replica: generators cannot travel between processes."""
         global _generator
         _generator = load(folder, config.runtime)
-        return create_app(_generator, config)
+        return create_app(_generator, config, defaults)
 
     deployment = serve.deployment(
         serve.ingress(build)(_Replica),

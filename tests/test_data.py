@@ -238,8 +238,8 @@ class TestSeveralSources:
             asked.append((name, tokens))
             return Text(name=name, documents=("written",), written_s=2.0)
 
-        text, held = load_texts([one, "self:100", "self:100", "self"], "split:0.1", write)
-        assert asked == [("self:100", 100), ("self", 8192)]
+        text, held = load_texts([one, "self:100", "self:100", "words"], "split:0.1", write)
+        assert asked == [("self:100", 100), ("words", 8192)]
         assert (text.written_s, text.documents[-2:], len(text.parts)) == (4.0, ("written", "written"), 4)
         assert "written" not in held.documents
         with pytest.raises(InputError, match="absent"):
@@ -250,9 +250,9 @@ class TestSeveralSources:
         with pytest.raises(ConfigError, match="for learn and recover"):
             load_texts("self", "builtin:heldout")
 
-    @pytest.mark.parametrize("source", ["self:", "self:x", "self:0", "self:-3", "self:1.5"])
+    @pytest.mark.parametrize("source", ["self:", "self:x", "self:0", "self:-3", "self:1.5", "words:many"])
     def test_a_count_that_is_none_is_refused(self, source: str) -> None:
-        with pytest.raises(ConfigError, match=r"--data self:.* how many tokens"):
+        with pytest.raises(ConfigError, match=r"--data (self|words):.* how many tokens"):
             load_texts(source, "builtin:heldout")
 
     def test_a_source_that_is_missing_is_named(self, tmp_path: Path) -> None:

@@ -24,7 +24,11 @@ REAL = {"maskpro_deploy/exporters": "exporters", "maskpro_deploy/runtime": "runt
 MODULES = {
     "lm-eval": "lm_eval",
     "mobius-onnx": "mobius",
+    "onnxruntime-ep-nv-tensorrt-rtx": "onnxruntime_ep_nv_tensorrt_rtx",
+    "onnxruntime-genai": "onnxruntime_genai",
     "onnxruntime-gpu": "onnxruntime",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry.exporter.otlp.proto.http",
+    "opentelemetry-sdk": "opentelemetry.sdk",
     "prometheus-client": "prometheus_client",
     "tensorrt-rtx": "tensorrt_rtx",
     "cuda-bindings": "cuda.bindings",
@@ -108,6 +112,9 @@ def test_the_wheel_holds_every_module_and_data_file_and_nothing_else(wheel):
     data = {"maskpro_deploy/py.typed", "maskpro_deploy/text/corpus.jsonl.xz"}
     data |= {f"maskpro_deploy/learn/kernels/{name}.c" for name in ("native_numbers", "native_step", "native_weights")}
     data |= {f"maskpro_deploy/reports/{p.name}" for p in (ROOT / "maskpro_deploy" / "reports").glob("*.html")}
+    page = ROOT / "runtime" / "http" / "page"
+    data |= {f"maskpro_deploy/runtime/http/page/{p.name}" for p in page.iterdir() if p.suffix in (".html", ".css", ".js", ".svg")}
+    data |= {"maskpro_deploy/runtime/http/openapi/page.html"}
     assert held == set(modules()) | data
 
 

@@ -17,14 +17,14 @@ from onnx import helper
 from maskpro_deploy._version import __version__
 from maskpro_deploy.backends.onnxruntime_.linked_libraries import onnxruntime_tensorrt
 from maskpro_deploy.backends.onnxruntime_.tensorrt_provider import wrong_version_reason
-from maskpro_deploy.backends.providers import TENSORRT_PROVIDER
+from maskpro_deploy.backends.providers import RTX_PROVIDER, TENSORRT_PROVIDER
 from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.manifest import EngineFile
 
 OPERATOR, DOMAIN, VERSION = "EPContext", "com.microsoft", 1
 SUFFIX = "_ctx.onnx"
 # engine library -> the onnxruntime provider that loads its engines
-PROVIDERS = {"tensorrt": TENSORRT_PROVIDER, "tensorrt-rtx": "NvTensorRTRTXExecutionProvider"}
+PROVIDERS = {"tensorrt": TENSORRT_PROVIDER, "tensorrt-rtx": RTX_PROVIDER}
 
 
 def wrapper_file(engine: EngineFile) -> str:

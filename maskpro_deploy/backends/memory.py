@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from maskpro_deploy.errors import MachineError
 
+CPU_DEVICE = "cpu"  # `kind` of this machine's memory
 _ALIGNMENT = 256  # bytes; what GPUs' allocators give, and more than vector instructions ask for
 
 
@@ -61,7 +62,7 @@ class HostDevice:
     """This machine's memory. Everything is done when the call returns."""
 
     name = "CPU"
-    kind = "cpu"
+    kind = CPU_DEVICE
 
     def __init__(self) -> None:
         self._blocks: dict[int, npt.NDArray[np.uint8]] = {}

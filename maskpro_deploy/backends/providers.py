@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from maskpro_deploy.errors import ConfigError, check_known
 
 CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
-AUTO, CPU, CUDA, TENSORRT, NATIVE = "auto", "cpu", "cuda", "tensorrt", "trt-native"
+RTX_PROVIDER = "NvTensorRTRTXExecutionProvider"  # a plug-in: onnxruntime lists it once it is registered
+AUTO, CPU, CUDA, TENSORRT, RTX, NATIVE, GENAI = "auto", "cpu", "cuda", "tensorrt", "tensorrt-rtx", "trt-native", "genai"
 _AUTO_HELP = "a GPU where onnxruntime has one, else the CPU"
 
 
@@ -39,7 +40,15 @@ PROVIDERS: dict[str, Provider] = {
             onnxruntime=(TENSORRT_PROVIDER, CUDA_PROVIDER, CPU_PROVIDER),
             runs_engines=True,
         ),
+        Provider(
+            name=RTX,
+            help="TensorRT-RTX as onnxruntime's plug-in",
+            onnxruntime=(RTX_PROVIDER, CPU_PROVIDER),
+            extra="tensorrt-rtx-plugin",
+            runs_engines=True,
+        ),
         Provider(name=NATIVE, help="an engine in TensorRT itself", extra="native", runs_engines=True, needs_engine=True),
+        Provider(name=GENAI, help="onnxruntime-genai on the CPU, row by row", onnxruntime=(CPU_PROVIDER,), extra="genai"),
     )
 }
 PROVIDER_NAMES: tuple[str, ...] = (AUTO, *PROVIDERS)

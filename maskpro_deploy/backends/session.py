@@ -62,7 +62,45 @@ class Session(Protocol):
         """
 
 
-class GraphSession:
+class OpenSession(Session, Protocol):
+    """A session of a bundle, and what runs it."""
+
+    shape: ModelShape
+    graph: Graph  # the graph that is run; of an engine, the one that it was built from
+    providers: tuple[str, ...]  # what runs it, for messages and reports
+    limits: SessionLimits  # what it takes at once
+
+    def logits(self, tokens: Ints) -> Floats:
+        """Logits after each token of whole rows, `tokens (B, T)`, result `(B, T, V)`."""
+
+    def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
+        """The `count` likeliest next tokens, one after the other; end-of-text does not end it."""
+
+
+class WholeCalls:
+    """What can be asked of every session, made from `forward`."""
+
+    def forward(self, tokens: Ints, cache: Cache | None = None, attention_mask: Ints | None = None) -> tuple[Floats, Cache]:
+        """See `Session.forward`."""
+        raise NotImplementedError
+
+    def logits(self, tokens: Ints) -> Floats:
+        """Logits after each token of whole rows, `tokens (B, T)`, result `(B, T, V)`."""
+        return self.forward(tokens)[0]
+
+    def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
+        """The `count` likeliest next tokens, one after the other; end-of-text does not end it."""
+        out: list[int] = []
+        cache: Cache | None = None
+        tokens: Ints = np.array([list(prompt)], np.int64)
+        while len(out) < count:
+            logits, cache = self.forward(tokens, cache)
+            out.append(int(np.argmax(logits[0, -1])))
+            tokens = np.array([out[-1:]], np.int64)
+        return out
+
+
+class GraphSession(WholeCalls):
     """A graph or an engine on a device, in whose memory the executor works. Not to be called from two threads at once.
 
     `graph` is what the executor runs; of an engine, the one that it was built from. Its form of the cache counts.
@@ -151,21 +189,6 @@ class GraphSession:
             done += logits.shape[1]
         assert cache is not None
         return (parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)), cache
-
-    def logits(self, tokens: Ints) -> Floats:
-        """Logits after each token of whole rows, `tokens (B, T)`, result `(B, T, V)`."""
-        return self.forward(tokens)[0]
-
-    def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
-        """The `count` likeliest next tokens, one after the other; end-of-text does not end it."""
-        out: list[int] = []
-        cache: Cache | None = None
-        tokens: Ints = np.array([list(prompt)], np.int64)
-        while len(out) < count:
-            logits, cache = self.forward(tokens, cache)
-            out.append(int(np.argmax(logits[0, -1])))
-            tokens = np.array([out[-1:]], np.int64)
-        return out
 
     def _choose_profile(self, rows: int, past: int, wanted: int) -> tuple[int, int]:
         """The profile for a call, and how many new tokens it reads."""

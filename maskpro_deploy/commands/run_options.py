@@ -29,7 +29,7 @@ def text_options(function: F) -> F:
     )  # fmt: skip
     data = click.option(
         "--data", multiple=True, default=("builtin",), show_default=True,
-        help="Text: builtin, a .txt, .jsonl or .parquet file, hub:NAME, self (the model writes). Several are mixed.",
+        help="Text: builtin, a .txt, .jsonl or .parquet file, hub:NAME, self or words (the model writes). Several are mixed.",
     )  # fmt: skip
     return data(heldout(function))
 

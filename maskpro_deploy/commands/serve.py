@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from maskpro_deploy.system.extras import require
 _SERVER = (
     "host", "port", "api_key", "served_model_name", "shutdown_timeout_s", "allowed_origins", "header_timeout_s", "body_timeout_s",
     "max_connections", "api_key_file", "request_log", "max_body_bytes", "max_tokens_limit", "default_max_tokens",
+    "model_aliases", "generation_config", "docs", "otlp_traces_endpoint", "ui", "compare_url",
 )  # fmt: skip
 
 
@@ -45,7 +47,19 @@ _SERVER = (
 @click.option(
     "--request-log", metavar="FILE", help="Append a line of JSON for every request, without its texts; - for stderr."
 )  # fmt: skip
-@click.option("--served-model-name", help="What clients call the model; the bundle's own name by default.")
+@click.option(
+    "--served-model-name", "served_model_names", multiple=True,
+    help="What clients call the model; the bundle's own name by default (repeatable: answers have the first).",
+)  # fmt: skip
+@click.option(
+    "--generation-config", type=click.Choice(["auto", "none"]), default="auto", show_default=True,
+    help="Whether the bundle's generation_config.json has the defaults of requests that do not say.",
+)  # fmt: skip
+@click.option("--docs/--no-docs", default=True, show_default=True, help="Serve a description of the API at /docs, /openapi.json.")
+@click.option("--ssl-certfile", type=PATH, help="Serve https with this certificate (PEM); SIGHUP reads it and its key anew.")
+@click.option("--ssl-keyfile", type=PATH, help="Its private key; by default in the certificate's file. Password: see docs.")
+@click.option("--ssl-ca-certs", type=PATH, help="Clients have to show a certificate of an authority in this file.")
+@click.option("--otlp-traces-endpoint", metavar="URL", help="Send a span for every request to this OpenTelemetry collector.")
 @click.option(
     "--shutdown-timeout",
     "shutdown_timeout_s",
@@ -69,10 +83,16 @@ _SERVER = (
 @click.option("--max-connections", type=int, default=1024, show_default=True, help="Connections at once; more get 503.")
 @click.option("--max-body-bytes", type=int, help="Longest request; by default what the context can use (3 MB for 8,192 tokens).")
 @click.option("--max-tokens-limit", type=int, help="Most tokens of an answer, whatever a client asks for.")
+@click.option(
+    "--max-prompt-logprobs-tokens", type=int, default=4096, show_default=True,
+    help="Prompt tokens of a request that asks for their log-probabilities (echo with logprobs); more get 400.",
+)  # fmt: skip
 @click.option("--default-max-tokens", type=int, help="Tokens of a chat's answer where the client does not say.")
 @click.option(
     "--allowed-origins", multiple=True, help="Web page that may call the server from a browser (repeatable; '*' for all)."
 )
+@click.option("--ui/--no-ui", default=True, show_default=True, help="A chat page at /, for browsers.")
+@click.option("--compare-url", metavar="URL", help="Second server that the chat page shows next to this one.")
 @click.option("--check-hashes", is_flag=True, help="Read all files of the bundle and compare their SHA-256 first.")
 def command(bundle: Path, **options: Any) -> None:
     """Serve BUNDLE over an OpenAI-compatible HTTP API.
@@ -91,10 +111,15 @@ def command(bundle: Path, **options: Any) -> None:
         require("cpu", "running a bundle")
     from maskpro_deploy.runtime import RuntimeConfig, ServeConfig
     from maskpro_deploy.runtime.http.lifecycle import serve
+    from maskpro_deploy.runtime.http.tls import PASSWORD_VARIABLE, Tls
     from maskpro_deploy.targets.servers import LOOPBACK
 
+    options["served_model_name"], *aliases = options.pop("served_model_names") or (None,)
+    options["model_aliases"] = tuple(aliases)
+    certfile, keyfile, ca_certs = (options.pop(f"ssl_{name}") for name in ("certfile", "keyfile", "ca_certs"))
+    tls = Tls.of(certfile, keyfile, os.environ.get(PASSWORD_VARIABLE), ca_certs)
     server = {name: options.pop(name) for name in _SERVER}
-    config = ServeConfig(runtime=RuntimeConfig(**options), **server)
+    config = ServeConfig(runtime=RuntimeConfig(**options), tls=tls, **server)
     if not config.all_keys and config.host not in LOOPBACK:
         click.echo("warning: whoever reaches this machine can use the model; set MASKPRO_API_KEY to ask for a key", err=True)
     if not serve(bundle, config, lambda url, name: click.echo(f"serving {name} at {url}/v1 (stop with Ctrl-C)", err=True)):

@@ -259,10 +259,11 @@ def ask(demo: Demo) -> None:
 
 def _ask_bundle(bundle: Path) -> dict[str, Any]:
     """Start a server on a free loopback port, ask the question, stop it."""
+    from maskpro_deploy.runtime.http.config import ServeConfig
     from maskpro_deploy.runtime.http.lifecycle import running_server
 
     body = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": _ANSWER_TOKENS, "temperature": 0}
-    with running_server(bundle) as url:
+    with running_server(bundle, ServeConfig(port=0, generation_config="none")) as url:
         with urllib.request.urlopen(f"{url}/v1/models", timeout=_HTTP_TIMEOUT_S) as response:
             model = json.load(response)["data"][0]["id"]
         request = urllib.request.Request(

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from maskpro_deploy.backends.onnxruntime_.linked_libraries import onnxruntime_tensorrt
+from maskpro_deploy.backends.onnxruntime_.rtx_plugin import EXTRA as RTX_EXTRA
+from maskpro_deploy.backends.onnxruntime_.rtx_plugin import read_library_version
+from maskpro_deploy.backends.providers import RTX
 from maskpro_deploy.cache_forms import cache_form
 from maskpro_deploy.doctor.abilities import Ability, version
 from maskpro_deploy.doctor.machine import Diagnosis
 from maskpro_deploy.errors import FormatError
 from maskpro_deploy.manifest import EngineFile, Graph, Manifest
+from maskpro_deploy.runtime.sessions import rtx_lane
 from maskpro_deploy.runtime.sessions.native import check_hash, why_not_runnable
 from maskpro_deploy.runtime.sessions.tensorrt_lane import why_not_loadable
 from maskpro_deploy.system.extras import missing
@@ -40,6 +44,7 @@ def _check_graph(graph: Graph, diagnosis: Diagnosis) -> Ability:
     if cache_form(graph.form).onnxruntime_gpu and diagnosis.gpus and graph.dtype != "bf16":
         needs = " (needs cuda-bindings: pip install 'maskpro-deploy[gpu]')" if missing("native") else ""  # holds the cache
         lanes += [f"--provider {lane}{needs}" for lane in _GPU_LANES if _GPU_LANES[lane] in diagnosis.providers]
+        lanes += [] if missing(RTX_EXTRA) else [f"--provider {RTX}"]
     lacks = () if lanes else ("kernels for bf16: export it with --dtype fp16 for a GPU, or build an engine",)
     return Ability(name=name, ready=bool(lanes), detail=", ".join(lanes), lacks=lacks)
 
@@ -53,11 +58,14 @@ def _check_engine(bundle: Path, manifest: Manifest, engine: EngineFile, diagnosi
         damage = "the bytes that the manifest names: it was changed or damaged"
         return Ability(name=name, ready=False, lacks=(damage,), install=f"maskpro-deploy build-engine {bundle}")
     gpu = f"sm{diagnosis.gpus[0].compute_capability.replace('.', '')}" if diagnosis.gpus else ""
-    reasons = {"trt-native": _native_lacks(engine, gpu), "tensorrt": _provider_lacks(engine, gpu, diagnosis)}
+    reasons = {
+        "trt-native": _native_lacks(engine, gpu),
+        "tensorrt": _provider_lacks(engine, gpu, diagnosis),
+        RTX: _plugin_lacks(engine, gpu),
+    }
     if ready := [f"--provider {lane}" for lane, why in reasons.items() if not why]:
         return Ability(name=name, ready=True, detail=", ".join(ready))
-    if engine.library != "tensorrt":
-        del reasons["tensorrt"]
+    del reasons[RTX if engine.library == "tensorrt" else "tensorrt"]
     lacks = tuple(f"for --provider {lane}: {', '.join(why)}" for lane, why in reasons.items())
     return Ability(name=name, ready=False, lacks=lacks)
 
@@ -69,6 +77,15 @@ def _native_lacks(engine: EngineFile, gpu: str) -> list[str]:
     installed = {engine.library: here} if here is not None else {}
     # without a GPU, what would be said of one that the engine was built for
     if reason := why_not_runnable(engine, installed, gpu or engine.target.split(",")[0]):
+        lacks.append(reason)
+    return lacks
+
+
+def _plugin_lacks(engine: EngineFile, gpu: str) -> list[str]:
+    lacks = [] if gpu else [_NO_GPU]
+    if missing(RTX_EXTRA):
+        lacks.append(f"the extra {RTX_EXTRA}")
+    elif reason := rtx_lane.why_not_loadable(engine, read_library_version(), gpu):
         lacks.append(reason)
     return lacks
 

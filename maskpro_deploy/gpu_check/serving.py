@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maskpro_deploy.backends.providers import RTX
 from maskpro_deploy.errors import CheckFailed, MachineError
 from maskpro_deploy.gpu_check.items import Record, Settings, check_installed
 from maskpro_deploy.gpu_check.models import DTYPE, SMOL, TINY, make_bundles
@@ -78,11 +79,11 @@ def _build_engine(lane: Lane, bundle: Path, *, dense: bool, settings: Settings) 
     return {"file": engine.file, "build_s": report.build_s, "bytes": report.bytes, "sparse_kernels": engine.sparse_kernels}
 
 
-def measure_onnxruntime(settings: Settings, record: Record) -> str:
-    """Compare onnxruntime on the GPU with the CPU, and time prefill and decode, sparse next to dense."""
+def measure_onnxruntime(wanted: str, settings: Settings, record: Record) -> str:
+    """Compare a graph in onnxruntime's provider `wanted` with the CPU, and time prefill and decode, sparse next to dense."""
     from maskpro_deploy.runtime import SessionConfig
 
-    provider, shape = ("cpu", TINY) if settings.rehearse else ("cuda", SMOL)
+    provider, shape = ("cpu", TINY) if settings.rehearse else (wanted, SMOL)
     _check_provider(provider)
     bundles = make_bundles(shape, settings.scratch)
     record.put(model=shape.name, dtype=DTYPE)
@@ -92,11 +93,23 @@ def measure_onnxruntime(settings: Settings, record: Record) -> str:
 def _check_provider(provider: str) -> None:
     if absent := missing("cpu"):
         raise MachineError(f"{', '.join(absent)} is not installed: pip install 'maskpro-deploy[gpu]'")
+    if provider == RTX:
+        _check_plugin()
     import onnxruntime as ort
 
     available = ort.get_available_providers()
     if provider == "cuda" and "CUDAExecutionProvider" not in available:
         raise MachineError(f"onnxruntime has no CUDA (it has {', '.join(available)}): install onnxruntime-gpu in its place")
+
+
+def _check_plugin() -> None:
+    from maskpro_deploy.backends.cuda.driver import compute_capability
+    from maskpro_deploy.backends.onnxruntime_.rtx_plugin import EXTRA
+
+    if compute_capability() is None:
+        raise MachineError("there is no NVIDIA GPU here, or no driver for it")
+    if absent := missing(EXTRA):
+        raise MachineError(f"{', '.join(absent)} is not installed: pip install 'maskpro-deploy[{EXTRA}]'")
 
 
 def compare_and_time(

@@ -16,12 +16,16 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "gpu": ("onnxruntime", "cuda.bindings"),
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt_rtx",),
+    "tensorrt-rtx-plugin": ("onnxruntime", "onnxruntime_ep_nv_tensorrt_rtx", "cuda.bindings"),
     "native": ("cuda.bindings",),
+    "genai": ("onnxruntime_genai",),
     "serve": ("starlette", "uvicorn", "pydantic", "jinja2", "prometheus_client"),
+    "structured": ("llguidance",),
     "report": ("matplotlib", "jinja2"),
     "tensorboard": ("tensorboard",),
     "load": ("aiohttp",),
     "eval": ("datasets", "lm_eval"),
+    "otel": ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"),
     "ray": ("ray",),
 }
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from maskpro_deploy.backends.providers import AUTO, CPU, CUDA, check_provider_name, check_runs_engines, runs_in_onnxruntime
+from maskpro_deploy.backends.providers import AUTO, CPU, CUDA, GENAI, check_provider_name, check_runs_engines, runs_in_onnxruntime
 from maskpro_deploy.data import load_tokenizer, separator_token
 from maskpro_deploy.errors import MachineError, check_known
 from maskpro_deploy.manifest import MANIFEST_FILE, Manifest, ModelShape
@@ -223,4 +223,4 @@ def _device(provider: str, cuda: bool) -> str:
     """Where torch runs a checkpoint; next to a bundle in TensorRT it takes the GPU if it can."""
     if provider == CUDA and not cuda:
         raise MachineError(f"--provider {CUDA}: torch finds no NVIDIA GPU here.\nRun on the CPU: --provider {CPU}.")
-    return "cuda" if cuda and provider != CPU else "cpu"
+    return "cuda" if cuda and provider not in (CPU, GENAI) else "cpu"

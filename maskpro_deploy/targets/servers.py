@@ -18,7 +18,7 @@ from maskpro_deploy.errors import InputError, MachineError
 
 # addresses that only this machine reaches
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_READY = re.compile(r"^serving (?P<name>.+) at (?P<url>http://\S+)/v1 ")
+_READY = re.compile(r"^serving (?P<name>.+) at (?P<url>https?://\S+)/v1 ")
 _START_S = 600.0
 _STOP_S = 20.0
 
@@ -65,11 +65,15 @@ def _name_targets(targets: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def serving_bundle(bundle: Path, options: Sequence[str]) -> Iterator[str]:
-    """`maskpro-deploy serve` on a free port of the loopback interface, in a process of its own."""
+    """`maskpro-deploy serve` on a free port of the loopback interface, in a process of its own.
+
+    What is measured does not depend on the defaults that a model's authors recommend, unless `options` ask for them.
+    """
     from maskpro_deploy.manifest import Manifest
 
     Manifest.load(bundle)  # what is not a bundle shows before a process is started
-    command = [sys.executable, "-m", "maskpro_deploy", "serve", str(bundle), "--port", "0", *options]
+    own = ["--port", "0", "--generation-config", "none"]
+    command = [sys.executable, "-m", "maskpro_deploy", "serve", str(bundle), *own, *options]
     environment = {k: v for k, v in os.environ.items() if k != "MASKPRO_API_KEY"}
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True

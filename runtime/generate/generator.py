@@ -23,20 +23,26 @@ from typing import Protocol
 from maskpro_deploy.backends.session import Session
 from maskpro_deploy.errors import ConfigError, InputError, MachineError, MaskProError
 from maskpro_deploy.manifest import ModelShape
+from maskpro_deploy.runtime.generate.grammar_compiler import CompiledGrammar, GrammarCompiler
+from maskpro_deploy.runtime.generate.grammars import Grammar
+from maskpro_deploy.runtime.generate.prompt_scores import ScoreBudget, count_scored
 from maskpro_deploy.runtime.generate.sampling_params import SamplingError, SamplingParams
 from maskpro_deploy.runtime.generate.scheduler import RuntimeConfig, Scheduler, StepCount
 from maskpro_deploy.runtime.generate.sequence import Completion, Event, FailureEvent, GenerationSequence, Sink, build_completion
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
+from maskpro_deploy.system.throttle import Throttle
 
 log = logging.getLogger(__name__)
+log.addFilter(Throttle())  # clients that go away must not be able to fill a log
 
 _PACE_OF, _LONGEST_WAIT_S = 16, 120
 READY, DRAINING, STOPPED, DEAD = "ready", "draining", "stopped", "dead"
 
 
 class OverloadedError(MachineError):
-    """No room for another request now; `reason` is "queue_full", "queue_timeout", "loading" or "shutting_down".
+    """No room for another request now.
 
+    `reason` is "queue_full", "prompt_logprobs_full", "queue_timeout", "loading" or "shutting_down".
     `retry_after_s` is when there may be room.
     """
 
@@ -103,15 +109,23 @@ class Observer(Protocol):
 class TextGenerator:
     """Generates text with one session, from now on used by its thread only. All methods may be called from any thread."""
 
-    def __init__(self, session: Session, tokenizer: TextTokenizer, config: RuntimeConfig | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        tokenizer: TextTokenizer,
+        config: RuntimeConfig | None = None,
+        grammars: GrammarCompiler | None = None,
+    ) -> None:
         self.config = config or RuntimeConfig()
         self.shape: ModelShape = session.shape
         self.tokenizer = tokenizer
         self.max_model_len = context_length(self.shape, self.config.max_model_len)
+        self.grammars = grammars or GrammarCompiler(tokenizer, self.shape)
         self.observer: Observer | None = None
         self._scheduler = Scheduler(session, self.config, self._emit)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._live: set[GenerationSequence] = set()
+        self._scores = ScoreBudget(self.config.max_prompt_logprobs_tokens)
         self._pace = Pace()
         self._changed = threading.Condition()  # guards _live and status
         self.status = READY  # or DRAINING, STOPPED, DEAD
@@ -139,7 +153,14 @@ class TextGenerator:
         return self.config.max_num_seqs + self.config.max_num_queued_reqs
 
     def submit(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, sink: Sink, *, n: int = 1, limited: bool = True
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        sink: Sink,
+        *,
+        n: int = 1,
+        limited: bool = True,
+        grammar: CompiledGrammar | None = None,
     ) -> list[GenerationSequence]:
         """Queue `n` answers to each prompt; all of them or none.
 
@@ -149,24 +170,28 @@ class TextGenerator:
             sink: takes the events of all answers, on the generator's thread; choice i of prompt p has number p * n + i.
             n: answers to each prompt.
             limited: refuse when the queue is full.
+            grammar: what all answers may be, from `grammars`; None for anything.
 
         Raises:
             OverloadedError: no room now.
             GeneratorDeadError: the generator broke down.
             ContextLengthError: a prompt is too long.
-            InputError: a prompt is empty or holds unknown tokens, or a setting does not fit the model.
+            InputError: a prompt is empty or holds unknown tokens, a setting does not fit the model, or log-probabilities of too
+                many prompt tokens are asked for.
         """
         for prompt in prompts:
             self._check(prompt, params)
         if limited and len(prompts) * n > self.capacity:
             raise InputError(f"{len(prompts)} prompts with n={n} are more than this server takes at once ({self.capacity}).")
         sequences = [
-            GenerationSequence(prompt, params, self.shape, self.tokenizer, sink, choice=p * n + i, draw=i)
+            GenerationSequence(prompt, params, self.shape, self.tokenizer, sink, choice=p * n + i, draw=i, grammar=grammar)
             for p, prompt in enumerate(prompts)
             for i in range(n)
         ]
+        scored = count_scored(sequences) if limited else 0
+        self._scores.check(scored)
         with self._changed:
-            self._admit(len(sequences) if limited else 0)
+            self._admit(len(sequences) if limited else 0, scored)
             self._live.update(sequences)
             self._commands.put(lambda: self._scheduler.waiting.extend(sequences))
         return sequences
@@ -176,15 +201,18 @@ class TextGenerator:
         wanted = list(sequences)
         self._commands.put(lambda: self._scheduler.abort(wanted))
 
-    def generate(self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | None = None) -> list[Completion]:
-        """Answer prompts (texts or tokens), together; wait for one answer to each, in order.
+    def generate(
+        self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | None = None, grammar: Grammar | None = None
+    ) -> list[Completion]:
+        """Answer prompts (texts or tokens), together, as `grammar` allows; wait for one answer to each, in order.
 
         Raises:
-            MaskProError: as `submit`, or what broke the generation.
+            MaskProError: as `submit` and `GrammarCompiler.compile`, or what broke the generation.
         """
+        compiled = self.grammars.compile(grammar) if grammar is not None else None
         tokens = [self.tokenizer.encode(p) if isinstance(p, str) else list(p) for p in prompts]
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        sequences = self.submit(tokens, params or SamplingParams(), events.put, limited=False)
+        sequences = self.submit(tokens, params or SamplingParams(), events.put, limited=False, grammar=compiled)
         events_of: list[list[Event]] = [[] for _ in sequences]
         try:
             open_choices = len(sequences)
@@ -221,7 +249,7 @@ class TextGenerator:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _admit(self, wanted: int) -> None:
+    def _admit(self, wanted: int, scored: int) -> None:
         if self.status == DEAD:
             raise GeneratorDeadError("text generation broke down; see the server's log. It has to be restarted.")
         if self.status != READY:
@@ -229,6 +257,9 @@ class TextGenerator:
         if len(self._live) + wanted > self.capacity and wanted:
             message = f"the server is full: {len(self._live)} requests run or wait. Try again later."
             raise OverloadedError(message, "queue_full", self._pace.estimate_wait_s(wanted))
+        if not self._scores.has_room(self._live, scored):
+            message = "the server is full: other requests for log-probabilities of prompts run or wait. Try again later."
+            raise OverloadedError(message, "prompt_logprobs_full", self._pace.estimate_wait_s(wanted))
 
     def _check(self, prompt: Sequence[int], params: SamplingParams) -> None:
         vocab = self.shape.vocab_size

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 from maskpro_deploy.backends.session import SessionLimits
 from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.runtime.generate.generator import TextGenerator, context_length
+from maskpro_deploy.runtime.generate.grammar_compiler import GrammarCompiler
+from maskpro_deploy.runtime.generate.grammars import EXTRA
 from maskpro_deploy.runtime.generate.scheduler import RuntimeConfig
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 from maskpro_deploy.runtime.sessions.session import open_session
+from maskpro_deploy.system.extras import missing
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +34,21 @@ def load(bundle: Path, config: RuntimeConfig | None = None) -> TextGenerator:
     context_length(manifest.model, config.max_model_len)
     if config.check_hashes:
         manifest.check_hashes(bundle)
-    tokenizer = TextTokenizer.load(bundle, manifest.model)
-    session = open_session(bundle, config)
+    with ThreadPoolExecutor(1) as other:  # neither holds the interpreter's lock for long
+        reading = other.submit(_read_tokenizer, bundle, manifest)
+        session = open_session(bundle, config)
+        tokenizer, grammars, prepared = reading.result()
     session.greedy([0], 2)  # the first runs are slow: memory is allocated and weights are paged in
-    return TextGenerator(session, tokenizer, limit_config(config, session.limits, manifest))
+    if prepared is not None:
+        prepared.result()
+    return TextGenerator(session, tokenizer, limit_config(config, session.limits, manifest), grammars)
+
+
+def _read_tokenizer(bundle: Path, manifest: Manifest) -> tuple[TextTokenizer, GrammarCompiler, Future[object] | None]:
+    """The tokenizer and the compiler of grammars; what that needs is prepared meanwhile."""
+    tokenizer = TextTokenizer.load(bundle, manifest.model)
+    grammars = GrammarCompiler(tokenizer, manifest.model)
+    return tokenizer, grammars, None if missing(EXTRA) else grammars.prepare()
 
 
 def limit_config(config: RuntimeConfig, limits: SessionLimits, manifest: Manifest) -> RuntimeConfig:
@@ -42,7 +57,7 @@ def limit_config(config: RuntimeConfig, limits: SessionLimits, manifest: Manifes
         log.warning("the engine was built for %d sequences at once, not for %d", limits.max_batch, config.max_num_seqs)
         config = replace(config, max_num_seqs=limits.max_batch)
     if config.prefix_caching and not limits.prefix_block:
-        log.warning("prefix caching is off: no profile of the engine reads several tokens on top of others")
+        log.warning("prefix caching is off: here the cache cannot be taken apart, or tokens on top of others are read one by one")
         config = replace(config, prefix_caching=False)
     tokens = config.max_cache_tokens or limits.max_cache_tokens or _cache_tokens_in_memory(manifest)
     block = limits.prefix_block or config.prefix_block

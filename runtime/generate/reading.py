@@ -66,7 +66,7 @@ class Reading:
             return
         for i, row in enumerate(self._rows):
             padding = prefill.width - len(row.prompt)
-            blocks = max(0, prefill.done - padding) // self._store.block if row.keys else 0
+            blocks = max(0, prefill.done - padding) // self._store.block if self._store.block else 0
             if blocks and not all(s.broken for s in row.members):
                 self._store.save(row.keys[:blocks], prefill.cache, i, padding)
 

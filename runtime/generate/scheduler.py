@@ -21,6 +21,8 @@ import numpy as np
 
 from maskpro_deploy.backends.session import Floats, Session
 from maskpro_deploy.errors import MaskProError, check_range
+from maskpro_deploy.runtime.generate.grammar_compiler import StuckError
+from maskpro_deploy.runtime.generate.prompt_scores import OPTION, score_prompt
 from maskpro_deploy.runtime.generate.reading import Gathering, Reading
 from maskpro_deploy.runtime.generate.sampling import NumericError
 from maskpro_deploy.runtime.generate.sequence import ABORT, LENGTH, Event, FailureEvent, GenerationSequence, PromptEvent
@@ -64,6 +66,7 @@ class RuntimeConfig(SessionConfig, SchedulerConfig):
     queue_timeout_s: float | None = 60.0  # how long an answer may wait for its start; None for ever
     request_timeout_s: float | None = None  # how long it may take, waiting included; None for ever
     max_model_len: int | None = None  # longest prompt and answer together, in tokens; None takes the model's own
+    max_prompt_logprobs_tokens: int | None = 4096  # tokens of prompts with log-probabilities in a request; None for no bound
     check_hashes: bool = False  # read every file of the bundle and compare its SHA-256 before use
 
     def __post_init__(self) -> None:
@@ -73,6 +76,7 @@ class RuntimeConfig(SessionConfig, SchedulerConfig):
         check_range("--queue-timeout", self.queue_timeout_s, above=0)
         check_range("--request-timeout", self.request_timeout_s, above=0)
         check_range("--max-model-len", self.max_model_len, least=2)
+        check_range(OPTION, self.max_prompt_logprobs_tokens, least=1)
 
 
 @dataclass(slots=True)
@@ -222,9 +226,7 @@ class Scheduler:
         logits = prefill.advance(self.session, max(1, self.config.chunk_tokens // len(reading.members)))  # (B, S, V)
         padding = prefill.width - prefill.lengths  # (B,)
         for members, row, pad in zip(reading.members, logits, padding.tolist(), strict=True):
-            for sequence in members:
-                if sequence.params.prompt_logprobs is not None and not sequence.tokens:
-                    sequence.score_prompt(row[max(0, pad - start) :], max(0, start - pad))
+            score_prompt(members, row[max(0, pad - start) :], max(0, start - pad))
         if prefill.finished:
             self._reading = None
             self._start(reading, logits[:, -1])
@@ -258,18 +260,25 @@ class Scheduler:
         assert self._batch is not None
         tokens = np.array([s.tokens[-1] for s in self.running], np.int64)
         logits, self._batch = self._batch.step(self.session, tokens)
-        for sequence, row in zip(self.running, logits, strict=True):
-            self._extend(sequence, row)
+        # all are chosen before the first is told: whoever is told wakes up and wants the interpreter
+        events = [self._choose(sequence, row) for sequence, row in zip(self.running, logits, strict=True)]
+        for sequence, event in zip(self.running, events, strict=True):
+            self.emit(sequence, event)
         self._compact()
 
     def _extend(self, sequence: GenerationSequence, logits: Floats) -> bool:
-        """Choose a token and emit it; whether the sequence continues. Unusable logits end this sequence alone."""
-        try:
-            self.emit(sequence, sequence.extend(logits))
-        except NumericError as e:
-            sequence.broken = True
-            self.fail(sequence, e)
+        """Choose a token and emit it; whether the sequence continues."""
+        self.emit(sequence, self._choose(sequence, logits))
         return not sequence.finished
+
+    def _choose(self, sequence: GenerationSequence, logits: Floats) -> Event:
+        """The next token of a sequence. Unusable logits, or a grammar that is too complex, end this sequence alone."""
+        try:
+            return sequence.extend(logits)
+        except (NumericError, StuckError) as e:
+            sequence.broken = isinstance(e, NumericError)
+            sequence.finish(ABORT)
+            return FailureEvent(choice=sequence.choice, error=e)
 
     def fail(self, sequence: GenerationSequence, error: MaskProError) -> None:
         """End one sequence with an error."""

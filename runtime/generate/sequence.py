@@ -12,7 +12,8 @@ from typing import ClassVar
 
 from maskpro_deploy.errors import MaskProError
 from maskpro_deploy.manifest import ModelShape
-from maskpro_deploy.runtime.generate.sampling import Floats, Sampler, Score, score
+from maskpro_deploy.runtime.generate.grammar_compiler import CompiledGrammar
+from maskpro_deploy.runtime.generate.sampling import Floats, Sampler, Score
 from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
 from maskpro_deploy.runtime.generate.tokenizer import Detokenizer, StopFilter, TextTokenizer
 
@@ -74,6 +75,7 @@ class GenerationSequence:
         sink: takes the events, on the generator's thread.
         choice: number of this answer within its request (reported in events).
         draw: number of this answer among those to the same prompt (keeps their random numbers apart).
+        grammar: what the answer may be; None for anything. It ends where the grammar does, whatever `ignore_eos` says.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class GenerationSequence:
         *,
         choice: int = 0,
         draw: int = 0,
+        grammar: CompiledGrammar | None = None,
     ) -> None:
         self.prompt = tuple(prompt)
         self.params = params
@@ -98,11 +101,12 @@ class GenerationSequence:
         self.broken = False  # whether its logits were unusable
         self.prompt_scores: list[Score] = []
         eos = () if params.ignore_eos else shape.eos_token_ids
-        self._end_tokens = frozenset((*eos, *params.stop_token_ids))
+        self._end_tokens = frozenset((*eos, *params.stop_token_ids, *(grammar.end_tokens if grammar else ())))
         banned = frozenset((*shape.eos_token_ids, *params.stop_token_ids)) if params.min_tokens else frozenset()
         self._sampler = Sampler(params, prompt, shape.vocab_size, banned, draw)
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
         self._stops = StopFilter(params.stop)
+        self._grammar = grammar.start() if grammar else None
 
     @property
     def finished(self) -> bool:
@@ -120,8 +124,14 @@ class GenerationSequence:
         return len(self.prompt) + len(self.tokens)
 
     def extend(self, logits: Floats) -> TokenEvent:
-        """Choose the next token from `logits (V,)` and say what became of it; a NumericError if they are unusable."""
-        chosen = self._sampler.sample(logits)
+        """Choose the next token from `logits (V,)` and say what became of it.
+
+        Raises:
+            NumericError: the logits are unusable.
+            StuckError: the grammar got too complex.
+        """
+        chosen = self._sampler.sample(logits, self._grammar.allowed() if self._grammar else None)
+        complete = self._grammar is not None and self._grammar.accept(chosen.token)
         self.times.last_token = time.perf_counter()
         if not self.tokens:
             self.times.first_token = self.times.last_token
@@ -132,17 +142,12 @@ class GenerationSequence:
         text, stopped = self._filter_stops(piece)
         if stopped:
             return self.finish(STOP, chosen, text)
-        if len(self.tokens) >= self.params.max_tokens:
+        if complete or len(self.tokens) >= self.params.max_tokens:
             tail, stopped = self._filter_stops(self._detokenizer.flush())
-            return self.finish(STOP if stopped else LENGTH, chosen, text + tail + ("" if stopped else self._stops.flush()))
+            return self.finish(
+                STOP if stopped or complete else LENGTH, chosen, text + tail + ("" if stopped else self._stops.flush())
+            )
         return TokenEvent(choice=self.choice, score=chosen, text=text)
-
-    def score_prompt(self, logits: Floats, first: int) -> None:
-        """Record the prompt's own log-probabilities; the logits after its token `first` score the next one.  # (S, V)"""
-        if not self.prompt_scores:
-            self.prompt_scores.append(Score(self.prompt[0]))
-        for row, token in zip(logits, self.prompt[first + 1 :], strict=False):
-            self.prompt_scores.append(score(row, token, self.params.prompt_logprobs))
 
     def _filter_stops(self, piece: str) -> tuple[str, bool]:
         """Text through the stop filter; before `min_tokens` no stop text counts."""

@@ -40,11 +40,17 @@ _BYTE_OF_CHAR = _byte_alphabet()
 
 
 class TextTokenizer:
-    """The tokenizer of a bundle: its tokenizer.json without truncation and padding, and its chat template if there is one."""
+    """The tokenizer of a bundle: its tokenizer.json without truncation and padding, and its chat template if there is one.
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> None:
+    Some models have another template for chats with tools.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, template: ChatTemplate | None = None, tool_template: ChatTemplate | None = None
+    ) -> None:
         self._tokenizer = tokenizer
         self._template = template
+        self._tool_template = tool_template or template
 
     @classmethod
     def load(cls, bundle: Path, shape: ModelShape) -> TextTokenizer:
@@ -63,7 +69,9 @@ class TextTokenizer:
         if source is None:
             return cls(tokenizer)
         tokens = {"bos_token": shape.bos_token_id, "eos_token": next(iter(shape.eos_token_ids), None)}
-        return cls(tokenizer, ChatTemplate(source, {k: _token_text(config.get(k), tokenizer, t) for k, t in tokens.items()}))
+        texts = {k: _token_text(config.get(k), tokenizer, t) for k, t in tokens.items()}
+        with_tools = read_template(bundle, config, "tool_use")
+        return cls(tokenizer, ChatTemplate(source, texts), ChatTemplate(with_tools, texts) if with_tools else None)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Tokens of a text; an InputError if it holds half of a surrogate pair, which is not a character."""
@@ -88,6 +96,19 @@ class TextTokenizer:
         except (TypeError, UnicodeEncodeError) as e:
             raise InputError(f"the text cannot be turned into tokens: {e}") from e
         return [list(encoding.ids) for encoding in encodings]
+
+    @property
+    def size(self) -> int:
+        """Tokens of the vocabulary, added ones included."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def token_id(self, name: str) -> int | None:
+        """The token of a name, such as "<|end|>"; None if there is none."""
+        return self._tokenizer.token_to_id(name)
+
+    def to_json(self) -> str:
+        """What tokenizer.json says."""
+        return self._tokenizer.to_str()
 
     @cached_property
     def _longest(self) -> int:
@@ -116,14 +137,34 @@ class TextTokenizer:
             return bytes(_BYTE_OF_CHAR[c] for c in name)
         return text.encode()
 
-    def render(self, messages: Sequence[Mapping[str, object]], variables: Mapping[str, object] | None = None) -> str:
-        """Messages ("role" and "content") as the model's own prompt; `add_generation_prompt` is true unless in `variables`.
+    @property
+    def has_template(self) -> bool:
+        """Whether the model came with a chat template."""
+        return self._template is not None
+
+    @property
+    def tool_template(self) -> str | None:
+        """The source of the chat template that reads `tools`; None if none does."""
+        template = self._tool_template
+        return template.source if template is not None and template.reads("tools") else None
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        variables: Mapping[str, object] | None = None,
+        tools: Sequence[Mapping[str, object]] = (),
+    ) -> str:
+        """Messages ("role" and "content") as the model's own prompt.
+
+        `add_generation_prompt` is true unless in `variables`; `tools` are the functions that the model may call.
 
         Raises:
             InputError: the model has no chat template, or the template refuses these messages.
         """
         if self._template is None:
             raise InputError("this model has no chat template: use /v1/completions with a prompt in the model's own form.")
+        if tools and self._tool_template is not None:
+            return self._tool_template.render(messages, {**(variables or {}), "tools": list(tools)})
         return self._template.render(messages, variables or {})
 
 
@@ -140,7 +181,7 @@ class ChatTemplate:
     """A template, compiled when it is first used; it always sees `variables`, such as `bos_token`."""
 
     def __init__(self, source: str, variables: Mapping[str, object]) -> None:
-        self._source = source
+        self.source = source
         self._variables = {"add_generation_prompt": True, **variables}
         self._template: Any = None
 
@@ -151,21 +192,34 @@ class ChatTemplate:
 
         try:
             if self._template is None:
-                self._template = _sandbox().from_string(self._source)
+                self._template = _sandbox().from_string(self.source)
             text: str = self._template.render(messages=list(messages), **{**self._variables, **variables})
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as e:
             raise InputError(f"the chat template cannot render these messages: {e}") from e
         return text
 
+    def reads(self, name: str) -> bool:
+        """Whether the prompt can depend on a variable of this name."""
+        return name in self._read
 
-def read_template(bundle: Path, config: Mapping[str, object]) -> str | None:
-    """The source of a bundle's template, from its own file or from tokenizer_config.json; None without one."""
+    @cached_property
+    def _read(self) -> set[str]:
+        import jinja2.meta
+
+        try:
+            return jinja2.meta.find_undeclared_variables(_sandbox().parse(self.source))
+        except jinja2.TemplateError:
+            return set()
+
+
+def read_template(bundle: Path, config: Mapping[str, object], name: str = "default") -> str | None:
+    """The source of a bundle's template, from its own file or from tokenizer_config.json; None without one of this name."""
     path = bundle / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8")
     template = config.get("chat_template")
     if isinstance(template, list):  # several named ones
-        template = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}.get("default")
+        template = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}.get(name)
     return template if isinstance(template, str) else None
 
 
@@ -225,6 +279,8 @@ class StopFilter:
 
     def add(self, text: str) -> tuple[str, bool]:
         """The text that may be given out, and whether a stop text has been met."""
+        if not self._stops:
+            return text, False
         self._held += text
         starts = {stop: self._held.find(stop) for stop in self._stops}
         # the stop that is complete first, and of those the longest: so the result does not depend on how the text was cut

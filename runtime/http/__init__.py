@@ -1,11 +1,14 @@
 """The OpenAI-compatible server: requests are checked, answered or streamed, counted, and stopped in order.
 
-    requests, parsing      what clients may ask
-    responses, api_errors  what they get back
+    api                    what clients may ask and what they get back, one module for each endpoint
     routes, server         what each route does, over a generator that may still be loading; the app and its gate
-    streams                from the generator's thread to whole answers and server-sent events
     metrics, config        what is counted; settings
+    tls, traces            the certificate; spans for a collector
+    page                   the chat page
     lifecycle              running the app: socket, loading, signals
+    memory                 what long requests leave behind
+    openapi                the description of all routes, for programs and people
 
-What enters: HTTP requests. What leaves: answers, events, metrics. May import: generate. All but `config` need the `serve` extra.
+What enters: HTTP requests. What leaves: answers, events, metrics. May import: generate, tools. All but `config` need the `serve`
+extra.
 """

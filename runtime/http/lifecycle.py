@@ -2,32 +2,39 @@
 
 The port is taken first, so that a port in use shows before minutes of loading. While the model loads, the server already answers:
 `/health` says 503. On SIGTERM or SIGINT it takes no new requests, finishes the running ones within the time it is given, and
-stops; a second signal stops it at once.
+stops; a second signal stops it at once. On SIGHUP it opens its request log and reads its certificate anew.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import uvicorn
+from typing import TYPE_CHECKING, Any
 
 from maskpro_deploy.errors import InputError, MaskProError
 from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.runtime.generate.generator import TextGenerator
 from maskpro_deploy.runtime.generate.loading import load
+from maskpro_deploy.runtime.http import traces
 from maskpro_deploy.runtime.http.config import ServeConfig
-from maskpro_deploy.runtime.http.connections import protocol_with_deadline
-from maskpro_deploy.runtime.http.routes import GeneratorSlot
-from maskpro_deploy.runtime.http.server import create_app
+from maskpro_deploy.runtime.http.memory import freeze_what_is_loaded
+from maskpro_deploy.runtime.http.request_log import STDERR, RequestLog
+from maskpro_deploy.system.throttle import throttled
 
+if TYPE_CHECKING:
+    from maskpro_deploy.runtime.http.routes import GeneratorSlot
+
+log = logging.getLogger(__name__)
+
+# what clients can make these say is throttled
+_LOUD = ("uvicorn.error", "asyncio", "concurrent.futures")
 _BACKLOG = 2048  # connections that wait to be taken
 _CLOSE_TIMEOUT_S = 5  # for connections to close once all answers are out
 
@@ -49,11 +56,11 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def base_url(listener: socket.socket) -> str:
+def base_url(listener: socket.socket, scheme: str = "http") -> str:
     """The URL at which a listening socket is reached from this machine."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class _Lifetime:
@@ -66,6 +73,29 @@ class _Lifetime:
         self._on_ready = on_ready
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop, self._hurry = asyncio.Event(), asyncio.Event()
+        self._request_log: RequestLog | None = None
+        self.url = base_url(listener, "http" if config.tls is None else "https")
+
+    @property
+    def reloads(self) -> bool:
+        """Whether `request_reload` has something to do."""
+        return self._config.tls is not None or self._config.request_log not in (None, STDERR)
+
+    def request_reload(self) -> None:
+        """Open the request log and read the certificate anew; what fails is logged, and stays as it was. From any thread."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._reload)
+
+    def _reload(self) -> None:
+        tls, request_log = self._config.tls, self._request_log
+        renewals = [] if tls is None else [tls.reload]
+        renewals += [] if request_log is None else [request_log.reopen]
+        for renew in renewals:
+            try:
+                renew()
+            except MaskProError as e:
+                log.warning("reloading failed, the old file stays in use: %s", e)
 
     def request_stop(self) -> None:
         """Stop; called again: at once. From any thread, also from a signal handler."""
@@ -75,32 +105,60 @@ class _Lifetime:
 
     async def run(self) -> bool:
         """Serve until told to stop; whether all work was finished. A MaskProError if the bundle cannot be loaded."""
+        with throttled(*_LOUD, *traces.LOGGERS):
+            return await self._run()
+
+    async def _run(self) -> bool:
         self._loop = asyncio.get_running_loop()
         manifest = Manifest.load(self._bundle, engines=False)
-        slot = GeneratorSlot(self._config.served_model_name or manifest.model.name)
-        app = create_app(slot, self._config)
+        loading = _load_in_thread(self._bundle, self._config)
+        try:
+            # only now: they take a fifth of a second, in which the model is being loaded already
+            import uvicorn
+
+            from maskpro_deploy.runtime.http.connections import protocol_with_deadline
+            from maskpro_deploy.runtime.http.routes import GeneratorSlot
+            from maskpro_deploy.runtime.http.server import create_app
+
+            defaults = self._config.read_defaults(self._bundle)
+            slot = GeneratorSlot(self._config.served_model_name or manifest.model.name, defaults=defaults)
+            slot.weights = _name_weights(manifest)
+            app = create_app(slot, self._config)
+        except BaseException:
+            await asyncio.wait({loading})  # a process that ends while onnxruntime opens a graph is aborted
+            raise
+        self._request_log = app.state.request_log
         quiet: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off", "ws": "none", "server_header": False}
         limits: dict[str, Any] = {
             "http": protocol_with_deadline(self._config.header_timeout_s), "limit_concurrency": self._config.max_connections,
             "timeout_graceful_shutdown": _CLOSE_TIMEOUT_S,
         }  # fmt: skip
-        server = uvicorn.Server(uvicorn.Config(app, **limits, **quiet))
+        settings = uvicorn.Config(app, **limits, **quiet)
+        settings.load()
+        if self._config.tls is not None:
+            settings.ssl = self._config.tls.context
+            # a client has as long for the handshake as for its headers; uvicorn does not pass the time on
+            listen_in_time = partial(self._loop.create_server, ssl_handshake_timeout=self._config.header_timeout_s)
+            self._loop.create_server = listen_in_time  # type: ignore[method-assign]
+        server = uvicorn.Server(settings)
         # `request_stop` decides when to stop, not uvicorn's own handling of signals
         server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         try:
-            generator = await self._until_stopped(_load_in_thread(self._bundle, self._config))
+            generator = await self._until_stopped(loading)
             return generator is None or await self._serve(slot, generator)
         finally:
             server.should_exit = True
             await serving
-            if app.state.request_log is not None:
-                app.state.request_log.close()
+            if self._request_log is not None:
+                self._request_log.close()
+            if app.state.tracer is not None:
+                await asyncio.to_thread(app.state.tracer.close)
 
     async def _serve(self, slot: GeneratorSlot, generator: TextGenerator) -> bool:
         try:
             slot.fill(generator)
-            self._on_ready(base_url(self._listener), slot.model_name)
+            self._on_ready(self.url, slot.model_name)
             await self._stop.wait()
             draining = asyncio.create_task(asyncio.to_thread(generator.drain, self._config.shutdown_timeout_s))
             hurry = asyncio.create_task(self._hurry.wait())
@@ -120,6 +178,12 @@ class _Lifetime:
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         return loading.result() if loading.done() else None
+
+
+def _name_weights(manifest: Manifest) -> str:
+    """What a bundle's weights are, in words: "2:4 sparse, fp32"."""  # fmt: skip
+    kind = f"{manifest.sparsity} sparse" if manifest.sparsity is not None else "dense"
+    return f"{kind}, {manifest.graph.quantization or manifest.graph.dtype}"
 
 
 def _load_in_thread(bundle: Path, config: ServeConfig) -> asyncio.Future[TextGenerator]:
@@ -152,13 +216,23 @@ def serve(bundle: Path, config: ServeConfig | None = None, on_ready: Callable[[s
 
     Raises:
         InputError: the port is in use, or `bundle` is not a bundle.
+        FormatError: its generation_config.json is damaged.
         MaskProError: as `load`.
     """
     config = config or ServeConfig()
     Manifest.load(bundle, engines=False)
+    config.read_defaults(bundle)
     with contextlib.closing(listen(config.host, config.port)) as listener:
-        lifetime = _Lifetime(bundle, config, listener, on_ready or (lambda url, name: None))
+
+        def begin(url: str, name: str) -> None:
+            freeze_what_is_loaded()
+            if on_ready is not None:
+                on_ready(url, name)
+
+        lifetime = _Lifetime(bundle, config, listener, begin)
         before = {s: signal.signal(s, lambda *_: lifetime.request_stop()) for s in (signal.SIGTERM, signal.SIGINT)}
+        if lifetime.reloads and hasattr(signal, "SIGHUP"):
+            before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: lifetime.request_reload())
         try:
             return asyncio.run(lifetime.run())
         finally:
@@ -179,7 +253,6 @@ def running_server(bundle: Path, config: ServeConfig | None = None) -> Iterator[
     ready: threading.Event = threading.Event()
     failed: list[BaseException] = []
     with contextlib.closing(listen(config.host, config.port)) as listener:
-        url = base_url(listener)
         lifetime = _Lifetime(bundle, config, listener, lambda url, name: ready.set())
 
         def work() -> None:
@@ -196,7 +269,7 @@ def running_server(bundle: Path, config: ServeConfig | None = None) -> Iterator[
             ready.wait()
             if failed:
                 raise failed[0]
-            yield url
+            yield lifetime.url
         finally:
             lifetime.request_stop()
             thread.join()

@@ -7,10 +7,13 @@ first bucket.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
+from maskpro_deploy._version import __version__
 from maskpro_deploy.runtime.generate.generator import Load
 from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
 from maskpro_deploy.runtime.generate.scheduler import StepCount
@@ -18,6 +21,8 @@ from maskpro_deploy.runtime.generate.sequence import Event, FailureEvent, Genera
 
 _TOKEN_S = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
 _REQUEST_S = (1e-4, 1e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)
+_METHODS = ("GET", "POST", "HEAD", "OPTIONS")
+_SETTLE_AT = 512  # observations that wait at most
 _TOKENS = tuple(float(2**i) for i in range(18))
 
 
@@ -58,25 +63,50 @@ class Metrics:
         self._max_tokens = self._histogram("request_params_max_tokens", "max_tokens of a request.", _TOKENS)
         self._n = self._histogram("request_params_n", "n of a request.", (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0))
         self._iteration = self._histogram("iteration_tokens_total", "Tokens read and generated in one step.", _TOKENS)
+        self._answers = Counter(
+            "maskpro_http_requests", "Requests that are over, by route and status; 0 is a client that left.",
+            ["model_name", "method", "path", "status"], registry=self._registry,
+        )  # fmt: skip
+        Gauge("maskpro_build_info", "The version that runs.", ["version"], registry=self._registry).labels(__version__).set(1)
+        ProcessCollector(registry=self._registry)  # memory, processor time, open files, start: `process_…`, on Linux
         self._last: dict[GenerationSequence, float] = {}  # time of the last token of running sequences
+        self._observed: deque[tuple[Histogram, float]] = deque()  # what the histograms do not have yet
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
+        self._settle()
         return generate_latest(self._registry)
 
     def count_accepted(self, params: SamplingParams, n: int) -> None:
         self._max_tokens.observe(params.max_tokens)
         self._n.observe(n)
 
+    def count_answer(self, method: str, path: str, status: int | None) -> None:
+        """A request that is over; `path` is that of a route, or one word for all others."""
+        method = method if method in _METHODS else "other"
+        self._answers.labels(self._model, method, path, str(status or 0)).inc()
+
     def count_rejected(self, reason: str) -> None:
         self._rejections.labels(self._model, reason).inc()
 
     def count_step(self, count: StepCount) -> None:
-        self._iteration.observe(count.prompt_tokens + count.generated_tokens)
-        self._prompt_tokens.inc(count.prompt_tokens)
-        self._preemptions.inc(count.preempted)
-        self._prefix_queries.inc(count.prefix_queries)
-        self._prefix_hits.inc(count.prefix_hits)
+        self._observed.append((self._iteration, count.prompt_tokens + count.generated_tokens))
+        if count.prompt_tokens:
+            self._prompt_tokens.inc(count.prompt_tokens)
+        if count.preempted:
+            self._preemptions.inc(count.preempted)
+        if count.prefix_queries:
+            self._prefix_queries.inc(count.prefix_queries)
+            self._prefix_hits.inc(count.prefix_hits)
+        if len(self._observed) >= _SETTLE_AT:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Give the histograms what every token observed: many at once, since one by one holds up the steps. From any thread."""
+        while self._observed:
+            with suppress(IndexError):  # another thread took the last one
+                histogram, value = self._observed.popleft()
+                histogram.observe(value)
 
     def count_event(self, sequence: GenerationSequence, event: Event) -> None:
         if isinstance(event, FailureEvent):
@@ -95,7 +125,7 @@ class Metrics:
                 self._queued.observe(times.started - times.arrived)
                 self._prefill.observe(times.first_token - times.started)
             else:
-                self._itl.observe(times.last_token - before)
+                self._observed.append((self._itl, times.last_token - before))
             self._last[sequence] = times.last_token
         if event.finish_reason is not None:
             self._last.pop(sequence, None)

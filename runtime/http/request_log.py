@@ -1,10 +1,12 @@
 """A line of JSON for every request: who asked what when, how much, and how long it took. Never a text, never a key.
 
     {"time": "2026-01-31T12:00:00.123Z", "id": "…", "client": "127.0.0.1", "key": "name", "method": "POST",
-     "path": "/v1/completions", "status": 200, "seconds": 1.234, "stream": false, "answers": 1, "prompt_tokens": 12,
-     "cached_tokens": 0, "completion_tokens": 34, "finished": ["stop"], "queued_s": 0.001, "first_token_s": 0.05}
+     "path": "/v1/completions", "status": 200, "seconds": 1.234, "stream": false, "answers": 1, "max_tokens": 64,
+     "prompt_tokens": 12, "cached_tokens": 0, "completion_tokens": 34, "finished": ["stop"], "queued_s": 0.001,
+     "first_token_s": 0.05}
 
-The last fields are of requests that generate. A `status` of null says that the client left before there was an answer.
+The fields from `stream` on are of requests that generate. A `status` of null says that the client left before there was an
+answer. A request that was refused has the `error` that its client was told; with traces every line has the `trace` of its span.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from maskpro_deploy.errors import InputError
 from maskpro_deploy.runtime.generate.sequence import GenerationSequence
 
 FACTS = "maskpro.facts"  # where a request's scope has what its route knows of it
+ERROR = "maskpro.error"  # and the code of the error that its client got
 STDERR = "-"
-_QUIET = ("/live", "/health", "/metrics")  # probes would be all that there is to read
+_QUIET = ("/live", "/health", "/metrics", "/ui/status")  # probes would be all that there is to read
 
 
 class RequestLog:
@@ -35,14 +38,27 @@ class RequestLog:
 
     def __init__(self, place: str) -> None:
         self._lock = threading.Lock()
-        try:
-            self._file: TextIO = sys.stderr if place == STDERR else Path(place).open("a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        except OSError as e:
-            raise InputError(f"--request-log {place} cannot be written: {e.strerror}.") from e
+        self._place = place
+        self._file = self._open()
 
-    def write(self, path: str, facts: Mapping[str, Any]) -> None:
+    def _open(self) -> TextIO:
+        try:
+            return sys.stderr if self._place == STDERR else Path(self._place).open("a", encoding="utf-8", buffering=1)
+        except OSError as e:
+            raise InputError(f"--request-log {self._place} cannot be written: {e.strerror}.") from e
+
+    def reopen(self) -> None:
+        """Go on in a new file of the same name, as after a rotation. An InputError if it cannot be opened; no line is lost."""
+        made = self._open()
+        with self._lock:
+            before, self._file = self._file, made
+        if before is not sys.stderr:
+            with suppress(OSError):
+                before.close()
+
+    def write(self, facts: Mapping[str, Any]) -> None:
         """One line, but none for a probe that went well."""
-        if path in _QUIET and facts["status"] == 200:
+        if is_quiet(facts):
             return
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         line = json.dumps({"time": now, **facts}, ensure_ascii=True, separators=(",", ":"))
@@ -56,6 +72,11 @@ class RequestLog:
                 self._file.close()
 
 
+def is_quiet(facts: Mapping[str, Any]) -> bool:
+    """Whether a request is a probe that went well."""
+    return facts["path"] in _QUIET and facts["status"] == 200
+
+
 def describe_answers(
     sequences: list[GenerationSequence], prompt_tokens: int, *, stream: bool, cached_tokens: int = 0
 ) -> dict[str, Any]:
@@ -65,6 +86,7 @@ def describe_answers(
     return {
         "stream": stream,
         "answers": len(sequences),
+        "max_tokens": sequences[0].params.max_tokens if sequences else 0,
         "prompt_tokens": prompt_tokens,
         "cached_tokens": cached_tokens,
         "completion_tokens": sum(len(s.tokens) for s in sequences),

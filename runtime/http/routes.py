@@ -12,16 +12,22 @@ from starlette.responses import JSONResponse, Response
 
 from maskpro_deploy._version import __version__
 from maskpro_deploy.runtime.generate.generator import DEAD, READY, Load, OverloadedError, TextGenerator
+from maskpro_deploy.runtime.generate.grammar_compiler import CompiledGrammar
+from maskpro_deploy.runtime.generate.grammars import Grammar
+from maskpro_deploy.runtime.generate.model_defaults import ModelDefaults
 from maskpro_deploy.runtime.http.api.chat import ChatFormat, ChatRequest
 from maskpro_deploy.runtime.http.api.completions import CompletionFormat, CompletionRequest
 from maskpro_deploy.runtime.http.api.errors import ApiError, invalid_request
-from maskpro_deploy.runtime.http.api.formats import Format, usage
+from maskpro_deploy.runtime.http.api.formats import AnswerFormat, usage
 from maskpro_deploy.runtime.http.api.limits import RequestLimits
 from maskpro_deploy.runtime.http.api.parsing import parse
 from maskpro_deploy.runtime.http.api.requests import GenerationRequest
-from maskpro_deploy.runtime.http.api.streams import EventStream, TokenStream, collect, unless_disconnected
+from maskpro_deploy.runtime.http.api.response_events import ResponseFormat
+from maskpro_deploy.runtime.http.api.responses import ResponsesRequest
+from maskpro_deploy.runtime.http.api.streams import EventStream, TokenStream, collect, unless_disconnected, write_whole
 from maskpro_deploy.runtime.http.api.tokens import DetokenizeRequest, TokenizeRequest
 from maskpro_deploy.runtime.http.config import ServeConfig
+from maskpro_deploy.runtime.http.memory import LARGE_BYTES, LARGE_REQUEST
 from maskpro_deploy.runtime.http.metrics import Metrics
 from maskpro_deploy.runtime.http.request_log import FACTS, describe_answers
 
@@ -30,11 +36,16 @@ _SHORT_BODY = 1 << 16  # bytes, read within a millisecond
 
 
 class GeneratorSlot:
-    """A generator, or the fact that it is still loading; with the name and the metrics that clients see meanwhile."""
+    """A generator, or the fact that it is still loading; with the name and the metrics that clients see meanwhile.
 
-    def __init__(self, model_name: str, generator: TextGenerator | None = None) -> None:
+    `defaults` are the model's own, of requests that do not say.
+    """
+
+    def __init__(self, model_name: str, generator: TextGenerator | None = None, *, defaults: ModelDefaults | None = None) -> None:
         self.model_name = model_name
-        self.metrics = Metrics(model_name, self._load)
+        self.defaults = defaults or ModelDefaults()
+        self.metrics = Metrics(model_name, self.load)
+        self.weights: str | None = None  # such as "2:4 sparse, fp32", where it is known
         self._generator: TextGenerator | None = None
         self.created = int(time.time())
         if generator is not None:
@@ -56,7 +67,8 @@ class GeneratorSlot:
         """The generator's status, or "loading"."""  # fmt: skip
         return self._generator.status if self._generator is not None else "loading"
 
-    def _load(self) -> Load:
+    def load(self) -> Load:
+        """How busy the generator is."""
         return self._generator.load if self._generator is not None else Load()
 
 
@@ -66,13 +78,15 @@ class Routes:
     def __init__(self, slot: GeneratorSlot, config: ServeConfig) -> None:
         self._slot = slot
         self._config = config
+        self._names = tuple(dict.fromkeys((slot.model_name, *config.model_aliases)))
 
     async def models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._model_card()]})
+        return JSONResponse({"object": "list", "data": [self._model_card(name) for name in self._names]})
 
     async def model(self, request: Request) -> Response:
-        self._generator_for(request.path_params["name"])
-        return JSONResponse(self._model_card())
+        name = request.path_params["name"]
+        self._generator_for(name)
+        return JSONResponse(self._model_card(name))
 
     async def completions(self, request: Request) -> Response:
         return await self._generate(request, CompletionRequest, CompletionFormat)
@@ -80,11 +94,14 @@ class Routes:
     async def chat(self, request: Request) -> Response:
         return await self._generate(request, ChatRequest, ChatFormat)
 
+    async def responses(self, request: Request) -> Response:
+        return await self._generate(request, ResponsesRequest, ResponseFormat)
+
     async def tokenize(self, request: Request) -> Response:
         asked = await self._read(request, TokenizeRequest)
         generator = self._generator_for(asked.model)
-        tokens = await asyncio.to_thread(asked.encode, generator.tokenizer)
-        return JSONResponse({"count": len(tokens), "max_model_len": generator.max_model_len, "tokens": tokens})
+        answer = await asyncio.to_thread(asked.answer, generator.tokenizer, generator.max_model_len)
+        return Response(answer, media_type="application/json")
 
     async def detokenize(self, request: Request) -> Response:
         asked = await self._read(request, DetokenizeRequest)
@@ -111,10 +128,10 @@ class Routes:
     async def metrics(self, request: Request) -> Response:
         return Response(self._slot.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    def _model_card(self) -> dict[str, object]:
+    def _model_card(self, name: str) -> dict[str, object]:
         generator = self._slot.get()
         return {
-            "id": self._slot.model_name,
+            "id": name,
             "object": "model",
             "created": self._slot.created,
             "owned_by": "maskpro-deploy",
@@ -123,8 +140,8 @@ class Routes:
         }
 
     def _generator_for(self, name: str | None) -> TextGenerator:
-        """The generator, asked for by the model's name; None takes whatever is served. An ApiError if another model is served."""
-        if name is not None and name != self._slot.model_name:
+        """The generator, asked for by one of the model's names; None takes what is served. An ApiError if it is not served."""
+        if name is not None and name not in self._names:
             message = f"the model {name[:100]!r} is not served here; this is {self._slot.model_name!r}."
             raise ApiError(404, message, "not_found_error", "model_not_found", "model")
         return self._slot.get()
@@ -144,6 +161,8 @@ class Routes:
         except TimeoutError as e:
             message = f"the body did not arrive within {timeout_s:g} s."
             raise ApiError(408, message, "invalid_request_error", "request_timeout") from e
+        if len(body) >= LARGE_BYTES:
+            request.scope[LARGE_REQUEST] = True
         if len(body) <= _SHORT_BODY:
             return parse(kind, body, limits)
         return await asyncio.to_thread(parse, kind, body, limits)
@@ -161,24 +180,27 @@ class Routes:
                 return bytes(body)
         raise ApiError(413, f"the request is longer than {most} bytes.", "invalid_request_error", "request_too_large")
 
-    async def _generate(self, request: Request, kind: type[GenerationRequest], form_of: type[Format]) -> Response:
+    async def _generate(self, request: Request, kind: type[GenerationRequest], form_of: type[AnswerFormat]) -> Response:
         """Answers to the prompts of a request, whole or as a stream."""
         asked = await self._read(request, kind)
         generator = self._generator_for(asked.model)
-        prompts = await asyncio.to_thread(asked.encode_prompts, generator.tokenizer, generator.max_model_len)
+        prompts, compiled = await _prepare(asked, generator)
         config = self._config
         room = generator.max_model_len - max(map(len, prompts))
-        params = asked.sampling(room, limit=config.max_tokens_limit, default=config.default_max_tokens)
+        params = asked.sampling(room, limit=config.max_tokens_limit, default=config.default_max_tokens, model=self._slot.defaults)
+        params = asked.finish_sampling(params)
         form = form_of(
             model=self._slot.model_name,
             tokenizer=generator.tokenizer,
             n=asked.n,
             logprobs=params.logprobs is not None,
             include_usage=asked.include_usage,
-            echo=[generator.tokenizer.decode(p) for p in prompts] if asked.repeats_prompt else None,
+            repeated=asked.repeat(params),
+            echo=await asyncio.to_thread(_decode_all, generator, prompts) if asked.repeats_prompt else None,
+            **asked.format_options,
         )
         try:
-            stream = TokenStream(generator, prompts, params, asked.n)
+            stream = TokenStream(generator, prompts, params, asked.n, compiled)
         except OverloadedError as e:
             self._slot.metrics.count_rejected(e.reason)
             raise
@@ -194,4 +216,23 @@ class Routes:
         finally:
             stream.close()
         completed = sum(len(a.tokens) for a in answers)
-        return JSONResponse(form.whole(answers, usage(stream.prompt_tokens, completed, stream.cached_tokens)))
+        answer = await write_whole(form, answers, usage(stream.prompt_tokens, completed, stream.cached_tokens))
+        return Response(answer, media_type="application/json")
+
+
+def _decode_all(generator: TextGenerator, prompts: list[list[int]]) -> list[str]:
+    return [generator.tokenizer.decode(prompt) for prompt in prompts]
+
+
+async def _prepare(asked: GenerationRequest, generator: TextGenerator) -> tuple[list[list[int]], CompiledGrammar | None]:
+    """The tokens of a request's prompts, and what the answers may be; off the event loop."""
+
+    def read() -> tuple[list[list[int]], Grammar | None]:
+        prompts = asked.encode_prompts(generator.tokenizer, generator.max_model_len)
+        return prompts, asked.find_grammar(generator.tokenizer, generator.grammars)
+
+    prompts, grammar = await asyncio.to_thread(read)
+    if grammar is None:
+        return prompts, None
+    compiled: asyncio.Future[CompiledGrammar] = asyncio.wrap_future(generator.grammars.submit(grammar))
+    return prompts, await compiled

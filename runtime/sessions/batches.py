@@ -26,9 +26,11 @@ class Batch:
 
     def step(self, session: Session, tokens: Ints) -> tuple[Floats, Batch]:
         """Read one more token of each row, `tokens (B,)`: the logits after it `(B, V)`, and the batch one token longer."""
-        mask = left_mask(self.lengths + 1, self.cache.length + 1)
+        lengths: Ints = self.lengths + 1
+        padded = bool((self.lengths != self.cache.length).any())
+        mask = left_mask(lengths, self.cache.length + 1) if padded else None
         logits, cache = session.forward(tokens[:, None], self.cache, mask)
-        return logits[:, -1], Batch(cache, self.lengths + 1)
+        return logits[:, -1], Batch(cache, lengths)
 
     def keep(self, rows: Sequence[int]) -> Batch:
         """Only these rows (a row may be named more than once); columns that are padding for all of them go."""

@@ -69,7 +69,8 @@ class PrefixStore:
 
         Blocks of other texts make room, the least recently used first.
         """
-        if not isinstance(cache, PackedCache | SlotCache):  # a session with caches of its own
+        if not isinstance(cache, PackedCache | SlotCache):  # a session with caches of its own: there is nothing to keep, ever
+            self.block = 0
             return
         self._kind = type(cache)
         memory = (cache.layout if isinstance(cache, PackedCache) else cache.buffer.layout).memory

@@ -1,4 +1,4 @@
-"""Opening a bundle for serving: which graph or engine, on which provider, and what comes out as a `GraphSession`."""
+"""Opening a bundle for serving: which graph or engine, on which provider, and what comes out as a session."""
 
 from __future__ import annotations
 
@@ -12,21 +12,36 @@ from maskpro_deploy.backends.memory import Device, HostDevice
 from maskpro_deploy.backends.onnxruntime_.executor import OnnxExecutor
 from maskpro_deploy.backends.onnxruntime_.sessions import (
     REWRITE_ALL,
+    check_plugin_started,
     check_provider,
     check_tensorrt_started,
     open_graph,
     resolve_provider,
 )
 from maskpro_deploy.backends.profiles import Profile
-from maskpro_deploy.backends.providers import AUTO, CPU, CPU_PROVIDER, NATIVE, PROVIDERS, TENSORRT, check_provider_name
-from maskpro_deploy.backends.session import GraphSession
+from maskpro_deploy.backends.providers import (
+    AUTO,
+    CPU,
+    CPU_PROVIDER,
+    GENAI,
+    NATIVE,
+    PROVIDERS,
+    RTX,
+    RTX_PROVIDER,
+    TENSORRT,
+    check_provider_name,
+    check_runs_engines,
+)
+from maskpro_deploy.backends.session import GraphSession, OpenSession
 from maskpro_deploy.cache_forms import CACHE_FORMS, DEFAULT_FORM, cache_form
 from maskpro_deploy.errors import InputError, MachineError, check_known, check_range
 from maskpro_deploy.manifest import Graph, Manifest, safe_path
 from maskpro_deploy.system.extras import missing, require
+from maskpro_deploy.system.huge_pages import use_huge_pages
 
 log = logging.getLogger(__name__)
 
+_ADVICE = "Export the bundle again."
 _RUNNABLE_DTYPES = ("fp32", "fp16")
 
 
@@ -46,11 +61,12 @@ class SessionConfig:
 
     def __post_init__(self) -> None:
         check_provider_name(self.provider)
+        check_runs_engines(self.provider, self.engine)
         check_range("--threads", self.threads, least=1)
         check_known("--form", self.form, CACHE_FORMS)
 
 
-def open_session(bundle: Path, config: SessionConfig | None = None) -> GraphSession:
+def open_session(bundle: Path, config: SessionConfig | None = None) -> OpenSession:
     """Load a graph of the bundle, a folder written by `maskpro-deploy export`, or an engine of it.
 
     Raises:
@@ -67,6 +83,12 @@ def open_session(bundle: Path, config: SessionConfig | None = None) -> GraphSess
         return open_native(bundle, manifest, config.engine)
     require("cpu", "running a bundle")
     graph = _find_graph(bundle, manifest, config.form)
+    if config.provider == GENAI:
+        from maskpro_deploy.runtime.sessions.genai_lane import GenaiSession
+
+        return GenaiSession(bundle, manifest, graph, threads=config.threads, spin=config.spin)
+    if config.provider == RTX:
+        return _open_plugin(bundle, manifest, graph, config)
     provider = _choose_provider(config.provider, graph)
     if provider == TENSORRT:
         return _open_tensorrt(bundle, manifest, graph, config)
@@ -98,14 +120,40 @@ def _open_tensorrt(bundle: Path, manifest: Manifest, graph: Graph, config: Sessi
     """A session on onnxruntime's TensorRT provider."""
     from maskpro_deploy.runtime.sessions.tensorrt_lane import choose_input
 
-    if compute_capability() is None:
-        raise MachineError(
-            f"--provider {TENSORRT} needs an NVIDIA GPU, and there is none here.\nRun on the CPU: --provider {CPU}."
-        )
+    _check_gpu(TENSORRT)
     chosen = choose_input(bundle, manifest, graph, config.engine)
     session = _open(chosen.model, chosen.providers, config, chosen.rewrite)
     check_tensorrt_started(session)
     return _make_session(bundle, manifest, graph, session, [chosen.profile])
+
+
+def _open_plugin(bundle: Path, manifest: Manifest, graph: Graph, config: SessionConfig) -> GraphSession:
+    """A session on TensorRT-RTX's plug-in."""
+    from maskpro_deploy.backends.onnxruntime_.rtx_plugin import find_devices
+    from maskpro_deploy.runtime.sessions.rtx_lane import choose_input
+
+    _check_gpu(RTX)
+    _check_runnable(graph, RTX)
+    devices = find_devices()
+    chosen = choose_input(bundle, manifest, graph, config.engine)
+    session = open_graph(
+        chosen.model,
+        devices=devices,
+        device_options=chosen.options,
+        threads=config.threads,
+        spin=config.spin,
+        rewrite=chosen.rewrite,
+        advice=_ADVICE,
+    )
+    check_plugin_started(session, RTX_PROVIDER)
+    return _make_session(bundle, manifest, graph, session, [chosen.profile])
+
+
+def _check_gpu(provider: str) -> None:
+    if compute_capability() is None:
+        raise MachineError(
+            f"--provider {provider} needs an NVIDIA GPU, and there is none here.\nRun on the CPU: --provider {CPU}."
+        )
 
 
 def _make_session(
@@ -115,6 +163,7 @@ def _make_session(
     device: Device
     if session.get_providers()[0] == CPU_PROVIDER:
         device = HostDevice()
+        use_huge_pages()  # decoding is as fast as the weights are read
     else:
         from maskpro_deploy.backends.cuda.device import CudaDevice
 
@@ -137,8 +186,7 @@ def _find_graph(bundle: Path, manifest: Manifest, form: str | None) -> Graph:
 
 
 def _open(model: Path, providers: tuple[Any, ...], config: SessionConfig, rewrite: str = REWRITE_ALL) -> Any:
-    advice = "Export the bundle again."
-    return open_graph(model, providers=providers, threads=config.threads, spin=config.spin, rewrite=rewrite, advice=advice)
+    return open_graph(model, providers=providers, threads=config.threads, spin=config.spin, rewrite=rewrite, advice=_ADVICE)
 
 
 def _check_runnable(graph: Graph, provider: str) -> None:

@@ -82,6 +82,11 @@ def why_not_loadable(engine: EngineFile, linked: int | None, gpu: str) -> str:
         return reason
     if reason := why_not_runnable(engine, {"tensorrt": engine.library_version}, gpu) if gpu else "":
         return reason
+    return why_not_served(engine)
+
+
+def why_not_served(engine: EngineFile) -> str:
+    """What is against an engine in any of onnxruntime's providers, whatever is installed; "" if nothing is."""
     if engine_form(engine) != "cat":
         return f"its cache has a fixed length: serve it with --provider {NATIVE}"
     if engine.ep_context is None:

@@ -184,3 +184,36 @@ def test_a_device_that_tells_its_memory_bounds_rows_and_tokens(forms_bundle):
         limits = GraphSession(manifest.model, graph, executor, SmallDevice()).limits
         assert limits.max_cache_tokens == 3 * LENGTH
         assert limits.max_batch == (3 if graph.form == "static" else None)
+
+
+@pytest.mark.parametrize(("form", "bound"), [("gqa", 4), ("static", 4), ("cat", 12)])
+def test_what_stays_where_it_is_is_bound_once(forms_bundle, form, bound):
+    """A cache in place moves no tensor: a step binds tokens, mask or indices, positions and logits at most."""
+    session = device_session(forms_bundle, form)
+    counted = []
+
+    class Counting:
+        def __init__(self, binding):
+            self.binding = binding
+
+        def __getattr__(self, name):
+            if name in ("bind_input", "bind_output"):
+                counted.append(name)
+            return getattr(self.binding, name)
+
+    cache = session.forward(np.array([[3, 4, 5]]))[1]
+    for _ in range(2):
+        cache = session.forward(np.array([[6]]), cache)[1]
+    executor = session._executor
+    inner = executor._session
+
+    class Unwrapping:
+        def __getattr__(self, name):
+            return getattr(inner, name)
+
+        def run_with_iobinding(self, binding, options):
+            inner.run_with_iobinding(binding.binding, options)
+
+    executor._binding, executor._session = Counting(executor._binding), Unwrapping()
+    session.forward(np.array([[7]]), cache)
+    assert 2 <= len(counted) <= bound

@@ -34,8 +34,10 @@ def test_every_name_is_taken_by_the_settings(name):
     if name in ENGINE_PROVIDERS:
         check_runs_engines(name, "x.engine")
     else:
-        with pytest.raises(ConfigError, match=r"--engine x\.engine is for --provider tensorrt or trt-native"):
+        with pytest.raises(ConfigError, match=r"--engine x\.engine is for --provider tensorrt or tensorrt-rtx or trt-native"):
             check_runs_engines(name, "x.engine")
+        with pytest.raises(ConfigError, match=r"--engine x\.engine is for"):
+            SessionConfig(provider=name, engine="x.engine")
 
 
 @pytest.mark.parametrize("command", [("serve",), ("eval",), ("benchmark", "latency"), ("benchmark", "serve")])

@@ -46,9 +46,11 @@ def bundle(tiny_sparse, tmp_path_factory):
 def look(bundle, monkeypatch):
     """The findings on a machine with these GPUs, providers and libraries."""
 
-    def found(gpus, providers, installed, lacking=()):
+    def found(gpus, providers, installed, lacking=(), plugin=None):
+        without = {"native": lacking, _doctor_bundle.RTX_EXTRA: () if plugin else ("the plug-in",)}
         monkeypatch.setattr(_doctor_bundle, "version", installed.get)
-        monkeypatch.setattr(_doctor_bundle, "missing", lambda extra: lacking if extra == "native" else ())
+        monkeypatch.setattr(_doctor_bundle, "missing", lambda extra: without.get(extra, ()))
+        monkeypatch.setattr(_doctor_bundle, "read_library_version", lambda: plugin)
         monkeypatch.setattr(_doctor_bundle, "onnxruntime_tensorrt", lambda: 10)
         diagnosis = dataclasses.replace(doctor.examine(), gpus=gpus, providers=providers)
         return _doctor_bundle.examine_bundle(bundle, diagnosis)
@@ -65,7 +67,10 @@ def test_without_a_gpu_graphs_run_on_the_cpu_and_engines_name_what_they_lack(loo
     assert "an NVIDIA GPU, cuda.bindings, it needs tensorrt 11.4.0.1, which is not installed" in native
     assert "onnxruntime-gpu" in provider
     assert "built for TensorRT 10" in provider
-    assert rtx.lacks == ("for --provider trt-native: an NVIDIA GPU, cuda.bindings",)
+    assert rtx.lacks == (
+        "for --provider trt-native: an NVIDIA GPU, cuda.bindings",
+        "for --provider tensorrt-rtx: an NVIDIA GPU, the extra tensorrt-rtx-plugin",
+    )
 
 
 def test_on_a_gpu_with_the_libraries_everything_runs_where_it_can(look):
@@ -73,6 +78,17 @@ def test_on_a_gpu_with_the_libraries_everything_runs_where_it_can(look):
     assert cat.detail == "--provider cpu, --provider cuda, --provider tensorrt"
     assert static.detail == "--provider cpu"
     assert trt.detail == rtx.detail == "--provider trt-native"
+
+
+def test_with_the_plug_in_graphs_run_in_it_and_engines_of_its_version_and_form(look):
+    cat, static, trt, rtx = look((ADA,), ("CPUExecutionProvider",), {}, plugin="1.7.1")
+    assert cat.detail == "--provider cpu, --provider tensorrt-rtx"
+    assert static.detail == "--provider cpu"
+    assert [reason.split(":")[0] for reason in trt.lacks] == ["for --provider trt-native", "for --provider tensorrt"]
+    assert "it needs tensorrt-rtx 1.7.1.116, which is not installed" in rtx.lacks[0]
+    assert rtx.lacks[1] == "for --provider tensorrt-rtx: it has no EPContext file: build it again"
+    *_, rtx = look((ADA,), ("CPUExecutionProvider",), {}, plugin="1.8.0")
+    assert "it was built with tensorrt-rtx 1.7.1.116, and 1.8.0 is installed" in rtx.lacks[1]
 
 
 def test_without_cuda_bindings_the_gpu_lane_of_a_graph_says_what_it_needs(look):

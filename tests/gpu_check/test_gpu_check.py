@@ -236,7 +236,7 @@ def test_the_wide_model_has_the_layers_of_a_7b_one_and_prefill_of_4096_tokens():
 
 @pytest.mark.skipif(bool(missing("cpu")), reason="onnxruntime is not installed")
 def test_latency_and_tokens_are_compared(settings, record):
-    line = serving.measure_onnxruntime(settings, record)
+    line = serving.measure_onnxruntime("cuda", settings, record)
     assert "greedy tokens equal to the CPU's: 64 of 64" in line
     # the comparison rounds as fp16 does, the rehearsing session on the CPU does not
     assert 0 < record.figures["gpu_against_cpu"]["max_logit_difference"] < 0.1
@@ -271,6 +271,7 @@ def test_a_served_engine_is_compared_and_timed_in_a_rehearsal_on_the_graph(setti
         "tensorrt",
         "engine-7b",
         "onnxruntime",
+        "onnxruntime-tensorrt-rtx",
         "serve-tensorrt",
         "serve-tensorrt-rtx",
         "serve-onnxruntime-tensorrt",
@@ -293,7 +294,7 @@ def test_bundles_are_made_once_and_made_again_after_an_interrupt(settings):
 
 
 def test_every_item_is_a_function_with_a_limit_of_its_own():
-    assert len(ITEMS) == 14
+    assert len(ITEMS) == 15
     for name, entry in ITEMS.items():
         assert callable(entry.run), name
         assert entry.least_s >= 60

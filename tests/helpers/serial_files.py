@@ -7,6 +7,7 @@ from __future__ import annotations
 
 # file -> why
 SERIAL = {
+    "test_bench_serve.py": "servers at work",
     "test_bench_trust.py": "real comparisons with verdicts",
     "test_benchmark_command.py": "real measurements",
     "test_benchmark_kernels.py": "real measurements",

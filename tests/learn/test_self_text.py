@@ -55,6 +55,18 @@ def test_a_chat_model_writes_dialogues_in_its_template(chat: Path) -> None:
     assert count_tokens(chat, text.documents) >= 300
 
 
+def test_documents_from_words_begin_with_one_and_have_many(chat: Path) -> None:
+    vocabulary = load_tokenizer(chat).get_vocab()
+    text = write_text(chat, "words:2000", 2000)
+    assert text.name == "words:2000"
+    assert count_tokens(chat, text.documents) >= 2000
+    begun = {d.split()[0] for d in text.documents}
+    whole = {piece[1:] for piece in vocabulary if len(piece) > 3 and piece[1:].isalpha() and piece[0] in "\u0120\u2581"}
+    assert any(any(b.startswith(w) for w in whole) for b in begun)
+    assert len(begun) > len(text.documents) / 3
+    assert text.documents != write_text(chat, "self:2000", 2000).documents
+
+
 def test_a_sample_that_leaves_the_template_is_dropped(chat: Path) -> None:
     (chat / "chat_template.jinja").write_text(TEMPLATE.replace(".{%", ".{% if add_generation_prompt %}Answer:{% endif %}{%"))
     with pytest.raises(CheckFailed, match="writes nothing"):  # a random model never writes "Answer:"

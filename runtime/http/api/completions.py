@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from maskpro_deploy.runtime.generate.sampling import Score
+from maskpro_deploy.runtime.generate.sampling_params import MAX_LOGPROBS
 from maskpro_deploy.runtime.generate.sequence import Completion, Event, PromptEvent, TokenEvent
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 from maskpro_deploy.runtime.http.api.errors import invalid_request
@@ -22,9 +23,13 @@ class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
     prompt: Annotated[str | Texts | Tokens | Annotated[list[Tokens], Field(fail_fast=True)], Field(union_mode="left_to_right")]
-    echo: bool = False
-    logprobs: int | None = None
-    add_special_tokens: bool = True
+    echo: bool = Field(default=False, description="Begin answers with their prompts.")
+    logprobs: int | None = Field(
+        default=None,
+        description="Report so many of the likeliest tokens with the chosen one.",
+        json_schema_extra={"minimum": 0, "maximum": MAX_LOGPROBS},
+    )
+    add_special_tokens: bool = Field(default=True, description="Add the tokenizer's special tokens to texts.")
 
     def encode_prompts(self, tokenizer: TextTokenizer, most: int) -> list[list[int]]:
         """The prompt comes in one of four forms."""
@@ -42,8 +47,8 @@ class CompletionRequest(GenerationRequest):
             raise invalid_request("a prompt is empty: it has no tokens.", "invalid_value", "prompt")
         return prompts
 
-    def answer_tokens(self, room: int, default: int | None) -> int:
-        return min(_DEFAULT_TOKENS, max(room, 1)) if self.max_tokens is None else self.max_tokens
+    def answer_tokens(self, room: int, default: int | None, model: int | None) -> int:
+        return min(model or _DEFAULT_TOKENS, max(room, 1)) if self.max_tokens is None else self.max_tokens
 
     @property
     def wanted_logprobs(self) -> tuple[int | None, int | None]:
@@ -91,10 +96,12 @@ class CompletionFormat(Format):
         return self.echo[choice // self.n] if self.echo is not None else ""
 
     def _logprobs(self, scores: Sequence[Score], offset: int) -> Json:
-        pieces = [self.tokenizer.piece(s.token) for s in scores]
+        named = {t for s in scores for t in (s.token, *(likely for likely, _ in s.top))}
+        piece_of = {token: self.tokenizer.piece(token) for token in named}
+        pieces = [piece_of[s.token] for s in scores]
         offsets: list[int] = []
         for piece in pieces:
             offsets.append(offset)
             offset += len(piece)
-        tops = [{self.tokenizer.piece(t): lp for t, lp in s.top} if s.logprob is not None else None for s in scores]
+        tops = [{piece_of[t]: lp for t, lp in s.top} if s.logprob is not None else None for s in scores]
         return {"tokens": pieces, "token_logprobs": [s.logprob for s in scores], "top_logprobs": tops, "text_offset": offsets}

@@ -1,6 +1,7 @@
-"""What clients get back: completions and chat completions, whole or as the chunks of a stream.
+"""What clients get back, whole or as the parts of a stream.
 
-Both APIs say the same in different shapes; a `Format` turns events and finished answers into one of them.
+The APIs say the same in different shapes; an `AnswerFormat` turns events and finished answers into one of them. Completions and
+chats share more: a `Format` has a choice for each answer.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -29,7 +30,7 @@ def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) ->
 
 
 @dataclass(kw_only=True)
-class Format(ABC):
+class AnswerFormat(ABC):
     """The shape of one API's answers."""
 
     model: str  # the name that clients use
@@ -38,8 +39,40 @@ class Format(ABC):
     logprobs: bool = False  # whether log-probabilities were asked for
     include_usage: bool = False  # whether chunks carry a `usage` field
     echo: Sequence[str] | None = None  # the prompts' texts, to be put before each answer; None without echo
+    repeated: Json = field(default_factory=dict)  # what an answer says of its request
     id: str = field(init=False)
     created: int = field(init=False)
+
+    ends_with_done: ClassVar[bool] = True  # whether "[DONE]" follows a stream's last part
+
+    @abstractmethod
+    def whole(self, answers: Sequence[Completion], counts: Json) -> Json:
+        """The answer to a request without stream."""
+
+    def opening(self) -> Iterator[Json]:
+        """What a stream says before anything is generated."""
+        return iter(())
+
+    @abstractmethod
+    def pieces(self, event: Event) -> Iterator[Json]:
+        """What a stream says of one event."""
+
+    @abstractmethod
+    def closing(self, counts: Json) -> Iterator[Json]:
+        """What a stream says after the last event."""
+
+    def failure(self, error: Json) -> Iterator[Json]:
+        """What a stream says instead, if the answer cannot be finished."""
+        return iter((error,))
+
+    def score_entry(self, token: int, logprob: float | None) -> Json:
+        """One token with its log-probability."""
+        return {"token": self.tokenizer.piece(token), "logprob": logprob, "bytes": list(self.tokenizer.token_bytes(token))}
+
+
+@dataclass(kw_only=True)
+class Format(AnswerFormat):
+    """The shape of answers with choices."""
 
     id_prefix: ClassVar[str]
     object: ClassVar[str]
@@ -57,6 +90,16 @@ class Format(ABC):
     def usage_chunk(self, counts: Json) -> Json:
         """The last chunk of a stream that was asked for its token counts."""
         return self._chunk([]) | {"usage": counts}
+
+    def pieces(self, event: Event) -> Iterator[Json]:
+        """One chunk at most."""
+        if (chunk := self.chunk(event)) is not None:
+            yield chunk
+
+    def closing(self, counts: Json) -> Iterator[Json]:
+        """The token counts, if asked for."""
+        if self.include_usage:
+            yield self.usage_chunk(counts)
 
     def whole(self, answers: Sequence[Completion], counts: Json) -> Json:
         """The answer to a request without stream."""

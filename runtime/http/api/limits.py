@@ -16,7 +16,15 @@ _OPENINGS_PER_TOKEN = 16  # objects and lists, for each token of the context
 _MOST_FIELDS = 256
 _MOST_DETOKENIZED = 1 << 16
 # fields whose items cost time before their values are looked at -> the most items
-_FEW = {"stop": 64, "stop_token_ids": 1024, "logit_bias": 8192, "chat_template_kwargs": 64, "stream_options": 64}
+_FEW = {
+    "stop": 64,
+    "stop_token_ids": 1024,
+    "logit_bias": 8192,
+    "chat_template_kwargs": 64,
+    "stream_options": 64,
+    "metadata": 16,
+    "include": 64,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +55,7 @@ class RequestLimits:
         for name, most in _FEW.items():
             _count(name, fields.get(name), most, "items")
         _count("messages", fields.get("messages"), self.tokens, "messages")
+        _count("input", fields.get("input"), self.tokens, "items")
         _count("tokens", fields.get("tokens"), max(self.tokens, _MOST_DETOKENIZED), "tokens")
         if "prompt" in fields:
             self._check_prompt(fields["prompt"])

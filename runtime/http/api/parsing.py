@@ -21,16 +21,10 @@ log = logging.getLogger(__name__)
 
 # known fields that change the answer and that this server does not do -> the values that ask for nothing
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "tools": ([],),
+    "tools": ([],),  # of chats only
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
     "suffix": ("",),
     "best_of": (1,),
     "use_beam_search": (False,),
@@ -47,6 +41,8 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "documents": ([],),
 }
 _logged: set[str] = set()
+_SHORT = 1 << 16  # bytes of a body
+_LONGEST_NAME = 100  # characters of a field's name that an error repeats
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -59,7 +55,7 @@ def parse(kind: type[R], body: bytes, limits: RequestLimits) -> R:
     """
     limits.check_structure(body)
     try:
-        value = from_json(body, allow_inf_nan=False)
+        value = from_json(body, allow_inf_nan=False, cache_strings=len(body) <= _SHORT)  # a long body would fill the cache
     except ValueError as e:
         raise invalid_request(f"the body is not valid JSON: {e}", "invalid_json") from e
     if not isinstance(value, dict):
@@ -68,7 +64,7 @@ def parse(kind: type[R], body: bytes, limits: RequestLimits) -> R:
     if value.get("tool_choice") == "none":  # then tools are not to be used, whatever they are
         value.pop("tools", None)
     for field, harmless in _UNSUPPORTED.items():
-        if value.get(field) is not None and value[field] not in harmless:
+        if field not in kind.model_fields and value.get(field) is not None and value[field] not in harmless:
             raise invalid_request(f"{field} is not supported by this server.", "unsupported_parameter", field)
     try:
         request = kind.model_validate(value)
@@ -78,12 +74,17 @@ def parse(kind: type[R], body: bytes, limits: RequestLimits) -> R:
     return request
 
 
+def unsupported_fields() -> tuple[str, ...]:
+    """The known fields that are refused if they ask for something."""
+    return tuple(_UNSUPPORTED)
+
+
 def _to_api_error(error: ValidationError) -> ApiError:
     """What is wrong, in one line: of a field that may be of several types, the error that is deepest inside."""
     first = max(error.errors(include_url=False, include_context=False, include_input=False), key=lambda e: len(e["loc"]))
     # a union names its own members after the field: only the field is of use to the reader
-    parts = [str(part) for part in first["loc"][:3] if part not in ("str", "int", "[key]")]
-    field = ".".join(part for part in parts if not part.startswith("list[")) or None
+    parts = [str(part)[:_LONGEST_NAME] for part in first["loc"] if part not in ("str", "int", "[key]")]
+    field = ".".join([part for part in parts if not part.startswith("list[")][:3]) or None
     message = first["msg"].removeprefix("Value error, ")
     return invalid_request(f"{field}: {message}" if field else message, "invalid_value", field)
 

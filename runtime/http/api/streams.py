@@ -9,16 +9,30 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Sequence
 
+from pydantic_core import to_json
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from maskpro_deploy.errors import MaskProError
 from maskpro_deploy.runtime.generate.generator import OverloadedError, TextGenerator
+from maskpro_deploy.runtime.generate.grammar_compiler import CompiledGrammar
 from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
-from maskpro_deploy.runtime.generate.sequence import ABORT, Completion, Event, FailureEvent, TokenEvent, build_completion
+from maskpro_deploy.runtime.generate.sequence import (
+    ABORT,
+    Completion,
+    Event,
+    FailureEvent,
+    PromptEvent,
+    TokenEvent,
+    build_completion,
+)
 from maskpro_deploy.runtime.http.api.errors import to_api_error
-from maskpro_deploy.runtime.http.api.formats import Format, usage
+from maskpro_deploy.runtime.http.api.formats import AnswerFormat, Json, usage
+from maskpro_deploy.runtime.http.api.mailbox import Mailbox
+
+_FEW_SCORES = 256  # of tokens, each with up to 20 others: written within milliseconds
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 class TokenStream:
@@ -27,14 +41,21 @@ class TokenStream:
     To be made inside a running event loop.
     """
 
-    def __init__(self, generator: TextGenerator, prompts: Sequence[Sequence[int]], params: SamplingParams, n: int = 1) -> None:
+    def __init__(
+        self,
+        generator: TextGenerator,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        n: int = 1,
+        grammar: CompiledGrammar | None = None,
+    ) -> None:
         self._generator = generator
         loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Event] = asyncio.Queue()
         self.prompt_tokens = sum(len(p) for p in prompts)
         self._n = n
-        put = self._queue.put_nowait
-        self.sequences = generator.submit(prompts, params, lambda event: loop.call_soon_threadsafe(put, event), n=n)
+        post = Mailbox.of(loop).sender(loop, self._queue.put_nowait)
+        self.sequences = generator.submit(prompts, params, post, n=n, grammar=grammar)
 
     @property
     def cached_tokens(self) -> int:
@@ -86,24 +107,53 @@ async def _wait_for_disconnect(receive: Receive) -> None:
         pass
 
 
-async def _chunks(stream: TokenStream, form: Format) -> AsyncIterator[str]:
-    """Server-sent events: one for each token, the token counts if asked for, `[DONE]`; or an error as the last one."""
-    generated = 0
+async def _chunks(stream: TokenStream, form: AnswerFormat) -> AsyncIterator[bytes]:
+    """Server-sent events: what the form says of each token, and before and after them all; or an error as the last one."""
+    generated, scored = 0, set[int]()  # and the choices whose prompts' scores go out with the next event
+    for part in form.opening():
+        yield _sse(part)
     try:
         async for event in stream:
             generated += isinstance(event, TokenEvent) and event.score is not None
-            if (chunk := form.chunk(event)) is not None:
-                yield _sse(chunk)
+            if event.choice in scored:
+                scored.remove(event.choice)
+                yield await asyncio.to_thread(_write_long, form, event)
+                continue
+            if isinstance(event, PromptEvent):
+                scored.add(event.choice)
+            for part in form.pieces(event):
+                yield _sse(part)
     except MaskProError as e:
-        yield _sse(to_api_error(e).body())
+        for part in form.failure(to_api_error(e).body()):
+            yield _sse(part)
         return
-    if form.include_usage:
-        yield _sse(form.usage_chunk(usage(stream.prompt_tokens, generated, stream.cached_tokens)))
-    yield "data: [DONE]\n\n"
+    for part in form.closing(usage(stream.prompt_tokens, generated, stream.cached_tokens)):
+        yield _sse(part)
+    if form.ends_with_done:
+        yield b"data: [DONE]\n\n"
 
 
-def _sse(value: dict[str, object]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
+def _write_long(form: AnswerFormat, event: Event) -> bytes:
+    return b"".join(_sse(part, long=True) for part in form.pieces(event))
+
+
+def write_json(value: Json, *, long: bool = False) -> bytes:
+    """An answer as JSON; a long one is written slowly in Python, as other threads would wait for the fast encoder to end."""
+    return "".join(_ENCODER.iterencode(value)).encode() if long else to_json(value)
+
+
+async def write_whole(form: AnswerFormat, answers: Sequence[Completion], counts: Json) -> bytes:
+    """The answer to a request without stream, as JSON; one with many scores is not written on the event loop."""
+    scores = sum(len(answer.scores) + len(answer.prompt_scores) for answer in answers)
+    if scores <= _FEW_SCORES:
+        return write_json(form.whole(answers, counts))
+    return await asyncio.to_thread(lambda: write_json(form.whole(answers, counts), long=True))
+
+
+def _sse(value: Json, *, long: bool = False) -> bytes:
+    """One event; one that says its type is called by it."""
+    name = f"event: {value['type']}\n".encode() if "type" in value else b""
+    return name + b"data: " + write_json(value, long=long) + b"\n\n"
 
 
 class EventStream(StreamingResponse):
@@ -111,7 +161,7 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, stream: TokenStream, form: Format) -> None:
+    def __init__(self, stream: TokenStream, form: AnswerFormat) -> None:
         super().__init__(_chunks(stream, form), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self._stream = stream
 

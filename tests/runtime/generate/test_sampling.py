@@ -55,6 +55,20 @@ def test_without_filters_a_draw_is_the_inverse_of_the_distribution(logits: np.nd
     assert cumulative[token] >= u - 1e-6
 
 
+@given(st.integers(1, 1300), st.integers(0, 2**32), uniform)
+def test_a_draw_from_many_is_one_from_their_running_sum(size: int, seed: int, u: float) -> None:
+    """Summed up in runs, with tokens of no weight among them; only where two sums round differently may a neighbour come out."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 5, size).astype(np.float32)
+    logits[rng.random(size) < 0.3] = -np.inf
+    logits[rng.integers(size)] = 9.0
+    token = draw(logits, 1.0, 0, 1.0, 0.0, u)
+    weights = np.exp((logits - logits.max()).astype(np.float64))
+    running = np.cumsum(weights / weights.sum())
+    assert weights[token] > 0
+    assert (running[token - 1] if token else 0.0) - 1e-6 <= u <= running[token] + 1e-6
+
+
 @given(hnp.arrays(np.float64, V, elements=st.floats(-3, 3).map(round)), st.integers(0, V + 3))
 def test_top_k_keeps_exactly_k_also_among_equals(scores: np.ndarray, k: int) -> None:
     keep = top_k_mask(scores, k)
@@ -149,9 +163,24 @@ def test_reported_log_probabilities_are_the_models_own() -> None:
     assert scored.top[0][0] == 0
 
 
-def test_unusable_logits_are_an_error() -> None:
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("params", [{}, {"temperature": 0}, {"top_p": 0.5}, {"presence_penalty": 1}, {"min_tokens": 1}])
+def test_unusable_logits_are_an_error(place: int, params: dict[str, float]) -> None:
+    """Wherever the NaN is, also at an end token that is banned."""
+    logits = np.array([1.0, 0.0, 2.0], np.float32)
+    logits[place] = np.nan
     with pytest.raises(NumericError, match="NaN"):
-        Sampler(SamplingParams(), [], 2).sample(np.array([np.nan, 0.0], np.float32))
+        Sampler(SamplingParams(**params), [], 3, end_tokens=[0]).sample(logits)  # type: ignore[arg-type]
+
+
+def test_sampling_leaves_the_logits_as_they_are() -> None:
+    """They are the batch's own, and log-probabilities are read from them afterwards."""
+    logits = np.array([1.0, 0.0, 2.0], np.float32)
+    for params in ({}, {"temperature": 0}, {"presence_penalty": 1.0}, {"logit_bias": {0: 5.0}}):
+        sampler = Sampler(SamplingParams(**params), [1], 3)  # type: ignore[arg-type]
+        for _ in range(3):
+            sampler.sample(logits)
+    assert logits.tolist() == [1.0, 0.0, 2.0]
 
 
 @pytest.mark.parametrize(

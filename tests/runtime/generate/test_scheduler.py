@@ -49,6 +49,15 @@ def test_a_long_prompt_does_not_stop_the_others(bench: Bench) -> None:
     assert long.tokens
 
 
+def test_all_tokens_of_a_step_are_chosen_before_the_first_is_told(bench: Bench) -> None:
+    sequences = [bench.add([i + 1], max_tokens=9) for i in range(3)]
+    bench.scheduler.step()
+    seen: list[list[int]] = []
+    bench.scheduler.emit = lambda sequence, event: seen.append([len(s.tokens) for s in sequences])
+    bench.scheduler.step()
+    assert seen == [[3, 3, 3]] * 3
+
+
 def test_a_finished_sequence_makes_room_at_once(bench: Bench) -> None:
     sequences = [bench.add([i + 1], max_tokens=2 + i) for i in range(5)]
     bench.scheduler.step()

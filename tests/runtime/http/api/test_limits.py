@@ -103,11 +103,14 @@ def test_parts_that_are_no_text_are_named(content: list[dict[str, Any]], message
         parse(ChatRequest, body, LIMITS)
 
 
-def test_tools_that_are_not_to_be_used_are_ignored() -> None:
+def test_tools_are_of_chats_only() -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
-    parse(ChatRequest, json.dumps({"messages": HELLO, "tools": tools, "tool_choice": "none"}).encode(), LIMITS)
+    chat = parse(ChatRequest, json.dumps({"messages": HELLO, "tools": tools}).encode(), LIMITS)
+    assert chat.tools == tools
+    unused = parse(ChatRequest, json.dumps({"messages": HELLO, "tools": tools, "tool_choice": "none"}).encode(), LIMITS)
+    assert unused.tools is None
     with pytest.raises(ApiError, match="tools is not supported"):
-        parse(ChatRequest, json.dumps({"messages": HELLO, "tools": tools}).encode(), LIMITS)
+        parse(CompletionRequest, json.dumps({"prompt": "x", "tools": tools}).encode(), LIMITS)
 
 
 @pytest.mark.parametrize("name", ["messages", "tools", "bos_token"])
@@ -118,11 +121,9 @@ def test_a_template_cannot_be_given_what_it_gets_from_elsewhere(name: str) -> No
 
 
 def test_a_template_sees_what_messages_say_of_tools() -> None:
-    calls = [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    calls = [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}]
     told = {"role": "tool", "content": "4", "tool_call_id": "c1"}
     messages = [{"role": "assistant", "content": None, "tool_calls": calls}, told]
     asked = parse(ChatRequest, json.dumps({"messages": messages}).encode(), LIMITS)
-    assert [m.for_template() for m in asked.messages] == [
-        {"role": "assistant", "content": "", "tool_calls": calls},
-        told,
-    ]
+    read = [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]
+    assert [m.for_template() for m in asked.messages] == [{"role": "assistant", "content": "", "tool_calls": read}, told]
