@@ -11,8 +11,10 @@ from bench_results import latency_result as latency_result
 from bench_results import throughput_result as throughput_result
 from hypothesis import HealthCheck, settings
 from serial_files import FIRST, SERIAL
+from tiny_engines import LENGTH
 from tiny_model import magnitude_masks, write_tiny
 
+from maskpro_deploy.cache_forms import CACHE_FORMS
 from maskpro_deploy.checkpoint import Checkpoint, save_sparse
 from maskpro_deploy.exporters import ExportConfig, export
 from maskpro_deploy.pattern import NMPattern
@@ -48,6 +50,14 @@ def tiny_sparse(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     out = tmp_path_factory.mktemp("tiny") / "sparse"
     dense = Checkpoint.open(tiny_checkpoint)
     save_sparse(dense, magnitude_masks(dense, NMPattern(2, 4)), out, {"method": "magnitude"})
+    return out
+
+
+@pytest.fixture(scope="session")
+def forms_bundle(tiny_sparse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny sparse model as a bundle with a graph of every cache form, for short texts (read only)."""
+    out = tmp_path_factory.mktemp("forms") / "bundle"
+    export(tiny_sparse, out, ExportConfig(forms=tuple(CACHE_FORMS), max_length=LENGTH), compare=False)
     return out
 
 

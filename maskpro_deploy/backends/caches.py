@@ -55,6 +55,7 @@ class Layout:
     heads: int
     vector: int  # bytes of one head of one token
     most_rows: int | None = None  # rows that a buffer need not have more room than; None for no limit
+    slots: int | None = None  # L, where it is fixed
 
     @property
     def token(self) -> int:
@@ -71,14 +72,20 @@ class Layout:
 
     def copy(self, target: Place, source: Place, tokens: int, rows: int = 1) -> None:
         """Copy `tokens` tokens of each of some rows that follow one another, in all tensors."""
+        pitches = target.tokens * self.vector, source.tokens * self.vector
+        height = rows * self.heads
+        if (target.stride, source.stride) == (height * pitches[0], height * pitches[1]):  # all tensors are one run of rows
+            size = tokens * self.vector
+            self.memory.device.copy(target.address, pitches[0], source.address, pitches[1], size, self.tensors * height)
+            return
         for i in range(self.tensors):
             self.memory.device.copy(
                 target.address + i * target.stride,
-                target.tokens * self.vector,
+                pitches[0],
                 source.address + i * source.stride,
-                source.tokens * self.vector,
+                pitches[1],
                 tokens * self.vector,
-                rows * self.heads,
+                height,
             )
 
 
@@ -167,9 +174,9 @@ class Buffer:
         first, stride = self.block.address + row * self.row_bytes, self.stride
         return list(range(first, first + stride * self.layout.tensors, stride))
 
-    def place(self, row: int) -> Place:
-        """A row from its first slot on."""
-        return Place(self.block.address + row * self.row_bytes, self.stride, self.slots)
+    def place(self, row: int, slot: int = 0) -> Place:
+        """A row from a slot on."""
+        return Place(self.block.address + row * self.row_bytes + slot * self.layout.vector, self.stride, self.slots)
 
 
 class SlotCache:

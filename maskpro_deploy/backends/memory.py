@@ -130,6 +130,8 @@ class Memory:
     def __init__(self, device: Device) -> None:
         self.device = device
         self._idle: dict[int, list[int]] = {}  # size -> addresses
+        # gives back blocks that can be done without, before there is an error; held weakly, so that its owner may go
+        self.on_shortage: weakref.WeakMethod[Callable[[], None]] | None = None
         weakref.finalize(self, _free_all, device, self._idle).atexit = False
 
     def take(self, nbytes: int) -> Block:
@@ -148,6 +150,8 @@ class Memory:
         try:
             return self.device.allocate(size)
         except OutOfDeviceMemory:
+            if self.on_shortage is not None and (give_back := self.on_shortage()) is not None:
+                give_back()
             self._free_idle(lambda other: True)
         try:
             return self.device.allocate(size)

@@ -25,6 +25,7 @@ from maskpro_deploy.errors import FormatError, InputError
 from maskpro_deploy.manifest import Graph, ModelShape
 
 PACKED, STATIC = "cat", "static"
+_HOST_BLOCK, _GPU_BLOCK = 16, 64  # tokens
 _CACHE_SHARE = 0.4  # of the free memory: while rows are copied there are two caches, and contexts need memory too
 
 Floats = npt.NDArray[np.float32]
@@ -37,6 +38,8 @@ class SessionLimits:
     max_batch: int | None = None  # rows in one call
     max_prefill_rows: int | None = None  # rows in one call with more than one new token each
     max_cache_tokens: int | None = None  # tokens that its device has memory for, over all rows
+    # tokens in one of the pieces in which a prefix is worth keeping, see `backends.cache_pieces`; 0 where it would not help
+    prefix_block: int = _HOST_BLOCK
 
 
 class Session(Protocol):
@@ -126,7 +129,7 @@ class GraphSession(WholeCalls):
         )
         self._coverages = [ProfileCoverage.of(profile, self._fixed) for profile in executor.profiles]
         self.limits = self._find_limits()  # what it takes at once
-        self._layout = dataclasses.replace(self._layout, most_rows=self.limits.max_batch)
+        self._layout = dataclasses.replace(self._layout, most_rows=self.limits.max_batch, slots=self._fixed)
 
     def _check_names(self) -> None:
         wanted = {"input_ids", *self._past, "logits", *self._present}
@@ -156,7 +159,15 @@ class GraphSession(WholeCalls):
         if self._fixed is not None and tokens is not None:  # each row takes a fixed number of slots
             held = max(1, tokens // self._fixed)
             rows = held if rows is None else min(rows, held)
-        return SessionLimits(max_batch=rows, max_prefill_rows=prefill_rows, max_cache_tokens=tokens)
+        return SessionLimits(
+            max_batch=rows, max_prefill_rows=prefill_rows, max_cache_tokens=tokens, prefix_block=self._prefix_block()
+        )
+
+    def _prefix_block(self) -> int:
+        """On a GPU a copy costs its launch, so pieces are larger. What is read token by token behind a prefix gains nothing."""
+        if self._coverages and not any(c.new[1] > 1 and c.past[1] > 0 and c.rows[0] == 1 for c in self._coverages):
+            return 0
+        return _HOST_BLOCK if self._device.kind == "cpu" else _GPU_BLOCK
 
     def forward(self, tokens: Ints, cache: Cache | None = None, attention_mask: Ints | None = None) -> tuple[Floats, Cache]:
         """See `Session.forward`; InputError for more rows than the engine was built for."""

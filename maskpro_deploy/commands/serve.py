@@ -37,6 +37,10 @@ _SERVER = (
     "--max-cache-tokens", type=int, help="Tokens that the key/value cache may hold; by default an eighth of the memory."
 )
 @click.option(
+    "--prefix-caching/--no-prefix-caching", default=True, show_default=True,
+    help="Keep what was read, within --max-cache-tokens, for prompts that begin alike.",
+)  # fmt: skip
+@click.option(
     "--api-key", envvar="MASKPRO_API_KEY", help="Clients have to send it. Better set MASKPRO_API_KEY: others see options."
 )
 @click.option("--api-key-file", type=PATH, help="File of keys, one a line: NAME: KEY. Logs call clients by these names.")

@@ -65,12 +65,16 @@ class ContextLengthError(InputError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """How busy the generator is: sequences running and waiting, tokens in the cache, and how many the cache may hold."""
+    """How busy the generator is: sequences running and waiting, tokens in the cache, and how many the cache may hold.
+
+    `prefix_tokens` are kept in the rest of the cache for later prompts, and give way to sequences.
+    """
 
     running: int = 0
     waiting: int = 0
     cached_tokens: int = 0
     capacity_tokens: int = 1
+    prefix_tokens: int = 0
 
 
 class Pace:
@@ -140,6 +144,7 @@ class TextGenerator:
             waiting=len(scheduler.waiting),
             cached_tokens=scheduler.cached_tokens,
             capacity_tokens=capacity,
+            prefix_tokens=scheduler.prefix_tokens,
         )
 
     @property

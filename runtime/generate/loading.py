@@ -41,7 +41,7 @@ def load(bundle: Path, config: RuntimeConfig | None = None) -> TextGenerator:
     session.greedy([0], 2)  # the first runs are slow: memory is allocated and weights are paged in
     if prepared is not None:
         prepared.result()
-    return TextGenerator(session, tokenizer, _limit(config, session.limits, manifest), grammars)
+    return TextGenerator(session, tokenizer, limit_config(config, session.limits, manifest), grammars)
 
 
 def _read_tokenizer(bundle: Path, manifest: Manifest) -> tuple[TextTokenizer, GrammarCompiler, Future[object] | None]:
@@ -51,13 +51,17 @@ def _read_tokenizer(bundle: Path, manifest: Manifest) -> tuple[TextTokenizer, Gr
     return tokenizer, grammars, None if missing(EXTRA) else grammars.prepare()
 
 
-def _limit(config: RuntimeConfig, limits: SessionLimits, manifest: Manifest) -> RuntimeConfig:
+def limit_config(config: RuntimeConfig, limits: SessionLimits, manifest: Manifest) -> RuntimeConfig:
     """The settings, no larger than what the session can take."""
     if limits.max_batch is not None and limits.max_batch < config.max_num_seqs:
         log.warning("the engine was built for %d sequences at once, not for %d", limits.max_batch, config.max_num_seqs)
         config = replace(config, max_num_seqs=limits.max_batch)
+    if config.prefix_caching and not limits.prefix_block:
+        log.warning("prefix caching is off: here the cache cannot be taken apart, or tokens on top of others are read one by one")
+        config = replace(config, prefix_caching=False)
     tokens = config.max_cache_tokens or limits.max_cache_tokens or _cache_tokens_in_memory(manifest)
-    return replace(config, max_cache_tokens=tokens, max_prefill_rows=limits.max_prefill_rows)
+    block = limits.prefix_block or config.prefix_block
+    return replace(config, max_cache_tokens=tokens, max_prefill_rows=limits.max_prefill_rows, prefix_block=block)
 
 
 def _cache_tokens_in_memory(manifest: Manifest) -> int:

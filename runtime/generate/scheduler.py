@@ -2,8 +2,10 @@
 
 Every step reads one chunk of waiting prompts, if there are any and there is room, and then takes one decode step for all
 running sequences. So a long prompt delays the others by a chunk at most, and a finished sequence makes room at once. Prompts
-that wait together are read together; equal prompts (several answers to one) are read once. When the cache would grow over its
-limit, the youngest sequence gives up its place and is read again later: its answer is the same, only late.
+that wait together are read together; equal prompts (several answers to one) are read once, and so is what prompts have in
+common (`reading`). When the cache would grow over its limit, the youngest sequence gives up its place and is read again later:
+its answer is the same, only late. What sequences leave of the limit is for prefixes: of prompts that have been read, and of
+answers that have ended (`sessions.prefixes`).
 
 The scheduler is plain and single-threaded: `generator.py` gives it its thread.
 """
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,9 +23,11 @@ from maskpro_deploy.backends.session import Floats, Session
 from maskpro_deploy.errors import MaskProError, check_range
 from maskpro_deploy.runtime.generate.grammar_compiler import StuckError
 from maskpro_deploy.runtime.generate.prompt_scores import OPTION, score_prompt
+from maskpro_deploy.runtime.generate.reading import Gathering, Reading
 from maskpro_deploy.runtime.generate.sampling import NumericError
 from maskpro_deploy.runtime.generate.sequence import ABORT, LENGTH, Event, FailureEvent, GenerationSequence, PromptEvent
-from maskpro_deploy.runtime.sessions.batches import Batch, Prefill
+from maskpro_deploy.runtime.sessions.batches import Batch
+from maskpro_deploy.runtime.sessions.prefixes import PrefixStore
 from maskpro_deploy.runtime.sessions.session import SessionConfig
 
 Emit = Callable[[GenerationSequence, Event], None]
@@ -41,9 +45,11 @@ class SchedulerConfig:
     # tokens that the cache may hold, padding included; None for no limit. A sequence that needs more runs alone
     max_cache_tokens: int | None = None
     max_prefill_rows: int | None = None  # prompts that are read together; None for no limit but the others
+    prefix_caching: bool = True  # keep what was read, within `max_cache_tokens`, and use it for prompts that begin alike
+    prefix_block: int = 16  # tokens that are kept or evicted together
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "chunk_tokens", "max_cache_tokens", "max_prefill_rows"):
+        for name in ("max_num_seqs", "chunk_tokens", "max_cache_tokens", "max_prefill_rows", "prefix_block"):
             check_range(f"--{name.replace('_', '-')}", getattr(self, name), least=1)
 
 
@@ -52,7 +58,7 @@ class RuntimeConfig(SessionConfig, SchedulerConfig):
     """How a bundle is run: the settings of its session and of its scheduler, and the generator's own.
 
     Where `max_cache_tokens` is None, `load` takes as many as fit an eighth of this machine's memory; it takes `max_prefill_rows`
-    from the session.
+    and `prefix_block` from the session.
     """
 
     spin: bool = False  # see `SessionConfig`; off here, because a server shares its machine at least with its own network thread
@@ -74,24 +80,14 @@ class RuntimeConfig(SessionConfig, SchedulerConfig):
 
 
 @dataclass(slots=True)
-class _Reading:
-    """Prompts that are being read, and the sequences that wait for each of them."""
-
-    prefill: Prefill
-    members: list[list[GenerationSequence]]  # one list for each row
-
-    @property
-    def sequences(self) -> list[GenerationSequence]:
-        return [s for row in self.members for s in row]
-
-
-@dataclass(slots=True)
 class StepCount:
-    """What one step did: tokens read (without padding), tokens generated, sequences that gave up their places."""
+    """What one step did, in tokens without padding, and how many sequences gave up their places."""
 
-    prompt_tokens: int = 0
+    prompt_tokens: int = 0  # read
     generated_tokens: int = 0
-    preempted: int = 0
+    preempted: int = 0  # sequences
+    prefix_queries: int = 0  # of prompts whose reading began, where kept ones may be used
+    prefix_hits: int = 0  # those of them that were kept
 
 
 class Scheduler:
@@ -103,8 +99,11 @@ class Scheduler:
         self.emit = emit
         self.waiting: deque[GenerationSequence] = deque()
         self.running: list[GenerationSequence] = []  # row i of the batch
-        self._reading: _Reading | None = None
+        self._reading: Reading | None = None
         self._batch: Batch | None = None
+        # tokens that sequences and prefixes may take together
+        self._capacity = config.max_cache_tokens or config.max_num_seqs * session.shape.max_length
+        self._prefixes = PrefixStore(config.prefix_block if config.prefix_caching else 0, self._capacity)
 
     @property
     def idle(self) -> bool:
@@ -113,15 +112,21 @@ class Scheduler:
 
     @property
     def num_running(self) -> int:
-        """Sequences that hold a place in the batch, or will after reading."""
+        """Sequences that hold a place in the batch, or will after reading; those that have just ended do not count."""
         reading = self._reading  # another thread may ask
-        return len(self.running) + (len(reading.sequences) if reading else 0)
+        return sum(not s.finished for s in (*self.running, *(reading.sequences if reading else ())))
 
     @property
     def cached_tokens(self) -> int:
-        """Tokens in the cache, padding not counted."""
-        batch = self._batch  # another thread may ask
-        return int(batch.lengths.sum()) if batch is not None else 0
+        """Tokens of running sequences in the cache, padding not counted."""
+        running, batch = self.running, self._batch  # another thread may ask
+        lengths = batch.lengths.tolist() if batch is not None else []
+        return sum(length for s, length in zip(running, lengths, strict=False) if not s.finished)
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens that are kept for later prompts."""
+        return self._prefixes.tokens
 
     def abort(self, sequences: Iterable[GenerationSequence]) -> None:
         """End sequences, wherever they are; finished ones stay as they are."""
@@ -130,6 +135,7 @@ class Scheduler:
                 self.emit(sequence, sequence.finish(ABORT))
         self.waiting = deque(s for s in self.waiting if not s.finished)
         if self._reading and all(s.finished for s in self._reading.sequences):
+            self._reading.save()
             self._reading = None
         self._compact()
 
@@ -145,8 +151,10 @@ class Scheduler:
     def step(self) -> StepCount:
         """Read a chunk of prompts, then decode one token of each running sequence."""
         count = StepCount()
-        if self._reading is None:
-            self._reading = self._next_reading()
+        if self._reading is None and (reading := self._next_reading()) is not None:
+            self._reading = reading
+            count.prefix_queries, count.prefix_hits = reading.queried, reading.found
+            self._share_cache(range(len(self.running)))
         if self._reading is not None:
             count.prompt_tokens = self._read(self._reading)
         count.preempted = self._make_room()
@@ -155,24 +163,17 @@ class Scheduler:
             self._decode()
         return count
 
-    def _next_reading(self) -> _Reading | None:
+    def _next_reading(self) -> Reading | None:
         """The prompts to read next: in order of arrival, as many as have room and fit a chunk (but at least one)."""
-        room = self.config.max_num_seqs - len(self.running)
-        rows: dict[tuple[int, ...], list[GenerationSequence]] = {}
-        width = 0
+        gathering = Gathering(self._prefixes, self.config.chunk_tokens, self.config.max_prefill_rows)
         taken = list(self.running)
-        while self.waiting and room and self._fits([*taken, self.waiting[0]]):
-            prompt = self.waiting[0].context
-            wider, more = max(width, len(prompt)), len(rows) + (prompt not in rows)
-            too_many = wider * more > self.config.chunk_tokens or more > (self.config.max_prefill_rows or more)
-            if rows and too_many and more > len(rows):
+        while self.waiting and len(taken) < self.config.max_num_seqs and self._fits([*taken, self.waiting[0]]):
+            if not gathering.add(self.waiting[0]):
                 break
             sequence = self.waiting.popleft()
             sequence.times.started = sequence.times.started or time.perf_counter()
-            rows.setdefault(prompt, []).append(sequence)
             taken.append(sequence)
-            width, room = wider, room - 1
-        return _Reading(Prefill(list(rows)), list(rows.values())) if rows else None
+        return gathering.reading()
 
     def _fits(self, sequences: list[GenerationSequence]) -> bool:
         """Whether the cache can hold these for a while; one alone always may run."""
@@ -189,12 +190,36 @@ class Scheduler:
         while limit is not None and self._batch is not None and len(self.running) > 1:
             if len(self.running) * (self._batch.cache.length + 1) <= limit:
                 break
-            self.waiting.appendleft(self.running.pop())
-            self._batch = self._batch.keep(range(len(self.running)))
+            self.waiting.appendleft(self.running[-1])
+            self._keep(range(len(self.running) - 1))
             preempted += 1
+        self._share_cache(range(len(self.running)))
         return preempted
 
-    def _read(self, reading: _Reading) -> int:
+    def _share_cache(self, rows: Sequence[int]) -> None:
+        """Leave to prefixes what these rows and the reading do not need of the cache in the next step."""
+        used = self._reading.cache_tokens if self._reading is not None else 0
+        if self._batch is not None and rows:
+            used += len(rows) * (int(self._batch.lengths[list(rows)].max()) + 1)
+        self._prefixes.resize(max(0, self._capacity - used))
+
+    def _keep(self, rows: Sequence[int]) -> None:
+        """Give up all rows but these, and keep what was read of them as prefixes."""
+        self._share_cache(rows)
+        for row in sorted(set(range(len(self.running))) - set(rows)):
+            self._save(row)
+        self.running = [self.running[row] for row in rows]
+        self._batch = self._batch.keep(rows) if rows and self._batch is not None else None
+
+    def _save(self, row: int) -> None:
+        """Keep what a running sequence has in the cache, if its logits were usable."""
+        assert self._batch is not None
+        length = int(self._batch.lengths[row])
+        keys = self._prefixes.keys(self.running[row].context[:length])
+        if keys and not self.running[row].broken:
+            self._prefixes.save(keys, self._batch.cache, row, self._batch.cache.length - length)
+
+    def _read(self, reading: Reading) -> int:
         """Read a chunk; after the last one choose first tokens and join the batch. Returns the tokens read."""
         prefill = reading.prefill
         start = prefill.done
@@ -207,7 +232,7 @@ class Scheduler:
             self._start(reading, logits[:, -1])
         return int(np.maximum(prefill.done - np.maximum(padding, start), 0).sum())
 
-    def _start(self, reading: _Reading, logits: Floats) -> None:
+    def _start(self, reading: Reading, logits: Floats) -> None:
         """Next tokens of sequences whose prompts have been read. `logits (B, V)`."""
         rows: list[int] = []
         started: list[GenerationSequence] = []
@@ -222,6 +247,7 @@ class Scheduler:
                 elif self._extend(sequence, logits[row]):
                     rows.append(row)
                     started.append(sequence)
+        reading.save()
         if not started:
             return
         batch = reading.prefill.batch()
@@ -250,6 +276,7 @@ class Scheduler:
         try:
             return sequence.extend(logits)
         except (NumericError, StuckError) as e:
+            sequence.broken = isinstance(e, NumericError)
             sequence.finish(ABORT)
             return FailureEvent(choice=sequence.choice, error=e)
 
@@ -261,7 +288,5 @@ class Scheduler:
     def _compact(self) -> None:
         """Give up the rows of finished sequences."""
         keep = [i for i, s in enumerate(self.running) if not s.finished]
-        if len(keep) == len(self.running):
-            return
-        self.running = [self.running[i] for i in keep]
-        self._batch = self._batch.keep(keep) if keep and self._batch is not None else None
+        if len(keep) != len(self.running):
+            self._keep(keep)

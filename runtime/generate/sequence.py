@@ -97,6 +97,8 @@ class GenerationSequence:
         self.times = Times()
         self.tokens: list[int] = []
         self.finish_reason: str | None = None
+        self.cached_tokens = 0  # tokens of the prompt that need not be read, because they were kept
+        self.broken = False  # whether its logits were unusable
         self.prompt_scores: list[Score] = []
         eos = () if params.ignore_eos else shape.eos_token_ids
         self._end_tokens = frozenset((*eos, *params.stop_token_ids, *(grammar.end_tokens if grammar else ())))

@@ -39,6 +39,11 @@ class Metrics:
             "Tokens in the cache, as a part (0 to 1) of what may run at once.",
             lambda: load().cached_tokens / load().capacity_tokens,
         )
+        self._gauge(
+            "prefix_cache_tokens", "Tokens kept for later prompts; they give way to sequences.", lambda: load().prefix_tokens
+        )
+        self._prefix_queries = self._counter("prefix_cache_queries", "Prompt tokens looked for among those that are kept.")
+        self._prefix_hits = self._counter("prefix_cache_hits", "Prompt tokens found there, and not read again.")
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens read.")
         self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self._success = self._open_counter("request_success", "Sequences that ended, by reason.", "finished_reason")
@@ -90,6 +95,9 @@ class Metrics:
             self._prompt_tokens.inc(count.prompt_tokens)
         if count.preempted:
             self._preemptions.inc(count.preempted)
+        if count.prefix_queries:
+            self._prefix_queries.inc(count.prefix_queries)
+            self._prefix_hits.inc(count.prefix_hits)
         if len(self._observed) >= _SETTLE_AT:
             self._settle()
 

@@ -2,7 +2,8 @@
 
     {"time": "2026-01-31T12:00:00.123Z", "id": "…", "client": "127.0.0.1", "key": "name", "method": "POST",
      "path": "/v1/completions", "status": 200, "seconds": 1.234, "stream": false, "answers": 1, "max_tokens": 64,
-     "prompt_tokens": 12, "completion_tokens": 34, "finished": ["stop"], "queued_s": 0.001, "first_token_s": 0.05}
+     "prompt_tokens": 12, "cached_tokens": 0, "completion_tokens": 34, "finished": ["stop"], "queued_s": 0.001,
+     "first_token_s": 0.05}
 
 The fields from `stream` on are of requests that generate. A `status` of null says that the client left before there was an
 answer. A request that was refused has the `error` that its client was told; with traces every line has the `trace` of its span.
@@ -76,7 +77,9 @@ def is_quiet(facts: Mapping[str, Any]) -> bool:
     return facts["path"] in _QUIET and facts["status"] == 200
 
 
-def describe_answers(sequences: list[GenerationSequence], prompt_tokens: int, *, stream: bool) -> dict[str, Any]:
+def describe_answers(
+    sequences: list[GenerationSequence], prompt_tokens: int, *, stream: bool, cached_tokens: int = 0
+) -> dict[str, Any]:
     """What became of the answers of a request, for its line."""
     starts = [s.times.started - s.times.arrived for s in sequences if s.times.started]
     firsts = [s.times.first_token - s.times.arrived for s in sequences if s.times.first_token]
@@ -85,6 +88,7 @@ def describe_answers(sequences: list[GenerationSequence], prompt_tokens: int, *,
         "answers": len(sequences),
         "max_tokens": sequences[0].params.max_tokens if sequences else 0,
         "prompt_tokens": prompt_tokens,
+        "cached_tokens": cached_tokens,
         "completion_tokens": sum(len(s.tokens) for s in sequences),
         "finished": [s.finish_reason for s in sequences],
         "queued_s": round(max(starts), 4) if starts else None,

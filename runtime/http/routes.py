@@ -206,7 +206,9 @@ class Routes:
             raise
         self._slot.metrics.count_accepted(params, asked.n)
         told, streams = stream.prompt_tokens, bool(asked.stream)
-        request.scope[FACTS] = lambda: describe_answers(stream.sequences, told, stream=streams)
+        request.scope[FACTS] = lambda: describe_answers(
+            stream.sequences, told, stream=streams, cached_tokens=stream.cached_tokens
+        )
         if asked.stream:
             return EventStream(stream, form)
         try:
@@ -214,7 +216,7 @@ class Routes:
         finally:
             stream.close()
         completed = sum(len(a.tokens) for a in answers)
-        answer = await write_whole(form, answers, usage(stream.prompt_tokens, completed))
+        answer = await write_whole(form, answers, usage(stream.prompt_tokens, completed, stream.cached_tokens))
         return Response(answer, media_type="application/json")
 
 

@@ -43,17 +43,20 @@ class Batch:
 
 
 class Prefill:
-    """Reads several prompts, none empty, into a batch, a chunk of columns at a time; the mask hides `pad_token`."""
+    """Reads several prompts, none empty, into a batch, a chunk of columns at a time; the mask hides `pad_token`.
 
-    def __init__(self, prompts: Sequence[Sequence[int]], pad_token: int = 0) -> None:
+    The first columns may have been read before: then `cache` holds them, and `done` begins behind them.
+    """
+
+    def __init__(self, prompts: Sequence[Sequence[int]], cache: Cache | None = None, pad_token: int = 0) -> None:
         self.lengths: Ints = np.array([len(p) for p in prompts], np.int64)  # (B,)
         self.width = int(self.lengths.max())
-        self.done = 0
+        self.done = cache.length if cache is not None else 0
         self._tokens: Ints = np.full((len(prompts), self.width), pad_token, np.int64)  # (B, W)
         for row, prompt in zip(self._tokens, prompts, strict=True):
             row[self.width - len(prompt) :] = prompt
         self._mask = left_mask(self.lengths, self.width)
-        self._cache: Cache | None = None
+        self.cache = cache  # what has been read; None for nothing
 
     @property
     def finished(self) -> bool:
@@ -63,15 +66,15 @@ class Prefill:
     def advance(self, session: Session, columns: int) -> Floats:
         """Read up to `columns` more: logits `(B, S, V)`; column j of them is column `done - S + j` of the padded prompts."""
         end = min(self.done + columns, self.width)
-        logits, self._cache = session.forward(self._tokens[:, self.done : end], self._cache, self._mask[:, :end])
+        logits, self.cache = session.forward(self._tokens[:, self.done : end], self.cache, self._mask[:, :end])
         self.done = end
         return logits
 
     def batch(self) -> Batch:
         """The prompts, read."""
         assert self.finished
-        assert self._cache is not None
-        return Batch(self._cache, self.lengths)
+        assert self.cache is not None
+        return Batch(self.cache, self.lengths)
 
 
 def left_mask(lengths: Ints, columns: int) -> Ints:

@@ -114,7 +114,7 @@ class GenaiSession(WholeCalls):
     def __init__(self, bundle: Path, manifest: Manifest, graph: Graph, *, threads: int | None, spin: bool) -> None:
         require("genai", "running a bundle in onnxruntime-genai")
         _check_layout(bundle, graph)
-        self.shape, self.graph, self.limits = manifest.model, graph, SessionLimits()
+        self.shape, self.graph, self.limits = manifest.model, graph, SessionLimits(prefix_block=0)
         self._library = import_module("onnxruntime_genai")
         self.providers: tuple[str, ...] = (f"onnxruntime-genai {self._library.__version__}",)
         options: dict[str, Any] = {"session.intra_op.allow_spinning": str(int(spin)), **COLUMN_ROWS}

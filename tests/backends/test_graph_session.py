@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
+from dirty_device import DirtyDevice, device_session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_engines import LENGTH, profile_of
@@ -18,36 +17,11 @@ from maskpro_deploy.backends.onnxruntime_.sessions import open_graph
 from maskpro_deploy.backends.session import GraphSession
 from maskpro_deploy.cache_forms import CACHE_FORMS
 from maskpro_deploy.errors import FormatError, InputError
-from maskpro_deploy.exporters import ExportConfig, export
 from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.runtime import RuntimeConfig, SamplingParams, load
 from maskpro_deploy.runtime.sessions.batches import Batch, Prefill, left_mask
 
 FORMS = tuple(CACHE_FORMS)
-
-
-@pytest.fixture(scope="module")
-def forms_bundle(tiny_sparse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("forms") / "bundle"
-    export(tiny_sparse, out, ExportConfig(forms=FORMS, max_length=LENGTH), compare=False)
-    return out
-
-
-class DirtyDevice(HostDevice):
-    """New memory is full of NaN, as memory may be."""
-
-    def allocate(self, nbytes):
-        address = super().allocate(nbytes)
-        ctypes.memset(address, 0xFF, nbytes)
-        return address
-
-
-def device_session(bundle, form, profiles=()):
-    manifest = Manifest.load(bundle)
-    graph = next(g for g in (manifest.graph, *manifest.siblings) if g.form == form)
-    memory = DirtyDevice()
-    executor = OnnxExecutor(open_graph(bundle / graph.file, threads=1), memory, profiles)
-    return GraphSession(manifest.model, graph, executor, memory)
 
 
 @pytest.fixture(scope="module", params=FORMS)
@@ -153,6 +127,13 @@ def test_profiles_bound_the_calls_and_the_answer_is_the_same(form, forms_bundle,
     assert calls == [(1, (3, 1))] * 2
     with pytest.raises(InputError, match="--max-batch 4"):
         device.logits(np.array(prompts(2, 2, 2, 2)))
+
+
+def test_prefixes_are_kept_where_several_tokens_are_read_behind_them(forms_bundle):
+    decode = profile_of("cat", (1, 2), (1, 1), (0, 30))
+    fresh, chunks = (profile_of("cat", (1, 2), (1, 16), (0, past)) for past in (0, 30))
+    blocks = [device_session(forms_bundle, "cat", [first, decode]).limits.prefix_block for first in (fresh, chunks)]
+    assert blocks == [0, 16]
 
 
 def test_an_engine_that_cannot_decode_is_refused(forms_bundle):

@@ -19,12 +19,13 @@ from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 Json = dict[str, object]
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> Json:
-    """Token counts."""
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> Json:
+    """Token counts; `cached_tokens` of the prompts were not read, because they were kept."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }
 
 

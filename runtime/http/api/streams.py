@@ -53,8 +53,14 @@ class TokenStream:
         loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Event] = asyncio.Queue()
         self.prompt_tokens = sum(len(p) for p in prompts)
+        self._n = n
         post = Mailbox.of(loop).sender(loop, self._queue.put_nowait)
         self.sequences = generator.submit(prompts, params, post, n=n, grammar=grammar)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompts that were kept and not read; of those that have been started. A prompt counts once."""
+        return sum(s.cached_tokens for s in self.sequences[:: self._n])
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """Yield every event; an OverloadedError if the generator was closed before the end."""
@@ -121,7 +127,7 @@ async def _chunks(stream: TokenStream, form: AnswerFormat) -> AsyncIterator[byte
         for part in form.failure(to_api_error(e).body()):
             yield _sse(part)
         return
-    for part in form.closing(usage(stream.prompt_tokens, generated)):
+    for part in form.closing(usage(stream.prompt_tokens, generated, stream.cached_tokens)):
         yield _sse(part)
     if form.ends_with_done:
         yield b"data: [DONE]\n\n"

@@ -53,10 +53,17 @@ class ModelList(Answer):
     data: list[ModelCard]
 
 
+class CachedTokens(Answer):
+    """Tokens of the input that were computed before."""
+
+    cached_tokens: Count
+
+
 class Usage(Answer):
     """Token counts; of several answers, all together."""
 
     prompt_tokens: Count
+    prompt_tokens_details: CachedTokens
     completion_tokens: Count
     total_tokens: Count
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from maskpro_deploy.runtime.http.openapi.answers import Answer, Count, TokenLogprob
+from maskpro_deploy.runtime.http.openapi.answers import Answer, CachedTokens, Count, TokenLogprob
 
 
 class OutputText(Answer):
@@ -24,12 +24,6 @@ class OutputMessage(Answer):
     status: Literal["in_progress", "completed", "incomplete"]
     role: Literal["assistant"]
     content: list[OutputText]
-
-
-class CachedTokens(Answer):
-    """Tokens of the input that were computed before."""
-
-    cached_tokens: Count
 
 
 class ReasoningTokens(Answer):

@@ -137,8 +137,10 @@ def test_chat_reads_the_template(client: openai.OpenAI, http: httpx2.Client) -> 
     chat = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=5, temperature=0)
     plain = client.completions.create(model=MODEL, prompt=rendered, max_tokens=5, temperature=0)
     assert chat.choices[0].message.content == plain.choices[0].text
-    assert chat.usage == plain.usage
-    assert http.post("/tokenize", json={"messages": messages}).json()["count"] == plain.usage.prompt_tokens  # type: ignore[union-attr]
+    assert chat.usage is not None
+    assert plain.usage is not None
+    assert chat.usage.prompt_tokens == plain.usage.prompt_tokens
+    assert http.post("/tokenize", json={"messages": messages}).json()["count"] == plain.usage.prompt_tokens
 
 
 def test_chat_without_a_length_uses_the_room_there_is(client: openai.OpenAI) -> None:
