@@ -5,7 +5,7 @@
     metrics, config        what is counted; settings
     tls, traces            the certificate; spans for a collector
     page                   the chat page
-    lifecycle              running the app: socket, loading, signals
+    lifecycle, listening   running the app: loading, signals, the socket; uvicorn_ is its HTTP server
     memory                 what long requests leave behind
     openapi                the description of all routes, for programs and people
 

@@ -2,7 +2,7 @@
 
 The port is taken first, so that a port in use shows before minutes of loading. While the model loads, the server already answers:
 `/health` says 503. On SIGTERM or SIGINT it takes no new requests, finishes the running ones within the time it is given, and
-stops; a second signal stops it at once. On SIGHUP it opens its request log and reads its certificate anew.
+stops; a second signal stops it at once. On SIGHUP it opens its request log and reads its certificate again.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maskpro_deploy.errors import InputError, MaskProError
+from maskpro_deploy.errors import MaskProError
 from maskpro_deploy.manifest import Manifest
 from maskpro_deploy.runtime.generate.generator import TextGenerator
 from maskpro_deploy.runtime.generate.loading import load
 from maskpro_deploy.runtime.http import traces
 from maskpro_deploy.runtime.http.config import ServeConfig
+from maskpro_deploy.runtime.http.listening import base_url, listen
 from maskpro_deploy.runtime.http.memory import freeze_what_is_loaded
 from maskpro_deploy.runtime.http.request_log import STDERR, RequestLog
 from maskpro_deploy.system.throttle import throttled
@@ -35,32 +36,6 @@ log = logging.getLogger(__name__)
 
 # what clients can make these say is throttled
 _LOUD = ("uvicorn.error", "asyncio", "concurrent.futures")
-_BACKLOG = 2048  # connections that wait to be taken
-_CLOSE_TIMEOUT_S = 5  # for connections to close once all answers are out
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; an InputError if the address is not this machine's, or the port is in use."""
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except OSError as e:
-        raise InputError(f"--host {host} is not an address of this machine: {e.strerror}.") from e
-    listener = socket.socket(family, kind, proto)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)  # binding alone does not show a port that another server has just bound
-    except OSError as e:
-        listener.close()
-        raise InputError(f"cannot listen on {host} port {port}: {e.strerror}. Choose another --port; 0 takes a free one.") from e
-    return listener
-
-
-def base_url(listener: socket.socket, scheme: str = "http") -> str:
-    """The URL at which a listening socket is reached from this machine."""
-    host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class _Lifetime:
@@ -82,7 +57,7 @@ class _Lifetime:
         return self._config.tls is not None or self._config.request_log not in (None, STDERR)
 
     def request_reload(self) -> None:
-        """Open the request log and read the certificate anew; what fails is logged, and stays as it was. From any thread."""
+        """Open the request log and read the certificate again; what fails is logged, and stays as it was. From any thread."""
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._reload)
@@ -114,11 +89,9 @@ class _Lifetime:
         loading = _load_in_thread(self._bundle, self._config)
         try:
             # only now: they take a fifth of a second, in which the model is being loaded already
-            import uvicorn
-
-            from maskpro_deploy.runtime.http.connections import protocol_with_deadline
             from maskpro_deploy.runtime.http.routes import GeneratorSlot
             from maskpro_deploy.runtime.http.server import create_app
+            from maskpro_deploy.runtime.http.uvicorn_ import make_uvicorn
 
             defaults = self._config.read_defaults(self._bundle)
             slot = GeneratorSlot(self._config.served_model_name or manifest.model.name, defaults=defaults)
@@ -128,21 +101,7 @@ class _Lifetime:
             await asyncio.wait({loading})  # a process that ends while onnxruntime opens a graph is aborted
             raise
         self._request_log = app.state.request_log
-        quiet: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off", "ws": "none", "server_header": False}
-        limits: dict[str, Any] = {
-            "http": protocol_with_deadline(self._config.header_timeout_s), "limit_concurrency": self._config.max_connections,
-            "timeout_graceful_shutdown": _CLOSE_TIMEOUT_S,
-        }  # fmt: skip
-        settings = uvicorn.Config(app, **limits, **quiet)
-        settings.load()
-        if self._config.tls is not None:
-            settings.ssl = self._config.tls.context
-            # a client has as long for the handshake as for its headers; uvicorn does not pass the time on
-            listen_in_time = partial(self._loop.create_server, ssl_handshake_timeout=self._config.header_timeout_s)
-            self._loop.create_server = listen_in_time  # type: ignore[method-assign]
-        server = uvicorn.Server(settings)
-        # `request_stop` decides when to stop, not uvicorn's own handling of signals
-        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+        server = make_uvicorn(app, self._config)
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         try:
             generator = await self._until_stopped(loading)

@@ -30,6 +30,7 @@ from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 from maskpro_deploy.runtime.http import lifecycle
 from maskpro_deploy.runtime.http.config import ServeConfig
 from maskpro_deploy.runtime.http.lifecycle import running_server
+from maskpro_deploy.runtime.http.listening import listen
 from maskpro_deploy.runtime.http.tls import Tls
 
 KEY = "a long secret"
@@ -143,7 +144,7 @@ def test_a_server_that_loads_is_reached_and_not_ready(slow: Path) -> None:
         assert proceed.wait(30)
         return real(*arguments)
 
-    with lifecycle.listen("127.0.0.1", 0) as probe:
+    with listen("127.0.0.1", 0) as probe:
         port = probe.getsockname()[1]
 
     def work() -> None:

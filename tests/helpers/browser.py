@@ -1,23 +1,13 @@
-"""A headless Chromium for the tests of pages, apps on real sockets, and a connection that can be cut."""
+"""A headless Chromium for the tests of pages, and a connection that can be cut."""
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-
-import uvicorn
-
-from maskpro_deploy.runtime import TextGenerator
-from maskpro_deploy.runtime.http.config import ServeConfig
-from maskpro_deploy.runtime.http.lifecycle import base_url, listen
-from maskpro_deploy.runtime.http.routes import GeneratorSlot
-from maskpro_deploy.runtime.http.server import create_app
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -45,20 +35,6 @@ class Watch:
         kept = [text for text in self.complaints if words not in text]
         assert len(kept) < len(self.complaints), self.complaints
         self.complaints = kept
-
-
-@contextmanager
-def serving(generator: TextGenerator | GeneratorSlot, config: ServeConfig | None = None) -> Iterator[str]:
-    """The URL of an app around a given generator, or the slot that it will fill, on a real socket."""
-    with closing(listen("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(create_app(generator, config), log_config=None, lifespan="off"))
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
-        thread.start()
-        try:
-            yield base_url(listener)
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 class CutProxy:

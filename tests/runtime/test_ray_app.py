@@ -11,7 +11,8 @@ import pytest
 from maskpro_deploy.errors import ConfigError, InputError
 from maskpro_deploy.runtime import RuntimeConfig
 from maskpro_deploy.runtime.http.config import ServeConfig
-from maskpro_deploy.runtime.http.lifecycle import listen, running_server
+from maskpro_deploy.runtime.http.lifecycle import running_server
+from maskpro_deploy.runtime.http.listening import listen
 from maskpro_deploy.runtime.ray_app import application
 
 ray = pytest.importorskip("ray")

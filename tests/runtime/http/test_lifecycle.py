@@ -19,7 +19,8 @@ from maskpro_deploy.runtime import RuntimeConfig, TextGenerator
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 from maskpro_deploy.runtime.http import lifecycle
 from maskpro_deploy.runtime.http.config import ServeConfig
-from maskpro_deploy.runtime.http.lifecycle import listen, running_server, serve
+from maskpro_deploy.runtime.http.lifecycle import running_server, serve
+from maskpro_deploy.runtime.http.listening import listen
 
 CPU = RuntimeConfig(provider="cpu", threads=1)
 LONG = {"prompt": [1], "max_tokens": 200, "ignore_eos": True, "stream": True}
@@ -33,18 +34,6 @@ def test_a_port_in_use_shows_before_the_model_is_loaded(
         port = other.getsockname()[1]
         with pytest.raises(InputError, match=rf"port {port}: Address already in use.*--port"):
             serve(sparse_bundle, ServeConfig(port=port))
-
-
-def test_two_servers_never_share_a_port() -> None:
-    with listen("127.0.0.1", 0) as first, pytest.raises(InputError, match="in use"):
-        listen("127.0.0.1", first.getsockname()[1])
-
-
-def test_an_address_of_another_machine_is_refused() -> None:
-    with pytest.raises(InputError, match=r"192\.0\.2\.1"):
-        listen("192.0.2.1", 0)
-    with pytest.raises(InputError, match="--host"):
-        listen("no such host", 0)
 
 
 def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,15 +14,14 @@ import httpx2
 import numpy as np
 import openai
 import pytest
-import uvicorn
 from gated_session import GatedSession
+from real_socket import serving
 
 from maskpro_deploy import __version__
 from maskpro_deploy.runtime import RuntimeConfig, SamplingParams, TextGenerator
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 from maskpro_deploy.runtime.http.config import ServeConfig
-from maskpro_deploy.runtime.http.lifecycle import base_url, listen, running_server
-from maskpro_deploy.runtime.http.server import create_app
+from maskpro_deploy.runtime.http.lifecycle import running_server
 
 MODEL = "tiny-sparse"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -51,20 +47,6 @@ def client(url: str) -> Iterator[openai.OpenAI]:
 def http(url: str) -> Iterator[httpx2.Client]:
     with httpx2.Client(base_url=url) as made:
         yield made
-
-
-@contextmanager
-def serving(generator: TextGenerator, config: ServeConfig | None = None) -> Iterator[str]:
-    """An app around a given generator, on a real socket."""
-    with closing(listen("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(create_app(generator, config), log_config=None, lifespan="off"))
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
-        thread.start()
-        try:
-            yield base_url(listener)
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 def test_the_model_is_listed_as_clients_expect(client: openai.OpenAI) -> None:

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2
 import pytest
-import uvicorn
 from dirty_device import DirtyDevice, device_session
+from real_socket import serving
 
 from maskpro_deploy.backends.session import GraphSession
 from maskpro_deploy.cache_forms import CACHE_FORMS
 from maskpro_deploy.runtime import RuntimeConfig, TextGenerator
 from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
-from maskpro_deploy.runtime.http.config import ServeConfig
-from maskpro_deploy.runtime.http.lifecycle import base_url, listen
 from maskpro_deploy.runtime.http.routes import GeneratorSlot
-from maskpro_deploy.runtime.http.server import create_app
 
 CLIENTS = 1000
 LIMIT = 150  # tokens, for sequences and prefixes together
@@ -46,16 +40,8 @@ def generator(device: GraphSession, text_tokenizer: TextTokenizer) -> Iterator[T
 
 @pytest.fixture
 def url(generator: TextGenerator) -> Iterator[str]:
-    with closing(listen("127.0.0.1", 0)) as listener:
-        slot = GeneratorSlot("tiny", generator)
-        server = uvicorn.Server(uvicorn.Config(create_app(slot, ServeConfig()), log_config=None, lifespan="off"))
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
-        thread.start()
-        try:
-            yield base_url(listener)
-        finally:
-            server.should_exit = True
-            thread.join()
+    with serving(GeneratorSlot("tiny", generator)) as served:
+        yield served
 
 
 def request(number: int, **more: object) -> bytes:

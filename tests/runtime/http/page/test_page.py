@@ -11,8 +11,8 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from browser import serving
 from click.testing import CliRunner
+from real_socket import serving
 
 from maskpro_deploy import __version__
 from maskpro_deploy.commands.serve import command

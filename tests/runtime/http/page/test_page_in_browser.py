@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import CutProxy, serving
+from browser import CutProxy
 from chat_page import RUNTIME, SHOWN, answers, ask, expected, set_up, until
 from gated_session import GatedSession
+from real_socket import serving
 
 from maskpro_deploy.backends.session import GraphSession
 from maskpro_deploy.data import load_tokenizer
