@@ -1,19 +1,33 @@
 """Connections that do not wait for ever: a request's headers have to arrive within a time and a size.
 
 uvicorn closes connections that idle between two requests, but not those that never send a whole one; a few hundred of them would
-use up the server's sockets.
+use up the server's sockets. What is no request at all is answered here too, in the shape of every other error.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from maskpro_deploy.runtime.http.api.errors import ApiError
+
 _MOST_HEADER_BYTES = 1 << 16
-_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-_TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+def _on_the_wire(error: ApiError) -> bytes:
+    body = json.dumps(error.body()).encode()
+    head = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body
+
+
+_KIND = "invalid_request_error"
+_TOO_LARGE = _on_the_wire(ApiError(431, f"the headers hold more than {_MOST_HEADER_BYTES:,} bytes.", _KIND, "headers_too_large"))
+_TOO_SLOW = _on_the_wire(ApiError(408, "the headers did not arrive in time.", _KIND, "request_timeout"))
+_NO_REQUEST = _on_the_wire(ApiError(400, "this is not an HTTP/1.1 request.", _KIND, "invalid_http"))
 
 
 def protocol_with_deadline(header_timeout_s: float) -> type[asyncio.Protocol]:
@@ -49,6 +63,9 @@ def protocol_with_deadline(header_timeout_s: float) -> type[asyncio.Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_waiting()
             super().connection_lost(exc)
+
+        def send_400_response(self, msg: str) -> None:
+            self._end(_NO_REQUEST)
 
         def _wait(self) -> None:
             self._deadline = asyncio.get_running_loop().call_later(header_timeout_s, self._end, _TOO_SLOW)

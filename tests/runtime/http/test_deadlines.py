@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -42,12 +43,21 @@ def read_to_end(client: socket.socket) -> bytes:
     return received
 
 
+def read_error(client: socket.socket) -> tuple[int, str]:
+    """Status and code of the answer that ends a connection."""
+    head, _, body = read_to_end(client).partition(b"\r\n\r\n")
+    error = json.loads(body)["error"]
+    assert f"content-length: {len(body)}".encode() in head
+    assert error["message"]
+    return int(head.split()[1]), error["code"]
+
+
 @pytest.mark.parametrize("start", [b"", b"GET /live HTTP/1.1\r\n", b"GET /live HTTP/1.1\r\nHost: x\r\nX-Slow: "])
 def test_a_request_that_never_comes_is_ended(url: str, start: bytes) -> None:
     started = time.monotonic()
     with connect(url) as client:
         client.sendall(start)
-        assert read_to_end(client).startswith(b"HTTP/1.1 408")
+        assert read_error(client) == (408, "request_timeout")
         assert WAIT_S <= time.monotonic() - started < 20 * WAIT_S
 
 
@@ -73,17 +83,24 @@ def test_a_connection_may_ask_again_after_a_pause_and_is_ended_when_it_breaks_of
             assert received.startswith(b"HTTP/1.1 200")
             time.sleep(2 * WAIT_S)
         client.sendall(ask[:10])
-        assert read_to_end(client).startswith(b"HTTP/1.1 408")
+        assert read_error(client) == (408, "request_timeout")
 
 
 def test_vast_headers_are_refused(url: str) -> None:
     with connect(url) as client:
         try:
             client.sendall(b"GET /live HTTP/1.1\r\nX-Vast: " + b"y" * 200_000)
-            received = read_to_end(client)
+            error = read_error(client)
         except ConnectionError:
             return  # it was ended before all was sent
-        assert received.startswith((b"HTTP/1.1 431", b"HTTP/1.1 400"))
+        assert error in ((431, "headers_too_large"), (400, "invalid_http"))
+
+
+@pytest.mark.parametrize("nonsense", [b"\x16\x03\x01 x\r\n\r\n", b"GET\r\n\r\n", b"GET /live HTTP/1.1\r\nno colon\r\n\r\n"])
+def test_what_is_no_request_gets_an_error_like_all_others(url: str, nonsense: bytes) -> None:
+    with connect(url) as client:
+        client.sendall(nonsense)
+        assert read_error(client) == (400, "invalid_http")
 
 
 def test_a_body_that_never_comes_is_answered(url: str) -> None:
@@ -100,6 +117,10 @@ def test_a_body_that_says_it_is_too_long_is_not_waited_for(url: str) -> None:
 
 def test_a_crowd_of_connections_leaves_the_server_alive(url: str) -> None:
     crowd = [connect(url) for _ in range(40)]
+    probe, other = (httpx2.get(f"{url}/{path}", timeout=WAIT_S * 20) for path in ("live", "v1/models"))
+    assert probe.status_code == 200
+    assert (other.status_code, other.json()["error"]["code"]) == (503, "server_overloaded")
+    assert int(other.headers["Retry-After"]) >= 1
     time.sleep(2 * WAIT_S)
     assert httpx2.get(f"{url}/live").status_code == 200
     for client in crowd:
