@@ -56,7 +56,7 @@ _SERVER = (
     help="Whether the bundle's generation_config.json has the defaults of requests that do not say.",
 )  # fmt: skip
 @click.option("--docs/--no-docs", default=True, show_default=True, help="Serve a description of the API at /docs, /openapi.json.")
-@click.option("--ssl-certfile", type=PATH, help="Serve https with this certificate (PEM); SIGHUP reads it and its key anew.")
+@click.option("--ssl-certfile", type=PATH, help="Serve https with this certificate (PEM); SIGHUP reads it and its key again.")
 @click.option("--ssl-keyfile", type=PATH, help="Its private key; by default in the certificate's file. Password: see docs.")
 @click.option("--ssl-ca-certs", type=PATH, help="Clients have to show a certificate of an authority in this file.")
 @click.option("--otlp-traces-endpoint", metavar="URL", help="Send a span for every request to this OpenTelemetry collector.")

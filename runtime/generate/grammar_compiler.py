@@ -2,7 +2,7 @@
 
 Each answer walks through its grammar with a `GrammarState`: after every token there is a mask of the tokens that may be next. It
 is computed on a thread of its own while the model computes the logits that it is for, as llguidance gives up the interpreter's
-lock. An end-of-text token is in the mask only where the grammar may end, and an answer ends by itself where nothing else could
+lock. An end-of-text token is in the mask only where the grammar may end, and an answer ends where nothing else could
 follow.
 
 Shapes: `V` vocabulary.
@@ -174,7 +174,7 @@ class GrammarCompiler:
         return matcher, plain_error(matcher.get_error()) if matcher.is_error() else ""
 
     def _find_fault(self, root: Schema, error: str) -> str:
-        """The part of a schema that makes the same error by itself, as ".properties.age"; "" for the whole."""
+        """The part of a schema that makes the same error alone, as ".properties.age"; "" for the whole."""
         place, part, looks = "", root, 0
         shared = {key: root[key] for key in ("$defs", "definitions") if key in root} if isinstance(root, Mapping) else {}
         while isinstance(part, Mapping):

@@ -27,7 +27,7 @@ _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .* f
 # how far onnxruntime may rewrite the graph
 REWRITE_ALL, REWRITE_BASIC, REWRITE_NOTHING = "ORT_ENABLE_ALL", "ORT_ENABLE_BASIC", "ORT_DISABLE_ALL"
 # rows of a weight with one scale a column that its fused kernel takes at a time. It stores that scale for each of them, and
-# rounds activations anew as often: with onnxruntime's 32 an int8 model takes a fifth longer, with 128 it is less exact
+# rounds activations again as often: with onnxruntime's 32 an int8 model takes a fifth longer, with 128 it is less exact
 COLUMN_ROWS = {"session.qdq_matmulnbits_block_size": "64"}
 
 

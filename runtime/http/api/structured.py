@@ -75,7 +75,7 @@ def read_response_format(value: Mapping[str, Any], field: str = "response_format
 
 
 def read_text_format(value: Mapping[str, Any]) -> Grammar | None:
-    """`text.format` of the Responses API: as `response_format`, with the schema beside its type."""
+    """`text.format` of the Responses API: as `response_format`, with the schema next to its type."""
     field = "text.format"
     if value.get("type") != "json_schema":
         return read_response_format(value, field)
