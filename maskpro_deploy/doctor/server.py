@@ -104,7 +104,14 @@ def _check_certificate(client: HttpClient, listed: Reply) -> list[Check]:
     if listed.peer is None:
         if _is_loopback(client.host):
             return [Check(name="TLS", good=None, detail="plain http, on this machine only")]
-        return [Check(name="TLS", good=None, detail="plain http: anyone between client and server can read keys and texts", advice="Use https.")]
+        return [
+            Check(
+                name="TLS",
+                good=None,
+                detail="plain http: others on the network can read keys and texts",
+                advice="Use https.",
+            )
+        ]
     ends = str(listed.peer.get("notAfter", ""))
     days = (ssl.cert_time_to_seconds(ends) - time.time()) / 86400 if ends else 0.0
     good = days >= _LEAST_CERTIFICATE_DAYS
