@@ -9,6 +9,7 @@ import pytest
 from bundle_cases import fail, run, run_json
 from click.testing import CliRunner
 
+from maskpro_deploy.backends.providers import PROVIDERS
 from maskpro_deploy.bench.graph_work import graph_work
 from maskpro_deploy.bench.roofline import measure_bandwidth
 from maskpro_deploy.bench.sessions import SelfTest
@@ -258,7 +259,8 @@ def test_wrong_settings_name_the_flag(arguments: tuple[str, ...], said: str, den
 def test_a_provider_that_does_not_exist_is_wrong_usage(words: str, dense_bundle: Path) -> None:
     result = CliRunner().invoke(cli, [*words.split(), str(dense_bundle), "--provider", "abacus"])
     assert result.exit_code == 2
-    assert "'abacus' is not one of 'auto', 'cpu', 'cuda', 'tensorrt', 'trt-native'" in result.output
+    names = ", ".join(f"'{name}'" for name in ("auto", *PROVIDERS))
+    assert f"'abacus' is not one of {names}" in result.output
 
 
 def test_a_folder_that_is_no_bundle_is_an_error(tiny_checkpoint: Path, tmp_path: Path) -> None:
