@@ -55,6 +55,7 @@ _SERVER = (
     "--generation-config", type=click.Choice(["auto", "none"]), default="auto", show_default=True,
     help="Whether the bundle's generation_config.json has the defaults of requests that do not say.",
 )  # fmt: skip
+@click.option("--chat-template", type=PATH, help="File with a chat template in place of the bundle's own.")
 @click.option("--docs/--no-docs", default=True, show_default=True, help="Serve a description of the API at /docs, /openapi.json.")
 @click.option("--ssl-certfile", type=PATH, help="Serve https with this certificate (PEM); SIGHUP reads it and its key again.")
 @click.option("--ssl-keyfile", type=PATH, help="Its private key; by default in the certificate's file. Password: see docs.")
@@ -110,12 +111,15 @@ def command(bundle: Path, **options: Any) -> None:
     if runs_in_onnxruntime(options["provider"]):
         require("cpu", "running a bundle")
     from maskpro_deploy.runtime import RuntimeConfig, ServeConfig
+    from maskpro_deploy.runtime.generate.chat_template import read_template_file
     from maskpro_deploy.runtime.http.lifecycle import serve
     from maskpro_deploy.runtime.http.tls import PASSWORD_VARIABLE, Tls
     from maskpro_deploy.targets.servers import LOOPBACK
 
     options["served_model_name"], *aliases = options.pop("served_model_names") or (None,)
     options["model_aliases"] = tuple(aliases)
+    if (template := options["chat_template"]) is not None:
+        options["chat_template"] = read_template_file(template)
     certfile, keyfile, ca_certs = (options.pop(f"ssl_{name}") for name in ("certfile", "keyfile", "ca_certs"))
     tls = Tls.of(certfile, keyfile, os.environ.get(PASSWORD_VARIABLE), ca_certs)
     server = {name: options.pop(name) for name in _SERVER}

@@ -6,7 +6,8 @@
     sampling_params, sampling what a request may set, defined once; which token is next
     model_defaults            what a model's authors recommend for requests that do not say
     grammars, grammar_compiler  what an answer may be; which tokens may be next, so that it is
-    tokenizer                 text or messages to tokens and back, also token by token
+    tokenizer, text_stream    text to tokens and back; token by token
+    chat_template             messages to text
 
 What enters: prompts and `SamplingParams`. What leaves: events, and a `Completion`. May import: sessions.
 """

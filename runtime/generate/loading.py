@@ -35,7 +35,7 @@ def load(bundle: Path, config: RuntimeConfig | None = None) -> TextGenerator:
     if config.check_hashes:
         manifest.check_hashes(bundle)
     with ThreadPoolExecutor(1) as other:  # neither holds the interpreter's lock for long
-        reading = other.submit(_read_tokenizer, bundle, manifest)
+        reading = other.submit(_read_tokenizer, bundle, manifest, config.chat_template)
         session = open_session(bundle, config)
         tokenizer, grammars, prepared = reading.result()
     session.greedy([0], 2)  # the first runs are slow: memory is allocated and weights are paged in
@@ -44,9 +44,11 @@ def load(bundle: Path, config: RuntimeConfig | None = None) -> TextGenerator:
     return TextGenerator(session, tokenizer, limit_config(config, session.limits, manifest), grammars)
 
 
-def _read_tokenizer(bundle: Path, manifest: Manifest) -> tuple[TextTokenizer, GrammarCompiler, Future[object] | None]:
+def _read_tokenizer(
+    bundle: Path, manifest: Manifest, template: str | None
+) -> tuple[TextTokenizer, GrammarCompiler, Future[object] | None]:
     """The tokenizer and the compiler of grammars; what that needs is prepared meanwhile."""
-    tokenizer = TextTokenizer.load(bundle, manifest.model)
+    tokenizer = TextTokenizer.load(bundle, manifest.model, template)
     grammars = GrammarCompiler(tokenizer, manifest.model)
     return tokenizer, grammars, None if missing(EXTRA) else grammars.prepare()
 

@@ -67,6 +67,7 @@ class RuntimeConfig(SessionConfig, SchedulerConfig):
     request_timeout_s: float | None = None  # how long it may take, waiting included; None for ever
     max_model_len: int | None = None  # longest prompt and answer together, in tokens; None takes the model's own
     max_prompt_logprobs_tokens: int | None = 4096  # tokens of prompts with log-probabilities in a request; None for no bound
+    chat_template: str | None = None  # source of a template in place of the bundle's own
     check_hashes: bool = False  # read every file of the bundle and compare its SHA-256 before use
 
     def __post_init__(self) -> None:

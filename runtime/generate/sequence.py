@@ -15,7 +15,8 @@ from maskpro_deploy.manifest import ModelShape
 from maskpro_deploy.runtime.generate.grammar_compiler import CompiledGrammar
 from maskpro_deploy.runtime.generate.sampling import Floats, Sampler, Score
 from maskpro_deploy.runtime.generate.sampling_params import SamplingParams
-from maskpro_deploy.runtime.generate.tokenizer import Detokenizer, StopFilter, TextTokenizer
+from maskpro_deploy.runtime.generate.text_stream import Detokenizer, StopFilter
+from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 
 STOP, LENGTH, ABORT = "stop", "length", "abort"
 

@@ -1,31 +1,21 @@
-"""Text to tokens and back, also token by token, and messages to the model's prompt.
-
-A character may be spread over several tokens, and a stop text over several pieces: `Detokenizer` and `StopFilter` hold back what
-is not settled.
-
-The chat template is a program that came with the model and turns messages into its prompt; it runs in jinja's sandbox.
-"""
+"""Text to tokens and back, and messages to the model's prompt."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
 from maskpro_deploy.data import load_tokenizer
 from maskpro_deploy.errors import InputError
 from maskpro_deploy.manifest import ModelShape
-from maskpro_deploy.system.extras import require
+from maskpro_deploy.runtime.generate.chat_template import ChatTemplate, read_template, token_text
 from maskpro_deploy.system.files import read_json
 
 UNDECODED = "\N{REPLACEMENT CHARACTER}"
-_MAX_HELD_TOKENS = 64  # garbage bytes could otherwise be held back without end
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # how SentencePiece vocabularies spell a single byte
 
 
@@ -53,8 +43,8 @@ class TextTokenizer:
         self._tool_template = tool_template or template
 
     @classmethod
-    def load(cls, bundle: Path, shape: ModelShape) -> TextTokenizer:
-        """Read tokenizer.json, tokenizer_config.json and the chat template.
+    def load(cls, bundle: Path, shape: ModelShape, template: str | None = None) -> TextTokenizer:
+        """Read tokenizer.json, tokenizer_config.json and the chat template; `template` is the source of another in its place.
 
         Raises:
             InputError: the bundle has no tokenizer.json.
@@ -65,12 +55,12 @@ class TextTokenizer:
         tokenizer.no_padding()
         config_path = bundle / "tokenizer_config.json"
         config = read_json(config_path) if config_path.is_file() else {}
-        source = read_template(bundle, config)
+        source = template or read_template(bundle, config)
         if source is None:
             return cls(tokenizer)
         tokens = {"bos_token": shape.bos_token_id, "eos_token": next(iter(shape.eos_token_ids), None)}
-        texts = {k: _token_text(config.get(k), tokenizer, t) for k, t in tokens.items()}
-        with_tools = read_template(bundle, config, "tool_use")
+        texts = {k: token_text(config.get(k), tokenizer, t) for k, t in tokens.items()}
+        with_tools = None if template else read_template(bundle, config, "tool_use")
         return cls(tokenizer, ChatTemplate(source, texts), ChatTemplate(with_tools, texts) if with_tools else None)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -166,141 +156,3 @@ class TextTokenizer:
         if tools and self._tool_template is not None:
             return self._tool_template.render(messages, {**(variables or {}), "tools": list(tools)})
         return self._template.render(messages, variables or {})
-
-
-def _token_text(entry: object, tokenizer: Tokenizer, token: int | None) -> str:
-    """Text of a special token: as tokenizer_config.json has it, else by its number; "" if there is none."""  # fmt: skip
-    if isinstance(entry, dict):
-        entry = entry.get("content")
-    if isinstance(entry, str):
-        return entry
-    return (tokenizer.id_to_token(token) or "") if token is not None else ""
-
-
-class ChatTemplate:
-    """A template, compiled when it is first used; it always sees `variables`, such as `bos_token`."""
-
-    def __init__(self, source: str, variables: Mapping[str, object]) -> None:
-        self.source = source
-        self._variables = {"add_generation_prompt": True, **variables}
-        self._template: Any = None
-
-    def render(self, messages: Sequence[Mapping[str, object]], variables: Mapping[str, object]) -> str:
-        """The prompt; an InputError if the template refuses these messages."""
-        require("serve", "rendering a chat template")
-        import jinja2
-
-        try:
-            if self._template is None:
-                self._template = _sandbox().from_string(self.source)
-            text: str = self._template.render(messages=list(messages), **{**self._variables, **variables})
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as e:
-            raise InputError(f"the chat template cannot render these messages: {e}") from e
-        return text
-
-    def reads(self, name: str) -> bool:
-        """Whether the prompt can depend on a variable of this name."""
-        return name in self._read
-
-    @cached_property
-    def _read(self) -> set[str]:
-        import jinja2.meta
-
-        try:
-            return jinja2.meta.find_undeclared_variables(_sandbox().parse(self.source))
-        except jinja2.TemplateError:
-            return set()
-
-
-def read_template(bundle: Path, config: Mapping[str, object], name: str = "default") -> str | None:
-    """The source of a bundle's template, from its own file or from tokenizer_config.json; None without one of this name."""
-    path = bundle / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several named ones
-        template = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}.get(name)
-    return template if isinstance(template, str) else None
-
-
-def _sandbox() -> Any:
-    """The sandbox with the few functions that templates expect."""
-    from jinja2.exceptions import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    # jinja's own filter escapes for HTML, which would change the text that the model reads
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-    return environment
-
-
-class Detokenizer:
-    """Text of tokens that arrive one by one; the pieces together are exactly the text of all tokens."""
-
-    def __init__(self, tokenizer: TextTokenizer, *, skip_special_tokens: bool = True) -> None:
-        self._tokenizer = tokenizer
-        self._skip = skip_special_tokens
-        self._tokens: list[int] = []
-        self._prefix = 0  # decoding starts here: a few known tokens give the rest its context (spaces between words)
-        self._read = 0  # tokens before this one have been given out
-
-    def add(self, token: int) -> str:
-        """The text that is settled now."""
-        self._tokens.append(token)
-        return self._settle(force=len(self._tokens) - self._read > _MAX_HELD_TOKENS)
-
-    def flush(self) -> str:
-        """What was held back, now that nothing will follow."""
-        return self._settle(force=True)
-
-    def _settle(self, *, force: bool) -> str:
-        known = self._decode(self._tokens[self._prefix : self._read])
-        text = self._decode(self._tokens[self._prefix :])
-        if len(text) <= len(known) or (text.endswith(UNDECODED) and not force):
-            return ""
-        self._prefix, self._read = self._read, len(self._tokens)
-        return text[len(known) :]
-
-    def _decode(self, tokens: list[int]) -> str:
-        return self._tokenizer.decode(tokens, skip_special_tokens=self._skip)
-
-
-class StopFilter:
-    """Lets text through up to the first stop text, and holds back what may become one."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
-        self._held = ""
-
-    def add(self, text: str) -> tuple[str, bool]:
-        """The text that may be given out, and whether a stop text has been met."""
-        if not self._stops:
-            return text, False
-        self._held += text
-        starts = {stop: self._held.find(stop) for stop in self._stops}
-        # the stop that is complete first, and of those the longest: so the result does not depend on how the text was cut
-        ends = [(start + len(stop), start) for stop, start in starts.items() if start >= 0]
-        if ends:
-            out, self._held = self._held[: min(ends)[1]], ""
-            return out, True
-        settled = len(self._held) - self._open_length()
-        out, self._held = self._held[:settled], self._held[settled:]
-        return out, False
-
-    def flush(self) -> str:
-        """What was held back, now that nothing will follow."""
-        out, self._held = self._held, ""
-        return out
-
-    def _open_length(self) -> int:
-        """Length of the longest end of the held text that begins a stop text."""
-        longest = max((len(s) for s in self._stops), default=1) - 1
-        for length in range(min(longest, len(self._held)), 0, -1):
-            if any(stop.startswith(self._held[-length:]) for stop in self._stops):
-                return length
-        return 0

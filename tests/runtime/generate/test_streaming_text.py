@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskpro_deploy.runtime.generate.tokenizer import Detokenizer, StopFilter, TextTokenizer
+from maskpro_deploy.runtime.generate.text_stream import Detokenizer, StopFilter
+from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 
 
 @settings(deadline=None)

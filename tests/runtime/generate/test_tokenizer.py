@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import threading
 import time
 from pathlib import Path
@@ -61,54 +59,9 @@ def test_parts_of_characters_are_told_apart_by_their_bytes(text_tokenizer: TextT
     assert "".join(text_tokenizer.piece(t) for t in tokens) == "".join(f"bytes:\\x{b:02x}" for b in "€".encode())
 
 
-def test_messages_become_the_models_own_prompt(text_tokenizer: TextTokenizer) -> None:
-    rendered = text_tokenizer.render([{"role": "user", "content": "hi"}])
-    assert rendered == "<|start|>user\nhi<|end|>\n<|start|>assistant\n"
-    assert text_tokenizer.render([{"role": "user", "content": "hi"}], {"add_generation_prompt": False}).endswith("<|end|>\n")
-
-
-def bundle_with(source: Path, target: Path, template: str | None, config: dict[str, object]) -> Path:
-    shutil.copytree(source, target)
-    (target / "chat_template.jinja").unlink()
-    if template is not None:
-        (target / "chat_template.jinja").write_text(template)
-    (target / "tokenizer_config.json").write_text(json.dumps(config))
-    return target
-
-
 @pytest.fixture
 def shape(session: GraphSession) -> ModelShape:
     return session.shape
-
-
-def test_a_template_in_the_tokenizers_config_counts_too(sparse_bundle: Path, tmp_path: Path, shape: ModelShape) -> None:
-    config = {"chat_template": "{{ bos_token }}{{ messages[0]['content'] }}{{ eos_token }}", "bos_token": {"content": "<b>"}}
-    tokenizer = TextTokenizer.load(bundle_with(sparse_bundle, tmp_path / "b", None, config), shape)
-    assert tokenizer.render([{"role": "user", "content": "x"}]) == "<b>x<|end|>"
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{{ raise_exception('roles must alternate') }}",
-        "{{ ''.__class__.__mro__ }}",
-        "{{ messages.append(1) }}",
-        "{% for",
-        "{{ messages[7].content.upper() }}",
-    ],
-)
-def test_a_template_that_refuses_or_breaks_out_is_an_input_error(
-    sparse_bundle: Path, tmp_path: Path, shape: ModelShape, template: str
-) -> None:
-    tokenizer = TextTokenizer.load(bundle_with(sparse_bundle, tmp_path / "b", template, {}), shape)
-    with pytest.raises(InputError, match="chat template"):
-        tokenizer.render([{"role": "user", "content": "x"}])
-
-
-def test_without_a_template_messages_are_refused(sparse_bundle: Path, tmp_path: Path, shape: ModelShape) -> None:
-    tokenizer = TextTokenizer.load(bundle_with(sparse_bundle, tmp_path / "b", None, {}), shape)
-    with pytest.raises(InputError, match="no chat template"):
-        tokenizer.render([{"role": "user", "content": "x"}])
 
 
 def test_a_missing_or_damaged_tokenizer_is_named(tmp_path: Path, shape: ModelShape) -> None:

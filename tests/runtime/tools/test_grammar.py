@@ -12,8 +12,9 @@ from tool_models import tool_bundle, tool_template
 
 from maskpro_deploy.errors import InputError
 from maskpro_deploy.runtime import RuntimeConfig, TextGenerator, load
+from maskpro_deploy.runtime.generate.chat_template import ChatTemplate
 from maskpro_deploy.runtime.generate.grammars import Grammar, GrammarError
-from maskpro_deploy.runtime.generate.tokenizer import ChatTemplate, TextTokenizer
+from maskpro_deploy.runtime.generate.tokenizer import TextTokenizer
 from maskpro_deploy.runtime.tools.formats import TOOL_FORMATS, ToolFormat, find_format
 from maskpro_deploy.runtime.tools.grammar import find_call_grammar
 from maskpro_deploy.runtime.tools.offers import Offer, read_offer
