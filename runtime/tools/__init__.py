@@ -3,6 +3,7 @@
     offers        the functions of a request, and whether one has to be called
     formats       how each kind of model writes calls: one registry
     grammar       calls as a grammar, made of the functions' own schemas
+    arguments     schemas that allow no argument but those they name
     reader        from the text of an answer, piece by piece, to content and calls
     call_objects  one call as JSON, read character by character
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 
 from maskpro_deploy.runtime.generate.grammars import Grammar, Schema, literal, schema_rule
+from maskpro_deploy.runtime.tools.arguments import close_objects
 from maskpro_deploy.runtime.tools.formats import ToolFormat
 from maskpro_deploy.runtime.tools.offers import Offer
 
@@ -57,7 +58,7 @@ def _call_rules(offer: Offer, form: ToolFormat, marker_rule: Callable[[str], str
     rules.append("call: " + " | ".join(f"call{i}" for i in range(len(offer.functions))))
     for i, function in enumerate(offer.functions):
         head = literal(f'{{"name": "{function.name}", "{form.arguments}": ')
-        schema = function.parameters if offer.required or function.strict else _ANY_OBJECT
+        schema = close_objects(function.parameters) if offer.required or function.strict else _ANY_OBJECT
         rules += [f"call{i}: {head} arguments{i} {literal('}' + form.after)}", f"arguments{i}: {schema_rule(schema)}"]
     # the marker stands between calls, too, where each has its own
     again = [literal(part) if part != form.marker else marker_rule(part) for part in _split(form.again, form.marker)]
