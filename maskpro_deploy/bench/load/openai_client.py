@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 COMPLETIONS, CHAT = "completions", "chat"
+_UNANSWERED = "unanswered"
 _IDLE_S = 3.0  # connections unused for longer are not used again: many servers close theirs after 5 s
 
 
@@ -71,6 +72,7 @@ class OpenAIClient:
         key = self._config.api_key
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S),
+            trace_configs=[_note_reuse()],
             timeout=aiohttp.ClientTimeout(total=None),  # the generator has its own
             headers={"Authorization": f"Bearer {key}"} if key else None,
             read_bufsize=1 << 20,
@@ -154,14 +156,29 @@ class OpenAIClient:
         return ()
 
     async def __call__(self, request: Request) -> Answer:
-        """Send a request and wait for all of its answer."""
+        """Send a request and wait for all of its answer.
+
+        A server may close a connection that waits for its next request at any time; what meets such
+        a one, and is not answered by a byte, is sent again on a connection of its own.
+        """
+        answer = await self._send(request, reused := [])
+        if reused and answer.failure is not None and answer.failure.kind == _UNANSWERED:
+            answer = await self._send(request, reused)
+        if answer.failure is not None and answer.failure.kind == _UNANSWERED:
+            return replace(answer, failure=replace(answer.failure, kind="connection"))
+        return answer
+
+    async def _send(self, request: Request, reused: list[None]) -> Answer:
+        """One try; `reused` gets an entry if it went over a connection that had been used before."""
         import aiohttp
 
         assert self._session is not None
+        body, kind = json.dumps(self.body(request)), _UNANSWERED
         try:
             async with self._session.post(
-                self._url, data=json.dumps(self.body(request)), headers={"Content-Type": "application/json"}
+                self._url, data=body, headers={"Content-Type": "application/json"}, trace_request_ctx=reused
             ) as response:
+                kind = "connection"
                 if response.status != 200:
                     return read_refusal(response.status, await response.read())
                 if not self._config.stream:
@@ -174,4 +191,17 @@ class OpenAIClient:
         except aiohttp.ClientPayloadError as e:
             return Answer(failure=Failure(kind="cut off", message=describe_error(e)))
         except (aiohttp.ClientError, OSError) as e:
-            return Answer(failure=Failure(kind="connection", message=describe_error(e)))
+            return Answer(failure=Failure(kind=kind, message=describe_error(e)))
+
+
+def _note_reuse() -> aiohttp.TraceConfig:
+    """Adds an entry to a request's `trace_request_ctx`, a list, where it goes over a connection that was used before."""
+    import aiohttp
+
+    async def note(_: object, context: Any, __: object) -> None:
+        if (reused := context.trace_request_ctx) is not None:
+            reused.append(None)
+
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(note)
+    return trace

@@ -183,3 +183,42 @@ def test_the_key_is_not_shown_and_v1_may_be_there() -> None:
     config = ClientConfig(base_url="http://host:1/v1/", api_key="secret")
     assert "secret" not in repr(config)
     assert config.root == "http://host:1"
+
+
+WHOLE = b'{"choices": [{"text": "x", "finish_reason": "length"}], "usage": {"prompt_tokens": 3, "completion_tokens": 1}}'
+
+
+def ask_a_closing_server(*, answers: int) -> tuple[list[Answer], int]:
+    """Three requests in turn to a server that closes each connection after so many answers, without saying so; its requests."""
+    seen = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal seen
+        for left in range(answers, -1, -1):
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split(b"\r")[0]))
+            seen += 1
+            if left:
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(WHOLE) + WHOLE)
+                await writer.drain()
+        writer.close()
+
+    async def go() -> list[Answer]:
+        async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            async with OpenAIClient(ClientConfig(base_url=url, model="demo", stream=False)) as client:
+                return [await client(REQUEST) for _ in range(3)]
+
+    return asyncio.run(go()), seen
+
+
+def test_a_connection_that_the_server_has_given_up_is_no_failure() -> None:
+    answers, seen = ask_a_closing_server(answers=1)
+    assert [answer.failure for answer in answers] == [None] * 3
+    assert seen == 5  # the second and the third were sent twice
+
+
+def test_a_server_that_closes_fresh_connections_fails() -> None:
+    answers, seen = ask_a_closing_server(answers=0)
+    assert [answer.failure.kind for answer in answers if answer.failure] == ["connection"] * 3
+    assert seen == 3
