@@ -159,10 +159,12 @@ class OpenAIClient:
         """Send a request and wait for all of its answer.
 
         A server may close a connection that waits for its next request at any time; what meets such
-        a one, and is not answered by a byte, is sent again on a connection of its own.
+        a one, and is not answered by a byte, is sent again on another.
         """
-        answer = await self._send(request, reused := [])
-        if reused and answer.failure is not None and answer.failure.kind == _UNANSWERED:
+        reused: list[None] = []
+        answer = await self._send(request, reused)
+        while reused and answer.failure is not None and answer.failure.kind == _UNANSWERED:  # each takes one out of the pool
+            reused.clear()
             answer = await self._send(request, reused)
         if answer.failure is not None and answer.failure.kind == _UNANSWERED:
             return replace(answer, failure=replace(answer.failure, kind="connection"))

@@ -189,7 +189,7 @@ WHOLE = b'{"choices": [{"text": "x", "finish_reason": "length"}], "usage": {"pro
 
 
 def ask_a_closing_server(*, answers: int) -> tuple[list[Answer], int]:
-    """Three requests in turn to a server that closes each connection after so many answers, without saying so; its requests."""
+    """Three requests at once, then three in turn; the server closes each connection after so many answers. What it saw."""
     seen = 0
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -207,18 +207,19 @@ def ask_a_closing_server(*, answers: int) -> tuple[list[Answer], int]:
         async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
             url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
             async with OpenAIClient(ClientConfig(base_url=url, model="demo", stream=False)) as client:
-                return [await client(REQUEST) for _ in range(3)]
+                at_once = await asyncio.gather(*(client(REQUEST) for _ in range(3)))
+                return [*at_once, *[await client(REQUEST) for _ in range(3)]]
 
     return asyncio.run(go()), seen
 
 
 def test_a_connection_that_the_server_has_given_up_is_no_failure() -> None:
     answers, seen = ask_a_closing_server(answers=1)
-    assert [answer.failure for answer in answers] == [None] * 3
-    assert seen == 5  # the second and the third were sent twice
+    assert [answer.failure for answer in answers] == [None] * 6
+    assert 6 < seen <= 12  # those in turn met connections that had been given up
 
 
 def test_a_server_that_closes_fresh_connections_fails() -> None:
     answers, seen = ask_a_closing_server(answers=0)
-    assert [answer.failure.kind for answer in answers if answer.failure] == ["connection"] * 3
-    assert seen == 3
+    assert [answer.failure.kind for answer in answers if answer.failure] == ["connection"] * 6
+    assert seen == 6
