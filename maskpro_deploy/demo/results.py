@@ -71,8 +71,9 @@ def build_page(demo: Demo) -> Report:
         *blocks.warning_list("Not measured here", demo.not_measured),
         curves.draw_losses(phases, learning.name_references(demo.learned)),
         *curves.draw_movements(phases),
-        *learning.draw_changes(demo.learned),
-        *changes.draw_moved(demo.recovered.moved_by_layer),
+        *changes.draw_masks(demo.learned.masks, demo.learned.prior_masks),
+        *changes.draw_moved(demo.learned.moved_by_layer, "Weights moved with the masks"),
+        *changes.draw_moved(demo.recovered.moved_by_layer, "Weights moved after the masks"),
         PlotSection(
             title="Quality",
             plot=plots.draw_quality_bars(perplexity, quality["stderr"]),

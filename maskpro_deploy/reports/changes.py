@@ -79,10 +79,10 @@ def _draw_piece(piece: Piece, m: int, share: float) -> PlotSection:
     return PlotSection(title="A piece of the mask", plot=plot, caption=caption)
 
 
-def draw_moved(moved_by_layer: Mapping[str, float]) -> list[Section]:
-    """How far the kept weights of every layer moved; nothing where they are frozen."""
+def draw_moved(moved_by_layer: Mapping[str, float], title: str = "Weights moved") -> list[Section]:
+    """How far the kept weights of every layer moved; nothing where they did not. The title tells a page's phases apart."""
     caption = "Length of what was added to a layer's kept weights, relative to theirs at the start, by block and kind of layer."
-    return _draw_layers("Weights moved, layer by layer", moved_by_layer, caption)
+    return _draw_layers(f"{title}, layer by layer", moved_by_layer, caption)
 
 
 def _draw_layers(title: str, shares: Mapping[str, float], caption: str) -> list[Section]:

@@ -23,7 +23,8 @@ def build_page(result: LearnResult, config: LearnConfig, rows: list[tuple[str, s
         *warning_list("Warning", ["The learning text was being memorised."] if result.memorised else []),
         curves.draw_losses(phases, name_references(result)),
         *curves.draw_movements(phases),
-        *draw_changes(result),
+        *changes.draw_masks(result.masks, result.prior_masks),
+        *changes.draw_moved(result.moved_by_layer),
         PlotSection(title="Quality", plot=plots.draw_quality_bars(perplexity), caption="Perplexity on the held-out text."),
         curves.tabulate_points(phases),
         TableSection(title="Settings", rows=settings),
@@ -44,9 +45,3 @@ def build_page(result: LearnResult, config: LearnConfig, rows: list[tuple[str, s
 def name_references(result: LearnResult) -> dict[str, float]:
     """What a run that learns masks is compared with: held-out losses by name."""
     return {"dense, held out": result.dense_loss, "one-shot prior, held out": result.curve[0].heldout_loss}
-
-
-def draw_changes(result: LearnResult) -> list[Section]:
-    """What a run changed: a piece of a mask, the masks of every layer, and the weights where they are trained."""
-    sections = changes.draw_masks(result.masks, result.prior_masks)
-    return [*sections, *changes.draw_moved(result.moved_by_layer)]

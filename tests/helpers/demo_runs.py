@@ -51,7 +51,11 @@ def check_demo(figures: dict[str, Any], out: Path, layers: int) -> None:
             assert case["comparisons"][0]["same_kernels"]
     titles = ("Learning curve", "Movement", "A piece of the mask", "Quality")
     assert [title for title in titles if f"<h2>{title}</h2>" not in page] == []
-    assert ("<h2>Groups changed, layer by layer</h2>" in page) == any(figures["learn"]["groups_changed_by_layer"].values())
-    assert ("<h2>Weights moved, layer by layer</h2>" in page) == any(figures["recover"]["weights_moved_by_layer"].values())
+    for title, phase, figure in (
+        ("Groups changed", "learn", "groups_changed_by_layer"),
+        ("Weights moved with the masks", "learn", "weights_moved_by_layer"),
+        ("Weights moved after the masks", "recover", "weights_moved_by_layer"),
+    ):  # a phase whose best point is its start changed nothing
+        assert page.count(f"<h2>{title}, layer by layer</h2>") == any(figures[phase][figure].values()), title
     assert page.count("<svg") >= len(titles) + figures["latency"]["valid"]
     assert not re.search(r"(src|href)=.?https?:", page)

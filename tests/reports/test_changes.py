@@ -97,8 +97,15 @@ def test_masks_that_stayed_the_priors_have_a_piece_and_no_shares() -> None:
     assert "Changed groups: 0 of 512 here, 0.0 % in the layer." in plot_of(piece).caption
 
 
-def test_nothing_is_drawn_for_frozen_weights() -> None:
-    assert changes.draw_moved({}) == []
+@pytest.mark.parametrize("moved", [{}, {"model.layers.0.up.weight": 0.0}])
+def test_nothing_is_drawn_for_weights_that_did_not_move(moved: dict[str, float]) -> None:
+    assert changes.draw_moved(moved) == []
+
+
+def test_two_phases_of_a_page_have_titles_of_their_own() -> None:
+    moved = {"model.layers.0.up.weight": 0.5}
+    (first,), (second,) = changes.draw_moved(moved), changes.draw_moved(moved, "Weights moved after the masks")
+    assert (first.title, second.title) == ("Weights moved, layer by layer", "Weights moved after the masks, layer by layer")
 
 
 def test_experts_of_a_block_share_a_cell_and_layers_outside_of_blocks_are_counted() -> None:
