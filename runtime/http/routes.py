@@ -210,6 +210,11 @@ class Routes:
             stream.sequences, told, stream=streams, cached_tokens=stream.cached_tokens
         )
         if asked.stream:
+            try:
+                await unless_disconnected(request, stream.wait_for_start())
+            except BaseException:
+                stream.close()
+                raise
             return EventStream(stream, form)
         try:
             answers = await unless_disconnected(request, collect(stream))

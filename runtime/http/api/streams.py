@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import TypeVar
 
 from pydantic_core import to_json
 from starlette.requests import ClientDisconnect, Request
@@ -31,6 +32,7 @@ from maskpro_deploy.runtime.http.api.errors import to_api_error
 from maskpro_deploy.runtime.http.api.formats import AnswerFormat, Json, usage
 from maskpro_deploy.runtime.http.api.mailbox import Mailbox
 
+_T = TypeVar("_T")
 _FEW_SCORES = 256  # of tokens, each with up to 20 others: written within milliseconds
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
@@ -52,6 +54,7 @@ class TokenStream:
         self._generator = generator
         loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Event] = asyncio.Queue()
+        self._first: TokenEvent | PromptEvent | None = None  # if it was waited for, until it is read
         self.prompt_tokens = sum(len(p) for p in prompts)
         self._n = n
         post = Mailbox.of(loop).sender(loop, self._queue.put_nowait)
@@ -62,17 +65,28 @@ class TokenStream:
         """Tokens of the prompts that were kept and not read; of those that have been started. A prompt counts once."""
         return sum(s.cached_tokens for s in self.sequences[:: self._n])
 
+    async def wait_for_start(self) -> None:
+        """Wait for the first event, which stays the first to be read; raises what reading it would.
+
+        So an answer that never starts is an error by its status, and not one in a stream that has begun well.
+        """
+        self._first = await self._next()
+
     async def __aiter__(self) -> AsyncIterator[Event]:
         """Yield every event; an OverloadedError if the generator was closed before the end."""
         open_choices = len(self.sequences)
         while open_choices:
-            event = await self._queue.get()
-            if isinstance(event, FailureEvent):
-                raise event.error
-            if isinstance(event, TokenEvent) and event.finish_reason == ABORT:
-                raise OverloadedError("the server is shutting down; the answer was not finished.", "shutting_down")
+            event, self._first = self._first or await self._next(), None
             yield event
             open_choices -= event.last
+
+    async def _next(self) -> TokenEvent | PromptEvent:
+        event = await self._queue.get()
+        if isinstance(event, FailureEvent):
+            raise event.error
+        if isinstance(event, TokenEvent) and event.finish_reason == ABORT:
+            raise OverloadedError("the server is shutting down; the answer was not finished.", "shutting_down")
+        return event
 
     def close(self) -> None:
         """End what is not finished: the reader has gone or has enough."""
@@ -87,7 +101,7 @@ async def collect(stream: TokenStream) -> list[Completion]:
     return [build_completion(len(s.prompt), own) for s, own in zip(stream.sequences, events_of, strict=True)]
 
 
-async def unless_disconnected(request: Request, work: Awaitable[list[Completion]]) -> list[Completion]:
+async def unless_disconnected(request: Request, work: Awaitable[_T]) -> _T:
     """The result of `work`; a ClientDisconnect if the client goes away first."""
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_wait_for_disconnect(request.receive))
