@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
@@ -63,14 +64,14 @@ def _change(rng: random.Random, value: Any) -> None:
     container, key = rng.choice(places)
     kind = rng.randrange(6)
     if kind < 3:
-        container[key] = rng.choice(ODD)
+        container[key] = deepcopy(rng.choice(ODD))  # a later change is in the copy
     elif kind == 3:
         del container[key]
     elif kind == 4:
         container[key] = [container[key]] * rng.choice((1, 2, 5))
     elif isinstance(container, dict):
         fields = [name for _, body in GOOD for name in body]
-        container[rng.choice((*fields, "unknown", "tools", "response_format", "reasoning"))] = rng.choice(ODD)
+        container[rng.choice((*fields, "unknown", "tools", "response_format", "reasoning"))] = deepcopy(rng.choice(ODD))
 
 
 def _damage(rng: random.Random, data: bytes) -> bytes:
