@@ -172,7 +172,8 @@ def _describe_origin(source: Checkpoint, masks: MaskSet | None, weights: dict[st
         "masks_sha256": masks.sha256() if masks is not None else None,
     }
     inferred = {"masks_inferred": True} if masks is not None and source.masks is None else {}
-    return origin | inferred | ({"front_end": template.tool} if template.tool else {})
+    left = {"left_dense": dict(masks.dense)} if masks is not None and masks.dense else {}
+    return origin | left | inferred | ({"front_end": template.tool} if template.tool else {})
 
 
 def _find_end_tokens(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ eight to a byte, first weight in the highest bit (`numpy.packbits`). Its metadat
     shapes        JSON: weight name -> [out, in]
     transposed    JSON: names of the weights that the checkpoint stores as [in, out] (version 2: GPT-2); their masks are
                   [out, in] like all others
+    dense         JSON: name of a linear layer's weight that stays dense on purpose -> why (absent if there is none)
     dense_sha256  hash of the dense weights the masks were made for (see `checkpoint.dense_sha256`)
     tool          "maskpro-deploy 0.1.0"
 """
@@ -19,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -47,11 +48,13 @@ class MaskSet:
     shapes: Mapping[str, tuple[int, int]]  # weight name -> (out, in)
     dense_sha256: str = ""  # hash of the dense weights, "" if unknown
     transposed: frozenset[str] = frozenset()  # names of the weights that the checkpoint stores as (in, out)
+    # weights of linear layers that stay dense on purpose -> why
+    dense: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_arrays(
         cls, pattern: NMPattern, masks: Mapping[str, npt.NDArray[np.bool_]], dense_sha256: str = "",
-        *, transposed: frozenset[str] = frozenset(),
+        *, transposed: frozenset[str] = frozenset(), dense: Mapping[str, str] | None = None,
     ) -> MaskSet:  # fmt: skip
         """Pack boolean masks of shape (out, in).
 
@@ -68,6 +71,7 @@ class MaskSet:
             shapes={name: (int(mask.shape[0]), int(mask.shape[1])) for name, mask in masks.items()},
             dense_sha256=dense_sha256,
             transposed=transposed,
+            dense=dense or {},
         )
 
     def __len__(self) -> int:
@@ -180,6 +184,7 @@ class MaskSet:
             shapes={names[name]: shape for name, shape in self.shapes.items() if name in names},
             dense_sha256=self.dense_sha256,
             transposed=frozenset(names[name] for name in self.transposed if name in names),
+            dense={names.get(name, name): reason for name, reason in self.dense.items()},
         )
 
     def only(self, names: Collection[str]) -> MaskSet:
@@ -199,6 +204,8 @@ class MaskSet:
         }
         if self.transposed:
             metadata["transposed"] = json.dumps(sorted(self.transposed))
+        if self.dense:
+            metadata["dense"] = json.dumps(dict(sorted(self.dense.items())))
         with atomic_file(path) as temporary:
             save_file({name: np.ascontiguousarray(self.packed[name]) for name in self}, temporary, metadata=metadata)
 
@@ -218,7 +225,8 @@ class MaskSet:
         header = read_header(file)
         pattern, shapes, transposed = _read_layout(path, header)
         bits, digest = StoredBits(file, header.entries), header.metadata.get("dense_sha256", "")
-        return cls(pattern=pattern, packed=bits, shapes=shapes, dense_sha256=digest, transposed=transposed)
+        dense = _read_dense(path, header)
+        return cls(pattern=pattern, packed=bits, shapes=shapes, dense_sha256=digest, transposed=transposed, dense=dense)
 
 
 class StoredBits(Mapping[str, "npt.NDArray[np.uint8]"]):
@@ -267,3 +275,16 @@ def _read_layout(path: Path, header: Header) -> tuple[NMPattern, dict[str, tuple
         if min(rows, columns) < 1 or entry.dtype != "U8" or entry.shape != (-(-rows * columns // 8),):
             raise FormatError(f"{path} is a damaged mask file: {name} has the wrong size for shape {shapes[name]}.")
     return pattern, shapes, transposed
+
+
+def _read_dense(path: Path, header: Header) -> dict[str, str]:
+    """The layers that stay dense on purpose, and why."""
+    try:
+        dense = json.loads(header.metadata.get("dense", "{}"))
+    except (ValueError, RecursionError) as e:
+        raise FormatError(f"{path} is a mask file with damaged metadata: {e}") from e
+    if not isinstance(dense, dict) or not all(isinstance(reason, str) for reason in dense.values()):
+        raise FormatError(f"{path} is a mask file with damaged metadata: `dense` is not a name -> reason.")
+    if both := sorted(dense.keys() & header.entries.keys()):
+        raise FormatError(f"{path} is a damaged mask file: {both[0]} has a mask and is said to stay dense.")
+    return dense

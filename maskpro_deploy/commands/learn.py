@@ -32,7 +32,8 @@ from maskpro_deploy.system.output import emit, table
 @setting_options("steps", "tokens")
 @text_options
 @setting_options("prior", "other_weights", "prior_update", "prior_inputs", "refine", "objective", "calibration_tokens")
-@setting_options("heldout_tokens", "include", "exclude", "window", "batch_tokens", "estimator", "reward", "distribution")
+@setting_options("heldout_tokens", "include", "exclude", "dense_share", "dense_layers", "window", "batch_tokens")
+@setting_options("estimator", "reward", "distribution")
 @setting_options("samples", "flip_rate", "parts", "learning_rate", "temperature", "weights", "weight_rate", "weight_decay")
 @setting_options("rank", "alpha", "evaluations", "patience")
 @watch_options
@@ -71,7 +72,7 @@ def command(
     result = learn_checkpoint(
         dense, out, text, held, config,
         device=device, resume=resume, force=force, progress=Meter("learning", unit), observers=observers,
-        prior_progress=Meter(f"prior {config.prior_choice.name}", "blocks"),
+        prior_progress=Meter(f"prior {config.prior_choice.name}", "blocks"), choice_progress=Meter("sensitivity", "layers"),
     )  # fmt: skip
     rows = result.rows()
     watching.write_report(partial(build_page, result, config, rows))

@@ -52,6 +52,21 @@ class DurationType(click.ParamType[float]):
         return float(match[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[match[2] or "s"]
 
 
+class ShareType(click.ParamType[float]):
+    """A share such as 10% or 0.1."""
+
+    name = "SHARE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, (int, float)):
+            return float(value)
+        text = str(value).strip()
+        try:
+            return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            raise ConfigError(f"{flag_of(param)} {value!r} is not a share.\nGive one such as 10% or 0.1.") from None
+
+
 class NamesType(click.ParamType[tuple[str, ...]]):
     """Names separated by commas."""
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from maskpro_deploy.commands.options import ShareType
 from maskpro_deploy.learn.choices import (
     BATCH_TOKENS,
     DISTRIBUTIONS,
@@ -39,6 +40,8 @@ _HELP = {
     "heldout_tokens": "Tokens to measure on while learning.",
     "include": "Prune only layers whose name matches.",
     "exclude": "Keep layers dense whose name matches.",
+    "dense_share": "Share of the multiply-adds that stays dense, such as 10%: the layers that masks hurt most for it.",
+    "dense_layers": "Layers that stay dense, by name; auto: chosen by --dense-share.",
     "window": "Tokens in a sequence.",
     "batch_tokens": f"Tokens in a step.  [default: {_BATCH}]",
     "estimator": f"How to compute the gradient of the logits: {describe(ESTIMATORS)}.",
@@ -77,10 +80,11 @@ _RECOVER_HELP = {
     "target_modules": "With --method lora: layers that get a delta; all masked ones by default.",
     "adapter": "With --method lora: PEFT adapter to start from; its own rank, alpha and layers hold.",
 }
-_METAVARS = {"include": "REGEX", "exclude": "REGEX", "target_modules": "REGEX", "adapter": "FOLDER"}
+_METAVARS = {"include": "REGEX", "exclude": "REGEX", "target_modules": "REGEX", "adapter": "FOLDER", "dense_layers": "auto|REGEX"}
 _TYPES = {  # of those without a default; others are whole numbers
     **dict.fromkeys(("learning_rate", "weight_rate"), float),
-    **dict.fromkeys(("include", "exclude", "target_modules", "adapter"), str),
+    **dict.fromkeys(("include", "exclude", "target_modules", "adapter", "dense_layers"), str),
+    "dense_share": ShareType(),
 }
 
 

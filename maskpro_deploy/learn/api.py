@@ -27,6 +27,7 @@ from maskpro_deploy.data import (
 from maskpro_deploy.errors import InputError, Interrupted
 from maskpro_deploy.learn.choices import AUTO, FROZEN
 from maskpro_deploy.learn.config import LearnConfig
+from maskpro_deploy.learn.dense_layers import DenseChoice
 from maskpro_deploy.learn.loading import add_change, check_space, learning_device, learning_dtype, load_windows, memory_errors
 from maskpro_deploy.learn.loop import Point
 from maskpro_deploy.learn.measuring import Spent
@@ -65,6 +66,7 @@ class LearnResult:
     memorised: bool = False  # whether the model was overfitting to the learning text, see `monitor.memorises`
     # length of what was added to a layer's kept weights, relative to theirs in the dense model; empty where weights are frozen
     moved_by_layer: Mapping[str, float] = field(default_factory=dict)
+    choice: DenseChoice | None = None  # which layers stay dense, where that was chosen; names as in the checkpoint
 
     def summary(self) -> dict[str, Any]:
         """The figures, as they go into `learn.json`."""
@@ -86,8 +88,14 @@ class LearnResult:
             **self.spent.to_json(),
             "layers": len(self.masks),
             "weights": self.masks.num_weights,
+            "left_dense": dict(self.masks.dense),
+            "dense_choice": self.choice.to_json() if self.choice is not None else None,
             "curve": [asdict(p) for p in self.curve],
         }
+
+    def _describe_dense(self) -> str:
+        count = str(len(self.masks.dense))
+        return count if self.choice is None else f"{count}, {100 * self.choice.taken:.1f} % of the multiply-adds"
 
     def rows(self) -> list[tuple[str, str]]:
         """The figures that people look at first, as a table."""
@@ -96,6 +104,7 @@ class LearnResult:
         return [
             (f"layers with a strict {self.masks.pattern} mask", str(figures["layers"])),
             ("weights covered", f"{figures['weights']:,}"),
+            *([("layers left dense", self._describe_dense())] if self.masks.dense else []),
             ("tokens seen", f"{figures['tokens']:,}"),
             ("time", f"{figures['seconds']:.0f} s: {self.spent.describe()}"),
             ("groups changed against the prior", f"{100 * figures['groups_changed']:.1f} %"),
@@ -142,6 +151,7 @@ def learn_checkpoint(
     folder: Path, out: Path, text: Text, heldout: Text, config: LearnConfig, *,
     device: str = "auto", resume: bool = False, force: bool = False,
     progress: Progress = SILENT, observers: Sequence[Observer] = (), prior_progress: Progress = SILENT,
+    choice_progress: Progress = SILENT,
 ) -> LearnResult:  # fmt: skip
     """Learn the masks of a checkpoint and write a sparse checkpoint.
 
@@ -157,6 +167,7 @@ def learn_checkpoint(
         progress: updated after every step.
         observers: see every step and measurement, see `monitor`.
         prior_progress: updated after every block of a prior that goes block by block.
+        choice_progress: updated after every layer that is measured for `dense_share`.
 
     Raises:
         Interrupted: the user stopped it; the state is saved.
@@ -175,10 +186,12 @@ def learn_checkpoint(
     trainer.store = store = replace(store, fingerprint=_fingerprint(trainer, whole_sha256, text, heldout))
     trainer.norms = NormCache(whole_sha256)
     store.check() if resume else store.discard()
-    if not _run(trainer, checkpoint, prior_progress, resume=resume):
+    if not _run(trainer, checkpoint, prior_progress, choice_progress, resume=resume):
         raise Interrupted(
             f"stopped after step {trainer.counters.step}; the state is saved.\nGo on with the same command and --resume."
         )
+    if trainer.choice is not None:  # fewer weights have masks than could have had one
+        dense_sha256 = checkpoint.dense_sha256(_list_masked_names(trainer))
     result = _result(trainer, dense_sha256)
     record = _provenance(checkpoint, text, heldout, trainer.config, result)
     save_sparse(checkpoint, result.masks, out, record, force=force, weights=_collect_weights(trainer, checkpoint))
@@ -200,14 +213,17 @@ def _list_masked_names(trainer: Trainer) -> list[str]:
     return [trainer.names[name] for name in trainer.layers]
 
 
-def _run(trainer: Trainer, checkpoint: Checkpoint, prior_progress: Progress = SILENT, *, resume: bool = False) -> bool:
+def _run(
+    trainer: Trainer, checkpoint: Checkpoint, prior_progress: Progress = SILENT, choice_progress: Progress = SILENT, *,
+    resume: bool = False,
+) -> bool:  # fmt: skip
     """Prepare and learn; False if the user stopped it."""
     given = _read_given_masks(checkpoint, trainer) if trainer.config.prior_file is not None and not resume else None
     place = trainer.model.head.device.type
     with tuned_process(place), memory_errors(place):
         if resume:
             trainer.read_saved()
-        trainer.prepare(prior_progress, given)
+        trainer.prepare(prior_progress, given, choice_progress)
         if resume:
             trainer.restore()
         return trainer.run()
@@ -223,6 +239,7 @@ def _result(trainer: Trainer, dense_sha256: str) -> LearnResult:
         objective=trainer.config.minimised,
         moved_by_layer=trainer.moved_by_layer(),
         memorised=counters.memorised,
+        choice=None if trainer.choice is None else trainer.choice.rename(trainer.names),
     )  # fmt: skip
 
 

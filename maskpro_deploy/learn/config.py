@@ -55,6 +55,9 @@ class LearnConfig(RunConfig):
     alpha: float = choices.ALPHA  # they are scaled by alpha / rank
     include: str | None = None  # regular expression of layers to prune (all linear layers but the output embedding by default)
     exclude: str | None = None  # regular expression of layers to leave dense
+    # the same, and the result says so; "auto" chooses them by `dense_share`
+    dense_layers: str | None = None
+    dense_share: float | None = None  # of the multiply-adds, that stay dense where they are worth most (see `dense_layers`)
 
     def __post_init__(self) -> None:
         self._check_run()
@@ -63,7 +66,8 @@ class LearnConfig(RunConfig):
         self._check_estimator()
         self._check_weights()
         self._check_prior()
-        self._check_patterns("include", "exclude")
+        self._check_patterns("include", "exclude", "dense_layers")
+        self._check_dense_layers()
 
     def _check_samples(self) -> None:
         check_range("--parts", self.parts, least=1)
@@ -96,6 +100,18 @@ class LearnConfig(RunConfig):
         if not (estimator.score_only or self.distribution_choice.pathwise):
             able = " or ".join(f"--estimator {choice.usage}" for choice in choices.ESTIMATORS if choice.score_only)
             raise ConfigError(f"--distribution {self.distribution} has a score but no pathwise derivative.\nUse it with {able}.")
+
+    def _check_dense_layers(self) -> None:
+        if self.dense_layers == AUTO and self.dense_share is None:
+            raise ConfigError("--dense-layers auto needs --dense-share: how much may stay dense.")
+        if self.dense_share is None:
+            return
+        check_range("--dense-share", self.dense_share, above=0, below=1)
+        if self.dense_regex is not None:
+            raise ConfigError(f"--dense-layers {self.dense_layers} names the layers, --dense-share chooses them.\nOmit one.")
+        if self.prior_update or self.prior_choice.takes:
+            given = "--prior-update" if self.prior_update else f"--prior {self.prior}"
+            raise ConfigError(f"--dense-share does not go with {given}.\nName the layers with --dense-layers REGEX.")
 
     def _check_prior(self) -> None:
         prior = self.prior_choice
@@ -179,6 +195,11 @@ class LearnConfig(RunConfig):
     def to_json(self) -> dict[str, Any]:
         """Every setting, with the pattern as text."""
         return {**dataclasses.asdict(self), "pattern": str(self.pattern)}
+
+    @property
+    def dense_regex(self) -> str | None:
+        """What names the layers that stay dense, where they are named."""
+        return None if self.dense_layers in (None, AUTO) else self.dense_layers
 
     @property
     def trains_weights(self) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -13,10 +15,12 @@ from torch import Tensor, nn
 
 from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.distributions.planes import flips, unpack
+from maskpro_deploy.learn.dense_layers import DenseChoice, choose_dense, name_dense
+from maskpro_deploy.learn.distributions.planes import flips, top, unpack
 from maskpro_deploy.learn.estimators.base import Estimator, StepLoss
 from maskpro_deploy.learn.kernels.kept_weights import gather_kept, measure_added, scatter_kept
 from maskpro_deploy.learn.loop import Point, TrainingLoop
+from maskpro_deploy.learn.measuring import SHARE
 from maskpro_deploy.learn.model.calibration import BlockStream, InputNorms, whole_model_norms
 from maskpro_deploy.learn.model.model import LearningModel, Windows, prunable_layers
 from maskpro_deploy.learn.model.sites import Site
@@ -47,6 +51,9 @@ class Trainer(TrainingLoop):
         self.layers = prunable_layers(model.model, config.pattern, config.include, config.exclude, names)
         self.names = {name: name for name in self.layers} if names is None else names
         self.norms: InputNorms = whole_model_norms  # what gives the norms of the layers' inputs, where a prior needs them alone
+        self.dense = name_dense(self.layers, self.config.dense_regex)  # layers that stay dense on purpose -> why
+        self.layers = {name: layer for name, layer in self.layers.items() if name not in self.dense}
+        self.choice: DenseChoice | None = None  # what was chosen of the others, if that is asked for
         config.estimator_choice.load().check_model(model.model, self.layers)
         self._family = config.distribution_choice.load()(config.pattern, model.head.device)
         self.masked: list[Site] = []
@@ -65,8 +72,10 @@ class Trainer(TrainingLoop):
         assert isinstance(self.learner, Estimator)
         return self.learner
 
-    def prepare(self, progress: Progress = SILENT, given: MaskSet | None = None) -> None:
+    def prepare(self, progress: Progress = SILENT, given: MaskSet | None = None, choosing: Progress = SILENT) -> None:
         """Measure the dense model, compute the prior (with `given` masks for a file), and put sites in the layers' places.
+
+        With `dense_share` layers that stay dense are chosen after the prior; `choosing` shows how far that is.
 
         What the saved state holds is taken from there, see `read_saved`.
         """
@@ -81,22 +90,42 @@ class Trainer(TrainingLoop):
                 self.dense_loss = self.heldout_loss()
         with self.timing("preparing_s"):
             if self.saved is None:
-                self._start_from_prior(progress, given)
+                self._start_from_prior(progress, given, choosing)
             else:
                 self._start_from_saved(self.saved[0])
             loss = StepLoss(self.model, ask_without_masks(self.model, self.masked), config.objective_choice.teacher_share)
             self.learner = config.estimator_choice.load()(config, self.model, self.masked, loss)
 
-    def _start_from_prior(self, progress: Progress, given: MaskSet | None) -> None:
+    def _start_from_prior(self, progress: Progress, given: MaskSet | None, choosing: Progress) -> None:
         dense = {n: y.weight.detach().clone() for n, y in self.layers.items()} if self._keeps_dense_apart else {}
         batches = self.calibration() if self.config.prior_sees_text else []
         priors = compute_prior(self.model, self.layers, self.config, batches, given, progress, self.norms)
         progress.close()
+        if self.config.dense_share is not None:
+            self._choose_dense(self.config.dense_share, priors, choosing)
         for name, layer in self.layers.items():
             self._put_site(name, layer, priors.pop(name), dense.pop(name, None))
 
+    def _choose_dense(self, share: float, priors: Mapping[str, Tensor], progress: Progress) -> None:
+        """Leave dense what the prior's masks cost most in, for a share of the multiply-adds."""
+        n, allowed_s = self.config.pattern.n, None if self.config.budget_s is None else SHARE * self.config.budget_s
+        masks = {
+            name: partial(lambda name, layer: top(priors[name], n).t().reshape(layer.weight.shape), name, layer)
+            for name, layer in self.layers.items()
+        }
+        batches = self.calibration()
+        self._leave_dense(choose_dense(self.model, self.layers, masks, batches, share, progress=progress, allowed_s=allowed_s))
+        progress.close()
+
+    def _leave_dense(self, choice: DenseChoice) -> None:
+        self.choice = choice
+        self.dense |= choice.reasons()
+        self.layers = {name: layer for name, layer in self.layers.items() if name not in self.dense}
+
     def _start_from_saved(self, tensors: Mapping[str, Tensor]) -> None:
         """Sites with the prior's masks, as `start_tensors` saved them; the learner brings its logits and weights."""
+        if (choice := tensors.get("start/choice")) is not None:
+            self._leave_dense(DenseChoice.from_json(json.loads(choice.numpy().tobytes())))
         for name, layer in self.layers.items():
             m, device = self.config.pattern.m, layer.weight.device
             if (weight := tensors.get(f"start/weight/{name}")) is not None:
@@ -119,6 +148,9 @@ class Trainer(TrainingLoop):
     def start_tensors(self) -> dict[str, Tensor]:
         """The prior's masks, the weights that it changed and no step moves, and the logits where the learner has others."""
         tensors = {name: bits.clone() for name, bits in self._prior.items()}  # the best ones may be the same
+        if self.choice is not None:
+            written = json.dumps(self.choice.to_json()).encode()
+            tensors["choice"] = torch.frombuffer(bytearray(written), dtype=torch.uint8)
         saved = self.learner.tensors()
         for s in self.masked:
             if self.config.prior_update and not self.config.trains_weights:
@@ -216,4 +248,5 @@ class Trainer(TrainingLoop):
     def _masks_of(self, bits: dict[str, Tensor], dense_sha256: str) -> MaskSet:
         masks = {self.names[s.name]: s.mask(bits[s.name]) for s in self.masked}
         transposed = frozenset(self.names[s.name] for s in self.masked if s.name in self.model.transposed)
-        return MaskSet.from_arrays(self.config.pattern, masks, dense_sha256, transposed=transposed)
+        dense = {self.names[name]: reason for name, reason in self.dense.items()}
+        return MaskSet.from_arrays(self.config.pattern, masks, dense_sha256, transposed=transposed, dense=dense)

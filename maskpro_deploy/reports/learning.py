@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from maskpro_deploy.reports import changes, curves, plots
 from maskpro_deploy.reports.blocks import CodeSection, PlotSection, Report, Section, TableSection, warning_list
 from maskpro_deploy.reports.curves import Phase
+from maskpro_deploy.reports.dense_layers import draw_choice
 
 if TYPE_CHECKING:
     from maskpro_deploy.learn import LearnConfig, LearnResult
@@ -23,6 +24,7 @@ def build_page(result: LearnResult, config: LearnConfig, rows: list[tuple[str, s
         *warning_list("Warning", ["The learning text was being memorised."] if result.memorised else []),
         curves.draw_losses(phases, name_references(result)),
         *curves.draw_movements(phases),
+        *draw_choice(result.choice),
         *changes.draw_masks(result.masks, result.prior_masks),
         *changes.draw_moved(result.moved_by_layer),
         PlotSection(title="Quality", plot=plots.draw_quality_bars(perplexity), caption="Perplexity on the held-out text."),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _HEADER = ("tensor", "shape", "dtype", "axis", "satisfies", "groups", "violations", "short", "density", "-0.0", "cores", "result")
 _SHOWN = 20  # lines of a kind in the text
+_SHOWN_DENSE = 3  # and of layers that stay dense on purpose
 _EXEMPT = "Every stored tensor is in one of these classes; one that is unaccounted for forbids a pass."
 _HOW_TO_READ = (
     "Groups lie along the axis. A short group has fewer nonzeros than N and is lawful: its mask is known and strict, or fewer "
@@ -29,6 +30,9 @@ def build_page(report: ValidationReport) -> Report:
     account = [(name, f"{size:,}", f"{100 * share:.2f} %") for name, size, share in report.account.rows()]
     account.append(("all", f"{report.account.total:,}", "100.00 %"))
     sections.append(TableSection(title="Account", header=("stored tensors", "bytes", "share"), rows=account, note=_EXEMPT))
+    if report.left_dense:
+        left = list(report.left_dense.items())
+        sections.append(TableSection(title="Left dense on purpose", header=("layer", "why"), rows=left))
     if report.notes:
         sections.append(ListSection(title="To know", points=report.notes))
     if report.tensors:
@@ -98,6 +102,7 @@ def render_text(report: ValidationReport) -> str:
     blocks.extend(_lines("fails", [(t.name, t.why()) for t in failed]))
     blocks.extend(_lines("unaccounted for", [(u.name, f"{u.reason}{_users(u)}") for u in report.unchecked]))
     blocks.extend(_lines("contradiction", [("", p) for p in report.problems]))
+    blocks.extend(_lines("left dense on purpose", list(report.left_dense.items()), _SHOWN_DENSE))
     if signed := sum(t.negative_zeros for t in report.required):
         blocks.append(f"note: {signed} zeros are -0.0, which some sparse kernels take for values")
     if short := sum(t.short for t in report.required):
@@ -110,10 +115,10 @@ def render_text(report: ValidationReport) -> str:
     return "\n".join(blocks)
 
 
-def _lines(label: str, items: list[tuple[str, str]]) -> list[str]:
-    lines = [f"{label}: {name}: {why}" if name else f"{label}: {why}" for name, why in items[:_SHOWN]]
-    if len(items) > _SHOWN:
-        lines.append(f"{label}: {len(items) - _SHOWN} more (--json lists all)")
+def _lines(label: str, items: list[tuple[str, str]], shown: int = _SHOWN) -> list[str]:
+    lines = [f"{label}: {name}: {why}" if name else f"{label}: {why}" for name, why in items[:shown]]
+    if len(items) > shown:
+        lines.append(f"{label}: {len(items) - shown} more (--json lists all)")
     return lines
 
 

@@ -48,6 +48,7 @@ def describe_masks(path: Path) -> dict[str, Any]:
         "dense_sha256": masks.dense_sha256 or None,
         "not_strict": list(masks.find_broken()),
         "kinds": dict(sorted(kinds.items())),
+        "left_dense": dict(masks.dense),
     }
 
 
@@ -116,9 +117,13 @@ def render_description(facts: Mapping[str, Any]) -> str:
         ("masks, SHA-256", facts["masks_sha256"]),
         ("made for weights with SHA-256", facts["dense_sha256"] or "not said"),
         ("layers that break the pattern", ", ".join(facts["not_strict"]) or "none"),
+        ("layers left dense on purpose", len(facts["left_dense"])),
     ]
     kinds = [(kind, counts["layers"], f"{counts['weights']:,}") for kind, counts in facts["kinds"].items()]
-    return f"{table(rows)}\n\n{table(kinds, ('kind', 'layers', 'weights'))}"
+    blocks = [table(rows), table(kinds, ("kind", "layers", "weights"))]
+    if facts["left_dense"]:
+        blocks.append(table(list(facts["left_dense"].items()), ("left dense", "why")))
+    return "\n\n".join(blocks)
 
 
 def render_comparison(facts: Mapping[str, Any], first: Path, second: Path) -> str:

@@ -86,6 +86,7 @@ def validate(
         account=_settle_account(source, reports, unchecked),
         problems=(*source.problems, *contradictions),
         notes=source.notes,
+        left_dense=source.left_dense,
         num_parameters=source.num_parameters,
         multiply_adds=source.multiply_adds,
     )

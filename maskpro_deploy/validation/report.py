@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from maskpro_deploy.pattern import NMPattern
@@ -118,6 +119,7 @@ class ValidationReport:
     # attention scores aside; 0 if the path does not say
     multiply_adds: int = 0
     notes: tuple[str, ...] = ()  # what has to be known to read the answer rightly
+    left_dense: Mapping[str, str] = field(default_factory=dict)  # linear layers that stay dense on purpose -> why
 
     @property
     def required(self) -> tuple[TensorReport, ...]:
@@ -187,6 +189,7 @@ class ValidationReport:
             "multiply_adds": self.multiply_adds,
             "share_of_multiply_adds": self.share_of_multiply_adds,
             "notes": list(self.notes),
+            "left_dense": dict(self.left_dense),
             "problems": list(self.problems),
             "account": self.account.to_json(),
             "unchecked": [dataclasses.asdict(u) for u in self.unchecked],

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -184,6 +184,7 @@ class Source:
     # of all products with stored weights, for one token (or one output position of a convolution); 0 if the path does not say
     multiply_adds: int = 0
     notes: tuple[str, ...] = ()  # what a reader of the report has to know
+    left_dense: Mapping[str, str] = field(default_factory=dict)  # linear layers that stay dense on purpose -> why
 
 
 class Reader(Protocol):

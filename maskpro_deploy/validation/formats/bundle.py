@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from maskpro_deploy.errors import FormatError, PatternError
 from maskpro_deploy.manifest import MANIFEST_FILE, Manifest, SparseWeight, safe_path
@@ -54,8 +55,15 @@ class BundleReader(Reader):
             pattern=_read_pattern(path, manifest),
             has_list=bool(manifest.sparse_weights),
             inputs=(*files, *tensor_files, *mask_inputs(masks)),
+            left_dense=read_left_dense(manifest.source),
             tensor_files=tuple(tensor_files),
         )
+
+
+def read_left_dense(source: Mapping[str, Any]) -> dict[str, str]:
+    """The layers that a manifest says stay dense on purpose, and why."""
+    left = source.get("left_dense")
+    return {str(name): str(reason) for name, reason in left.items()} if isinstance(left, dict) else {}
 
 
 def _path_inside(folder: Path, relative: str) -> Path:

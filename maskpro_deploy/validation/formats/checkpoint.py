@@ -56,6 +56,7 @@ class CheckpointReader(Reader):
             pattern=masks.pattern if masks is not None else contents.pattern,
             has_list=masks is not None,
             inputs=(*files, *mask_inputs(masks)),
+            left_dense=masks.dense if masks is not None else {},
             notes=(*note_packing(path, config, entries, contents), *_write_notes(path, shards)),
         )
 
@@ -96,7 +97,8 @@ def _add_mask(weight: Weight, masks: MaskSet) -> Weight:
 
 def _check_masks(masks: MaskSet, entries: Entries, contents: Source) -> list[str]:
     shapes = {name: entry.shape for name, (_, entry) in entries.items()} | {w.name: w.shape for w in contents.weights}
-    problems = [f"{MASKS_FILE} names {name}, which the checkpoint lacks" for name in sorted(masks.shapes) if name not in shapes]
+    named = sorted({*masks.shapes, *masks.dense})
+    problems = [f"{MASKS_FILE} names {name}, which the checkpoint lacks" for name in named if name not in shapes]
     for name in sorted(masks.shapes):
         if name in shapes and shapes[name] != masks.stored_shape(name):
             own, other = list(masks.stored_shape(name)), list(shapes[name])

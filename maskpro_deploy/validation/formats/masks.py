@@ -70,4 +70,5 @@ class MasksReader(Reader):
             pattern=masks.pattern,
             has_list=True,
             inputs=mask_inputs(masks),
+            left_dense=masks.dense,
         )
