@@ -36,7 +36,7 @@ _PARTS = {
     "writing": "writing the result (after the last step)",
     "loading": "loading (weights and files, before the first step)",
 }
-_OF_MASKS = ("pattern", "include", "exclude")  # what a sparse checkpoint says itself
+_OF_MASKS = ("pattern", "include", "exclude", "dense_layers")  # what a sparse checkpoint says itself
 _OF_BOTH = ("model", "device", "no_time", "as_json", "window", "batch_tokens", "calibration_tokens", "objective", "dtype")
 
 
@@ -50,6 +50,7 @@ _OF_BOTH = ("model", "device", "no_time", "as_json", "window", "batch_tokens", "
 @setting_options("train", of=RecoverConfig)
 @setting_options("window", "batch_tokens", "calibration_tokens", "prior", "prior_update", "refine", "objective")
 @setting_options("estimator", "reward", "distribution", "samples", "weights", "rank", "include", "exclude")
+@setting_options("dense_share", "dense_layers")
 @device_option
 @setting_options("dtype")
 @click.option("--no-time", is_flag=True, help="Predict memory alone: nothing is measured on this machine.")
@@ -115,6 +116,12 @@ def _text(prediction: Plan, config: RunConfig, facts: dict[str, str]) -> str:
         f"peak: {_size(prediction.memory.peak)}, within {100 * ERROR:.0f} % (loading, the steps and writing take turns)",
         f"state beyond the weights: {ours:.2f} bytes a weight under a mask, {_size(prediction.memory.state)}",
     ]
+    if prediction.left_dense:
+        names = ", ".join(prediction.left_dense)
+        lines.append(f"left dense by {next(iter(prediction.left_dense.values()))}: {names}")
+    if prediction.dense_share is not None:
+        share = f"{100 * prediction.dense_share:.4g} % of the multiply-adds"
+        lines.append(f"left dense: {share}, in layers that the run chooses by measuring each; they are counted as masked here")
     if theirs is not None:
         lines.append(
             f"as in MaskLLM: {theirs:.0f} bytes a weight, {_size(figures['maskllm_state_bytes'])} ({theirs / ours:.1f} x)"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.model.dense_passes import DensePasses
-from maskpro_deploy.learn.model.model import LearningModel, keep_hooks
+from maskpro_deploy.learn.model.model import LearningModel, keep_hooks, prunable_layers
 from maskpro_deploy.system.progress import SILENT, Progress
 
 TOKENS = 2048  # that a unit is measured on, at most
@@ -89,18 +90,24 @@ class DenseChoice:
         return cls(share=value["share"], units=units, tokens=value["tokens"], curve=curve)
 
 
-def name_dense(layers: Collection[str], regex: str | None) -> dict[str, str]:
-    """The layers that `--dense-layers REGEX` names, with the reason; none without one.
+def split_layers(
+    model: Any, config: LearnConfig, tensors: Container[str] | None = None
+) -> tuple[dict[str, nn.Linear], dict[str, str]]:
+    """The layers that get a mask, and those that `--dense-layers REGEX` leaves dense, with the reason; by weight name.
+
+    See `prunable_layers` for `tensors` and what it raises.
 
     Raises:
-        ConfigError: it names none of them, or all.
+        ConfigError: the expression names no layer that could get a mask, or all.
     """
+    layers, regex = prunable_layers(model, config.pattern, config.include, config.exclude, tensors), config.dense_regex
     if regex is None:
-        return {}
+        return layers, {}
     named = [name for name in layers if re.search(regex, name.removesuffix(".weight"))]
     if not named or len(named) == len(layers):
         raise ConfigError(f"--dense-layers {regex} matches {'every' if named else 'no'} layer that could get a mask.")
-    return dict.fromkeys(named, f"--dense-layers {regex}")
+    masked = {name: layer for name, layer in layers.items() if name not in named}
+    return masked, dict.fromkeys(named, f"--dense-layers {regex}")
 
 
 def choose(units: Sequence[Unit], share: float) -> tuple[Unit, ...]:

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.dense_layers import DenseChoice, choose_dense, name_dense
+from maskpro_deploy.learn.dense_layers import DenseChoice, choose_dense, split_layers
 from maskpro_deploy.learn.distributions.planes import flips, top, unpack
 from maskpro_deploy.learn.estimators.base import Estimator, StepLoss
 from maskpro_deploy.learn.kernels.kept_weights import gather_kept, measure_added, scatter_kept
 from maskpro_deploy.learn.loop import Point, TrainingLoop
 from maskpro_deploy.learn.measuring import SHARE
 from maskpro_deploy.learn.model.calibration import BlockStream, InputNorms, whole_model_norms
-from maskpro_deploy.learn.model.model import LearningModel, Windows, prunable_layers
+from maskpro_deploy.learn.model.model import LearningModel, Windows
 from maskpro_deploy.learn.model.sites import Site
 from maskpro_deploy.learn.model.teacher import ask_without_masks
 from maskpro_deploy.learn.monitor import Observer
@@ -47,13 +47,11 @@ class Trainer(TrainingLoop):
     ) -> None:  # fmt: skip
         super().__init__(model, text, heldout, config, store, progress, observers)
         self.config = config.on(model.head.device.type)
-        # by weight name in the model; `sites` take their places
-        self.layers = prunable_layers(model.model, config.pattern, config.include, config.exclude, names)
-        self.names = {name: name for name in self.layers} if names is None else names
+        # by weight name in the model: those whose places `sites` take, and those that stay dense on purpose, with the reason
+        self.layers, self.dense = split_layers(model.model, self.config, names)
+        self.choice: DenseChoice | None = None  # which more stay dense, if that is chosen by `dense_share`
+        self.names = {name: name for name in (*self.layers, *self.dense)} if names is None else names
         self.norms: InputNorms = whole_model_norms  # what gives the norms of the layers' inputs, where a prior needs them alone
-        self.dense = name_dense(self.layers, self.config.dense_regex)  # layers that stay dense on purpose -> why
-        self.layers = {name: layer for name, layer in self.layers.items() if name not in self.dense}
-        self.choice: DenseChoice | None = None  # what was chosen of the others, if that is asked for
         config.estimator_choice.load().check_model(model.model, self.layers)
         self._family = config.distribution_choice.load()(config.pattern, model.head.device)
         self.masked: list[Site] = []

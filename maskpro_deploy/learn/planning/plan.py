@@ -31,6 +31,7 @@ from torch import nn
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import InputError
 from maskpro_deploy.learn.config import LearnConfig
+from maskpro_deploy.learn.dense_layers import split_layers
 from maskpro_deploy.learn.model.calibration import decoder_blocks
 from maskpro_deploy.learn.model.model import LearningModel
 from maskpro_deploy.learn.model.paged_blocks import list_block_tensors
@@ -86,6 +87,8 @@ class Plan:
     layers: int  # how many have one
     prunable: int  # weights in them
     parameters: int  # weights in all
+    left_dense: dict[str, str]  # layers that `--dense-layers` names, by name in the checkpoint, with the reason
+    dense_share: float | None  # of the multiply-adds, that stays dense too: in layers that only a run can choose
     memory: Memory  # at the peak
     state_bytes_per_weight: float  # of the learner beyond the weights: logits, optimiser, and what it remembers
     # what a logit for each of the C(M, N) masks would take, with gradients and Adam; None where weights are trained
@@ -124,6 +127,7 @@ def plan(
     model = open_empty(checkpoint, dtype)
     tensors = find_tensors(model, checkpoint)
     layers = run.list_layers(model, tensors)
+    left = {} if checkpoint.masks is not None else split_layers(model.model, config, tensors)[1]
     prunable = sum(layer.weight.numel() for layer in layers.values())
     parameters = sum(p.numel() for p in model.model.parameters())
     weighed = weigh_state(run, dtype)
@@ -137,7 +141,8 @@ def plan(
     return Plan(
         pattern=str(run.pattern), layers=len(layers), prunable=prunable, parameters=parameters, memory=memory, step_s=step,
         products_s=products, masks_s=masks, state_bytes_per_weight=round(memory.state / prunable, 3),
-        maskllm_bytes_per_weight=theirs,
+        maskllm_bytes_per_weight=theirs, left_dense={tensors[name]: reason for name, reason in left.items()},
+        dense_share=config.dense_share,
     )  # fmt: skip
 
 

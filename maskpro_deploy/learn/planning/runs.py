@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from maskpro_deploy.learn.config import LearnConfig
+from maskpro_deploy.learn.dense_layers import split_layers
 from maskpro_deploy.learn.loop import TrainingLoop
 from maskpro_deploy.learn.model.model import LearningModel, Windows, prunable_layers
 from maskpro_deploy.learn.recovery.config import WEIGHTS, RecoverConfig
@@ -117,7 +118,7 @@ class PlannedLearning:
         return self.config.trains_weights
 
     def list_layers(self, model: LearningModel, tensors: Mapping[str, str]) -> dict[str, nn.Linear]:
-        layers = prunable_layers(model.model, self.pattern, self.config.include, self.config.exclude, tensors)
+        layers, _ = split_layers(model.model, self.config, tensors)
         self.config.estimator_choice.load().check_model(model.model, layers)
         return layers
 
@@ -131,7 +132,7 @@ class PlannedLearning:
     def open_tiny(self, model: LearningModel, teacher: LearningModel, windows: Windows, store: StateStore | None) -> TrainingLoop:
         settings = dataclasses.replace(
             self.config, **_SHORT, prior="magnitude", prior_update=False, prior_inputs="auto", refine=False, include=None,
-            exclude=None,
+            exclude=None, dense_layers=None, dense_share=None,
         )  # fmt: skip
         trainer = Trainer(model, windows, windows, settings, store)
         trainer.prepare()
@@ -171,7 +172,7 @@ class PlannedRecovery:
 
     def list_layers(self, model: LearningModel, tensors: Mapping[str, str]) -> dict[str, nn.Linear]:
         if self.masks is None:
-            return prunable_layers(model.model, self.pattern, self.learning.include, self.learning.exclude, tensors)
+            return split_layers(model.model, self.learning, tensors)[0]
         linear = {f"{name}.weight": m for name, m in model.model.named_modules() if isinstance(m, nn.Linear)}
         return {own: linear[own] for own, theirs in tensors.items() if own in linear and theirs in self.masks}
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,6 +42,7 @@ LARGE = LearnConfig(
 RUN = """
 import sys
 from pathlib import Path
+from typing import Any
 import numpy as np, torch
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.model.memory import tuned_process
@@ -274,3 +276,20 @@ def test_every_family_is_planned_with_the_layers_that_learning_masks(family: str
     layers = prunable_layers(model.model, CONFIG.pattern, None, None, find_tensors(model, checkpoint))
     assert (planned.layers, planned.prunable) == (len(layers), sum(layer.weight.numel() for layer in layers.values()))
     assert planned.memory.activations > 0
+
+
+def test_layers_that_stay_dense_are_named_with_the_reason(dense: Checkpoint) -> None:
+    def run(*options: str) -> dict[str, Any]:
+        done = CliRunner().invoke(cli, ["plan", "--model", str(dense.folder), "--no-time", "--json", *options])
+        assert done.exit_code == 0, done.output
+        value: dict[str, Any] = json.loads(done.stdout)
+        return value
+
+    whole, named, chosen = run(), run("--dense-layers", r"\.1\.mlp\."), run("--dense-share", "10%")
+    assert whole["layers"] == named["layers"] + 3
+    assert named["memory"]["state"] < whole["memory"]["state"]
+    assert {name.split(".")[4] for name in named["left_dense"]} == {"gate_proj", "up_proj", "down_proj"}
+    assert set(named["left_dense"].values()) == {r"--dense-layers \.1\.mlp\."}
+    assert (whole["left_dense"], whole["dense_share"], chosen["dense_share"]) == ({}, None, 0.1)
+    text = CliRunner().invoke(cli, ["plan", "--model", str(dense.folder), "--no-time", "--dense-share", "10%"]).stdout
+    assert "left dense: 10 % of the multiply-adds" in text
