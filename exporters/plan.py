@@ -26,6 +26,7 @@ from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig
 from maskpro_deploy.exporters.graph.layers import Layers
 from maskpro_deploy.manifest import ModelShape
 from maskpro_deploy.masks import MaskSet
+from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.system.files import read_json
 
 _UNLIMITED_LENGTH = 2048  # of a model that sets no limit of its own, unless --max-length says
@@ -67,6 +68,9 @@ def plan_export(checkpoint: Checkpoint, config: ExportConfig, template: Template
         weights = graphs[config.forms[0]].weights
         check_weights(weights.values(), checkpoint, _list_unused_tensors(checkpoint, decoder, template))
         masks = find_masks(checkpoint, weights, config.require_sparsity)
+        if masks is not None:  # weights that hold it and others do not become one
+            graphs = build_graphs(template, decoder, config, checkpoint, masks)
+            weights = graphs[config.forms[0]].weights
         claim = read_claim(checkpoint, masks, weights, config.require_sparsity)
     return Plan(
         source=checkpoint,
@@ -81,12 +85,19 @@ def plan_export(checkpoint: Checkpoint, config: ExportConfig, template: Template
     )
 
 
-def build_graphs(template: Template, decoder: DecoderConfig, config: ExportConfig, source: Checkpoint) -> dict[str, Graph]:
+def build_graphs(
+    template: Template, decoder: DecoderConfig, config: ExportConfig, source: Checkpoint, masks: MaskSet | None = None
+) -> dict[str, Graph]:
     """The graph of every form that is asked for; all name the same weights."""
+
+    def read_pattern(name: str) -> NMPattern | None:
+        stored = name if name in source.shard_of else name.removeprefix(template.prefix)
+        return masks.pattern if masks is not None and stored in masks else None
+
     graphs = {}
     for name in config.forms:
         form = make_form(name, cache_length(decoder, config), alone=len(config.forms) == 1)
-        graph = template.build(Layers(decoder, form, config.dtype, config.quantization))
+        graph = template.build(Layers(decoder, form, config.dtype, config.quantization, read_pattern))
         graph.weights = {key: _name_as_stored(weight, source, template.prefix) for key, weight in graph.weights.items()}
         graphs[name] = graph
     return graphs

@@ -9,7 +9,7 @@ Shapes: `B` batch, `S` new tokens, `E` hidden size, `F` intermediate size, `H` h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnx import TensorProto
@@ -19,6 +19,7 @@ from maskpro_deploy.exporters.graph.cache_forms.base import KVForm
 from maskpro_deploy.exporters.graph.decoder_config import DecoderConfig
 from maskpro_deploy.exporters.graph.quantization import Quantization
 from maskpro_deploy.exporters.graph.rope import RopeConfig, make_tables, second_table_start
+from maskpro_deploy.pattern import NMPattern
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,10 +36,17 @@ class Part:
 
 
 class Layers:
-    """A graph under construction for one decoder and one form of the cache, with the parts of decoders as methods."""
+    """A graph under construction for one decoder and one form of the cache, with the parts of decoders as methods.
 
-    def __init__(self, config: DecoderConfig, form: KVForm, dtype: str, quantization: Quantization | None = None) -> None:
-        self.config, self.form = config, form
+    `read_pattern` says which pattern a tensor of the checkpoint holds: only projections that hold the same one, or none, become
+    one weight, since a proof and an engine's choice of kernels are about whole weights.
+    """
+
+    def __init__(
+        self, config: DecoderConfig, form: KVForm, dtype: str, quantization: Quantization | None = None,
+        read_pattern: Callable[[str], NMPattern | None] = lambda source: None,
+    ) -> None:  # fmt: skip
+        self.config, self.form, self._read_pattern = config, form, read_pattern
         self.graph = graph = Graph(dtype, form.facts.opset, quantization)
         self.tokens = graph.input("input_ids", TensorProto.INT64, ["batch", "new"])
         form.begin(graph, config)
@@ -101,6 +109,10 @@ class Layers:
         added = Weight(name=f"{module}.bias", shape=(n,), parts=biases) if bias else None
         return self._multiply(module, x, Weight(name=f"{module}.weight", shape=(k, n), projection=True, parts=weights), added)
 
+    def _hold_alike(self, modules: Sequence[str]) -> bool:
+        """Whether the weights of projections hold the same pattern, or none."""
+        return len({self._read_pattern(f"{module}.weight") for module in modules}) == 1
+
     def _multiply(self, module: str, x: str, weight: Weight, bias: Weight | None) -> str:
         y = self.graph.op("MatMul", x, self.graph.matrix(weight, self.graph.quantization), name=_path(module))
         if bias is None:
@@ -138,7 +150,8 @@ class Layers:
         rope = config.ropes[layer]
         tables = self._tables[rope] if rope is not None else None
         inside = tables is not None and self.form.applies_rope(config, rope, tables[2])  # the form rotates q and k itself
-        if self.form.packed and not head_norm and (tables is None or inside):
+        sources = [part.module for part in parts] if parts is not None else [f"{module}.{name}" for name in names[:3]]
+        if self.form.packed and not head_norm and (tables is None or inside) and self._hold_alike(sources):
             q, k, v = self._project_packed(module, x, names, parts), "", ""
         else:
             q, k, v = self._project_heads(module, x, names, parts, plus if head_norm else None, None if inside else rope)
@@ -181,7 +194,8 @@ class Layers:
         e, f, bias = self.config.hidden_size, self.config.intermediate_size, self.config.mlp_bias
         gate_part, up_part = parts if parts is not None else (None, None)
         gate_name, up_name = f"{module}.gate_proj", f"{module}.up_proj"
-        if self.form.packed:
+        sources = [part.module for part in parts] if parts is not None else [gate_name, up_name]
+        if self.form.packed and self._hold_alike(sources):
             both = self.linears(f"{module}.gate_up_proj", x, e, {gate_name: f, up_name: f}, bias=bias, parts=parts)
             gate, up = (f"{_path(name)}/out" for name in (gate_name, up_name))  # (B, S, F)
             self.graph.op("Split", both, name=f"{_path(module)}/split", output=gate, more_outputs=[up], axis=-1, num_outputs=2)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from numpy_llama import NumpyLlama
 from safetensors.numpy import load_file
 from stopper import Stopper
 from test_learn import CONFIG, PATTERN, run
@@ -108,14 +109,17 @@ def test_chosen_layers_keep_their_weights_and_all_others_hold_the_pattern(sparse
     assert not validate(sparse, require="all").holds  # they are no less dense for having a reason
 
 
-def test_the_bundle_says_so_too(sparse: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("forms", [("cat",), ("gqa",), ("cat", "gqa")])
+def test_the_bundle_says_so_too(forms: tuple[str, ...], sparse: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
-    export(sparse, bundle, ExportConfig(forms=("cat",)), compare=False)
+    manifest = export(sparse, bundle, ExportConfig(forms=forms), reference=lambda: NumpyLlama(sparse))
+    assert manifest.verification["status"] == "passed"
     opened = Checkpoint.open(sparse)
     assert opened.masks is not None
     assert Manifest.load(bundle).source["left_dense"] == dict(opened.masks.dense)
     report = validate(bundle)
     assert report.holds
+    assert len(manifest.sparse_weights) == len(opened.masks)  # those of a product that is partly dense stand alone
     assert report.left_dense == dict(opened.masks.dense)
 
 
