@@ -92,7 +92,7 @@ def build_graphs(
 
     def read_pattern(name: str) -> NMPattern | None:
         stored = name if name in source.shard_of else name.removeprefix(template.prefix)
-        return masks.pattern if masks is not None and stored in masks else None
+        return masks.pattern_of(stored) if masks is not None and stored in masks else None
 
     graphs = {}
     for name in config.forms:

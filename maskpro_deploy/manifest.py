@@ -121,6 +121,7 @@ class SparseWeight(_Record):
     source: str
     shape: tuple[int, ...]
     axis: int
+    pattern: str | None = None  # which it holds, if it is another than the bundle's `sparsity`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

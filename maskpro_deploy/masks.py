@@ -4,8 +4,9 @@
 eight to a byte, first weight in the highest bit (`numpy.packbits`). Its metadata:
 
     format        "maskpro-deploy/masks"
-    version       "1", or "2" where a weight is stored (in, out)
+    version       "1"; "2" where a weight is stored (in, out); "3" where a weight holds another pattern
     n, m          the pattern
+    patterns      JSON: weight name -> "N:M" of those that hold another one (version 3)
     axis          the reduction axis of every weight, here always "1": groups lie along the input dimension
     shapes        JSON: weight name -> [out, in]
     transposed    JSON: names of the weights that the checkpoint stores as [in, out] (version 2: GPT-2); their masks are
@@ -19,6 +20,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +37,7 @@ from maskpro_deploy.system.files import atomic_file
 from maskpro_deploy.system.input_file import Entry, Header, InputFile, read_header
 
 FORMAT = "maskpro-deploy/masks"
-VERSIONS = ("1", "2")
+VERSIONS = ("1", "2", "3")
 MASKS_FILE = "masks.safetensors"
 
 
@@ -42,7 +45,7 @@ MASKS_FILE = "masks.safetensors"
 class MaskSet:
     """The masks of one model."""
 
-    pattern: NMPattern  # the N:M pattern that every mask holds
+    pattern: NMPattern  # the N:M pattern that every mask holds, but those of `patterns`
     # weight name -> packed bits (ceil(out * in / 8),); those of a file are read when they are asked for
     packed: Mapping[str, npt.NDArray[np.uint8]]
     shapes: Mapping[str, tuple[int, int]]  # weight name -> (out, in)
@@ -50,21 +53,25 @@ class MaskSet:
     transposed: frozenset[str] = frozenset()  # names of the weights that the checkpoint stores as (in, out)
     # weights of linear layers that stay dense on purpose -> why
     dense: Mapping[str, str] = field(default_factory=dict)
+    patterns: Mapping[str, NMPattern] = field(default_factory=dict)  # of weights that hold another one than `pattern`
 
     @classmethod
     def from_arrays(
         cls, pattern: NMPattern, masks: Mapping[str, npt.NDArray[np.bool_]], dense_sha256: str = "",
         *, transposed: frozenset[str] = frozenset(), dense: Mapping[str, str] | None = None,
+        patterns: Mapping[str, NMPattern] | None = None,
     ) -> MaskSet:  # fmt: skip
-        """Pack boolean masks of shape (out, in).
+        """Pack boolean masks of shape (out, in); `patterns` are those of weights with another one than `pattern`.
 
         Raises:
             PatternError: a mask does not keep exactly N of every M along its last axis.
         """
+        others = {name: other for name, other in (patterns or {}).items() if other != pattern and name in masks}
         for name, mask in masks.items():
-            pattern.check_divides(mask.shape[-1], name)
-            if not pattern.holds(mask):
-                raise PatternError(f"the mask of {name} does not keep exactly {pattern.n} of every {pattern.m}.")
+            own = others.get(name, pattern)
+            own.check_divides(mask.shape[-1], name)
+            if not own.holds(mask):
+                raise PatternError(f"the mask of {name} does not keep exactly {own.n} of every {own.m}.")
         return cls(
             pattern=pattern,
             packed={name: np.packbits(mask) for name, mask in masks.items()},
@@ -72,6 +79,7 @@ class MaskSet:
             dense_sha256=dense_sha256,
             transposed=transposed,
             dense=dense or {},
+            patterns=others,
         )
 
     def __len__(self) -> int:
@@ -82,6 +90,15 @@ class MaskSet:
 
     def __contains__(self, name: object) -> bool:
         return name in self.packed
+
+    def pattern_of(self, name: str) -> NMPattern:
+        """The pattern that the mask of one weight holds."""
+        return self.patterns.get(name, self.pattern)
+
+    def describe_patterns(self) -> str:
+        """The pattern, and others with the number of weights that hold them."""
+        counts = Counter(self.patterns.values())
+        return ", ".join([str(self.pattern), *(f"{pattern} in {count}" for pattern, count in sorted(counts.items()))])
 
     def mask(self, name: str) -> npt.NDArray[np.bool_]:
         """The mask of one weight.  # (out, in)"""
@@ -102,12 +119,24 @@ class MaskSet:
         """Weights covered, kept or not."""
         return sum(rows * columns for rows, columns in self.shapes.values())
 
+    @property
+    def num_groups(self) -> int:
+        """Groups of all weights."""
+        return sum(math.prod(shape) // self.pattern_of(name).m for name, shape in self.shapes.items())
+
+    @property
+    def num_kept(self) -> int:
+        """Weights that are kept."""
+        sizes = ((math.prod(shape), self.pattern_of(name)) for name, shape in self.shapes.items())
+        return sum(size * pattern.n // pattern.m for size, pattern in sizes)
+
     def sha256(self) -> str:
         """Hash of pattern, names, shapes and bits: equal for equal masks, whatever file they came from."""
         digest = hashlib.sha256(str(self.pattern).encode())
         for name in self:
             turned = "transposed" if name in self.transposed else ""
-            digest.update(f"\0{name}\0{self.shapes[name]}{turned}\0".encode())
+            other = str(self.patterns.get(name, ""))
+            digest.update(f"\0{name}\0{self.shapes[name]}{turned}{other}\0".encode())
             digest.update(np.ascontiguousarray(self.packed[name]).tobytes())
         return digest.hexdigest()
 
@@ -135,7 +164,7 @@ class MaskSet:
         """Groups of one weight that differ from `other`, and all its groups."""
         rows, columns = self.shapes[name]
         bits = np.unpackbits(self.packed[name] ^ other.packed[name], count=rows * columns)
-        differs = bits.reshape(-1, self.pattern.m).any(axis=-1)
+        differs = bits.reshape(-1, self.pattern_of(name).m).any(axis=-1)
         return int(np.count_nonzero(differs)), differs.size
 
     def check_fits(self, shapes: Mapping[str, tuple[int, ...]], masks: str, model: str) -> None:
@@ -153,7 +182,7 @@ class MaskSet:
 
     def find_broken(self) -> Iterator[str]:
         """Names of the masks that do not hold the pattern."""
-        return (name for name in self if not self.pattern.holds(self.mask(name)))
+        return (name for name in self if not self.pattern_of(name).holds(self.mask(name)))
 
     def check_strict(self, masks: str) -> None:
         """Check that every mask holds the pattern.
@@ -162,7 +191,8 @@ class MaskSet:
             PatternError: naming the first one that does not.
         """
         for name in self.find_broken():
-            raise PatternError(f"{masks}: the mask of {name} does not keep exactly {self.pattern.n} of every {self.pattern.m}.")
+            own = self.pattern_of(name)
+            raise PatternError(f"{masks}: the mask of {name} does not keep exactly {own.n} of every {own.m}.")
 
     def check_hash(self, dense_sha256: str, masks: str, model: str) -> None:
         """Check that these masks were made for weights with this hash; masks that do not say pass.
@@ -185,6 +215,7 @@ class MaskSet:
             dense_sha256=self.dense_sha256,
             transposed=frozenset(names[name] for name in self.transposed if name in names),
             dense={names.get(name, name): reason for name, reason in self.dense.items()},
+            patterns={names[name]: pattern for name, pattern in self.patterns.items() if name in names},
         )
 
     def only(self, names: Collection[str]) -> MaskSet:
@@ -194,7 +225,7 @@ class MaskSet:
     def save(self, path: Path) -> None:
         metadata = {
             "format": FORMAT,
-            "version": VERSIONS[bool(self.transposed)],
+            "version": VERSIONS[2 if self.patterns else bool(self.transposed)],
             "n": str(self.pattern.n),
             "m": str(self.pattern.m),
             "axis": "1",
@@ -204,6 +235,8 @@ class MaskSet:
         }
         if self.transposed:
             metadata["transposed"] = json.dumps(sorted(self.transposed))
+        if self.patterns:
+            metadata["patterns"] = json.dumps({name: str(pattern) for name, pattern in sorted(self.patterns.items())})
         if self.dense:
             metadata["dense"] = json.dumps(dict(sorted(self.dense.items())))
         with atomic_file(path) as temporary:
@@ -225,8 +258,16 @@ class MaskSet:
         header = read_header(file)
         pattern, shapes, transposed = _read_layout(path, header)
         bits, digest = StoredBits(file, header.entries), header.metadata.get("dense_sha256", "")
-        dense = _read_dense(path, header)
-        return cls(pattern=pattern, packed=bits, shapes=shapes, dense_sha256=digest, transposed=transposed, dense=dense)
+        dense, patterns = _read_dense(path, header), _read_patterns(path, header, pattern)
+        return cls(
+            pattern=pattern,
+            packed=bits,
+            shapes=shapes,
+            dense_sha256=digest,
+            transposed=transposed,
+            dense=dense,
+            patterns=patterns,
+        )
 
 
 class StoredBits(Mapping[str, "npt.NDArray[np.uint8]"]):
@@ -257,7 +298,7 @@ def _read_layout(path: Path, header: Header) -> tuple[NMPattern, dict[str, tuple
     if metadata.get("format") != FORMAT:
         raise FormatError(f"{path} is not a mask file: its metadata has no format {FORMAT!r}.")
     if metadata.get("version") not in VERSIONS:
-        raise FormatError(f"{path} has mask version {metadata.get('version')!r}; this tool reads {' and '.join(VERSIONS)}.")
+        raise FormatError(f"{path} has mask version {metadata.get('version')!r}; this tool reads {', '.join(VERSIONS)}.")
     try:
         pattern = NMPattern(int(metadata["n"]), int(metadata["m"]))
         shapes = {str(k): (int(v[0]), int(v[1])) for k, v in json.loads(metadata["shapes"]).items()}
@@ -266,7 +307,7 @@ def _read_layout(path: Path, header: Header) -> tuple[NMPattern, dict[str, tuple
         raise FormatError(f"{path} is a mask file with damaged metadata: {e}") from e
     if metadata.get("axis") != "1":
         raise FormatError(f"{path} has masks along axis {metadata.get('axis')!r}; this tool reads those along '1'.")
-    if bool(transposed) != (metadata["version"] == VERSIONS[1]):
+    if bool(transposed) != (metadata["version"] == VERSIONS[1]) and metadata["version"] != VERSIONS[2]:
         raise FormatError(f"{path} is a damaged mask file: version {VERSIONS[1]} and a list `transposed` go together.")
     if shapes.keys() != entries.keys() or not transposed <= shapes.keys():
         raise FormatError(f"{path} is a damaged mask file: its shapes and its tensors name different weights.")
@@ -275,6 +316,20 @@ def _read_layout(path: Path, header: Header) -> tuple[NMPattern, dict[str, tuple
         if min(rows, columns) < 1 or entry.dtype != "U8" or entry.shape != (-(-rows * columns // 8),):
             raise FormatError(f"{path} is a damaged mask file: {name} has the wrong size for shape {shapes[name]}.")
     return pattern, shapes, transposed
+
+
+def _read_patterns(path: Path, header: Header, main: NMPattern) -> dict[str, NMPattern]:
+    """The patterns of weights that hold another one than `main`."""
+    try:
+        written = json.loads(header.metadata.get("patterns", "{}"))
+        patterns = {str(name): NMPattern.parse(pattern) for name, pattern in written.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError, PatternError) as e:
+        raise FormatError(f"{path} is a mask file with damaged metadata: {e}") from e
+    if bool(patterns) != (header.metadata["version"] == VERSIONS[2]):
+        raise FormatError(f"{path} is a damaged mask file: version {VERSIONS[2]} and `patterns` go together.")
+    if strange := [name for name in patterns if name not in header.entries or patterns[name] == main]:
+        raise FormatError(f"{path} is a damaged mask file: `patterns` names {strange[0]}, which has no other pattern.")
+    return patterns
 
 
 def _read_dense(path: Path, header: Header) -> dict[str, str]:

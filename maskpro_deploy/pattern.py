@@ -107,6 +107,52 @@ class NMPattern:
         return kept.shape[-1] % self.m == 0 and bool((self.counts(kept) == self.n).all())
 
 
+@dataclass(frozen=True, slots=True)
+class LayerPatterns:
+    """One pattern for all layers, and others for those whose name matches a regular expression; the first match counts.
+
+    Raises:
+        PatternError: an expression is none.
+    """
+
+    main: NMPattern
+    rules: tuple[tuple[str, NMPattern], ...] = ()
+
+    def __post_init__(self) -> None:
+        for expression, _ in self.rules:
+            try:
+                re.compile(expression)
+            except re.error as e:
+                raise PatternError(f"--sparsity: {expression!r} is not a regular expression: {e}.") from e
+
+    @classmethod
+    def parse(cls, text: str) -> LayerPatterns:
+        """Read "2:4" or "2:4,down_proj=4:8": the pattern of all layers first, then others with the layers they are for.
+
+        >>> str(LayerPatterns.parse("2:4, down_proj=4:8").of("model.layers.0.mlp.down_proj.weight"))
+        '4:8'
+
+        Raises:
+            PatternError: naming what was given.
+        """
+        main, *others = text.split(",")
+        rules = []
+        for part in others:
+            expression, equals, pattern = part.rpartition("=")
+            if not equals or not expression.strip():
+                raise PatternError(f"--sparsity {text!r}: {part.strip()!r} is not LAYERS=N:M, such as down_proj=4:8.")
+            rules.append((expression.strip(), NMPattern.parse(pattern)))
+        return cls(NMPattern.parse(main), tuple(rules))
+
+    def of(self, name: str) -> NMPattern:
+        """The pattern of a layer, by the name of its weight."""
+        layer = name.removesuffix(".weight")
+        return next((pattern for expression, pattern in self.rules if re.search(expression, layer)), self.main)
+
+    def __str__(self) -> str:
+        return ",".join([str(self.main), *(f"{expression}={pattern}" for expression, pattern in self.rules)])
+
+
 # what to look for where nobody says, finest first: what holds 2:4 holds 4:8 as well, and 2:4 is the better answer
 USUAL_PATTERNS = (NMPattern(1, 4), NMPattern(1, 2), NMPattern(2, 4), NMPattern(4, 8), NMPattern(8, 16))
 

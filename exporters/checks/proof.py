@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +34,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """The pattern that has to be proven, and the checkpoint's names of the weights that hold it."""
+    """The pattern that has to be proven, and the checkpoint's names of the weights that hold it, or another one of `others`."""
 
     pattern: NMPattern
     names: tuple[str, ...]
+    others: Mapping[str, NMPattern] = field(default_factory=dict)
+
+    def pattern_of(self, name: str) -> NMPattern:
+        """The pattern that a weight of the checkpoint holds."""
+        return self.others.get(name, self.pattern)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +107,7 @@ def check_bundle(folder: Path, claimed: Claim | None, progress: Progress = SILEN
     """Let `validate` judge a bundle whose graph a front end made: it has to account for every weight (CheckFailed)."""
     if claimed is None:
         return
-    report = validate(folder, claimed.pattern, progress=progress)
+    report = validate(folder, None if claimed.others else claimed.pattern, progress=progress)
     if not report.holds:
         raise CheckFailed(f"the weights of the exported graph cannot be accounted for; nothing was kept. {report.verdict}.")
 
@@ -116,7 +121,7 @@ def read_claim(
     projections = set(list_prunable(weights))
     if strange := [name for name in masks if name not in projections]:
         raise CheckFailed(f"{checkpoint.folder}: its masks cover {strange[0]!r}, which is no projection of this model.")
-    return Claim(pattern=masks.pattern, names=tuple(masks))
+    return Claim(pattern=masks.pattern, names=tuple(masks), others=masks.patterns)
 
 
 def prove(blob: Blob, claimed: Claim | None, checkpoint: Checkpoint, weights: Mapping[str, Weight]) -> Proof | None:
@@ -133,9 +138,10 @@ def prove(blob: Blob, claimed: Claim | None, checkpoint: Checkpoint, weights: Ma
         for weight in holders[source]:
             region = blob.regions[weight.name]
             if weight.name not in counts:  # one that holds several sources side by side is counted once
-                counts[weight.name] = count_groups(blob.path, weight.name, region, claimed.pattern)
+                counts[weight.name] = count_groups(blob.path, weight.name, region, claimed.pattern_of(source))
                 _check_counts(weight.name, counts[weight.name], checkpoint)
-            proven.append(SparseWeight(initializer=weight.name, source=source, shape=region.shape, axis=0))
+            other = str(claimed.others[source]) if source in claimed.others else None
+            proven.append(SparseWeight(initializer=weight.name, source=source, shape=region.shape, axis=0, pattern=other))
     # sources side by side in one weight are listed in the order of their columns: readers set their masks side by side so
     place = {(weight.name, piece.source): i for weight in weights.values() for i, piece in enumerate(weight.pieces)}
     first = {entry.initializer: i for i, entry in reversed(list(enumerate(proven)))}

@@ -16,7 +16,7 @@ from maskpro_deploy.exporters.engines.config import SPARSE_TENSOR_CORES, EngineC
 from maskpro_deploy.exporters.engines.profiles import Bucket
 from maskpro_deploy.exporters.graph.data_file import INT4
 from maskpro_deploy.exporters.graph.weights import MatMulWeight
-from maskpro_deploy.manifest import Graph, Manifest, safe_path
+from maskpro_deploy.manifest import Graph, Manifest, SparseWeight, safe_path
 from maskpro_deploy.validation.law import Tally
 from maskpro_deploy.validation.report import tensor_core_class
 
@@ -55,9 +55,14 @@ class Source:
         return safe_path(self.bundle, self.graph.file)
 
 
+def list_for_tensor_cores(manifest: Manifest) -> list[SparseWeight]:
+    """The sparse weights that hold the bundle's own pattern; others have no sparse kernels."""
+    return [listed for listed in manifest.sparse_weights if listed.pattern is None]
+
+
 def inspect_weights(manifest: Manifest, weights: Sequence[MatMulWeight]) -> tuple[WeightFacts, ...]:
     """Look at every weight once."""
-    pruned = {listed.initializer: listed.shape for listed in manifest.sparse_weights}
+    pruned = {listed.initializer: listed.shape for listed in list_for_tensor_cores(manifest)}
     return tuple(_facts(weight, manifest.graph.dtype, pruned.get(weight.initializer)) for weight in weights)
 
 
@@ -122,7 +127,7 @@ def prove(bundle: Path, manifest: Manifest, facts: Sequence[WeightFacts], config
             f"Build a dense engine from it with --dense."
         )
     by_name = {f.weight.initializer: f for f in facts}
-    for listed in manifest.sparse_weights:
+    for listed in list_for_tensor_cores(manifest):
         fact = by_name.get(listed.initializer)
         if fact is None:
             raise CheckFailed(f"{bundle}: no MatMul of the graph uses {listed.initializer}, which the manifest lists as sparse.")

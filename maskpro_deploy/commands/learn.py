@@ -20,6 +20,7 @@ from maskpro_deploy.commands.options import (
 )
 from maskpro_deploy.commands.run_options import Watching, read_texts, text_options, watch_options
 from maskpro_deploy.commands.setting_options import setting_options
+from maskpro_deploy.pattern import LayerPatterns
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.output import emit, table
 
@@ -45,7 +46,7 @@ from maskpro_deploy.system.output import emit, table
 @json_option
 def command(
     model: str, out: Path, data: tuple[str, ...], heldout: str, device: str, resume: bool, force: bool, as_json: bool,
-    log_file: Path | None, tensorboard: Path | None, report_file: Path | None, **settings: Any,
+    log_file: Path | None, tensorboard: Path | None, report_file: Path | None, patterns: LayerPatterns, **settings: Any,
 ) -> None:  # fmt: skip
     r"""Learn a strict N:M mask and write a sparse checkpoint.
 
@@ -62,7 +63,7 @@ def command(
     from maskpro_deploy.system.files import check_free
     from maskpro_deploy.system.progress import Meter
 
-    config = LearnConfig(**settings)
+    config = LearnConfig(pattern=patterns.main, layer_patterns=patterns.rules, **settings)
     check_free(out, force=force)
     watching = Watching(log_file, tensorboard, report_file)
     observers = watching.open()
@@ -76,4 +77,4 @@ def command(
     )  # fmt: skip
     rows = result.rows()
     watching.write_report(partial(build_page, result, config, rows))
-    emit(as_json, {"out": str(out), "sparsity": str(config.pattern), **result.summary()}, f"{table(rows)}\nwritten to {out}")
+    emit(as_json, {"out": str(out), "sparsity": str(config.patterns), **result.summary()}, f"{table(rows)}\nwritten to {out}")

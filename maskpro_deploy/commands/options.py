@@ -13,7 +13,7 @@ from maskpro_deploy.backends.providers import AUTO, ENGINE_PROVIDERS, PROVIDER_H
 from maskpro_deploy.cache_forms import CACHE_FORMS
 from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.learn.choices import DEVICES
-from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.pattern import LayerPatterns, NMPattern
 
 F = TypeVar("F", bound=Callable[..., Any])
 N = TypeVar("N", int, float)
@@ -31,6 +31,15 @@ class PatternType(click.ParamType[NMPattern]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> NMPattern:
         return value if isinstance(value, NMPattern) else NMPattern.parse(value)
+
+
+class LayerPatternsType(click.ParamType[LayerPatterns]):
+    """An N:M pattern, and others for some layers: 2:4,down_proj=4:8."""
+
+    name = "N:M[,LAYERS=N:M]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> LayerPatterns:
+        return value if isinstance(value, LayerPatterns) else LayerPatterns.parse(str(value))
 
 
 class DurationType(click.ParamType[float]):
@@ -119,7 +128,12 @@ least_difference_option = click.option(
 threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads to use; all cores by default.")
 model_option = click.option("--model", required=True, help="Checkpoint folder, .gguf file, Hub id, or `demo`.")
 sparsity_option = click.option(
-    "--sparsity", "pattern", type=PATTERN, default="2:4", show_default=True, help="N kept of every M weights."
+    "--sparsity",
+    "patterns",
+    type=LayerPatternsType(),
+    default="2:4",
+    show_default=True,
+    help="N kept of every M weights; others for layers that a regular expression names: 2:4,down_proj=4:8.",
 )
 device_option = click.option("--device", type=click.Choice(DEVICES), default=DEVICES[0], show_default=True)
 

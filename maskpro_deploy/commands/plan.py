@@ -14,6 +14,7 @@ from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.learn.choices import METHODS, names_of
 from maskpro_deploy.learn.recovery.config import RecoverConfig
 from maskpro_deploy.learn.run_config import RunConfig
+from maskpro_deploy.pattern import LayerPatterns
 from maskpro_deploy.system.extras import require
 from maskpro_deploy.system.output import emit, table
 
@@ -36,7 +37,7 @@ _PARTS = {
     "writing": "writing the result (after the last step)",
     "loading": "loading (weights and files, before the first step)",
 }
-_OF_MASKS = ("pattern", "include", "exclude", "dense_layers")  # what a sparse checkpoint says itself
+_OF_MASKS = ("patterns", "include", "exclude", "dense_layers")  # what a sparse checkpoint says itself
 _OF_BOTH = ("model", "device", "no_time", "as_json", "window", "batch_tokens", "calibration_tokens", "objective", "dtype")
 
 
@@ -55,7 +56,10 @@ _OF_BOTH = ("model", "device", "no_time", "as_json", "window", "batch_tokens", "
 @setting_options("dtype")
 @click.option("--no-time", is_flag=True, help="Predict memory alone: nothing is measured on this machine.")
 @json_option
-def command(model: str, recover: str | None, train: str, device: str, no_time: bool, as_json: bool, **settings: Any) -> None:
+def command(
+    model: str, patterns: LayerPatterns, recover: str | None, train: str, device: str, no_time: bool, as_json: bool,
+    **settings: Any,
+) -> None:  # fmt: skip
     r"""Predict the memory and time that learning needs, from the configuration and the files' headers.
 
     \b
@@ -74,7 +78,7 @@ def command(model: str, recover: str | None, train: str, device: str, no_time: b
     checkpoint = Checkpoint.open(resolve(model))
     _check_belongs(click.get_current_context(), recovers=recover is not None, has_masks=checkpoint.masks is not None)
     place = learning_device(device)
-    config = LearnConfig(**settings).on(place)
+    config = LearnConfig(pattern=patterns.main, layer_patterns=patterns.rules, **settings).on(place)
     after = None
     if recover is not None:
         shared = {f.name: settings[f.name] for f in fields(RecoverConfig) if f.name in settings}

@@ -102,7 +102,7 @@ class LearnResult:
         figures = self.summary()
         perplexity = figures["heldout_perplexity"]
         return [
-            (f"layers with a strict {self.masks.pattern} mask", str(figures["layers"])),
+            (f"layers with a strict {self.masks.describe_patterns()} mask", str(figures["layers"])),
             ("weights covered", f"{figures['weights']:,}"),
             *([("layers left dense", self._describe_dense())] if self.masks.dense else []),
             ("tokens seen", f"{figures['tokens']:,}"),
@@ -263,8 +263,9 @@ def _read_given_masks(checkpoint: Checkpoint, trainer: Trainer) -> MaskSet:
 
     given = open_masks(Path(str(config.prior_file)), source, list_axes, config.pattern)
     masks = given.masks
-    if masks.pattern != config.pattern:
-        raise InputError(f"{source} holds {masks.pattern} masks, --sparsity is {config.pattern}.")
+    for own, theirs in names.items():
+        if theirs in masks and masks.pattern_of(theirs) != (wanted := config.patterns.of(own)):
+            raise InputError(f"{source} holds {masks.pattern_of(theirs)} masks, --sparsity is {wanted} for {theirs}.")
     if absent := sorted(set(names.values()) - set(masks)):
         holder = f"no weight {absent[0]} that holds {config.pattern}" if given.weights is not None else f"no mask for {absent[0]}"
         raise InputError(f"{source} has {holder}.\nOmit the layer with --exclude.")

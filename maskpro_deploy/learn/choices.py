@@ -55,6 +55,7 @@ class EstimatorChoice(Choice):
     learning_rate: float  # the default, as are objective and distribution
     reward: str | None = None  # the value of `--reward` that it belongs to; None for any
     by_block: bool = False  # whether it is the form for objectives that go block by block
+    one_pattern: bool = False  # whether all layers have to hold the same one
     objective: str = "ce"  # with the dense weights; with weights that a prior changed it is "ce"
     distribution: str = "conditional-bernoulli"
     moves_weights: bool = False  # whether the kept weights can move in its backward pass
@@ -170,7 +171,7 @@ ESTIMATORS: tuple[EstimatorChoice, ...] = (
         distribution="plackett-luce", score_only=True, backward=False, products=2, passes="two forward", state="2.4 bytes",
     ),
     EstimatorChoice(
-        name="maskllm", home=f"{_ESTIMATORS}.maskllm:MaskLLMEstimator",
+        name="maskllm", home=f"{_ESTIMATORS}.maskllm:MaskLLMEstimator", one_pattern=True,
         learning_rate=0.001,  # its candidates are scaled by 100 and more before the softmax
         summary="the loss of soft masks; C(M, N) logits a group", hint="a baseline", passes="forward and backward",
         state="18 bytes for 2:4, and soft masks",

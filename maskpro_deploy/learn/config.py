@@ -11,7 +11,7 @@ from maskpro_deploy.learn import choices
 from maskpro_deploy.learn.choices import AUTO, DistributionChoice, EstimatorChoice, PriorChoice, WeightsChoice
 from maskpro_deploy.learn.run_config import DEFAULT_BUDGET_S as DEFAULT_BUDGET_S
 from maskpro_deploy.learn.run_config import RunConfig, name_flag
-from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.pattern import LayerPatterns, NMPattern
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +23,7 @@ class LearnConfig(RunConfig):
     """
 
     pattern: NMPattern  # the N:M pattern
+    layer_patterns: tuple[tuple[str, NMPattern], ...] = ()  # others, for layers that a regular expression names, see `patterns`
     # the one-shot mask to start from: a name of `choices.PRIORS`; "file:PATH" is a mask file or a sparse checkpoint
     prior: str = "wanda"
     other_weights: bool = False  # take the masks of "file:PATH" though they were made for other weights of the same shapes
@@ -61,6 +62,7 @@ class LearnConfig(RunConfig):
 
     def __post_init__(self) -> None:
         self._check_run()
+        LayerPatterns(self.pattern, self.layer_patterns)  # refuses what is no regular expression
         self._check_numbers(("prior_strength", "learning_rate", "weight_rate"), ("temperature", "weight_decay"))
         self._check_samples()
         self._check_estimator()
@@ -95,6 +97,8 @@ class LearnConfig(RunConfig):
 
     def _check_estimator(self) -> None:
         estimator = self.estimator_choice  # refuses an objective that it does not learn by
+        if self.layer_patterns and estimator.one_pattern:
+            raise ConfigError(f"--estimator {self.estimator} learns one pattern for all layers, not --sparsity {self.patterns}.")
         if self.learning_rate is None:
             object.__setattr__(self, "learning_rate", estimator.learning_rate)
         if not (estimator.score_only or self.distribution_choice.pathwise):
@@ -194,7 +198,13 @@ class LearnConfig(RunConfig):
 
     def to_json(self) -> dict[str, Any]:
         """Every setting, with the pattern as text."""
-        return {**dataclasses.asdict(self), "pattern": str(self.pattern)}
+        others = [[expression, str(pattern)] for expression, pattern in self.layer_patterns]
+        return {**dataclasses.asdict(self), "pattern": str(self.pattern), "layer_patterns": others}
+
+    @property
+    def patterns(self) -> LayerPatterns:
+        """The pattern of every layer."""
+        return LayerPatterns(self.pattern, self.layer_patterns)
 
     @property
     def dense_regex(self) -> str | None:

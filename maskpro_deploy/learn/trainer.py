@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.dense_layers import DenseChoice, choose_dense, split_layers
+from maskpro_deploy.learn.distributions.base import Distribution
 from maskpro_deploy.learn.distributions.planes import flips, top, unpack
 from maskpro_deploy.learn.estimators.base import Estimator, StepLoss
 from maskpro_deploy.learn.kernels.kept_weights import gather_kept, measure_added, scatter_kept
@@ -29,6 +30,7 @@ from maskpro_deploy.learn.monitor import Observer
 from maskpro_deploy.learn.priors.compute import compute_prior
 from maskpro_deploy.learn.state import StateStore
 from maskpro_deploy.masks import MaskSet
+from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.system.progress import SILENT, Progress
 
 
@@ -53,7 +55,10 @@ class Trainer(TrainingLoop):
         self.names = {name: name for name in (*self.layers, *self.dense)} if names is None else names
         self.norms: InputNorms = whole_model_norms  # what gives the norms of the layers' inputs, where a prior needs them alone
         config.estimator_choice.load().check_model(model.model, self.layers)
-        self._family = config.distribution_choice.load()(config.pattern, model.head.device)
+        make_family = config.distribution_choice.load()
+        self._families: dict[NMPattern, Distribution] = {  # of masks, by their pattern
+            pattern: make_family(pattern, model.head.device) for pattern in map(config.patterns.of, self.layers)
+        }
         self.masked: list[Site] = []
         self._prior: dict[str, Tensor] = {}  # bits of the masks that learning started from
         self._best: dict[str, Tensor] = {}  # and of those at the point with the lowest held-out loss
@@ -106,9 +111,9 @@ class Trainer(TrainingLoop):
 
     def _choose_dense(self, share: float, priors: Mapping[str, Tensor], progress: Progress) -> None:
         """Leave dense what the prior's masks cost most in, for a share of the multiply-adds."""
-        n, allowed_s = self.config.pattern.n, None if self.config.budget_s is None else SHARE * self.config.budget_s
+        patterns, allowed_s = self.config.patterns, None if self.config.budget_s is None else SHARE * self.config.budget_s
         masks = {
-            name: partial(lambda name, layer: top(priors[name], n).t().reshape(layer.weight.shape), name, layer)
+            name: partial(lambda name, layer: top(priors[name], patterns.of(name).n).t().reshape(layer.weight.shape), name, layer)
             for name, layer in self.layers.items()
         }
         batches = self.calibration()
@@ -125,7 +130,7 @@ class Trainer(TrainingLoop):
         if (choice := tensors.get("start/choice")) is not None:
             self._leave_dense(DenseChoice.from_json(json.loads(choice.numpy().tobytes())))
         for name, layer in self.layers.items():
-            m, device = self.config.pattern.m, layer.weight.device
+            m, device = self.config.patterns.of(name).m, layer.weight.device
             if (weight := tensors.get(f"start/weight/{name}")) is not None:
                 layer.weight.data = weight.to(device)
             kept = unpack(tensors[f"start/{name}"].to(device), layer.weight.numel()).view(-1, m)
@@ -135,7 +140,7 @@ class Trainer(TrainingLoop):
 
     def _put_site(self, name: str, layer: nn.Linear, logits: Tensor, dense: Tensor | None = None) -> Site:
         """Put a site in a layer's place; `dense` is its dense weight, where the prior changed it and both are needed."""
-        site = Site(name, layer, self._family, logits)
+        site = Site(name, layer, self._families[self.config.patterns.of(name)], logits)
         self._prior[name] = site.kept
         if self.config.trains_weights:
             site.train_weight(dense)
@@ -198,9 +203,8 @@ class Trainer(TrainingLoop):
 
     def flips(self) -> float:
         """Share of groups whose argmax mask differs from the prior's."""
-        m = self.config.pattern.m
-        changed = sum(flips(s.kept, self._prior[s.name], m, s.weight.numel()) for s in self.masked)
-        return changed * m / sum(s.weight.numel() for s in self.masked)
+        changed = sum(flips(s.kept, self._prior[s.name], s.pattern.m, s.weight.numel()) for s in self.masked)
+        return changed / sum(s.groups for s in self.masked)
 
     def moved(self) -> float:
         """Length of what was added to the kept weights, relative to theirs in the dense model."""
@@ -247,4 +251,7 @@ class Trainer(TrainingLoop):
         masks = {self.names[s.name]: s.mask(bits[s.name]) for s in self.masked}
         transposed = frozenset(self.names[s.name] for s in self.masked if s.name in self.model.transposed)
         dense = {self.names[name]: reason for name, reason in self.dense.items()}
-        return MaskSet.from_arrays(self.config.pattern, masks, dense_sha256, transposed=transposed, dense=dense)
+        patterns = {self.names[s.name]: s.pattern for s in self.masked}
+        return MaskSet.from_arrays(
+            self.config.pattern, masks, dense_sha256, transposed=transposed, dense=dense, patterns=patterns
+        )  # fmt: skip

@@ -42,7 +42,7 @@ def cut_piece(masks: MaskSet, prior: MaskSet, layer: str) -> Piece:
     """A typical piece of a layer: among those of a size the one whose number of changed groups is nearest to the mean."""
     after, before = masks.mask(layer), prior.mask(layer)  # (O, C) each
     cells = np.where(after, np.where(before, BOTH, LEARNED), np.where(before, PRIOR, DROPPED)).astype(np.uint8)
-    m = masks.pattern.m
+    m = masks.pattern_of(layer).m
     rows, columns = min(_ROWS, cells.shape[0]), min(_COLUMNS, cells.shape[1]) // m * m
     down, across = cells.shape[0] // rows, cells.shape[1] // columns
     changed = (after ^ before)[: down * rows, : across * columns].reshape(down, rows, across, columns // m, m)
@@ -57,7 +57,7 @@ def draw_masks(masks: MaskSet, prior: MaskSet) -> list[Section]:
     shares = masks.flips_by_layer(prior)
     layer = max(shares, key=lambda name: shares[name])
     caption = "Share of groups whose mask differs from the prior's, by block and kind of layer."
-    piece = _draw_piece(cut_piece(masks, prior, layer), masks.pattern.m, shares[layer])
+    piece = _draw_piece(cut_piece(masks, prior, layer), masks.pattern_of(layer).m, shares[layer])
     return [piece, *_draw_layers("Groups changed, layer by layer", shares, caption)]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def describe_masks(path: Path) -> dict[str, Any]:
         "file": str(file),
         "bytes": size,
         "sparsity": str(masks.pattern),
+        "other_patterns": {name: str(pattern) for name, pattern in sorted(masks.patterns.items())},
         "layers": len(masks),
         "weights": masks.num_weights,
         "bits_per_weight": 8 * size / max(1, masks.num_weights),
@@ -59,17 +61,20 @@ def compare_masks(first: Path, second: Path) -> dict[str, Any]:
         InputError: they have no layer, shape or pattern in common.
     """
     a, b = MaskSet.load(_locate_masks(first)), MaskSet.load(_locate_masks(second))
-    if a.pattern != b.pattern:
-        raise InputError(f"{first} holds {a.pattern} masks, {second} holds {b.pattern}: groups cannot be compared.")
     only_in_first, only_in_second = sorted(set(a) - set(b)), sorted(set(b) - set(a))
     if not (both := set(a) & set(b)):
         raise InputError(f"{first} and {second} have no layer in common: they are of different models.")
+    if unlike := [name for name in sorted(both) if a.pattern_of(name) != b.pattern_of(name)]:
+        name = unlike[0]
+        raise InputError(
+            f"{first} holds {a.pattern_of(name)} in {name}, {second} holds {b.pattern_of(name)}: groups cannot be compared."
+        )
     a, b = a.only(both), b.only(both)
     b.check_fits({name: a.stored_shape(name) for name in a}, f"the masks of {second}", str(first))
     return {
         "sparsity": str(a.pattern),
         "layers": len(a),
-        "groups": a.num_weights // a.pattern.m,
+        "groups": a.num_groups,
         "groups_changed": a.flips(b),
         "groups_changed_by_kind": a.flips_by_kind(b),
         "only_in_first": only_in_first,
@@ -110,7 +115,7 @@ def apply_masks(
 def render_description(facts: Mapping[str, Any]) -> str:
     """A mask file: its figures, then its layers by kind."""
     rows = [
-        ("pattern", facts["sparsity"]),
+        ("pattern", ", ".join([facts["sparsity"], *_count_others(facts["other_patterns"])])),
         ("layers", facts["layers"]),
         ("weights covered", f"{facts['weights']:,}"),
         ("size", f"{facts['bytes']:,} bytes, {facts['bits_per_weight']:.2f} bits a weight"),
@@ -124,6 +129,10 @@ def render_description(facts: Mapping[str, Any]) -> str:
     if facts["left_dense"]:
         blocks.append(table(list(facts["left_dense"].items()), ("left dense", "why")))
     return "\n\n".join(blocks)
+
+
+def _count_others(patterns: Mapping[str, str]) -> list[str]:
+    return [f"{pattern} in {count} layers" for pattern, count in sorted(Counter(patterns.values()).items())]
 
 
 def render_comparison(facts: Mapping[str, Any], first: Path, second: Path) -> str:

@@ -63,7 +63,9 @@ def validate(
     by_list = source.has_list and require == "listed"
     required = [w.listed or (w.linear and not by_list) for w in source.weights]
     given = pattern or source.pattern
-    patterns = (given,) if given else USUAL_PATTERNS
+    # what is asked for holds for all weights; what a source claims may differ from one to another
+    claims = [(w.pattern if pattern is None else None) or given for w in source.weights]
+    patterns = [(claim,) if claim else USUAL_PATTERNS for claim in claims]
     scans = _scan_all(source, patterns, at_most, threads or _count_cores(), progress)
     for file in source.inputs:
         file.check_unchanged()
@@ -72,7 +74,8 @@ def validate(
     unchecked = tuple(u for u in source.unchecked if require == "all" or not u.declared)
     chosen = given or _find_common_pattern([s for s, needed in zip(scans, required, strict=True) if needed])
     reports = [
-        _report_tensor(w, s, chosen, at_most, needed) for w, s, needed in zip(source.weights, scans, required, strict=True)
+        _report_tensor(w, s, claim or chosen, at_most, needed)
+        for w, s, claim, needed in zip(source.weights, scans, claims, required, strict=True)
     ]
     return ValidationReport(
         path=str(path),
@@ -116,7 +119,9 @@ def _count_cores() -> int:
     return min(_MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def _scan_all(source: Source, patterns: tuple[NMPattern, ...], at_most: bool, threads: int, progress: Progress) -> list[Scan]:
+def _scan_all(
+    source: Source, patterns: Sequence[tuple[NMPattern, ...]], at_most: bool, threads: int, progress: Progress
+) -> list[Scan]:
     """Count all weights, one thread a weight, large ones first."""
     total, done = sum(w.size for w in source.weights), 0
     lock, failed = threading.Lock(), threading.Event()
@@ -129,14 +134,15 @@ def _scan_all(source: Source, patterns: tuple[NMPattern, ...], at_most: bool, th
             done += elements
             progress.update(done, total)
 
-    def one(w: Weight) -> Scan:
-        return scan(w.data, w.shape, w.axis, patterns, mask=w.mask, at_most=at_most, done=advance)
+    def one(place: int) -> Scan:
+        w = source.weights[place]
+        return scan(w.data, w.shape, w.axis, patterns[place], mask=w.mask, at_most=at_most, done=advance)
 
     if threads == 1 or total < _WORTH_THREADS:
-        return [one(w) for w in source.weights]
+        return [one(i) for i in range(len(source.weights))]
     order = sorted(range(len(source.weights)), key=lambda i: -source.weights[i].size)
     with ThreadPoolExecutor(max_workers=threads) as pool:
-        futures = {i: pool.submit(one, source.weights[i]) for i in order}
+        futures = {i: pool.submit(one, i) for i in order}
         try:
             wait(futures.values(), return_when=FIRST_EXCEPTION)
             broken = [e for f in futures.values() if f.done() and (e := f.exception()) is not None]

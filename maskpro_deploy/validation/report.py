@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -151,6 +152,8 @@ class ValidationReport:
     def verdict(self) -> str:
         required, failed = len(self.required), len(self.failed)
         law = f"at most {self.pattern.n} of every {self.pattern.m}" if self.pattern and self.at_most else str(self.pattern)
+        others = Counter(str(t.pattern) for t in self.required if t.pattern is not None and t.pattern != self.pattern)
+        law = ", ".join([law, *(f"{pattern} in {count}" for pattern, count in sorted(others.items()))])
         if self.holds:
             line = f"holds: {law} in all {required} required tensors, {100 * self.share:.1f} % of the parameters"
             if self.share_of_multiply_adds is not None:

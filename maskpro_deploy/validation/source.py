@@ -136,6 +136,7 @@ class Weight:
     data: FlatArray  # its values in row-major order, or values that are zero and finite exactly where they are
     mask: FlatArray | None = None  # what it was pruned with, in the same order, if known
     listed: bool = False  # whether masks or manifest say that it holds the pattern
+    pattern: NMPattern | None = None  # which one they say it holds, where that is another than the source's
     linear: bool = True  # whether it is the weight of a linear layer by the default rule (no embedding, norm or output head)
     uses: int = 1  # how many products multiply with it
     constants: tuple[str, ...] = ()  # names of the stored tensors that it is made of; by default the one of its own name

@@ -82,7 +82,7 @@ class KeptWeights(JointWeights):
 
     @property
     def moved_by(self) -> str:
-        return kept_step(self._config.pattern, self._sites[0].weight.device).moved_by
+        return kept_step(self._sites[0].pattern, self._sites[0].weight.device).moved_by
 
     def tensors(self) -> dict[str, Tensor]:
         return self._optimizer.tensors() | {f"trained/{s.name}": s.weight for s in self._sites}

@@ -31,7 +31,7 @@ class PathwiseEstimator(Estimator):
         super().__init__(config, model, sites, loss)
         self._optimizer = LogitOptimizer()
         self._weights: JointWeights | None = config.weights_choice.load()(config, sites) if config.trains_weights else None
-        self._site_step = site_step(sites[0].family, model.head.device)
+        self._site_steps = {site.pattern: site_step(site.family, model.head.device) for site in sites}
         self._step, self._temperature = 0, 0.0
 
     def step(self, windows: Windows, step: int, left: float) -> Tensor:
@@ -56,7 +56,7 @@ class PathwiseEstimator(Estimator):
 
     @property
     def moved_by(self) -> str:
-        return self._site_step.moved_by
+        return ", ".join(dict.fromkeys(step.moved_by for step in self._site_steps.values()))
 
     @property
     def weights_moved_by(self) -> str | None:
@@ -67,7 +67,8 @@ class PathwiseEstimator(Estimator):
 
     def take_gradient(self, site: Site, grad_weight: Tensor) -> None:
         under, key = site.kept, site.key(self._config.seed, self._step)
-        self._site_step(self._optimizer, site, grad_weight, key)  # goes by the weights that the gradient was taken at
+        # goes by the weights that the gradient was taken at
+        self._site_steps[site.pattern](self._optimizer, site, grad_weight, key)
         if self._weights is not None:
             self._weights.take_gradient(site, grad_weight, under, key)
 

@@ -25,7 +25,7 @@ from maskpro_deploy.learn.model.experts import list_fused, unfuse
 from maskpro_deploy.learn.model.memory import deterministic_or_error
 from maskpro_deploy.learn.model.objective import Head, LinearHead, ModelHead, Taught, next_token_loss
 from maskpro_deploy.learn.model.transposed import turn_layers
-from maskpro_deploy.pattern import NMPattern
+from maskpro_deploy.pattern import LayerPatterns, NMPattern
 from maskpro_deploy.storage.linear_layers import read_route_counts, stays_dense
 from maskpro_deploy.system.input_file import open_tensors
 
@@ -57,7 +57,11 @@ def _multiply_seconds(dtype: torch.dtype) -> float:
 
 
 def prunable_layers(
-    model: Any, pattern: NMPattern, include: str | None, exclude: str | None, tensors: Container[str] | None = None
+    model: Any,
+    pattern: NMPattern | LayerPatterns,
+    include: str | None,
+    exclude: str | None,
+    tensors: Container[str] | None = None,
 ) -> dict[str, nn.Linear]:
     """The linear layers that get a mask, by weight name: all that do not stay dense, or what `include` names, less `exclude`.
 
@@ -87,7 +91,8 @@ def prunable_layers(
         if tensors is not None and f"{name}.weight" not in tensors:
             left.append(name)
             continue
-        pattern.check_divides(module.in_features, f"layer {name}")
+        own = pattern.of(name) if isinstance(pattern, LayerPatterns) else pattern
+        own.check_divides(module.in_features, f"layer {name}")
         layers[f"{name}.weight"] = module
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""

@@ -33,6 +33,11 @@ class LayerView:
     config: LearnConfig
     given: Tensor | None  # the mask that came with the prior (O, C) boolean, if one did
 
+    @property
+    def pattern(self) -> NMPattern:
+        """The one that the layer is going to hold."""
+        return self.config.patterns.of(self.name)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:

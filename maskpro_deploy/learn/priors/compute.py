@@ -51,12 +51,12 @@ class _OneLayer:
 
     def start(self, name: str, layer: nn.Linear, norms: Tensor | None, gram: Gram | None) -> tuple[Tensor, Tensor]:
         """Its logits, and the mask that is their argmax.  # (M, G), (O, C)"""
-        config, dense = self.config, layer.weight.detach().float()
+        config, pattern, dense = self.config, self.config.patterns.of(name), layer.weight.detach().float()
         if gram is not None and gram.tokens:
             norms = gram.norms if config.prior_choice.inputs else None
         given = None if self.given is None else torch.from_numpy(self.given.mask(name)).to(dense.device)
         verdict = self.prior(LayerView(name=name, weight=dense, norms=norms, gram=gram, config=config, given=given))
-        mask = top_mask(verdict.importance, config.pattern) if verdict.mask is None else verdict.mask
+        mask = top_mask(verdict.importance, pattern) if verdict.mask is None else verdict.mask
         if verdict.logits is not None:
             return verdict.logits, mask
         weight = dense
@@ -64,8 +64,8 @@ class _OneLayer:
             weight = verdict.weight
             layer.weight.data = weight.to(layer.weight.dtype)
         if config.refine and gram is not None and gram.tokens:
-            mask = refine(weight, mask, gram.matrix, config.pattern, dense)
-        return logits_of_mask(verdict.importance, mask, config.pattern, config.prior_strength), mask
+            mask = refine(weight, mask, gram.matrix, pattern, dense)
+        return logits_of_mask(verdict.importance, mask, pattern, config.prior_strength), mask
 
 
 def _compute_by_blocks(

@@ -25,7 +25,7 @@ _BLOCK = 128  # columns whose updates are gathered before the rest of the matrix
 def sparsegpt(layer: LayerView) -> Verdict:
     """What the surgery on a layer says of its weights, and what it makes of them."""
     assert layer.gram is not None  # its entry asks for it
-    return operate(layer.weight, layer.gram, layer.config.pattern)
+    return operate(layer.weight, layer.gram, layer.pattern)
 
 
 def operate(weight: Tensor, gram: Gram, pattern: NMPattern) -> Verdict:

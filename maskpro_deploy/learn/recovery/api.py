@@ -77,7 +77,7 @@ class RecoverResult:
             "seconds": round(self.seconds, 1),
             **self.spent.to_json(),
             "layers": len(self.masks),
-            "kept_weights": self.masks.num_weights * self.masks.pattern.n // self.masks.pattern.m,
+            "kept_weights": self.masks.num_kept,
             "curve": [asdict(p) for p in self.curve],
         }
 
@@ -85,7 +85,7 @@ class RecoverResult:
         """The figures that people look at first, as a table."""
         figures = self.summary()
         return [
-            (f"layers under a strict {self.masks.pattern} mask", str(figures["layers"])),
+            (f"layers under a strict {self.masks.describe_patterns()} mask", str(figures["layers"])),
             ("kept weights", f"{figures['kept_weights']:,}"),
             ("tokens seen", f"{figures['tokens']:,}"),
             ("time", f"{figures['seconds']:.0f} s: {self.spent.describe()}"),

@@ -80,9 +80,10 @@ class RecoveryTrainer(TrainingLoop):
 
     def mask_layer(self, name: str, linear: nn.Linear) -> MaskedLinear:
         """Put a masked layer with a weight of its own in the place of a linear one."""
-        layer = MaskedLinear(name, linear, self.masks.pattern)
+        pattern = self.masks.pattern_of(name)
+        layer = MaskedLinear(name, linear, pattern)
         mask = torch.from_numpy(self.masks.mask(name)).to(layer.weight.device)
-        layer.kept = pack(mask.view(-1, self.masks.pattern.m).t())
+        layer.kept = pack(mask.view(-1, pattern.m).t())
         layer.weight = layer.dense = layer.masked_weight()
         self.model.replace(name, layer)
         return layer

@@ -75,12 +75,15 @@ def _path_inside(folder: Path, relative: str) -> Path:
 
 
 def _read_pattern(path: Path, manifest: Manifest) -> NMPattern | None:
-    if manifest.sparsity is None:
-        return None
+    return None if manifest.sparsity is None else parse_pattern(manifest.sparsity)
+
+
+def parse_pattern(text: str) -> NMPattern:
+    """A pattern of a manifest (FormatError: it is none)."""
     try:
-        return NMPattern.parse(manifest.sparsity)
+        return NMPattern.parse(text)
     except (PatternError, TypeError) as e:
-        raise FormatError(f"{path / MANIFEST_FILE} has no valid sparsity: {manifest.sparsity!r}.") from e
+        raise FormatError(f"{MANIFEST_FILE} has no valid sparsity: {text!r}.") from e
 
 
 def _check_files(path: Path, manifest: Manifest, data_files: tuple[str, ...], progress: Progress) -> list[str]:
@@ -155,7 +158,9 @@ def _mark_listed(weight: Weight, entries: Sequence[SparseWeight], masks: MaskSet
         return weight
     sources = [entry.source for entry in entries]
     mask = _find_mask(weight, masks, sources) if masks is not None and masks.shapes.keys() >= set(sources) else None
-    return dataclasses.replace(weight, listed=True, mask=mask)
+    pattern = next((entry.pattern for entry in entries if entry.pattern is not None), None)
+    claimed = None if pattern is None else parse_pattern(pattern)
+    return dataclasses.replace(weight, listed=True, mask=mask, pattern=claimed)
 
 
 def _find_mask(weight: Weight, masks: MaskSet, sources: Sequence[str]) -> FlatArray | None:

@@ -92,7 +92,9 @@ def _add_mask(weight: Weight, masks: MaskSet) -> Weight:
     if not weight.listed or masks.stored_shape(weight.name) != weight.shape:
         return weight
     turned = weight.name in masks.transposed
-    return dataclasses.replace(weight, mask=(transpose_mask if turned else mask_array)(masks, weight.name))
+    return dataclasses.replace(
+        weight, pattern=masks.patterns.get(weight.name), mask=(transpose_mask if turned else mask_array)(masks, weight.name)
+    )
 
 
 def _check_masks(masks: MaskSet, entries: Entries, contents: Source) -> list[str]:

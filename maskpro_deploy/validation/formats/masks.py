@@ -60,7 +60,15 @@ class MasksReader(Reader):
     def read(self, path: Path, progress: Progress) -> Source:
         masks = MaskSet.load(path)
         weights = tuple(
-            Weight(name=name, shape=masks.shapes[name], dtype="bit", axis=1, data=mask_array(masks, name), listed=True)
+            Weight(
+                name=name,
+                shape=masks.shapes[name],
+                dtype="bit",
+                axis=1,
+                data=mask_array(masks, name),
+                listed=True,
+                pattern=masks.patterns.get(name),
+            )
             for name in masks
         )
         return Source(
