@@ -10,6 +10,8 @@ eight to a byte, first weight in the highest bit (`numpy.packbits`). Its metadat
     shapes        JSON: weight name -> [out, in]
     transposed    JSON: names of the weights that the checkpoint stores as [in, out] (version 2: GPT-2); their masks are
                   [out, in] like all others
+    transposable  "true" where every mask holds the pattern along both axes, N in each row and column of each M x M block; files
+                  without it claim it along the reduction axis alone
     dense_sha256  hash of the dense weights the masks were made for (see `checkpoint.dense_sha256`)
     tool          "maskpro-deploy 0.1.0"
 """
@@ -47,28 +49,31 @@ class MaskSet:
     shapes: Mapping[str, tuple[int, int]]  # weight name -> (out, in)
     dense_sha256: str = ""  # hash of the dense weights, "" if unknown
     transposed: frozenset[str] = frozenset()  # names of the weights that the checkpoint stores as (in, out)
+    transposable: bool = False  # whether the transpose of every mask holds the pattern too
 
     @classmethod
     def from_arrays(
         cls, pattern: NMPattern, masks: Mapping[str, npt.NDArray[np.bool_]], dense_sha256: str = "",
-        *, transposed: frozenset[str] = frozenset(),
+        *, transposed: frozenset[str] = frozenset(), transposable: bool = False,
     ) -> MaskSet:  # fmt: skip
         """Pack boolean masks of shape (out, in).
 
         Raises:
-            PatternError: a mask does not keep exactly N of every M along its last axis.
+            PatternError: a mask does not keep exactly N of every M along its last axis or, if `transposable`, along both.
         """
-        for name, mask in masks.items():
-            pattern.check_divides(mask.shape[-1], name)
-            if not pattern.holds(mask):
-                raise PatternError(f"the mask of {name} does not keep exactly {pattern.n} of every {pattern.m}.")
-        return cls(
+        made = cls(
             pattern=pattern,
             packed={name: np.packbits(mask) for name, mask in masks.items()},
             shapes={name: (int(mask.shape[0]), int(mask.shape[1])) for name, mask in masks.items()},
             dense_sha256=dense_sha256,
             transposed=transposed,
+            transposable=transposable,
         )
+        for name, mask in masks.items():
+            pattern.check_divides(mask.shape[-1], name)
+            if not made._is_strict(mask):
+                raise PatternError(f"the mask of {name} {made._breach}.")
+        return made
 
     def __len__(self) -> int:
         return len(self.packed)
@@ -149,7 +154,17 @@ class MaskSet:
 
     def find_broken(self) -> Iterator[str]:
         """Names of the masks that do not hold the pattern."""
-        return (name for name in self if not self.pattern.holds(self.mask(name)))
+        return (name for name in self if not self._is_strict(self.mask(name)))
+
+    def _is_strict(self, mask: npt.NDArray[np.bool_]) -> bool:
+        """Whether a mask holds what these masks claim.  # (out, in)"""
+        return self.pattern.holds_both_ways(mask) if self.transposable else self.pattern.holds(mask)
+
+    @property
+    def _breach(self) -> str:
+        """What a mask that is not strict does, in words."""
+        axes = " along both axes" if self.transposable else ""
+        return f"does not keep exactly {self.pattern.n} of every {self.pattern.m}{axes}"
 
     def check_strict(self, masks: str) -> None:
         """Check that every mask holds the pattern.
@@ -158,7 +173,7 @@ class MaskSet:
             PatternError: naming the first one that does not.
         """
         for name in self.find_broken():
-            raise PatternError(f"{masks}: the mask of {name} does not keep exactly {self.pattern.n} of every {self.pattern.m}.")
+            raise PatternError(f"{masks}: the mask of {name} {self._breach}.")
 
     def check_hash(self, dense_sha256: str, masks: str, model: str) -> None:
         """Check that these masks were made for weights with this hash; masks that do not say pass.
@@ -180,6 +195,7 @@ class MaskSet:
             shapes={names[name]: shape for name, shape in self.shapes.items() if name in names},
             dense_sha256=self.dense_sha256,
             transposed=frozenset(names[name] for name in self.transposed if name in names),
+            transposable=self.transposable,
         )
 
     def only(self, names: Collection[str]) -> MaskSet:
@@ -199,6 +215,8 @@ class MaskSet:
         }
         if self.transposed:
             metadata["transposed"] = json.dumps(sorted(self.transposed))
+        if self.transposable:
+            metadata["transposable"] = "true"
         with atomic_file(path) as temporary:
             save_file({name: np.ascontiguousarray(self.packed[name]) for name in self}, temporary, metadata=metadata)
 
@@ -218,7 +236,10 @@ class MaskSet:
         header = read_header(file)
         pattern, shapes, transposed = _read_layout(path, header)
         bits, digest = StoredBits(file, header.entries), header.metadata.get("dense_sha256", "")
-        return cls(pattern=pattern, packed=bits, shapes=shapes, dense_sha256=digest, transposed=transposed)
+        both_ways = "transposable" in header.metadata
+        return cls(
+            pattern=pattern, packed=bits, shapes=shapes, dense_sha256=digest, transposed=transposed, transposable=both_ways
+        )
 
 
 class StoredBits(Mapping[str, "npt.NDArray[np.uint8]"]):
@@ -260,6 +281,8 @@ def _read_layout(path: Path, header: Header) -> tuple[NMPattern, dict[str, tuple
         raise FormatError(f"{path} has masks along axis {metadata.get('axis')!r}; this tool reads those along '1'.")
     if bool(transposed) != (metadata["version"] == VERSIONS[1]):
         raise FormatError(f"{path} is a damaged mask file: version {VERSIONS[1]} and a list `transposed` go together.")
+    if metadata.get("transposable", "true") != "true":
+        raise FormatError(f"{path} is a damaged mask file: `transposable` is {metadata['transposable']!r}; it can be 'true'.")
     if shapes.keys() != entries.keys() or not transposed <= shapes.keys():
         raise FormatError(f"{path} is a damaged mask file: its shapes and its tensors name different weights.")
     for name, entry in entries.items():

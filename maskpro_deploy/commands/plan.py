@@ -49,7 +49,8 @@ _OF_BOTH = ("model", "device", "no_time", "as_json", "window", "batch_tokens", "
 )  # fmt: skip
 @setting_options("train", of=RecoverConfig)
 @setting_options("window", "batch_tokens", "calibration_tokens", "prior", "prior_update", "refine", "objective")
-@setting_options("estimator", "reward", "distribution", "samples", "weights", "rank", "include", "exclude")
+@setting_options("estimator", "reward", "distribution", "samples", "weights", "rank", "transposable")
+@setting_options("include", "exclude")
 @device_option
 @setting_options("dtype")
 @click.option("--no-time", is_flag=True, help="Predict memory alone: nothing is measured on this machine.")

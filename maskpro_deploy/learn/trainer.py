@@ -21,6 +21,7 @@ from maskpro_deploy.learn.model.calibration import BlockStream, InputNorms, whol
 from maskpro_deploy.learn.model.model import LearningModel, Windows, prunable_layers
 from maskpro_deploy.learn.model.sites import Site
 from maskpro_deploy.learn.model.teacher import ask_without_masks
+from maskpro_deploy.learn.model.transposable_sites import TransposableSite
 from maskpro_deploy.learn.monitor import Observer
 from maskpro_deploy.learn.priors.compute import compute_prior
 from maskpro_deploy.learn.state import StateStore
@@ -44,11 +45,14 @@ class Trainer(TrainingLoop):
         super().__init__(model, text, heldout, config, store, progress, observers)
         self.config = config.on(model.head.device.type)
         # by weight name in the model; `sites` take their places
-        self.layers = prunable_layers(model.model, config.pattern, config.include, config.exclude, names)
+        self.layers = prunable_layers(
+            model.model, config.pattern, config.include, config.exclude, names, transposable=config.transposable
+        )
         self.names = {name: name for name in self.layers} if names is None else names
         self.norms: InputNorms = whole_model_norms  # what gives the norms of the layers' inputs, where a prior needs them alone
         config.estimator_choice.load().check_model(model.model, self.layers)
-        self._family = config.distribution_choice.load()(config.pattern, model.head.device)
+        self._family = config.load_distribution()(config.pattern, model.head.device)
+        self._site: type[Site] = TransposableSite if config.transposable else Site
         self.masked: list[Site] = []
         self._prior: dict[str, Tensor] = {}  # bits of the masks that learning started from
         self._best: dict[str, Tensor] = {}  # and of those at the point with the lowest held-out loss
@@ -98,17 +102,17 @@ class Trainer(TrainingLoop):
     def _start_from_saved(self, tensors: Mapping[str, Tensor]) -> None:
         """Sites with the prior's masks, as `start_tensors` saved them; the learner brings its logits and weights."""
         for name, layer in self.layers.items():
-            m, device = self.config.pattern.m, layer.weight.device
+            device = layer.weight.device
             if (weight := tensors.get(f"start/weight/{name}")) is not None:
                 layer.weight.data = weight.to(device)
-            kept = unpack(tensors[f"start/{name}"].to(device), layer.weight.numel()).view(-1, m)
-            site = self._put_site(name, layer, kept.t().float().contiguous())
+            kept = unpack(tensors[f"start/{name}"].to(device), layer.weight.numel()).view(layer.weight.shape)
+            site = self._put_site(name, layer, self._site.logits_of(kept, self.config.pattern.m))
             if (logits := tensors.get(f"start/logits/{name}")) is not None:
                 site.logits.copy_(logits)
 
     def _put_site(self, name: str, layer: nn.Linear, logits: Tensor, dense: Tensor | None = None) -> Site:
         """Put a site in a layer's place; `dense` is its dense weight, where the prior changed it and both are needed."""
-        site = Site(name, layer, self._family, logits)
+        site = self._site(name, layer, self._family, logits)
         self._prior[name] = site.kept
         if self.config.trains_weights:
             site.train_weight(dense)
@@ -190,7 +194,7 @@ class Trainer(TrainingLoop):
         return {name: math.sqrt(added / start) for name, (added, start) in parts.items() if start}
 
     def entropy(self) -> float:
-        """Entropy of the masks' distribution, mean over groups; nats."""
+        """Entropy of the masks' distribution, mean over groups (blocks, where masks are transposable); nats."""
         return sum(s.entropy() for s in self.masked) / sum(s.logits.shape[1] for s in self.masked)
 
     def masks(self, dense_sha256: str = "") -> MaskSet:
@@ -216,4 +220,6 @@ class Trainer(TrainingLoop):
     def _masks_of(self, bits: dict[str, Tensor], dense_sha256: str) -> MaskSet:
         masks = {self.names[s.name]: s.mask(bits[s.name]) for s in self.masked}
         transposed = frozenset(self.names[s.name] for s in self.masked if s.name in self.model.transposed)
-        return MaskSet.from_arrays(self.config.pattern, masks, dense_sha256, transposed=transposed)
+        return MaskSet.from_arrays(
+            self.config.pattern, masks, dense_sha256, transposed=transposed, transposable=self.config.transposable
+        )

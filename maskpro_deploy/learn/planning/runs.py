@@ -117,7 +117,9 @@ class PlannedLearning:
         return self.config.trains_weights
 
     def list_layers(self, model: LearningModel, tensors: Mapping[str, str]) -> dict[str, nn.Linear]:
-        layers = prunable_layers(model.model, self.pattern, self.config.include, self.config.exclude, tensors)
+        layers = prunable_layers(
+            model.model, self.pattern, self.config.include, self.config.exclude, tensors, transposable=self.config.transposable
+        )
         self.config.estimator_choice.load().check_model(model.model, layers)
         return layers
 
@@ -171,7 +173,10 @@ class PlannedRecovery:
 
     def list_layers(self, model: LearningModel, tensors: Mapping[str, str]) -> dict[str, nn.Linear]:
         if self.masks is None:
-            return prunable_layers(model.model, self.pattern, self.learning.include, self.learning.exclude, tensors)
+            return prunable_layers(
+                model.model, self.pattern, self.learning.include, self.learning.exclude, tensors,
+                transposable=self.learning.transposable,
+            )  # fmt: skip
         linear = {f"{name}.weight": m for name, m in model.model.named_modules() if isinstance(m, nn.Linear)}
         return {own: linear[own] for own, theirs in tensors.items() if own in linear and theirs in self.masks}
 
