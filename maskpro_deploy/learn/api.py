@@ -251,6 +251,11 @@ def _read_given_masks(checkpoint: Checkpoint, trainer: Trainer) -> MaskSet:
     if absent := sorted(set(names.values()) - set(masks)):
         holder = f"no weight {absent[0]} that holds {config.pattern}" if given.weights is not None else f"no mask for {absent[0]}"
         raise InputError(f"{source} has {holder}.\nOmit the layer with --exclude.")
+    if config.transposable and (bad := [n for n in names.values() if not masks.pattern.holds_both_ways(masks.mask(n))]):
+        raise InputError(
+            f"{source} has masks that are not transposable, such as that of {bad[0]}.\n"
+            f"Start from another --prior, or omit --transposable."
+        )
     check_origin(given, checkpoint, source, other_weights=config.other_weights)
     return masks.rename({theirs: own for own, theirs in names.items()})
 

@@ -127,7 +127,7 @@ class LearnConfig(RunConfig):
             raise ConfigError("--refine exchanges weights within a row, which breaks the columns of a --transposable mask.")
         if self.learns and self.pattern.m > LARGEST_LISTED_BLOCK:
             raise ConfigError(
-                f"--transposable learns patterns with M up to {LARGEST_LISTED_BLOCK}, not {self.pattern}: a block has too many masks.\n"
+                f"--transposable is learned for M up to {LARGEST_LISTED_BLOCK}: a block of {self.pattern} has too many masks.\n"
                 f"Add --steps 0 for the mask of the prior."
             )
 

@@ -41,6 +41,7 @@ def describe_masks(path: Path) -> dict[str, Any]:
         "file": str(file),
         "bytes": size,
         "sparsity": str(masks.pattern),
+        "transposable": masks.transposable,
         "layers": len(masks),
         "weights": masks.num_weights,
         "bits_per_weight": 8 * size / max(1, masks.num_weights),
@@ -109,7 +110,7 @@ def apply_masks(
 def render_description(facts: Mapping[str, Any]) -> str:
     """A mask file: its figures, then its layers by kind."""
     rows = [
-        ("pattern", facts["sparsity"]),
+        ("pattern", f"{facts['sparsity']} along both axes (transposable)" if facts["transposable"] else facts["sparsity"]),
         ("layers", facts["layers"]),
         ("weights covered", f"{facts['weights']:,}"),
         ("size", f"{facts['bytes']:,} bytes, {facts['bits_per_weight']:.2f} bits a weight"),

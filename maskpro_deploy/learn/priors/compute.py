@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from maskpro_deploy.learn.config import LearnConfig
-from maskpro_deploy.learn.distributions.blocks import best_transposable_mask
 from maskpro_deploy.learn.model.calibration import BlockStream, Gram, InputNorms, whole_model_grams, whole_model_norms
 from maskpro_deploy.learn.model.model import LearningModel
 from maskpro_deploy.learn.priors.base import LayerView, Prior, logits_of_mask, top_mask
 from maskpro_deploy.learn.priors.refine import refine
-from maskpro_deploy.learn.priors.transposable import transposable_logits
+from maskpro_deploy.learn.priors.transposable import top_transposable_mask, transposable_logits
 from maskpro_deploy.masks import MaskSet
 from maskpro_deploy.system.progress import SILENT, Progress
 
@@ -58,7 +57,7 @@ class _OneLayer:
             norms = gram.norms if config.prior_choice.inputs else None
         given = None if self.given is None else torch.from_numpy(self.given.mask(name)).to(dense.device)
         verdict = self.prior(LayerView(name=name, weight=dense, norms=norms, gram=gram, config=config, given=given))
-        best = best_transposable_mask if config.transposable else top_mask
+        best = top_transposable_mask if config.transposable else top_mask
         mask = best(verdict.importance, config.pattern) if verdict.mask is None else verdict.mask
         if verdict.logits is not None and not config.transposable:
             return verdict.logits, mask

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from maskpro_deploy.errors import CheckFailed
-from maskpro_deploy.learn.distributions.blocks import best_transposable_mask
 from maskpro_deploy.learn.model.calibration import Gram
 from maskpro_deploy.learn.priors.base import LayerView, Verdict, top_mask
+from maskpro_deploy.learn.priors.transposable import top_transposable_mask
 from maskpro_deploy.pattern import NMPattern
 
 _DAMPING = 0.01  # of the mean diagonal, as published
@@ -28,7 +28,7 @@ _BLOCK = 128  # columns whose updates are gathered before the rest of the matrix
 def sparsegpt(layer: LayerView) -> Verdict:
     """What the surgery on a layer says of its weights, and what it makes of them."""
     assert layer.gram is not None  # its entry asks for it
-    choose = best_transposable_mask if layer.config.transposable else top_mask
+    choose = top_transposable_mask if layer.config.transposable else top_mask
     return operate(layer.weight, layer.gram, layer.config.pattern, choose)
 
 

@@ -53,6 +53,7 @@ class BundleReader(Reader):
             problems=tuple(problems),
             pattern=_read_pattern(path, manifest),
             has_list=bool(manifest.sparse_weights),
+            transposable=masks is not None and masks.transposable,
             inputs=(*files, *tensor_files, *mask_inputs(masks)),
             tensor_files=tuple(tensor_files),
         )

@@ -69,5 +69,6 @@ class MasksReader(Reader):
             num_parameters=masks.num_weights,
             pattern=masks.pattern,
             has_list=True,
+            transposable=masks.transposable,
             inputs=mask_inputs(masks),
         )
