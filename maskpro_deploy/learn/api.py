@@ -92,9 +92,10 @@ class LearnResult:
     def rows(self) -> list[tuple[str, str]]:
         """The figures that people look at first, as a table."""
         figures = self.summary()
+        both_ways = " along both axes" if self.masks.transposable else ""
         perplexity = figures["heldout_perplexity"]
         return [
-            (f"layers with a strict {self.masks.pattern} mask", str(figures["layers"])),
+            (f"layers with a strict {self.masks.pattern} mask{both_ways}", str(figures["layers"])),
             ("weights covered", f"{figures['weights']:,}"),
             ("tokens seen", f"{figures['tokens']:,}"),
             ("time", f"{figures['seconds']:.0f} s: {self.spent.describe()}"),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from decoder_families import write_family
 from safetensors.numpy import load_file
 from stopper import Stopper
 from test_learn import run
@@ -17,7 +18,7 @@ from test_learn import run
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import Text
 from maskpro_deploy.errors import ConfigError, InputError, Interrupted
-from maskpro_deploy.learn import LearnConfig, LearnResult, learn_masks
+from maskpro_deploy.learn import LearnConfig, LearnResult, RecoverConfig, learn_masks, recover_checkpoint
 from maskpro_deploy.learn.distributions.planes import unpack
 from maskpro_deploy.learn.trainer import Trainer
 from maskpro_deploy.masks import MaskSet
@@ -124,6 +125,24 @@ def test_it_starts_from_the_masks_of_a_file_only_if_these_are_transposable(
     assert again.masks.sha256() == result.masks.sha256()
     with pytest.raises(InputError, match="masks that are not transposable, such as that of model"):
         run(dense, tmp_path / "no", text, heldout, replace(CONFIG, prior=f"file:{tiny_sparse}"))
+
+
+def test_weights_that_are_stored_in_out_hold_as_well(text: Text, heldout: Text, tmp_path: Path) -> None:
+    dense = Checkpoint.open(write_family("gpt2", tmp_path / "m"))
+    result = run(dense, tmp_path / "out", text, heldout, replace(CONFIG, steps=2, prior="magnitude"))
+    assert result.masks.transposed == set(result.masks)
+    proof = validate(tmp_path / "out")
+    assert (proof.holds, proof.transposable) == (True, True)
+    assert {t.axis for t in proof.tensors if t.required} == {0}
+
+
+def test_weights_that_are_trained_under_such_masks_keep_the_claim(
+    learned: tuple[Path, LearnResult], text: Text, heldout: Text, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"window": 32, "batch_tokens": 128, "heldout_tokens": 512, "dtype": "float32"}
+    recover_checkpoint(learned[0], tmp_path / "out", text, heldout, RecoverConfig(steps=2, **settings), device="cpu")
+    proof = validate(tmp_path / "out")
+    assert (proof.holds, proof.transposable) == (True, True)
 
 
 def test_learn_masks_says_so_too(dense: Checkpoint, text: Text, heldout: Text) -> None:

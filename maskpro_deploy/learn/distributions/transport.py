@@ -57,8 +57,8 @@ def _round(plan: Tensor, n: int) -> Tensor:
         row, column = place // m, place % m
         free = (rows.gather(1, row) < n) & (columns.gather(1, column) < n)
         kept.scatter_(1, place, free)
-        rows.scatter_add_(1, row, free.long())
-        columns.scatter_add_(1, column, free.long())
+        rows.scatter_(1, row, rows.gather(1, row) + free)
+        columns.scatter_(1, column, columns.gather(1, column) + free)
     return kept.view_as(plan)
 
 
