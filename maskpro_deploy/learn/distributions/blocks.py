@@ -73,21 +73,14 @@ def centre_blocks(planes: Tensor) -> Tensor:
 def best_of_blocks(scores: Tensor, pattern: NMPattern) -> Tensor:
     """The transposable mask of every block with the largest sum of kept scores.
 
-    Exact for M up to `LARGEST_LISTED_BLOCK`, else by `transport`; of equal ones it is the first in the table.
+    Exact for M up to `LARGEST_LISTED_BLOCK`, else by `transport`; of equal ones it is any, always the same.
     # (P, B) float32 -> (P, B) boolean
     """
     if pattern.m > LARGEST_LISTED_BLOCK:
         return transport_masks(scores, pattern)
     table = mask_table(pattern, scores.device).to(scores.dtype)  # (S, P)
-    sums = table @ scores  # (S, B)
-    best = first_zero(sums.sub_(sums.amax(0)))
+    best = (table @ scores).max(0).indices  # several times faster than argmax
     return torch.nn.functional.embedding(best, table).t().contiguous() > 0
-
-
-def first_zero(planes: Tensor) -> Tensor:
-    """In which plane a zero comes first, where all else is negative; several times faster than argmax.  # (S, B) -> (B,)"""
-    numbers = torch.arange(len(planes), dtype=planes.dtype, device=planes.device)[:, None]
-    return torch.sub(numbers, planes.sign(), alpha=len(planes)).amin(0).long()
 
 
 def best_transposable_mask(scores: Tensor, pattern: NMPattern) -> Tensor:

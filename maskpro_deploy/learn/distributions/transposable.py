@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from maskpro_deploy.errors import PatternError
-from maskpro_deploy.learn.distributions.blocks import best_of_blocks, first_zero, mask_table
+from maskpro_deploy.learn.distributions.blocks import best_of_blocks, mask_table
 from maskpro_deploy.learn.distributions.conditional_bernoulli import Enumerated, number_masks
 from maskpro_deploy.pattern import LARGEST_LISTED_BLOCK, NMPattern
 
@@ -39,7 +39,7 @@ class TransposableBernoulli(Enumerated):
         return along - along.amax(0)
 
     def mode(self, logits: Tensor) -> Tensor:
-        """The mask with the largest sum of kept logits; of equal ones the first in the table.  # (P, B) -> (P, B) boolean"""
+        """The mask with the largest sum of kept logits.  # (P, B) -> (P, B) boolean"""
         return best_of_blocks(logits, self.pattern)
 
     def pathwise(self, logits: Tensor, grad_mask: Tensor, *, is_centred: bool = False) -> Tensor:
@@ -48,10 +48,11 @@ class TransposableBernoulli(Enumerated):
         With a = ⟨m, h⟩ relative to the mode's it is E[m a] - E[m] E[a]: nothing large cancels in blocks that are certain. Sums of
         numbers over masks are those over weights of their sums over the masks that keep them, as all keep equally many.
         """
-        weights, kept = self._log_weights(logits), self.masks.to(logits.dtype)
-        along = kept @ grad_mask  # (S, B)
-        along -= along.gather(0, first_zero(weights)[None])
-        p = weights.exp_()  # times Z
+        kept = self.masks.to(logits.dtype)
+        weights, along = kept @ logits, kept @ grad_mask  # (S, B)
+        largest, mode = weights.max(0, keepdim=True)
+        along -= along.gather(0, mode)
+        p = weights.sub_(largest).exp_()  # times Z
         mean, product = kept.t() @ p, kept.t() @ along.mul_(p)  # Z E[m], Z E[m a]
         total = mean.sum(0)  # N M Z
         product.addcmul_(mean, product.sum(0) / total, value=-1)
