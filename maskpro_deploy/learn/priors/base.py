@@ -61,11 +61,7 @@ def initial_logits(importance: Tensor, pattern: NMPattern, strength: float) -> T
 
     `strength` is the inverse temperature of the first samples.  # (O, C), not negative -> (M, G) float32
     """
-    return relative_logits(to_planes(importance, pattern.m), strength)
-
-
-def relative_logits(planes: Tensor, strength: float) -> Tensor:
-    """The same for scores as planes.  # (M, G), not negative -> (M, G)"""
+    planes = to_planes(importance, pattern.m)
     relative = (planes.clamp_min(_TINY) / planes.mean(0).clamp_min(_TINY)).log_()
     return relative.clamp(-_CLIP, _CLIP).add_(relative, alpha=_TIE_BREAK).mul_(strength)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.model.calibration import BlockStream, Gram, InputNorms, whole_model_grams, whole_model_norms
 from maskpro_deploy.learn.model.model import LearningModel
-from maskpro_deploy.learn.priors.base import LayerView, Prior, logits_of_mask, top_mask
+from maskpro_deploy.learn.priors.base import MARGIN, LayerView, Prior, logits_of_mask, top_mask
 from maskpro_deploy.learn.priors.refine import refine
 from maskpro_deploy.learn.priors.transposable import top_transposable_mask, transposable_logits
 from maskpro_deploy.masks import MaskSet
@@ -59,8 +59,11 @@ class _OneLayer:
         verdict = self.prior(LayerView(name=name, weight=dense, norms=norms, gram=gram, config=config, given=given))
         best = top_transposable_mask if config.transposable else top_mask
         mask = best(verdict.importance, config.pattern) if verdict.mask is None else verdict.mask
-        if verdict.logits is not None and not config.transposable:
-            return verdict.logits, mask
+        strength = config.prior_strength
+        if verdict.logits is not None:
+            if not config.transposable:
+                return verdict.logits, mask
+            strength *= MARGIN  # all but equal, as these are
         weight = dense
         if config.prior_update and verdict.weight is not None:
             weight = verdict.weight
@@ -68,7 +71,7 @@ class _OneLayer:
         if config.refine and gram is not None and gram.tokens:
             mask = refine(weight, mask, gram.matrix, config.pattern, dense)
         to_logits = transposable_logits if config.transposable else logits_of_mask
-        return to_logits(verdict.importance, mask, config.pattern, config.prior_strength), mask
+        return to_logits(verdict.importance, mask, config.pattern, strength), mask
 
 
 def _compute_by_blocks(

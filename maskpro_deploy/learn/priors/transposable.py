@@ -13,26 +13,31 @@ import torch
 from torch import Tensor
 
 from maskpro_deploy.learn.distributions.blocks import best_transposable_mask, block_chunks, mask_table, to_blocks
-from maskpro_deploy.learn.priors.base import MARGIN, relative_logits
+from maskpro_deploy.learn.priors.base import MARGIN
 from maskpro_deploy.pattern import LARGEST_LISTED_BLOCK, NMPattern
+
+_CLIP = 8.0  # times the mean of the block is as certain as squares get
+_TINY = 1e-30  # stands for a largest or mean score of zero
 
 
 def top_transposable_mask(importance: Tensor, pattern: NMPattern) -> Tensor:
     """The transposable mask with the largest sum of squared scores.  # (O, C) -> (O, C) boolean"""
-    return best_transposable_mask(importance.square(), pattern)
+    return best_transposable_mask((importance / importance.amax().clamp_min(_TINY)).square_(), pattern)
 
 
 def transposable_logits(importance: Tensor, mask: Tensor, pattern: NMPattern, strength: float) -> Tensor:
-    """Logits as `base.initial_logits` has them, relative to the block's mean score; kept weights lifted as far as `mask` needs.
+    """Logits in proportion to squared scores, relative to their mean in the block, so that masks differ by the error they make.
 
-    Where there are too many masks a block to learn, kept weights get 1 and others -1.
-    # (O, C), (O, C) boolean -> (P, B) float32
+    The kept weights of a block are lifted as far as `mask` needs to be the argmax by a margin. Where there are too many masks a
+    block to learn, kept weights get 1 and others -1.  # (O, C), (O, C) boolean -> (P, B) float32
     """
     if pattern.m > LARGEST_LISTED_BLOCK:
         return to_blocks(mask, pattern.m).mul_(2).sub_(1)
     table, parts = mask_table(pattern, importance.device), []
     for chunk in block_chunks(importance, pattern.m):
-        logits = relative_logits(to_blocks(importance[chunk.rows], pattern.m), strength)
+        planes = to_blocks(importance[chunk.rows], pattern.m)
+        squares = planes.div_(planes.mean(0).clamp_min_(_TINY)).square_()
+        logits = squares.div_(squares.mean(0).clamp_min_(_TINY)).clamp_max_(_CLIP).mul_(strength)
         kept = to_blocks(mask[chunk.rows], pattern.m)
         parts.append(logits.addcmul_(kept, _lift(logits, kept, table, MARGIN * strength)))
     return torch.cat(parts, dim=1)

@@ -54,11 +54,16 @@ def test_the_logits_have_the_mask_as_their_argmax_whatever_the_scores(
     assert torch.from_numpy(site.mask()).equal(mask)
 
 
-def test_where_the_scores_agree_by_far_nothing_is_lifted() -> None:
+def test_logits_are_in_proportion_to_squared_scores_where_nothing_has_to_be_lifted() -> None:
     mask = best_transposable_mask(torch.rand(8, 8), TWO_FOUR)
-    importance = torch.where(mask, 4.0, 1.0)
-    logits = transposable_logits(importance, mask, TWO_FOUR, 6.0)
-    torch.testing.assert_close(logits.amax(0) - logits.amin(0), torch.full((4,), 6 * 1.001 * torch.tensor(4.0).log().item()))
+    logits = transposable_logits(torch.where(mask, 3.0, 1.0), mask, TWO_FOUR, 6.0)
+    assert sorted(set(logits.flatten().tolist())) == pytest.approx([6 * 1 / 5, 6 * 9 / 5])
+
+
+def test_scores_far_from_one_give_the_mask_that_scores_near_one_give() -> None:
+    scores = torch.rand(16, 24, generator=torch.Generator().manual_seed(3))
+    for scale in (1e-30, 1e30):
+        assert top_transposable_mask(scores * scale, TWO_FOUR).equal(top_transposable_mask(scores, TWO_FOUR))
 
 
 @pytest.mark.parametrize("pattern", [TWO_FOUR, NMPattern(4, 8)], ids=str)
