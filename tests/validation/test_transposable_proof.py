@@ -168,6 +168,19 @@ def test_a_weight_that_is_no_matrix_is_not_proven(tmp_path: Path) -> None:
     assert failed.why() == "it is no matrix, so its transpose is not judged"
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_weights_behind_a_bitmask_are_unpacked_for_both_axes(strict: bool, tmp_path: Path) -> None:
+    mask = transposable_mask((16, 24), TWO_FOUR)
+    mask = mask if strict else turn_one_row(mask)
+    parts = {
+        "compressed": np.full((16, 12), 0.5, np.float32), "bitmask": np.ascontiguousarray(np.packbits(mask, axis=1, bitorder="little")),
+        "shape": np.array([[16], [24]], np.int64),
+    }  # fmt: skip
+    save_file({f"layers.0.up_proj.{name}": part for name, part in parts.items()}, tmp_path / "model.safetensors")
+    assert validate(tmp_path / "model.safetensors").holds
+    assert validate(tmp_path / "model.safetensors", transposable=True).holds == strict
+
+
 def test_a_bundle_keeps_the_claim_and_its_graph_is_proven(sparse: Path, tmp_path: Path) -> None:
     export(sparse, tmp_path / "bundle", ExportConfig(), compare=False)
     report = validate(tmp_path / "bundle")
