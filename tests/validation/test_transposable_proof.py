@@ -173,9 +173,10 @@ def test_weights_behind_a_bitmask_are_unpacked_for_both_axes(strict: bool, tmp_p
     mask = transposable_mask((16, 24), TWO_FOUR)
     mask = mask if strict else turn_one_row(mask)
     parts = {
-        "compressed": np.full((16, 12), 0.5, np.float32), "bitmask": np.ascontiguousarray(np.packbits(mask, axis=1, bitorder="little")),
+        "compressed": np.full((16, 12), 0.5, np.float32),
+        "bitmask": np.ascontiguousarray(np.packbits(mask, axis=1, bitorder="little")),
         "shape": np.array([[16], [24]], np.int64),
-    }  # fmt: skip
+    }
     save_file({f"layers.0.up_proj.{name}": part for name, part in parts.items()}, tmp_path / "model.safetensors")
     assert validate(tmp_path / "model.safetensors").holds
     assert validate(tmp_path / "model.safetensors", transposable=True).holds == strict

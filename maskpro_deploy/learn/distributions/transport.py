@@ -84,12 +84,15 @@ def _complete(kept: Tensor, scores: Tensor, n: int) -> None:
 
 def _trade_all(kept: Tensor, scores: Tensor) -> None:
     """Let pairs of rows and pairs of columns trade until nothing changes, in place.  # (B, M, M), (B, M, M)"""
+    left = torch.arange(len(kept), device=kept.device)  # blocks that may change
     for _ in range(_PASSES):
-        before = kept.clone()
-        for mine, weights in ((kept, scores), (kept.transpose(1, 2), scores.transpose(1, 2))):
+        before, mine, weights = kept[left], kept[left], scores[left]
+        for some, values in ((mine, weights), (mine.transpose(1, 2), weights.transpose(1, 2))):
             for i, k in itertools.combinations(range(kept.shape[1]), 2):
-                _trade(mine, weights, i, k)
-        if kept.equal(before):
+                _trade(some, values, i, k)
+        kept[left] = mine
+        left = left[(mine != before).flatten(1).any(1)]
+        if not len(left):
             break
 
 
