@@ -12,6 +12,8 @@ eight to a byte, first weight in the highest bit (`numpy.packbits`). Its metadat
     transposed    JSON: names of the weights that the checkpoint stores as [in, out] (version 2: GPT-2); their masks are
                   [out, in] like all others
     dense         JSON: name of a linear layer's weight that stays dense on purpose -> why (absent if there is none)
+    transposable  "true" where every mask holds the pattern along both axes, N in each row and column of each M x M block; files
+                  without it claim it along the reduction axis alone
     dense_sha256  hash of the dense weights the masks were made for (see `checkpoint.dense_sha256`)
     tool          "maskpro-deploy 0.1.0"
 """
@@ -54,33 +56,34 @@ class MaskSet:
     # weights of linear layers that stay dense on purpose -> why
     dense: Mapping[str, str] = field(default_factory=dict)
     patterns: Mapping[str, NMPattern] = field(default_factory=dict)  # of weights that hold another one than `pattern`
+    transposable: bool = False  # whether the transpose of every mask holds the pattern too
 
     @classmethod
     def from_arrays(
         cls, pattern: NMPattern, masks: Mapping[str, npt.NDArray[np.bool_]], dense_sha256: str = "",
         *, transposed: frozenset[str] = frozenset(), dense: Mapping[str, str] | None = None,
-        patterns: Mapping[str, NMPattern] | None = None,
+        patterns: Mapping[str, NMPattern] | None = None, transposable: bool = False,
     ) -> MaskSet:  # fmt: skip
         """Pack boolean masks of shape (out, in); `patterns` are those of weights with another one than `pattern`.
 
         Raises:
-            PatternError: a mask does not keep exactly N of every M along its last axis.
+            PatternError: a mask does not keep exactly N of every M along its last axis or, if `transposable`, along both.
         """
-        others = {name: other for name, other in (patterns or {}).items() if other != pattern and name in masks}
-        for name, mask in masks.items():
-            own = others.get(name, pattern)
-            own.check_divides(mask.shape[-1], name)
-            if not own.holds(mask):
-                raise PatternError(f"the mask of {name} does not keep exactly {own.n} of every {own.m}.")
-        return cls(
+        made = cls(
             pattern=pattern,
             packed={name: np.packbits(mask) for name, mask in masks.items()},
             shapes={name: (int(mask.shape[0]), int(mask.shape[1])) for name, mask in masks.items()},
             dense_sha256=dense_sha256,
             transposed=transposed,
             dense=dense or {},
-            patterns=others,
+            patterns={name: other for name, other in (patterns or {}).items() if other != pattern and name in masks},
+            transposable=transposable,
         )
+        for name, mask in masks.items():
+            made.pattern_of(name).check_divides(mask.shape[-1], name)
+            if not made._is_strict(name, mask):
+                raise PatternError(f"the mask of {name} {made._describe_breach(name)}.")
+        return made
 
     def __len__(self) -> int:
         return len(self.packed)
@@ -182,7 +185,17 @@ class MaskSet:
 
     def find_broken(self) -> Iterator[str]:
         """Names of the masks that do not hold the pattern."""
-        return (name for name in self if not self.pattern_of(name).holds(self.mask(name)))
+        return (name for name in self if not self._is_strict(name, self.mask(name)))
+
+    def _is_strict(self, name: str, mask: npt.NDArray[np.bool_]) -> bool:
+        """Whether the mask of a weight holds what these masks claim.  # (out, in)"""
+        pattern = self.pattern_of(name)
+        return pattern.holds_both_ways(mask) if self.transposable else pattern.holds(mask)
+
+    def _describe_breach(self, name: str) -> str:
+        """What a mask that is not strict does, in words."""
+        pattern, axes = self.pattern_of(name), " along both axes" if self.transposable else ""
+        return f"does not keep exactly {pattern.n} of every {pattern.m}{axes}"
 
     def check_strict(self, masks: str) -> None:
         """Check that every mask holds the pattern.
@@ -191,8 +204,7 @@ class MaskSet:
             PatternError: naming the first one that does not.
         """
         for name in self.find_broken():
-            own = self.pattern_of(name)
-            raise PatternError(f"{masks}: the mask of {name} does not keep exactly {own.n} of every {own.m}.")
+            raise PatternError(f"{masks}: the mask of {name} {self._describe_breach(name)}.")
 
     def check_hash(self, dense_sha256: str, masks: str, model: str) -> None:
         """Check that these masks were made for weights with this hash; masks that do not say pass.
@@ -216,6 +228,7 @@ class MaskSet:
             transposed=frozenset(names[name] for name in self.transposed if name in names),
             dense={names.get(name, name): reason for name, reason in self.dense.items()},
             patterns={names[name]: pattern for name, pattern in self.patterns.items() if name in names},
+            transposable=self.transposable,
         )
 
     def only(self, names: Collection[str]) -> MaskSet:
@@ -235,6 +248,8 @@ class MaskSet:
         }
         if self.transposed:
             metadata["transposed"] = json.dumps(sorted(self.transposed))
+        if self.transposable:
+            metadata["transposable"] = "true"
         if self.patterns:
             metadata["patterns"] = json.dumps({name: str(pattern) for name, pattern in sorted(self.patterns.items())})
         if self.dense:
@@ -267,6 +282,7 @@ class MaskSet:
             transposed=transposed,
             dense=dense,
             patterns=patterns,
+            transposable="transposable" in header.metadata,
         )
 
 
@@ -309,6 +325,8 @@ def _read_layout(path: Path, header: Header) -> tuple[NMPattern, dict[str, tuple
         raise FormatError(f"{path} has masks along axis {metadata.get('axis')!r}; this tool reads those along '1'.")
     if bool(transposed) != (metadata["version"] == VERSIONS[1]) and metadata["version"] != VERSIONS[2]:
         raise FormatError(f"{path} is a damaged mask file: version {VERSIONS[1]} and a list `transposed` go together.")
+    if metadata.get("transposable", "true") != "true":
+        raise FormatError(f"{path} is a damaged mask file: `transposable` is {metadata['transposable']!r}; it can be 'true'.")
     if shapes.keys() != entries.keys() or not transposed <= shapes.keys():
         raise FormatError(f"{path} is a damaged mask file: its shapes and its tensors name different weights.")
     for name, entry in entries.items():

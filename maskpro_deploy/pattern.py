@@ -1,5 +1,7 @@
 """N:M patterns: in every group of M consecutive weights along the reduction axis, N are kept.
 
+A mask is transposable if its transpose holds the pattern too: N in every row and every column of each block of M x M weights.
+
 Shapes: `R` rows, `C` the reduction dimension, `G = C / M` groups in a row.
 """
 
@@ -17,6 +19,7 @@ import numpy.typing as npt
 from maskpro_deploy.errors import PatternError
 
 _MAX_GROUP = 64
+LARGEST_LISTED_BLOCK = 4  # M up to which all transposable masks of a block are listed: 90 for 2:4, 24 for 1:4
 _WORDS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 Counts = npt.NDArray[np.unsignedinteger]
 
@@ -86,6 +89,16 @@ class NMPattern:
             masks[row, list(kept)] = True
         return masks
 
+    def all_transposable_masks(self) -> npt.NDArray[np.bool_]:
+        """Every M x M mask with N in each row and each column, for M up to `LARGEST_LISTED_BLOCK`.  # (S, M * M), row by row"""
+        assert self.m <= LARGEST_LISTED_BLOCK  # beyond that there are far too many
+        rows, blocks = self.all_masks(), np.zeros((1, 0, self.m), dtype=np.bool_)
+        for left in range(self.m - 1, -1, -1):
+            grown = np.concatenate([np.repeat(blocks, len(rows), axis=0), np.tile(rows, (len(blocks), 1))[:, None]], axis=1)
+            counts = grown.sum(axis=1)  # in every column so far
+            blocks = grown[((counts <= self.n) & (counts + left >= self.n)).all(axis=1)]
+        return blocks.reshape(len(blocks), -1)
+
     def top(self, scores: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
         """The mask that keeps the N highest scores of every group along the last axis; ties go to the lower index.
 
@@ -105,6 +118,10 @@ class NMPattern:
     def holds(self, kept: npt.NDArray[np.bool_]) -> bool:
         """Whether every group along the last axis keeps exactly N."""
         return kept.shape[-1] % self.m == 0 and bool((self.counts(kept) == self.n).all())
+
+    def holds_both_ways(self, kept: npt.NDArray[np.bool_]) -> bool:
+        """Whether a matrix and its transpose both hold it.  # (R, C)"""
+        return self.holds(kept) and self.holds(kept.T)
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,3 +196,33 @@ class TestDamagedFiles:
         path.write_text("hello, this is no mask file")
         with pytest.raises(FormatError, match="not a complete safetensors"):
             MaskSet.load(path)
+
+
+def test_masks_say_that_they_are_transposable_only_if_every_one_is(tmp_path):
+    strict = np.array([[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0], [0, 1, 0, 1]], dtype=bool)
+    made = MaskSet.from_arrays(TWO_FOUR, {"a": strict}, transposable=True)
+    made.save(tmp_path / "m.safetensors")
+    read = MaskSet.load(tmp_path / "m.safetensors")
+    assert read.transposable
+    assert read.rename({"a": "b"}).transposable
+    assert read.sha256() == MaskSet.from_arrays(TWO_FOUR, {"a": strict}).sha256()
+    read.check_strict("m")
+    rows_alone = np.tile([True, True, False, False], (4, 1))
+    with pytest.raises(PatternError, match="mask of b does not keep exactly 2 of every 4 along both axes"):
+        MaskSet.from_arrays(TWO_FOUR, {"a": strict, "b": rows_alone}, transposable=True)
+    lie = MaskSet(pattern=TWO_FOUR, packed={"b": np.packbits(rows_alone)}, shapes={"b": (4, 4)}, transposable=True)
+    assert list(lie.find_broken()) == ["b"]
+    with pytest.raises(PatternError, match=r"m: the mask of b .* along both axes"):
+        lie.check_strict("m")
+
+
+def test_files_that_do_not_say_it_are_not_transposable_and_no_other_word_is_taken(tmp_path):
+    path = tmp_path / "m.safetensors"
+    MaskSet.from_arrays(TWO_FOUR, {"a": TWO_FOUR.top(np.ones((4, 4)))}).save(path)
+    assert not MaskSet.load(path).transposable
+    with safe_open(path, "np") as file:
+        metadata, tensors = dict(file.metadata()), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert "transposable" not in metadata
+    save_file(tensors, path, metadata=metadata | {"transposable": "perhaps"})
+    with pytest.raises(FormatError, match="`transposable` is 'perhaps'"):
+        MaskSet.load(path)

@@ -110,3 +110,23 @@ def test_counts_of_several_group_sizes_are_those_of_each(seed, sizes, inner):
     assert found.keys() == sizes
     for m, counts in found.items():
         assert (counts == flags.reshape(-1, m, inner).sum(axis=1).reshape(-1)).all()
+
+
+@pytest.mark.parametrize(("text", "count"), [("1:2", 2), ("1:3", 6), ("2:3", 6), ("1:4", 24), ("2:4", 90), ("3:4", 24)])
+def test_all_transposable_masks_are_the_distinct_blocks_that_hold_along_both_axes(text, count):
+    pattern = NMPattern.parse(text)
+    masks = pattern.all_transposable_masks()
+    assert masks.shape == (count, pattern.m**2)
+    assert len({tuple(m) for m in masks.tolist()}) == count
+    assert all(pattern.holds_both_ways(m.reshape(pattern.m, pattern.m)) for m in masks)
+
+
+def test_a_matrix_holds_both_ways_only_if_rows_and_columns_do():
+    pattern = NMPattern(1, 2)
+    blocks = np.tile(np.eye(2, dtype=bool), (2, 2))
+    assert pattern.holds_both_ways(blocks)
+    rows_alone = np.tile([True, False], (4, 2))
+    assert pattern.holds(rows_alone)
+    assert not pattern.holds_both_ways(rows_alone)
+    assert not pattern.holds_both_ways(rows_alone.T)
+    assert not pattern.holds_both_ways(blocks[:3])  # no whole groups

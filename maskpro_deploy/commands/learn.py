@@ -30,7 +30,7 @@ from maskpro_deploy.system.output import emit, table
 @sparsity_option
 @click.option("--out", type=PATH, required=True, help="Folder to write the sparse checkpoint to.")
 @click.option("--budget", "budget_s", type=DurationType(zero=True), help="Time to learn: 90s, 5m, 2h.  [default: 5m]")
-@setting_options("steps", "tokens")
+@setting_options("steps", "tokens", "transposable")
 @text_options
 @setting_options("prior", "other_weights", "prior_update", "prior_inputs", "refine", "objective", "calibration_tokens")
 @setting_options("heldout_tokens", "include", "exclude", "dense_share", "dense_layers", "window", "batch_tokens")

@@ -50,7 +50,7 @@ _OF_BOTH = ("model", "device", "no_time", "as_json", "window", "batch_tokens", "
 )  # fmt: skip
 @setting_options("train", of=RecoverConfig)
 @setting_options("window", "batch_tokens", "calibration_tokens", "prior", "prior_update", "refine", "objective")
-@setting_options("estimator", "reward", "distribution", "samples", "weights", "rank", "include", "exclude")
+@setting_options("estimator", "reward", "distribution", "samples", "weights", "rank", "transposable", "include", "exclude")
 @setting_options("dense_share", "dense_layers")
 @device_option
 @setting_options("dtype")

@@ -38,6 +38,7 @@ _HELP = {
     "objective": f"What to minimise: {describe(OBJECTIVES)}; auto: the estimator's own.",
     "calibration_tokens": "Tokens that the prior sees.",
     "heldout_tokens": "Tokens to measure on while learning.",
+    "transposable": "Masks whose transpose holds N:M too: N in each row and column of each M x M block.",
     "include": "Prune only layers whose name matches.",
     "exclude": "Keep layers dense whose name matches.",
     "dense_share": "Share of the multiply-adds that stays dense, such as 10%: the layers that masks hurt most for it.",

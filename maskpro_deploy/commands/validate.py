@@ -19,6 +19,7 @@ from maskpro_deploy.system.progress import Meter
     "--sparsity", "pattern", type=PATTERN, help="The pattern to prove; taken from masks or manifest, or found, if not given."
 )
 @click.option("--at-most", is_flag=True, help="Allow fewer than N nonzeros in a group (all that sparse hardware needs).")
+@click.option("--transposable", is_flag=True, help="Ask it of the transposes too; asked in any case where masks claim it.")
 @click.option(
     "--require",
     type=click.Choice(["listed", "all"]),
@@ -41,6 +42,7 @@ def command(path: Path, html: Path | None, as_json: bool, **settings: Any) -> No
       maskpro-deploy validate sparse
       maskpro-deploy validate bundle --json
       maskpro-deploy validate model.onnx --sparsity 2:4 --at-most
+      maskpro-deploy validate sparse --transposable
       maskpro-deploy validate mask_compressed.npz --html report.html
     """
     from maskpro_deploy.models import DEMO, resolve

@@ -100,9 +100,10 @@ class LearnResult:
     def rows(self) -> list[tuple[str, str]]:
         """The figures that people look at first, as a table."""
         figures = self.summary()
+        both_ways = " along both axes" if self.masks.transposable else ""
         perplexity = figures["heldout_perplexity"]
         return [
-            (f"layers with a strict {self.masks.describe_patterns()} mask", str(figures["layers"])),
+            (f"layers with a strict {self.masks.describe_patterns()} mask{both_ways}", str(figures["layers"])),
             ("weights covered", f"{figures['weights']:,}"),
             *([("layers left dense", self._describe_dense())] if self.masks.dense else []),
             ("tokens seen", f"{figures['tokens']:,}"),
@@ -269,6 +270,11 @@ def _read_given_masks(checkpoint: Checkpoint, trainer: Trainer) -> MaskSet:
     if absent := sorted(set(names.values()) - set(masks)):
         holder = f"no weight {absent[0]} that holds {config.pattern}" if given.weights is not None else f"no mask for {absent[0]}"
         raise InputError(f"{source} has {holder}.\nOmit the layer with --exclude.")
+    if config.transposable and (bad := [n for n in names.values() if not masks.pattern.holds_both_ways(masks.mask(n))]):
+        raise InputError(
+            f"{source} has masks that are not transposable, such as that of {bad[0]}.\n"
+            f"Start from another --prior, or omit --transposable."
+        )
     check_origin(given, checkpoint, source, other_weights=config.other_weights)
     return masks.rename({theirs: own for own, theirs in names.items()})
 

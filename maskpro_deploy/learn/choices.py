@@ -59,6 +59,7 @@ class EstimatorChoice(Choice):
     objective: str = "ce"  # with the dense weights; with weights that a prior changed it is "ce"
     distribution: str = "conditional-bernoulli"
     moves_weights: bool = False  # whether the kept weights can move in its backward pass
+    transposable: bool = False  # whether it learns masks that hold the pattern along both axes
     score_only: bool = False  # whether any distribution will do; others need one with a pathwise derivative
     backward: bool = True  # whether activations are kept for a backward pass
     products: int = 3  # matrix products of every layer in a step, a forward pass being one,
@@ -107,6 +108,11 @@ class DistributionChoice(Choice):
     """A distribution of masks; its code makes one from a pattern and a device, see `distributions.base.Distribution`."""
 
     pathwise: bool  # whether its marginals can be differentiated
+    transposable_home: str = ""  # of its form over transposable masks, as `home`; empty where it has none
+
+    def load_transposable(self) -> Any:
+        """The code of that form, imported now."""
+        return _load(self.transposable_home)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,11 +152,11 @@ _ESTIMATORS, _PRIORS, _DISTRIBUTIONS, _METHODS = (
 ESTIMATORS: tuple[EstimatorChoice, ...] = (
     EstimatorChoice(
         name="pathwise", home=f"{_ESTIMATORS}.pathwise:PathwiseEstimator", learning_rate=0.04, objective="ce+kl",
-        moves_weights=True,
+        moves_weights=True, transposable=True,
         summary="the loss, through ∂L/∂m", passes="forward and backward",
     ),
     EstimatorChoice(
-        name="pathwise", home=f"{_ESTIMATORS}.blockwise:BlockwiseEstimator", by_block=True, learning_rate=0.04,
+        name="pathwise", home=f"{_ESTIMATORS}.blockwise:BlockwiseEstimator", by_block=True, learning_rate=0.04, transposable=True,
         summary="with `--objective block`: the outputs of the block",
         passes="forward up to the block, dense and masked; backward through it",
     ),
@@ -215,6 +221,7 @@ OBJECTIVES: tuple[ObjectiveChoice, ...] = (
 DISTRIBUTIONS: tuple[DistributionChoice, ...] = (
     DistributionChoice(
         name="conditional-bernoulli", home=f"{_DISTRIBUTIONS}.conditional_bernoulli:conditional_bernoulli", pathwise=True,
+        transposable_home=f"{_DISTRIBUTIONS}.transposable:transposable_bernoulli",
         summary="p(m) ∝ exp⟨θ, m⟩ over the masks with exactly N of M",
     ),
     DistributionChoice(

@@ -11,7 +11,7 @@ from maskpro_deploy.learn import choices
 from maskpro_deploy.learn.choices import AUTO, DistributionChoice, EstimatorChoice, PriorChoice, WeightsChoice
 from maskpro_deploy.learn.run_config import DEFAULT_BUDGET_S as DEFAULT_BUDGET_S
 from maskpro_deploy.learn.run_config import RunConfig, name_flag
-from maskpro_deploy.pattern import LayerPatterns, NMPattern
+from maskpro_deploy.pattern import LARGEST_LISTED_BLOCK, LayerPatterns, NMPattern
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +24,7 @@ class LearnConfig(RunConfig):
 
     pattern: NMPattern  # the N:M pattern
     layer_patterns: tuple[tuple[str, NMPattern], ...] = ()  # others, for layers that a regular expression names, see `patterns`
+    transposable: bool = False  # masks whose transpose holds the pattern too: N in each row and column of each M x M block
     # the one-shot mask to start from: a name of `choices.PRIORS`; "file:PATH" is a mask file or a sparse checkpoint
     prior: str = "wanda"
     other_weights: bool = False  # take the masks of "file:PATH" though they were made for other weights of the same shapes
@@ -68,6 +69,7 @@ class LearnConfig(RunConfig):
         self._check_estimator()
         self._check_weights()
         self._check_prior()
+        self._check_transposable()
         self._check_patterns("include", "exclude", "dense_layers")
         self._check_dense_layers()
 
@@ -132,6 +134,30 @@ class LearnConfig(RunConfig):
         if self.refine and not prior.refinable:
             raise ConfigError(f"--refine needs a mask to refine; --prior {self.prior} has none worth it.")
 
+    def _check_transposable(self) -> None:
+        if not self.transposable:
+            return
+        if self.layer_patterns:
+            raise ConfigError(f"--transposable is for one pattern in all layers, not for --sparsity {self.patterns}.")
+        if not self.estimator_choice.transposable:
+            able = " or ".join(choices.names_of([c for c in choices.ESTIMATORS if c.transposable]))
+            raise ConfigError(f"--transposable is learned with --estimator {able}, not with {self.estimator}.")
+        if not self.distribution_choice.transposable_home:
+            able = " or ".join(c.name for c in choices.DISTRIBUTIONS if c.transposable_home)
+            raise ConfigError(f"--transposable is learned with --distribution {able}, not with {self.distribution}.")
+        if self.refine:
+            raise ConfigError("--refine exchanges weights within a row, which breaks the columns of a --transposable mask.")
+        if self.learns and self.pattern.m > LARGEST_LISTED_BLOCK:
+            raise ConfigError(
+                f"--transposable is learned for M up to {LARGEST_LISTED_BLOCK}: a block of {self.pattern} has too many masks.\n"
+                f"Add --steps 0 for the mask of the prior."
+            )
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything to learn: a limit of 0 leaves the prior."""
+        return 0 not in (self.budget_s, self.steps, self.tokens)
+
     @property
     def estimator_choice(self) -> EstimatorChoice:
         by_block = self.objective != AUTO and choices.find(choices.OBJECTIVES, self.objective).by_block
@@ -146,12 +172,16 @@ class LearnConfig(RunConfig):
         chosen = self.estimator_choice.distribution if self.distribution == AUTO else self.distribution
         return choices.find(choices.DISTRIBUTIONS, chosen)
 
+    def load_distribution(self) -> Any:
+        """What makes the distribution of the masks from a pattern and a device, imported now."""
+        return self.distribution_choice.load_transposable() if self.transposable else self.distribution_choice.load()
+
     @property
     def weights_choice(self) -> WeightsChoice:
         """What happens to the kept weights; where it is "auto", what measured best."""
         if self.weights != AUTO:
             return choices.find(choices.WEIGHTS, self.weights)
-        learns = 0 not in (self.budget_s, self.steps, self.tokens) and self.temperature == 0
+        learns = self.learns and self.temperature == 0
         return choices.find(choices.WEIGHTS, choices.JOINT if learns and self.estimator_choice.moves_weights else choices.FROZEN)
 
     @property

@@ -100,7 +100,8 @@ def split_layers(
     Raises:
         ConfigError: the expression names no layer that could get a mask, or all.
     """
-    layers, regex = prunable_layers(model, config.patterns, config.include, config.exclude, tensors), config.dense_regex
+    regex = config.dense_regex
+    layers = prunable_layers(model, config.patterns, config.include, config.exclude, tensors, transposable=config.transposable)
     if regex is None:
         return layers, {}
     named = [name for name in layers if re.search(regex, name.removesuffix(".weight"))]

@@ -17,6 +17,7 @@ from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.dense_layers import DenseChoice, choose_dense, split_layers
 from maskpro_deploy.learn.distributions.base import Distribution
+from maskpro_deploy.learn.distributions.blocks import from_blocks
 from maskpro_deploy.learn.distributions.planes import flips, top, unpack
 from maskpro_deploy.learn.estimators.base import Estimator, StepLoss
 from maskpro_deploy.learn.kernels.kept_weights import gather_kept, measure_added, scatter_kept
@@ -26,6 +27,7 @@ from maskpro_deploy.learn.model.calibration import BlockStream, InputNorms, whol
 from maskpro_deploy.learn.model.model import LearningModel, Windows
 from maskpro_deploy.learn.model.sites import Site
 from maskpro_deploy.learn.model.teacher import ask_without_masks
+from maskpro_deploy.learn.model.transposable_sites import TransposableSite
 from maskpro_deploy.learn.monitor import Observer
 from maskpro_deploy.learn.priors.compute import compute_prior
 from maskpro_deploy.learn.state import StateStore
@@ -55,10 +57,11 @@ class Trainer(TrainingLoop):
         self.names = {name: name for name in (*self.layers, *self.dense)} if names is None else names
         self.norms: InputNorms = whole_model_norms  # what gives the norms of the layers' inputs, where a prior needs them alone
         config.estimator_choice.load().check_model(model.model, self.layers)
-        make_family = config.distribution_choice.load()
+        make_family = config.load_distribution()
         self._families: dict[NMPattern, Distribution] = {  # of masks, by their pattern
             pattern: make_family(pattern, model.head.device) for pattern in map(config.patterns.of, self.layers)
         }
+        self._site: type[Site] = TransposableSite if config.transposable else Site
         self.masked: list[Site] = []
         self._prior: dict[str, Tensor] = {}  # bits of the masks that learning started from
         self._best: dict[str, Tensor] = {}  # and of those at the point with the lowest held-out loss
@@ -111,14 +114,18 @@ class Trainer(TrainingLoop):
 
     def _choose_dense(self, share: float, priors: Mapping[str, Tensor], progress: Progress) -> None:
         """Leave dense what the prior's masks cost most in, for a share of the multiply-adds."""
-        patterns, allowed_s = self.config.patterns, None if self.config.budget_s is None else SHARE * self.config.budget_s
-        masks = {
-            name: partial(lambda name, layer: top(priors[name], patterns.of(name).n).t().reshape(layer.weight.shape), name, layer)
-            for name, layer in self.layers.items()
-        }
+        allowed_s = None if self.config.budget_s is None else SHARE * self.config.budget_s
+        masks = {name: partial(self._mask_by, name, priors[name]) for name in self.layers}
         batches = self.calibration()
         self._leave_dense(choose_dense(self.model, self.layers, masks, batches, share, progress=progress, allowed_s=allowed_s))
         progress.close()
+
+    def _mask_by(self, name: str, logits: Tensor) -> Tensor:
+        """The mask that initial logits stand for.  # (M, G) or (P, B) -> (O, C) boolean"""
+        shape, pattern = self.layers[name].weight.shape, self.config.patterns.of(name)
+        if self.config.transposable:
+            return from_blocks(self._families[pattern].mode(logits), shape[1])
+        return top(logits, pattern.n).t().reshape(shape)
 
     def _leave_dense(self, choice: DenseChoice) -> None:
         self.choice = choice
@@ -130,17 +137,17 @@ class Trainer(TrainingLoop):
         if (choice := tensors.get("start/choice")) is not None:
             self._leave_dense(DenseChoice.from_json(json.loads(choice.numpy().tobytes())))
         for name, layer in self.layers.items():
-            m, device = self.config.patterns.of(name).m, layer.weight.device
+            device = layer.weight.device
             if (weight := tensors.get(f"start/weight/{name}")) is not None:
                 layer.weight.data = weight.to(device)
-            kept = unpack(tensors[f"start/{name}"].to(device), layer.weight.numel()).view(-1, m)
-            site = self._put_site(name, layer, kept.t().float().contiguous())
+            kept = unpack(tensors[f"start/{name}"].to(device), layer.weight.numel()).view(layer.weight.shape)
+            site = self._put_site(name, layer, self._site.logits_of(kept, self.config.patterns.of(name).m))
             if (logits := tensors.get(f"start/logits/{name}")) is not None:
                 site.logits.copy_(logits)
 
     def _put_site(self, name: str, layer: nn.Linear, logits: Tensor, dense: Tensor | None = None) -> Site:
         """Put a site in a layer's place; `dense` is its dense weight, where the prior changed it and both are needed."""
-        site = Site(name, layer, self._families[self.config.patterns.of(name)], logits)
+        site = self._site(name, layer, self._families[self.config.patterns.of(name)], logits)
         self._prior[name] = site.kept
         if self.config.trains_weights:
             site.train_weight(dense)
@@ -224,7 +231,7 @@ class Trainer(TrainingLoop):
         return {name: math.sqrt(added / start) for name, (added, start) in parts.items() if start}
 
     def entropy(self) -> float:
-        """Entropy of the masks' distribution, mean over groups; nats."""
+        """Entropy of the masks' distribution, mean over groups (blocks, where masks are transposable); nats."""
         return sum(s.entropy() for s in self.masked) / sum(s.logits.shape[1] for s in self.masked)
 
     def masks(self, dense_sha256: str = "") -> MaskSet:
@@ -253,5 +260,6 @@ class Trainer(TrainingLoop):
         dense = {self.names[name]: reason for name, reason in self.dense.items()}
         patterns = {self.names[s.name]: s.pattern for s in self.masked}
         return MaskSet.from_arrays(
-            self.config.pattern, masks, dense_sha256, transposed=transposed, dense=dense, patterns=patterns
+            self.config.pattern, masks, dense_sha256, transposed=transposed, dense=dense, patterns=patterns,
+            transposable=self.config.transposable,
         )  # fmt: skip

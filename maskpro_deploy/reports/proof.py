@@ -57,6 +57,7 @@ def _totals(report: ValidationReport) -> list[tuple[str, str]]:
     kinds = Counter(t.tensor_cores for t in required)
     shapes = [f"{kinds[k]} {k}" for k in ("fits", "small", "misaligned") if kinds[k]]
     law = "at most N of every M" if report.at_most else "exactly N of every M"
+    law += " along both axes" if report.transposable else ""
     return [
         ("pattern", f"{report.pattern or 'none'}{' (detected)' if report.detected else ''}, {law}"),
         ("required tensors", f"{len(required)}, {len(report.failed)} of them fail"),

@@ -43,6 +43,7 @@ def describe_masks(path: Path) -> dict[str, Any]:
         "bytes": size,
         "sparsity": str(masks.pattern),
         "other_patterns": {name: str(pattern) for name, pattern in sorted(masks.patterns.items())},
+        "transposable": masks.transposable,
         "layers": len(masks),
         "weights": masks.num_weights,
         "bits_per_weight": 8 * size / max(1, masks.num_weights),
@@ -115,7 +116,7 @@ def apply_masks(
 def render_description(facts: Mapping[str, Any]) -> str:
     """A mask file: its figures, then its layers by kind."""
     rows = [
-        ("pattern", ", ".join([facts["sparsity"], *_count_others(facts["other_patterns"])])),
+        ("pattern", _describe_patterns(facts)),
         ("layers", facts["layers"]),
         ("weights covered", f"{facts['weights']:,}"),
         ("size", f"{facts['bytes']:,} bytes, {facts['bits_per_weight']:.2f} bits a weight"),
@@ -131,8 +132,10 @@ def render_description(facts: Mapping[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
-def _count_others(patterns: Mapping[str, str]) -> list[str]:
-    return [f"{pattern} in {count} layers" for pattern, count in sorted(Counter(patterns.values()).items())]
+def _describe_patterns(facts: Mapping[str, Any]) -> str:
+    both_ways = " along both axes (transposable)" if facts["transposable"] else ""
+    others = sorted(Counter(facts["other_patterns"].values()).items())
+    return ", ".join([facts["sparsity"] + both_ways, *(f"{pattern} in {count} layers" for pattern, count in others)])
 
 
 def render_comparison(facts: Mapping[str, Any], first: Path, second: Path) -> str:

@@ -21,7 +21,7 @@ from maskpro_deploy.system.progress import SILENT, Progress
 from maskpro_deploy.validation.formats.bitmask_parts import ExpandedArray
 from maskpro_deploy.validation.formats.readers import open_source
 from maskpro_deploy.validation.law import Scan, Tally, scan
-from maskpro_deploy.validation.report import TensorReport, ValidationReport, alignment, tensor_core_class
+from maskpro_deploy.validation.report import Across, TensorReport, ValidationReport, alignment, tensor_core_class
 from maskpro_deploy.validation.source import Account, Source, Stored, Unchecked, Weight, settle
 
 Require = Literal["listed", "all"]
@@ -35,6 +35,7 @@ def validate(
     pattern: NMPattern | None = None,
     *,
     at_most: bool = False,
+    transposable: bool = False,
     require: Require = "listed",
     threads: int | None = None,
     progress: Progress = SILENT,
@@ -45,6 +46,7 @@ def validate(
         path: a checkpoint folder, a safetensors, mask or ONNX file, or a bundle.
         pattern: what it has to hold; None takes what it claims, or finds out.
         at_most: allow groups with fewer than N nonzeros (what sparse hardware needs) instead of exactly N.
+        transposable: ask that the transposes of the weights hold it, too; asked in any case where masks claim so.
         require: "listed": the verdict is about the weights that masks or manifest name, or about all linear layers where
             nothing is named. "all": about all linear layers in any case. Embeddings, norms and the output head never count
             unless they are listed.
@@ -66,16 +68,17 @@ def validate(
     # what is asked for holds for all weights; what a source claims may differ from one to another
     claims = [(w.pattern if pattern is None else None) or given for w in source.weights]
     patterns = [(claim,) if claim else USUAL_PATTERNS for claim in claims]
-    scans = _scan_all(source, patterns, at_most, threads or _count_cores(), progress)
+    both_ways = transposable or source.transposable
+    scans = _scan_all(source, patterns, at_most, both_ways, threads or _count_cores(), progress)
     for file in source.inputs:
         file.check_unchanged()
     expanded = [(w.name, w.data) for w in source.weights if isinstance(w.data, ExpandedArray)]
     contradictions = [f"{name}: {data.contradiction}" for name, data in expanded if data.contradiction]
     unchecked = tuple(u for u in source.unchecked if require == "all" or not u.declared)
-    chosen = given or _find_common_pattern([s for s, needed in zip(scans, required, strict=True) if needed])
+    chosen = given or _find_common_pattern([along for (along, _), needed in zip(scans, required, strict=True) if needed])
     reports = [
-        _report_tensor(w, s, claim or chosen, at_most, needed)
-        for w, s, claim, needed in zip(source.weights, scans, claims, required, strict=True)
+        _report_tensor(weight, along, across, claim or chosen, at_most, needed)
+        for weight, (along, across), claim, needed in zip(source.weights, scans, claims, required, strict=True)
     ]
     return ValidationReport(
         path=str(path),
@@ -83,6 +86,7 @@ def validate(
         pattern=chosen,
         detected=given is None and chosen is not None,
         at_most=at_most,
+        transposable=both_ways,
         require=require,
         tensors=tuple(reports),
         unchecked=unchecked,
@@ -119,11 +123,14 @@ def _count_cores() -> int:
     return min(_MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
+BothScans = tuple[Scan, Scan | None]  # along the reduction axis, and across it if that was asked for
+
+
 def _scan_all(
-    source: Source, patterns: Sequence[tuple[NMPattern, ...]], at_most: bool, threads: int, progress: Progress
-) -> list[Scan]:
-    """Count all weights, one thread a weight, large ones first."""
-    total, done = sum(w.size for w in source.weights), 0
+    source: Source, patterns: Sequence[tuple[NMPattern, ...]], at_most: bool, both_ways: bool, threads: int, progress: Progress
+) -> list[BothScans]:
+    """Count all weights, each by its patterns, one thread a weight, large ones first; with `both_ways` their transposes too."""
+    total, done = sum(w.size * (1 + (both_ways and _is_matrix(w))) for w in source.weights), 0
     lock, failed = threading.Lock(), threading.Event()
 
     def advance(elements: int) -> None:
@@ -134,9 +141,15 @@ def _scan_all(
             done += elements
             progress.update(done, total)
 
-    def one(place: int) -> Scan:
+    def one(place: int) -> BothScans:
         w = source.weights[place]
-        return scan(w.data, w.shape, w.axis, patterns[place], mask=w.mask, at_most=at_most, done=advance)
+
+        def count(axis: int) -> Scan:
+            return scan(w.data, w.shape, axis, patterns[place], mask=w.mask, at_most=at_most, done=advance)
+
+        if not both_ways:
+            return count(w.axis), None
+        return count(w.axis), count(1 - w.axis) if _is_matrix(w) else Scan([])
 
     if threads == 1 or total < _WORTH_THREADS:
         return [one(i) for i in range(len(source.weights))]
@@ -155,6 +168,10 @@ def _scan_all(
             raise
 
 
+def _is_matrix(weight: Weight) -> bool:
+    return len(weight.shape) == 2
+
+
 class _Stopped(Exception):
     """Another weight could not be read: stop counting this one."""
 
@@ -165,8 +182,29 @@ def _find_common_pattern(scans: list[Scan]) -> NMPattern | None:
     return max(USUAL_PATTERNS, key=lambda p: votes[p]) if votes else None
 
 
-def _report_tensor(weight: Weight, counts: Scan, pattern: NMPattern | None, at_most: bool, required: bool) -> TensorReport:
-    tally = next((t for t in counts.tallies if t.pattern == pattern), Tally(NMPattern(1, 2)))
+def _find_tally(counts: Scan, pattern: NMPattern | None) -> Tally:
+    return next((t for t in counts.tallies if t.pattern == pattern), Tally(NMPattern(1, 2)))
+
+
+def _places(tally: Tally, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Coordinates of the first weight of the first few groups that break the law."""
+    return tuple(tuple(int(i) for i in np.unravel_index(at, shape)) for at in tally.first)
+
+
+def _report_across(weight: Weight, counts: Scan, pattern: NMPattern | None) -> Across:
+    tally = _find_tally(counts, pattern)
+    return Across(
+        outputs=weight.shape[1 - weight.axis] if _is_matrix(weight) else None,
+        groups=tally.groups,
+        violations=tally.violations,
+        first=_places(tally, weight.shape),
+    )
+
+
+def _report_tensor(
+    weight: Weight, counts: Scan, across: Scan | None, pattern: NMPattern | None, at_most: bool, required: bool
+) -> TensorReport:
+    tally = _find_tally(counts, pattern)
     lenient = at_most or weight.mask is not None
     k, n = weight.shape[weight.axis], weight.size // max(1, weight.shape[weight.axis])
     return TensorReport(
@@ -178,7 +216,7 @@ def _report_tensor(weight: Weight, counts: Scan, pattern: NMPattern | None, at_m
         satisfies=tuple(t.pattern for t in counts.tallies if t.lawful),
         **{name: getattr(tally, name) for name in ("groups", "violations", "over", "under", "outside", "bad_masks")},
         short=tally.under if lenient else 0,
-        first=tuple(tuple(int(i) for i in np.unravel_index(at, weight.shape)) for at in tally.first),
+        first=_places(tally, weight.shape),
         partial=pattern is not None and k % pattern.m != 0,
         nonzeros=counts.nonzeros,
         negative_zeros=counts.negative_zeros,
@@ -188,6 +226,7 @@ def _report_tensor(weight: Weight, counts: Scan, pattern: NMPattern | None, at_m
         alignment=alignment(k, n),
         tensor_cores=tensor_core_class(k, n, _BYTES.get(weight.dtype, 1)),
         uses=weight.uses,
+        across=None if across is None else _report_across(weight, across, pattern),
     )
 
 

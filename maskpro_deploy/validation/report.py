@@ -18,6 +18,31 @@ _SMALL = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Across:
+    """What was counted in the transpose of a tensor: groups along its outputs."""
+
+    outputs: int | None  # how many it has; None for a tensor that is no matrix and has no one transpose
+    groups: int  # of M along them; none where M does not divide their number
+    violations: int  # groups that break the law; `first` has the coordinates of the first weight of the first few
+    first: tuple[tuple[int, ...], ...]
+
+    @property
+    def holds(self) -> bool:
+        return self.groups > 0 and not self.violations
+
+    def why(self, pattern: NMPattern) -> str:
+        """What is wrong with it, in words; "" if nothing is."""
+        if self.outputs is None:
+            return "it is no matrix, so its transpose is not judged"
+        if self.outputs % pattern.m:
+            return f"its number of outputs {self.outputs} is no multiple of {pattern.m}"
+        if not self.violations:
+            return ""
+        places = ", ".join(str(list(at)) for at in self.first)
+        return f"{self.violations} of {self.groups} groups of its transpose break it, first at {places}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TensorReport:
     """What was counted in one tensor."""
 
@@ -44,6 +69,7 @@ class TensorReport:
     alignment: int  # largest of 64, 32, 16, 8, 4, 2, 1 that divides both K and N
     tensor_cores: str  # "fits", "small" (K or N at most 256) or "misaligned", by shape and dtype alone
     uses: int = 1  # how many products multiply with it
+    across: Across | None = None  # its transpose; None where that was not asked for
 
     @property
     def size(self) -> int:
@@ -55,8 +81,15 @@ class TensorReport:
 
     @property
     def holds(self) -> bool:
-        """Whether every group obeys the law and every value is finite."""
-        return self.pattern is not None and self.groups > 0 and not (self.violations or self.partial or self.not_finite)
+        """Whether every group obeys the law, those of the transpose too if they were asked for, and every value is finite."""
+        if self.pattern is None or not self.groups or (self.across is not None and not self.across.holds):
+            return False
+        return not (self.violations or self.partial or self.not_finite)
+
+    @property
+    def is_only_short(self) -> bool:
+        """Whether nothing is wrong with it but groups along the axis that have fewer than N nonzeros."""
+        return self.violations == self.under and not (self.partial or self.not_finite or self.across)
 
     def why(self) -> str:
         """What is wrong with it, in words; "" if nothing is."""
@@ -80,6 +113,8 @@ class TensorReport:
             parts.append(f"{self.violations} of {self.groups} groups break it ({words}), first at {places}")
         elif not self.groups and not self.partial:
             parts.append("it has no groups")
+        if self.pattern is not None and self.across is not None and (across := self.across.why(self.pattern)):
+            parts.append(across)
         return "; ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
@@ -110,6 +145,7 @@ class ValidationReport:
     pattern: NMPattern | None  # the pattern that was proved or refuted; None if none was given and none was found
     detected: bool  # the pattern was found, not given
     at_most: bool  # fewer than N nonzeros in a group are allowed
+    transposable: bool  # the transposes had to hold the pattern, too: asked for, or claimed by the masks
     require: str  # which tensors the verdict depends on, "listed" or "all"
     tensors: tuple[TensorReport, ...]
     unchecked: tuple[Unchecked, ...]  # stored tensors that are unaccounted for; one of them forbids a pass
@@ -154,6 +190,7 @@ class ValidationReport:
         law = f"at most {self.pattern.n} of every {self.pattern.m}" if self.pattern and self.at_most else str(self.pattern)
         others = Counter(str(t.pattern) for t in self.required if t.pattern is not None and t.pattern != self.pattern)
         law = ", ".join([law, *(f"{pattern} in {count}" for pattern, count in sorted(others.items()))])
+        law += " along both axes" if self.transposable else ""
         if self.holds:
             line = f"holds: {law} in all {required} required tensors, {100 * self.share:.1f} % of the parameters"
             if self.share_of_multiply_adds is not None:
@@ -173,7 +210,7 @@ class ValidationReport:
             self.problems[:1] if len(self.problems) == 1 else [f"{len(self.problems)} contradictions"] * bool(self.problems)
         )
         line = "does not hold: " + "; ".join(reasons)
-        if failed and self.pattern and all(t.violations == t.under and not (t.partial or t.not_finite) for t in self.failed):
+        if failed and self.pattern and all(t.is_only_short for t in self.failed):
             line += "\nevery violation is a group with fewer nonzeros, which sparse hardware accepts: --at-most allows them"
         return line
 
@@ -181,7 +218,7 @@ class ValidationReport:
         return {
             **{name: getattr(self, name) for name in ("path", "kind", "holds", "verdict")},
             "pattern": str(self.pattern) if self.pattern else None,
-            **{name: getattr(self, name) for name in ("detected", "at_most", "require")},
+            **{name: getattr(self, name) for name in ("detected", "at_most", "transposable", "require")},
             "required_tensors": len(self.required),
             "failed_tensors": [t.name for t in self.failed],
             **{name: sum(getattr(t, name) for t in self.required) for name in ("groups", "violations")},

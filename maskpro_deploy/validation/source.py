@@ -176,6 +176,7 @@ class Source:
     num_parameters: int  # elements of all its tensors
     pattern: NMPattern | None = None  # the pattern it claims to hold, if it does
     has_list: bool = False  # whether it says which weights hold it
+    transposable: bool = False  # whether it claims that the transposes of its masks hold the pattern, too
     unchecked: tuple[Unchecked, ...] = ()  # what is unaccounted for
     stored: tuple[Stored, ...] = ()  # every stored tensor, for the account; empty where all of them are weights
     problems: tuple[str, ...] = ()  # contradictions within it, each a sentence

@@ -53,6 +53,16 @@ def test_info_says_what_is_in_the_file(tiny_sparse: Path, masks: MaskSet) -> Non
     assert kinds["up_proj"] == {"layers": 2, "weights": 2 * 64 * 32}
 
 
+def test_info_says_whether_the_transposes_hold_too(tmp_path: Path) -> None:
+    half = np.kron(np.eye(2, dtype=bool), np.ones((2, 2), dtype=bool))
+    for claim in (True, False):
+        path = tmp_path / f"{claim}.safetensors"
+        MaskSet.from_arrays(NMPattern(2, 4), {"a.weight": half}, transposable=claim).save(path)
+        assert run("info", path)["transposable"] is claim
+        shown = CliRunner().invoke(cli, ["masks", "info", str(path)]).stdout
+        assert ("2:4 along both axes (transposable)" in shown) is claim
+
+
 def test_a_file_is_no_different_from_a_file_of_itself(tiny_sparse: Path) -> None:
     assert run("diff", tiny_sparse, tiny_sparse / "masks.safetensors")["groups_changed"] == 0
 

@@ -67,6 +67,20 @@ def test_options_reach_the_check(tiny_sparse):
     assert invoke(tiny_sparse, "--require", "all").exit_code == 0
 
 
+def test_transposes_are_judged_on_request(tiny_sparse, tmp_path):
+    done = invoke(tiny_sparse, "--transposable")
+    assert done.exit_code == 1
+    assert "groups of its transpose break it, first at [" in done.stdout
+    assert done.stdout.splitlines()[-1] == "does not hold: 14 of 14 required tensors break 2:4 along both axes"
+    weight = np.kron(np.eye(2), np.ones((2, 2))).astype(np.float32)
+    save_file({"a.weight": weight}, tmp_path / "w.safetensors")
+    page = tmp_path / "proof.html"
+    done = invoke(tmp_path / "w.safetensors", "--transposable", "--sparsity", "2:4", "--html", page)
+    assert done.exit_code == 0
+    assert done.stdout.splitlines()[-1].startswith("holds: 2:4 along both axes in all 1 required tensors")
+    assert "exactly N of every M along both axes" in page.read_text()
+
+
 def test_short_groups_are_explained(tiny_sparse, tmp_path):
     folder = shutil.copytree(tiny_sparse, tmp_path / "short")
     tensors = load_file(folder / "model.safetensors")

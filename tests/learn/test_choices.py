@@ -85,7 +85,7 @@ def test_no_two_entries_are_the_same() -> None:
 
 def test_every_estimator_and_prior_file_has_its_entry() -> None:
     homes = {choice.home.partition(":")[0].rpartition(".")[2] for choice in ALL}
-    shared = {"__init__", "base", "compute", "refine", "planes"}
+    shared = {"__init__", "base", "compute", "refine", "planes", "blocks", "transport", "transposable"}
     for room in ("estimators", "priors", "distributions"):
         files = {path.stem for path in (ROOT / "maskpro_deploy" / "learn" / room).glob("*.py")}
         assert files - shared <= homes

@@ -123,6 +123,13 @@ def test_the_bundle_says_so_too(forms: tuple[str, ...], sparse: Path, tmp_path: 
     assert report.left_dense == dict(opened.masks.dense)
 
 
+def test_transposable_masks_leave_layers_dense_too(dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path) -> None:
+    result = run(dense, tmp_path / "out", text, heldout, replace(SHARE, transposable=True, steps=2))
+    assert result.masks.transposable
+    assert result.masks.dense
+    assert validate(tmp_path / "out", transposable=True).holds
+
+
 @pytest.mark.parametrize("weights", ["frozen", "lora"])
 def test_an_interrupted_run_comes_to_the_same_bits(
     weights: str, dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path

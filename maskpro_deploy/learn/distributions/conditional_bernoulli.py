@@ -37,7 +37,7 @@ def conditional_bernoulli(pattern: NMPattern, device: torch.device | str = "cpu"
     return Enumerated(pattern, device) if pattern.num_masks <= MAX_MASKS else Recursive(pattern)
 
 
-def _number(mask: Tensor) -> Tensor:
+def number_masks(mask: Tensor) -> Tensor:
     """The number whose binary digits are a mask's.  # (M, G) boolean -> (G,)"""
     return (mask.long() << torch.arange(len(mask), device=mask.device)[:, None]).sum(0)
 
@@ -64,7 +64,7 @@ class Enumerated(_Common):
     def __init__(self, pattern: NMPattern, device: torch.device | str = "cpu") -> None:
         self.pattern = pattern
         self.masks = torch.from_numpy(pattern.all_masks()).to(device)  # (S, M)
-        self._bits = _number(self.masks.t())  # (S,)
+        self._bits = number_masks(self.masks.t())  # (S,)
 
     def _log_weights(self, logits: Tensor) -> Tensor:
         """Log of Π x_i over the flips of every mask: at most 0.  # (M, G) -> (S, G)"""
@@ -78,7 +78,7 @@ class Enumerated(_Common):
 
     def log_prob(self, logits: Tensor, mask: Tensor) -> Tensor:
         log_p = torch.log_softmax(self._log_weights(logits), dim=0)
-        state = (self._bits[:, None] == _number(mask)).int().argmax(0)
+        state = (self._bits[:, None] == number_masks(mask)).int().argmax(0)
         return log_p.gather(0, state[None]).squeeze(0)
 
     def marginals(self, logits: Tensor) -> Tensor:

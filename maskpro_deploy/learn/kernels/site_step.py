@@ -2,6 +2,7 @@
 
 On a CPU a step is one pass of native code where there is a C compiler (`native_step`), else it is done operation by operation. On
 a GPU each operation would be a launch and a trip to memory: there it is one kernel (`triton_step`), or few of torch.compile's.
+The logits of transposable masks move operation by operation on both (`block_step`).
 
 Shapes: `O` outputs, `C` inputs, `M` weights in a group, `G` groups.
 """
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor
 
 from maskpro_deploy.learn.distributions.base import Distribution
+from maskpro_deploy.learn.distributions.transposable import OneShotBlocks, TransposableBernoulli
 from maskpro_deploy.learn.kernels import compiled
+from maskpro_deploy.learn.kernels.block_step import ByBlocks
 from maskpro_deploy.learn.kernels.compiled import CompiledStep
 from maskpro_deploy.learn.kernels.contract import ByOperations, Chunk, ChunkStep, LogitLayer, SiteStep
 from maskpro_deploy.learn.kernels.native_step import native_step
@@ -26,6 +29,8 @@ log = logging.getLogger(__name__)
 
 def site_step(family: Distribution, device: torch.device) -> SiteStep:
     """The way to move the logits of a layer on a device, for a distribution that has `pathwise`."""
+    if isinstance(family, TransposableBernoulli | OneShotBlocks):
+        return ByBlocks(family)
     by_chunks = ByChunks(chunk_step(family, device))
     return triton_step(family.pattern, by_chunks, ByOperations(family), device) if device.type == "cuda" else by_chunks
 

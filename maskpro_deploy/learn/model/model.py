@@ -9,7 +9,7 @@ import inspect
 import logging
 import re
 import time
-from collections.abc import Collection, Container, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -62,12 +62,15 @@ def prunable_layers(
     include: str | None,
     exclude: str | None,
     tensors: Container[str] | None = None,
+    *,
+    transposable: bool = False,
 ) -> dict[str, nn.Linear]:
     """The linear layers that get a mask, by weight name: all that do not stay dense, or what `include` names, less `exclude`.
 
     The output embedding stays dense, and whatever `linear_layers` says. A layer whose weight is that of another one is left out:
     it gets the mask of that one. `tensors` are the weights that are tensors of the checkpoint, None if all are; the others stay
-    dense with a warning, as do modules with several matrices in one tensor.
+    dense with a warning, as do modules with several matrices in one tensor and, where masks are to be `transposable`, layers
+    whose number of outputs is not a multiple of M.
 
     Raises:
         ConfigError: nothing is left.
@@ -77,6 +80,7 @@ def prunable_layers(
     fused = set(list_fused(model))
     layers: dict[str, nn.Linear] = {}
     left: list[str] = []  # what could have had a mask
+    uneven: list[str] = []  # what could have had one that is not transposable
     weights: set[int] = set()  # ids of those that are in
     for name, module in model.named_modules():
         if (include and not re.search(include, name)) or (exclude and re.search(exclude, name)):
@@ -93,13 +97,21 @@ def prunable_layers(
             continue
         own = pattern.of(name) if isinstance(pattern, LayerPatterns) else pattern
         own.check_divides(module.in_features, f"layer {name}")
+        if transposable and module.out_features % own.m:
+            uneven.append(name)
+            continue
         layers[f"{name}.weight"] = module
-    if left:
-        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        log.warning("left dense, because the checkpoint has no tensor for each of its matrices: %s%s", left[0], more)
+    _warn_left_dense("the checkpoint has no tensor for each of its matrices", left)
+    _warn_left_dense(f"transposable masks need a number of outputs that is a multiple of M of {pattern}", uneven)
     if not layers:
         raise ConfigError("no linear layer is left to prune.\nCheck --include and --exclude against the model's layer names.")
     return layers
+
+
+def _warn_left_dense(why: str, names: Sequence[str]) -> None:
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        log.warning("left dense, because %s: %s%s", why, names[0], more)
 
 
 @contextmanager

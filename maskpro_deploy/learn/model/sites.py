@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from maskpro_deploy.learn.distributions.base import Distribution
+from maskpro_deploy.learn.distributions.base import Distribution, to_planes
 from maskpro_deploy.learn.distributions.planes import centre, pack, top, top_of_centred, unpack
 from maskpro_deploy.learn.model.masked_linear import MaskedLinear
 
@@ -24,8 +24,18 @@ class Site(MaskedLinear):
         super().__init__(name, linear, family.pattern)
         self.family = family
         # float16, relative to the cut of their group, see `optimizer`
-        self.logits = centre(logits, family.pattern.n).clamp_(-_LARGEST_LOGIT, _LARGEST_LOGIT).half()
+        self.logits = self.centred(logits, family.pattern.n).clamp_(-_LARGEST_LOGIT, _LARGEST_LOGIT).half()
         self.kept = self.argmax()
+
+    @staticmethod
+    def centred(logits: Tensor, kept: int) -> Tensor:
+        """Logits as they are stored, before they are rounded; `kept` is N of the pattern.  # (M, G) float32 -> (M, G)"""
+        return centre(logits, kept)
+
+    @staticmethod
+    def logits_of(kept: Tensor, m: int) -> Tensor:
+        """Initial logits whose argmax is a mask.  # (O, C) boolean -> (M, G) float32"""
+        return to_planes(kept, m)
 
     def argmax(self) -> Tensor:
         """Bits of the mask of the N highest logits of every group.  # (ceil(O * C / 8),) uint8"""
@@ -41,11 +51,14 @@ class Site(MaskedLinear):
         bits = torch.empty_like(self.kept)
         for _, chunk in self.chunks():
             logits = self.logits[:, chunk].float().div_(temperature)
-            uniform = torch.rand(self.family.uniforms, logits.shape[1], generator=generator, device=logits.device)
-            if mirrored:
-                uniform = uniform.neg_().add_(1 - 2**-24).clamp_min_(0)  # torch draws multiples of 2^-24: so are these, in [0, 1)
+            uniform = self.draw_uniform(logits.shape[1], generator, mirrored=mirrored)
             bits[self.bits_of(chunk)] = pack(self.family.sample(logits, uniform))
         return bits
+
+    def draw_uniform(self, count: int, generator: torch.Generator, *, mirrored: bool) -> Tensor:
+        """What samples of some groups are made from.  # (uniforms, count) in [0, 1)"""
+        uniform = torch.rand(self.family.uniforms, count, generator=generator, device=self.logits.device)
+        return uniform.neg_().add_(1 - 2**-24).clamp_min_(0) if mirrored else uniform  # torch draws multiples of 2^-24
 
     def entropy(self) -> float:
         """Entropy of the masks, the sum over groups; nats."""

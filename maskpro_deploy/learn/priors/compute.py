@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from maskpro_deploy.learn.config import LearnConfig
 from maskpro_deploy.learn.model.calibration import BlockStream, Gram, InputNorms, whole_model_grams, whole_model_norms
 from maskpro_deploy.learn.model.model import LearningModel
-from maskpro_deploy.learn.priors.base import LayerView, Prior, logits_of_mask, top_mask
+from maskpro_deploy.learn.priors.base import MARGIN, LayerView, Prior, logits_of_mask, top_mask
 from maskpro_deploy.learn.priors.refine import refine
+from maskpro_deploy.learn.priors.transposable import top_transposable_mask, transposable_logits
 from maskpro_deploy.masks import MaskSet
 from maskpro_deploy.system.progress import SILENT, Progress
 
@@ -32,7 +33,7 @@ def compute_prior(
 
     With `config.prior_update` the layers' weights are replaced by SparseGPT's, in place. Batches hold calibration tokens of one
     length (B, T), `given` the masks of `file:PATH`; `input_norms` is asked where norms are all that is needed.
-    # by weight name: (M, G) float32
+    # by weight name: (M, G) float32, or (M * M, B) of blocks
     """
     one_layer = _OneLayer(config, config.prior_choice.load(), given)
     if config.needs_grams:
@@ -50,22 +51,27 @@ class _OneLayer:
     given: MaskSet | None
 
     def start(self, name: str, layer: nn.Linear, norms: Tensor | None, gram: Gram | None) -> tuple[Tensor, Tensor]:
-        """Its logits, and the mask that is their argmax.  # (M, G), (O, C)"""
+        """Its logits, and the mask that is their argmax.  # (M, G) or (M * M, B), (O, C)"""
         config, pattern, dense = self.config, self.config.patterns.of(name), layer.weight.detach().float()
         if gram is not None and gram.tokens:
             norms = gram.norms if config.prior_choice.inputs else None
         given = None if self.given is None else torch.from_numpy(self.given.mask(name)).to(dense.device)
         verdict = self.prior(LayerView(name=name, weight=dense, norms=norms, gram=gram, config=config, given=given))
-        mask = top_mask(verdict.importance, pattern) if verdict.mask is None else verdict.mask
+        best = top_transposable_mask if config.transposable else top_mask
+        mask = best(verdict.importance, pattern) if verdict.mask is None else verdict.mask
+        strength = config.prior_strength
         if verdict.logits is not None:
-            return verdict.logits, mask
+            if not config.transposable:
+                return verdict.logits, mask
+            strength *= MARGIN  # all but equal, as these are
         weight = dense
         if config.prior_update and verdict.weight is not None:
             weight = verdict.weight
             layer.weight.data = weight.to(layer.weight.dtype)
         if config.refine and gram is not None and gram.tokens:
             mask = refine(weight, mask, gram.matrix, pattern, dense)
-        return logits_of_mask(verdict.importance, mask, pattern, config.prior_strength), mask
+        to_logits = transposable_logits if config.transposable else logits_of_mask
+        return to_logits(verdict.importance, mask, pattern, strength), mask
 
 
 def _compute_by_blocks(

@@ -9,12 +9,15 @@ Shapes: `O` outputs, `C` inputs, `M` weights in a group.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from maskpro_deploy.errors import CheckFailed
 from maskpro_deploy.learn.model.calibration import Gram
 from maskpro_deploy.learn.priors.base import LayerView, Verdict, top_mask
+from maskpro_deploy.learn.priors.transposable import top_transposable_mask
 from maskpro_deploy.pattern import NMPattern
 
 _DAMPING = 0.01  # of the mean diagonal, as published
@@ -25,14 +28,15 @@ _BLOCK = 128  # columns whose updates are gathered before the rest of the matrix
 def sparsegpt(layer: LayerView) -> Verdict:
     """What the surgery on a layer says of its weights, and what it makes of them."""
     assert layer.gram is not None  # its entry asks for it
-    return operate(layer.weight, layer.gram, layer.pattern)
+    choose = top_transposable_mask if layer.config.transposable else top_mask
+    return operate(layer.weight, layer.gram, layer.pattern, choose)
 
 
-def operate(weight: Tensor, gram: Gram, pattern: NMPattern) -> Verdict:
-    """Prune one layer; inputs that were always zero cost nothing to prune.
+def operate(weight: Tensor, gram: Gram, pattern: NMPattern, choose: Callable[[Tensor, NMPattern], Tensor] = top_mask) -> Verdict:
+    """Prune one layer; inputs that were always zero cost nothing to prune. `choose` makes the mask of a group of columns.
 
     Returns:
-        importance: |w_j| / U_jj when the group's turn came: the mask keeps the N highest of a group.
+        importance: |w_j| / U_jj when the group's turn came: the mask is what `choose` makes of that.
         weight: the weights that make up for the pruned ones. Where the mask is 0 stands what the weight was when its turn came,
             so `weight * mask` is SparseGPT's result, and another mask still finds a sensible weight everywhere.
     """
@@ -44,6 +48,7 @@ def operate(weight: Tensor, gram: Gram, pattern: NMPattern) -> Verdict:
     w[:, dead] = 0
     importance = torch.empty_like(w)
     kept_weight = torch.empty_like(w)
+    whole_mask = torch.empty_like(w, dtype=torch.bool)
     width = max(1, _BLOCK // pattern.m) * pattern.m
     columns = w.shape[1]
     for start in range(0, columns, width):
@@ -53,8 +58,9 @@ def operate(weight: Tensor, gram: Gram, pattern: NMPattern) -> Verdict:
         errors = torch.empty_like(part)
         for g in range(0, end - start, pattern.m):
             group = slice(g, g + pattern.m)
-            importance[:, start + g : start + g + pattern.m] = cost = part[:, group].abs() / u.diagonal()[group]
-            mask = top_mask(cost, pattern)
+            place = slice(start + g, start + g + pattern.m)
+            importance[:, place] = cost = part[:, group].abs() / u.diagonal()[group]
+            whole_mask[:, place] = mask = choose(cost, pattern)
             for j in range(g, g + pattern.m):
                 now = part[:, j].clone()
                 kept_weight[:, start + j] = now
@@ -62,7 +68,7 @@ def operate(weight: Tensor, gram: Gram, pattern: NMPattern) -> Verdict:
                 part[:, j:].addr_(error, u[j, j:], alpha=-1)
                 errors[:, j] = error
         w[:, end:].addmm_(errors, factor[start:end, end:], alpha=-1)
-    return Verdict(importance=importance, weight=kept_weight)
+    return Verdict(importance=importance, mask=whole_mask, weight=kept_weight)
 
 
 def _inverse_factor(gram: Gram, dead: Tensor) -> Tensor:

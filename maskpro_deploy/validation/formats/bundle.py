@@ -54,6 +54,7 @@ class BundleReader(Reader):
             problems=tuple(problems),
             pattern=_read_pattern(path, manifest),
             has_list=bool(manifest.sparse_weights),
+            transposable=masks is not None and masks.transposable,
             inputs=(*files, *tensor_files, *mask_inputs(masks)),
             left_dense=read_left_dense(manifest.source),
             tensor_files=tuple(tensor_files),

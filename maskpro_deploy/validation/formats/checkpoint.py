@@ -55,6 +55,7 @@ class CheckpointReader(Reader):
             problems=tuple(problems),
             pattern=masks.pattern if masks is not None else contents.pattern,
             has_list=masks is not None,
+            transposable=masks is not None and masks.transposable,
             inputs=(*files, *mask_inputs(masks)),
             left_dense=masks.dense if masks is not None else {},
             notes=(*note_packing(path, config, entries, contents), *_write_notes(path, shards)),

@@ -77,6 +77,7 @@ class MasksReader(Reader):
             num_parameters=masks.num_weights,
             pattern=masks.pattern,
             has_list=True,
+            transposable=masks.transposable,
             inputs=mask_inputs(masks),
             left_dense=masks.dense,
         )
