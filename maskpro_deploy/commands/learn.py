@@ -33,8 +33,8 @@ from maskpro_deploy.system.output import emit, table
 @text_options
 @setting_options("prior", "other_weights", "prior_update", "prior_inputs", "refine", "objective", "calibration_tokens")
 @setting_options("heldout_tokens", "include", "exclude", "window", "batch_tokens", "estimator", "reward", "distribution")
-@setting_options("samples", "flip_rate", "parts", "learning_rate", "temperature", "weights", "weight_rate", "weight_decay")
-@setting_options("rank", "alpha", "evaluations", "patience")
+@setting_options("samples", "flip_rate", "parts", "renew_initial", "prox_strength", "prox_anchor", "learning_rate")
+@setting_options("temperature", "weights", "weight_rate", "weight_decay", "rank", "alpha", "evaluations", "patience")
 @watch_options
 @device_option
 @setting_options("dtype")

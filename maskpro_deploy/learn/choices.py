@@ -52,11 +52,15 @@ class Choice:
 class EstimatorChoice(Choice):
     """An estimator; `summary` says what is learned from. Its code is a class, see `estimators.base.Estimator`."""
 
-    learning_rate: float  # the default, as are objective and distribution
+    learning_rate: float  # the default, as are objective, distribution and prior
     reward: str | None = None  # the value of `--reward` that it belongs to; None for any
     by_block: bool = False  # whether it is the form for objectives that go block by block
     objective: str = "ce"  # with the dense weights; with weights that a prior changed it is "ce"
     distribution: str = "conditional-bernoulli"
+    prior: str = "wanda"
+    pattern: str | None = None  # the only one that it learns; None for any
+    own_start: bool = False  # whether it starts from the mask of that prior alone
+    settings: tuple[str, ...] = ()  # of `LearnConfig`, that are its own
     moves_weights: bool = False  # whether the kept weights can move in its backward pass
     score_only: bool = False  # whether any distribution will do; others need one with a pathwise derivative
     backward: bool = True  # whether activations are kept for a backward pass
@@ -168,12 +172,24 @@ ESTIMATORS: tuple[EstimatorChoice, ...] = (
         name="maskpro-paper", home=f"{_ESTIMATORS}.maskpro_paper:MaskProPaperEstimator", learning_rate=50.0,  # MaskPro's own
         summary="as published: the residual against the initial mask, a moving average", hint="as published",
         distribution="plackett-luce", score_only=True, backward=False, products=2, passes="two forward", state="2.4 bytes",
+        settings=("renew_initial",),
     ),
     EstimatorChoice(
         name="maskllm", home=f"{_ESTIMATORS}.maskllm:MaskLLMEstimator",
         learning_rate=0.001,  # its candidates are scaled by 100 and more before the softmax
         summary="the loss of soft masks; C(M, N) logits a group", hint="a baseline", passes="forward and backward",
         state="18 bytes for 2:4, and soft masks",
+    ),
+    EstimatorChoice(
+        name="proxsparse", home=f"{_ESTIMATORS}.proxsparse:ProxSparseEstimator", learning_rate=1e-4,  # of the weights' copy
+        pattern="2:4", prior="magnitude", own_start=True, settings=("prox_strength", "prox_anchor"),
+        summary="the loss of a copy of the weights, pushed towards 2:4 by a proximal step; the copy's two largest are kept",
+        hint="a baseline", passes="forward and backward, without masks", state="12 bytes, and gradients of 4",
+    ),
+    EstimatorChoice(
+        name="susi", home=f"{_ESTIMATORS}.susi:SusiEstimator", learning_rate=0.001, prior="none",
+        summary="the loss of soft masks, N draws by a chain of softmaxes", hint="a baseline", passes="forward and backward",
+        state="12 bytes, gradients of 4, and soft masks",
     ),
 )
 
