@@ -67,6 +67,7 @@ class EstimatorChoice(Choice):
     products: int = 3  # matrix products of every layer in a step, a forward pass being one,
     products_per_sample: int = 0  # and as many for each of `--samples`
     copies: int = 1  # of the batch that go through the model side by side
+    collects_gradients: bool = False  # whether those of all layers are held until the end of a step, in float32
     passes: str  # the model's passes in a step, in words
     state: str = "5.4 bytes"  # for each weight beyond the frozen one, in words
 
@@ -182,12 +183,12 @@ ESTIMATORS: tuple[EstimatorChoice, ...] = (
     ),
     EstimatorChoice(
         name="proxsparse", home=f"{_ESTIMATORS}.proxsparse:ProxSparseEstimator", learning_rate=1e-4,  # of the weights' copy
-        pattern="2:4", prior="magnitude", own_start=True, settings=("prox_strength", "prox_anchor"),
-        summary="the loss of a copy of the weights, pushed towards 2:4 by a proximal step; the copy's two largest are kept",
+        pattern="2:4", prior="magnitude", own_start=True, collects_gradients=True, settings=("prox_strength", "prox_anchor"),
+        summary="the loss of a copy of the weights that is pushed towards 2:4; its two largest are kept",
         hint="a baseline", passes="forward and backward, without masks", state="12 bytes, and gradients of 4",
     ),
     EstimatorChoice(
-        name="susi", home=f"{_ESTIMATORS}.susi:SusiEstimator", learning_rate=0.001, prior="none",
+        name="susi", home=f"{_ESTIMATORS}.susi:SusiEstimator", learning_rate=0.001, prior="none", collects_gradients=True,
         summary="the loss of soft masks, N draws by a chain of softmaxes", hint="a baseline", passes="forward and backward",
         state="12 bytes, gradients of 4, and soft masks",
     ),
