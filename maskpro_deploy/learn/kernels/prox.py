@@ -27,7 +27,7 @@ _STILL = 1e-6  # of the largest weight: what counts as no movement
 
 def regulariser(w: Tensor) -> Tensor:
     """R of every group.  # (4, G) -> (G,)"""
-    a, b, c, d = w.abs()
+    a, b, c, d = w.abs().unbind()
     return a * b * (c + d) + c * d * (a + b)
 
 
