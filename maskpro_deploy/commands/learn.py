@@ -35,8 +35,8 @@ from maskpro_deploy.system.output import emit, table
 @setting_options("prior", "other_weights", "prior_update", "prior_inputs", "refine", "objective", "calibration_tokens")
 @setting_options("heldout_tokens", "include", "exclude", "dense_share", "dense_layers", "window", "batch_tokens")
 @setting_options("estimator", "reward", "distribution")
-@setting_options("samples", "flip_rate", "parts", "learning_rate", "temperature", "weights", "weight_rate", "weight_decay")
-@setting_options("rank", "alpha", "evaluations", "patience")
+@setting_options("samples", "flip_rate", "parts", "renew_initial", "prox_strength", "prox_anchor", "learning_rate")
+@setting_options("temperature", "weights", "weight_rate", "weight_decay", "rank", "alpha", "evaluations", "patience")
 @watch_options
 @device_option
 @setting_options("dtype")

@@ -27,10 +27,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _BATCH = " or ".join(f"{tokens} on a {kind}" for kind, tokens in zip(("CPU", "GPU"), BATCH_TOKENS.values(), strict=True))
 _RATES = ", ".join(f"{choice.learning_rate:g} for {choice.name}" for choice in WEIGHTS if choice.learning_rate is not None)
+_FIRST = ESTIMATORS[0].prior
+_STARTS = ", ".join([_FIRST, *(f"{choice.prior} for {choice.name}" for choice in ESTIMATORS if choice.prior != _FIRST)])
 _HELP = {
     "steps": "Optimiser steps instead of a time; 0 writes the prior itself.",
     "tokens": "Tokens to see instead of a time.",
-    "prior": f"One-shot mask to start from: {describe(PRIORS)}.",
+    "prior": f"One-shot mask to start from: {describe(PRIORS)}; auto: the estimator's own ({_STARTS}).",
     "other_weights": "Take the masks of --prior file:PATH though they were made for other weights.",
     "prior_update": "Keep SparseGPT's weight update too: the weights saved are not the dense ones.",
     "prior_inputs": "Inputs a prior sees: of the dense or of the pruned model.",
@@ -51,6 +53,9 @@ _HELP = {
     "samples": "Masks tried in a step of --reward loss.",
     "flip_rate": "Share of groups such a sample changes at first.",
     "parts": "Parts of the layers that such steps try in turn.",
+    "renew_initial": "With --estimator maskpro-paper: a new initial mask whenever its loss was halved.",
+    "prox_strength": "With --estimator proxsparse: weight of its regulariser.",
+    "prox_anchor": "With --estimator proxsparse: weight of the pull back to the original weights.",
     "learning_rate": "Step of the logits.  [default: the estimator's own]",
     "weights": f"Whether the kept weights are trained together with the masks: {describe(WEIGHTS)}; auto: lora where it can.",
     "weight_rate": f"Step of what is trained of them.  [default: {_RATES}]",

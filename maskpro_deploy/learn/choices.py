@@ -52,12 +52,16 @@ class Choice:
 class EstimatorChoice(Choice):
     """An estimator; `summary` says what is learned from. Its code is a class, see `estimators.base.Estimator`."""
 
-    learning_rate: float  # the default, as are objective and distribution
+    learning_rate: float  # the default, as are objective, distribution and prior
     reward: str | None = None  # the value of `--reward` that it belongs to; None for any
     by_block: bool = False  # whether it is the form for objectives that go block by block
     one_pattern: bool = False  # whether all layers have to hold the same one
     objective: str = "ce"  # with the dense weights; with weights that a prior changed it is "ce"
     distribution: str = "conditional-bernoulli"
+    prior: str = "wanda"
+    pattern: str | None = None  # the only one that it learns; None for any
+    own_start: bool = False  # whether it starts from the mask of that prior alone
+    settings: tuple[str, ...] = ()  # of `LearnConfig`, that are its own
     moves_weights: bool = False  # whether the kept weights can move in its backward pass
     transposable: bool = False  # whether it learns masks that hold the pattern along both axes
     score_only: bool = False  # whether any distribution will do; others need one with a pathwise derivative
@@ -65,6 +69,7 @@ class EstimatorChoice(Choice):
     products: int = 3  # matrix products of every layer in a step, a forward pass being one,
     products_per_sample: int = 0  # and as many for each of `--samples`
     copies: int = 1  # of the batch that go through the model side by side
+    collects_gradients: bool = False  # whether those of all layers are held until the end of a step, in float32
     passes: str  # the model's passes in a step, in words
     state: str = "5.4 bytes"  # for each weight beyond the frozen one, in words
 
@@ -175,12 +180,24 @@ ESTIMATORS: tuple[EstimatorChoice, ...] = (
         name="maskpro-paper", home=f"{_ESTIMATORS}.maskpro_paper:MaskProPaperEstimator", learning_rate=50.0,  # MaskPro's own
         summary="as published: the residual against the initial mask, a moving average", hint="as published",
         distribution="plackett-luce", score_only=True, backward=False, products=2, passes="two forward", state="2.4 bytes",
+        settings=("renew_initial",),
     ),
     EstimatorChoice(
         name="maskllm", home=f"{_ESTIMATORS}.maskllm:MaskLLMEstimator", one_pattern=True,
         learning_rate=0.001,  # its candidates are scaled by 100 and more before the softmax
         summary="the loss of soft masks; C(M, N) logits a group", hint="a baseline", passes="forward and backward",
         state="18 bytes for 2:4, and soft masks",
+    ),
+    EstimatorChoice(
+        name="proxsparse", home=f"{_ESTIMATORS}.proxsparse:ProxSparseEstimator", one_pattern=True, learning_rate=1e-4,  # of the weights' copy
+        pattern="2:4", prior="magnitude", own_start=True, collects_gradients=True, settings=("prox_strength", "prox_anchor"),
+        summary="the loss of a copy of the weights that is pushed towards 2:4; its two largest are kept",
+        hint="a baseline", passes="forward and backward, without masks", state="12 bytes, and gradients of 4",
+    ),
+    EstimatorChoice(
+        name="susi", home=f"{_ESTIMATORS}.susi:SusiEstimator", one_pattern=True, learning_rate=0.001, prior="none", collects_gradients=True,
+        summary="the loss of soft masks, N draws by a chain of softmaxes", hint="a baseline", passes="forward and backward",
+        state="12 bytes, gradients of 4, and soft masks",
     ),
 )
 

@@ -13,6 +13,8 @@ from maskpro_deploy.learn.run_config import DEFAULT_BUDGET_S as DEFAULT_BUDGET_S
 from maskpro_deploy.learn.run_config import RunConfig, name_flag
 from maskpro_deploy.pattern import LARGEST_LISTED_BLOCK, LayerPatterns, NMPattern
 
+_NOT_NEGATIVE = ("temperature", "weight_decay", "prox_anchor")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnConfig(RunConfig):
@@ -25,8 +27,9 @@ class LearnConfig(RunConfig):
     pattern: NMPattern  # the N:M pattern
     layer_patterns: tuple[tuple[str, NMPattern], ...] = ()  # others, for layers that a regular expression names, see `patterns`
     transposable: bool = False  # masks whose transpose holds the pattern too: N in each row and column of each M x M block
-    # the one-shot mask to start from: a name of `choices.PRIORS`; "file:PATH" is a mask file or a sparse checkpoint
-    prior: str = "wanda"
+    # the one-shot mask to start from: a name of `choices.PRIORS`; "file:PATH" is a mask file or a sparse checkpoint, "auto" the
+    # estimator's own
+    prior: str = AUTO
     other_weights: bool = False  # take the masks of "file:PATH" though they were made for other weights of the same shapes
     prior_update: bool = False  # keep SparseGPT's weight update too; the base weights change then, and the result says so
     # of a layer while its prior is computed: "dense", those of the dense model; "pruned", those behind the blocks that are pruned
@@ -43,6 +46,10 @@ class LearnConfig(RunConfig):
     flip_rate: float = 0.02
     # into how many parts the layers are divided there; a step samples one part and leaves the others at the argmax
     parts: int = 1
+    # whether "maskpro-paper" takes its argmax mask as the initial one whenever a sample has halved that one's loss
+    renew_initial: bool = False
+    prox_strength: float = 0.25  # of the regulariser of "proxsparse", λ: by how much a step pushes the copy of the weights to 2:4
+    prox_anchor: float = 0.0  # of its second one, which pulls the copy back to the weights; 0 is none
     # step of the logits relative to their spread; it decays linearly to 0. None: the estimator's own.
     learning_rate: float | None = None
     # of the samples at the start, decaying linearly to 0; 0 runs every step with the argmax mask, which measured best for short
@@ -64,7 +71,7 @@ class LearnConfig(RunConfig):
     def __post_init__(self) -> None:
         self._check_run()
         LayerPatterns(self.pattern, self.layer_patterns)  # refuses what is no regular expression
-        self._check_numbers(("prior_strength", "learning_rate", "weight_rate"), ("temperature", "weight_decay"))
+        self._check_numbers(("prior_strength", "learning_rate", "weight_rate", "prox_strength"), _NOT_NEGATIVE)
         self._check_samples()
         self._check_estimator()
         self._check_weights()
@@ -103,9 +110,24 @@ class LearnConfig(RunConfig):
             raise ConfigError(f"--estimator {self.estimator} learns one pattern for all layers, not --sparsity {self.patterns}.")
         if self.learning_rate is None:
             object.__setattr__(self, "learning_rate", estimator.learning_rate)
+        if self.prior == AUTO:
+            object.__setattr__(self, "prior", estimator.prior)
+        if estimator.pattern not in (None, str(self.pattern)):
+            raise ConfigError(f"--estimator {estimator.name} learns {estimator.pattern} masks, not {self.pattern}.")
+        if estimator.own_start and self.prior != estimator.prior:
+            raise ConfigError(f"--estimator {estimator.name} starts from --prior {estimator.prior}, not from {self.prior}.")
+        self._check_own_settings()
         if not (estimator.score_only or self.distribution_choice.pathwise):
             able = " or ".join(f"--estimator {choice.usage}" for choice in choices.ESTIMATORS if choice.score_only)
             raise ConfigError(f"--distribution {self.distribution} has a score but no pathwise derivative.\nUse it with {able}.")
+
+    def _check_own_settings(self) -> None:
+        """Refuse settings of another estimator."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for other in choices.ESTIMATORS:
+            for name in other.settings:
+                if other.name != self.estimator and getattr(self, name) != defaults[name]:
+                    raise ConfigError(f"{name_flag(name)} belongs to --estimator {other.name}, not to {self.estimator}.")
 
     def _check_dense_layers(self) -> None:
         if self.dense_layers == AUTO and self.dense_share is None:

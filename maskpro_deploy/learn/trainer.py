@@ -175,8 +175,11 @@ class Trainer(TrainingLoop):
         return self.config.prior_update and self.config.trains_weights
 
     def check_finite(self) -> None:
+        learned = self.estimator.learned()
         for site in self.masked:
-            parts = {"logits": site.logits, **({"weights": site.weight} if self.config.trains_weights else {})}
+            parts = {"logits": learned.get(site.name, site.logits)}
+            if self.config.trains_weights:
+                parts["weights"] = site.weight
             for what, values in parts.items():
                 if not torch.isfinite(values).all():
                     flag = "--learning-rate" if what == "logits" else "--weight-rate"

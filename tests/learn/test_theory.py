@@ -88,6 +88,16 @@ def test_without_that_condition_the_residual_can_have_more_variance() -> None:
     assert problem.moments(problem.loss - problem.loss[:, problem.first, None])[1] > vanilla
 
 
+def test_a_renewed_initial_mask_brings_the_lower_variance_back_and_no_bias(problem: Problem) -> None:
+    bad = int(problem.p.argmin())
+    problem.loss[:, bad] = 3 * problem.loss.max()  # every other mask halves its loss
+    vanilla = problem.moments(problem.loss)[1]
+    for initial, lower in ((bad, False), (problem.first, True)):
+        mean, variance = problem.moments(problem.loss - problem.loss[:, initial, None])
+        torch.testing.assert_close(mean, problem.gradient())
+        assert (variance < vanilla) == lower
+
+
 def test_the_moving_average_as_published_shrinks_the_gradient_by_its_weight_and_does_not_turn_it(problem: Problem) -> None:
     residual = problem.loss - problem.loss[:, problem.first, None]
     before = 0.7

@@ -109,6 +109,10 @@ class Estimator(Learner[Site]):
     def check_model(cls, model: nn.Module, layers: Container[str]) -> None:
         """Refuse a model whose `layers` this estimator cannot learn on, before any work; a ConfigError says why."""
 
+    def learned(self) -> Mapping[str, Tensor]:
+        """What it learns in place of the sites' logits, by site; it has to stay finite, as they have to."""
+        return {}
+
     def tensors(self) -> dict[str, Tensor]:
         return {f"logits/{s.name}": s.logits for s in self._sites}
 

@@ -96,6 +96,9 @@ class MaskLLMEstimator(Estimator):
         best = self._gates[site.name].max(dim=0).indices  # (G,)
         return pack(self._masks[best].t().contiguous() > 0)
 
+    def learned(self) -> Mapping[str, Tensor]:
+        return self._gates
+
     def tensors(self) -> dict[str, Tensor]:
         gates = {f"gates/{name}": gates for name, gates in self._gates.items()}
         first = {f"first/{name}": moments[0] for name, moments in self._moments.items()}

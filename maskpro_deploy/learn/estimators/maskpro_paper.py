@@ -7,6 +7,9 @@ with Plackett-Luce masks, θ = 10 · m_0 at the start, and η = 50, constant. It
 chosen layer takes part, f(m_0) belongs to the batch at hand, and any N:M works. Kept as a reference: at these logits a group
 leaves the initial mask with a probability of 1.4e-4 a step, so next to nothing is explored.
 
+The residual lowers the variance for as long as no mask halves the loss of m_0 (`docs/theory.md`). With `--renew-initial` a step
+whose sample does ends with the argmax mask as the new m_0, and with δ = 0: the average belonged to the old one.
+
 Shapes: `M` weights in a group, `G` groups.
 """
 
@@ -28,14 +31,15 @@ from maskpro_deploy.learn.model.sites import Site
 
 _STRENGTH = 10.0  # of the initial logits
 _TRACKED = 0.99  # what a step leaves of the moving average
+_HALVED = 0.5  # of the initial mask's loss: from here on the residual can have more variance than the loss itself
 
 
 class MaskProPaperEstimator(Estimator):
-    """See the module; the initial masks are the prior's, which a resumed run computes again."""
+    """See the module; the initial masks are the prior's until they are renewed."""
 
     def __init__(self, config: LearnConfig, model: LearningModel, sites: Sequence[Site], loss: StepLoss) -> None:
         super().__init__(config, model, sites, loss)
-        self._tracker = 0.0
+        self._tracker, self._renewed = 0.0, 0
         self._initial = {site.name: site.kept for site in sites}
         self._masks = self._initial  # what `draw_mask` gives
         for site in sites:
@@ -57,15 +61,28 @@ class MaskProPaperEstimator(Estimator):
         rate = self._config.rate * (residual - self._tracker)
         for site in self._sites:
             move_by_scores(site, [self._masks[site.name]], [1.0], temperature=1.0, rate=rate, key=keys[site.name])
-        self._metrics = {"residual": residual, "tracker": self._tracker}
+        self._metrics = {"residual": residual, "tracker": self._tracker, "renewed": float(self._renewed)}
+        if self._config.renew_initial and losses[1] <= _HALVED * losses[0]:
+            self._renew()
         return torch.tensor(losses[1], dtype=torch.float64)
+
+    def _renew(self) -> None:
+        """Take the argmax masks as the initial ones."""
+        self._initial = {site.name: site.kept for site in self._sites}
+        self._tracker, self._renewed = 0.0, self._renewed + 1
 
     def draw_mask(self, site: Site) -> Tensor:
         return self._masks[site.name]
 
+    def tensors(self) -> dict[str, Tensor]:
+        renewed = {f"initial/{name}": bits for name, bits in self._initial.items()} if self._renewed else {}
+        return super().tensors() | renewed
+
     def numbers(self) -> dict[str, Any]:
-        return {"tracker": self._tracker}
+        return {"tracker": self._tracker, "renewed": self._renewed}
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         super().restore(tensors, numbers)
-        self._tracker = float(numbers["tracker"])
+        self._tracker, self._renewed = float(numbers["tracker"]), int(numbers["renewed"])
+        if self._renewed:
+            self._initial = {s.name: tensors[f"initial/{s.name}"].to(s.kept.device) for s in self._sites}

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 _STATE = ("step", "exp_avg", "exp_avg_sq")  # torch's names
+_BETAS = (0.9, 0.95)
 
 
 class ExactAdam:
     """torch's AdamW over some float32 tensors, which it moves in place; keys are `kind/name`."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], decay: float = 0.0) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], decay: float = 0.0, betas: tuple[float, float] = _BETAS) -> None:
         self._own = dict(tensors)
-        self._optimizer = torch.optim.AdamW(self._own.values(), betas=(0.9, 0.95), weight_decay=decay)
+        self._optimizer = torch.optim.AdamW(self._own.values(), betas=betas, weight_decay=decay)
 
     def __getitem__(self, key: str) -> Tensor:
         return self._own[key]
@@ -34,7 +35,7 @@ class ExactAdam:
 
     def values(self) -> dict[str, Tensor]:
         """A copy of the tensors."""
-        return {key: x.clone() for key, x in self._own.items()}
+        return {key: x.detach().clone() for key, x in self._own.items()}
 
     def restore_values(self, values: Mapping[str, Tensor]) -> None:
         """Put values back."""

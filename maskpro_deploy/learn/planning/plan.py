@@ -167,7 +167,8 @@ def _count_whole(
         copied=weighed.count_copied(prunable, factors),
         activations=count_activations(model, layers, run),
         head=count_head(model, run, dtype),
-        gradients=max(layer.weight.numel() for layer in layers.values()) * _GRADIENT_BYTES,
+        gradients=max(layer.weight.numel() for layer in layers.values()) * _GRADIENT_BYTES
+        + (4 * prunable if run.collects_gradients else 0),
         prior=0 if recovers else count_prior(model, layers, config, dtype),
         streams=0,
         loading=parameters * dtype.itemsize + sum(files) + (teacher if recovers else 0),

@@ -56,6 +56,10 @@ class PlannedRun(Protocol):
         """Of the batch that go through the model side by side."""
 
     @property
+    def collects_gradients(self) -> bool:
+        """Whether those of all layers are held until the end of a step, in float32."""
+
+    @property
     def products(self) -> int:
         """Matrix products of every layer in a step, a forward pass being one; a teacher's included."""
 
@@ -108,6 +112,10 @@ class PlannedLearning:
         return self.config.estimator_choice.copies
 
     @property
+    def collects_gradients(self) -> bool:
+        return self.config.estimator_choice.collects_gradients
+
+    @property
     def products(self) -> int:
         estimator = self.config.estimator_choice
         taught = self.config.objective_choice.teacher_share > 0
@@ -148,6 +156,7 @@ class PlannedRecovery:
     masks: MaskSet | None = None  # the checkpoint's own, under its names
     backward: bool = True
     copies: int = 1
+    collects_gradients: bool = False
     trains_weights: bool = True
 
     @property
