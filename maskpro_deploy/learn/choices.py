@@ -189,13 +189,15 @@ ESTIMATORS: tuple[EstimatorChoice, ...] = (
         state="18 bytes for 2:4, and soft masks",
     ),
     EstimatorChoice(
-        name="proxsparse", home=f"{_ESTIMATORS}.proxsparse:ProxSparseEstimator", one_pattern=True, learning_rate=1e-4,  # of the weights' copy
+        name="proxsparse", home=f"{_ESTIMATORS}.proxsparse:ProxSparseEstimator", one_pattern=True,
+        learning_rate=1e-4,  # of the weights' copy
         pattern="2:4", prior="magnitude", own_start=True, collects_gradients=True, settings=("prox_strength", "prox_anchor"),
         summary="the loss of a copy of the weights that is pushed towards 2:4; its two largest are kept",
         hint="a baseline", passes="forward and backward, without masks", state="12 bytes, and gradients of 4",
     ),
     EstimatorChoice(
-        name="susi", home=f"{_ESTIMATORS}.susi:SusiEstimator", one_pattern=True, learning_rate=0.001, prior="none", collects_gradients=True,
+        name="susi", home=f"{_ESTIMATORS}.susi:SusiEstimator", one_pattern=True,
+        learning_rate=0.001, prior="none", collects_gradients=True,
         summary="the loss of soft masks, N draws by a chain of softmaxes", hint="a baseline", passes="forward and backward",
         state="12 bytes, gradients of 4, and soft masks",
     ),

@@ -38,7 +38,8 @@ class Planted:
 
     def __call__(self, windows: Windows, *, differentiable: bool) -> Tensor:
         x = self.x.clone().requires_grad_(differentiable)
-        return (self.site(x) - self.target).square().mean() / self.scale
+        loss: Tensor = (self.site(x) - self.target).square().mean() / self.scale
+        return loss
 
     def found(self) -> float:
         """Share of the weights on which the layer's mask and the planted one agree."""
