@@ -102,7 +102,8 @@ def prunable_layers(
             continue
         layers[f"{name}.weight"] = module
     _warn_left_dense("the checkpoint has no tensor for each of its matrices", left)
-    _warn_left_dense(f"transposable masks need a number of outputs that is a multiple of M of {pattern}", uneven)
+    m = pattern.main.m if isinstance(pattern, LayerPatterns) else pattern.m
+    _warn_left_dense(f"transposable masks need a number of outputs that is a multiple of {m}", uneven)
     if not layers:
         raise ConfigError("no linear layer is left to prune.\nCheck --include and --exclude against the model's layer names.")
     return layers
