@@ -21,7 +21,7 @@ _SMALL = 256
 class Across:
     """What was counted in the transpose of a tensor: groups along its outputs."""
 
-    outputs: int | None  # how many it has; None for a tensor that is no matrix and has no one transpose
+    outputs: int | None  # how many it has; None for a tensor that is not a matrix
     groups: int  # of M along them; none where M does not divide their number
     violations: int  # groups that break the law; `first` has the coordinates of the first weight of the first few
     first: tuple[tuple[int, ...], ...]
@@ -33,7 +33,7 @@ class Across:
     def why(self, pattern: NMPattern) -> str:
         """What is wrong with it, in words; "" if nothing is."""
         if self.outputs is None:
-            return "it is no matrix, so its transpose is not judged"
+            return "it is not a matrix, so its transpose is not judged"
         if self.outputs % pattern.m:
             return f"its number of outputs {self.outputs} is no multiple of {pattern.m}"
         if not self.violations:

@@ -165,7 +165,7 @@ def test_a_weight_that_is_no_matrix_is_not_proven(tmp_path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]), tmp_path / "m.onnx")
     assert validate(tmp_path / "m.onnx", TWO_FOUR).holds
     (failed,) = validate(tmp_path / "m.onnx", TWO_FOUR, transposable=True).failed
-    assert failed.why() == "it is no matrix, so its transpose is not judged"
+    assert failed.why() == "it is not a matrix, so its transpose is not judged"
 
 
 @pytest.mark.parametrize("strict", [True, False])
