@@ -95,6 +95,9 @@ def check_claim(checkpoint: Checkpoint, required: NMPattern | None) -> None:
         raise CheckFailed(
             f"{checkpoint.folder} has masks of the pattern {masks.pattern}; --require-sparsity asks for {required}."
         )
+    if required is not None and masks is not None and masks.patterns:
+        name, other = next(iter(sorted(masks.patterns.items())))
+        raise CheckFailed(f"{checkpoint.folder} holds {other} in {name}; --require-sparsity asks for {required} in all layers.")
     if (required is not None or masks is not None) and checkpoint.config.get("altup_num_inputs", 1) != 1:
         raise InputError(
             f"{checkpoint.folder} cannot be exported as sparse: model_type {checkpoint.config.get('model_type')!r} mixes its "

@@ -16,7 +16,7 @@ from test_learn import CONFIG, run
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import Text
-from maskpro_deploy.errors import ConfigError, FormatError, Interrupted, PatternError
+from maskpro_deploy.errors import CheckFailed, ConfigError, FormatError, Interrupted, PatternError
 from maskpro_deploy.exporters import ExportConfig, export
 from maskpro_deploy.learn import LearnConfig, RecoverConfig, recover_checkpoint
 from maskpro_deploy.masks import MASKS_FILE, MaskSet
@@ -75,6 +75,12 @@ def test_a_bundle_lists_the_pattern_of_every_weight(forms: tuple[str, ...], spar
     assert listed == {name: str(PATTERNS.of(name)) for name in listed}
     assert len(listed) == 14
     assert validate(tmp_path / "bundle").holds
+
+
+def test_an_export_that_requires_one_pattern_refuses_others(sparse: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckFailed, match=r"holds .* asks for 2:4 in all layers"):
+        export(sparse, tmp_path / "bundle", ExportConfig(require_sparsity=NMPattern(2, 4)))
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_an_interrupted_run_comes_to_the_same_bits(
