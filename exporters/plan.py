@@ -184,7 +184,8 @@ def _describe_origin(source: Checkpoint, masks: MaskSet | None, weights: dict[st
     }
     inferred = {"masks_inferred": True} if masks is not None and source.masks is None else {}
     left = {"left_dense": dict(masks.dense)} if masks is not None and masks.dense else {}
-    return origin | left | inferred | ({"front_end": template.tool} if template.tool else {})
+    moved = {"transform": masks.transform.kinds()} if masks is not None and masks.transform else {}
+    return origin | left | moved | inferred | ({"front_end": template.tool} if template.tool else {})
 
 
 def _find_end_tokens(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:

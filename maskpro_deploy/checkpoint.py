@@ -271,13 +271,15 @@ def save_sparse(
     force: bool = False,
     progress: Progress = SILENT,
     weights: Mapping[str, npt.NDArray[Any]] | None = None,
+    changes_basis: bool = True,
     add: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a sparse checkpoint: the dense one with its masks applied, shard by shard, as a whole or not at all.
 
     `learn` says how the masks came about and becomes `learn.json`. `weights` replace some of the checkpoint's, by name, and are
-    cast to their dtypes. `add` writes more into the folder. `progress` gets the number of shards; with `force`, `out` is replaced
-    if it exists.
+    cast to their dtypes; they are in the masks' bases, and the others are brought there unless the checkpoint is there already
+    (`changes_basis` false). `add` writes more into the folder. `progress` gets the number of shards; with `force`, `out` is
+    replaced if it exists.
 
     Raises:
         InputError: a mask names a weight that the checkpoint lacks or that has another shape, or `out` exists.
@@ -291,6 +293,8 @@ def save_sparse(
                 names = [name for name in file.keys() if name in dense.shard_of]  # noqa: SIM118 (no mapping)
                 tensors = {name: _read_tensor(file, name, shard) for name in names}
             tensors |= {name: dense.tensor(name) for name in dense.bitmasks if dense.shard_of[name] == shard}
+            if changes_basis:
+                tensors = {name: masks.transform.apply(name, tensor) for name, tensor in tensors.items()}
             for name in tensors.keys() & (weights or {}).keys():
                 tensors[name] = cast_weight((weights or {})[name], tensors[name].dtype)
             for name in tensors.keys() & masks.packed.keys():

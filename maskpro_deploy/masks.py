@@ -4,7 +4,8 @@
 eight to a byte, first weight in the highest bit (`numpy.packbits`). Its metadata:
 
     format        "maskpro-deploy/masks"
-    version       "1"; "2" where a weight is stored (in, out); "3" where a weight holds another pattern
+    version       "1"; "2" where a weight is stored (in, out); "3" where a weight holds another pattern; "4" where a change of
+                  basis comes first; a higher one may have what a lower one has
     n, m          the pattern
     patterns      JSON: weight name -> "N:M" of those that hold another one (version 3)
     axis          the reduction axis of every weight, here always "1": groups lie along the input dimension
@@ -14,7 +15,9 @@ eight to a byte, first weight in the highest bit (`numpy.packbits`). Its metadat
     dense         JSON: name of a linear layer's weight that stays dense on purpose -> why (absent if there is none)
     transposable  "true" where every mask holds the pattern along both axes, N in each row and column of each M x M block; files
                   without it claim it along the reduction axis alone
-    dense_sha256  hash of the dense weights the masks were made for (see `checkpoint.dense_sha256`)
+    dense_sha256  hash of the dense weights the masks were made for (see `checkpoint.dense_sha256`), before any change of basis
+    transform     JSON: tensor of the checkpoint -> [[axis, basis], ...], the change of basis that comes before the masks
+                  (version 4); each basis is a tensor `transform/NAME`, see `transform`
     tool          "maskpro-deploy 0.1.0"
 """
 
@@ -25,7 +28,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +39,11 @@ from maskpro_deploy._version import __version__
 from maskpro_deploy.errors import FormatError, InputError, PatternError
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.system.files import atomic_file
-from maskpro_deploy.system.input_file import Entry, Header, InputFile, read_header
+from maskpro_deploy.system.input_file import Entry, Header, InputFile, open_tensors, read_header
+from maskpro_deploy.transform import PREFIX, Transform, read_transform
 
 FORMAT = "maskpro-deploy/masks"
-VERSIONS = ("1", "2", "3")
+VERSIONS = ("1", "2", "3", "4")
 MASKS_FILE = "masks.safetensors"
 
 
@@ -57,12 +61,14 @@ class MaskSet:
     dense: Mapping[str, str] = field(default_factory=dict)
     patterns: Mapping[str, NMPattern] = field(default_factory=dict)  # of weights that hold another one than `pattern`
     transposable: bool = False  # whether the transpose of every mask holds the pattern too
+    # what the dense weights go through before they are masked; its tensors are named as in the checkpoint, whatever masks are
+    transform: Transform = field(default_factory=Transform)
 
     @classmethod
     def from_arrays(
         cls, pattern: NMPattern, masks: Mapping[str, npt.NDArray[np.bool_]], dense_sha256: str = "",
         *, transposed: frozenset[str] = frozenset(), dense: Mapping[str, str] | None = None,
-        patterns: Mapping[str, NMPattern] | None = None, transposable: bool = False,
+        patterns: Mapping[str, NMPattern] | None = None, transposable: bool = False, transform: Transform | None = None,
     ) -> MaskSet:  # fmt: skip
         """Pack boolean masks of shape (out, in); `patterns` are those of weights with another one than `pattern`.
 
@@ -78,6 +84,7 @@ class MaskSet:
             dense=dense or {},
             patterns={name: other for name, other in (patterns or {}).items() if other != pattern and name in masks},
             transposable=transposable,
+            transform=transform or Transform(),
         )
         for name, mask in masks.items():
             made.pattern_of(name).check_divides(mask.shape[-1], name)
@@ -134,13 +141,14 @@ class MaskSet:
         return sum(size * pattern.n // pattern.m for size, pattern in sizes)
 
     def sha256(self) -> str:
-        """Hash of pattern, names, shapes and bits: equal for equal masks, whatever file they came from."""
+        """Hash of pattern, names, shapes, bits and bases: equal for equal masks, whatever file they came from."""
         digest = hashlib.sha256(str(self.pattern).encode())
         for name in self:
             turned = "transposed" if name in self.transposed else ""
             other = str(self.patterns.get(name, ""))
             digest.update(f"\0{name}\0{self.shapes[name]}{turned}{other}\0".encode())
             digest.update(np.ascontiguousarray(self.packed[name]).tobytes())
+        digest.update(self.transform.sha256().encode())
         return digest.hexdigest()
 
     def flips(self, other: MaskSet) -> float:
@@ -182,6 +190,7 @@ class MaskSet:
                     f"{masks} do not belong to {model}: {name} has shape {self.stored_shape(name)} in the masks, "
                     f"{shapes.get(name, 'none')} in the checkpoint."
                 )
+        self.transform.check_fits(shapes, masks, model)
 
     def find_broken(self) -> Iterator[str]:
         """Names of the masks that do not hold the pattern."""
@@ -220,15 +229,13 @@ class MaskSet:
 
     def rename(self, names: Mapping[str, str]) -> MaskSet:
         """The same masks under other names; without those that `names` does not have."""
-        return MaskSet(
-            pattern=self.pattern,
+        return replace(
+            self,
             packed={names[name]: bits for name, bits in self.packed.items() if name in names},
             shapes={names[name]: shape for name, shape in self.shapes.items() if name in names},
-            dense_sha256=self.dense_sha256,
             transposed=frozenset(names[name] for name in self.transposed if name in names),
             dense={names.get(name, name): reason for name, reason in self.dense.items()},
             patterns={names[name]: pattern for name, pattern in self.patterns.items() if name in names},
-            transposable=self.transposable,
         )
 
     def only(self, names: Collection[str]) -> MaskSet:
@@ -238,7 +245,7 @@ class MaskSet:
     def save(self, path: Path) -> None:
         metadata = {
             "format": FORMAT,
-            "version": VERSIONS[2 if self.patterns else bool(self.transposed)],
+            "version": VERSIONS[3 if self.transform else 2 if self.patterns else bool(self.transposed)],
             "n": str(self.pattern.n),
             "m": str(self.pattern.m),
             "axis": "1",
@@ -254,8 +261,11 @@ class MaskSet:
             metadata["patterns"] = json.dumps({name: str(pattern) for name, pattern in sorted(self.patterns.items())})
         if self.dense:
             metadata["dense"] = json.dumps(dict(sorted(self.dense.items())))
+        bases = {f"{PREFIX}{name}": np.ascontiguousarray(basis) for name, basis in self.transform.bases.items()}
+        if self.transform:
+            metadata["transform"] = self.transform.describe_places()
         with atomic_file(path) as temporary:
-            save_file({name: np.ascontiguousarray(self.packed[name]) for name in self}, temporary, metadata=metadata)
+            save_file({name: np.ascontiguousarray(self.packed[name]) for name in self} | bases, temporary, metadata=metadata)
 
     @classmethod
     def load(cls, path: Path) -> MaskSet:
@@ -270,7 +280,8 @@ class MaskSet:
         if path.is_dir():
             raise InputError(f"{path} is a folder.\nName the mask file in it.")
         file = InputFile(path)
-        header = read_header(file)
+        whole = read_header(file)
+        header = Header({n: e for n, e in whole.entries.items() if not n.startswith(PREFIX)}, whole.metadata)
         pattern, shapes, transposed = _read_layout(path, header)
         bits, digest = StoredBits(file, header.entries), header.metadata.get("dense_sha256", "")
         dense, patterns = _read_dense(path, header), _read_patterns(path, header, pattern)
@@ -283,6 +294,7 @@ class MaskSet:
             dense=dense,
             patterns=patterns,
             transposable="transposable" in header.metadata,
+            transform=_read_transform(path, whole),
         )
 
 
@@ -323,7 +335,7 @@ def _read_layout(path: Path, header: Header) -> tuple[NMPattern, dict[str, tuple
         raise FormatError(f"{path} is a mask file with damaged metadata: {e}") from e
     if metadata.get("axis") != "1":
         raise FormatError(f"{path} has masks along axis {metadata.get('axis')!r}; this tool reads those along '1'.")
-    if bool(transposed) != (metadata["version"] == VERSIONS[1]) and metadata["version"] != VERSIONS[2]:
+    if bool(transposed) != (metadata["version"] == VERSIONS[1]) and metadata["version"] not in VERSIONS[2:]:
         raise FormatError(f"{path} is a damaged mask file: version {VERSIONS[1]} and a list `transposed` go together.")
     if metadata.get("transposable", "true") != "true":
         raise FormatError(f"{path} is a damaged mask file: `transposable` is {metadata['transposable']!r}; it can be 'true'.")
@@ -343,11 +355,25 @@ def _read_patterns(path: Path, header: Header, main: NMPattern) -> dict[str, NMP
         patterns = {str(name): NMPattern.parse(pattern) for name, pattern in written.items()}
     except (ValueError, TypeError, AttributeError, RecursionError, PatternError) as e:
         raise FormatError(f"{path} is a mask file with damaged metadata: {e}") from e
-    if bool(patterns) != (header.metadata["version"] == VERSIONS[2]):
+    if bool(patterns) != (header.metadata["version"] == VERSIONS[2]) and header.metadata["version"] != VERSIONS[3]:
         raise FormatError(f"{path} is a damaged mask file: version {VERSIONS[2]} and `patterns` go together.")
     if strange := [name for name in patterns if name not in header.entries or patterns[name] == main]:
         raise FormatError(f"{path} is a damaged mask file: `patterns` names {strange[0]}, which has no other pattern.")
     return patterns
+
+
+def _read_transform(path: Path, header: Header) -> Transform:
+    """The change of basis that comes before the masks."""
+    names = [name for name in header.entries if name.startswith(PREFIX)]
+    if ("transform" in header.metadata) != (header.metadata["version"] == VERSIONS[3]) or (
+        names and "transform" not in header.metadata
+    ):
+        raise FormatError(f"{path} is a damaged mask file: version {VERSIONS[3]} and `transform` go together.")
+    if "transform" not in header.metadata:
+        return Transform()
+    with open_tensors(path) as file:
+        bases = {name.removeprefix(PREFIX): file.get_tensor(name) for name in names}
+    return read_transform(header.metadata["transform"], bases, str(path))
 
 
 def _read_dense(path: Path, header: Header) -> dict[str, str]:

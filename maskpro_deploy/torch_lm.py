@@ -97,7 +97,14 @@ class TorchLM:
 
     @torch.inference_mode()
     def apply(self, masks: MaskSet) -> None:
-        """Multiply the weights with their masks, in place."""
+        """Bring the weights into the masks' bases and multiply them with the masks, in place."""
+        changed: set[int] = set()
+        for name in masks.transform.places:
+            weight = self._model.get_parameter(name)
+            if id(weight) not in changed:
+                changed.add(id(weight))
+                moved = masks.transform.apply(name, weight.float().cpu().numpy())
+                weight.copy_(torch.from_numpy(moved).to(weight.device))
         for name in masks:
             weight = self._model.get_parameter(name)
             weight.mul_(torch.from_numpy(masks.stored_mask(name)).to(weight.device))

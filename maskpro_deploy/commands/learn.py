@@ -32,7 +32,8 @@ from maskpro_deploy.system.output import emit, table
 @click.option("--budget", "budget_s", type=DurationType(zero=True), help="Time to learn: 90s, 5m, 2h.  [default: 5m]")
 @setting_options("steps", "tokens", "transposable")
 @text_options
-@setting_options("prior", "other_weights", "prior_update", "prior_inputs", "refine", "objective", "calibration_tokens")
+@setting_options("prior", "other_weights", "prior_update", "prior_inputs", "refine", "transform")
+@setting_options("objective", "calibration_tokens")
 @setting_options("heldout_tokens", "include", "exclude", "dense_share", "dense_layers", "window", "batch_tokens")
 @setting_options("estimator", "reward", "distribution")
 @setting_options("samples", "flip_rate", "parts", "renew_initial", "prox_strength", "prox_anchor", "learning_rate")
@@ -74,6 +75,7 @@ def command(
         dense, out, text, held, config,
         device=device, resume=resume, force=force, progress=Meter("learning", unit), observers=observers,
         prior_progress=Meter(f"prior {config.prior_choice.name}", "blocks"), choice_progress=Meter("sensitivity", "layers"),
+        transform_progress=Meter("reordering", "axes"),
     )  # fmt: skip
     rows = result.rows()
     watching.write_report(partial(build_page, result, config, rows))

@@ -126,6 +126,8 @@ def _text(prediction: Plan, config: RunConfig, facts: dict[str, str]) -> str:
     if prediction.dense_share is not None:
         share = f"{100 * prediction.dense_share:.4g} % of the multiply-adds"
         lines.append(f"left dense: {share}, in layers that the run chooses by measuring each; they are counted as masked here")
+    if prediction.transforms:
+        lines.append(f"channels that change places first: {', '.join(prediction.transforms)}")
     if theirs is not None:
         lines.append(
             f"as in MaskLLM: {theirs:.0f} bytes a weight, {_size(figures['maskllm_state_bytes'])} ({theirs / ours:.1f} x)"

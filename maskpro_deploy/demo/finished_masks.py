@@ -24,11 +24,10 @@ def keep_masks(demo: Demo, result: LearnResult) -> None:
     facts = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in ("masks", "prior_masks")}
     facts |= {"curve": [dataclasses.asdict(p) for p in result.curve], "spent": dataclasses.asdict(result.spent)}
     facts["moved_by_layer"] = dict(result.moved_by_layer)
+    facts["found"] = None if result.found is None else result.found.to_json()
     with new_folder(_folder(demo), force=True) as folder:
         result.prior_masks.save(folder / MASKS_FILE)
-        write_json(
-            folder / _FILE, {"run": _describe_run(demo), "result": {**facts, "moved_by_layer": dict(result.moved_by_layer)}}
-        )
+        write_json(folder / _FILE, {"run": _describe_run(demo), "result": facts})
 
 
 def find_masks(demo: Demo) -> LearnResult | None:
@@ -37,6 +36,7 @@ def find_masks(demo: Demo) -> LearnResult | None:
     from maskpro_deploy.learn import LearnResult, Point
     from maskpro_deploy.learn.measuring import Spent
     from maskpro_deploy.learn.state import StateStore
+    from maskpro_deploy.learn.transforms.search import Found
 
     if not StateStore.folder_for(demo.sparse).exists():
         return None
@@ -47,6 +47,8 @@ def find_masks(demo: Demo) -> LearnResult | None:
             return None
         facts = content["result"]
         facts |= {"curve": tuple(Point(**p) for p in facts["curve"]), "spent": Spent(**facts["spent"])}
+        if facts["found"] is not None:
+            facts["found"] = Found.from_json(facts["found"], masks.transform)
         return LearnResult(masks=masks, prior_masks=prior_masks, **facts)
     except (OSError, ValueError, KeyError, TypeError, MaskProError):
         return None

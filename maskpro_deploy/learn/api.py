@@ -39,6 +39,7 @@ from maskpro_deploy.learn.monitor import Observer
 from maskpro_deploy.learn.self_text import write_text
 from maskpro_deploy.learn.state import StateStore
 from maskpro_deploy.learn.trainer import Trainer
+from maskpro_deploy.learn.transforms.search import Found
 from maskpro_deploy.mask_inference import check_origin, open_masks
 from maskpro_deploy.masks import MaskSet
 from maskpro_deploy.models import resolve
@@ -67,6 +68,7 @@ class LearnResult:
     # length of what was added to a layer's kept weights, relative to theirs in the dense model; empty where weights are frozen
     moved_by_layer: Mapping[str, float] = field(default_factory=dict)
     choice: DenseChoice | None = None  # which layers stay dense, where that was chosen; names as in the checkpoint
+    found: Found | None = None  # which channels changed places, if the run found that
 
     def summary(self) -> dict[str, Any]:
         """The figures, as they go into `learn.json`."""
@@ -90,6 +92,7 @@ class LearnResult:
             "weights": self.masks.num_weights,
             "left_dense": dict(self.masks.dense),
             "dense_choice": self.choice.to_json() if self.choice is not None else None,
+            "transform": self.found.to_json() if self.found is not None else None,
             "curve": [asdict(p) for p in self.curve],
         }
 
@@ -106,6 +109,7 @@ class LearnResult:
             (f"layers with a strict {self.masks.describe_patterns()} mask{both_ways}", str(figures["layers"])),
             ("weights covered", f"{figures['weights']:,}"),
             *([("layers left dense", self._describe_dense())] if self.masks.dense else []),
+            *([("channels that changed places", self.found.describe())] if self.found is not None else []),
             ("tokens seen", f"{figures['tokens']:,}"),
             ("time", f"{figures['seconds']:.0f} s: {self.spent.describe()}"),
             ("groups changed against the prior", f"{100 * figures['groups_changed']:.1f} %"),
@@ -152,7 +156,7 @@ def learn_checkpoint(
     folder: Path, out: Path, text: Text, heldout: Text, config: LearnConfig, *,
     device: str = "auto", resume: bool = False, force: bool = False,
     progress: Progress = SILENT, observers: Sequence[Observer] = (), prior_progress: Progress = SILENT,
-    choice_progress: Progress = SILENT,
+    choice_progress: Progress = SILENT, transform_progress: Progress = SILENT,
 ) -> LearnResult:  # fmt: skip
     """Learn the masks of a checkpoint and write a sparse checkpoint.
 
@@ -169,6 +173,7 @@ def learn_checkpoint(
         observers: see every step and measurement, see `monitor`.
         prior_progress: updated after every block of a prior that goes block by block.
         choice_progress: updated after every layer that is measured for `dense_share`.
+        transform_progress: updated after every axis whose channels were ordered.
 
     Raises:
         Interrupted: the user stopped it; the state is saved.
@@ -187,7 +192,7 @@ def learn_checkpoint(
     trainer.store = store = replace(store, fingerprint=_fingerprint(trainer, whole_sha256, text, heldout))
     trainer.norms = NormCache(whole_sha256)
     store.check() if resume else store.discard()
-    if not _run(trainer, checkpoint, prior_progress, choice_progress, resume=resume):
+    if not _run(trainer, checkpoint, prior_progress, choice_progress, transform_progress, resume=resume):
         raise Interrupted(
             f"stopped after step {trainer.counters.step}; the state is saved.\nGo on with the same command and --resume."
         )
@@ -215,8 +220,8 @@ def _list_masked_names(trainer: Trainer) -> list[str]:
 
 
 def _run(
-    trainer: Trainer, checkpoint: Checkpoint, prior_progress: Progress = SILENT, choice_progress: Progress = SILENT, *,
-    resume: bool = False,
+    trainer: Trainer, checkpoint: Checkpoint, prior_progress: Progress = SILENT, choice_progress: Progress = SILENT,
+    transform_progress: Progress = SILENT, *, resume: bool = False,
 ) -> bool:  # fmt: skip
     """Prepare and learn; False if the user stopped it."""
     given = _read_given_masks(checkpoint, trainer) if trainer.config.prior_file is not None and not resume else None
@@ -224,7 +229,7 @@ def _run(
     with tuned_process(place), memory_errors(place):
         if resume:
             trainer.read_saved()
-        trainer.prepare(prior_progress, given, choice_progress)
+        trainer.prepare(prior_progress, given, choice_progress, transform_progress)
         if resume:
             trainer.restore()
         return trainer.run()
@@ -240,7 +245,7 @@ def _result(trainer: Trainer, dense_sha256: str) -> LearnResult:
         objective=trainer.config.minimised,
         moved_by_layer=trainer.moved_by_layer(),
         memorised=counters.memorised,
-        choice=None if trainer.choice is None else trainer.choice.rename(trainer.names),
+        choice=None if trainer.choice is None else trainer.choice.rename(trainer.names), found=trainer.found,
     )  # fmt: skip
 
 
@@ -249,8 +254,11 @@ def _collect_weights(trainer: Trainer, checkpoint: Checkpoint) -> dict[str, npt.
     weights = trainer.collect_changed_weights()
     if trainer.config.prior_update:  # far from the checkpoint's
         return weights
-    dtype = trainer.model.head.dtype
-    return {name: add_change(checkpoint.tensor(name), torch.from_numpy(now), dtype) for name, now in weights.items()}
+    dtype, transform = trainer.model.head.dtype, trainer.transform
+    return {
+        name: add_change(transform.apply(name, checkpoint.tensor(name)), torch.from_numpy(now), dtype)
+        for name, now in weights.items()
+    }
 
 
 def _read_given_masks(checkpoint: Checkpoint, trainer: Trainer) -> MaskSet:

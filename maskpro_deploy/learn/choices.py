@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from maskpro_deploy.errors import ConfigError, check_known
 
-AUTO = "auto"
+AUTO, NONE = "auto", "none"
 PRIOR_INPUTS = (AUTO, "dense", "pruned")
 DTYPES = (AUTO, "float32", "bfloat16")
 DEVICES = (AUTO, "cpu", "cuda")
@@ -70,6 +70,7 @@ class EstimatorChoice(Choice):
     products_per_sample: int = 0  # and as many for each of `--samples`
     copies: int = 1  # of the batch that go through the model side by side
     collects_gradients: bool = False  # whether those of all layers are held until the end of a step, in float32
+    published: bool = False  # whether it is one of others: "auto" settings leave it as it was published
     passes: str  # the model's passes in a step, in words
     state: str = "5.4 bytes"  # for each weight beyond the frozen one, in words
 
@@ -149,6 +150,11 @@ def _load(home: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformChoice(Choice):
+    """Channels that can change places without a change of the dense model, see `transforms.axes`."""
+
+
 _ESTIMATORS, _PRIORS, _DISTRIBUTIONS, _METHODS = (
     f"maskpro_deploy.learn.{room}" for room in ("estimators", "priors", "distributions", "recovery")
 )
@@ -178,25 +184,26 @@ ESTIMATORS: tuple[EstimatorChoice, ...] = (
     ),
     EstimatorChoice(
         name="maskpro-paper", home=f"{_ESTIMATORS}.maskpro_paper:MaskProPaperEstimator", learning_rate=50.0,  # MaskPro's own
+        published=True,
         summary="as published: the residual against the initial mask, a moving average", hint="as published",
         distribution="plackett-luce", score_only=True, backward=False, products=2, passes="two forward", state="2.4 bytes",
         settings=("renew_initial",),
     ),
     EstimatorChoice(
-        name="maskllm", home=f"{_ESTIMATORS}.maskllm:MaskLLMEstimator", one_pattern=True,
+        name="maskllm", home=f"{_ESTIMATORS}.maskllm:MaskLLMEstimator", one_pattern=True, published=True,
         learning_rate=0.001,  # its candidates are scaled by 100 and more before the softmax
         summary="the loss of soft masks; C(M, N) logits a group", hint="a baseline", passes="forward and backward",
         state="18 bytes for 2:4, and soft masks",
     ),
     EstimatorChoice(
-        name="proxsparse", home=f"{_ESTIMATORS}.proxsparse:ProxSparseEstimator", one_pattern=True,
+        name="proxsparse", home=f"{_ESTIMATORS}.proxsparse:ProxSparseEstimator", one_pattern=True, published=True,
         learning_rate=1e-4,  # of the weights' copy
         pattern="2:4", prior="magnitude", own_start=True, collects_gradients=True, settings=("prox_strength", "prox_anchor"),
         summary="the loss of a copy of the weights that is pushed towards 2:4; its two largest are kept",
         hint="a baseline", passes="forward and backward, without masks", state="12 bytes, and gradients of 4",
     ),
     EstimatorChoice(
-        name="susi", home=f"{_ESTIMATORS}.susi:SusiEstimator", one_pattern=True,
+        name="susi", home=f"{_ESTIMATORS}.susi:SusiEstimator", one_pattern=True, published=True,
         learning_rate=0.001, prior="none", collects_gradients=True,
         summary="the loss of soft masks, N draws by a chain of softmaxes", hint="a baseline", passes="forward and backward",
         state="12 bytes, gradients of 4, and soft masks",
@@ -261,6 +268,21 @@ WEIGHTS: tuple[WeightsChoice, ...] = (
     ),
 )
 
+TRANSFORMS: tuple[TransformChoice, ...] = (
+    TransformChoice(
+        name="residual", hint="of the whole model",
+        summary="the channels of the residual stream, in every layer that reads or writes it, in norms and embeddings",
+    ),
+    TransformChoice(
+        name="channels", hint="of each MLP",
+        summary="the hidden channels of each MLP: outputs of its first layers, inputs of its last one",
+    ),
+    TransformChoice(
+        name="heads", hint="of each key/value head",
+        summary="the channels of each key/value head between the value and the output projection",
+    ),
+)
+
 METHODS: tuple[MethodChoice, ...] = (
     MethodChoice(
         name="full", home=f"{_METHODS}.full:FullRecovery", learning_rate=WEIGHT_RATE, trains_vectors=True, state="4 bytes",
@@ -301,6 +323,16 @@ def describe(choices: Sequence[Choice]) -> str:
 def find(choices: Sequence[C], name: str) -> C:
     """The entry of a name that is known."""
     return next(choice for choice in choices if choice.name == name)
+
+
+def find_transforms(text: str) -> tuple[str, ...]:
+    """The transforms that `--transform` names, each once and in the order in which they are made."""
+    given = [part.strip() for part in text.split(",")] if text != NONE else []
+    for part in given:
+        check_known("--transform", part, (AUTO, NONE, *names_of(TRANSFORMS)))
+    if len(given) > 1 and (alone := {AUTO, NONE} & set(given)):
+        raise ConfigError(f"--transform {text}: {sorted(alone)[0]} stands alone.")
+    return tuple(name for name in names_of(TRANSFORMS) if name in given)
 
 
 def find_prior(text: str) -> tuple[PriorChoice, str]:

@@ -36,6 +36,8 @@ class LearnConfig(RunConfig):
     # already; "auto", pruned for SparseGPT (as published) and dense for the others
     prior_inputs: str = AUTO
     refine: bool = False  # improve the prior by swaps on the Gram matrix (see `refine`)
+    # what changes places before masks are made: names of `choices.TRANSFORMS`, "none", or "auto", all that the model allows
+    transform: str = AUTO
     # inverse temperature of the first samples: the logits are this times log(score / mean score of the group)
     prior_strength: float = 6.0
     estimator: str = "pathwise"  # how the gradient of the logits is computed: a name of `choices.ESTIMATORS`
@@ -143,6 +145,8 @@ class LearnConfig(RunConfig):
 
     def _check_prior(self) -> None:
         prior = self.prior_choice
+        if choices.find_transforms(self.transform) and prior.takes:
+            raise ConfigError(f"--transform {self.transform} does not go with --prior {self.prior}: its masks are made already.")
         if self.prior_update and not prior.updates_weights:
             able = ", ".join(choice.value for choice in choices.PRIORS if choice.updates_weights)
             raise ConfigError(f"--prior-update belongs to --prior {able}; --prior {self.prior} changes no weights.")
@@ -221,6 +225,20 @@ class LearnConfig(RunConfig):
         """Whether the prior needs Gram matrices, block by block."""
         prior = self.prior_choice
         return prior.needs_grams or self.refine or (self.pruned_inputs and bool(prior.inputs))
+
+    @property
+    def transforms(self) -> tuple[str, ...]:
+        """Names of the transforms that are tried; see `requires_transforms`."""
+        if self.transform != AUTO:
+            return choices.find_transforms(self.transform)
+        scored = self.prior_choice.refinable and not self.prior_choice.takes
+        able = scored and not self.transposable and not self.estimator_choice.published
+        return choices.names_of(choices.TRANSFORMS) if able else ()
+
+    @property
+    def requires_transforms(self) -> bool:
+        """Whether the model has to allow them."""
+        return self.transform != AUTO
 
     @property
     def prior_sees_text(self) -> bool:

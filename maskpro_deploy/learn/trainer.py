@@ -23,6 +23,7 @@ from maskpro_deploy.learn.estimators.base import Estimator, StepLoss
 from maskpro_deploy.learn.kernels.kept_weights import gather_kept, measure_added, scatter_kept
 from maskpro_deploy.learn.loop import Point, TrainingLoop
 from maskpro_deploy.learn.measuring import SHARE
+from maskpro_deploy.learn.model.basis import apply
 from maskpro_deploy.learn.model.calibration import BlockStream, InputNorms, whole_model_norms
 from maskpro_deploy.learn.model.model import LearningModel, Windows
 from maskpro_deploy.learn.model.sites import Site
@@ -31,9 +32,11 @@ from maskpro_deploy.learn.model.transposable_sites import TransposableSite
 from maskpro_deploy.learn.monitor import Observer
 from maskpro_deploy.learn.priors.compute import compute_prior
 from maskpro_deploy.learn.state import StateStore
+from maskpro_deploy.learn.transforms.search import Found, Search, deadline
 from maskpro_deploy.masks import MaskSet
 from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.system.progress import SILENT, Progress
+from maskpro_deploy.transform import Transform, read_transform
 
 
 class Trainer(TrainingLoop):
@@ -54,7 +57,9 @@ class Trainer(TrainingLoop):
         # by weight name in the model: those whose places `sites` take, and those that stay dense on purpose, with the reason
         self.layers, self.dense = split_layers(model.model, self.config, names)
         self.choice: DenseChoice | None = None  # which more stay dense, if that is chosen by `dense_share`
-        self.names = {name: name for name in (*self.layers, *self.dense)} if names is None else names
+        self.names = {name: name for name in model.parameter_names} if names is None else names
+        self.transform = Transform()  # what the weights went through, see `transforms`
+        self.found: Found | None = None  # and what is known of it, if this run found it
         self.norms: InputNorms = whole_model_norms  # what gives the norms of the layers' inputs, where a prior needs them alone
         config.estimator_choice.load().check_model(model.model, self.layers)
         make_family = config.load_distribution()
@@ -78,10 +83,13 @@ class Trainer(TrainingLoop):
         assert isinstance(self.learner, Estimator)
         return self.learner
 
-    def prepare(self, progress: Progress = SILENT, given: MaskSet | None = None, choosing: Progress = SILENT) -> None:
+    def prepare(
+        self, progress: Progress = SILENT, given: MaskSet | None = None, choosing: Progress = SILENT, ordering: Progress = SILENT
+    ) -> None:
         """Measure the dense model, compute the prior (with `given` masks for a file), and put sites in the layers' places.
 
-        With `dense_share` layers that stay dense are chosen after the prior; `choosing` shows how far that is.
+        Channels change places before the prior is computed; `ordering` shows how far that is. With `dense_share` layers that stay
+        dense are chosen after it; `choosing` shows that.
 
         What the saved state holds is taken from there, see `read_saved`.
         """
@@ -96,11 +104,31 @@ class Trainer(TrainingLoop):
                 self.dense_loss = self.heldout_loss()
         with self.timing("preparing_s"):
             if self.saved is None:
+                self._change_basis(given, ordering)
                 self._start_from_prior(progress, given, choosing)
             else:
                 self._start_from_saved(self.saved[0])
             loss = StepLoss(self.model, ask_without_masks(self.model, self.masked), config.objective_choice.teacher_share)
             self.learner = config.estimator_choice.load()(config, self.model, self.masked, loss)
+
+    def _change_basis(self, given: MaskSet | None, progress: Progress) -> None:
+        """Let channels change places: as the given masks need it, or so that the prior's masks keep more."""
+        config = self.config
+        if given is not None and given.transform:
+            self.transform = given.transform
+            apply(self.model, self.transform, self.names)
+        if not config.transforms:
+            return
+        batches = self.calibration()
+        norms = dict(self.norms(self.model, self.layers, batches)) if config.prior_choice.inputs else None
+        search = Search(
+            model=self.model, layers=self.layers, names=self.names, patterns=config.patterns, norms=norms, seed=config.seed,
+            progress=progress, until=deadline(None if config.budget_s is None else SHARE * config.budget_s),
+        )  # fmt: skip
+        self.found = search.run(config.transforms, batches[0], required=config.requires_transforms)
+        self.transform = self.found.transform
+        if norms is not None:
+            self.norms = lambda *_: norms
 
     def _start_from_prior(self, progress: Progress, given: MaskSet | None, choosing: Progress) -> None:
         dense = {n: y.weight.detach().clone() for n, y in self.layers.items()} if self._keeps_dense_apart else {}
@@ -136,6 +164,12 @@ class Trainer(TrainingLoop):
         """Sites with the prior's masks, as `start_tensors` saved them; the learner brings its logits and weights."""
         if (choice := tensors.get("start/choice")) is not None:
             self._leave_dense(DenseChoice.from_json(json.loads(choice.numpy().tobytes())))
+        if (places := tensors.get("start/places")) is not None:
+            bases = {k.removeprefix("start/basis/"): v.numpy() for k, v in tensors.items() if k.startswith("start/basis/")}
+            self.transform = read_transform(places.numpy().tobytes().decode(), bases, "the saved state")
+            apply(self.model, self.transform, self.names)
+        if (found := tensors.get("start/found")) is not None:
+            self.found = Found.from_json(json.loads(found.numpy().tobytes()), self.transform)
         for name, layer in self.layers.items():
             device = layer.weight.device
             if (weight := tensors.get(f"start/weight/{name}")) is not None:
@@ -159,8 +193,12 @@ class Trainer(TrainingLoop):
         """The prior's masks, the weights that it changed and no step moves, and the logits where the learner has others."""
         tensors = {name: bits.clone() for name, bits in self._prior.items()}  # the best ones may be the same
         if self.choice is not None:
-            written = json.dumps(self.choice.to_json()).encode()
-            tensors["choice"] = torch.frombuffer(bytearray(written), dtype=torch.uint8)
+            tensors["choice"] = _to_bytes(json.dumps(self.choice.to_json()))
+        if self.transform:
+            tensors["places"] = _to_bytes(self.transform.describe_places())
+            tensors |= {f"basis/{name}": torch.from_numpy(basis) for name, basis in self.transform.bases.items()}
+        if self.found is not None:
+            tensors["found"] = _to_bytes(json.dumps(self.found.to_json()))
         saved = self.learner.tensors()
         for s in self.masked:
             if self.config.prior_update and not self.config.trains_weights:
@@ -264,5 +302,10 @@ class Trainer(TrainingLoop):
         patterns = {self.names[s.name]: s.pattern for s in self.masked}
         return MaskSet.from_arrays(
             self.config.pattern, masks, dense_sha256, transposed=transposed, dense=dense, patterns=patterns,
-            transposable=self.config.transposable,
+            transposable=self.config.transposable, transform=self.transform,
         )  # fmt: skip
+
+
+def _to_bytes(text: str) -> Tensor:
+    """A text among the tensors of a saved state."""
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)

@@ -20,6 +20,7 @@ from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.system.files import check_free
 from maskpro_deploy.system.output import table
 from maskpro_deploy.system.progress import SILENT, Progress
+from maskpro_deploy.transform import Transform
 from maskpro_deploy.validation.formats.readers import open_source
 
 _SHOWN = 5  # names, or rows of a table; --json has all
@@ -101,7 +102,8 @@ def enforce_masks(
     source = path or filled.folder / MASKS_FILE
     made = open_masks(source, str(source), list_prunable).masks
     made.check_fits(filled.shapes, f"the masks of {source}", model)
-    masks = dataclasses.replace(made, dense_sha256=filled.dense_sha256(made))
+    # the weights are in the masks' bases already: from here on these are their own
+    masks = dataclasses.replace(made, dense_sha256=filled.dense_sha256(made), transform=Transform())
     layers = [_measure_dropped(filled, masks, name) for name in masks]
     dropped = _sum_up(layers)
     record = {

@@ -52,6 +52,7 @@ def describe_masks(path: Path) -> dict[str, Any]:
         "not_strict": list(masks.find_broken()),
         "kinds": dict(sorted(kinds.items())),
         "left_dense": dict(masks.dense),
+        "transform": masks.transform.kinds(),
     }
 
 
@@ -59,7 +60,7 @@ def compare_masks(first: Path, second: Path) -> dict[str, Any]:
     """How many groups differ between two mask files, by kind of layer.
 
     Raises:
-        InputError: they have no layer, shape or pattern in common.
+        InputError: they have no layer, shape or pattern in common, or belong to other orders of channels.
     """
     a, b = MaskSet.load(_locate_masks(first)), MaskSet.load(_locate_masks(second))
     only_in_first, only_in_second = sorted(set(a) - set(b)), sorted(set(b) - set(a))
@@ -69,6 +70,10 @@ def compare_masks(first: Path, second: Path) -> dict[str, Any]:
         name = unlike[0]
         raise InputError(
             f"{first} holds {a.pattern_of(name)} in {name}, {second} holds {b.pattern_of(name)}: groups cannot be compared."
+        )
+    if a.transform.sha256() != b.transform.sha256():
+        raise InputError(
+            f"the channels of {first} and {second} are in other places: their groups have other members and cannot be compared."
         )
     a, b = a.only(both), b.only(both)
     b.check_fits({name: a.stored_shape(name) for name in a}, f"the masks of {second}", str(first))
@@ -124,6 +129,7 @@ def render_description(facts: Mapping[str, Any]) -> str:
         ("made for weights with SHA-256", facts["dense_sha256"] or "not said"),
         ("layers that break the pattern", ", ".join(facts["not_strict"]) or "none"),
         ("layers left dense on purpose", len(facts["left_dense"])),
+        ("channels that changed places", ", ".join(f"{kind}: {count}" for kind, count in facts["transform"].items()) or "none"),
     ]
     kinds = [(kind, counts["layers"], f"{counts['weights']:,}") for kind, counts in facts["kinds"].items()]
     blocks = [table(rows), table(kinds, ("kind", "layers", "weights"))]

@@ -19,25 +19,31 @@ import torch
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.errors import InputError
+from maskpro_deploy.learn.model.basis import apply, change_basis, load_basis
 from maskpro_deploy.learn.model.calibration import decoder_blocks
 from maskpro_deploy.learn.model.experts import list_fused
 from maskpro_deploy.learn.model.model import LearningModel
-from maskpro_deploy.learn.model.tensor_names import map_names
+from maskpro_deploy.learn.model.tensor_names import find_tensors, map_names
 from maskpro_deploy.learn.model.transposed import turn_layers
 from maskpro_deploy.system.input_file import open_tensors
 from maskpro_deploy.torch_lm import build_without_weights, load_causal_lm
+from maskpro_deploy.transform import Transform
 
 log = logging.getLogger(__name__)
+
+_AS_IT_IS = Transform()
 
 
 class PagedModel(LearningModel):
     """A model whose blocks are empty unless they are at work; it goes to a device without them.
 
-    `files` says where each of their parameters is stored, under its own name.
+    `files` says where each of their parameters is stored, under its own name; `transform` is what those go through.
     """
 
-    def __init__(self, model: Any, files: Mapping[str, Path], place: str) -> None:
+    def __init__(self, model: Any, files: Mapping[str, Path], place: str, transform: Transform = _AS_IT_IS) -> None:
         self._files, self._place = dict(files), torch.device(place)
+        self._changes = transform.places
+        self._bases = {name: load_basis(basis, self._place) for name, basis in transform.bases.items()}
         blocks = decoder_blocks(model)
         self._parameters = {b: {f"{b}.{n}": p for n, p in module.named_parameters()} for b, module in blocks.items()}
         self._shapes = {n: p.shape for own in self._parameters.values() for n, p in own.items()}
@@ -80,7 +86,10 @@ class PagedModel(LearningModel):
                 with open_tensors(path, "pt") as file:
                     for name in names:
                         parameter = self._parameters[block][name]
-                        parameter.data = file.get_tensor(name).to(self._place, parameter.dtype, copy=True)
+                        weight = file.get_tensor(name).to(self._place, parameter.dtype, copy=True)
+                        for axis, basis in self._changes.get(name, ()):
+                            weight = change_basis(weight, axis, self._bases[basis])
+                        parameter.data = weight.contiguous()
         self._full.add(block)
 
     def _leave(self, block: str) -> None:
@@ -93,18 +102,24 @@ class PagedModel(LearningModel):
         self._full.discard(block)
 
 
-def open_paged(checkpoint: Checkpoint, dtype: torch.dtype, place: str) -> LearningModel:
+def open_paged(checkpoint: Checkpoint, dtype: torch.dtype, place: str, transform: Transform = _AS_IT_IS) -> LearningModel:
     """The model of a checkpoint on a device, its blocks on disk; loaded whole, and a line in the log, where they cannot be.
 
-    They can where each of their parameters is a tensor of the checkpoint, by name and shape.
+    They can where each of their parameters is a tensor of the checkpoint, by name and shape. `transform` is what all weights go
+    through.
     """
     try:
-        names = list_block_tensors(checkpoint)
+        inside = list_block_tensors(checkpoint)
     except InputError as e:
         log.warning("the whole model is loaded into memory: %s", str(e).splitlines()[0])
-        return LearningModel(load_causal_lm(checkpoint.folder, dtype).to(place))
-    model = load_causal_lm(checkpoint.folder, dtype, empty=names)
-    return PagedModel(model, {name: checkpoint.shard_of[name] for name in names}, place)
+        whole = LearningModel(load_causal_lm(checkpoint.folder, dtype).to(place))
+        apply(whole, transform, find_tensors(whole, checkpoint))
+        return whole
+    model = load_causal_lm(checkpoint.folder, dtype, empty=inside)
+    paged = PagedModel(model, {name: checkpoint.shard_of[name] for name in inside}, place, transform)
+    names = find_tensors(paged, checkpoint)
+    apply(paged, transform, {own: name for own, name in names.items() if own not in inside})
+    return paged
 
 
 def list_block_tensors(checkpoint: Checkpoint) -> frozenset[str]:

@@ -89,6 +89,7 @@ class Plan:
     parameters: int  # weights in all
     left_dense: dict[str, str]  # layers that `--dense-layers` names, by name in the checkpoint, with the reason
     dense_share: float | None  # of the multiply-adds, that stays dense too: in layers that only a run can choose
+    transforms: tuple[str, ...]  # whose channels change places before masks are made, as far as the model allows
     memory: Memory  # at the peak
     state_bytes_per_weight: float  # of the learner beyond the weights: logits, optimiser, and what it remembers
     # what a logit for each of the C(M, N) masks would take, with gradients and Adam; None where weights are trained
@@ -142,7 +143,7 @@ def plan(
         pattern=str(run.pattern), layers=len(layers), prunable=prunable, parameters=parameters, memory=memory, step_s=step,
         products_s=products, masks_s=masks, state_bytes_per_weight=round(memory.state / prunable, 3),
         maskllm_bytes_per_weight=theirs, left_dense={tensors[name]: reason for name, reason in left.items()},
-        dense_share=config.dense_share,
+        dense_share=config.dense_share, transforms=() if recover is not None else config.transforms,
     )  # fmt: skip
 
 
@@ -169,13 +170,22 @@ def _count_whole(
         head=count_head(model, run, dtype),
         gradients=max(layer.weight.numel() for layer in layers.values()) * _GRADIENT_BYTES
         + (4 * prunable if run.collects_gradients else 0),
-        prior=0 if recovers else count_prior(model, layers, config, dtype),
+        prior=0 if recovers else max(count_prior(model, layers, config, dtype), _count_reordering(model, config, dtype)),
         streams=0,
         loading=parameters * dtype.itemsize + sum(files) + (teacher if recovers else 0),
         program=peak_memory("cpu") if on_cpu else 0,
         kernels=_KERNEL_BYTES if on_cpu else 0,
         writing=max(files) + (_WRITTEN_BYTES * prunable if run.trains_weights and on_cpu else 0),
     )
+
+
+def _count_reordering(model: LearningModel, config: LearnConfig, dtype: torch.dtype) -> int:
+    """Bytes while channels change places: all weights in float32 for the proof, and the largest of them once more."""
+    if not config.transforms:
+        return 0
+    sizes: list[int] = [p.numel() for p in model.model.parameters()]
+    wide = 4  # bytes of a float32
+    return sum(sizes) * (wide - dtype.itemsize) + max(sizes) * wide
 
 
 def _can_page(checkpoint: Checkpoint) -> bool:

@@ -42,6 +42,7 @@ from maskpro_deploy.system.files import check_free
 from maskpro_deploy.system.on_demand import OnDemand
 from maskpro_deploy.system.progress import SILENT, Progress
 from maskpro_deploy.torch_lm import load_causal_lm
+from maskpro_deploy.transform import Transform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,8 +162,9 @@ def recover_checkpoint(
     result = run.result(weights)
     record = run.provenance(text, heldout, result)
     save_sparse(
-        sparse, run.masks, out, record, force=force, weights=weights, add=partial(trainer.save_more, base=sparse.folder.name)
-    )
+        sparse, run.masks, out, record, force=force, weights=weights, changes_basis=False,
+        add=partial(trainer.save_more, base=sparse.folder.name),
+    )  # fmt: skip
     store.discard()
     return result
 
@@ -195,7 +197,7 @@ class _Run:
             dense = find_dense(sparse, masks, teacher, other_weights=config.other_weights)
             if not masks.dense_sha256:
                 masks = dataclasses.replace(masks, dense_sha256=dense.dense_sha256(masks))
-        taught = None if dense is None else _load_model(dense, config, dtype, place)
+        taught = None if dense is None else _load_model(dense, config, dtype, place, masks.transform)
         own = masks.rename({theirs: own for own, theirs in names.items()})
         trainer = config.method_choice.load_trainer()(
             model, loaded.learning, loaded.heldout, config, own, taught, **watching
@@ -263,10 +265,15 @@ class _Run:
         return {**before, **dense, **facts, "weights_changed": True, "recovered": recovered}
 
 
-def _load_model(checkpoint: Checkpoint, config: RecoverConfig, dtype: torch.dtype, place: str) -> LearningModel:
-    """The model of a checkpoint on a device; its blocks stay on disk where they are trained one by one."""
+def _load_model(
+    checkpoint: Checkpoint, config: RecoverConfig, dtype: torch.dtype, place: str, transform: Transform | None = None
+) -> LearningModel:
+    """The model of a checkpoint on a device; its blocks stay on disk where they are trained one by one.
+
+    Only then are its states compared with those of another model, and `transform` brings them into the same bases.
+    """
     if config.method_choice.by_block:
-        return open_paged(checkpoint, dtype, place)
+        return open_paged(checkpoint, dtype, place, transform or Transform())
     return LearningModel(load_causal_lm(checkpoint.folder, dtype).to(place))
 
 
