@@ -73,6 +73,8 @@ def _list_residual(name: str, module: nn.Module, head: nn.Linear) -> list[tuple[
     own = {n: p for n, p in module.named_parameters(recurse=False) if width in p.shape}
     if leaf in _NORMS_OF_HEADS:
         return []
+    if leaf in _READERS:  # a router
+        return [(f"{name}.{n}", p.dim() - 1) for n, p in own.items()]
     return [(f"{name}.{n}", 0) for n in own] if all(p.dim() == 1 for p in own.values()) else None
 
 
