@@ -22,6 +22,7 @@ from maskpro_deploy.runs.mask_repair import list_prunable
 from maskpro_deploy.system.files import check_free
 from maskpro_deploy.system.output import table
 from maskpro_deploy.system.progress import SILENT, Progress
+from maskpro_deploy.transform import Transform
 
 
 def _locate_masks(path: Path) -> Path:
@@ -75,7 +76,7 @@ def compare_masks(first: Path, second: Path) -> dict[str, Any]:
         raise InputError(
             f"the channels of {first} and {second} are in other places: their groups have other members and cannot be compared."
         )
-    a, b = a.only(both), b.only(both)
+    a, b = (dataclasses.replace(masks.only(both), transform=Transform()) for masks in (a, b))
     b.check_fits({name: a.stored_shape(name) for name in a}, f"the masks of {second}", str(first))
     return {
         "sparsity": str(a.pattern),

@@ -31,7 +31,7 @@ from maskpro_deploy.validation import validate
 PATTERN = NMPattern(2, 4)
 CONFIG = LearnConfig(
     pattern=PATTERN, steps=12, window=32, batch_tokens=128, calibration_tokens=128, heldout_tokens=512, evaluations=3,
-    dtype="float32", learning_rate=0.1, weights="train", weight_rate=2e-3, objective="ce+kl",
+    dtype="float32", transform="none", learning_rate=0.1, weights="train", weight_rate=2e-3, objective="ce+kl",
 )  # fmt: skip
 SHORT = replace(CONFIG, steps=4, prior="magnitude")
 UPDATED = {"prior": "sparsegpt", "prior_update": True}

@@ -42,6 +42,7 @@ CONFIG = LearnConfig(
     heldout_tokens=512,
     evaluations=3,
     dtype="float32",
+    transform="none",
 )
 
 

@@ -20,7 +20,7 @@ SETTINGS = {"steps": 6, "window": 32, "batch_tokens": 128, "calibration_tokens":
 def test_how_far_each_layer_moved_is_what_numpy_finds_in_the_written_weights(
     dense: Checkpoint, text: Text, heldout: Text, tmp_path: Path
 ) -> None:
-    config = LearnConfig(pattern=NMPattern(2, 4), weights="train", dtype="float32", **SETTINGS)  # type: ignore[arg-type]
+    config = LearnConfig(pattern=NMPattern(2, 4), weights="train", transform="none", dtype="float32", **SETTINGS)  # type: ignore[arg-type]
     result = learn_checkpoint(dense.folder, tmp_path / "out", text, heldout, config, device="cpu")
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert set(result.moved_by_layer) == set(result.masks)

@@ -206,7 +206,7 @@ class Search:
                     self.norms[name] = moved.reshape(-1)
 
     def _logits(self, tokens: Tensor) -> Tensor:
-        with torch.inference_mode(), _in_float32(self.model.model):
+        with torch.no_grad(), _in_float32(self.model.model):
             logits: Tensor = self.model.model(tokens, use_cache=False).logits
         return logits.float()
 

@@ -28,6 +28,7 @@ PATTERN = NMPattern(2, 4)
 BASE = LearnConfig(
     pattern=PATTERN,
     weights="frozen",
+    transform="none",
     steps=6,
     window=32,
     batch_tokens=128,

@@ -133,7 +133,7 @@ def test_blocks_on_disk_and_in_memory_give_the_same_bits(
     monkeypatch.setattr(api, "open_paged", lambda *given: opened.append(open_paged(*given)) or opened[-1])
     run(sparse, tmp_path / "paged", text, heldout)
     assert [type(model) for model in opened] == [PagedModel, PagedModel]
-    monkeypatch.setattr(api, "open_paged", lambda c, dtype, place: LearningModel(load_causal_lm(c.folder, dtype)))
+    monkeypatch.setattr(api, "open_paged", lambda c, dtype, place, _: LearningModel(load_causal_lm(c.folder, dtype)))
     run(sparse, tmp_path / "whole", text, heldout)
     assert same_bits(tmp_path / "paged", tmp_path / "whole")
 

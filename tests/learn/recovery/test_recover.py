@@ -28,7 +28,7 @@ from maskpro_deploy.validation import validate
 PATTERN = NMPattern(2, 4)
 SMALL: dict[str, Any] = {"window": 32, "batch_tokens": 128, "heldout_tokens": 512, "evaluations": 3, "dtype": "float32"}
 CONFIG = RecoverConfig(steps=12, learning_rate=2e-3, objective="kl", calibration_tokens=128, **SMALL)
-MASKS = LearnConfig(pattern=PATTERN, steps=0, prior="magnitude", calibration_tokens=128, **SMALL)
+MASKS = LearnConfig(pattern=PATTERN, steps=0, prior="magnitude", transform="none", calibration_tokens=128, **SMALL)
 
 
 @pytest.fixture(scope="module")
