@@ -97,7 +97,7 @@ def test_another_order_has_another_hash() -> None:
 
 
 @pytest.mark.parametrize(
-    "places, basis",
+    ("places", "basis"),
     [
         ("[]", permutations(1, 4)),
         ("{", permutations(1, 4)),

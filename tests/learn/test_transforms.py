@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from decoder_families import write_family
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from stopper import Stopper
 
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import Text
-from maskpro_deploy.errors import ConfigError, InputError, Interrupted
+from maskpro_deploy.errors import ConfigError, FormatError, InputError, Interrupted
 from maskpro_deploy.learn import LearnConfig, LearnResult, learn_checkpoint
 from maskpro_deploy.learn.model.paged_blocks import open_paged
 from maskpro_deploy.learn.recovery.api import recover_checkpoint
@@ -85,6 +88,49 @@ def test_masks_alone_and_the_dense_model_make_the_same_checkpoint(
     lm = TorchLM.open(dense.folder)
     lm.apply(masks_of(out))
     assert np.allclose(lm.logits(TOKENS), TorchLM.open(out).logits(TOKENS), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama, tied", "mixtral", "opt", "gemma3n_text"])
+def test_other_families_keep_their_dense_weights_in_other_places(family: str, text: Text, heldout: Text, tmp_path: Path) -> None:
+    dense = Checkpoint.open(write_family(family, tmp_path / "dense"))
+    config = replace(CONFIG, steps=1, evaluations=1)
+    result = learn_checkpoint(dense.folder, tmp_path / "sparse", text, heldout, config, device="cpu")
+    assert result.masks.transform
+    apply_masks(tmp_path / "sparse" / MASKS_FILE, str(dense.folder), tmp_path / "again")
+    ours, again = (load_file(tmp_path / name / "model.safetensors") for name in ("sparse", "again"))
+    assert ours.keys() == again.keys()
+    assert all(np.array_equal(ours[name], again[name]) for name in ours)
+    moved = dense_in_new_places(dense, result, tmp_path / "moved")
+    before, after = (TorchLM.open(folder).logits(TOKENS) for folder in (dense.folder, moved))
+    assert np.abs(before - after).max() < 1e-5 * np.abs(before).max()
+
+
+def dense_in_new_places(dense: Checkpoint, result: LearnResult, out: Path) -> Path:
+    """The dense checkpoint after the change of basis, and before its masks."""
+    shutil.copytree(dense.folder, out)
+    tensors = {name: result.masks.transform.apply(name, dense.tensor(name)) for name in dense.names}
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    return out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": "1"}, "go together"),
+        ({"transform": "[]"}, "damaged change of basis"),
+        ({"transform": '{"model.norm.weight": [[0, "nothing"]]}'}, "do not fit together"),
+    ],
+)
+def test_damaged_mask_files_are_refused(
+    changes: dict[str, str], message: str, learned: tuple[Path, LearnResult], tmp_path: Path
+) -> None:
+    file = learned[0] / MASKS_FILE
+    with safe_open(file, "np") as stored:
+        metadata = stored.metadata() | changes
+    save_file(load_file(file), tmp_path / MASKS_FILE, metadata=metadata)
+    with pytest.raises(FormatError, match=message):
+        MaskSet.load(tmp_path / MASKS_FILE)
+    assert masks_of(learned[0]).transform  # and whole ones are read
 
 
 def test_enforced_masks_belong_to_the_weights_that_they_were_put_on(learned: tuple[Path, LearnResult], tmp_path: Path) -> None:

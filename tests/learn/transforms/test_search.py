@@ -43,7 +43,7 @@ def test_there_is_a_finder_for_every_transform() -> None:
 
 
 @pytest.mark.parametrize(
-    "family, axes",
+    ("family", "axes"),
     [
         ("llama", (1, 2, 2)),
         ("llama, tied", (1, 2, 2)),
