@@ -152,11 +152,11 @@ def _load(home: str) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformChoice(Choice):
-    """Channels that can change places without a change of the dense model, see `transforms.axes`."""
+    """Channels that can change places without a change of the dense model; its code finds them, see `transforms.axes`."""
 
 
-_ESTIMATORS, _PRIORS, _DISTRIBUTIONS, _METHODS = (
-    f"maskpro_deploy.learn.{room}" for room in ("estimators", "priors", "distributions", "recovery")
+_ESTIMATORS, _PRIORS, _DISTRIBUTIONS, _METHODS, _TRANSFORMS = (
+    f"maskpro_deploy.learn.{room}" for room in ("estimators", "priors", "distributions", "recovery", "transforms")
 )
 
 # fmt: off
@@ -270,16 +270,18 @@ WEIGHTS: tuple[WeightsChoice, ...] = (
 
 TRANSFORMS: tuple[TransformChoice, ...] = (
     TransformChoice(
-        name="residual", hint="of the whole model",
-        summary="the channels of the residual stream, in every layer that reads or writes it, in norms and embeddings",
+        name="residual", hint="of the whole model", home=f"{_TRANSFORMS}.axes:find_residual",
+        summary="channels of the residual stream: columns of every layer that reads it (the output head and routers, too), rows "
+        "of every layer that writes it, norms, embeddings; one permutation for the whole model",
     ),
     TransformChoice(
-        name="channels", hint="of each MLP",
-        summary="the hidden channels of each MLP: outputs of its first layers, inputs of its last one",
+        name="channels", hint="of each MLP", home=f"{_TRANSFORMS}.axes:find_channels",
+        summary="hidden channels of each MLP, and of each expert: rows of its first layers, columns of its last one",
     ),
     TransformChoice(
-        name="heads", hint="of each key/value head",
-        summary="the channels of each key/value head between the value and the output projection",
+        name="heads", hint="of each key/value head", home=f"{_TRANSFORMS}.axes:find_heads",
+        summary="channels of each key/value head: rows of the value projection, and columns of the output projection for every "
+        "query head that shares it",
     ),
 )
 

@@ -35,7 +35,10 @@ from maskpro_deploy.learn.recovery.method import Method
 from maskpro_deploy.pattern import NMPattern
 
 ROOT = Path(__file__).resolve().parents[2]
-ALL = (*choices.ESTIMATORS, *choices.PRIORS, *choices.OBJECTIVES, *choices.DISTRIBUTIONS, *choices.WEIGHTS, *choices.METHODS)
+ALL = (
+    *choices.ESTIMATORS, *choices.PRIORS, *choices.OBJECTIVES, *choices.DISTRIBUTIONS, *choices.WEIGHTS, *choices.METHODS,
+    *choices.TRANSFORMS,
+)  # fmt: skip
 
 
 class Backwards(Estimator):
@@ -184,10 +187,11 @@ def tables() -> list[str]:
                 for m in choices.METHODS
             ],
         ),
+        table(("`--transform`", "what moves"), [(f"`{t.name}`", t.summary) for t in choices.TRANSFORMS]),
     ]
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(7))
 def test_the_documentation_has_every_entry(number: int) -> None:
     wanted, page = tables()[number], "recover.md" if number == 5 else "learning.md"
     assert wanted in (ROOT / "docs" / page).read_text(encoding="utf-8"), f"docs/{page} should have\n{wanted}"

@@ -8,7 +8,7 @@ Shapes: `O` outputs, `C` inputs of a layer; `K` parts of `D` channels, see `mask
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -126,8 +126,3 @@ def _list_outputs(name: str, layer: nn.Linear) -> Iterator[tuple[str, int]]:
     yield f"{name}.weight", 0
     if layer.bias is not None:
         yield f"{name}.bias", 0
-
-
-FINDERS: dict[str, Callable[[LearningModel], list[Axis]]] = {
-    "residual": find_residual, "channels": find_channels, "heads": find_heads,
-}  # fmt: skip

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from maskpro_deploy.errors import ConfigError
+from maskpro_deploy.learn.choices import TRANSFORMS, find
 from maskpro_deploy.learn.model.basis import apply
 from maskpro_deploy.learn.model.model import LearningModel
-from maskpro_deploy.learn.transforms.axes import FINDERS, Axis
+from maskpro_deploy.learn.transforms.axes import Axis
 from maskpro_deploy.learn.transforms.exchange import order_channels
 from maskpro_deploy.pattern import LayerPatterns, NMPattern
 from maskpro_deploy.system.progress import SILENT, Progress
@@ -99,7 +100,7 @@ class Search:
         """
         tokens = tokens[:1, :_FEW_TOKENS]
         before, difference = self._logits(tokens), 0.0
-        axes = {kind: FINDERS[kind](self.model) for kind in kinds}
+        axes: dict[str, list[Axis]] = {kind: find(TRANSFORMS, kind).load()(self.model) for kind in kinds}
         parts: list[Transform] = []
         gains: dict[str, float] = {}
         refused: dict[str, str] = {}

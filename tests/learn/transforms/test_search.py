@@ -13,8 +13,8 @@ from maskpro_deploy.errors import ConfigError
 from maskpro_deploy.learn.choices import TRANSFORMS, names_of
 from maskpro_deploy.learn.model.model import LearningModel, prunable_layers
 from maskpro_deploy.learn.model.tensor_names import find_tensors
-from maskpro_deploy.learn.transforms import search as search_module
-from maskpro_deploy.learn.transforms.axes import FINDERS, Axis
+from maskpro_deploy.learn.transforms import axes as axes_module
+from maskpro_deploy.learn.transforms.axes import Axis, find_channels, find_residual
 from maskpro_deploy.learn.transforms.search import Found, Search
 from maskpro_deploy.pattern import LayerPatterns, NMPattern
 from maskpro_deploy.torch_lm import load_causal_lm
@@ -36,10 +36,6 @@ def open_search(folder: Path, dtype: torch.dtype = torch.float32, **changes: obj
 def logits(search: Search) -> torch.Tensor:
     found: torch.Tensor = search.model.model(TOKENS, use_cache=False).logits
     return found
-
-
-def test_there_is_a_finder_for_every_transform() -> None:
-    assert tuple(FINDERS) == ALL
 
 
 @pytest.mark.parametrize(
@@ -105,9 +101,9 @@ def test_norms_of_inputs_follow_their_channels(tmp_path: Path) -> None:
 
 def test_a_change_that_changes_the_model_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search = open_search(write_family("llama", tmp_path / "model"))
-    true = FINDERS["channels"](search.model)[0]
+    true = find_channels(search.model)[0]
     wrong = Axis(name=true.name, parts=1, size=true.size, places=true.places[-1:], readers=true.readers)  # only the last layer
-    monkeypatch.setitem(search_module.FINDERS, "channels", lambda _: [wrong])
+    monkeypatch.setattr(axes_module, "find_channels", lambda _: [wrong])
     before = [p.clone() for p in search.model.model.parameters()]
     found = search.run(("channels",), TOKENS, required=False)
     assert "its logits change by" in found.refused["channels"]
@@ -119,10 +115,10 @@ def test_a_change_that_changes_the_model_is_undone(tmp_path: Path, monkeypatch: 
 
 def test_in_bf16_small_mistakes_are_found_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search = open_search(write_family("llama", tmp_path / "model"), torch.bfloat16)
-    true = FINDERS["residual"](search.model)[0]
+    true = find_residual(search.model)[0]
     without = tuple(p for p in true.places if "layers.0.input_layernorm" not in p[0])
     wrong = Axis(name=true.name, parts=1, size=true.size, places=without, readers=true.readers)
-    monkeypatch.setitem(search_module.FINDERS, "residual", lambda _: [wrong])
+    monkeypatch.setattr(axes_module, "find_residual", lambda _: [wrong])
     assert "residual" in search.run(("residual",), TOKENS, required=False).refused
     assert search.model.head.dtype == torch.bfloat16
 
