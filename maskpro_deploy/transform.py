@@ -76,7 +76,7 @@ class Transform:
         return digest.hexdigest()
 
     def kinds(self) -> dict[str, int]:
-        """How many bases of each kind there are: "residual", "channels" and "heads", by the first part of their names."""
+        """How many bases of each kind there are: "residual", "mlp" and "heads", by the first part of their names."""
         kinds: dict[str, int] = {}
         for name in sorted(self.bases):
             kinds[name.partition(".")[0]] = kinds.get(name.partition(".")[0], 0) + 1

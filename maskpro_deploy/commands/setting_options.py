@@ -38,8 +38,8 @@ _HELP = {
     "prior_update": "Keep SparseGPT's weight update too: the weights saved are not the dense ones.",
     "prior_inputs": "Inputs a prior sees: of the dense or of the pruned model.",
     "refine": "Improve the prior by swaps that lower each layer's reconstruction error.",
-    "transform": "What changes places before masks are made, so that they keep more and the dense model stays the same: channels "
-    f"of {describe(TRANSFORMS)}, or several with commas, or none; auto: all that the model allows.",
+    "transform": "Channels that change places before masks are made, so that they keep more and the dense model stays the same: "
+    f"{describe(TRANSFORMS)}, several with commas, or none; auto: all that the model allows.",
     "objective": f"What to minimise: {describe(OBJECTIVES)}; auto: the estimator's own.",
     "calibration_tokens": "Tokens that the prior sees.",
     "heldout_tokens": "Tokens to measure on while learning.",

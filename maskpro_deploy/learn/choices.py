@@ -275,7 +275,7 @@ TRANSFORMS: tuple[TransformChoice, ...] = (
         "of every layer that writes it, norms, embeddings; one permutation for the whole model",
     ),
     TransformChoice(
-        name="channels", hint="of each MLP", home=f"{_TRANSFORMS}.axes:find_channels",
+        name="mlp", hint="of each MLP", home=f"{_TRANSFORMS}.axes:find_mlps",
         summary="hidden channels of each MLP, and of each expert: rows of its first layers, columns of its last one",
     ),
     TransformChoice(

@@ -49,7 +49,7 @@ def masks_of(folder: Path) -> MaskSet:
 def test_kept_weights_are_the_dense_ones_in_other_places(learned: tuple[Path, LearnResult], dense: Checkpoint) -> None:
     out, result = learned
     masks = masks_of(out)
-    assert masks.transform.kinds() == {"channels": 2, "heads": 2, "residual": 1}
+    assert masks.transform.kinds() == {"mlp": 2, "heads": 2, "residual": 1}
     assert masks.sha256() == result.masks.sha256()
     for name, weight in load_file(out / "model.safetensors").items():
         moved = masks.transform.apply(name, dense.tensor(name))
@@ -60,7 +60,7 @@ def test_kept_weights_are_the_dense_ones_in_other_places(learned: tuple[Path, Le
 def test_the_record_says_what_changed_places(learned: tuple[Path, LearnResult]) -> None:
     out, result = learned
     record = json.loads((out / "learn.json").read_text())["transform"]
-    assert {kind: facts["axes"] for kind, facts in record["reordered"].items()} == {"residual": 1, "channels": 2, "heads": 2}
+    assert {kind: facts["axes"] for kind, facts in record["reordered"].items()} == {"residual": 1, "mlp": 2, "heads": 2}
     assert record["logit_difference"] < 1e-4
     assert record["refused"] == {}
     assert "residual (1 axes" in dict(result.rows())["channels that changed places"]
@@ -143,7 +143,7 @@ def test_enforced_masks_belong_to_the_weights_that_they_were_put_on(learned: tup
 
 def test_masks_of_other_orders_are_not_compared(learned: tuple[Path, LearnResult], tmp_path: Path) -> None:
     out, _ = learned
-    assert describe_masks(out)["transform"] == {"channels": 2, "heads": 2, "residual": 1}
+    assert describe_masks(out)["transform"] == {"mlp": 2, "heads": 2, "residual": 1}
     assert compare_masks(out, out)["groups_changed"] == 0
     other = replace(masks_of(out), transform=type(masks_of(out).transform)())
     other.save(tmp_path / MASKS_FILE)
@@ -210,7 +210,7 @@ def test_other_words_are_refused(bad: str) -> None:
 
 
 def test_what_auto_stands_for() -> None:
-    assert CONFIG.transforms == ("residual", "channels", "heads")
+    assert CONFIG.transforms == ("residual", "mlp", "heads")
     assert replace(CONFIG, transform="heads,residual").transforms == ("residual", "heads")
     assert replace(CONFIG, transform="none").transforms == ()
     for as_published in ({"estimator": "maskllm"}, {"prior": "none"}, {"transposable": True}):

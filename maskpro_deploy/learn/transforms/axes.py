@@ -78,7 +78,7 @@ def _list_residual(name: str, module: nn.Module, head: nn.Linear) -> list[tuple[
     return [(f"{name}.{n}", 0) for n in own] if all(p.dim() == 1 for p in own.values()) else None
 
 
-def find_channels(model: LearningModel) -> list[Axis]:
+def find_mlps(model: LearningModel) -> list[Axis]:
     """The hidden channels of every MLP, and of every expert."""
     found = []
     for name, module in model.model.named_modules():
@@ -89,7 +89,7 @@ def find_channels(model: LearningModel) -> list[Axis]:
                 continue
             places = [place for w, y in zip(writers, first, strict=True) for place in _list_outputs(f"{name}.{w}", y)]
             weight = f"{name}.{reader}.weight"
-            axis = Axis(name=f"channels.{name}", parts=1, size=last.in_features, places=(*places, (weight, 1)), readers=(weight,))
+            axis = Axis(name=f"mlp.{name}", parts=1, size=last.in_features, places=(*places, (weight, 1)), readers=(weight,))
             found.append(axis)
             break
     return found

@@ -14,7 +14,7 @@ from maskpro_deploy.learn.choices import TRANSFORMS, names_of
 from maskpro_deploy.learn.model.model import LearningModel, prunable_layers
 from maskpro_deploy.learn.model.tensor_names import find_tensors
 from maskpro_deploy.learn.transforms import axes as axes_module
-from maskpro_deploy.learn.transforms.axes import Axis, find_channels, find_residual
+from maskpro_deploy.learn.transforms.axes import Axis, find_mlps, find_residual
 from maskpro_deploy.learn.transforms.search import Found, Search
 from maskpro_deploy.pattern import LayerPatterns, NMPattern
 from maskpro_deploy.torch_lm import load_causal_lm
@@ -101,16 +101,16 @@ def test_norms_of_inputs_follow_their_channels(tmp_path: Path) -> None:
 
 def test_a_change_that_changes_the_model_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search = open_search(write_family("llama", tmp_path / "model"))
-    true = find_channels(search.model)[0]
+    true = find_mlps(search.model)[0]
     wrong = Axis(name=true.name, parts=1, size=true.size, places=true.places[-1:], readers=true.readers)  # only the last layer
-    monkeypatch.setattr(axes_module, "find_channels", lambda _: [wrong])
+    monkeypatch.setattr(axes_module, "find_mlps", lambda _: [wrong])
     before = [p.clone() for p in search.model.model.parameters()]
-    found = search.run(("channels",), TOKENS, required=False)
-    assert "its logits change by" in found.refused["channels"]
+    found = search.run(("mlp",), TOKENS, required=False)
+    assert "its logits change by" in found.refused["mlp"]
     assert not found.transform
     assert all(torch.equal(a, b) for a, b in zip(before, search.model.model.parameters(), strict=True))
-    with pytest.raises(ConfigError, match="--transform channels does not work for LlamaForCausalLM: its logits change"):
-        search.run(("channels",), TOKENS, required=True)
+    with pytest.raises(ConfigError, match="--transform mlp does not work for LlamaForCausalLM: its logits change"):
+        search.run(("mlp",), TOKENS, required=True)
 
 
 def test_in_bf16_small_mistakes_are_found_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
