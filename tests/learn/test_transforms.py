@@ -18,6 +18,7 @@ from stopper import Stopper
 from maskpro_deploy.checkpoint import Checkpoint
 from maskpro_deploy.data import Text
 from maskpro_deploy.errors import ConfigError, FormatError, InputError, Interrupted
+from maskpro_deploy.exporters import ExportConfig, export
 from maskpro_deploy.learn import LearnConfig, LearnResult, learn_checkpoint
 from maskpro_deploy.learn.model.paged_blocks import open_paged
 from maskpro_deploy.learn.recovery.api import recover_checkpoint
@@ -27,9 +28,11 @@ from maskpro_deploy.pattern import NMPattern
 from maskpro_deploy.runs.mask_repair import enforce_masks
 from maskpro_deploy.runs.masks import apply_masks, compare_masks, describe_masks
 from maskpro_deploy.torch_lm import TorchLM
+from maskpro_deploy.validation import validate
 
+PATTERN = NMPattern(2, 4)
 CONFIG = LearnConfig(
-    pattern=NMPattern(2, 4), weights="frozen", steps=6, window=32, batch_tokens=64, calibration_tokens=128, heldout_tokens=256,
+    pattern=PATTERN, weights="frozen", steps=6, window=32, batch_tokens=64, calibration_tokens=128, heldout_tokens=256,
     evaluations=2, dtype="float32",
 )  # fmt: skip
 SHORT = {"window": 32, "batch_tokens": 64, "heldout_tokens": 256, "evaluations": 1, "dtype": "float32"}
@@ -131,6 +134,14 @@ def test_damaged_mask_files_are_refused(
     with pytest.raises(FormatError, match=message):
         MaskSet.load(tmp_path / MASKS_FILE)
     assert masks_of(learned[0]).transform  # and whole ones are read
+
+
+def test_a_bundle_says_what_changed_places_and_is_proven(learned: tuple[Path, LearnResult], tmp_path: Path) -> None:
+    export(learned[0], tmp_path / "bundle", ExportConfig())
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    assert manifest["source"]["transform"] == {"mlp": 2, "heads": 2, "residual": 1}
+    assert validate(tmp_path / "bundle", PATTERN).holds
+    assert validate(learned[0] / MASKS_FILE, PATTERN).holds
 
 
 def test_enforced_masks_belong_to_the_weights_that_they_were_put_on(learned: tuple[Path, LearnResult], tmp_path: Path) -> None:
