@@ -36,6 +36,7 @@ from maskpro_deploy.learn.model.model import LearningModel
 from maskpro_deploy.learn.model.norm_cache import NormCache
 from maskpro_deploy.learn.model.tensor_names import find_tensors
 from maskpro_deploy.learn.monitor import Observer
+from maskpro_deploy.learn.ranks.group import ALONE, Ranks
 from maskpro_deploy.learn.self_text import write_text
 from maskpro_deploy.learn.state import StateStore
 from maskpro_deploy.learn.trainer import Trainer
@@ -156,7 +157,7 @@ def learn_checkpoint(
     folder: Path, out: Path, text: Text, heldout: Text, config: LearnConfig, *,
     device: str = "auto", resume: bool = False, force: bool = False,
     progress: Progress = SILENT, observers: Sequence[Observer] = (), prior_progress: Progress = SILENT,
-    choice_progress: Progress = SILENT, transform_progress: Progress = SILENT,
+    choice_progress: Progress = SILENT, transform_progress: Progress = SILENT, ranks: Ranks = ALONE,
 ) -> LearnResult:  # fmt: skip
     """Learn the masks of a checkpoint and write a sparse checkpoint.
 
@@ -174,24 +175,29 @@ def learn_checkpoint(
         prior_progress: updated after every block of a prior that goes block by block.
         choice_progress: updated after every layer that is measured for `dense_share`.
         transform_progress: updated after every axis whose channels were ordered.
+        ranks: the processes that learn together; the first of them writes.
 
     Raises:
         Interrupted: the user stopped it; the state is saved.
         InputError, ConfigError, PatternError, FormatError: something given cannot be used; the message says what.
     """
-    check_free(out, force=force)
-    checkpoint = Checkpoint.open(folder)
+    checkpoint, store = Checkpoint.open(folder), StateStore(StateStore.folder_for(out))
     if checkpoint.masks is not None:
         raise InputError(f"{folder} is a sparse checkpoint already.\nLearn from the dense one.")
-    check_space(checkpoint, out)
-    store = StateStore(StateStore.folder_for(out))
-    store.check_free(resume=resume, force=force)
-    place = learning_device(device)
+    if ranks.leads:
+        check_free(out, force=force)
+        check_space(checkpoint, out)
+        store.check_free(resume=resume, force=force)
+    config, place = config.among(ranks.size), learning_device(device)
     trainer = _load_trainer(checkpoint, text, heldout, config, place, progress=progress, observers=observers)
+    trainer.ranks = ranks
     whole_sha256, dense_sha256 = checkpoint.dense_sha256s(checkpoint.names, _list_masked_names(trainer))
-    trainer.store = store = replace(store, fingerprint=_fingerprint(trainer, whole_sha256, text, heldout))
+    store = replace(store, fingerprint=_fingerprint(trainer, whole_sha256, text, heldout))
+    ranks.check_equal({"run": store.fingerprint, "version": __version__, "torch": torch.__version__, "resume": resume})
     trainer.norms = NormCache(whole_sha256)
-    store.check() if resume else store.discard()
+    if ranks.leads:
+        trainer.store = store
+        store.check() if resume else store.discard()
     if not _run(trainer, checkpoint, prior_progress, choice_progress, transform_progress, resume=resume):
         raise Interrupted(
             f"stopped after step {trainer.counters.step}; the state is saved.\nGo on with the same command and --resume."
@@ -199,9 +205,11 @@ def learn_checkpoint(
     if trainer.choice is not None:  # fewer weights have masks than could have had one
         dense_sha256 = checkpoint.dense_sha256(_list_masked_names(trainer))
     result = _result(trainer, dense_sha256)
-    record = _provenance(checkpoint, text, heldout, trainer.config, result)
-    save_sparse(checkpoint, result.masks, out, record, force=force, weights=_collect_weights(trainer, checkpoint))
-    store.discard()
+    if ranks.leads:
+        record = _provenance(checkpoint, text, heldout, trainer.config, result)
+        save_sparse(checkpoint, result.masks, out, record, force=force, weights=_collect_weights(trainer, checkpoint))
+        store.discard()
+    ranks.tell(None)  # no rank ends before the result is there
     return result
 
 

@@ -26,6 +26,8 @@ from maskpro_deploy.learn.measuring import FIRST_PART, SHARE, Spent, count_fitti
 from maskpro_deploy.learn.model.masked_linear import MaskedLinear, Mode, set_mode
 from maskpro_deploy.learn.model.model import LearningModel, Windows
 from maskpro_deploy.learn.monitor import Observer, memorises, peak_memory
+from maskpro_deploy.learn.ranks.group import ALONE, Ranks
+from maskpro_deploy.learn.ranks.sharing import share_saved
 from maskpro_deploy.learn.run_config import RunConfig
 from maskpro_deploy.learn.state import SavedState, StateStore, stop_requests
 from maskpro_deploy.learn.window_order import Part, WindowOrder
@@ -88,6 +90,7 @@ class TrainingLoop(ABC):
         self.model, self.text, self.heldout = model, text, heldout
         self.run_config = config.on(model.head.device.type)
         self._order = WindowOrder([Part(len(text))], config.seed)
+        self.ranks: Ranks = ALONE
         self.store, self.progress, self.observers = store, progress, tuple(observers)
         self.counters = Counters()
         self.dense_loss = math.nan
@@ -162,7 +165,8 @@ class TrainingLoop(ABC):
         places = np.arange(step * self.run_config.sequences, (step + 1) * self.run_config.sequences)
         epochs, within = np.divmod(places, len(self._order))
         orders = {int(e): self.order(int(e)) for e in np.unique(epochs)}
-        return self.text[[orders[int(e)][w] for e, w in zip(epochs, within, strict=True)]]
+        windows = self.text[[orders[int(e)][w] for e, w in zip(epochs, within, strict=True)]]
+        return windows[self.ranks.share(len(windows))] if self.learner.shares_batch else windows
 
     @contextmanager
     def timing(self, counter: str) -> Iterator[None]:
@@ -183,7 +187,7 @@ class TrainingLoop(ABC):
         windows = self._batch(counters.step)
         loss = self.learner.step(windows, counters.step, 1.0 - self._fraction())
         counters.step += 1
-        counters.tokens += self.count_tokens(windows)
+        counters.tokens += self.count_tokens(windows) * (self.ranks.size if self.learner.shares_batch else 1)
         self._count_seconds()
         rate = round(counters.tokens / counters.seconds, 1)
         facts = {"step": counters.step, "tokens": counters.tokens, "seconds": round(counters.seconds, 3), "tokens_per_s": rate}
@@ -194,15 +198,23 @@ class TrainingLoop(ABC):
         """Look at the losses of all steps but the last few, and let the observers know."""
         while len(self._unread) > behind:
             facts, loss, windows = self._unread.popleft()
-            self._loss = check_loss(float(loss), facts["step"] - 1, self.model, windows)
+            mean = sum(self.ranks.sum_numbers([float(loss)])) / self.ranks.size
+            self._loss = check_loss(mean, facts["step"] - 1, self.model, windows)
             self.counters.losses.append(self._loss)
             for observer in self.observers:
                 observer.step({**facts, "loss": self._loss})
 
+    def _agree(self, stop: bool, saved: float) -> tuple[bool, bool]:
+        """Whether to stop, and whether to save; time is that of rank 0."""
+        due = time.monotonic() - saved >= self.run_config.checkpoint_every_s
+        mine = [self.counters.seconds, float(due)] if self.ranks.leads else [0.0, 0.0]
+        self.counters.seconds, saving, stopping = self.ranks.sum_numbers([*mine, float(stop)])
+        return stopping > 0, saving > 0
+
     def run(self) -> bool:
         """Learn until the limit is reached; False if the user asked to stop (the state is saved then)."""
         config, counters = self.run_config, self.counters
-        saved = time.monotonic()
+        saved, stopping = time.monotonic(), False
         with ExitStack() as stack, stop_requests() as stop:
             for observer in self.observers:
                 stack.callback(observer.close)
@@ -212,16 +224,18 @@ class TrainingLoop(ABC):
                     self.save()  # an interruption from here on does not cost the preparation
                 self._measure()
                 self._tell_measuring()
-            while not self._done() and not stop.is_set():
+            stopping, _ = self._agree(stop.is_set(), saved)
+            while not self._done() and not stopping:
                 self._step()
+                stopping, saving = self._agree(stop.is_set(), saved)
                 self._tick()
                 if self._fraction() >= len(counters.curve) / self._evaluations() and not self._done():
                     self._measure()
-                if time.monotonic() - saved >= config.checkpoint_every_s:
+                if saving:
                     self.save()
                     saved = time.monotonic()
             self._read_losses()
-            if stop.is_set():
+            if stopping:
                 self.save()
                 return False
             if counters.curve[-1].step < counters.step:
@@ -276,11 +290,15 @@ class TrainingLoop(ABC):
         with torch.inference_mode():
             if self.run_config.budget_s and math.isnan(self.dense_loss) and not counters.curve:
                 allowed_s = FIRST_PART * SHARE * self.run_config.budget_s
-                value, counters.windows = measure_within(loss, self.heldout, step, allowed_s, time.monotonic)
-                return value
+                found = measure_within(loss, self.heldout, step, allowed_s, time.monotonic) if self.ranks.leads else None
+                value, counters.windows = self.ranks.tell(found)
+                return float(value)
             heldout = self.heldout if counters.windows is None else self.heldout[counters.windows]
             batches = [heldout[i : i + step] for i in range(0, len(heldout), step)]
-            return sum(loss(b) * len(b) for b in batches) / len(heldout)
+            sums = [0.0] * len(batches)
+            for i in range(len(batches))[self.ranks.share(len(batches))]:  # ranks take turns; added up in one order
+                sums[i] = loss(batches[i]) * len(batches[i])
+            return sum(self.ranks.sum_numbers(sums)) / len(heldout)
 
     def _evaluations(self) -> int:
         """How many measurements the run has after the one at its start: as many as are set, or fit into a time limit."""
@@ -337,10 +355,10 @@ class TrainingLoop(ABC):
 
     def save(self) -> None:
         """Replace the saved state, where there is a store."""
-        if self.store is None:
-            return
         self._read_losses()
         self.check_finite()
+        if self.store is None:
+            return
         kept = {"best": self.best_tensors(), "start": self.start_tensors()}
         tensors = self.learner.tensors() | {f"{kind}/{k}": v for kind, those in kept.items() for k, v in those.items()}
         counters: dict[str, Any] = {**asdict(self.counters), **self.learner.numbers(), "dense_loss": self.dense_loss}
@@ -348,8 +366,9 @@ class TrainingLoop(ABC):
 
     def read_saved(self) -> None:
         """Read the saved state before `prepare`, which then computes nothing that the state holds."""
-        assert self.store is not None
-        self.saved = self.store.load()
+        store = self.store
+        assert store is not None or not self.ranks.leads
+        self.saved = share_saved(self.ranks, lambda: ({}, {}) if store is None else store.load())
 
     def restore(self) -> None:
         """Go on from the saved state (after `prepare`)."""

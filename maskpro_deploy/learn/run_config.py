@@ -90,6 +90,21 @@ class RunConfig:
     def objective_choice(self) -> ObjectiveChoice:
         return choices.find(choices.OBJECTIVES, self.minimised)
 
+    def among(self, ranks: int) -> Self:
+        """The same settings for so many processes: by default at least a window of each step for each of them.
+
+        Raises:
+            ConfigError: the windows of a step cannot be shared out equally.
+        """
+        if ranks == 1:
+            return self
+        tokens = self.batch_tokens or max(BATCH_TOKENS["cpu"], ranks * self.window)
+        if (windows := max(1, tokens // self.window)) % ranks:
+            raise ConfigError(
+                f"--batch-tokens {tokens} are {windows} windows of {self.window}, which {ranks} processes cannot share equally."
+            )
+        return dataclasses.replace(self, batch_tokens=tokens)
+
     def on(self, device: str) -> Self:
         """The same settings with nothing left open: what suits the run, and a device ("cpu" or "cuda")."""
         tokens = self.batch_tokens or max(self.window, BATCH_TOKENS[device])

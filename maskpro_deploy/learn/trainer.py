@@ -31,6 +31,8 @@ from maskpro_deploy.learn.model.teacher import ask_without_masks
 from maskpro_deploy.learn.model.transposable_sites import TransposableSite
 from maskpro_deploy.learn.monitor import Observer
 from maskpro_deploy.learn.priors.compute import compute_prior
+from maskpro_deploy.learn.ranks.group import Ranks
+from maskpro_deploy.learn.ranks.sharing import share_arrays
 from maskpro_deploy.learn.state import StateStore
 from maskpro_deploy.learn.transforms.search import Found, Search, deadline
 from maskpro_deploy.masks import MaskSet
@@ -110,6 +112,7 @@ class Trainer(TrainingLoop):
                 self._start_from_saved(self.saved[0])
             loss = StepLoss(self.model, ask_without_masks(self.model, self.masked), config.objective_choice.teacher_share)
             self.learner = config.estimator_choice.load()(config, self.model, self.masked, loss)
+            self.learner.join(self.ranks)
 
     def _change_basis(self, given: MaskSet | None, progress: Progress) -> None:
         """Let channels change places: as the given masks need it, or so that the prior's masks keep more."""
@@ -125,8 +128,12 @@ class Trainer(TrainingLoop):
             model=self.model, layers=self.layers, names=self.names, patterns=config.patterns, norms=norms, seed=config.seed,
             progress=progress, until=deadline(None if config.budget_s is None else SHARE * config.budget_s),
         )  # fmt: skip
-        self.found = search.run(config.transforms, batches[0], required=config.requires_transforms)
+        if self.ranks.leads:
+            self.found = search.run(config.transforms, batches[0], required=config.requires_transforms)
+        self.found = share_found(self.ranks, self.found)
         self.transform = self.found.transform
+        if not self.ranks.leads:
+            search.adopt(config.transforms, self.transform)
         if norms is not None:
             self.norms = lambda *_: norms
 
@@ -134,6 +141,10 @@ class Trainer(TrainingLoop):
         dense = {n: y.weight.detach().clone() for n, y in self.layers.items()} if self._keeps_dense_apart else {}
         batches = self.calibration() if self.config.prior_sees_text else []
         priors = compute_prior(self.model, self.layers, self.config, batches, given, progress, self.norms)
+        for name, layer in self.layers.items():  # ranks on other machines may differ in the last bits
+            self.ranks.copy(priors[name])
+            if self.config.prior_update:
+                self.ranks.copy(layer.weight.data)
         progress.close()
         if self.config.dense_share is not None:
             self._choose_dense(self.config.dense_share, priors, choosing)
@@ -145,7 +156,10 @@ class Trainer(TrainingLoop):
         allowed_s = None if self.config.budget_s is None else SHARE * self.config.budget_s
         masks = {name: partial(self._mask_by, name, priors[name]) for name in self.layers}
         batches = self.calibration()
-        self._leave_dense(choose_dense(self.model, self.layers, masks, batches, share, progress=progress, allowed_s=allowed_s))
+        choice = None
+        if self.ranks.leads:
+            choice = choose_dense(self.model, self.layers, masks, batches, share, progress=progress, allowed_s=allowed_s)
+        self._leave_dense(DenseChoice.from_json(self.ranks.tell(None if choice is None else choice.to_json())))
         progress.close()
 
     def _mask_by(self, name: str, logits: Tensor) -> Tensor:
@@ -304,6 +318,13 @@ class Trainer(TrainingLoop):
             self.config.pattern, masks, dense_sha256, transposed=transposed, dense=dense, patterns=patterns,
             transposable=self.config.transposable, transform=self.transform,
         )  # fmt: skip
+
+
+def share_found(ranks: Ranks, found: Found | None) -> Found:
+    """What rank 0 found, on all of them."""
+    said = ranks.tell(None if found is None else [found.to_json(), found.transform.describe_places()])
+    bases = share_arrays(ranks, {} if found is None else found.transform.bases)
+    return Found.from_json(said[0], read_transform(said[1], bases, "rank 0"))
 
 
 def _to_bytes(text: str) -> Tensor:

@@ -21,6 +21,8 @@ from maskpro_deploy.learn.model.model import LearningModel, Windows
 from maskpro_deploy.learn.model.objective import Taught
 from maskpro_deploy.learn.model.sites import Site
 from maskpro_deploy.learn.model.teacher import Teacher
+from maskpro_deploy.learn.ranks.group import ALONE, Ranks
+from maskpro_deploy.learn.ranks.reducer import GradientReducer
 
 
 class StepLoss:
@@ -43,11 +45,25 @@ class StepLoss:
 class Learner(SiteHook[L], ABC, Generic[L]):
     """What learns on the masked layers of a model: the loop gives it batches."""
 
+    shares_batch = True  # whether each rank gets a share of a batch, and the gradients of all are summed; else each gets it whole
+
     def __init__(self, model: LearningModel, layers: Sequence[L], loss: StepLoss) -> None:
         self._model, self._sites, self._loss = model, layers, loss
         self._metrics: dict[str, float] = {}
+        self._ranks, self._reducer = ALONE, None
         for layer in layers:
             layer.hook = self
+
+    _ranks: Ranks
+    _reducer: GradientReducer[L] | None
+
+    def join(self, ranks: Ranks) -> None:
+        """Learn together with other processes, which hold the same model and the same state."""
+        self._ranks = ranks
+        if ranks.size > 1 and self.shares_batch:
+            self._reducer = GradientReducer(self, self._sites, ranks)
+            for layer in self._sites:
+                layer.hook = self._reducer
 
     @property
     def moved_by(self) -> str | None:
@@ -94,8 +110,14 @@ class Learner(SiteHook[L], ABC, Generic[L]):
     def _learn_backward(self, loss: Tensor, windows: Windows, step: int) -> Tensor:
         """Let the backward pass of a loss move what is learned; returns its value."""
         value = check_early(loss, step, self._model, windows)
-        self._model.backward(loss)
+        self._model.backward(loss / self._ranks.size)
+        self._finish_gradients()
         return value
+
+    def _finish_gradients(self) -> None:
+        """Let the gradients that other ranks have not sent yet be taken, too."""
+        if self._reducer is not None:
+            self._reducer.finish()
 
 
 class Estimator(Learner[Site]):

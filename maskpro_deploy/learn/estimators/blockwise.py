@@ -48,10 +48,18 @@ class BlockwiseEstimator(PathwiseEstimator):
         if place != self._place:  # the moments of a finished block are not needed again
             self._place, self._optimizer = place, LogitOptimizer()
         self._begin(step, min(1.0, max(0.0, 1 - (turn - place))))
-        block = list(self._members)[place]
+        block = self._block
         value = self._learn_backward(self._error(windows, block), windows, step)
         set_mode(self._members[block], Mode.ARGMAX)
         return value
+
+    @property
+    def _block(self) -> str:
+        """The block at work."""
+        return list(self._members)[self._place]
+
+    def needs_gradient(self, site: Site) -> bool:
+        return site.name.startswith(f"{self._block}.")
 
     def _error(self, windows: Windows, block: str) -> Tensor:
         """The relative error of a block under its masks.  # (B, T) -> scalar"""

@@ -57,6 +57,7 @@ class LayerwiseEstimator(PathwiseEstimator):
         set_mode(self._sites, Mode.HOOK)
         try:
             loss = self._model.paired_loss(windows)
+            self._finish_gradients()
         finally:
             set_mode(self._sites, Mode.ARGMAX)
         return check_early(loss, step, self._model, windows)
@@ -68,7 +69,7 @@ class LayerwiseEstimator(PathwiseEstimator):
         dense = nn.functional.linear(dense_x, site.weight, site.bias)
         masked = nn.functional.linear(masked_x, weight, site.bias)
         error, inputs = (masked - dense).flatten(0, -2), masked_x.flatten(0, -2)  # (T, O), (T, C)
-        self.take_gradient(site, own_gradient(site.weight, weight, error, inputs))
+        site.hook.take_gradient(site, own_gradient(site.weight, weight, error, inputs))
         return torch.cat([dense, masked])
 
 

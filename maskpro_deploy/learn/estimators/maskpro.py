@@ -37,7 +37,9 @@ _HALVINGS = 16
 
 
 class MaskProEstimator(Estimator):
-    """See the module."""
+    """See the module. Ranks try masks in turn and exchange losses alone: every one draws all samples again."""
+
+    shares_batch = False
 
     def __init__(self, config: LearnConfig, model: LearningModel, sites: Sequence[Site], loss: StepLoss) -> None:
         super().__init__(config, model, sites, loss)
@@ -48,20 +50,26 @@ class MaskProEstimator(Estimator):
     def step(self, windows: Windows, step: int, left: float) -> Tensor:
         """Try some masks on the batch and move the logits by what they gave."""
         active = self._active(step)
-        set_mode(self._sites, Mode.ARGMAX)
-        argmax_loss = self._try_masks(windows, step)
         self._step, self._temperature = step, temperature_for(active, self._config.flip_rate * left) if left > 0 else 0.0
-        if self._temperature <= 0:
+        argmax_loss, *losses = self._try_all(active, windows, step)
+        if not losses:
             return torch.tensor(argmax_loss, dtype=torch.float64)
-        set_mode(active, Mode.SAMPLE)
-        losses = []
-        for sample in range(self._config.samples):
-            self._sample = sample
-            losses.append(self._try_masks(windows, step))
         gram = self._move(active, advantages(losses, argmax_loss), self._config.rate * left)
         excess = sum(losses) / len(losses) - argmax_loss
         self._metrics = {"temperature": self._temperature, "signal_to_noise": signal_to_noise(gram), "sample_excess": excess}
         return torch.tensor(losses, dtype=torch.float64).mean()
+
+    def _try_all(self, active: Sequence[Site], windows: Windows, step: int) -> list[float]:
+        """The loss under the argmax masks, and under every sample; ranks take turns."""
+        samples = self._config.samples if self._temperature > 0 else 0
+        losses = [0.0] * (samples + 1)
+        for turn in range(samples + 1)[self._ranks.share(samples + 1)]:
+            set_mode(self._sites, Mode.ARGMAX)
+            if turn:
+                self._sample = turn - 1
+                set_mode(active, Mode.SAMPLE)
+            losses[turn] = self._try_masks(windows, step)
+        return self._ranks.sum_numbers(losses)
 
     def _active(self, step: int) -> Sequence[Site]:
         """The part of the sites that this step samples: parts are runs of neighbouring layers, taken in turn."""

@@ -35,7 +35,9 @@ _HALVED = 0.5  # of the initial mask's loss: from here on the residual can have 
 
 
 class MaskProPaperEstimator(Estimator):
-    """See the module; the initial masks are the prior's until they are renewed."""
+    """See the module; the initial masks are the prior's until they are renewed. Ranks exchange losses alone."""
+
+    shares_batch = False
 
     def __init__(self, config: LearnConfig, model: LearningModel, sites: Sequence[Site], loss: StepLoss) -> None:
         super().__init__(config, model, sites, loss)
@@ -52,10 +54,12 @@ class MaskProPaperEstimator(Estimator):
         """Try the initial mask and one sample on the batch."""
         set_mode(self._sites, Mode.SAMPLE)
         keys = {site.name: site.key(self._config.seed, step) for site in self._sites}
-        losses = []
-        for masks in (self._initial, {site.name: site.sample(1.0, keys[site.name]) for site in self._sites}):
-            self._masks = masks
-            losses.append(self._try_masks(windows, step))
+        tried = (self._initial, {site.name: site.sample(1.0, keys[site.name]) for site in self._sites})
+        losses = [0.0, 0.0]
+        for turn in range(2)[self._ranks.share(2)]:
+            self._masks = tried[turn]
+            losses[turn] = self._try_masks(windows, step)
+        losses, self._masks = self._ranks.sum_numbers(losses), tried[1]
         residual = losses[1] - losses[0]
         self._tracker = _TRACKED * self._tracker + (1 - _TRACKED) * residual
         rate = self._config.rate * (residual - self._tracker)

@@ -18,6 +18,7 @@ from maskpro_deploy.learn.kernels.kept_weights import WeightOptimizer, gather_ke
 from maskpro_deploy.learn.kernels.weight_step import move_weights
 from maskpro_deploy.learn.model.masked_linear import MaskedLinear, Mode, set_mode
 from maskpro_deploy.learn.model.model import LearningModel, Windows
+from maskpro_deploy.learn.ranks.group import Ranks
 from maskpro_deploy.learn.recovery.config import ALL, NORMS, WEIGHTS, RecoverConfig
 from maskpro_deploy.learn.recovery.method import Method
 
@@ -38,7 +39,7 @@ class FullRecovery(Method):
             self._weights.begin(rate)
         loss = self._learn_backward(self._loss(windows, differentiable=True), windows, step)
         if self._vectors is not None:
-            self._vectors.move(rate)
+            self._vectors.move(rate, self._ranks)
         return loss
 
     def needs_gradient(self, site: MaskedLinear) -> bool:
@@ -95,12 +96,16 @@ class Vectors:
         self._own = {f"vector/{name}": p.requires_grad_() for name, p in model.named_parameters() if p.dim() == 1}
         self._exact = ExactAdam({key: p.detach().float().clone() for key, p in self._own.items()})
 
-    def move(self, rate: float) -> None:
-        """Take the gradients that the backward pass left, and forget them."""
-        for key, parameter in self._own.items():
-            if (grad := parameter.grad) is not None:
-                self._exact.add(key, grad.float())
-            parameter.grad = None
+    def move(self, rate: float, ranks: Ranks) -> None:
+        """Take the gradients that the backward pass left, those of all ranks, and forget them."""
+        sums = {
+            key: ranks.start_sum(torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad.float())
+            for key, p in self._own.items()
+            if p.grad is not None or ranks.size > 1
+        }
+        for key, pending in sums.items():
+            self._exact.add(key, pending.wait())
+            self._own[key].grad = None
         self._exact.move(rate)
         self._write()
 

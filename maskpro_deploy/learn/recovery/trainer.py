@@ -76,6 +76,7 @@ class RecoveryTrainer(TrainingLoop):
             for name in self.masks:
                 self.masked.append(self.mask_layer(name, self.model.model.get_submodule(name.removesuffix(".weight"))))
             self.learner = self.config.method_choice.load()(self.config, self.model, self.masked, self._step_loss())
+            self.learner.join(self.ranks)
             self._start = self.method.values()
 
     def mask_layer(self, name: str, linear: nn.Linear) -> MaskedLinear:

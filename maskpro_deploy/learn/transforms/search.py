@@ -126,6 +126,12 @@ class Search:
             self._report(refused, required=required)
         return Found(transform=combine(parts), gains=gains, difference=difference, refused=refused)
 
+    def adopt(self, kinds: Sequence[str], transform: Transform) -> None:
+        """Make a change that was found elsewhere, by the same search on the same model."""
+        apply(self.model, transform, self.names)
+        for kind in kinds:
+            self._move_norms(find(TRANSFORMS, kind).load()(self.model), transform)
+
     def _report(self, refused: Mapping[str, str], *, required: bool) -> None:
         kind, reason = next(iter(refused.items()))
         name = type(self.model.model).__name__
