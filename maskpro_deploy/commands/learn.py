@@ -18,7 +18,15 @@ from maskpro_deploy.commands.options import (
     seed_option,
     sparsity_option,
 )
-from maskpro_deploy.commands.run_options import Watching, read_texts, text_options, watch_options
+from maskpro_deploy.commands.run_options import (
+    Watching,
+    join_ranks,
+    meters_of,
+    nproc_option,
+    read_texts,
+    text_options,
+    watch_options,
+)
 from maskpro_deploy.commands.setting_options import setting_options
 from maskpro_deploy.pattern import LayerPatterns
 from maskpro_deploy.system.extras import require
@@ -40,13 +48,14 @@ from maskpro_deploy.system.output import emit, table
 @setting_options("temperature", "weights", "weight_rate", "weight_decay", "rank", "alpha", "evaluations", "patience")
 @watch_options
 @device_option
+@nproc_option
 @setting_options("dtype")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run (repeat its options).")
 @seed_option
 @force_option
 @json_option
 def command(
-    model: str, out: Path, data: tuple[str, ...], heldout: str, device: str, resume: bool, force: bool, as_json: bool,
+    model: str, out: Path, data: tuple[str, ...], heldout: str, device: str, nproc: int, resume: bool, force: bool, as_json: bool,
     log_file: Path | None, tensorboard: Path | None, report_file: Path | None, patterns: LayerPatterns, **settings: Any,
 ) -> None:  # fmt: skip
     r"""Learn a strict N:M mask and write a sparse checkpoint.
@@ -59,24 +68,28 @@ def command(
     """
     require("learn", "learning a mask")
     from maskpro_deploy.learn import LearnConfig, learn_checkpoint
+    from maskpro_deploy.learn.ranks.launch import leads
     from maskpro_deploy.models import resolve
     from maskpro_deploy.reports.learning import build_page
     from maskpro_deploy.system.files import check_free
-    from maskpro_deploy.system.progress import Meter
 
     config = LearnConfig(pattern=patterns.main, layer_patterns=patterns.rules, **settings)
-    check_free(out, force=force)
-    watching = Watching(log_file, tensorboard, report_file)
-    observers = watching.open()
+    check_free(out, force=force or not leads())
     dense = resolve(model)
-    text, held = read_texts(data, heldout, lambda: dense, seed=config.seed, device=device)
-    unit = "s" if config.budget_s is not None else "tokens"
-    result = learn_checkpoint(
-        dense, out, text, held, config,
-        device=device, resume=resume, force=force, progress=Meter("learning", unit), observers=observers,
-        prior_progress=Meter(f"prior {config.prior_choice.name}", "blocks"), choice_progress=Meter("sensitivity", "layers"),
-        transform_progress=Meter("reordering", "axes"),
-    )  # fmt: skip
+    with join_ranks(nproc, device, out) as ranks:
+        watching = Watching(log_file, tensorboard, report_file)
+        observers = watching.open() if ranks.leads else ()
+        show = meters_of(ranks)
+        text, held = read_texts(data, heldout, lambda: dense, seed=config.seed, device=device)
+        unit = "s" if config.budget_s is not None else "tokens"
+        result = learn_checkpoint(
+            dense, out, text, held, config,
+            device=device, resume=resume, force=force, progress=show("learning", unit), observers=observers,
+            prior_progress=show(f"prior {config.prior_choice.name}", "blocks"), choice_progress=show("sensitivity", "layers"),
+            transform_progress=show("reordering", "axes"), ranks=ranks,
+        )  # fmt: skip
+        if not ranks.leads:
+            return
     rows = result.rows()
     watching.write_report(partial(build_page, result, config, rows))
     emit(as_json, {"out": str(out), "sparsity": str(config.patterns), **result.summary()}, f"{table(rows)}\nwritten to {out}")

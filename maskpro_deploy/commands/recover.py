@@ -9,7 +9,15 @@ from typing import Any
 import click
 
 from maskpro_deploy.commands.options import PATH, DurationType, device_option, force_option, json_option, seed_option
-from maskpro_deploy.commands.run_options import Watching, read_texts, text_options, watch_options
+from maskpro_deploy.commands.run_options import (
+    Watching,
+    join_ranks,
+    meters_of,
+    nproc_option,
+    read_texts,
+    text_options,
+    watch_options,
+)
 from maskpro_deploy.commands.setting_options import setting_options
 from maskpro_deploy.learn.recovery.config import RecoverConfig
 from maskpro_deploy.system.extras import require
@@ -29,14 +37,15 @@ from maskpro_deploy.system.output import emit, table
 @setting_options("window", "batch_tokens", "calibration_tokens", "heldout_tokens", "evaluations", "patience", of=RecoverConfig)
 @watch_options
 @device_option
+@nproc_option
 @setting_options("dtype", of=RecoverConfig)
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run (repeat its options).")
 @seed_option
 @force_option
 @json_option
 def command(
-    sparse: str, out: Path, teacher: str | None, data: tuple[str, ...], heldout: str, device: str, resume: bool, force: bool,
-    as_json: bool, log_file: Path | None, tensorboard: Path | None, report_file: Path | None, **settings: Any,
+    sparse: str, out: Path, teacher: str | None, data: tuple[str, ...], heldout: str, device: str, nproc: int, resume: bool,
+    force: bool, as_json: bool, log_file: Path | None, tensorboard: Path | None, report_file: Path | None, **settings: Any,
 ) -> None:  # fmt: skip
     r"""Train the weights that the masks of SPARSE keep, against the dense model; the masks stay.
 
@@ -49,25 +58,28 @@ def command(
       maskpro-deploy recover sparse --teacher ./my-model --data my-texts.jsonl --out recovered --budget 2h
     """
     require("learn", "training weights")
+    from maskpro_deploy.learn.ranks.launch import leads
     from maskpro_deploy.learn.recovery.api import recover_checkpoint
     from maskpro_deploy.learn.recovery.dense_model import find_dense_folder
     from maskpro_deploy.models import resolve
     from maskpro_deploy.reports.recovery import build_page
     from maskpro_deploy.system.files import check_free
-    from maskpro_deploy.system.progress import Meter
 
     config = RecoverConfig(**settings)
-    check_free(out, force=force)
-    watching = Watching(log_file, tensorboard, report_file)
-    observers = watching.open()
+    check_free(out, force=force or not leads())
     folder = resolve(sparse)
-    find = partial(find_dense_folder, folder, teacher, other_weights=config.other_weights)
-    text, held = read_texts(data, heldout, find, seed=config.seed, device=device)
-    unit = "s" if config.budget_s is not None else "tokens"
-    result = recover_checkpoint(
-        folder, out, text, held, config, teacher=teacher, device=device, resume=resume, force=force,
-        progress=Meter("recovering", unit), observers=observers,
-    )  # fmt: skip
+    with join_ranks(nproc, device, out) as ranks:
+        watching = Watching(log_file, tensorboard, report_file)
+        observers = watching.open() if ranks.leads else ()
+        find = partial(find_dense_folder, folder, teacher, other_weights=config.other_weights)
+        text, held = read_texts(data, heldout, find, seed=config.seed, device=device)
+        unit = "s" if config.budget_s is not None else "tokens"
+        result = recover_checkpoint(
+            folder, out, text, held, config, teacher=teacher, device=device, resume=resume, force=force,
+            progress=meters_of(ranks)("recovering", unit), observers=observers, ranks=ranks,
+        )  # fmt: skip
+        if not ranks.leads:
+            return
     rows = result.rows()
     watching.write_report(partial(build_page, result, config, rows))
     figures = {"out": str(out), "sparsity": str(result.masks.pattern), **result.summary()}

@@ -215,7 +215,7 @@ class TrainingLoop(ABC):
         """Learn until the limit is reached; False if the user asked to stop (the state is saved then)."""
         config, counters = self.run_config, self.counters
         saved, stopping = time.monotonic(), False
-        with ExitStack() as stack, stop_requests() as stop:
+        with ExitStack() as stack, stop_requests(patient=self.ranks.size > 1) as stop:
             for observer in self.observers:
                 stack.callback(observer.close)
                 observer.start(config.to_json(), counters.step)

@@ -93,8 +93,10 @@ class StateStore:
 
 
 @contextmanager
-def stop_requests() -> Iterator[threading.Event]:
+def stop_requests(*, patient: bool = False) -> Iterator[threading.Event]:
     """Turn the first SIGINT or SIGTERM into an event, as half a step is not a state; the second one interrupts at once.
+
+    A `patient` one takes any number of signals: a terminal and a launcher both send theirs.
 
     Outside the main thread, where signals cannot be caught, the event simply never comes.
     """
@@ -110,7 +112,8 @@ def stop_requests() -> Iterator[threading.Event]:
 
     def ask(signum: int, frame: FrameType | None) -> None:
         request.set()
-        restore()
+        if not patient:
+            restore()
 
     for s in before:
         signal.signal(s, ask)

@@ -20,7 +20,7 @@ import torch
 from maskpro_deploy._version import __version__
 from maskpro_deploy.checkpoint import Checkpoint, save_sparse
 from maskpro_deploy.data import HELD_OUT, Text, load_texts
-from maskpro_deploy.errors import InputError, Interrupted
+from maskpro_deploy.errors import ConfigError, InputError, Interrupted
 from maskpro_deploy.learn.loading import add_change, check_space, learning_device, learning_dtype, load_windows, memory_errors
 from maskpro_deploy.learn.loop import Point
 from maskpro_deploy.learn.measuring import Spent
@@ -29,6 +29,7 @@ from maskpro_deploy.learn.model.model import LearningModel
 from maskpro_deploy.learn.model.paged_blocks import open_paged
 from maskpro_deploy.learn.model.tensor_names import find_tensors
 from maskpro_deploy.learn.monitor import Observer
+from maskpro_deploy.learn.ranks.group import ALONE, Ranks
 from maskpro_deploy.learn.recovery.adapters import hash_adapter, read_adapter
 from maskpro_deploy.learn.recovery.config import RecoverConfig
 from maskpro_deploy.learn.recovery.dense_model import find_dense, find_dense_folder
@@ -130,7 +131,7 @@ def recover(
 def recover_checkpoint(
     folder: Path, out: Path, text: Text, heldout: Text, config: RecoverConfig, *,
     teacher: str | None = None, device: str = "auto", resume: bool = False, force: bool = False,
-    progress: Progress = SILENT, observers: Sequence[Observer] = (),
+    progress: Progress = SILENT, observers: Sequence[Observer] = (), ranks: Ranks = ALONE,
 ) -> RecoverResult:  # fmt: skip
     """Train the weights under the masks of a checkpoint and write a sparse checkpoint; see `recover` and `learn_checkpoint`.
 
@@ -138,16 +139,22 @@ def recover_checkpoint(
         Interrupted: the user stopped it; the state is saved.
         InputError, ConfigError, PatternError, FormatError: something given cannot be used; the message says what.
     """
-    check_free(out, force=force)
-    sparse = Checkpoint.open(folder)
-    check_space(sparse, out)
-    store = StateStore(StateStore.folder_for(out))
-    store.check_free(resume=resume, force=force)
-    place = learning_device(device)
+    sparse, store = Checkpoint.open(folder), StateStore(StateStore.folder_for(out))
+    if ranks.leads:
+        check_free(out, force=force)
+        check_space(sparse, out)
+        store.check_free(resume=resume, force=force)
+    if ranks.size > 1 and config.method_choice.by_block:
+        raise ConfigError(f"--method {config.method} runs in one process: its blocks are trained one after the other.")
+    config, place = config.among(ranks.size), learning_device(device)
     run = _Run.load(sparse, text, heldout, config, teacher, place, progress=progress, observers=observers)
     trainer = run.trainer
-    trainer.store = store = dataclasses.replace(store, fingerprint=run.fingerprint(text, heldout))
-    store.check() if resume else store.discard()
+    trainer.ranks = ranks
+    store = dataclasses.replace(store, fingerprint=run.fingerprint(text, heldout))
+    ranks.check_equal({"run": store.fingerprint, "version": __version__, "torch": torch.__version__, "resume": resume})
+    if ranks.leads:
+        trainer.store = store
+        store.check() if resume else store.discard()
     with tuned_process(place), memory_errors(place):
         if resume:
             trainer.read_saved()
@@ -160,12 +167,13 @@ def recover_checkpoint(
             )
     weights = run.collect_weights()
     result = run.result(weights)
-    record = run.provenance(text, heldout, result)
-    save_sparse(
-        sparse, run.masks, out, record, force=force, weights=weights, changes_basis=False,
-        add=partial(trainer.save_more, base=sparse.folder.name),
-    )  # fmt: skip
-    store.discard()
+    if ranks.leads:
+        save_sparse(
+            sparse, run.masks, out, run.provenance(text, heldout, result), force=force, weights=weights, changes_basis=False,
+            add=partial(trainer.save_more, base=sparse.folder.name),
+        )  # fmt: skip
+        store.discard()
+    ranks.tell(None)  # no rank ends before the result is there
     return result
 
 
