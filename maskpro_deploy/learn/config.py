@@ -263,6 +263,9 @@ class LearnConfig(RunConfig):
             return self.objective
         return "ce" if self.prior_update and not self.trains_weights else self.estimator_choice.objective
 
+    def among(self, ranks: int) -> Self:
+        return self if self.estimator_choice.score_only else RunConfig.among(self, ranks)  # else they try masks in turn
+
     def on(self, device: str) -> Self:
         return dataclasses.replace(RunConfig.on(self, device), weights=self.weights_choice.name)
 

@@ -91,7 +91,7 @@ class RunConfig:
         return choices.find(choices.OBJECTIVES, self.minimised)
 
     def among(self, ranks: int) -> Self:
-        """The same settings for so many processes: by default at least a window of each step for each of them.
+        """The same settings for so many processes that share a batch: by default at least a window of each step for each of them.
 
         Raises:
             ConfigError: the windows of a step cannot be shared out equally.

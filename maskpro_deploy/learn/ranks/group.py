@@ -172,10 +172,12 @@ def _plain_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as e:
-        first = str(e).strip().splitlines()[0]
+        log.info("%s", e)
+        late = "imeout" in str(e) or "imed out" in str(e)
+        why = "one of them did not answer in time" if late else "a connection broke"
         raise MachineError(
-            f"rank {dist.get_rank()} lost the others: {first}\n"
-            f"Their own errors say why; go on from the last saved state with --resume."
+            f"rank {dist.get_rank()} lost the others: {why}.\n"
+            f"Their own errors say more; go on from the last saved state with --resume."
         ) from e
 
 
@@ -199,7 +201,5 @@ def joined_ranks(device: str, timeout_s: float = TIMEOUT_S) -> Iterator[Ranks]:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     except (RuntimeError, ValueError) as e:
         raise MachineError(f"the other ranks cannot be reached: {str(e).splitlines()[0]}") from e
-    try:
-        yield _Group()
-    finally:
-        dist.destroy_process_group()
+    yield _Group()
+    dist.destroy_process_group()  # after an error the connections are left to the end of the process: closing broken ones aborts
