@@ -69,18 +69,19 @@ def command(
     require("learn", "learning a mask")
     from maskpro_deploy.learn import LearnConfig, learn_checkpoint
     from maskpro_deploy.learn.ranks.launch import leads
+    from maskpro_deploy.learn.ranks.sharing import in_turn
     from maskpro_deploy.models import resolve
     from maskpro_deploy.reports.learning import build_page
     from maskpro_deploy.system.files import check_free
 
     config = LearnConfig(pattern=patterns.main, layer_patterns=patterns.rules, **settings)
     check_free(out, force=force or not leads())
-    dense = resolve(model)
     with join_ranks(nproc, device, out) as ranks:
+        dense = in_turn(ranks, lambda: resolve(model))
         watching = Watching(log_file, tensorboard, report_file)
         observers = watching.open() if ranks.leads else ()
         show = meters_of(ranks)
-        text, held = read_texts(data, heldout, lambda: dense, seed=config.seed, device=device)
+        text, held = in_turn(ranks, lambda: read_texts(data, heldout, lambda: dense, seed=config.seed, device=device))
         unit = "s" if config.budget_s is not None else "tokens"
         result = learn_checkpoint(
             dense, out, text, held, config,

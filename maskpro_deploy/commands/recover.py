@@ -59,6 +59,7 @@ def command(
     """
     require("learn", "training weights")
     from maskpro_deploy.learn.ranks.launch import leads
+    from maskpro_deploy.learn.ranks.sharing import in_turn
     from maskpro_deploy.learn.recovery.api import recover_checkpoint
     from maskpro_deploy.learn.recovery.dense_model import find_dense_folder
     from maskpro_deploy.models import resolve
@@ -67,12 +68,12 @@ def command(
 
     config = RecoverConfig(**settings)
     check_free(out, force=force or not leads())
-    folder = resolve(sparse)
     with join_ranks(nproc, device, out) as ranks:
+        folder = in_turn(ranks, lambda: resolve(sparse))
         watching = Watching(log_file, tensorboard, report_file)
         observers = watching.open() if ranks.leads else ()
         find = partial(find_dense_folder, folder, teacher, other_weights=config.other_weights)
-        text, held = read_texts(data, heldout, find, seed=config.seed, device=device)
+        text, held = in_turn(ranks, lambda: read_texts(data, heldout, find, seed=config.seed, device=device))
         unit = "s" if config.budget_s is not None else "tokens"
         result = recover_checkpoint(
             folder, out, text, held, config, teacher=teacher, device=device, resume=resume, force=force,

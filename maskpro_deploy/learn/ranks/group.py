@@ -19,7 +19,7 @@ from maskpro_deploy.errors import InputError, MachineError
 
 log = logging.getLogger(__name__)
 
-TIMEOUT_S = 600.0  # that a rank waits for the others
+TIMEOUT_S = 1800.0  # that a rank waits for the others
 
 
 class Pending(ABC):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from maskpro_deploy.learn.ranks.group import Ranks
 
+R = TypeVar("R")
 Saved = tuple[dict[str, Tensor], dict[str, Any]]
 
 
@@ -26,6 +27,16 @@ def share_saved(ranks: Ranks, load: Callable[[], Saved]) -> Saved:
         own = tensors[name].contiguous() if ranks.leads else torch.empty(shape, dtype=getattr(torch, dtype))
         tensors[name] = _copy_bytes(ranks, own)
     return tensors, counters
+
+
+def in_turn(ranks: Ranks, work: Callable[[], R]) -> R:
+    """Work that every rank does, rank 0 first: what that downloads or writes into the cache is there for the others."""
+    if not ranks.leads:
+        ranks.tell(None)
+        return work()
+    done = work()
+    ranks.tell(None)
+    return done
 
 
 def share_arrays(ranks: Ranks, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
