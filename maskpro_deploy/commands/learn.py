@@ -68,7 +68,7 @@ def command(
     """
     require("learn", "learning a mask")
     from maskpro_deploy.learn import LearnConfig, learn_checkpoint
-    from maskpro_deploy.learn.ranks.launch import leads
+    from maskpro_deploy.learn.ranks.launch import goes_on, leads
     from maskpro_deploy.learn.ranks.sharing import in_turn
     from maskpro_deploy.models import resolve
     from maskpro_deploy.reports.learning import build_page
@@ -77,6 +77,7 @@ def command(
     config = LearnConfig(pattern=patterns.main, layer_patterns=patterns.rules, **settings)
     check_free(out, force=force or not leads())
     with join_ranks(nproc, device, out) as ranks:
+        resume = bool(ranks.tell(resume or goes_on(out)))
         dense = in_turn(ranks, lambda: resolve(model))
         watching = Watching(log_file, tensorboard, report_file)
         observers = watching.open() if ranks.leads else ()

@@ -58,7 +58,7 @@ def command(
       maskpro-deploy recover sparse --teacher ./my-model --data my-texts.jsonl --out recovered --budget 2h
     """
     require("learn", "training weights")
-    from maskpro_deploy.learn.ranks.launch import leads
+    from maskpro_deploy.learn.ranks.launch import goes_on, leads
     from maskpro_deploy.learn.ranks.sharing import in_turn
     from maskpro_deploy.learn.recovery.api import recover_checkpoint
     from maskpro_deploy.learn.recovery.dense_model import find_dense_folder
@@ -69,6 +69,7 @@ def command(
     config = RecoverConfig(**settings)
     check_free(out, force=force or not leads())
     with join_ranks(nproc, device, out) as ranks:
+        resume = bool(ranks.tell(resume or goes_on(out)))
         folder = in_turn(ranks, lambda: resolve(sparse))
         watching = Watching(log_file, tensorboard, report_file)
         observers = watching.open() if ranks.leads else ()

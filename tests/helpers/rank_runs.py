@@ -19,17 +19,17 @@ def free_port() -> int:
 
 
 def start_ranks(
-    count: int, arguments: list[str], *, own: dict[int, list[str]] | None = None, port: int = 0
+    count: int, arguments: list[str], *, own: dict[int, list[str]] | None = None, environment: dict[str, str] | None = None
 ) -> list[subprocess.Popen[str]]:
-    """`python ARGUMENTS` as so many ranks; `own` has more arguments for some of them."""
-    port = port or free_port()
-    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    """`python ARGUMENTS` as so many ranks; `own` has more arguments for some of them, `environment` more variables for all."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared = {"WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1", **place, **(environment or {})}
     processes = []
     for rank in range(count):
-        environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
+        variables = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
         command = [sys.executable, *arguments, *(own or {}).get(rank, [])]
         processes.append(
-            subprocess.Popen(command, env=environment, cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen(command, env=variables, cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )
     return processes
 
@@ -47,8 +47,8 @@ def finish_ranks(processes: list[subprocess.Popen[str]], timeout: float = 120) -
     return ended
 
 
-def run_ranks(count: int, arguments: list[str]) -> list[str]:
+def run_ranks(count: int, arguments: list[str], environment: dict[str, str] | None = None) -> list[str]:
     """What every rank printed; all have to end well."""
-    ended = finish_ranks(start_ranks(count, arguments))
+    ended = finish_ranks(start_ranks(count, arguments, environment=environment))
     assert all(code == 0 for code, _, _ in ended), "\n".join(errors for _, _, errors in ended)
     return [output for _, output, _ in ended]

@@ -32,6 +32,11 @@ def leads() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def goes_on(out: Path) -> bool:
+    """Whether `torchrun` started this process again, and there is a state of the run to go on from."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and StateStore(StateStore.folder_for(out)).path.is_file()
+
+
 def launch(count: int, arguments: Sequence[str], out: Path) -> int:
     """Run `maskpro-deploy` with these arguments on so many processes; the exit code is that of the first that failed.
 

@@ -92,7 +92,8 @@ def test_an_interrupted_run_goes_on_with_another_number_of_ranks(
     parts = learn(tiny_checkpoint, tmp_path / "parts", *options)
     ended = finish_ranks(start_ranks(2, ["-c", _STOPS_AT_STEP_3, *parts[2:]]))
     assert [code for code, _, _ in ended] == [130, 130], ended
-    run_ranks(3, [*parts, "--resume"])
+    # by hand, or as torchrun starts ranks again
+    run_ranks(3, *(([*parts, "--resume"],) if "lora" in options else (parts, {"TORCHELASTIC_RESTART_COUNT": "1"})))
     (ours, record), (theirs, their_record) = result(tmp_path / "whole"), result(tmp_path / "parts")
     assert losses(their_record) == pytest.approx(losses(record), rel=0.005)
     if "maskpro" in options:
