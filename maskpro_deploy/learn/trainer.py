@@ -126,7 +126,7 @@ class Trainer(TrainingLoop):
         norms = dict(self.norms(self.model, self.layers, batches)) if config.prior_choice.inputs else None
         search = Search(
             model=self.model, layers=self.layers, names=self.names, patterns=config.patterns, norms=norms, seed=config.seed,
-            progress=progress, until=deadline(None if config.budget_s is None else SHARE * config.budget_s),
+            progress=progress, until=deadline(SHARE * config.budget_s if config.budget_s else None),
         )  # fmt: skip
         if self.ranks.leads:
             self.found = search.run(config.transforms, batches[0], required=config.requires_transforms)
