@@ -148,9 +148,10 @@ class _Group(Ranks):
         return [float(sum(column)) for column in everywhere.t().tolist()]
 
     def copy(self, tensor: Tensor) -> Tensor:
+        sent = tensor.contiguous()  # itself, unless it is a view of another order
         with _plain_errors():
-            dist.broadcast(tensor, 0)
-        return tensor
+            dist.broadcast(sent, 0)
+        return tensor if sent is tensor else tensor.copy_(sent)
 
     def tell(self, value: Any) -> Any:
         return self.gather(value if self.leads else None)[0]
