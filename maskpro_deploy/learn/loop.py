@@ -227,8 +227,8 @@ class TrainingLoop(ABC):
             stopping, _ = self._agree(stop.is_set(), saved)
             while not self._done() and not stopping:
                 self._step()
-                stopping, saving = self._agree(stop.is_set(), saved)
                 self._tick()
+                stopping, saving = self._agree(stop.is_set(), saved)
                 if self._fraction() >= len(counters.curve) / self._evaluations() and not self._done():
                     self._measure()
                 if saving:

@@ -134,7 +134,11 @@ class _Group(Ranks):
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         # numbers and texts go over the CPU: asking a GPU for one would make it run dry
-        self._numbers = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+        self._numbers = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+
+    def close(self) -> None:
+        """Forget what has to be gone before the program ends."""
+        self._numbers = None
 
     def start_sum(self, tensor: Tensor) -> Pending:
         with _plain_errors():
@@ -202,5 +206,8 @@ def joined_ranks(device: str, timeout_s: float = TIMEOUT_S) -> Iterator[Ranks]:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     except (RuntimeError, ValueError) as e:
         raise MachineError(f"the other ranks cannot be reached: {str(e).splitlines()[0]}") from e
-    yield _Group()
+    group = _Group()
+    yield group
+    dist.barrier()  # rank 0 keeps what the others find each other by
+    group.close()
     dist.destroy_process_group()  # after an error the connections are left to the end of the process: closing broken ones aborts
